@@ -1,0 +1,28 @@
+"""Names for the content of full blocks, such that equal names mean equal prefixes."""
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from array import array
+
+
+def extend_block_hashes(
+    hashes: list[bytes], token_ids: "array[int]", block_size: int, salt: bytes = b""
+) -> None:
+    """Append to ``hashes`` the hash of every full block of ``token_ids`` that it lacks.
+
+    The keys and values in a block depend on all tokens before it, so a block's hash covers its
+    parent's: ``h[i] = sha256(h[i-1] + tokens[i*S : (i+1)*S])``, with the salt (whatever else
+    changes the KV, or who may share it) in the parent's place for the first. SHA-256 makes equal
+    hashes mean equal prefixes: collisions need no check, not even against an adversary.
+
+    Args:
+        hashes: one 32-byte digest per full block so far, extended in place.
+        token_ids: ``array('i')``, so that a block's tokens are 4 bytes each, without conversion.
+        block_size: tokens per block.
+        salt: requests with different salts share nothing.
+    """
+    for start in range(len(hashes) * block_size, len(token_ids) - block_size + 1, block_size):
+        parent = hashes[-1] if hashes else sha256(salt).digest()
+        hashes.append(sha256(parent + token_ids[start : start + block_size].tobytes()).digest())
