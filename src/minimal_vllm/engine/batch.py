@@ -1,0 +1,84 @@
+"""From a plan to the arrays that the model computes on."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from minimal_vllm.engine.request import Request
+from minimal_vllm.engine.scheduler import Plan
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's input: the tokens of all requests behind one another, without padding.
+
+    ::
+
+    requests      A            B  C          R = 3
+    num_new       4            1  1
+    input_ids     a4 a5 a6 a7  b9 c2         T = 6
+    positions      4  5  6  7   9  2
+    query_starts   0            4  5  6      R + 1
+    seq_lens      8            10  3
+    logit_indices           3   4  5         (if all three sample)
+    """
+
+    input_ids: IntArray
+    """``[T]``"""
+    positions: IntArray
+    """``[T]``: each token's place in its own request."""
+    slot_mapping: IntArray
+    """``[T]``: where its keys and values go, ``block * block_size + offset``."""
+    query_starts: IntArray
+    """``[R + 1]``: request ``r`` has the tokens from ``query_starts[r]`` to ``[r + 1]``."""
+    seq_lens: IntArray
+    """``[R]``: how many tokens of the request are in the cache after this step."""
+    block_tables: npt.NDArray[np.int32]
+    """``[R, most blocks of one request]``, padded with 0."""
+    logit_indices: IntArray
+    """``[N]``: the tokens whose logits are sampled from, the last of each request that samples."""
+    sampling: list[Request]
+    """``[N]``: the requests that these logits belong to."""
+
+
+def build_batch(plan: Plan, block_size: int) -> Batch:
+    """Lay out a (non-empty) plan; cost grows with its tokens and blocks, and with nothing else."""
+    scheduled = plan.scheduled
+    starts = np.array([entry.start for entry in scheduled])
+    num_new = np.array([entry.num_new for entry in scheduled])
+    query_starts = np.array([0, *accumulate(entry.num_new for entry in scheduled)])
+    row = np.repeat(np.arange(len(scheduled)), num_new)
+    positions = np.arange(query_starts[-1]) - (query_starts[:-1] - starts)[row]
+    block_tables = _pad_block_tables([entry.request for entry in scheduled])
+    block = block_tables[row, positions // block_size].astype(np.int64)
+    samples = np.array([entry.samples for entry in scheduled])
+    return Batch(
+        input_ids=_join_new_tokens(plan),
+        positions=positions,
+        slot_mapping=block * block_size + positions % block_size,
+        query_starts=query_starts,
+        seq_lens=starts + num_new,
+        block_tables=block_tables,
+        logit_indices=query_starts[1:][samples] - 1,
+        sampling=[entry.request for entry in scheduled if entry.samples],
+    )
+
+
+def _join_new_tokens(plan: Plan) -> IntArray:
+    chunks = (
+        entry.request.token_ids[entry.start : entry.start + entry.num_new]
+        for entry in plan.scheduled
+    )
+    return np.frombuffer(b"".join(chunks), dtype=np.int32).astype(np.int64)
+
+
+def _pad_block_tables(requests: list[Request]) -> npt.NDArray[np.int32]:
+    lengths = np.array([len(request.block_table) for request in requests])
+    joined = np.frombuffer(b"".join(request.block_table for request in requests), dtype=np.int32)
+    padded = np.zeros((len(requests), lengths.max()), dtype=np.int32)
+    padded[np.arange(lengths.max()) < lengths[:, None]] = joined
+    return padded

@@ -1,0 +1,323 @@
+"""Which request computes how many tokens in the next step.
+
+Continuous batching (Yu et al., *Orca*, OSDI 2022): the batch is put together anew at each step, so
+that a request joins when there is room and leaves when it ends. Chunked prefill (Agrawal et al.,
+*Sarathi-Serve*, OSDI 2024): a long prompt is computed in chunks of what the token budget leaves
+beside the running decodes. Preemption by recomputation (Kwon et al., *PagedAttention*, SOSP 2023,
+section 4.5): when blocks run out, the last request gives up all of its own and waits again.
+"""
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from minimal_vllm.cache.block_pool import BlockPool, InvariantError
+from minimal_vllm.cache.prefix_hash import extend_block_hashes
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.request import FinishReason, Request, Status
+from minimal_vllm.engine.waiting_queue import SCHEDULING_POLICIES, WaitingQueue
+from minimal_vllm.sampling.row import NO_TOKEN
+
+
+@dataclass(slots=True)
+class ScheduledRequest:
+    """Compute ``num_new`` tokens of ``request``, beginning with token ``start``."""
+
+    request: Request
+    start: int
+    num_new: int
+    samples: bool
+    """Whether the counter catches up with the tokens, so that the logits give the next one."""
+    cached_blocks: list[int] = field(default_factory=list)
+    """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
+    new_blocks: list[int] = field(default_factory=list)
+    """What its block table was then extended by."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one step does. Once made it is carried out: the requests' counters include it."""
+
+    scheduled: list[ScheduledRequest] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+    evicted: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(scheduled.num_new for scheduled in self.scheduled)
+
+
+@dataclass(slots=True)
+class PrefixCacheStats:
+    """Prompt tokens looked up in the prefix cache, and found, since the start."""
+
+    queries: int = 0
+    hits: int = 0
+
+
+class Scheduler:
+    """Owns the waiting and the running requests and their blocks.
+
+    Invariants, proved by ``check``: ``running`` is in the policy's order; a running request's
+    table has just the blocks that its computed tokens need; a waiting one has none.
+    """
+
+    def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
+        if config.blocks_for(config.max_model_len) > pool.num_blocks:
+            raise ValueError(
+                f"a request of max_model_len={config.max_model_len} tokens needs "
+                f"{config.blocks_for(config.max_model_len)} blocks of {config.block_size}, but the "
+                f"pool has {pool.num_blocks}: lower max_model_len or enlarge the pool"
+            )
+        self.config = config
+        self.pool = pool
+        self.prefix_cache_stats = PrefixCacheStats()
+        self._key = SCHEDULING_POLICIES[config.policy]
+        self.waiting = WaitingQueue(self._key)
+        self.running: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        """Let a new request wait for its turn.
+
+        Raises:
+            ValueError: it can never run; it was not added.
+        """
+        if request.num_tokens == 0:
+            raise ValueError("the prompt is empty: it must hold at least one token")
+        if request.num_tokens >= self.config.max_model_len:
+            raise ValueError(
+                f"the prompt has {request.num_tokens} tokens, but max_model_len is "
+                f"{self.config.max_model_len} and one token at least must fit behind it: "
+                f"shorten the prompt"
+            )
+        self.waiting.push(request)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is not finished."""
+        return bool(self.running or len(self.waiting))
+
+    # ---- one step -------------------------------------------------------------------------------
+
+    def schedule(self) -> Plan:
+        """Choose what the next step computes: running requests first, then new ones."""
+        plan = Plan()
+        budget = self._schedule_running(plan, self.config.max_num_batched_tokens)
+        if not plan.preempted:
+            self._admit_waiting(plan, budget)
+        plan.evicted = self.pool.take_evicted()
+        return plan
+
+    def update(self, plan: Plan, token_ids: list[int]) -> None:
+        """Append the sampled tokens, one per scheduled request that samples; end who is done.
+
+        ``NO_TOKEN`` ends its request with an error: its logits were not finite, or all forbidden.
+        """
+        sampling = [scheduled.request for scheduled in plan.scheduled if scheduled.samples]
+        for request, token_id in zip(sampling, token_ids, strict=True):
+            if token_id == NO_TOKEN:
+                self.fail(request, "no token could be sampled: no logit was finite or allowed")
+            else:
+                request.token_ids.append(token_id)
+                self._finish_if_done(request, token_id)
+
+    def finish(
+        self, request: Request, reason: FinishReason, stop_reason: int | str | None = None
+    ) -> None:
+        """End ``request``, whatever its state, and free its blocks.
+
+        The first reason holds, but for a stop string found in the very token that also reached
+        the length limit.
+        """
+        if request.status is Status.FINISHED and (
+            reason is not FinishReason.STOP or request.finish_reason is not FinishReason.LENGTH
+        ):
+            return
+        if request.status is Status.RUNNING:
+            self.running.remove(request)
+            self._release_blocks(request)
+        elif request.status is Status.WAITING:
+            self.waiting.discard()
+        request.status = Status.FINISHED
+        request.finish_reason = reason
+        request.stop_reason = stop_reason
+
+    def fail(self, request: Request, error: str) -> None:
+        """End ``request`` with an error; what it wrote to the cache can't be trusted."""
+        self.pool.forget(request.block_table)
+        self.finish(request, FinishReason.ERROR, stop_reason=error)
+
+    # ---- the running requests -------------------------------------------------------------------
+
+    def _schedule_running(self, plan: Plan, budget: int) -> int:
+        position = 0
+        while position < len(self.running):
+            request = self.running[position]
+            # Each request behind this one is owed a token, so that no prompt stalls a decode.
+            behind = len(self.running) - position - 1
+            num_new = min(request.num_uncomputed_tokens, budget - behind)
+            if not self._make_room(request, num_new, plan):
+                break
+            self._compute(plan, request, num_new)
+            budget -= num_new
+            position += 1
+        return budget
+
+    def _make_room(self, request: Request, num_new: int, plan: Plan) -> bool:
+        """Preempt from the back until ``request``'s blocks are free; False if it went itself."""
+        while self._num_missing_blocks(request, num_new) > self.pool.num_free:
+            victim = self.running.pop()
+            self._preempt(victim)
+            plan.preempted.append(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self._release_blocks(request)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.waiting.push(request)
+
+    # ---- the waiting requests -------------------------------------------------------------------
+
+    def _admit_waiting(self, plan: Plan, budget: int) -> None:
+        while len(self.waiting) and len(self.running) < self.config.max_num_seqs and budget > 0:
+            request = self.waiting.peek()
+            cached = self._find_cached_prefix(request)
+            num_new = request.num_tokens - len(cached) * self.config.block_size
+            if num_new > budget and not self.config.enable_chunked_prefill:
+                break
+            if not self._has_room_for(request, cached):
+                break
+            self.waiting.pop()
+            self._admit(request, cached)
+            plan.admitted.append(request)
+            num_new = min(num_new, budget)
+            self._compute(plan, request, num_new, cached)
+            budget -= num_new
+
+    def _find_cached_prefix(self, request: Request) -> list[int]:
+        """Cached blocks that ``request`` begins with.
+
+        Never all of it, since its last token's logits are wanted, and none if the logits of its
+        whole prompt are.
+        """
+        if not self.config.enable_prefix_caching or request.params.prompt_logprobs is not None:
+            return []
+        self._extend_hashes(request)
+        usable = (request.num_tokens - 1) // self.config.block_size
+        return self.pool.find_prefix(request.block_hashes[:usable])
+
+    def _has_room_for(self, request: Request, cached: list[int]) -> bool:
+        """Whether all of ``request`` fits now.
+
+        It must leave each running one a block to grow into: who is admitted should not have to be
+        preempted at once.
+        """
+        missing = self.config.blocks_for(request.num_tokens) - len(cached)
+        taken_by_sharing = sum(self.pool.is_evictable(block) for block in cached)
+        return missing + taken_by_sharing + len(self.running) <= self.pool.num_free
+
+    def _admit(self, request: Request, cached: list[int]) -> None:
+        num_cached = len(cached) * self.config.block_size
+        self.pool.share(cached)
+        request.block_table.extend(cached)
+        request.num_computed_tokens = num_cached
+        request.status = Status.RUNNING
+        insort(self.running, request, key=self._key)
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = num_cached
+            if self.config.enable_prefix_caching:
+                self.prefix_cache_stats.queries += request.num_tokens
+                self.prefix_cache_stats.hits += num_cached
+
+    # ---- blocks ---------------------------------------------------------------------------------
+
+    def _compute(
+        self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
+    ) -> None:
+        """Put ``num_new`` tokens of ``request`` into the plan, with the blocks to hold them."""
+        start = request.num_computed_tokens
+        new_blocks = self.pool.allocate(self._num_missing_blocks(request, num_new))
+        request.block_table.extend(new_blocks)
+        request.num_computed_tokens = start + num_new
+        self._store_full_blocks(request, start)
+        samples = request.num_uncomputed_tokens == 0
+        plan.scheduled.append(
+            ScheduledRequest(request, start, num_new, samples, list(cached), new_blocks)
+        )
+
+    def _num_missing_blocks(self, request: Request, num_new: int) -> int:
+        needed = self.config.blocks_for(request.num_computed_tokens + num_new)
+        return needed - len(request.block_table)
+
+    def _store_full_blocks(self, request: Request, start: int) -> None:
+        """Make the blocks findable that are full after this step.
+
+        A request admitted later in this very step may already share them: in each layer, all keys
+        and values of a step are written before any are read.
+        """
+        block_size = self.config.block_size
+        first, end = start // block_size, request.num_computed_tokens // block_size
+        if end == first or not self.config.enable_prefix_caching:
+            return
+        self._extend_hashes(request)
+        for index in range(first, end):
+            self.pool.store(request.block_table[index], request.block_hashes[index])
+
+    def _extend_hashes(self, request: Request) -> None:
+        extend_block_hashes(
+            request.block_hashes, request.token_ids, self.config.block_size, request.cache_salt
+        )
+
+    def _release_blocks(self, request: Request) -> None:
+        self.pool.release(request.block_table)
+        del request.block_table[:]
+
+    # ---- the end of a request -------------------------------------------------------------------
+
+    def _finish_if_done(self, request: Request, token_id: int) -> None:
+        if request.num_output_tokens >= request.params.min_tokens:
+            if token_id in request.eos_token_ids:
+                return self.finish(request, FinishReason.STOP)
+            if token_id in request.stop_token_ids:
+                return self.finish(request, FinishReason.STOP, stop_reason=token_id)
+        if (
+            request.num_output_tokens >= request.max_output_tokens
+            or request.num_tokens >= self.config.max_model_len
+        ):
+            self.finish(request, FinishReason.LENGTH)
+        return None
+
+    # ---- proof ----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Prove the scheduler's and the pool's invariants between two steps.
+
+        Raises:
+            InvariantError: naming the request or block and what is wrong with it.
+        """
+        self.pool.check(request.block_table for request in self.running)
+        if self.running != sorted(self.running, key=self._key):
+            raise InvariantError("the running requests are out of order")
+        if len(self.running) > self.config.max_num_seqs:
+            raise InvariantError(f"{len(self.running)} requests run at once")
+        for request in self.running:
+            needed = self.config.blocks_for(request.num_computed_tokens)
+            if request.status is not Status.RUNNING or len(request.block_table) != needed:
+                raise InvariantError(
+                    f"running request {request.request_id} is {request.status.value} and has "
+                    f"{len(request.block_table)} blocks, but needs {needed}"
+                )
+        self._check_partly_filled_blocks()
+
+    def _check_partly_filled_blocks(self) -> None:
+        owners = Counter(block for request in self.running for block in request.block_table)
+        for request in self.running:
+            is_partly_filled = request.num_computed_tokens % self.config.block_size
+            if is_partly_filled and owners[request.block_table[-1]] != 1:
+                raise InvariantError(f"{request.request_id}'s partly filled block is shared")

@@ -1,0 +1,101 @@
+"""What a request may ask of the sampler, with vLLM's names and meanings."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+GREEDY_BELOW = 1e-5
+"""A temperature under this means greedy decoding: the division by it would overflow."""
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, validate_default=True))
+class SamplingParams:
+    """How the tokens of one request are chosen, when it stops, and what is returned.
+
+    Raises ``pydantic.ValidationError`` (a ``ValueError``) that names the field if a value is out
+    of range, if two contradict each other, or if a name is unknown.
+    """
+
+    n: Annotated[int, Field(ge=1)] = 1
+    """How many completions to sample; they share the blocks of their prompt."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted from the logit of every token that the output holds already."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted once for each time that the output holds the token."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the positive, multiplies the negative logits of tokens seen in prompt or output."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divides the logits; 0 is greedy decoding."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the fewest most probable tokens whose probabilities sum to at least this."""
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    """Keep this many of the most probable tokens; 0 or -1 keeps all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Drop tokens less probable than this times the most probable one."""
+    seed: int | None = None
+    """Makes this request's tokens reproducible, whatever else runs beside it."""
+    stop: str | list[str] | None = None
+    """Strings that end the output, wherever in it they appear."""
+    stop_token_ids: list[TokenId] | None = None
+    """Tokens that end the output, beside the model's own end-of-sequence tokens."""
+    ignore_eos: bool = False
+    """Go on generating after the model's end-of-sequence token."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    """At most so many tokens are generated; None: as many as the model's length allows."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    """No stop token is sampled, and no stop string heeded, before so many tokens."""
+    logprobs: Annotated[int, Field(ge=-1)] | None = None
+    """Return the log-probabilities of so many top tokens at each step (-1: of all)."""
+    prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
+    """The same for each token of the prompt."""
+    detokenize: bool = True
+    """Turn the tokens into text."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string that ended the output in its text."""
+    logit_bias: dict[TokenId, float] | None = None
+    """Added to the logits of these tokens; clamped to [-100, 100]."""
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    """If given, no other token can be sampled."""
+    bad_words: list[str] | None = None
+    """Words that the output must not contain."""
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_strings_are_not_empty(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if stop == "" or (isinstance(stop, list) and "" in stop):
+            raise ValueError("a stop string must not be empty")
+        return stop
+
+    @field_validator("bad_words")
+    @classmethod
+    def _bad_words_are_not_empty(cls, bad_words: list[str] | None) -> list[str] | None:
+        if bad_words and not all(word.strip() for word in bad_words):
+            raise ValueError("a bad word must not be empty")
+        return bad_words
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "SamplingParams":
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})"
+            )
+        if self.greedy and self.n > 1:
+            raise ValueError(f"n must be 1 with greedy sampling (temperature 0), not {self.n}")
+        if self.stop and not self.detokenize:
+            raise ValueError("stop strings are found in the text: they need detokenize=True")
+        return self
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """``stop`` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
