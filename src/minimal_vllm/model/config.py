@@ -1,0 +1,186 @@
+"""What a checkpoint's config.json says about the model, checked, and without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimal_vllm.model.json_fields import flag, integer, positive
+from minimal_vllm.model.layer_config import LayerConfig, read_layers
+from minimal_vllm.model.registry import COMMON_DEFAULTS, find_family
+from minimal_vllm.model.rope_config import RopeConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The dtypes that weights and activations can have, and the bytes of one number."""
+
+# Each would change what the model computes; it may only be absent or null, or have this value.
+_ONLY_SUPPORTED_AS: dict[str, object] = {
+    "hidden_act": "silu",
+    "is_causal": True,
+    "quantization_config": None,
+    "compression_config": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "query_pre_attn_scalar": None,
+    "logit_scale": None,
+    "logits_scaling": None,
+    "attention_multiplier": None,
+    "embedding_multiplier": None,
+    "residual_multiplier": None,
+    "attention_chunk_size": None,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that the decoder needs to know, and nothing else."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    rope: RopeConfig
+    layers: tuple[LayerConfig, ...]
+    max_position_embeddings: int
+    dtype: str
+    """The dtype that the checkpoint asks to be run in: a key of ``DTYPE_BYTES``."""
+    eos_token_ids: tuple[int, ...]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "ModelConfig":
+        """Read ``config.json`` in a checkpoint's folder.
+
+        Raises:
+            ValueError: as ``from_dict`` does, or if the file is missing or not a JSON object.
+        """
+        return cls.from_dict(read_json(folder / "config.json"))
+
+    @classmethod
+    def from_dict(cls, config_json: Mapping[str, Any]) -> "ModelConfig":
+        """Read a config.json, be it written by transformers v4 or v5.
+
+        Raises:
+            ValueError: if a key is missing or its value makes no sense, or if it asks for anything
+                that would change the output and isn't supported.
+        """
+        architecture, family = find_family(config_json.get("architectures"))
+        defaults = {**COMMON_DEFAULTS, **family.defaults}
+        raw = {
+            key: value for key, value in {**defaults, **config_json}.items() if value is not None
+        }
+        _refuse_unsupported(raw)
+        hidden_size = integer(raw, "hidden_size")
+        num_heads = integer(raw, "num_attention_heads")
+        attention_bias = family.attention_bias == "configured" and flag(raw, "attention_bias")
+        config = cls(
+            architecture=architecture,
+            vocab_size=integer(raw, "vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=integer(raw, "intermediate_size"),
+            num_heads=num_heads,
+            num_kv_heads=integer(raw, "num_key_value_heads", num_heads),
+            head_dim=integer(raw, "head_dim", hidden_size // num_heads),
+            rms_norm_eps=positive(raw, "rms_norm_eps"),
+            tie_word_embeddings=flag(raw, "tie_word_embeddings"),
+            qkv_bias=attention_bias or family.attention_bias == "qkv",
+            o_bias=attention_bias,
+            mlp_bias=family.mlp_bias == "configured" and flag(raw, "mlp_bias"),
+            qk_norm=family.qk_norm,
+            max_position_embeddings=integer(raw, "max_position_embeddings"),
+            rope=RopeConfig.from_dict(raw),
+            layers=read_layers(raw, family, integer(raw, "num_hidden_layers")),
+            dtype=_dtype(raw),
+            eos_token_ids=token_ids(raw.get("eos_token_id")),
+        )
+        _check_heads(config, head_dim_given="head_dim" in raw)
+        return config
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the decoder has, and so how many KV caches."""
+        return len(self.layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights hold; tied embeddings count once."""
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (2 * q_size + 2 * kv_size)
+        attention += self.qkv_bias * (q_size + 2 * kv_size) + self.o_bias * self.hidden_size
+        attention += self.qk_norm * 2 * self.head_dim
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        mlp += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        return self.num_layers * (attention + mlp) + embeddings + norms
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """Bytes that one token's keys and values take over all layers, in ``dtype``."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that must hold a JSON object.
+
+    Raises:
+        ValueError: if it can't be read, or holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def token_ids(value: object) -> tuple[int, ...]:
+    """A token id, a list of them or None, as JSON has them, as a tuple."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise ValueError(f"eos_token_id must be a token id, a list of them or null, not {value!r}")
+    return tuple(ids)
+
+
+def _dtype(raw: Mapping[str, Any]) -> str:
+    dtype = str(raw.get("dtype", raw.get("torch_dtype", "float32"))).removeprefix("torch.")
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(
+            f"config.json: dtype is {dtype!r}, but must be one of {', '.join(DTYPE_BYTES)}"
+        )
+    return dtype
+
+
+def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
+    for key, supported in _ONLY_SUPPORTED_AS.items():
+        if key in raw and raw[key] != supported:
+            instead = "leave it out" if supported is None else f"only {supported!r} is"
+            raise ValueError(f"config.json: {key} = {raw[key]!r} is not supported; {instead}")
+
+
+def _check_heads(config: ModelConfig, *, head_dim_given: bool) -> None:
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    if heads % kv_heads:
+        raise ValueError(
+            f"config.json: num_attention_heads ({heads}) must be a multiple of "
+            f"num_key_value_heads ({kv_heads})"
+        )
+    if config.hidden_size % heads and not head_dim_given:
+        raise ValueError(
+            f"config.json: hidden_size ({config.hidden_size}) must be a multiple of "
+            f"num_attention_heads ({heads}), or head_dim be given"
+        )
+    if config.head_dim % 2:
+        raise ValueError(
+            f"config.json: head_dim is {config.head_dim}, but must be even: rotary embedding "
+            "turns pairs of dimensions"
+        )

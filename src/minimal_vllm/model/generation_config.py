@@ -1,0 +1,44 @@
+"""What a checkpoint's generation_config.json asks for: when to stop, and how to sample."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minimal_vllm.model.config import ModelConfig, read_json, token_ids
+
+# The keys that are heeded -> their names in SamplingParams.
+_SAMPLING_NAMES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """The checkpoint's own idea of how it should be run."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    """Each ends a text: those of generation_config.json, then those that only config.json has."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Arguments for ``SamplingParams``, where a request doesn't say otherwise."""
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: ModelConfig) -> "GenerationConfig":
+        """Read ``generation_config.json``, if there is one.
+
+        Raises:
+            ValueError: if the file can't be read, or its ``eos_token_id`` makes no sense.
+        """
+        path = folder / "generation_config.json"
+        raw = read_json(path) if path.exists() else {}
+        eos_token_ids = (*token_ids(raw.get("eos_token_id")), *config.eos_token_ids)
+        sampling = {
+            ours: raw[theirs]
+            for theirs, ours in _SAMPLING_NAMES.items()
+            if raw.get(theirs) is not None
+        }
+        return cls(tuple(dict.fromkeys(eos_token_ids)), sampling)

@@ -1,0 +1,163 @@
+"""The parts of a decoder layer.
+
+Parameters are declared, not initialised: the loader fills them. Submodules are named as in Hugging
+Face checkpoints, which is how the loader finds them. They call each other's ``forward`` directly,
+which, unlike ``nn.Module.__call__``, looks for no hooks and has types.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, rms_norm, silu
+
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.layer_config import LayerConfig
+from minimal_vllm.model.rope import rotate
+
+if TYPE_CHECKING:
+    from minimal_vllm.attention.backend import Attention
+    from minimal_vllm.attention.metadata import AttentionMetadata
+    from minimal_vllm.cache.kv_cache import LayerCache
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    """Uninitialised weights that are never trained."""
+    return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """A matrix product that computes several of a checkpoint's projections at once.
+
+    Args:
+        in_size: length of the input.
+        parts: name in the checkpoint -> length of the output, in the order of the output.
+        bias: whether a bias is added.
+    """
+
+    def __init__(self, in_size: int, parts: dict[str, int], bias: bool) -> None:
+        super().__init__()
+        self.parts = parts
+        out_size = sum(parts.values())
+        self.weight = parameter(out_size, in_size)
+        self.bias = parameter(out_size) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, in_size]`` -> ``[T, sum of the parts]``."""
+        return linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = parameter(size)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over the last dimension, inside in float32, rounding as transformers does."""
+        return rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+
+    def add_then_norm(self, residual: Tensor, x: Tensor | None) -> Tensor:
+        """Add ``x`` to ``residual`` in place (nothing, if None), and normalise the sum."""
+        if x is not None:
+            residual += x
+        return self.forward(residual)
+
+
+class MLP(nn.Module):
+    """A gated feed-forward network, SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = Linear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
+        self.down_proj = Linear(inner, {"down_proj": hidden}, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, hidden]`` -> ``[T, hidden]``."""
+        gate, up = self.gate_up_proj.forward(x).chunk(2, dim=-1)
+        return self.down_proj.forward(silu(gate).mul_(up))
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention: H query heads share K heads of keys and values."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.window, self.rope = layer.window, layer.rope
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv_proj = Linear(config.hidden_size, qkv, config.qkv_bias)
+        self.o_proj = Linear(q_size, {"o_proj": config.hidden_size}, config.o_bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: "LayerCache",
+        metadata: "AttentionMetadata",
+        attention: "Attention",
+    ) -> Tensor:
+        """``[T, hidden]`` -> ``[T, hidden]``; the tokens' keys and values go into ``cache``."""
+        heads = self.qkv_proj.forward(x).view(len(x), -1, self.head_dim)
+        qk, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
+        if self.q_norm and self.k_norm:
+            q, k = self._split(qk)
+            qk = torch.cat((self.q_norm.forward(q), self.k_norm.forward(k)), dim=1)
+        if self.rope:
+            qk = rotate(qk, *rotation)
+        q, k = self._split(qk)
+        out = attention(q, k, v, cache, metadata, self.scale, self.window)
+        return self.o_proj.forward(out.flatten(1))
+
+    def _split(self, qk: Tensor) -> tuple[Tensor, Tensor]:
+        return qk[:, : self.num_heads], qk[:, self.num_heads :]
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each between the norm of the residual stream and its addition to it.
+
+    A sub-layer's output is added by the norm that follows it, be it the next layer's: two passes
+    over the residual stream which a kernel can make one.
+    """
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        residual: Tensor,
+        x: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        cache: "LayerCache",
+        metadata: "AttentionMetadata",
+        attention: "Attention",
+    ) -> Tensor:
+        """Compute one layer.
+
+        Args:
+            residual: the residual stream, ``[T, hidden]``, changed in place.
+            x: what the layer before left to be added to it; None in the first layer.
+            rotation: the tokens' cosines and sines, from ``rope.rotation``.
+            cache: this layer's keys and values.
+            metadata: which token belongs where, for ``attention``.
+            attention: writes keys and values to the cache and attends over it.
+
+        Returns:
+            ``[T, hidden]``, to be added to the residual stream.
+        """
+        x = self.input_layernorm.add_then_norm(residual, x)
+        x = self.self_attn.forward(x, rotation, cache, metadata, attention)
+        x = self.post_attention_layernorm.add_then_norm(residual, x)
+        return self.mlp.forward(x)

@@ -1,0 +1,163 @@
+"""Filling a decoder with a checkpoint's weights: each parameter once, each tensor used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minimal_vllm.model.config import ModelConfig, read_json
+from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.layers import Linear
+from minimal_vllm.model.safetensors_file import DTYPES, StoredTensor, copy_tensor, read_header
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_positions: int | None = None,
+    progress: bool = False,
+) -> Decoder:
+    """Build the decoder and fill it from the safetensors files in ``folder``.
+
+    The files are mapped into memory, a window at a time, and the tensors copied from there to
+    where they belong, converted to ``dtype``: there is no second copy of the weights.
+
+    Args:
+        folder: a Hugging Face checkpoint, in one file or in shards.
+        config: that of the same folder.
+        dtype: see ``Decoder``.
+        device: see ``Decoder``.
+        max_positions: see ``Decoder``.
+        progress: whether to show a progress bar on standard error, if that is a terminal.
+
+    Raises:
+        ValueError: if a file is missing or broken (it names the file), or if the tensors aren't
+            those of the model (it names all that are missing, unexpected or of a wrong shape).
+    """
+    stored = _stored_tensors(checkpoint_files(folder), config)
+    model = Decoder(config, dtype, device, max_positions)
+    destinations = checkpoint_tensors(model)
+    _check_match(folder, stored, destinations)
+    total = sum(tensor.num_bytes for tensor in stored.values())
+    with tqdm(
+        desc="Loading weights",
+        total=total,
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,  # None: unless it is a terminal
+    ) as bar:
+        for name, tensor in stored.items():
+            copy_tensor(tensor, destinations[name])
+            bar.update(tensor.num_bytes)
+    return model
+
+
+def init_random(model: Decoder, seed: int) -> None:
+    """Fill the parameters with small random numbers: a model to measure, not to talk to."""
+    generator = torch.Generator(model.norm.weight.device).manual_seed(seed)
+    for path, weight in model.named_parameters():
+        if path.endswith("norm.weight"):
+            weight.fill_(1)
+        else:
+            weight.normal_(std=0.02, generator=generator)
+
+
+def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
+    """The memory that each tensor of a checkpoint belongs in, by the tensor's name.
+
+    Together these are all of the model's parameters. The rows of a fused projection are split
+    among the tensors that it is made of.
+    """
+    return {
+        path if path.startswith("lm_head.") else f"model.{path}": memory
+        for path, memory in _named_slices(model)
+    }
+
+
+def _named_slices(model: Decoder) -> Iterator[tuple[str, Tensor]]:
+    for path, parameter in model.named_parameters():
+        module_path, _, kind = path.rpartition(".")
+        module = model.get_submodule(module_path)
+        if isinstance(module, Linear):
+            parent = module_path.rpartition(".")[0]
+            slices = torch.split(parameter, list(module.parts.values()))
+            for part, memory in zip(module.parts, slices, strict=True):
+                yield f"{parent}.{part}.{kind}".removeprefix("."), memory
+        else:
+            yield path, parameter
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the single one, or the shards that its index names.
+
+    Raises:
+        ValueError: if there are none, or a shard is missing.
+    """
+    if (folder / SINGLE_FILE).exists():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX_FILE
+    if not index.exists():
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt"))
+        hint = f"; {others[0]} is a pickle: convert it to safetensors" if others else ""
+        raise ValueError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map that says which shard holds which tensor")
+    shards = [folder / str(name) for name in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.exists()]
+    if missing:
+        raise ValueError(f"{index} names shards that are missing: {_listing(missing)}")
+    return shards
+
+
+def _stored_tensors(files: list[Path], config: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors in all files but those that a checkpoint may hold and the model doesn't need."""
+    stored: dict[str, StoredTensor] = {}
+    for path in files:
+        for name, tensor in read_header(path).items():
+            if name.endswith(".rotary_emb.inv_freq"):  # computed from the config
+                continue
+            if name == "lm_head.weight" and config.tie_word_embeddings:  # the embedding once more
+                continue
+            if name in stored:
+                raise ValueError(f"{name} is both in {stored[name].path.name} and in {path}")
+            stored[name] = tensor
+    return stored
+
+
+def _check_match(
+    folder: Path, stored: dict[str, StoredTensor], destinations: dict[str, Tensor]
+) -> None:
+    """Raise one ValueError for all differences between the checkpoint and the model."""
+    misfits = []
+    for name in stored.keys() & destinations.keys():
+        found, wanted = stored[name], tuple(destinations[name].shape)
+        if found.shape != wanted:
+            misfits.append(f"{name} is {list(found.shape)}, must be {list(wanted)}")
+        elif found.dtype not in DTYPES:
+            misfits.append(f"{name} is {found.dtype}, must be one of {', '.join(DTYPES)}")
+    differences = {
+        "missing": list(destinations.keys() - stored.keys()),
+        "unexpected": list(stored.keys() - destinations.keys()),
+        "misfitting": misfits,
+    }
+    complaints = [f"{kind}: {_listing(names)}" for kind, names in differences.items() if names]
+    if complaints:
+        raise ValueError(
+            f"the tensors in {folder} are not those that its config.json calls for; "
+            + "; ".join(complaints)
+        )
+
+
+def _listing(names: list[str], most: int = 8) -> str:
+    shown = sorted(names)[:most]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,112 @@
+"""The rotary embedding's part of config.json, in both of its generations."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from minimal_vllm.model.json_fields import positive
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation: positions are divided by ``factor``."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's: long wavelengths are stretched by ``factor``, short ones kept."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float | None = None
+    """Scales cos and sin, and so the attention's logits; None: from the paper's formula."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    """Whether the ramp between stretched and kept dimensions starts and ends at whole ones."""
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+
+SCALINGS: dict[str, type[RopeScaling] | None] = {
+    "default": None,
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+}
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """The base wavelength of the rotary embedding, and how it is stretched to longer contexts."""
+
+    theta: float
+    scaling: RopeScaling | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "RopeConfig":
+        """Read ``rope_parameters`` (transformers v5), or ``rope_theta`` and ``rope_scaling`` (v4).
+
+        Args:
+            raw: the whole config.json with the family's defaults, without its nulls.
+
+        Raises:
+            ValueError: if the type is unsupported, or a parameter is missing or unknown.
+        """
+        given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"config.json: the rope parameters must be an object, not {given!r}")
+        given = {key: value for key, value in given.items() if value is not None}
+        parameters = {"rope_theta": raw.get("rope_theta"), **given}
+        theta = positive(parameters, "rope_theta")
+        del parameters["rope_theta"]
+        rope_type = str(parameters.pop("rope_type", parameters.pop("type", "default")))
+        rotated = parameters.pop("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+        if rotated != 1.0:
+            raise ValueError(
+                f"config.json: partial_rotary_factor is {rotated}, but only fully rotated heads "
+                "(1.0) are supported"
+            )
+        if rope_type in ("llama3", "yarn"):
+            key = "original_max_position_embeddings"
+            trained_length = parameters.get(key, raw["max_position_embeddings"])
+            parameters[key] = raw.get(key, trained_length)
+        return cls(theta, _scaling(rope_type, parameters))
+
+
+def _scaling(rope_type: str, parameters: Mapping[str, Any]) -> RopeScaling | None:
+    if rope_type in LENGTH_DEPENDENT:
+        raise ValueError(
+            f"config.json: rope type {rope_type!r} is not supported: its rotation depends on the "
+            "sequence's current length, so that keys already cached would be wrong as it grows"
+        )
+    if rope_type not in SCALINGS:
+        raise ValueError(
+            f"config.json: unknown rope type {rope_type!r}; supported are {', '.join(SCALINGS)}"
+        )
+    scaling = SCALINGS[rope_type]
+    known = {field.name: field for field in fields(scaling)} if scaling else {}
+    unknown = sorted(parameters.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"config.json: rope type {rope_type!r} has no parameter {unknown[0]!r}")
+    for name, field in known.items():
+        if field.default is MISSING:
+            positive(parameters, name)
+        elif not isinstance(parameters.get(name), int | float | None):
+            raise ValueError(f"config.json: rope parameter {name!r} must be a number")
+    return scaling(**parameters) if scaling else None

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from checkpoints import FAMILIES, write_checkpoint
+from transformers import AutoModelForCausalLM
+
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.loader import load_model
+
+TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
+
+
+class DenseAttention:
+    """Causal attention of one sequence over itself; its cache is a list of what came before."""
+
+    def __call__(self, q, k, v, cache, metadata, scale, window):
+        cache.append((k, v))
+        k, v = (torch.cat(parts) for parts in zip(*cache, strict=True))
+        heads_per_kv_head = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(heads_per_kv_head, dim=1) for x in (k, v))
+        key_positions = torch.arange(len(k))
+        query_positions = key_positions[-len(q) :, None]
+        seen = key_positions <= query_positions
+        if window is not None:
+            seen &= key_positions > query_positions - window
+        scores = torch.einsum("qhd,khd->hqk", q, k).float() * scale
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype)
+        return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+def load(folder, dtype=torch.float32, **options) -> Decoder:
+    config = ModelConfig.from_folder(folder)
+    return load_model(folder, config, dtype, torch.device("cpu"), **options)
+
+
+def compute_logits(model: Decoder, chunks: list[int]) -> torch.Tensor:
+    """The logits after each of TOKEN_IDS, computed in steps of so many tokens."""
+    caches = [[] for _ in model.layers]
+    hidden = [
+        model(token_ids, positions, caches, None, DenseAttention())
+        for token_ids, positions in zip(
+            TOKEN_IDS.split(chunks), torch.arange(len(TOKEN_IDS)).split(chunks), strict=True
+        )
+    ]
+    return model.logits(torch.cat(hidden))
+
+
+@torch.no_grad()
+def transformers_logits(folder, dtype=torch.float32) -> torch.Tensor:
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model(TOKEN_IDS[None]).logits[0]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), FAMILIES[request.param])
+
+
+def test_logits_equal_those_of_transformers(checkpoint):
+    expected = transformers_logits(checkpoint)
+    assert expected.std() > 1, "too uniform to tell right from wrong"
+    logits = compute_logits(load(checkpoint), [len(TOKEN_IDS)])
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_prompt_in_chunks_gives_the_same_logits(checkpoint):
+    model = load(checkpoint)
+    whole = compute_logits(model, [len(TOKEN_IDS)])
+    torch.testing.assert_close(compute_logits(model, [13, 1, 1, 25]), whole, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_to_float32_as_that_of_transformers(checkpoint, dtype):
+    exact = transformers_logits(checkpoint)
+    error_of_transformers = (transformers_logits(checkpoint, dtype).float() - exact).std()
+    model = load(checkpoint, dtype)
+    logits = compute_logits(model, [len(TOKEN_IDS)])
+    assert logits.dtype == dtype
+    assert (logits.float() - exact).std() < 1.2 * error_of_transformers
+
+
+def test_every_option_changes_the_logits(tmp_path):
+    """Or the comparison with transformers would prove nothing about it."""
+    windowed = FAMILIES["qwen2-window"]
+    for name, (config, changes) in {
+        "window": (windowed, {"use_sliding_window": False}),
+        "window's width": (windowed, {"sliding_window": 6}),
+        "window's layers": (windowed, {"max_window_layers": 2}),
+        "nope layers": (FAMILIES["smollm3"], {"no_rope_layers": [1, 1, 1, 1]}),
+        "linear": (FAMILIES["llama-linear-rope"], {"rope_scaling": None}),
+        "llama3": (FAMILIES["llama3-rope"], {"rope_scaling": None}),
+        "yarn": (FAMILIES["qwen2-yarn"], {"rope_scaling": None}),
+        "theta": (FAMILIES["llama"], {"rope_theta": 1e6}),
+        "eps": (FAMILIES["llama"], {"rms_norm_eps": 0.1}),
+    }.items():
+        pair = [
+            compute_logits(load(write_checkpoint(tmp_path / name / key, option)), [40])
+            for key, option in {"as it is": config, "changed": config | changes}.items()
+        ]
+        assert (pair[0] - pair[1]).abs().max() > 0.05, name
+
+
+def test_a_position_beyond_those_prepared_for_is_an_error(tmp_path):
+    model = load(write_checkpoint(tmp_path), max_positions=39)
+    with pytest.raises(IndexError):
+        compute_logits(model, [40])
+
+
+def test_no_gradients_are_recorded(tmp_path):
+    assert not compute_logits(load(write_checkpoint(tmp_path)), [40]).requires_grad

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from minimal_vllm.model.rope import attention_factor, rope_frequencies, rope_table, rotate, rotation
+from minimal_vllm.model.rope_config import RopeConfig
+
+HEAD_DIM = 64
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+SCALINGS = {
+    "default": None,
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "llama3": LLAMA3,
+    "yarn": YARN,
+    "yarn of long training": {**YARN, "original_max_position_embeddings": 32768},
+    "yarn without truncation": {**YARN, "truncate": False},
+    "yarn with betas": {**YARN, "beta_fast": 20, "beta_slow": 2},
+    "yarn with one ramp end": {**YARN, "beta_fast": 4.0, "beta_slow": 4.0, "truncate": False},
+    "yarn with attention factor": {**YARN, "attention_factor": 1.25},
+    "yarn with mscale": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
+    "yarn with mscale alone": {**YARN, "mscale": 0.7},
+    "yarn that stretches nothing": {**YARN, "factor": 1.0},
+}
+
+
+def configs(scaling, theta=500000.0):
+    length = 16384
+    ours = RopeConfig.from_dict(
+        {"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": length}
+    )
+    theirs = LlamaConfig(
+        head_dim=HEAD_DIM,
+        max_position_embeddings=length,
+        rope_parameters={"rope_type": "default", "rope_theta": theta, **(scaling or {})},
+    )
+    return ours, theirs
+
+
+@pytest.mark.parametrize("theta", [10000.0, 5e6])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_frequencies_and_factor_equal_those_of_transformers(name, theta):
+    ours, theirs = configs(SCALINGS[name], theta)
+    rope_type = theirs.rope_parameters["rope_type"]
+    if rope_type == "default":
+        frequencies, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(theirs)
+    else:
+        frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](theirs)
+    torch.testing.assert_close(rope_frequencies(ours, HEAD_DIM), frequencies, rtol=1e-6, atol=0)
+    assert attention_factor(ours) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_rotated_heads_equal_those_of_transformers(name, dtype):
+    ours, theirs = configs(SCALINGS[name])
+    positions = torch.tensor([0, 1, 2, 77, 1000, 16383])
+    heads = torch.randn(len(positions), 5, HEAD_DIM, dtype=dtype)
+    cos, sin = LlamaRotaryEmbedding(theirs)(heads, positions[None])
+    expected, _ = apply_rotary_pos_emb(heads, heads, cos[0], sin[0])
+    table = rope_table(ours, HEAD_DIM, 16384)
+    rotated = rotate(heads, *rotation(table, positions, dtype))
+    # A frequency that differs by its last bit makes angles of 16,383 radians differ by 1e-3.
+    tolerance = 2e-3 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(rotated, expected, rtol=0, atol=tolerance)
+
+
+def test_queries_times_keys_depend_on_the_distance_only():
+    table = rope_table(RopeConfig(10000.0), HEAD_DIM, 100)
+    q, k = torch.randn(2, 1, 1, HEAD_DIM)
+
+    def product(q_position, k_position):
+        rotations = [
+            rotation(table, torch.tensor([position]), torch.float32)
+            for position in (q_position, k_position)
+        ]
+        return (rotate(q, *rotations[0]) * rotate(k, *rotations[1])).sum()
+
+    torch.testing.assert_close(product(9, 4), product(95, 90), rtol=1e-4, atol=1e-4)
+    assert abs(product(9, 4) - product(9, 5)) > 1e-2
