@@ -11,7 +11,7 @@ GREEDY_BELOW = 1e-5
 TokenId = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, validate_default=True))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class SamplingParams:
     """How the tokens of one request are chosen, when it stops, and what is returned.
 
@@ -20,7 +20,7 @@ class SamplingParams:
     """
 
     n: Annotated[int, Field(ge=1)] = 1
-    """How many completions to sample; they share the blocks of their prompt."""
+    """How many completions to sample; with prefix caching they share their prompt's blocks."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """Subtracted from the logit of every token that the output holds already."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0

@@ -1,0 +1,100 @@
+"""The next token of each row of logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimal_vllm.outputs import TokenLogprobs
+from minimal_vllm.sampling.draw import draw
+from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
+from minimal_vllm.sampling.logit_rules import (
+    add_logit_bias,
+    apply_penalties,
+    ban_bad_words,
+    ban_stop_tokens,
+    keep_allowed_tokens,
+)
+from minimal_vllm.sampling.logprobs import top_logprobs
+from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
+from minimal_vllm.sampling.uniform import uniforms
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerOutput:
+    """What was sampled: one entry per row of logits.
+
+    ``invalid_rows`` lists the rows from which nothing can be sampled, because a logit is NaN or
+    +inf or because every token is forbidden. Their token is ``NO_TOKEN``, their log-probabilities
+    are None; the other rows are what they would be without them.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+    invalid_rows: list[int]
+
+
+@torch.inference_mode()
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
+    """Samples one token per row, in the stages of vLLM's sampler and in their order.
+
+    A row's token is a function of its own logits, parameters, seed and tokens: neither its
+    neighbours nor its place among them matter.
+
+    Args:
+        logits: ``[N, V]`` of any floating dtype; all is computed in float32. May be overwritten.
+        rows: the ``N`` requests that the logits belong to.
+    """
+    logits = logits.float()
+    asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    raw_logprobs = logits[asking].log_softmax(dim=-1) if asking else None
+
+    keep_allowed_tokens(logits, rows)
+    ban_bad_words(logits, rows)
+    ban_stop_tokens(logits, rows)
+    add_logit_bias(logits, rows)
+    apply_penalties(logits, rows)
+
+    peak = logits.amax(dim=-1)
+    chosen = _choose(logits, peak, rows)
+    # amax passes NaN on, so a row with a finite peak is sound.
+    chosen = torch.where(peak.isfinite(), chosen, NO_TOKEN)
+
+    token_ids: list[int] = chosen.tolist()
+    logprobs: list[TokenLogprobs | None] = [None] * len(rows)
+    if raw_logprobs is not None:
+        wanted = [rows[i].params.logprobs or 0 for i in asking]
+        for i, entry in zip(
+            asking, top_logprobs(raw_logprobs, chosen[asking], wanted), strict=True
+        ):
+            logprobs[i] = entry if token_ids[i] != NO_TOKEN else None
+    return SamplerOutput(
+        token_ids, logprobs, [i for i, token in enumerate(token_ids) if token == NO_TOKEN]
+    )
+
+
+def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The token of each row, int64 ``[N]``: the most probable one, or a random one."""
+    random = [i for i, row in enumerate(rows) if not row.params.greedy]
+    if not random:
+        return logits.argmax(dim=-1)
+    if len(random) == len(rows):
+        return _choose_randomly(logits, peak, rows)
+    chosen = logits.argmax(dim=-1)
+    chosen[random] = _choose_randomly(logits[random], peak[random], [rows[i] for i in random])
+    return chosen
+
+
+def _choose_randomly(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """A random token for each row, none of which is greedy; int64 ``[N]``.
+
+    Logits are shifted so that the most probable token's is 0: a tiny temperature can then not
+    make them overflow, and ``exp(logit)`` is a probability relative to the highest.
+    """
+    temperature = logits.new_tensor([row.params.temperature for row in rows])
+    shifted = (logits - peak[:, None]).div_(temperature[:, None])
+    keep_min_p(shifted, rows)
+    keep_top_k(shifted, rows)
+    keep_top_p(shifted, rows)
+    return draw(shifted, uniforms(rows))

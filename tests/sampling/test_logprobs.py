@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from minimal_vllm.sampling.logprobs import prompt_logprobs, top_logprobs
+
+LOGPROBS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+
+
+def entries(chosen, wanted):
+    (position,) = top_logprobs(LOGPROBS[None], torch.tensor([chosen]), [wanted])
+    return [(token, entry.rank) for token, entry in position.items()]
+
+
+def test_the_chosen_token_comes_first_and_is_not_repeated():
+    assert entries(chosen=0, wanted=2) == [(0, 4), (1, 1), (3, 2)]
+    assert entries(chosen=3, wanted=2) == [(3, 2), (1, 1)]
+    assert entries(chosen=1, wanted=2) == [(1, 1), (3, 2)]
+
+
+def test_none_wanted_gives_the_chosen_one_alone_and_minus_one_gives_all():
+    assert entries(chosen=2, wanted=0) == [(2, 3)]
+    assert entries(chosen=2, wanted=-1) == [(2, 3), (1, 1), (3, 2), (0, 4)]
+    assert entries(chosen=2, wanted=99) == entries(chosen=2, wanted=-1)
+
+
+def test_rows_get_as_many_as_each_wants():
+    rows = top_logprobs(LOGPROBS.repeat(3, 1), torch.tensor([1, 1, 1]), [0, -1, 3])
+    assert [len(position) for position in rows] == [1, 4, 3]
+
+
+def test_values_are_the_log_probabilities():
+    (position,) = top_logprobs(LOGPROBS[None], torch.tensor([0]), [4])
+    for token, entry in position.items():
+        assert entry.logprob == pytest.approx(LOGPROBS[token].item())
+        assert entry.decoded_token is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_in_slabs_gives_what_the_whole_prompt_gives(dtype):
+    logits = torch.randn(10, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    following = list(range(10, 20))
+    whole = prompt_logprobs(logits, following, 3)
+    slabs = [
+        entry
+        for start in range(0, 10, 4)
+        for entry in prompt_logprobs(logits[start : start + 4], following[start : start + 4], 3)
+    ]
+    assert slabs == whole
+    expected = logits.float().log_softmax(-1)
+    for i, position in enumerate(whole):
+        assert next(iter(position)) == following[i]
+        assert position[following[i]].logprob == pytest.approx(expected[i, following[i]].item())
