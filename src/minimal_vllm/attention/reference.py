@@ -1,0 +1,72 @@
+"""Paged attention in its plainest form: the oracle that every other backend is held to."""
+
+import torch
+from torch import Tensor
+
+from minimal_vllm.attention.metadata import AttentionMetadata, write_to_cache
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.engine.batch import Batch
+
+
+class ReferenceAttention:
+    """One request after another: gather its pages, then ordinary attention in float32."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def prepare(self, batch: Batch) -> AttentionMetadata:
+        """The step's metadata."""
+        return AttentionMetadata.from_batch(batch, self._device)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: LayerCache,
+        metadata: AttentionMetadata,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Write the new keys and values, then attend over the cache; see ``Attention``."""
+        write_to_cache(k, v, cache, metadata.slot_mapping)
+        out = torch.empty_like(q)
+        starts = metadata.query_starts.tolist()
+        for row, seq_len in enumerate(metadata.seq_lens.tolist()):
+            queries = slice(starts[row], starts[row + 1])
+            keys = gather_pages(cache.key, metadata.block_tables[row], seq_len)
+            values = gather_pages(cache.value, metadata.block_tables[row], seq_len)
+            out[queries] = attend(q[queries], keys, values, scale, window)
+        return out
+
+
+def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
+    """The tokens behind a block table: of ``[B, K, S, D]``, ``[seq_len, K, D]``."""
+    _, num_kv_heads, block_size, head_dim = layer.shape
+    num_blocks = -(-seq_len // block_size)
+    pages = layer[block_table[:num_blocks].long()]
+    return pages.transpose(1, 2).reshape(-1, num_kv_heads, head_dim)[:seq_len]
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+    """``softmax(q k^T * scale) v`` of the last tokens of one sequence over all of it, causal.
+
+    Args:
+        q: ``[n, H, D]``, the last ``n`` of the sequence's ``m`` tokens.
+        keys: ``[m, K, D]``; each kv head serves ``H / K`` query heads (grouped-query attention).
+        values: ``[m, K, D]``.
+        scale: what the scores are multiplied by.
+        window: a token sees so many tokens, itself included; None: all before it.
+
+    Returns:
+        ``[n, H, D]`` in ``q``'s dtype; computed in float32.
+    """
+    n, num_heads, _ = q.shape
+    m, num_kv_heads, _ = keys.shape
+    keys = keys.float().repeat_interleave(num_heads // num_kv_heads, dim=1)
+    values = values.float().repeat_interleave(num_heads // num_kv_heads, dim=1)
+    scores = torch.einsum("nhd,mhd->hnm", q.float(), keys) * scale
+    distance = torch.arange(m - n, m, device=q.device)[:, None] - torch.arange(m, device=q.device)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    probabilities = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+    return torch.einsum("hnm,mhd->nhd", probabilities, values).to(q.dtype)

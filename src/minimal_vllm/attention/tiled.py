@@ -1,0 +1,302 @@
+"""Paged attention as a few batched tensor operations: the CPU's fast path.
+
+The same plan as a GPU kernel's, written in PyTorch. Queries are cut into *tiles*: some tokens of
+one request's prompt, or the one token of a decoding request. All tiles walk through their contexts
+at once, in *rounds* of so many keys; a tile that has seen its whole context drops out::
+
+                     keys →   round 0     round 1     round 2
+    A, decoding, context 300  ██████████  ██████████  ████░░░░░░     ░ padding, masked
+    B, decoding, context 190  ██████████  ███████░░░
+    C, tokens 32–63 of 80     ██████░░░░
+    C, tokens 0–31 of 80      ███░░░░░░░
+
+Batched matrix products do a whole round, whatever the lengths of the requests, and padding is at
+most one round per tile instead of the longest request of the batch. Tiles stand in the order of
+their contexts, longest first, so that those of a round are a slice. Rounds are merged by the
+online softmax (Milakov and Gimelshein, 2018; Dao et al., *FlashAttention*, 2022, section 3.1).
+
+A round's pages are gathered into a scratch buffer small enough to stay in the processor's cache:
+from RAM, keys and values are read once. A fresh buffer for all pages of a batch would be written
+to RAM and read back, and mapped anew by the kernel each time, which takes several times as long as
+the arithmetic.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimal_vllm.attention.metadata import AttentionMetadata, write_to_cache
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.engine.batch import Batch, IntArray
+
+PROMPT_TILE = 32
+"""Tokens per tile of a prompt: enough rows for an efficient matrix product."""
+LEAST_ROUND = 128
+"""Keys per round at least: enough columns for one."""
+SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
+"""For the keys of a round, and as much for its values: what a CPU's cache holds; on a GPU, where
+each operation costs a launch, large."""
+NEVER = -1e30
+"""Instead of -inf for a running maximum: ``NEVER - NEVER`` is 0, where ``-inf + inf`` is NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """So many keys for each tile of a slice of tiles."""
+
+    first_tile: int
+    end_tile: int
+    pages: Tensor
+    """``[n * K * blocks]`` int64, ``n`` tiles: rows ``block * K + head`` of a layer's cache seen as
+    ``[B * K, S * D]``. Gathered in this order they are ``[n, K, keys, D]``, heads apart."""
+    key_positions: Tensor
+    """``[n, keys]`` int32: where in its request each gathered key stands."""
+    unwritten: Tensor
+    """int64: the rows of the gathered ``[n * K * keys, D]`` that lie behind the end of a request
+    and may hold anything, even NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileGroup:
+    """All tiles of one size."""
+
+    tokens: Tensor
+    """``[tiles, tile size]`` int64: the tokens of each tile; a short one repeats its last."""
+    positions: Tensor
+    """``[tiles, tile size]`` int32: their places in their requests."""
+    rounds: list[Round]
+
+
+@dataclass(frozen=True, slots=True)
+class TiledMetadata(AttentionMetadata):
+    """The common metadata, and the work for each window that a layer of the model has."""
+
+    groups: dict[int | None, list[TileGroup]]
+
+
+class TiledAttention:
+    """Plans the work of a step once, and does it in each layer.
+
+    Args:
+        windows: the sliding windows of the model's layers (None: a layer without).
+        block_size: tokens per KV block.
+        num_kv_heads: K.
+        head_dim: D.
+        device: where queries and caches are.
+    """
+
+    def __init__(
+        self,
+        windows: frozenset[int | None],
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+    ) -> None:
+        self._windows = windows
+        self._block_size = block_size
+        self._num_kv_heads = num_kv_heads
+        self._device = device
+        page_bytes = block_size * head_dim * torch.float32.itemsize
+        self._least_blocks = -(-LEAST_ROUND // block_size)
+        self._blocks_at_a_time = max(
+            SCRATCH_BYTES[device.type] // (page_bytes * num_kv_heads), self._least_blocks
+        )
+        num_pages = self._blocks_at_a_time * num_kv_heads
+        self._scratch = torch.empty(2, num_pages, block_size * head_dim, device=device)
+
+    # ---- once a step: plan ----------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> TiledMetadata:
+        """Cut the batch into tiles, and their contexts into rounds."""
+        common = AttentionMetadata.from_batch(batch, self._device)
+        return TiledMetadata(
+            common.slot_mapping,
+            common.query_starts,
+            common.seq_lens,
+            common.block_tables,
+            {window: list(self._plan(batch, window)) for window in self._windows},
+        )
+
+    def _plan(self, batch: Batch, window: int | None) -> Iterator[TileGroup]:
+        decodes = np.diff(batch.query_starts) == 1
+        for requests, tile_size in (
+            (np.flatnonzero(decodes), 1),
+            (np.flatnonzero(~decodes), PROMPT_TILE),
+        ):
+            if len(requests):
+                yield self._plan_group(batch, requests, tile_size, window)
+
+    def _plan_group(
+        self, batch: Batch, requests: IntArray, tile_size: int, window: int | None
+    ) -> TileGroup:
+        starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
+        owner, index = _enumerate_runs(-(-(ends - starts) // tile_size))
+        first = starts[owner] + index * tile_size
+        tokens = np.minimum(first[:, None] + np.arange(tile_size), ends[owner, None] - 1)
+        positions = batch.positions[tokens]
+        # A tile sees the keys from ``oldest``, taken down to a whole block, to its own last token.
+        oldest = np.maximum(positions[:, 0] - (window or 2**62) + 1, 0)
+        first_block = oldest // self._block_size
+        num_blocks = positions[:, -1] // self._block_size + 1 - first_block
+
+        order = np.argsort(-num_blocks, kind="stable")
+        tiles = Tiles(requests[owner][order], first_block[order], num_blocks[order])
+        return TileGroup(
+            self._tensor(tokens[order]),
+            self._tensor(positions[order].astype(np.int32)),
+            list(self._plan_rounds(batch, tiles)),
+        )
+
+    def _plan_rounds(self, batch: Batch, tiles: "Tiles") -> Iterator[Round]:
+        done = 0
+        while done < tiles.num_blocks[0]:
+            alive = int(np.searchsorted(-tiles.num_blocks, -done))
+            # The fewer tiles are left, the more keys each can have in a round.
+            width = max(self._blocks_at_a_time // alive, self._least_blocks)
+            width = min(width, int(tiles.num_blocks[0]) - done)
+            tiles_at_a_time = max(self._blocks_at_a_time // width, 1)
+            for first in range(0, alive, tiles_at_a_time):
+                end = min(first + tiles_at_a_time, alive)
+                yield self._plan_round(batch, tiles, slice(first, end), done, width)
+            done += width
+
+    def _plan_round(
+        self, batch: Batch, tiles: "Tiles", chosen: slice, done: int, width: int
+    ) -> Round:
+        request = tiles.request[chosen]
+        index = tiles.first_block[chosen, None] + done + np.arange(width)
+        # What lies behind a table's end is masked, whatever block is gathered for it.
+        blocks = batch.block_tables[
+            request[:, None], np.minimum(index, batch.block_tables.shape[1] - 1)
+        ]
+        heads = np.arange(self._num_kv_heads)
+        pages = blocks[:, None, :].astype(np.int64) * self._num_kv_heads + heads[:, None]
+        key_positions = index[:, :, None] * self._block_size + np.arange(self._block_size)
+        key_positions = key_positions.reshape(len(request), -1)
+        tile, key = np.nonzero(key_positions >= batch.seq_lens[request, None])
+        unwritten = (tile[:, None] * len(heads) + heads) * key_positions.shape[1] + key[:, None]
+        return Round(
+            first_tile=chosen.start,
+            end_tile=chosen.stop,
+            pages=self._tensor(pages.reshape(-1)),
+            key_positions=self._tensor(key_positions.astype(np.int32)),
+            unwritten=self._tensor(unwritten.reshape(-1)),
+        )
+
+    def _tensor(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]") -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    # ---- in each layer: attend ------------------------------------------------------------------
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: LayerCache,
+        metadata: AttentionMetadata,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Write the new keys and values, then attend over the cache; see ``Attention``."""
+        assert isinstance(metadata, TiledMetadata)  # noqa: S101 - made by prepare
+        write_to_cache(k, v, cache, metadata.slot_mapping)
+        out = torch.empty_like(q)
+        for group in metadata.groups[window]:
+            # A short tile's repeated tokens write the same result to the same place again.
+            out[group.tokens] = self._attend(q[group.tokens], cache, group, scale, window)
+        return out
+
+    def _attend(
+        self, q: Tensor, cache: LayerCache, group: TileGroup, scale: float, window: int | None
+    ) -> Tensor:
+        """``[tiles, tile size, H, D]`` -> the same."""
+        tiles, size, num_heads, head_dim = q.shape
+        split_heads = (tiles, size, self._num_kv_heads, -1, head_dim)
+        # [tiles, K, rows, D], where a kv head's rows are the tile's tokens times the query heads
+        # that it serves: the more query heads share a key, the better it pays to have read it.
+        rows = size * num_heads // self._num_kv_heads
+        queries = (q.float() * scale).view(split_heads).transpose(1, 2)
+        merged = OnlineSoftmax(queries.reshape(tiles, -1, rows, head_dim))
+        for part in group.rounds:
+            chosen = slice(part.first_tile, part.end_tile)
+            keys, values = self._gather(cache, part)
+            scores = merged.queries[chosen] @ keys.transpose(-1, -2)
+            hidden = _hidden(group.positions[chosen], part.key_positions, window)
+            by_token = scores.view(*scores.shape[:2], size, -1, scores.shape[-1])
+            by_token.masked_fill_(hidden[:, None, :, None, :], -torch.inf)
+            merged.add(chosen, scores, values)
+        by_token = merged.result().view(tiles, self._num_kv_heads, size, -1, head_dim)
+        return by_token.transpose(1, 2).reshape(q.shape).to(q.dtype)
+
+    def _gather(self, cache: LayerCache, part: Round) -> tuple[Tensor, Tensor]:
+        """Copy a round's pages to the scratch: keys and values, each ``[n, K, keys, D]``."""
+        _, num_kv_heads, block_size, head_dim = cache.key.shape
+        gathered = []
+        for layer, scratch in zip(cache, self._scratch, strict=True):
+            pages = layer.view(-1, block_size * head_dim)
+            target = scratch[: len(part.pages)]
+            if layer.dtype == torch.float32:
+                torch.index_select(pages, 0, part.pages, out=target)
+            else:
+                target.copy_(pages.index_select(0, part.pages))
+            gathered.append(target)
+        keys, values = gathered
+        values.view(-1, head_dim).index_fill_(0, part.unwritten, 0)
+        shape = (len(part.key_positions), num_kv_heads, -1, head_dim)
+        return keys.view(shape), values.view(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Which blocks each tile of a group sees; longest contexts first."""
+
+    request: IntArray
+    first_block: IntArray
+    num_blocks: IntArray
+
+
+class OnlineSoftmax:
+    """Merges attention round by round into ``sum(exp(score) * value) / sum(exp(score))``.
+
+    For each row of each tile it keeps the greatest score so far, and both sums relative to it; a
+    greater score rescales what was summed before.
+    """
+
+    def __init__(self, queries: Tensor) -> None:
+        self.queries = queries
+        self._top = torch.full_like(queries[..., :1], NEVER)
+        self._weight = torch.zeros_like(self._top)
+        self._sum = torch.zeros_like(queries)
+
+    def add(self, chosen: slice, scores: Tensor, values: Tensor) -> None:
+        """Take in scores ``[n, K, rows, keys]`` (-inf: hidden) and values ``[n, K, keys, D]``."""
+        top, weight, total = self._top[chosen], self._weight[chosen], self._sum[chosen]
+        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
+        rescale = torch.exp(top - new_top)
+        exponentials = scores.sub_(new_top).exp_()
+        top.copy_(new_top)
+        weight.mul_(rescale).add_(exponentials.sum(-1, keepdim=True))
+        total.mul_(rescale).add_(exponentials @ values)
+
+    def result(self) -> Tensor:
+        """``[tiles, K, rows, D]``; every row has seen at least its own token's key."""
+        return self._sum / self._weight
+
+
+def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
+    """``[n, tile size]`` and ``[n, keys]`` -> ``[n, tile size, keys]``: which keys are unseen."""
+    hidden = key_positions[:, None, :] > positions[:, :, None]
+    if window is not None:
+        hidden |= key_positions[:, None, :] <= positions[:, :, None] - window
+    return hidden
+
+
+def _enumerate_runs(lengths: IntArray) -> tuple[IntArray, IntArray]:
+    """``[2, 1, 3]`` -> runs ``[0, 0, 1, 2, 2, 2]`` and the index in each ``[0, 1, 0, 0, 1, 2]``."""
+    run = np.repeat(np.arange(len(lengths)), lengths)
+    return run, np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
