@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-_CONFIG = ConfigDict(allow_inf_nan=False)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -100,5 +100,11 @@ class EngineConfig:
     """Default sampling parameters: the model's own (``auto``), or the engine's (``vllm``)."""
     chat_template: str | None = None
     """A chat template, or the file that holds it; None: the model's own."""
+    tensor_parallel_size: Literal[1] = 1
+    """How many GPUs share the model: one."""
+    enforce_eager: Literal[True] = True
+    """Run without CUDA graphs: there are none."""
+    trust_remote_code: Literal[False] = False
+    """Run code that comes with a model: never."""
     seed: int = 0
     """Seeds the requests that have no seed of their own, in the order of their arrival."""

@@ -1,0 +1,24 @@
+"""minimal-vllm: an LLM inference engine small enough to read in an evening, and real.
+
+``from minimal_vllm import LLM, SamplingParams``, as with vLLM. ``ARCHITECTURE.md`` is the map.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
+from minimal_vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from minimal_vllm.llm import LLM
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``LLM`` on first use: it needs torch, which takes seconds to import."""
+    if name == "LLM":
+        from minimal_vllm.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""``python -m minimal_vllm`` is the command ``minimal-vllm``."""
+
+from minimal_vllm.cli.main import main
+
+main()

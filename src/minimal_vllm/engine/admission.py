@@ -1,0 +1,114 @@
+"""The door of the engine: what a user asks for becomes requests, or a clear error."""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from minimal_vllm.engine.request import Request
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.text.tokenizer import Tokenizer
+
+UNLIMITED = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What a request may refer to."""
+
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_logprobs: int
+    """-1: no limit."""
+
+
+class Admission:
+    """Checks what users ask for, and makes requests of it.
+
+    Args:
+        limits: the model's.
+        tokenizer: needed for bad words and for text; None: token ids alone.
+        seed: requests without a seed of their own get one from this, in the order of arrival.
+    """
+
+    def __init__(self, limits: ModelLimits, tokenizer: Tokenizer | None, seed: int) -> None:
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._seeds = Random(seed)
+        self._num_arrived = 0
+
+    def make_requests(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> list[Request]:
+        """One request for each of the ``n`` completions.
+
+        They share the prompt's blocks through the prefix cache: admitted in the same step, the
+        first computes them and the others only read.
+
+        Raises:
+            ValueError: something can't be had; the message says what and what could be.
+        """
+        prompt = self._checked_tokens("prompt_token_ids", prompt_token_ids)
+        self._check(params)
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        bad_word_ids = tuple(self._tokenize_bad_words(params.bad_words or ()))
+        requests = []
+        for index in range(params.n):
+            self._num_arrived += 1
+            request = Request(
+                request_id=request_id if params.n == 1 else f"{index}_{request_id}",
+                token_ids=prompt[:],
+                num_prompt_tokens=len(prompt),
+                params=params,
+                arrival=self._num_arrived,
+                seed=seed + index,
+                max_output_tokens=params.max_tokens or UNLIMITED,
+                eos_token_ids=frozenset() if params.ignore_eos else self._limits.eos_token_ids,
+                bad_word_ids=bad_word_ids,
+                priority=priority,
+                cache_salt=(cache_salt or "").encode(),
+            )
+            requests.append(request)
+        return requests
+
+    def _check(self, params: SamplingParams) -> None:
+        self._checked_tokens("stop_token_ids", params.stop_token_ids or ())
+        self._checked_tokens("allowed_token_ids", params.allowed_token_ids or ())
+        self._checked_tokens("logit_bias", params.logit_bias or ())
+        self._check_logprobs("logprobs", params.logprobs)
+        self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
+        if self._tokenizer is None and (params.bad_words or params.stop):
+            raise ValueError("stop strings and bad words need a tokenizer, and none was loaded")
+
+    def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
+        expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"
+        try:
+            tokens = array("i", token_ids)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{name} can't be used: {error}; {expected}") from error
+        for extreme in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= extreme < self._limits.vocab_size:
+                raise ValueError(f"{name} has {extreme}, but {expected}")
+        return tokens
+
+    def _check_logprobs(self, name: str, wanted: int | None) -> None:
+        limit = self._limits.max_logprobs
+        if wanted is not None and limit != -1 and not 0 <= wanted <= limit:
+            raise ValueError(
+                f"{name} is {wanted}, but max_logprobs is {limit}: ask for less, or start the "
+                f"engine with a larger max_logprobs"
+            )
+
+    def _tokenize_bad_words(self, words: Iterable[str]) -> Iterable[tuple[int, ...]]:
+        """Each word at the start of a text, and, as other tokens, behind a space."""
+        if self._tokenizer is None:
+            return
+        for word in words:
+            variants = (word.lstrip(), " " + word.lstrip())
+            encoded = self._tokenizer.encode_batch(variants, add_special_tokens=False)
+            yield from {tuple(token_ids) for token_ids in encoded}

@@ -1,0 +1,142 @@
+"""From a configuration to an engine that is ready to step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minimal_vllm.attention.backend import choose_backend
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.cache.kv_cache import allocate_kv_cache
+from minimal_vllm.cache.memory import gpu_free, measure_memory
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.engine.admission import Admission, ModelLimits
+from minimal_vllm.engine.engine import Engine
+from minimal_vllm.engine.output_processor import OutputProcessor
+from minimal_vllm.engine.runner import Runner
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.engine.sizing import (
+    choose_batched_tokens,
+    choose_device,
+    choose_dtype,
+    choose_model_len,
+    choose_num_blocks,
+    choose_scheduler_config,
+)
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.generation_config import GenerationConfig
+from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.text.tokenizer import Tokenizer
+from minimal_vllm.trace.step_record import StepObserver
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a checkpoint's folder says beside the weights."""
+
+    folder: Path
+    config: ModelConfig
+    generation_config: GenerationConfig
+    tokenizer: Tokenizer | None
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, and what was decided on the way to it."""
+
+    engine: Engine
+    files: ModelFiles
+    scheduler_config: SchedulerConfig
+    num_blocks: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def read_model_files(config: EngineConfig) -> ModelFiles:
+    """Find the model's folder, downloading it if need be, and read all but the weights.
+
+    Raises:
+        ValueError: naming the file that is missing or wrong.
+    """
+    folder = resolve_model(config.model, config.revision, config.download_dir)
+    model_config = ModelConfig.from_folder(folder)
+    return ModelFiles(
+        folder,
+        model_config,
+        GenerationConfig.from_folder(folder, model_config),
+        None if config.skip_tokenizer_init else _load_tokenizer(config, folder),
+    )
+
+
+def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
+    if config.tokenizer is None:
+        return Tokenizer(model_folder)
+    folder = Path(config.tokenizer).expanduser()
+    is_folder = folder.is_dir()
+    return Tokenizer(
+        folder if is_folder else resolve_model(config.tokenizer, None, config.download_dir)
+    )
+
+
+def build_engine(
+    config: EngineConfig, *, observers: Sequence[StepObserver] = (), progress: bool = False
+) -> BuiltEngine:
+    """Read the model, size the KV cache by the memory that is left, and put the engine together.
+
+    Args:
+        config: the user's choices.
+        observers: called with a record of each step.
+        progress: show a bar while the weights are loaded.
+
+    Raises:
+        ValueError: a choice that can't be had, a broken checkpoint, or too little memory.
+    """
+    device = choose_device(config.device)
+    files = read_model_files(config)
+    dtype = choose_dtype(config.dtype, files.config.dtype, device)
+    model_len = choose_model_len(config, files.config)
+    batched_tokens = choose_batched_tokens(config, model_len, device)
+
+    free_at_start = gpu_free(device)
+    model = _load(config, files, dtype, device, model_len, progress)
+    memory = measure_memory(device, free_at_start)
+    num_blocks = choose_num_blocks(config, files.config, dtype, memory, batched_tokens)
+    scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
+
+    caches = allocate_kv_cache(files.config, num_blocks, config.block_size, dtype, device)
+    attention = choose_backend(config.attention_backend, files.config, config.block_size, device)
+    pool = BlockPool(num_blocks, EVICTION_STRATEGIES[config.eviction_policy]())
+    limits = ModelLimits(
+        files.config.vocab_size,
+        frozenset(files.generation_config.eos_token_ids),
+        config.max_logprobs,
+    )
+    engine = Engine(
+        Scheduler(scheduler_config, pool),
+        Runner(model, attention, caches, config.block_size, device),
+        Admission(limits, files.tokenizer, config.seed),
+        OutputProcessor(files.tokenizer),
+        observers,
+    )
+    return BuiltEngine(engine, files, scheduler_config, num_blocks, device, dtype)
+
+
+def _load(
+    config: EngineConfig,
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: torch.device,
+    model_len: int,
+    progress: bool,
+) -> Decoder:
+    if config.load_format == "dummy":
+        model = Decoder(files.config, dtype, device, model_len)
+        init_random(model, config.seed)
+        return model
+    return load_model(
+        files.folder, files.config, dtype, device, max_positions=model_len, progress=progress
+    )

@@ -1,0 +1,218 @@
+"""From sampled tokens to what the user gets: text, log-probabilities, and the n completions."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from minimal_vllm.engine.request import FinishReason, Request
+from minimal_vllm.engine.runner import PromptLogprobs
+from minimal_vllm.outputs import (
+    CompletionOutput,
+    OutputKind,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
+from minimal_vllm.text.detokenizer import Detokenizer, decode_logprobs
+from minimal_vllm.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Completion:
+    """One of the ``n`` completions of a user's request, on its way out."""
+
+    index: int
+    request: Request
+    group: "RequestGroup"
+    detokenizer: Detokenizer | None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    num_detokenized: int = 0
+    text_is_final: bool = False
+    num_given: int = 0
+    """With ``DELTA``: output tokens that the user has already."""
+
+    def detokenize(self) -> str | None:
+        """Bring the text up to date; a stop string that was found in it."""
+        if self.detokenizer is None or self.text_is_final:
+            return None
+        request = self.request
+        start = request.num_prompt_tokens + self.num_detokenized
+        end = request.num_tokens - self._hides_last_token
+        self.num_detokenized = end - request.num_prompt_tokens
+        stop = self.detokenizer.append(request.token_ids[start:end])
+        if request.finished and stop is None:
+            self.detokenizer.finish()
+        self.text_is_final = request.finished or stop is not None
+        return stop
+
+    @property
+    def _hides_last_token(self) -> bool:
+        """Whether the last token ended the output, and is no part of the text."""
+        request = self.request
+        by_token = request.finish_reason == FinishReason.STOP
+        return by_token and not request.params.include_stop_str_in_output
+
+
+@dataclass(slots=True)
+class RequestGroup:
+    """What a user sent as one request: ``n`` completions of one prompt."""
+
+    request_id: str
+    prompt: str | None
+    output_kind: OutputKind
+    metrics: RequestMetrics
+    completions: list[Completion] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all completions are."""
+        return all(completion.request.finished for completion in self.completions)
+
+
+class OutputProcessor:
+    """Keeps what the scheduler need not know of a request, and makes outputs of it."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._groups: dict[str, RequestGroup] = {}
+        self._completions: dict[str, Completion] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._groups
+
+    def add(self, group: RequestGroup, requests: list[Request]) -> None:
+        """Follow a user's request, which the scheduler sees as one or several."""
+        self._groups[group.request_id] = group
+        first = requests[0]
+        if first.params.prompt_logprobs is not None:
+            group.prompt_logprobs = [None]
+        for index, request in enumerate(requests):
+            completion = Completion(index, request, group, self._make_detokenizer(request))
+            group.completions.append(completion)
+            self._completions[request.request_id] = completion
+
+    def _make_detokenizer(self, request: Request) -> Detokenizer | None:
+        if self._tokenizer is None or not request.params.detokenize:
+            return None
+        prompt = request.token_ids[: request.num_prompt_tokens]
+        return Detokenizer(self._tokenizer, request.params, prompt)
+
+    def group(self, request_id: str) -> RequestGroup:
+        """The user's request of this id; raises KeyError if it has ended or never was."""
+        return self._groups[request_id]
+
+    # ---- taking in a step's results -------------------------------------------------------------
+
+    def add_prompt_logprobs(self, computed: Iterable[PromptLogprobs]) -> None:
+        """Take in those that are new: a preempted request computes its prompt again."""
+        for part in computed:
+            known = self._completions[part.request.request_id].group.prompt_logprobs
+            if known is not None and part.first_position <= len(known):
+                new = part.logprobs[len(known) - part.first_position :]
+                self._decode(new)
+                known.extend(new)
+
+    def add_logprobs(
+        self, requests: Iterable[Request], computed: Iterable[TokenLogprobs | None]
+    ) -> None:
+        """Take in those of the tokens sampled last; None where none were asked for."""
+        for request, logprobs in zip(requests, computed, strict=True):
+            if logprobs is not None:
+                self._decode([logprobs])
+                completion = self._completions[request.request_id]
+                completion.logprobs.append(logprobs)
+                completion.cumulative_logprob += logprobs[request.token_ids[-1]].logprob
+
+    def _decode(self, logprobs: list[TokenLogprobs]) -> None:
+        if self._tokenizer is not None:
+            decode_logprobs(self._tokenizer, logprobs)
+
+    def find_stop_strings(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
+        """Bring the texts up to date that must be; the requests that a stop string ends, and it.
+
+        Whose text is wanted only at the end, and has no stop string, is left for the end.
+        """
+        for request in requests:
+            completion = self._completions[request.request_id]
+            final_only = completion.group.output_kind is OutputKind.FINAL_ONLY
+            if request.params.stop or not final_only:
+                stop = completion.detokenize()
+                if stop is not None:
+                    yield request, stop
+
+    # ---- giving out -----------------------------------------------------------------------------
+
+    def make_outputs(self, requests: Iterable[Request]) -> list[RequestOutput]:
+        """What the users of these requests get now; ended ones are forgotten."""
+        completions = [self._completions[request.request_id] for request in requests]
+        for completion in completions:
+            self._note_times(completion)
+            if completion.request.finished:
+                completion.detokenize()
+        groups = {completion.group.request_id: completion.group for completion in completions}
+        wanted = [
+            group
+            for group in groups.values()
+            if group.finished or group.output_kind is not OutputKind.FINAL_ONLY
+        ]
+        return [self._make_output(group) for group in wanted]
+
+    def _make_output(self, group: RequestGroup) -> RequestOutput:
+        first = group.completions[0].request
+        output = RequestOutput(
+            request_id=group.request_id,
+            prompt=group.prompt,
+            prompt_token_ids=first.token_ids[: first.num_prompt_tokens].tolist(),
+            prompt_logprobs=group.prompt_logprobs,
+            outputs=[
+                self._make_completion(completion)
+                for completion in group.completions
+                if group.output_kind is not OutputKind.DELTA or self._has_news(completion)
+            ],
+            finished=group.finished,
+            num_cached_tokens=first.num_cached_tokens or 0,
+            metrics=group.metrics,
+        )
+        if group.finished:
+            self._forget(group)
+        return output
+
+    @staticmethod
+    def _note_times(completion: Completion) -> None:
+        metrics = completion.group.metrics
+        if metrics.first_token_time is None and completion.request.num_output_tokens:
+            metrics.first_token_time = time.monotonic()
+        if completion.group.finished:
+            metrics.finished_time = time.monotonic()
+
+    @staticmethod
+    def _has_news(completion: Completion) -> bool:
+        request = completion.request
+        return request.num_output_tokens > completion.num_given or request.finished
+
+    def _make_completion(self, completion: Completion) -> CompletionOutput:
+        request, detokenizer = completion.request, completion.detokenizer
+        is_delta = completion.group.output_kind is OutputKind.DELTA
+        start = completion.num_given if is_delta else 0
+        text = ""
+        if detokenizer is not None:
+            text = detokenizer.new_text() if is_delta else detokenizer.text
+        if is_delta:
+            completion.num_given = request.num_output_tokens
+        asked = request.params.logprobs is not None
+        return CompletionOutput(
+            index=completion.index,
+            text=text,
+            token_ids=request.token_ids[request.num_prompt_tokens + start :].tolist(),
+            cumulative_logprob=completion.cumulative_logprob if asked else None,
+            logprobs=completion.logprobs[start:] if asked else None,
+            finish_reason=request.finish_reason.value if request.finish_reason else None,
+            stop_reason=request.stop_reason,
+        )
+
+    def _forget(self, group: RequestGroup) -> None:
+        del self._groups[group.request_id]
+        for completion in group.completions:
+            del self._completions[completion.request.request_id]

@@ -1,0 +1,139 @@
+"""What the configuration leaves open: device, dtype, and how much fits."""
+
+import logging
+
+import torch
+
+from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.model.config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto``: the GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is wanted and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch finds no GPU here: use device='cpu'")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto``: the checkpoint's on a GPU, float32 on a CPU.
+
+    Most CPUs convert 16-bit numbers before they compute with them, which costs more than reading
+    half the bytes gains.
+    """
+    if name == "auto":
+        name = checkpoint_dtype if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """The greatest length that a request may have, as far as the model goes.
+
+    Raises:
+        ValueError: more is wanted than the model was trained for.
+    """
+    limit = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ValueError(
+            f"max_model_len is {config.max_model_len}, but the model knows only {limit} positions "
+            f"(max_position_embeddings in its config.json)"
+        )
+    return config.max_model_len or limit
+
+
+def choose_num_blocks(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    memory: DeviceMemory,
+    batched_tokens: int,
+) -> int:
+    """How many KV blocks there are: as many as were asked for, or as fit.
+
+    Raises:
+        ValueError: none fit.
+    """
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override
+    activations = estimate_activations(model, dtype, batched_tokens, config.max_num_seqs)
+    share = config.gpu_memory_utilization or DEFAULT_UTILIZATION[memory.device_type]
+    num_blocks = memory.kv_budget(share, activations) // kv_block_bytes(config, model, dtype)
+    if num_blocks < 1:
+        raise ValueError(
+            f"no memory is left for the KV cache: this process may use {share:.0%} of "
+            f"{_gib(memory.total)}, of which {_gib(memory.free)} are free; it uses "
+            f"{_gib(memory.used_by_process)} already and a step takes up to {_gib(activations)}: "
+            f"raise gpu_memory_utilization, or lower max_num_batched_tokens and max_num_seqs"
+        )
+    return num_blocks
+
+
+def kv_block_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one block, over all layers."""
+    return config.block_size * model.kv_bytes_per_token(str(dtype).removeprefix("torch."))
+
+
+def estimate_activations(
+    model: ModelConfig, dtype: torch.dtype, batched_tokens: int, max_num_seqs: int
+) -> int:
+    """Bytes that the largest step takes beside weights and cache, rather too many than too few.
+
+    At the widest place of a layer, the MLP, a token has its residual, the normalised input, gate
+    and up, and their product; attention holds float32 copies of queries and results. The sampler
+    holds a few copies of the logits, in float32.
+    """
+    heads = model.num_heads * model.head_dim
+    per_token = 3 * model.hidden_size + max(3 * model.intermediate_size, 8 * heads)
+    logits = 4 * torch.float32.itemsize * model.vocab_size * max(max_num_seqs, 256)
+    return batched_tokens * per_token * dtype.itemsize + logits
+
+
+def choose_scheduler_config(
+    config: EngineConfig, model_len: int, batched_tokens: int, num_blocks: int
+) -> SchedulerConfig:
+    """The scheduler's limits; a length that nobody asked for is lowered to what the pool holds.
+
+    Raises:
+        ValueError: the limits contradict each other.
+    """
+    capacity = num_blocks * config.block_size
+    if config.max_model_len is None and capacity < model_len:
+        logger.warning(
+            "The KV cache holds %d tokens, so max_model_len is lowered from %d to it",
+            capacity,
+            model_len,
+        )
+        model_len = capacity
+    return SchedulerConfig(
+        max_model_len=model_len,
+        max_num_batched_tokens=batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        block_size=config.block_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        policy=config.scheduling_policy,
+    )
+
+
+def choose_batched_tokens(config: EngineConfig, model_len: int, device: torch.device) -> int:
+    """The token budget of a step, large enough for the other limits unless it was given."""
+    longest_prompt = 0 if config.enable_chunked_prefill else model_len
+    return config.max_num_batched_tokens or max(
+        DEFAULT_BATCHED_TOKENS[device.type], config.max_num_seqs, longest_prompt
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
