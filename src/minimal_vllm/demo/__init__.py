@@ -1,0 +1,14 @@
+"""The built-in model, and a smaller draft of it with the same tokenizer.
+
+Both are folders in the hub's format, trained by `training/train_demo_model.py`; their model cards
+(`README.md`) say on what, and how well.
+"""
+
+from pathlib import Path
+
+DEMO_MODEL_DIR: Path = Path(__file__).parent / "model"
+DRAFT_MODEL_DIR: Path = Path(__file__).parent / "draft"
+
+END_OF_TURN = '"'
+"""Ends an answer: in a conversation, which the chat template writes as a novel's dialogue, the
+model speaks in quotation marks. It knows no token for the end of a turn."""
