@@ -29,9 +29,9 @@ class ScheduledRequest:
     num_new: int
     samples: bool
     """Whether the counter catches up with the tokens, so that the logits give the next one."""
-    cached_blocks: list[int] = field(default_factory=list)
+    cached_blocks: Sequence[int] = ()
     """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
-    new_blocks: list[int] = field(default_factory=list)
+    new_blocks: Sequence[int] = ()
     """What its block table was then extended by."""
 
 
@@ -242,13 +242,14 @@ class Scheduler:
     ) -> None:
         """Put ``num_new`` tokens of ``request`` into the plan, with the blocks to hold them."""
         start = request.num_computed_tokens
-        new_blocks = self.pool.allocate(self._num_missing_blocks(request, num_new))
+        missing = self._num_missing_blocks(request, num_new)
+        new_blocks: Sequence[int] = self.pool.allocate(missing) if missing else ()
         request.block_table.extend(new_blocks)
         request.num_computed_tokens = start + num_new
         self._store_full_blocks(request, start)
         samples = request.num_uncomputed_tokens == 0
         plan.scheduled.append(
-            ScheduledRequest(request, start, num_new, samples, list(cached), new_blocks)
+            ScheduledRequest(request, start, num_new, samples, cached, new_blocks)
         )
 
     def _num_missing_blocks(self, request: Request, num_new: int) -> int:

@@ -1,0 +1,156 @@
+"""``minimal-vllm chat``: a conversation in the terminal."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from threading import Event
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minimal_vllm.cli.options import SectionedCommand, field_options
+from minimal_vllm.cli.session import WITHOUT_EFFECT, load_llm, sampling_params, stream
+from minimal_vllm.cli.summary import RunSummary
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.demo import DEMO_MODEL_DIR, END_OF_TURN
+from minimal_vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from minimal_vllm.llm import LLM
+
+HELP = "/reset starts a new conversation; /exit or Ctrl-D ends; Ctrl-C stops an answer."
+
+
+@field_options(EngineConfig, without={"skip_tokenizer_init", "max_logprobs", *WITHOUT_EFFECT})
+@field_options(
+    SamplingParams,
+    without={"n", "logprobs", "prompt_logprobs", "detokenize"},
+    defaults={"max_tokens": 512},
+)
+@click.command(cls=SectionedCommand, short_help="Talk with a model.")
+@click.option("--system", metavar="TEXT", help="A system message, which begins the conversation.")
+@click.option("--stats", is_flag=True, help="A line about speed and KV cache after each answer.")
+@click.pass_context
+def chat(ctx: click.Context, /, system: str | None, stats: bool, **_: Any) -> None:
+    """Talk with a model that has a chat template.
+
+    /reset starts a new conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer.
+    """
+    summary = RunSummary()
+    llm = load_llm(ctx, [summary] if stats else [])
+    conversation = Conversation(llm, _params(ctx, llm), system)
+    if sys.stdin.isatty():
+        _note(HELP)
+    for line in _lines():
+        match line.strip():
+            case "":
+                pass
+            case "/exit":
+                return
+            case "/reset":
+                conversation.reset()
+                _note("A new conversation.")
+            case command if command.startswith("/") and " " not in command:
+                _note(f"There is no command {command}. {HELP}")
+            case message:
+                summary.reset()
+                conversation.answer(message)
+                if stats:
+                    _note(str(summary))
+
+
+def _params(ctx: click.Context, llm: "LLM") -> SamplingParams:
+    params = sampling_params(ctx, llm)
+    if llm.config.model == str(DEMO_MODEL_DIR) and params.stop is None:
+        return replace(params, stop=[END_OF_TURN])
+    return params
+
+
+class Conversation:
+    """What was said so far, and the model that answers.
+
+    Args:
+        llm: idle.
+        params: of each answer.
+        system: a system message, if there is to be one.
+
+    Raises:
+        ValueError: there is no chat template, or it has no place for a system message.
+    """
+
+    def __init__(self, llm: "LLM", params: SamplingParams, system: str | None) -> None:
+        self._llm = llm
+        self._params = params
+        self._max_len = llm.built.scheduler_config.max_model_len
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        llm.render_chat([*self._system, {"role": "user", "content": "Hello"}])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the system message."""
+        self._messages = list(self._system)
+
+    def answer(self, message: str) -> None:
+        """Print the model's answer, and remember both; or say that they don't fit."""
+        messages = [*self._messages, {"role": "user", "content": message}]
+        prompt = self._llm.render_chat(messages)
+        token_ids = self._llm.get_tokenizer().encode(prompt, add_special_tokens=False)
+        if len(token_ids) >= self._max_len:
+            _note(
+                f"That makes a conversation of {len(token_ids):,} tokens, and {self._max_len:,} "
+                f"are the most that there is room for: say less, or begin anew with /reset."
+            )
+            return
+        with _ctrl_c_as_flag() as pressed:
+            answer = stream(self._llm, token_ids, self._params, pressed.is_set)
+        self._messages = [*messages, {"role": "assistant", "content": answer.text}]
+        if answer.finish_reason == "length":
+            is_full = len(token_ids) + answer.num_tokens >= self._max_len
+            _note(
+                f"The conversation fills all {self._max_len:,} tokens: begin anew with /reset."
+                if is_full
+                else f"The answer was cut off after {answer.num_tokens:,} tokens (--max-tokens)."
+            )
+
+
+@contextmanager
+def _ctrl_c_as_flag() -> Iterator[Event]:
+    """Within this, Ctrl-C sets a flag: no step of the engine is torn apart. A second one raises."""
+    pressed = Event()
+
+    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, or what is piped in, line by line."""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_terminal:
+        with suppress(ImportError):  # not on every platform
+            import readline  # noqa: F401 - gives input() its editing keys and a history
+    while True:
+        try:
+            yield input(">>> " if at_terminal else "")
+        except EOFError:
+            if at_terminal:
+                click.echo()
+            return
+        except KeyboardInterrupt:
+            if not at_terminal:
+                raise
+            _note("\n" + HELP)
+
+
+def _note(text: str) -> None:
+    click.secho(text, dim=True, err=True)

@@ -1,0 +1,223 @@
+"""``minimal-vllm info``: what a model is, and how much of it fits here; reads no weights."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.model.hub import resolve_model
+
+OPTIONS = frozenset(
+    {
+        "tokenizer",
+        "revision",
+        "download_dir",
+        "dtype",
+        "attention_backend",
+        "max_model_len",
+        "block_size",
+        "gpu_memory_utilization",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "chat_template",
+    }
+)
+"""The fields of ``EngineConfig`` on which the answer depends."""
+
+
+@dataclass(frozen=True)
+class DeviceFit:
+    """How a model would run on one device. All sizes are in bytes."""
+
+    device: str
+    dtype: str
+    attention_backend: str
+    memory: int
+    free_memory: int
+    weights: int
+    kv_per_token: int
+    kv_per_block: int
+    block_size: int
+    num_blocks: int
+    """0: the model does not fit."""
+    num_tokens: int
+    num_full_requests: int
+    """Requests as long as the context."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What there is to know about a model."""
+
+    folder: str
+    architecture: str
+    num_layers: int
+    num_sliding_layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_parameters: int
+    weight_bytes: dict[str, int]
+    """By dtype."""
+    checkpoint_dtype: str
+    max_model_len: int
+    chat_template: bool
+    devices: tuple[DeviceFit, ...]
+
+
+@field_options(EngineConfig, without={field.name for field in fields(EngineConfig)} - OPTIONS)
+@click.command(cls=SectionedCommand, short_help="Tell what a model is, and what fits here.")
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; sizes are in bytes.")
+@click.pass_context
+def info(ctx: click.Context, /, model: str | None, as_json: bool, **_: Any) -> None:
+    """Tell what MODEL is (default: the built-in one), and how much of it fits in this machine."""
+    config = EngineConfig(model=model or str(DEMO_MODEL_DIR), **given_options(ctx, EngineConfig))
+    found = gather(config)
+    click.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(_render(found)))
+
+
+def gather(config: EngineConfig) -> ModelInfo:
+    """Read all but the weights of a checkpoint, and measure this machine.
+
+    Raises:
+        ValueError: as starting the engine with ``config`` would.
+    """
+    from minimal_vllm.engine.sizing import choose_model_len
+
+    folder = resolve_model(config.model, config.revision, config.download_dir, weights=False)
+    model = ModelConfig.from_folder(folder)
+    max_model_len = choose_model_len(config, model)
+    return ModelInfo(
+        folder=str(folder),
+        architecture=model.architecture,
+        num_layers=model.num_layers,
+        num_sliding_layers=sum(layer.window is not None for layer in model.layers),
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        vocab_size=model.vocab_size,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        num_parameters=model.num_parameters,
+        weight_bytes={dtype: model.num_parameters * size for dtype, size in DTYPE_BYTES.items()},
+        checkpoint_dtype=model.dtype,
+        max_model_len=max_model_len,
+        chat_template=_has_chat_template(config, folder),
+        devices=tuple(_fit(name, config, model, max_model_len) for name in _device_names()),
+    )
+
+
+def _has_chat_template(config: EngineConfig, folder: Path) -> bool:
+    if not (folder / "tokenizer.json").exists():
+        return False
+    from minimal_vllm.text.chat_template import load_chat_template
+    from minimal_vllm.text.tokenizer import Tokenizer
+
+    return load_chat_template(folder, Tokenizer(folder), config.chat_template) is not None
+
+
+def _device_names() -> list[str]:
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int) -> DeviceFit:
+    """What the engine would decide on a device, if the weights were there already."""
+    from minimal_vllm.attention.backend import choose_backend
+    from minimal_vllm.cache.memory import gpu_free, measure_memory
+    from minimal_vllm.engine import sizing
+
+    device = sizing.choose_device(name)
+    memory = measure_memory(device, gpu_free(device))
+    dtype = sizing.choose_dtype(config.dtype, model.dtype, device)
+    weights = model.num_parameters * dtype.itemsize
+    loaded = replace(
+        memory, free=memory.free - weights, used_by_process=memory.used_by_process + weights
+    )
+    batched_tokens = sizing.choose_batched_tokens(config, max_model_len, device)
+    try:
+        num_blocks = sizing.choose_num_blocks(config, model, dtype, loaded, batched_tokens)
+    except ValueError:  # none fit
+        num_blocks = 0
+    block_bytes = sizing.kv_block_bytes(config, model, dtype)
+    backend = choose_backend(config.attention_backend, model, config.block_size, device)
+    return DeviceFit(
+        device=name,
+        dtype=str(dtype).removeprefix("torch."),
+        attention_backend=type(backend).__name__,
+        memory=memory.total,
+        free_memory=memory.free,
+        weights=weights,
+        kv_per_token=block_bytes // config.block_size,
+        kv_per_block=block_bytes,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        num_tokens=num_blocks * config.block_size,
+        num_full_requests=num_blocks // -(-max_model_len // config.block_size),
+    )
+
+
+def _render(found: ModelInfo) -> Iterator[str]:
+    sliding = f", {found.num_sliding_layers} with a sliding window" * bool(found.num_sliding_layers)
+    weights = ", ".join(f"{_size(size)} in {dtype}" for dtype, size in found.weight_bytes.items())
+    rows = {
+        "Model": found.folder,
+        "Architecture": found.architecture,
+        "Layers": f"{found.num_layers}{sliding}",
+        "Sizes": f"hidden {found.hidden_size:,}, MLP {found.intermediate_size:,}, "
+        f"vocabulary {found.vocab_size:,}",
+        "Attention": f"{found.num_heads} heads of {found.head_dim}, {found.num_kv_heads} KV heads",
+        "Parameters": f"{found.num_parameters:,} (checkpoint in {found.checkpoint_dtype})",
+        "Weights": weights,
+        "Context": f"{found.max_model_len:,} tokens",
+        "Chat template": "yes" if found.chat_template else "no",
+    }
+    for label, value in rows.items():
+        yield _row(label, value)
+    for fit in found.devices:
+        yield from _render_fit(fit, found.max_model_len)
+
+
+def _render_fit(fit: DeviceFit, max_model_len: int) -> Iterator[str]:
+    kind = "GPU memory" if fit.device == "cuda" else "RAM"
+    yield ""
+    yield f"On {fit.device}, with {_size(fit.memory)} of {kind}, {_size(fit.free_memory)} free:"
+    yield _row("Runs", f"in {fit.dtype}, with {fit.attention_backend}")
+    yield _row(
+        "KV cache",
+        f"{_size(fit.kv_per_token)} a token, "
+        f"{_size(fit.kv_per_block)} a block of {fit.block_size} tokens",
+    )
+    if not fit.num_blocks:
+        yield _row("Fits", "not at all")
+        return
+    yield _row(
+        "Fits",
+        f"{fit.num_tokens:,} tokens ({fit.num_blocks:,} blocks): {fit.num_full_requests:,} "
+        f"requests of {max_model_len:,} tokens",
+    )
+
+
+def _row(label: str, value: str) -> str:
+    return f"{label:<14}{value}"
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes for a reader: three figures and a binary unit."""
+    units = ["B", "KiB", "MiB", "GiB"]
+    while num_bytes >= 1000 and len(units) > 1:
+        num_bytes /= 1024
+        del units[0]
+    return f"{num_bytes:.3g} {units[0]}"

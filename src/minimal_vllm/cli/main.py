@@ -1,0 +1,21 @@
+"""The command ``minimal-vllm``."""
+
+import logging
+
+import click
+
+from minimal_vllm import __version__
+from minimal_vllm.cli.chat import chat
+from minimal_vllm.cli.errors import Commands
+from minimal_vllm.cli.generate import generate
+from minimal_vllm.cli.info import info
+
+
+@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, info])
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main() -> None:
+    """Run language models with an engine small enough to read.
+
+    Without --model, a small model that is built in is used.
+    """
+    logging.basicConfig(format="minimal-vllm: %(levelname)s: %(message)s")

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+from checkpoints import FAMILIES, random_weights, write_checkpoint
+from click.testing import CliRunner
+
+from minimal_vllm.cache.memory import DeviceMemory
+from minimal_vllm.cli.info import _size
+from minimal_vllm.cli.main import main
+
+
+def info(*arguments):
+    result = CliRunner().invoke(main, ["info", *map(str, arguments)])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3-bias-layer-types"])
+def test_it_describes_the_model_without_its_weights(tmp_path, family):
+    config = FAMILIES[family]
+    model = write_checkpoint(tmp_path / "model", config)
+    (model / "model.safetensors").unlink()
+    found = json.loads(info(model, "--json"))
+    num_parameters = sum(weight.numel() for weight in random_weights(config).values())
+    assert found["architecture"] == config["architectures"][0]
+    assert found["num_layers"] == 3
+    assert found["num_sliding_layers"] == config.get("layer_types", []).count("sliding_attention")
+    assert found["num_parameters"] == num_parameters
+    assert found["weight_bytes"]["float32"] == 4 * num_parameters
+    assert found["max_model_len"] == 512
+    assert found["chat_template"] is True
+    assert found["devices"][0]["device"] == "cpu"
+
+
+def test_what_fits_is_what_the_engine_would_allocate(model, monkeypatch):
+    """Weights and activations count towards this process's half of the memory."""
+    memory = DeviceMemory("cpu", total=64 << 20, free=60 << 20, used_by_process=1 << 20)
+    monkeypatch.setattr("minimal_vllm.cache.memory.measure_memory", lambda *_: memory)
+    monkeypatch.setattr("minimal_vllm.engine.sizing.estimate_activations", lambda *_: 7 << 20)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (cpu,) = json.loads(info(model, "--json", "--dtype=bfloat16"))["devices"]
+    kv_per_token = 2 * 3 * 2 * 8 * 2  # keys and values, layers, KV heads, head_dim, bytes
+    budget = (32 << 20) - (1 << 20) - cpu["weights"] - (7 << 20)
+    assert cpu["kv_per_token"] == kv_per_token
+    assert cpu["kv_per_block"] == 16 * kv_per_token
+    assert cpu["num_blocks"] == budget // (16 * kv_per_token)
+    assert cpu["num_full_requests"] == cpu["num_blocks"] // 32  # blocks of 512 tokens
+
+
+def test_a_model_that_does_not_fit_says_so(model):
+    assert "not at all" in info(model, "--gpu-memory-utilization=1e-6")
+
+
+def test_options_change_the_answer(model):
+    text = info(model, "--block-size=32", "--max-model-len=100", "--attention-backend=reference")
+    assert "a block of 32 tokens" in text
+    assert "requests of 100 tokens" in text
+    assert "with ReferenceAttention" in text
+
+
+def test_a_model_without_a_tokenizer_is_described_all_the_same(tmp_path):
+    model = write_checkpoint(tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    assert json.loads(info(model, "--json"))["chat_template"] is False
+
+
+def test_a_folder_that_is_no_model_is_one_line(tmp_path):
+    result = CliRunner().invoke(main, ["info", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr.endswith("has no config.json: it is not a Hugging Face checkpoint\n")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(384, "384 B"), (6144, "6 KiB"), (1_270_000, "1.21 MiB"), (80 << 30, "80 GiB")],
+)
+def test_sizes_are_readable(num_bytes, text):
+    assert _size(num_bytes) == text

@@ -1,0 +1,95 @@
+"""The command as a process: what only a real shell would notice."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from minimal_vllm import __version__
+
+COMMAND = [sys.executable, "-m", "minimal_vllm"]
+LONG = ["--max-tokens=none", "--ignore-eos", "the"]
+
+
+@pytest.fixture
+def start(model):
+    """Start ``generate`` on the tiny model."""
+    processes = []
+
+    def start(*arguments, **options):
+        command = [
+            *COMMAND,
+            "generate",
+            f"--model={model}",
+            "--num-gpu-blocks-override=64",
+            *arguments,
+        ]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, **{**pipes, **options}))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_way_to_help_imports_no_torch():
+    program = (
+        "import sys\nfrom minimal_vllm.cli.main import main\n"
+        "main(['generate', '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'tokenizers', 'jinja2', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_version_is_the_package_s():
+    output = subprocess.run([*COMMAND, "--version"], check=True, capture_output=True, text=True)
+    assert output.stdout.endswith(f" {__version__}\n")
+
+
+def test_a_process_reads_stdin_and_writes_json(start):
+    process = start("--json", "--max-tokens=3", stdin=subprocess.PIPE)
+    stdout, stderr = process.communicate("thé 🦙\n".encode())
+    assert (process.returncode, stderr) == (0, b"")
+    assert json.loads(stdout)["prompt"] == "thé 🦙"
+
+
+def test_an_error_is_no_traceback(start):
+    process = start("--max-model-len=5000", "the")
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (2, b"")
+    assert stderr.startswith(b"minimal-vllm: error: max_model_len is 5000")
+    assert stderr.count(b"\n") == 1
+
+
+def test_text_is_streamed_and_ctrl_c_ends_quietly(start):
+    process = start(*LONG)
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, b"")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(start):
+    process = start(*LONG)
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_a_terminal_shows_prompt_and_completion_as_one_text(start):
+    ours, theirs = pty.openpty()
+    process = start("--max-tokens=3", "the prompt", stdout=theirs)
+    process.wait()
+    os.close(theirs)
+    shown = os.read(ours, 1000).decode(errors="replace")
+    os.close(ours)
+    assert shown.startswith("\x1b[2mthe prompt\x1b[0m")
+    assert len(shown) > len("\x1b[2mthe prompt\x1b[0m\r\n")
