@@ -100,11 +100,11 @@ class LLM:
         try:
             for prompt, param, rank in zip(prompt_list, params, priorities, strict=True):
                 request_ids.append(self._add(prompt, param, rank))
-        except Exception:
+            return self._run(request_ids, use_tqdm)
+        except BaseException:  # also if the user interrupts
             for request_id in request_ids:
                 self.engine.abort(request_id)
             raise
-        return self._run(request_ids, use_tqdm)
 
     def chat(
         self,
@@ -216,7 +216,9 @@ class LLM:
             )
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
         if token_ids is None:
-            token_ids = self.get_tokenizer().encode(str(text))
+            if not isinstance(text, str):
+                raise ValueError(f"a prompt's text is {text!r}, but should be a string")
+            token_ids = self.get_tokenizer().encode(text)
         return text, token_ids, prompt.get("cache_salt")
 
     def _run(self, request_ids: list[str], use_tqdm: bool | MakeBar) -> list[RequestOutput]:

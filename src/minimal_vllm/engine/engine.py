@@ -97,14 +97,19 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Compute some tokens of some requests; what is new, or ended, for whom."""
+        if not self.has_unfinished_requests:
+            return []
         self._watch.begin()
         plan = self.scheduler.schedule()
         self._watch.mark()
         try:
             result = self._runner.run(plan)
-        except Exception as error:
+        except BaseException as error:
+            outputs = self._fail(plan, error)
+            if not isinstance(error, Exception):  # the user interrupts, or the process is to end
+                raise
             logger.exception("A step failed; its requests end with an error")
-            return self._fail(plan, error)
+            return outputs
         self._watch.mark()
         outputs = self._update(plan, result)
         self._watch.end(plan)
@@ -120,7 +125,7 @@ class Engine:
             self.scheduler.finish(request, FinishReason.STOP, stop_string)
         return self._outputs.make_outputs(sampling)
 
-    def _fail(self, plan: Plan, error: Exception) -> list[RequestOutput]:
+    def _fail(self, plan: Plan, error: BaseException) -> list[RequestOutput]:
         """End the requests of a step that could not be computed.
 
         Blocks that it should have filled may be cached already, so nothing cached can be trusted.

@@ -77,7 +77,7 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
         self._groups: dict[str, RequestGroup] = {}
-        self._completions: dict[str, Completion] = {}
+        self._completions: dict[Request, Completion] = {}
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._groups
@@ -91,7 +91,7 @@ class OutputProcessor:
         for index, request in enumerate(requests):
             completion = Completion(index, request, group, self._make_detokenizer(request))
             group.completions.append(completion)
-            self._completions[request.request_id] = completion
+            self._completions[request] = completion
 
     def _make_detokenizer(self, request: Request) -> Detokenizer | None:
         if self._tokenizer is None or not request.params.detokenize:
@@ -108,7 +108,7 @@ class OutputProcessor:
     def add_prompt_logprobs(self, computed: Iterable[PromptLogprobs]) -> None:
         """Take in those that are new: a preempted request computes its prompt again."""
         for part in computed:
-            known = self._completions[part.request.request_id].group.prompt_logprobs
+            known = self._completions[part.request].group.prompt_logprobs
             if known is not None and part.first_position <= len(known):
                 new = part.logprobs[len(known) - part.first_position :]
                 self._decode(new)
@@ -121,7 +121,7 @@ class OutputProcessor:
         for request, logprobs in zip(requests, computed, strict=True):
             if logprobs is not None:
                 self._decode([logprobs])
-                completion = self._completions[request.request_id]
+                completion = self._completions[request]
                 completion.logprobs.append(logprobs)
                 completion.cumulative_logprob += logprobs[request.token_ids[-1]].logprob
 
@@ -135,7 +135,7 @@ class OutputProcessor:
         Whose text is wanted only at the end, and has no stop string, is left for the end.
         """
         for request in requests:
-            completion = self._completions[request.request_id]
+            completion = self._completions[request]
             final_only = completion.group.output_kind is OutputKind.FINAL_ONLY
             if request.params.stop or not final_only:
                 stop = completion.detokenize()
@@ -146,7 +146,7 @@ class OutputProcessor:
 
     def make_outputs(self, requests: Iterable[Request]) -> list[RequestOutput]:
         """What the users of these requests get now; ended ones are forgotten."""
-        completions = [self._completions[request.request_id] for request in requests]
+        completions = [self._completions[request] for request in requests]
         for completion in completions:
             self._note_times(completion)
             if completion.request.finished:
@@ -215,4 +215,4 @@ class OutputProcessor:
     def _forget(self, group: RequestGroup) -> None:
         del self._groups[group.request_id]
         for completion in group.completions:
-            del self._completions[completion.request.request_id]
+            del self._completions[completion.request]
