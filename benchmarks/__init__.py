@@ -1,0 +1,1 @@
+"""What the engine's claims about speed and memory rest on; see ``README.md`` here."""

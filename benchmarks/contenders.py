@@ -1,0 +1,120 @@
+"""Two ways to complete the same prompts on a CPU: this engine, and Hugging Face's ``generate``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from minimal_vllm import LLM, SamplingParams
+
+if TYPE_CHECKING:
+    from minimal_vllm.trace.step_record import StepRecord
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt, and how many tokens are wanted behind it."""
+
+    prompt: list[int]
+    num_tokens: int
+
+
+def make_jobs(
+    num_jobs: int,
+    vocab_size: int,
+    prompt_lengths: tuple[int, int],
+    output_lengths: tuple[int, int],
+    seed: int,
+) -> list[Job]:
+    """Random prompts of random lengths; the ranges' ends are included."""
+    random = Random(seed)
+    return [
+        Job(
+            prompt=random.choices(range(1, vocab_size), k=random.randint(*prompt_lengths)),
+            num_tokens=random.randint(*output_lengths),
+        )
+        for _ in range(num_jobs)
+    ]
+
+
+class Contender(Protocol):
+    """Completes jobs greedily, end-of-sequence tokens ignored."""
+
+    name: str
+
+    def complete(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """The tokens of each job."""
+        ...
+
+
+class Ours:
+    """All jobs in one continuous batch."""
+
+    name = "minimal-vllm"
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self.steps: list[StepRecord] = []
+        """Of the last call."""
+        self.llm = LLM(
+            str(folder),
+            dtype=dtype,
+            device="cpu",
+            skip_tokenizer_init=True,
+            observers=[self.steps.append],
+        )
+
+    def complete(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """With an empty prefix cache: what an earlier call has left would be unfair."""
+        self.llm.engine.scheduler.pool.forget_all()
+        self.steps.clear()
+        params = [
+            SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True)
+            for job in jobs
+        ]
+        outputs = self.llm.generate([job.prompt for job in jobs], params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+class HuggingFace:
+    """So many jobs at a time: padded to the longest prompt, until the longest output is done."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        self.name = "transformers, " + (f"batches of {batch_size}" if batch_size > 1 else "1 by 1")
+        self._model = model
+        self._batch_size = batch_size
+
+    def complete(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """Batch by batch, in the jobs' order."""
+        starts = range(0, len(jobs), self._batch_size)
+        batches = [self._complete_batch(jobs[start : start + self._batch_size]) for start in starts]
+        return [tokens for batch in batches for tokens in batch]
+
+    @torch.inference_mode()
+    def _complete_batch(self, jobs: Sequence[Job]) -> list[list[int]]:
+        width = max(len(job.prompt) for job in jobs)
+        padding = [width - len(job.prompt) for job in jobs]
+        tokens = [[0] * pad + job.prompt for pad, job in zip(padding, jobs, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+        outputs = self._model.generate(
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=max(job.num_tokens for job in jobs),
+            do_sample=False,
+        )
+        return [
+            row[: job.num_tokens]
+            for row, job in zip(outputs[:, width:].tolist(), jobs, strict=True)
+        ]
+
+
+def load_hugging_face(folder: Path, dtype: str) -> Any:
+    """The model in its best ordinary configuration, without end-of-sequence tokens."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    return model

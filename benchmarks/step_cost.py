@@ -1,0 +1,160 @@
+"""What a step costs beside the model: schedule, batch building and update.
+
+python -m benchmarks.step_cost
+
+All running requests decode, with contexts of about 500 tokens; the pool's other blocks are full of
+cached content, so that new ones are had by eviction. The cost should grow with the requests, and
+not with the pool: read the table's columns from top to bottom, and its rows from left to right.
+Neither a model nor torch is involved. Times are the thread's own CPU time, so that what else runs
+on the machine counts little.
+"""
+
+import argparse
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks.common import RESULTS, print_table, report
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.batch import build_batch
+from minimal_vllm.engine.request import Request
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.sampling_params import SamplingParams
+
+BLOCK_SIZE = 16
+CONTEXT = 500
+PARTS = ("schedule", "build_batch", "update")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Microseconds of one step."""
+
+    num_requests: int
+    num_blocks: int
+    schedule: float
+    build_batch: float
+    update: float
+    total: float
+    """The median of the steps, as are the parts."""
+    mean: float
+    """The mean, which rare expensive steps raise (and whatever else the machine does)."""
+
+
+def make_scheduler(num_requests: int, num_blocks: int, num_steps: int) -> Scheduler:
+    """A scheduler whose requests all decode, over a pool without a free block."""
+    pool = BlockPool(num_blocks, EVICTION_STRATEGIES["lru"]())
+    config = SchedulerConfig(
+        max_model_len=CONTEXT + 2 * BLOCK_SIZE + num_steps,
+        max_num_batched_tokens=num_requests * (CONTEXT + BLOCK_SIZE),
+        max_num_seqs=num_requests,
+        block_size=BLOCK_SIZE,
+    )
+    scheduler = Scheduler(config, pool)
+    _fill_with_cached_content(pool)
+    params = SamplingParams(max_tokens=None, ignore_eos=True)
+    for index in range(num_requests):
+        length = CONTEXT + index % BLOCK_SIZE  # so that not all need a block in the same step
+        tokens = array("i", [index] * length)
+        scheduler.add(Request(str(index), tokens, length, params, arrival=index))
+    plan = scheduler.schedule()
+    scheduler.update(plan, [0] * num_requests)
+    return scheduler
+
+
+def blocks_needed(num_requests: int, num_steps: int) -> int:
+    """How many blocks the requests hold in the last step."""
+    return num_requests * -(-(CONTEXT + 2 * BLOCK_SIZE + num_steps) // BLOCK_SIZE)
+
+
+def measure(num_requests: int, num_blocks: int, num_steps: int) -> StepCost:
+    """Time decoding steps of ``num_requests`` requests."""
+    scheduler = make_scheduler(num_requests, num_blocks, num_steps)
+    token_ids = [1] * num_requests
+    times = [_time_step(scheduler, token_ids) for _ in range(num_steps)]
+    totals = [1e6 * sum(parts) for parts in times]
+    parts = {
+        part: 1e6 * median(each) for part, each in zip(PARTS, zip(*times, strict=True), strict=True)
+    }
+    return StepCost(num_requests, num_blocks, **parts, total=median(totals), mean=fmean(totals))
+
+
+def _time_step(scheduler: Scheduler, token_ids: list[int]) -> tuple[float, float, float]:
+    """Seconds of each part of one step."""
+    begun = time.thread_time()
+    plan = scheduler.schedule()
+    scheduled = time.thread_time()
+    build_batch(plan, BLOCK_SIZE)
+    built = time.thread_time()
+    scheduler.update(plan, token_ids)
+    updated = time.thread_time()
+    return scheduled - begun, built - scheduled, updated - built
+
+
+def _fill_with_cached_content(pool: BlockPool) -> None:
+    blocks = pool.allocate(pool.num_blocks)
+    for block in blocks:
+        pool.store(block, block.to_bytes(32, "little"))
+    pool.release(blocks)
+
+
+def print_costs(costs: Sequence[StepCost]) -> None:
+    """One table of totals, and one of the parts."""
+    pools = sorted({cost.num_blocks for cost in costs})
+    running = sorted({cost.num_requests for cost in costs})
+    totals = {(cost.num_requests, cost.num_blocks): cost.total for cost in costs}
+    print_table(
+        "µs per step, without the model ('-': the requests don't fit into the pool)",
+        ["running requests", *(f"{blocks:,} blocks" for blocks in pools), "µs per request"],
+        [
+            [
+                f"{count:,}",
+                *(f"{totals[count, n]:,.0f}" if (count, n) in totals else "-" for n in pools),
+                f"{totals[count, pools[-1]] / count:.2f}",
+            ]
+            for count in running
+        ],
+    )
+    print_table(
+        f"Its parts, with {pools[-1]:,} blocks",
+        ["running requests", *PARTS, "mean of all"],
+        [
+            [
+                f"{cost.num_requests:,}",
+                *(f"{value:,.0f}" for value in (*(getattr(cost, p) for p in PARTS), cost.mean)),
+            ]
+            for cost in costs
+            if cost.num_blocks == pools[-1]
+        ],
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; its results, as they are written to the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256, 1024])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[10**n for n in range(3, 7)])
+    parser.add_argument("--steps", type=int, default=200, help="how many are timed")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
+    options = parser.parse_args(arguments)
+
+    costs = [
+        measure(num_requests, num_blocks, options.steps)
+        for num_requests in options.running
+        for num_blocks in options.blocks
+        if blocks_needed(num_requests, options.steps) <= num_blocks
+    ]
+    print_costs(costs)
+    results = {"steps": options.steps, "costs": [asdict(cost) for cost in costs]}
+    report("step_cost", results, options.results)
+    return results
+
+
+if __name__ == "__main__":
+    main()
