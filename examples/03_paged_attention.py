@@ -93,7 +93,7 @@ def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: B
         "2. All four requests in one call: A, B and D decode, C computes 40 tokens of its prompt\n"
     )
     results = {}
-    for name, attention in {"reference": ReferenceAttention(CPU), "tiled": tiled}.items():
+    for name, attention in {"reference": ReferenceAttention(BLOCK, CPU), "tiled": tiled}.items():
         metadata = attention.prepare(batch)
         results[name] = attention(*inputs, cache, metadata, SCALE, None)
         begun = time.perf_counter()

@@ -78,6 +78,9 @@ def test_stop_strings_are_a_tuple_whatever_was_given():
         assert SamplingParams(stop=given).stop_strings == expected
 
 
-def test_parameters_cannot_be_changed_once_checked():
-    with pytest.raises(AttributeError):
-        SamplingParams().top_p = 5.0
+def test_an_assignment_is_checked_like_an_argument():
+    params = SamplingParams()
+    params.max_tokens = 100
+    with pytest.raises(ValueError, match="top_p"):
+        params.top_p = 5.0
+    assert (params.max_tokens, params.top_p) == (100, 1.0)

@@ -10,13 +10,10 @@ from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine.build import build_engine
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.text.chat_template import load_chat_template
+from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
+from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-"""A text, its token ids, or ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, these two with
-an optional ``"cache_salt"``."""
 
 Message = Mapping[str, Any]
 """``{"role": …, "content": …}``, as in OpenAI's API."""
@@ -49,9 +46,9 @@ class LLM:
         self.built = build_engine(self.config, observers=observers, progress=True)
         self.engine = self.built.engine
         self._num_requests = 0
-        tokenizer, folder = self.built.files.tokenizer, self.built.files.folder
+        tokenizer = self.built.files.tokenizer
         self._chat_template = (
-            load_chat_template(folder, tokenizer, self.config.chat_template) if tokenizer else None
+            load_chat_template(tokenizer, self.config.chat_template) if tokenizer else None
         )
 
     def get_tokenizer(self) -> Tokenizer:
@@ -92,18 +89,27 @@ class LLM:
 
         Raises:
             ValueError: a prompt can't be completed; then none is.
+
+        A request whose computation fails ends with the ``finish_reason`` ``"error"``; the others
+        go on.
         """
-        prompt_list = _as_list(prompts)
-        params = self._params_for(prompt_list, sampling_params)
-        priorities = self._priorities_for(prompt_list, priority)
-        request_ids = []
+        if self.engine.has_unfinished_requests:
+            raise ValueError("the engine is at work on requests that were added to it: end them")
+        tokenized = tokenize_prompts(as_list(prompts), self.get_tokenizer)
+        params = self._params_for(len(tokenized), sampling_params)
+        priorities = self._priorities_for(len(tokenized), priority)
+        request_ids: list[str] = []
         try:
-            for prompt, param, rank in zip(prompt_list, params, priorities, strict=True):
+            for prompt, param, rank in zip(tokenized, params, priorities, strict=True):
                 request_ids.append(self._add(prompt, param, rank))
-            return self._run(request_ids, use_tqdm)
-        except BaseException:  # also if the user interrupts
+        except BaseException:  # one is refused, or Ctrl-C: the engine is unharmed
             for request_id in request_ids:
                 self.engine.abort(request_id)
+            raise
+        try:
+            return self._run(request_ids, use_tqdm)
+        except BaseException:  # be it Ctrl-C: a step may be half done
+            self.engine.reset()
             raise
 
     def chat(
@@ -134,16 +140,16 @@ class LLM:
             ValueError: as ``generate``; or there is no chat template, or it rejects the messages.
         """
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        template = self._choose_template(chat_template)
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            **(chat_template_kwargs or {}),
+        }
         prompts = [
-            self.render_chat(
-                conversation,  # type: ignore[arg-type] # told apart above
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                **(chat_template_kwargs or {}),
-            )
-            for conversation in conversations
+            template.render(each, **options)  # type: ignore[arg-type] # told apart above
+            for each in conversations
         ]
         tokenized = self.get_tokenizer().encode_batch(prompts, add_special_tokens=False)
         tokens_and_text = [
@@ -152,74 +158,51 @@ class LLM:
         ]
         return self.generate(tokens_and_text, sampling_params, use_tqdm=use_tqdm)
 
-    def render_chat(
-        self, messages: Sequence[Message], *, chat_template: str | None = None, **options: Any
-    ) -> str:
+    def render_chat(self, messages: Sequence[Message], **options: Any) -> str:
         """The prompt that a conversation becomes; ``options`` are ``ChatTemplate.render``'s."""
+        return self._choose_template(None).render(messages, **options)
+
+    def _choose_template(self, given: str | None) -> ChatTemplate:
         template = self._chat_template
-        if chat_template is not None:
-            folder = self.built.files.folder
-            template = load_chat_template(folder, self.get_tokenizer(), chat_template)
+        if given is not None:
+            template = load_chat_template(self.get_tokenizer(), given)
         if template is None:
             raise ValueError("the model has no chat template: give one with chat_template=…")
-        return template.render(messages, **options)
+        return template
 
     # ---- inside generate ------------------------------------------------------------------------
 
     def _params_for(
-        self, prompts: list[Prompt], given: SamplingParams | Sequence[SamplingParams] | None
+        self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
         if given is None or isinstance(given, SamplingParams):
-            return [given or self.get_default_sampling_params()] * len(prompts)
-        if len(given) != len(prompts):
+            return [given or self.get_default_sampling_params()] * count
+        if len(given) != count:
             raise ValueError(
-                f"there are {len(prompts)} prompts but {len(given)} sampling_params: give one for "
-                f"all, or one for each"
+                f"there are {count} prompts but {len(given)} sampling_params: give one for all, or "
+                f"one for each"
             )
         return given
 
-    def _priorities_for(self, prompts: list[Prompt], given: Sequence[int] | None) -> Sequence[int]:
-        if given is None:
-            return [0] * len(prompts)
-        if self.config.scheduling_policy != "priority":
-            raise ValueError("priorities need LLM(…, scheduling_policy='priority')")
-        if len(given) != len(prompts):
-            raise ValueError(f"there are {len(prompts)} prompts but {len(given)} priorities")
-        return given
+    @staticmethod
+    def _priorities_for(count: int, given: Sequence[int] | None) -> Sequence[int]:
+        if given is not None and len(given) != count:
+            raise ValueError(f"there are {count} prompts but {len(given)} priorities")
+        return given or [0] * count
 
-    def _add(self, prompt: Prompt, params: SamplingParams, priority: int) -> str:
-        text, token_ids, cache_salt = self._tokenize(prompt)
+    def _add(self, prompt: TokenizedPrompt, params: SamplingParams, priority: int) -> str:
         request_id = str(self._num_requests)
         self.engine.add_request(
             request_id,
-            token_ids,
+            prompt.token_ids,
             params,
-            prompt=text,
+            prompt=prompt.text,
             output_kind=OutputKind.FINAL_ONLY,
             priority=priority,
-            cache_salt=cache_salt,
+            cache_salt=prompt.cache_salt,
         )
         self._num_requests += 1
         return request_id
-
-    def _tokenize(self, prompt: Prompt) -> tuple[str | None, Sequence[int], str | None]:
-        """A prompt's text, if there is one, its tokens, and its cache salt."""
-        if isinstance(prompt, str):
-            return prompt, self.get_tokenizer().encode(prompt), None
-        if not isinstance(prompt, Mapping):
-            return None, prompt, None
-        unknown = prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"}
-        if unknown or not prompt.keys() & {"prompt", "prompt_token_ids"}:
-            raise ValueError(
-                f"a prompt has {sorted(prompt)}, but should have 'prompt' or 'prompt_token_ids', "
-                f"and may have 'cache_salt'"
-            )
-        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        if token_ids is None:
-            if not isinstance(text, str):
-                raise ValueError(f"a prompt's text is {text!r}, but should be a string")
-            token_ids = self.get_tokenizer().encode(text)
-        return text, token_ids, prompt.get("cache_salt")
 
     def _run(self, request_ids: list[str], use_tqdm: bool | MakeBar) -> list[RequestOutput]:
         make_bar = use_tqdm if callable(use_tqdm) else tqdm
@@ -235,12 +218,3 @@ class LLM:
                     bar.set_postfix_str(f"{num_tokens} tokens generated", refresh=False)
                     bar.update()
         return [outputs[request_id] for request_id in request_ids]
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several: a list of integers is one prompt."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if len(prompts) and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]

@@ -11,9 +11,11 @@ GREEDY_BELOW = 1e-5
 TokenId = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True))
 class SamplingParams:
     """How the tokens of one request are chosen, when it stops, and what is returned.
+
+    Fields can be assigned, and are checked then too; a request keeps what it was given.
 
     Raises ``pydantic.ValidationError`` (a ``ValueError``) that names the field if a value is out
     of range, if two contradict each other, or if a name is unknown.
@@ -36,7 +38,7 @@ class SamplingParams:
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Drop tokens less probable than this times the most probable one."""
     seed: int | None = None
-    """Makes this request's tokens reproducible, whatever else runs beside it."""
+    """Makes this request's tokens reproducible, whatever else runs beside it; -1 is none."""
     stop: str | list[str] | None = None
     """Strings that end the output, wherever in it they appear."""
     stop_token_ids: list[TokenId] | None = None

@@ -56,7 +56,7 @@ def test_options_change_the_answer(model):
     text = info(model, "--block-size=32", "--max-model-len=100", "--attention-backend=reference")
     assert "a block of 32 tokens" in text
     assert "requests of 100 tokens" in text
-    assert "with ReferenceAttention" in text
+    assert "with reference attention" in text
 
 
 def test_a_model_without_a_tokenizer_is_described_all_the_same(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
-from tests.text.tiny_tokenizers import FORMATS
 
 from minimal_vllm.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import FORMATS
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from tests.text.tiny_tokenizers import llama3, qwen
 from transformers import AutoTokenizer
 
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import llama3, qwen
 
 LLAMA_3 = """
 {{- bos_token }}
@@ -133,7 +133,7 @@ def folder(tmp_path):
 
 def both(folder, template, messages, **arguments):
     """Our rendering and that of transformers."""
-    ours = load_chat_template(folder, Tokenizer(folder), template).render(messages, **arguments)
+    ours = load_chat_template(Tokenizer(folder), template).render(messages, **arguments)
     theirs = AutoTokenizer.from_pretrained(folder)
     arguments = {"add_generation_prompt": True, **arguments}
     return ours, theirs.apply_chat_template(
@@ -185,7 +185,7 @@ def test_a_template_in_the_configuration_is_found(folder, tmp_path):
         (folder / "tokenizer_config.json").write_text(
             json.dumps({**config, "chat_template": entry})
         )
-        template = load_chat_template(folder, Tokenizer(folder))
+        template = load_chat_template(Tokenizer(folder))
         theirs = AutoTokenizer.from_pretrained(folder)
         for tools in (None, TOOLS):
             assert template.render(CHATS["one"], tools=tools) == theirs.apply_chat_template(
@@ -197,32 +197,32 @@ def test_a_template_file_goes_before_the_configuration(folder):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "old"}))
     (folder / "chat_template.jinja").write_text("new")
-    assert load_chat_template(folder, Tokenizer(folder)).render(CHATS["one"]) == "new"
+    assert load_chat_template(Tokenizer(folder)).render(CHATS["one"]) == "new"
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
-    template = load_chat_template(folder, Tokenizer(folder))
+    template = load_chat_template(Tokenizer(folder))
     assert template.render(CHATS["one"]) == "new"
     assert template.render(CHATS["one"], tools=TOOLS) == "tools"
 
 
 def test_a_template_in_its_older_json_file_is_found(folder):
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "in json"}))
-    assert load_chat_template(folder, Tokenizer(folder)).render(CHATS["one"]) == "in json"
+    assert load_chat_template(Tokenizer(folder)).render(CHATS["one"]) == "in json"
 
 
 def test_the_users_template_goes_first_and_may_be_a_file(folder, tmp_path):
     (folder / "chat_template.jinja").write_text("the model's")
     (tmp_path / "mine.jinja").write_text("{{ eos_token }}")
     for given in ("{{ eos_token }}", str(tmp_path / "mine.jinja")):
-        template = load_chat_template(folder, Tokenizer(folder), given)
+        template = load_chat_template(Tokenizer(folder), given)
         assert template.render(CHATS["one"]) == "<|eot_id|>"
     with pytest.raises(ValueError, match=r"'no\.jinja' is neither a chat template nor a file"):
-        load_chat_template(folder, Tokenizer(folder), "no.jinja")
+        load_chat_template(Tokenizer(folder), "no.jinja")
 
 
 def test_a_model_without_a_template_has_none(tmp_path):
     folder = qwen(tmp_path)
-    assert load_chat_template(folder, Tokenizer(folder)) is None
+    assert load_chat_template(Tokenizer(folder)) is None
 
 
 def test_templates_without_a_default_are_refused_when_rendered():

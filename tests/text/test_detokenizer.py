@@ -3,11 +3,11 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.text.tiny_tokenizers import FORMATS
 
 from minimal_vllm.outputs import Logprob
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.detokenizer import Detokenizer, decode_logprobs
+from tests.text.tiny_tokenizers import FORMATS
 
 
 def stream(detokenizer, token_ids):

@@ -5,10 +5,10 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.text.tiny_tokenizers import FORMATS, llama2, qwen
 from transformers import AutoTokenizer
 
 from minimal_vllm.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import FORMATS, llama2, qwen
 
 TEXTS = [
     "",

@@ -53,8 +53,13 @@ class Attention(Protocol):
 def choose_backend(
     name: str, config: ModelConfig, block_size: int, device: torch.device
 ) -> Attention:
-    """The implementation of that name; ``auto``: the fastest one."""
-    if name == "reference":
-        return ReferenceAttention(device)
+    """The implementation of that name, ready for a model."""
+    if backend_name(name) == "reference":
+        return ReferenceAttention(block_size, device)
     windows = frozenset(layer.window for layer in config.layers)
     return TiledAttention(windows, block_size, config.num_kv_heads, config.head_dim, device)
+
+
+def backend_name(name: str) -> str:
+    """The name itself, or for ``auto`` that of the fastest implementation."""
+    return "tiled" if name == "auto" else name

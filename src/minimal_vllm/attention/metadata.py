@@ -13,8 +13,10 @@ from minimal_vllm.engine.batch import Batch
 class AttentionMetadata:
     """Where each token stands and where its request's blocks are; see ``Batch`` for a drawing."""
 
-    slot_mapping: Tensor
-    """``[T]`` int64: the slot that each new token's key and value are written to."""
+    slot_block: Tensor
+    """``[T]`` int64: the block that each new token's key and value are written to."""
+    slot_offset: Tensor
+    """``[T]`` int64: where in that block."""
     query_starts: Tensor
     """``[R + 1]`` int64: request ``r`` has the new tokens from ``query_starts[r]`` to ``[r+1]``."""
     seq_lens: Tensor
@@ -23,19 +25,19 @@ class AttentionMetadata:
     """``[R, most blocks]`` int32, padded with 0."""
 
     @classmethod
-    def from_batch(cls, batch: Batch, device: torch.device) -> "AttentionMetadata":
+    def from_batch(cls, batch: Batch, block_size: int, device: torch.device) -> "AttentionMetadata":
         """Move the batch's arrays to the device."""
         return cls(
-            slot_mapping=torch.from_numpy(batch.slot_mapping).to(device),
+            slot_block=torch.from_numpy(batch.slot_mapping // block_size).to(device),
+            slot_offset=torch.from_numpy(batch.slot_mapping % block_size).to(device),
             query_starts=torch.from_numpy(batch.query_starts).to(device),
             seq_lens=torch.from_numpy(batch.seq_lens).to(device),
             block_tables=torch.from_numpy(batch.block_tables).to(device),
         )
 
 
-def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None:
+def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> None:
     """Store the new keys and values ``[T, K, D]`` in their slots."""
-    block_size = cache.key.shape[2]
-    block, offset = slot_mapping // block_size, slot_mapping % block_size
+    block, offset = metadata.slot_block, metadata.slot_offset
     cache.key.transpose(1, 2)[block, offset] = k
     cache.value.transpose(1, 2)[block, offset] = v

@@ -11,12 +11,13 @@ from minimal_vllm.engine.batch import Batch
 class ReferenceAttention:
     """One request after another: gather its pages, then ordinary attention in float32."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, block_size: int, device: torch.device) -> None:
+        self._block_size = block_size
         self._device = device
 
     def prepare(self, batch: Batch) -> AttentionMetadata:
         """The step's metadata."""
-        return AttentionMetadata.from_batch(batch, self._device)
+        return AttentionMetadata.from_batch(batch, self._block_size, self._device)
 
     def __call__(
         self,
@@ -29,7 +30,7 @@ class ReferenceAttention:
         window: int | None,
     ) -> Tensor:
         """Write the new keys and values, then attend over the cache; see ``Attention``."""
-        write_to_cache(k, v, cache, metadata.slot_mapping)
+        write_to_cache(k, v, cache, metadata)
         out = torch.empty_like(q)
         starts = metadata.query_starts.tolist()
         for row, seq_len in enumerate(metadata.seq_lens.tolist()):

@@ -112,9 +112,10 @@ class TiledAttention:
 
     def prepare(self, batch: Batch) -> TiledMetadata:
         """Cut the batch into tiles, and their contexts into rounds."""
-        common = AttentionMetadata.from_batch(batch, self._device)
+        common = AttentionMetadata.from_batch(batch, self._block_size, self._device)
         return TiledMetadata(
-            common.slot_mapping,
+            common.slot_block,
+            common.slot_offset,
             common.query_starts,
             common.seq_lens,
             common.block_tables,
@@ -204,7 +205,7 @@ class TiledAttention:
     ) -> Tensor:
         """Write the new keys and values, then attend over the cache; see ``Attention``."""
         assert isinstance(metadata, TiledMetadata)  # noqa: S101 - made by prepare
-        write_to_cache(k, v, cache, metadata.slot_mapping)
+        write_to_cache(k, v, cache, metadata)
         out = torch.empty_like(q)
         for group in metadata.groups[window]:
             # A short tile's repeated tokens write the same result to the same place again.

@@ -126,6 +126,10 @@ class BlockPool:
         """Let nobody find any cached content any more."""
         self.forget(list(self._block_of_hash.values()))
 
+    def emptied(self) -> "BlockPool":
+        """A new pool of the same size and strategy, in which nothing is cached or referenced."""
+        return BlockPool(self.num_blocks, type(self._evictable)())
+
     def take_evicted(self) -> list[int]:
         """The blocks evicted since the last call, in order."""
         evicted, self._evicted = self._evicted, []

@@ -16,7 +16,6 @@ from minimal_vllm.model.hub import resolve_model
 
 OPTIONS = frozenset(
     {
-        "tokenizer",
         "revision",
         "download_dir",
         "dtype",
@@ -124,7 +123,7 @@ def _has_chat_template(config: EngineConfig, folder: Path) -> bool:
     from minimal_vllm.text.chat_template import load_chat_template
     from minimal_vllm.text.tokenizer import Tokenizer
 
-    return load_chat_template(folder, Tokenizer(folder), config.chat_template) is not None
+    return load_chat_template(Tokenizer(folder), config.chat_template) is not None
 
 
 def _device_names() -> list[str]:
@@ -135,7 +134,7 @@ def _device_names() -> list[str]:
 
 def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int) -> DeviceFit:
     """What the engine would decide on a device, if the weights were there already."""
-    from minimal_vllm.attention.backend import choose_backend
+    from minimal_vllm.attention.backend import backend_name
     from minimal_vllm.cache.memory import gpu_free, measure_memory
     from minimal_vllm.engine import sizing
 
@@ -152,11 +151,10 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     except ValueError:  # none fit
         num_blocks = 0
     block_bytes = sizing.kv_block_bytes(config, model, dtype)
-    backend = choose_backend(config.attention_backend, model, config.block_size, device)
     return DeviceFit(
         device=name,
         dtype=str(dtype).removeprefix("torch."),
-        attention_backend=type(backend).__name__,
+        attention_backend=backend_name(config.attention_backend),
         memory=memory.total,
         free_memory=memory.free,
         weights=weights,
@@ -194,7 +192,7 @@ def _render_fit(fit: DeviceFit, max_model_len: int) -> Iterator[str]:
     kind = "GPU memory" if fit.device == "cuda" else "RAM"
     yield ""
     yield f"On {fit.device}, with {_size(fit.memory)} of {kind}, {_size(fit.free_memory)} free:"
-    yield _row("Runs", f"in {fit.dtype}, with {fit.attention_backend}")
+    yield _row("Runs", f"in {fit.dtype}, with {fit.attention_backend} attention")
     yield _row(
         "KV cache",
         f"{_size(fit.kv_per_token)} a token, "

@@ -2,14 +2,12 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from minimal_vllm.engine.request import Request
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
-
-UNLIMITED = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +53,26 @@ class Admission:
         """
         prompt = self._checked_tokens("prompt_token_ids", prompt_token_ids)
         self._check(params)
-        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        if not isinstance(priority, int) or not isinstance(cache_salt, str | None):
+            raise ValueError(
+                f"priority must be an integer and cache_salt a string, not {priority!r} and "
+                f"{cache_salt!r}"
+            )
+        params = replace(params)  # a copy: the user may change theirs while the request runs
+        # The prompt's log-probabilities are the same for all completions: one computes them.
+        params_of_others = replace(params, prompt_logprobs=None)
+        seed = self._seeds.getrandbits(63) if params.seed in (None, -1) else params.seed
         bad_word_ids = tuple(self._tokenize_bad_words(params.bad_words or ()))
         requests = []
         for index in range(params.n):
             self._num_arrived += 1
             request = Request(
-                request_id=request_id if params.n == 1 else f"{index}_{request_id}",
+                request_id=request_id if params.n == 1 else f"{request_id}#{index}",
                 token_ids=prompt[:],
                 num_prompt_tokens=len(prompt),
-                params=params,
+                params=params if index == 0 else params_of_others,
                 arrival=self._num_arrived,
                 seed=seed + index,
-                max_output_tokens=params.max_tokens or UNLIMITED,
                 eos_token_ids=frozenset() if params.ignore_eos else self._limits.eos_token_ids,
                 bad_word_ids=bad_word_ids,
                 priority=priority,
@@ -77,6 +82,8 @@ class Admission:
         return requests
 
     def _check(self, params: SamplingParams) -> None:
+        if not isinstance(params, SamplingParams):
+            raise ValueError(f"sampling_params must be SamplingParams, not {params!r}")
         self._checked_tokens("stop_token_ids", params.stop_token_ids or ())
         self._checked_tokens("allowed_token_ids", params.allowed_token_ids or ())
         self._checked_tokens("logit_bias", params.logit_bias or ())
@@ -88,7 +95,7 @@ class Admission:
     def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
         expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"
         try:
-            tokens = array("i", token_ids)
+            tokens = array("i", list(token_ids))
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{name} can't be used: {error}; {expected}") from error
         for extreme in (min(tokens, default=0), max(tokens, default=0)):
@@ -99,8 +106,9 @@ class Admission:
     def _check_logprobs(self, name: str, wanted: int | None) -> None:
         limit = self._limits.max_logprobs
         if wanted is not None and limit != -1 and not 0 <= wanted <= limit:
+            what = "the whole vocabulary" if wanted == -1 else wanted
             raise ValueError(
-                f"{name} is {wanted}, but max_logprobs is {limit}: ask for less, or start the "
+                f"{name} asks for {what}, but max_logprobs is {limit}: ask for less, or start the "
                 f"engine with a larger max_logprobs"
             )
 
@@ -111,4 +119,4 @@ class Admission:
         for word in words:
             variants = (word.lstrip(), " " + word.lstrip())
             encoded = self._tokenizer.encode_batch(variants, add_special_tokens=False)
-            yield from {tuple(token_ids) for token_ids in encoded}
+            yield from {tuple(token_ids) for token_ids in encoded if token_ids}

@@ -64,7 +64,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
         seq_lens=starts + num_new,
         block_tables=block_tables,
         logit_indices=query_starts[1:][samples] - 1,
-        sampling=[entry.request for entry in scheduled if entry.samples],
+        sampling=plan.sampling,
     )
 
 

@@ -28,7 +28,7 @@ from minimal_vllm.engine.sizing import (
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
-from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.hub import find_folder, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
@@ -42,6 +42,13 @@ class ModelFiles:
     config: ModelConfig
     generation_config: GenerationConfig
     tokenizer: Tokenizer | None
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end a text, by any of the files."""
+        named = self.tokenizer.eos_token_id if self.tokenizer else None
+        own = frozenset(self.generation_config.eos_token_ids)
+        return own if named is None else own | {named}
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,7 @@ def read_model_files(config: EngineConfig) -> ModelFiles:
 def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
     if config.tokenizer is None:
         return Tokenizer(model_folder)
-    folder = Path(config.tokenizer).expanduser()
-    is_folder = folder.is_dir()
-    return Tokenizer(
-        folder if is_folder else resolve_model(config.tokenizer, None, config.download_dir)
-    )
+    return Tokenizer(find_folder(config.tokenizer, None, config.download_dir, weights=False))
 
 
 def build_engine(
@@ -103,16 +106,16 @@ def build_engine(
 
     free_at_start = gpu_free(device)
     model = _load(config, files, dtype, device, model_len, progress)
+    attention = choose_backend(config.attention_backend, files.config, config.block_size, device)
     memory = measure_memory(device, free_at_start)
     num_blocks = choose_num_blocks(config, files.config, dtype, memory, batched_tokens)
     scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
 
     caches = allocate_kv_cache(files.config, num_blocks, config.block_size, dtype, device)
-    attention = choose_backend(config.attention_backend, files.config, config.block_size, device)
     pool = BlockPool(num_blocks, EVICTION_STRATEGIES[config.eviction_policy]())
     limits = ModelLimits(
         files.config.vocab_size,
-        frozenset(files.generation_config.eos_token_ids),
+        files.eos_token_ids,
         config.max_logprobs,
     )
     engine = Engine(

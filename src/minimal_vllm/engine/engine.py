@@ -69,12 +69,20 @@ class Engine:
         """
         if request_id in self._outputs:
             raise ValueError(f"there is a request {request_id!r} already: ids must be unique")
+        if priority and self.scheduler.config.policy != "priority":
+            raise ValueError("a priority needs an engine with scheduling_policy='priority'")
         requests = self._admission.make_requests(
             request_id, prompt_token_ids, params, priority, cache_salt
         )
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
-        group = RequestGroup(request_id, prompt, output_kind, RequestMetrics(time.monotonic()))
+        group = RequestGroup(
+            request_id,
+            prompt,
+            list(prompt_token_ids),
+            output_kind,
+            RequestMetrics(time.monotonic()),
+        )
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -87,7 +95,7 @@ class Engine:
         unfinished = [request for request in requests if not request.finished]
         for request in unfinished:
             self.scheduler.finish(request, FinishReason.ABORT)
-        self._watch.ended_early(unfinished)
+        self._watch.note_ended(unfinished)
         return self._outputs.make_outputs(requests)[0]
 
     @property
@@ -102,28 +110,37 @@ class Engine:
         self._watch.begin()
         plan = self.scheduler.schedule()
         self._watch.mark()
-        try:
-            result = self._runner.run(plan)
-        except BaseException as error:
-            outputs = self._fail(plan, error)
-            if not isinstance(error, Exception):  # the user interrupts, or the process is to end
-                raise
-            logger.exception("A step failed; its requests end with an error")
-            return outputs
-        self._watch.mark()
-        outputs = self._update(plan, result)
+        outputs = self._run(plan)
         self._watch.end(plan)
         return outputs
+
+    def reset(self) -> None:
+        """Forget all requests and all that is cached.
+
+        For when a step was left half done, by Ctrl-C say: blocks may then be cached that were
+        never computed.
+        """
+        self.scheduler.reset()
+        self._outputs.reset()
+
+    def _run(self, plan: Plan) -> list[RequestOutput]:
+        try:
+            result = self._runner.run(plan)
+        except Exception as error:
+            logger.exception("A step failed; its requests end with an error")
+            self._watch.mark()
+            return self._fail(plan, error)
+        self._watch.mark()
+        return self._update(plan, result)
 
     def _update(self, plan: Plan, result: StepResult) -> list[RequestOutput]:
         sampled = result.sampled
         self.scheduler.update(plan, sampled.token_ids)
-        sampling = [entry.request for entry in plan.scheduled if entry.samples]
-        self._outputs.add_logprobs(sampling, sampled.logprobs)
+        self._outputs.add_logprobs(plan.sampling, sampled.logprobs)
         self._outputs.add_prompt_logprobs(result.prompt_logprobs)
-        for request, stop_string in self._outputs.find_stop_strings(sampling):
+        for request, stop_string in self._outputs.update_texts(plan.sampling):
             self.scheduler.finish(request, FinishReason.STOP, stop_string)
-        return self._outputs.make_outputs(sampling)
+        return self._outputs.make_outputs(plan.sampling)
 
     def _fail(self, plan: Plan, error: BaseException) -> list[RequestOutput]:
         """End the requests of a step that could not be computed.
@@ -133,6 +150,5 @@ class Engine:
         requests = [entry.request for entry in plan.scheduled]
         for request in requests:
             self.scheduler.fail(request, f"{type(error).__name__}: {error}")
-        self._watch.ended_early(requests)
         self.scheduler.pool.forget_all()
         return self._outputs.make_outputs(requests)

@@ -1,7 +1,7 @@
 """From sampled tokens to what the user gets: text, log-probabilities, and the n completions."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from minimal_vllm.engine.request import FinishReason, Request
@@ -31,6 +31,8 @@ class Completion:
     text_is_final: bool = False
     num_given: int = 0
     """With ``DELTA``: output tokens that the user has already."""
+    end_is_given: bool = False
+    """With ``DELTA``: whether the user knows that it has ended."""
 
     def detokenize(self) -> str | None:
         """Bring the text up to date; a stop string that was found in it."""
@@ -60,6 +62,7 @@ class RequestGroup:
 
     request_id: str
     prompt: str | None
+    prompt_token_ids: list[int]
     output_kind: OutputKind
     metrics: RequestMetrics
     completions: list[Completion] = field(default_factory=list)
@@ -70,6 +73,22 @@ class RequestGroup:
         """Whether all completions are."""
         return all(completion.request.finished for completion in self.completions)
 
+    def note_times(self) -> None:
+        """Note when the first token came, and the end."""
+        if self.metrics.first_token_time is None and any(
+            completion.request.num_output_tokens for completion in self.completions
+        ):
+            self.metrics.first_token_time = time.monotonic()
+        if self.finished:
+            self.metrics.finished_time = time.monotonic()
+
+    def take_prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+        """Those to give out now: with ``DELTA`` once, when they are complete."""
+        known = self.prompt_logprobs
+        if self.output_kind is OutputKind.DELTA and known is not None:
+            self.prompt_logprobs = None
+        return known
+
 
 class OutputProcessor:
     """Keeps what the scheduler need not know of a request, and makes outputs of it."""
@@ -78,6 +97,11 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._groups: dict[str, RequestGroup] = {}
         self._completions: dict[Request, Completion] = {}
+
+    def reset(self) -> None:
+        """Forget all requests."""
+        self._groups.clear()
+        self._completions.clear()
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._groups
@@ -129,18 +153,20 @@ class OutputProcessor:
         if self._tokenizer is not None:
             decode_logprobs(self._tokenizer, logprobs)
 
-    def find_stop_strings(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
-        """Bring the texts up to date that must be; the requests that a stop string ends, and it.
+    def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str]]:
+        """Bring texts up to date, and return the requests that a stop string ends, each with it.
 
-        Whose text is wanted only at the end, and has no stop string, is left for the end.
+        A text that is wanted only at the end, and looks for no stop string, is left for the end.
         """
+        stopped = []
         for request in requests:
             completion = self._completions[request]
             final_only = completion.group.output_kind is OutputKind.FINAL_ONLY
             if request.params.stop or not final_only:
                 stop = completion.detokenize()
                 if stop is not None:
-                    yield request, stop
+                    stopped.append((request, stop))
+        return stopped
 
     # ---- giving out -----------------------------------------------------------------------------
 
@@ -148,10 +174,11 @@ class OutputProcessor:
         """What the users of these requests get now; ended ones are forgotten."""
         completions = [self._completions[request] for request in requests]
         for completion in completions:
-            self._note_times(completion)
             if completion.request.finished:
                 completion.detokenize()
         groups = {completion.group.request_id: completion.group for completion in completions}
+        for group in groups.values():
+            group.note_times()
         wanted = [
             group
             for group in groups.values()
@@ -164,8 +191,8 @@ class OutputProcessor:
         output = RequestOutput(
             request_id=group.request_id,
             prompt=group.prompt,
-            prompt_token_ids=first.token_ids[: first.num_prompt_tokens].tolist(),
-            prompt_logprobs=group.prompt_logprobs,
+            prompt_token_ids=group.prompt_token_ids,
+            prompt_logprobs=group.take_prompt_logprobs(),
             outputs=[
                 self._make_completion(completion)
                 for completion in group.completions
@@ -180,17 +207,10 @@ class OutputProcessor:
         return output
 
     @staticmethod
-    def _note_times(completion: Completion) -> None:
-        metrics = completion.group.metrics
-        if metrics.first_token_time is None and completion.request.num_output_tokens:
-            metrics.first_token_time = time.monotonic()
-        if completion.group.finished:
-            metrics.finished_time = time.monotonic()
-
-    @staticmethod
     def _has_news(completion: Completion) -> bool:
         request = completion.request
-        return request.num_output_tokens > completion.num_given or request.finished
+        ended = request.finished and not completion.end_is_given
+        return ended or request.num_output_tokens > completion.num_given
 
     def _make_completion(self, completion: Completion) -> CompletionOutput:
         request, detokenizer = completion.request, completion.detokenizer
@@ -201,6 +221,7 @@ class OutputProcessor:
             text = detokenizer.new_text() if is_delta else detokenizer.text
         if is_delta:
             completion.num_given = request.num_output_tokens
+            completion.end_is_given = request.finished
         asked = request.params.logprobs is not None
         return CompletionOutput(
             index=completion.index,

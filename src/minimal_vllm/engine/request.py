@@ -42,7 +42,6 @@ class Request:
     """Unique and increasing: who came first."""
     seed: int = 0
     """Random numbers for sampling are a function of this and of the output's length."""
-    max_output_tokens: int = 2**31
     eos_token_ids: frozenset[int] = frozenset()
     """Tokens that end the output; empty if the request ignores them."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()

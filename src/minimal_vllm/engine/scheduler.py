@@ -45,9 +45,9 @@ class Plan:
     evicted: list[int] = field(default_factory=list)
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens computed in this step."""
-        return sum(scheduled.num_new for scheduled in self.scheduled)
+    def sampling(self) -> list[Request]:
+        """The requests whose counters catch up, in order: each gets a token."""
+        return [entry.request for entry in self.scheduled if entry.samples]
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Scheduler:
     """Owns the waiting and the running requests and their blocks.
 
     Invariants, proved by ``check``: ``running`` is in the policy's order; a running request's
-    table has just the blocks that its computed tokens need; a waiting one has none.
+    table has just the blocks that its computed tokens need; nobody else has any.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
@@ -78,6 +78,12 @@ class Scheduler:
         self._key = SCHEDULING_POLICIES[config.policy]
         self.waiting = WaitingQueue(self._key)
         self.running: list[Request] = []
+
+    def reset(self) -> None:
+        """Forget all requests and all that is cached, whatever state it was left in."""
+        self.pool = self.pool.emptied()
+        self.waiting = WaitingQueue(self._key)
+        self.running = []
 
     def add(self, request: Request) -> None:
         """Let a new request wait for its turn.
@@ -116,8 +122,7 @@ class Scheduler:
 
         ``NO_TOKEN`` ends its request with an error: its logits were not finite, or all forbidden.
         """
-        sampling = [scheduled.request for scheduled in plan.scheduled if scheduled.samples]
-        for request, token_id in zip(sampling, token_ids, strict=True):
+        for request, token_id in zip(plan.sampling, token_ids, strict=True):
             if token_id == NO_TOKEN:
                 self.fail(request, "no token could be sampled: no logit was finite or allowed")
             else:
@@ -203,14 +208,17 @@ class Scheduler:
     def _find_cached_prefix(self, request: Request) -> list[int]:
         """Cached blocks that ``request`` begins with.
 
-        Never all of it, since its last token's logits are wanted, and none if the logits of its
-        whole prompt are.
+        Never all of it, since its last token's logits are wanted.
         """
-        if not self.config.enable_prefix_caching or request.params.prompt_logprobs is not None:
+        if not self._may_use_cache(request):
             return []
         self._extend_hashes(request)
         usable = (request.num_tokens - 1) // self.config.block_size
         return self.pool.find_prefix(request.block_hashes[:usable])
+
+    def _may_use_cache(self, request: Request) -> bool:
+        """Not if the logits of its whole prompt are wanted: they have to be computed."""
+        return self.config.enable_prefix_caching and request.params.prompt_logprobs is None
 
     def _has_room_for(self, request: Request, cached: list[int]) -> bool:
         """Whether all of ``request`` fits now.
@@ -231,7 +239,7 @@ class Scheduler:
         insort(self.running, request, key=self._key)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = num_cached
-            if self.config.enable_prefix_caching:
+            if self._may_use_cache(request):
                 self.prefix_cache_stats.queries += request.num_tokens
                 self.prefix_cache_stats.hits += num_cached
 
@@ -287,10 +295,10 @@ class Scheduler:
                 return self.finish(request, FinishReason.STOP)
             if token_id in request.stop_token_ids:
                 return self.finish(request, FinishReason.STOP, stop_reason=token_id)
+        max_tokens = request.params.max_tokens
         if (
-            request.num_output_tokens >= request.max_output_tokens
-            or request.num_tokens >= self.config.max_model_len
-        ):
+            max_tokens is not None and request.num_output_tokens >= max_tokens
+        ) or request.num_tokens >= self.config.max_model_len:
             self.finish(request, FinishReason.LENGTH)
         return None
 

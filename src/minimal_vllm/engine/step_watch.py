@@ -1,11 +1,14 @@
 """Makes a ``StepRecord`` of each step, if anyone watches."""
 
+import logging
 import time
 from collections.abc import Sequence
 
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest, Scheduler
 from minimal_vllm.trace.step_record import ScheduledRecord, StepObserver, StepRecord
+
+logger = logging.getLogger(__name__)
 
 
 class StepWatch:
@@ -16,12 +19,12 @@ class StepWatch:
         self._observers = observers
         self._step = 0
         self._moments: list[float] = []
-        self._ended_early: list[Request] = []
+        self._ended_between: list[Request] = []
 
-    def ended_early(self, requests: Sequence[Request]) -> None:
-        """Requests were aborted between two steps, or a step failed; the next record tells."""
+    def note_ended(self, requests: Sequence[Request]) -> None:
+        """Requests were aborted between two steps: the next record tells."""
         if self._observers:
-            self._ended_early += requests
+            self._ended_between += requests
 
     def begin(self) -> None:
         """A step begins."""
@@ -39,10 +42,13 @@ class StepWatch:
             return
         self.mark()
         record = self._make_record(plan)
-        self._ended_early.clear()
+        self._ended_between.clear()
         self._step += 1
         for observer in self._observers:
-            observer(record)
+            try:
+                observer(record)
+            except Exception:
+                logger.exception("An observer failed; the engine goes on")
 
     def _make_record(self, plan: Plan) -> StepRecord:
         begun, scheduled, run, ended = self._moments
@@ -58,7 +64,7 @@ class StepWatch:
             preempted=_ids(plan.preempted),
             finished=tuple(
                 (request.request_id, request.finish_reason.value)
-                for request in (*self._ended_early, *(entry.request for entry in plan.scheduled))
+                for request in (*self._ended_between, *(entry.request for entry in plan.scheduled))
                 if request.finish_reason
             ),
             evicted_blocks=tuple(plan.evicted),

@@ -1,7 +1,7 @@
 """The queue of requests that wait to be admitted, or to be admitted again."""
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from minimal_vllm.engine.request import Request, Status
 
@@ -60,5 +60,11 @@ class WaitingQueue:
         return request
 
     def discard(self) -> None:
-        """One of those who wait has ended. It stays in the heap until its status takes it out."""
+        """One of those who wait has ended.
+
+        It stays in the heap until its status takes it out, or until such ones are the majority.
+        """
         self._length -= 1
+        if len(self._heap) > 2 * self._length + 64:
+            self._heap = [entry for entry in self._heap if entry[1].status is Status.WAITING]
+            heapify(self._heap)

@@ -9,7 +9,7 @@ from typing import Any
 from minimal_vllm.model.json_fields import flag, integer, positive
 from minimal_vllm.model.layer_config import LayerConfig, read_layers
 from minimal_vllm.model.registry import COMMON_DEFAULTS, find_family
-from minimal_vllm.model.rope_config import RopeConfig
+from minimal_vllm.model.rope_config import LinearScaling, RopeConfig, YarnScaling
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """The dtypes that weights and activations can have, and the bytes of one number."""
@@ -109,6 +109,16 @@ class ModelConfig:
     def num_layers(self) -> int:
         """How many layers the decoder has, and so how many KV caches."""
         return len(self.layers)
+
+    @property
+    def max_positions(self) -> int:
+        """How long a sequence may be: linear and YaRN scaling stretch what it was trained for."""
+        match self.rope.scaling:
+            case LinearScaling(factor=factor):
+                return int(self.max_position_embeddings * factor)
+            case YarnScaling(factor=factor, original_max_position_embeddings=original):
+                return int(original * factor)
+        return self.max_position_embeddings
 
     @property
     def num_parameters(self) -> int:

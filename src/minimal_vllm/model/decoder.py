@@ -39,7 +39,7 @@ class Decoder(nn.Module):
         config: which network to build.
         dtype: of weights and activations: float32, bfloat16 or float16.
         device: where the weights will be; their memory is allocated, and left uninitialised.
-        max_positions: the positions to prepare for; None: ``config.max_position_embeddings``.
+        max_positions: the positions to prepare for; None: ``config.max_positions``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
                 else Linear(config.hidden_size, {"lm_head": config.vocab_size}, bias=False)
             )
         _allocate(self, dtype, device)
-        num_positions = max_positions or config.max_position_embeddings
+        num_positions = max_positions or config.max_positions
         self.rope_table = rope_table(config.rope, config.head_dim, num_positions).to(device)
 
     def forward(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 # chat_template.jinja, but no pickles, and not the second copy of the weights that some models have.
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
-LEFT_OUT = ["*/*", "consolidated*"]
+LEFT_OUT = ["*/*.json", "*/*.safetensors", "consolidated*"]
 
 
 def resolve_model(
@@ -14,7 +14,25 @@ def resolve_model(
     *,
     weights: bool = True,
 ) -> Path:
-    """The folder of a checkpoint, which is downloaded if need be.
+    """The folder of a checkpoint: ``find_folder``, and a look whether it is one.
+
+    Raises:
+        ValueError: as ``find_folder``, or if there is no config.json in it.
+    """
+    folder = find_folder(name, revision, download_dir, weights=weights)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: it is not a Hugging Face checkpoint")
+    return folder
+
+
+def find_folder(
+    name: str | Path,
+    revision: str | None = None,
+    download_dir: str | Path | None = None,
+    *,
+    weights: bool,
+) -> Path:
+    """A folder of this machine, or of the hub, from which it is downloaded if need be.
 
     Args:
         name: a folder, or the id of a model on the hub, such as ``Qwen/Qwen3-0.6B``.
@@ -23,14 +41,10 @@ def resolve_model(
         weights: whether to download them too.
 
     Raises:
-        ValueError: if it is neither, or can't be downloaded, or is no checkpoint.
+        ValueError: if it is neither, or can't be downloaded.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _download(str(name), revision, download_dir, weights)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: it is not a Hugging Face checkpoint")
-    return folder
+    return folder if folder.is_dir() else _download(str(name), revision, download_dir, weights)
 
 
 def _download(

@@ -20,6 +20,9 @@ from minimal_vllm.sampling.logprobs import top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
 from minimal_vllm.sampling.uniform import uniforms
 
+HOTTEST = 1e6
+"""All allowed tokens are equally probable at this temperature; float32 overflows far above."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplerOutput:
@@ -92,7 +95,7 @@ def _choose_randomly(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) 
     Logits are shifted so that the most probable token's is 0: a tiny temperature can then not
     make them overflow, and ``exp(logit)`` is a probability relative to the highest.
     """
-    temperature = logits.new_tensor([row.params.temperature for row in rows])
+    temperature = logits.new_tensor([min(row.params.temperature, HOTTEST) for row in rows])
     shifted = (logits - peak[:, None]).div_(temperature[:, None])
     keep_min_p(shifted, rows)
     keep_top_k(shifted, rows)

@@ -92,26 +92,24 @@ class ChatTemplate:
         )
 
 
-def load_chat_template(
-    folder: str | Path, tokenizer: Tokenizer, given: str | None = None
-) -> ChatTemplate | None:
-    """The chat template of a model's folder, or the one that the user gives; None without one.
+def load_chat_template(tokenizer: Tokenizer, given: str | None = None) -> ChatTemplate | None:
+    """The chat template beside a tokenizer, or the one that the user gives; None without one.
 
     Args:
-        folder: the model's. Looked for are, in this order, ``chat_template.jinja`` (with more in
-            ``additional_chat_templates/``), the entry in ``tokenizer_config.json``, and
-            ``chat_template.json``.
-        tokenizer: its special tokens are variables of the template.
+        tokenizer: its special tokens are variables of the template. In its folder are looked for,
+            in this order, ``chat_template.jinja`` (with more in ``additional_chat_templates/``),
+            the entry in ``tokenizer_config.json``, and ``chat_template.json``.
         given: a template, or the path of a file that holds one.
 
     Raises:
         ValueError: if ``given`` is neither, or a template's syntax is wrong.
     """
-    sources = _sources(Path(folder), tokenizer) if given is None else _given_source(given)
+    sources = _sources(tokenizer) if given is None else _given_source(given)
     return ChatTemplate(sources, tokenizer.special_tokens) if sources else None
 
 
-def _sources(folder: Path, tokenizer: Tokenizer) -> str | dict[str, str]:
+def _sources(tokenizer: Tokenizer) -> str | dict[str, str]:
+    folder = tokenizer.folder
     paths = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
     if (folder / "chat_template.jinja").is_file():
         paths["default"] = folder / "chat_template.jinja"

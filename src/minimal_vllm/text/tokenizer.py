@@ -26,8 +26,9 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._backend = _load_backend(Path(folder))
-        self.config = _load_config(Path(folder))
+        self.folder = Path(folder)
+        self._backend = _load_backend(self.folder)
+        self.config = _load_config(self.folder)
         self.special_tokens: dict[str, str] = {
             name: _content(token)
             for name, token in self.config.items()

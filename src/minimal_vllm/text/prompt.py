@@ -1,0 +1,65 @@
+"""The forms in which a prompt may be given, made one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minimal_vllm.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""A text, its token ids, or ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, these two with
+an optional ``"cache_salt"``; with both, the text is handed back only."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt as the engine takes it."""
+
+    text: str | None
+    token_ids: Sequence[int]
+    cache_salt: str | None = None
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several: a list of integers is one prompt."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if len(prompts) and isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def tokenize_prompts(
+    prompts: Sequence[Prompt], get_tokenizer: Callable[[], Tokenizer]
+) -> list[TokenizedPrompt]:
+    """Bring prompts into one form; their texts are encoded together, on all of the CPU's cores.
+
+    Raises:
+        ValueError: a prompt has none of the forms; or what ``get_tokenizer`` raises, which is
+            called only if there is a text to encode.
+    """
+    parsed = [_parse(prompt) for prompt in prompts]
+    texts = [text for text, token_ids, _ in parsed if token_ids is None and text is not None]
+    encoded = iter(get_tokenizer().encode_batch(texts) if texts else ())
+    return [
+        TokenizedPrompt(text, next(encoded) if token_ids is None else token_ids, cache_salt)
+        for text, token_ids, cache_salt in parsed
+    ]
+
+
+def _parse(prompt: Prompt) -> tuple[str | None, Sequence[int] | None, str | None]:
+    """Its text, tokens and salt; text or tokens are there."""
+    if isinstance(prompt, str):
+        return prompt, None, None
+    if not isinstance(prompt, Mapping):
+        return None, prompt, None
+    unknown = prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"}
+    text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if unknown or (text is None and token_ids is None):
+        raise ValueError(
+            f"a prompt has {sorted(prompt)}, but should have 'prompt' or 'prompt_token_ids', and "
+            f"may have 'cache_salt'"
+        )
+    if not isinstance(text, str | None):
+        raise ValueError(f"a prompt's text is {text!r}, but should be a string")
+    return text, token_ids, prompt.get("cache_salt")
