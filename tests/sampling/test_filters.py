@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.sampling.rows import plain_probabilities, row
 
 from minimal_vllm.sampling import filters
 from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
+from tests.sampling.rows import plain_probabilities, row
 
 LOGITS = torch.tensor([0.5, 0.125, 0.25, 0.0625, 0.0625]).log()
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tests.sampling.rows import row
 
 from minimal_vllm.sampling.logit_rules import (
     add_logit_bias,
@@ -9,6 +8,7 @@ from minimal_vllm.sampling.logit_rules import (
     ban_stop_tokens,
     keep_allowed_tokens,
 )
+from tests.sampling.rows import row
 
 INF = float("inf")
 

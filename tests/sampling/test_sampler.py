@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.sampling.rows import plain_probabilities, row
 from scipy.stats import chisquare
 
 from minimal_vllm.sampling.sampler import NO_TOKEN, sample
+from tests.sampling.rows import plain_probabilities, row
 
 INF = float("inf")
 

@@ -1,8 +1,8 @@
 import numpy as np
-from tests.sampling.rows import row
 from scipy.stats import kstest, pearsonr
 
 from minimal_vllm.sampling.uniform import GOLDEN_GAMMA, _mix, uniforms
+from tests.sampling.rows import row
 
 
 def test_the_hash_is_splitmix64():

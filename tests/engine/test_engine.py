@@ -1,0 +1,88 @@
+"""What ``step`` hands out, as a server sees it: one output per step, or only what is new."""
+
+from itertools import chain
+
+import pytest
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.outputs import OutputKind
+
+PROMPT = [7, 200, 31, 5]
+PARAMS = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, logprobs=0)
+RANDOM = SamplingParams(
+    n=3, temperature=20, seed=11, max_tokens=30, stop_token_ids=list(range(16)), ignore_eos=True
+)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
+    return LLM(str(checkpoint("qwen3")), num_gpu_blocks_override=16).engine
+
+
+def run(engine, params=PARAMS, kind=OutputKind.CUMULATIVE):
+    """All outputs of one request."""
+    engine.add_request("a", PROMPT, params, prompt="text", output_kind=kind)
+    outputs = []
+    while engine.has_unfinished_requests:
+        outputs += engine.step()
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def final(engine):
+    (output,) = run(engine, kind=OutputKind.FINAL_ONLY)
+    return output
+
+
+def test_the_final_output_is_all_there_is(final):
+    completion = final.outputs[0]
+    assert (final.finished, final.prompt, final.prompt_token_ids) == (True, "text", PROMPT)
+    assert len(completion.token_ids) == len(completion.logprobs) == 9
+    assert completion.finished()
+
+
+def test_cumulative_outputs_grow_to_the_final_one(engine, final):
+    outputs = run(engine)
+    completions = [output.outputs[0] for output in outputs]
+    expected = final.outputs[0]
+    assert [each.token_ids for each in completions] == [
+        expected.token_ids[:length] for length in range(1, 10)
+    ]
+    assert all(expected.text.startswith(each.text) for each in completions)
+    assert completions[-1].text == expected.text
+    assert [output.finished for output in outputs] == [False] * 8 + [True]
+
+
+def test_deltas_add_up_to_the_final_output(engine, final):
+    outputs = run(engine, kind=OutputKind.DELTA)
+    completions = [output.outputs[0] for output in outputs]
+    expected = final.outputs[0]
+    assert [len(each.token_ids) for each in completions] == [1] * 9
+    assert list(chain.from_iterable(each.token_ids for each in completions)) == expected.token_ids
+    assert list(chain.from_iterable(each.logprobs for each in completions)) == expected.logprobs
+    assert "".join(each.text for each in completions) == expected.text
+    assert [each.finish_reason for each in completions] == [None] * 8 + ["length"]
+
+
+def test_each_of_n_deltas_ends_once_and_is_silent_then(engine):
+    (final,) = run(engine, RANDOM, OutputKind.FINAL_ONLY)
+    lengths = [len(completion.token_ids) for completion in final.outputs]
+    assert len(set(lengths)) == 3, "they should end at different times"
+    deltas = [each for output in run(engine, RANDOM, OutputKind.DELTA) for each in output.outputs]
+    for completion in final.outputs:
+        own = [delta for delta in deltas if delta.index == completion.index]
+        assert list(chain.from_iterable(delta.token_ids for delta in own)) == completion.token_ids
+        assert "".join(delta.text for delta in own) == completion.text
+        assert [delta.finish_reason for delta in own[:-1]] == [None] * (len(own) - 1)
+        assert own[-1].finish_reason == completion.finish_reason
+
+
+def test_an_abort_hands_out_what_there_is(engine, final):
+    engine.add_request("a", PROMPT, PARAMS)
+    for _ in range(4):
+        engine.step()
+    output = engine.abort("a")
+    assert (output.finished, output.outputs[0].finish_reason) == (True, "abort")
+    assert output.outputs[0].token_ids == final.outputs[0].token_ids[:4]
+    assert engine.abort("a") is None
+    assert not engine.has_unfinished_requests

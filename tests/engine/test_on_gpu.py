@@ -1,0 +1,63 @@
+"""The engine on CUDA through PyTorch; the CPU is the oracle."""
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.cache.memory import gpu_free, measure_memory
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [[(7 * i + n) % 250 for i in range(n)] for n in (1, 16, 17, 33, 80, 150)]
+GREEDY = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, logprobs=1)
+
+
+def complete(folder, device, params=GREEDY, **options):
+    llm = LLM(str(folder), device=device, num_gpu_blocks_override=100, max_model_len=256, **options)
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    llm.engine.scheduler.check()
+    return [output.outputs[0] for output in outputs]
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_tokens_on_the_gpu_are_those_of_the_cpu(checkpoint, family, backend):
+    options = {"dtype": "float32", "max_num_batched_tokens": 64, "max_num_seqs": 4}
+    expected = complete(checkpoint(family), "cpu", **options)
+    got = complete(checkpoint(family), "cuda", attention_backend=backend, **options)
+    assert [each.token_ids for each in got] == [each.token_ids for each in expected]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logprobs_in_16_bits_are_close_to_those_in_float32(checkpoint, dtype):
+    folder = checkpoint("qwen3")
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=1, ignore_eos=True)
+    expected = complete(folder, "cpu", params, dtype="float32")
+    got = complete(folder, "cuda", params, dtype=dtype)
+    same = [
+        (ours.logprobs[0][token].logprob, theirs.logprobs[0][token].logprob)
+        for ours, theirs in zip(got, expected, strict=True)
+        for token in theirs.token_ids
+        if ours.token_ids == [token]
+    ]
+    assert len(same) >= len(PROMPTS) // 2
+    assert all(abs(ours - theirs) < 0.25 for ours, theirs in same)
+
+
+def test_seeded_samples_on_the_gpu_are_those_of_the_cpu(checkpoint):
+    params = SamplingParams(
+        seed=3, max_tokens=20, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.1
+    )
+    expected = complete(checkpoint("llama"), "cpu", params, dtype="float32")
+    got = complete(checkpoint("llama"), "cuda", params, dtype="float32")
+    assert [each.token_ids for each in got] == [each.token_ids for each in expected]
+
+
+def test_the_process_keeps_to_its_share_of_the_gpu(checkpoint):
+    device = torch.device("cuda")
+    free_at_start = gpu_free(device)
+    llm = LLM(str(checkpoint("qwen3")), device="cuda", gpu_memory_utilization=0.2)
+    llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    memory = measure_memory(device, free_at_start)
+    assert 0.15 < memory.used_by_process / memory.total < 0.21

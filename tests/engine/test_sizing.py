@@ -1,0 +1,135 @@
+import pytest
+import torch
+from checkpoints import FAMILIES, write_json
+
+from minimal_vllm.cache.memory import DeviceMemory
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.engine import sizing
+from minimal_vllm.model.config import ModelConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MIB = 2**20
+
+
+@pytest.fixture
+def model(tmp_path):
+    """3 layers, 2 kv heads of 16, 4 heads, hidden 32, MLP 64, vocabulary 288, 512 positions."""
+    write_json(tmp_path / "config.json", FAMILIES["qwen3"])
+    return ModelConfig.from_folder(tmp_path)
+
+
+def config(**options):
+    return EngineConfig(model="x", **options)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "block_size", "expected"),
+    [
+        (torch.float32, 16, 3 * 2 * 2 * 16 * 4 * 16),  # layers, k and v, heads, dim, bytes, tokens
+        (torch.bfloat16, 16, 3 * 2 * 2 * 16 * 2 * 16),
+        (torch.float16, 1, 3 * 2 * 2 * 16 * 2),
+    ],
+)
+def test_a_blocks_bytes_are_those_of_all_its_layers(model, dtype, block_size, expected):
+    assert sizing.kv_block_bytes(config(block_size=block_size), model, dtype) == expected
+
+
+def test_activations_are_those_of_the_widest_layer_and_the_logits(model):
+    per_token = 3 * 32 + max(3 * 64, 8 * 64)
+    logits = 60 * 288 * 300
+    assert sizing.estimate_activations(model, torch.float32, 100, 300) == (
+        100 * per_token * 4 + logits
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "device_type", "expected_share"),
+    [({}, "cpu", 0.5), ({}, "cuda", 0.9), ({"gpu_memory_utilization": 0.25}, "cuda", 0.25)],
+)
+def test_blocks_fill_the_share_less_weights_and_activations(
+    model, options, device_type, expected_share
+):
+    memory = DeviceMemory(device_type, total=1000 * MIB, free=990 * MIB, used_by_process=10 * MIB)
+    activations = sizing.estimate_activations(model, torch.float32, 2048, 256)
+    expected = (int(expected_share * 1000 * MIB) - 10 * MIB - activations) // 12288
+    assert sizing.kv_block_bytes(config(), model, torch.float32) == 12288
+    blocks = sizing.choose_num_blocks(config(**options), model, torch.float32, memory, 2048)
+    assert blocks == expected > 10_000
+
+
+def test_an_override_needs_no_memory(model):
+    nothing = DeviceMemory("cpu", total=0, free=0, used_by_process=0)
+    options = config(num_gpu_blocks_override=7)
+    assert sizing.choose_num_blocks(options, model, torch.float32, nothing, 2048) == 7
+
+
+def test_too_little_memory_is_an_error_that_says_where_it_went(model):
+    memory = DeviceMemory("cpu", total=100 * MIB, free=20 * MIB, used_by_process=60 * MIB)
+    with pytest.raises(ValueError, match=r"no memory is left .* 50% of 0.10 GiB, .* 0.02 GiB are"):
+        sizing.choose_num_blocks(config(), model, torch.float32, memory, 2048)
+
+
+def test_the_models_length_is_the_limit(model):
+    assert sizing.choose_model_len(config(), model) == 512
+    assert sizing.choose_model_len(config(max_model_len=100), model) == 100
+    with pytest.raises(ValueError, match=r"max_model_len is 513, .* only 512 positions"):
+        sizing.choose_model_len(config(max_model_len=513), model)
+
+
+def test_a_length_nobody_asked_for_is_lowered_to_what_the_pool_holds(caplog):
+    lowered = sizing.choose_scheduler_config(config(), 512, 2048, num_blocks=4)
+    assert lowered.max_model_len == 64
+    assert "lowered from 512" in caplog.text
+    asked_for = sizing.choose_scheduler_config(config(max_model_len=512), 512, 2048, num_blocks=4)
+    assert asked_for.max_model_len == 512  # the scheduler refuses it
+
+
+def test_the_scheduler_gets_what_the_user_chose():
+    chosen = sizing.choose_scheduler_config(
+        config(
+            block_size=8,
+            max_num_seqs=3,
+            enable_prefix_caching=False,
+            enable_chunked_prefill=False,
+            scheduling_policy="priority",
+        ),
+        *(512, 600, 100),
+    )
+    assert (chosen.block_size, chosen.max_num_seqs, chosen.policy) == (8, 3, "priority")
+    assert (chosen.max_model_len, chosen.max_num_batched_tokens) == (512, 600)
+    assert not chosen.enable_prefix_caching
+    assert not chosen.enable_chunked_prefill
+
+
+@pytest.mark.parametrize(
+    ("options", "model_len", "device", "expected"),
+    [
+        ({}, 512, CPU, 2048),
+        ({}, 512, CUDA, 8192),
+        ({"max_num_seqs": 5000}, 512, CPU, 5000),
+        ({}, 40_000, CPU, 2048),
+        ({"enable_chunked_prefill": False}, 40_000, CPU, 40_000),
+        ({"max_num_batched_tokens": 300}, 512, CPU, 300),
+    ],
+)
+def test_the_token_budget_suits_the_other_limits(options, model_len, device, expected):
+    assert sizing.choose_batched_tokens(config(**options), model_len, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [
+        ("auto", CPU, torch.float32),
+        ("auto", CUDA, torch.bfloat16),
+        ("float16", CPU, torch.float16),
+    ],
+)
+def test_auto_is_the_checkpoints_dtype_where_that_is_fast(name, device, expected):
+    assert sizing.choose_dtype(name, "bfloat16", device) is expected
+
+
+@pytest.mark.parametrize(("has_gpu", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_the_gpu_if_there_is_one(monkeypatch, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert sizing.choose_device("auto").type == expected
+    assert sizing.choose_device("cpu") == CPU

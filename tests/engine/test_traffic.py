@@ -1,0 +1,96 @@
+"""Random histories of all that can happen to an engine: what breaks here breaks in production."""
+
+import logging
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine.traffic import Traffic
+
+HISTORIES = 1000
+
+COMMON_TEXT = [0, 1, 1, 0, 2, 3, 1, 0, 0, 2, 5, 4, 1, 1, 3, 0, 2, 2, 1, 4, 5, 3, 0, 1]
+
+
+def random_config(random):
+    block_size, num_blocks = random.randint(1, 4), random.randint(2, 12)
+    capacity = num_blocks * block_size
+    max_model_len = random.randint(max(2, capacity // 2), capacity)
+    max_num_seqs = random.randint(1, 5)
+    chunked = random.random() < 0.7
+    smallest_budget = max(max_num_seqs, 0 if chunked else max_model_len)
+    return {
+        "num_blocks": num_blocks,
+        "block_size": block_size,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": smallest_budget + random.randint(0, 6),
+        "enable_chunked_prefill": chunked,
+        "enable_prefix_caching": random.random() < 0.8,
+        "policy": random.choice(["fcfs", "priority"]),
+    }
+
+
+def add_random_request(random, traffic):
+    length = random.randint(0, 6 + traffic.config.max_model_len // 2)
+    traffic.add(
+        COMMON_TEXT[:length] + random.choices([0, 1], k=random.randint(0, 2)),
+        n=random.choice([1, 1, 1, 3]),
+        max_tokens=random.choice([1, 9, None, None]),
+        seed=random.randint(0, 1),
+        salt=random.choice([None, None, "a", "b"]),
+        priority=random.randint(-1, 1),
+        prompt_logprobs=random.choice([None, None, None, 0]),
+    )
+
+
+def abort_any_request(random, traffic):
+    unfinished = [each for each in traffic.asked if each not in traffic.ended]
+    preempted = [
+        each for each in unfinished if any(one.num_preemptions for one in traffic.requests[each])
+    ]
+    candidates = [group for group in (preempted, unfinished, list(traffic.asked)) if group]
+    if candidates:
+        traffic.abort(random.choice(random.choice(candidates)))
+
+
+def act_randomly(random, traffic):
+    chance = random.random()
+    if chance < 0.35:
+        add_random_request(random, traffic)
+    elif chance < 0.42:
+        abort_any_request(random, traffic)
+    elif chance < 0.44:
+        traffic.crash_next_step()
+    elif chance < 0.46:
+        traffic.poison_next_step()
+    elif traffic.engine.has_unfinished_requests:
+        traffic.step()
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo"])
+def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(eviction, caplog):
+    caplog.set_level(logging.CRITICAL, "minimal_vllm")
+    events = Counter()
+
+    @settings(max_examples=HISTORIES)
+    @given(st.integers(0, 2**32 - 1))
+    def run(seed):
+        random = Random(seed)
+        traffic = Traffic(eviction=eviction, **random_config(random))
+        for _ in range(random.randint(10, 60)):
+            act_randomly(random, traffic)
+        traffic.run()
+        events.update(traffic.events)
+
+    run()
+    rare = {
+        *("evicted", "preempted", "chunked", "cached", "shared in the step that computes it"),
+        *("refused", "crashed", "aborted while waiting", "aborted while computing its prompt"),
+        *("aborted while decoding", "aborted while preempted", "aborted while finished"),
+        *("ended by stop", "ended by length", "ended by abort", "ended by error"),
+    }
+    assert not {event for event in rare if events[event] < 20}, "the search must reach all of these"

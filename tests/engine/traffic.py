@@ -1,0 +1,287 @@
+"""The real engine on a fake model, and a check of everything that must hold after a step.
+
+The fake model's KV cache holds, in each slot, a fingerprint of the prefix that was computed there:
+of the salt and of all tokens up to this one. Whoever reads a slot must find its own prefix in it;
+sharing, eviction or reuse gone wrong shows at once. The next token is a function of the prefix
+and the seed alone, so that each request's output is known before it runs.
+"""
+
+from collections import Counter
+from functools import lru_cache
+from zlib import crc32
+
+import numpy as np
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.admission import Admission, ModelLimits
+from minimal_vllm.engine.batch import build_batch
+from minimal_vllm.engine.engine import Engine
+from minimal_vllm.engine.output_processor import OutputProcessor
+from minimal_vllm.engine.request import Status
+from minimal_vllm.engine.runner import StepResult
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.engine.waiting_queue import SCHEDULING_POLICIES
+from minimal_vllm.sampling.row import NO_TOKEN
+from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling_params import SamplingParams
+
+EOS = 11
+VOCAB_SIZE = 12
+GARBAGE = -1
+
+
+@lru_cache(maxsize=1 << 16)
+def fingerprints(salt, token_ids):
+    """One positive number for each of the prefixes of ``token_ids``."""
+    numbers, last = [], crc32(salt)  # hash(bytes) differs between processes
+    for token_id in token_ids:
+        last = hash((last, token_id)) & 0x7FFF_FFFF_FFFF_FFFF
+        numbers.append(last)
+    return np.array(numbers)
+
+
+def next_token(salt, token_ids, seed):
+    return hash((int(fingerprints(salt, tuple(token_ids))[-1]), seed)) % VOCAB_SIZE
+
+
+def expected_output(prompt, salt, seed, params, max_model_len):
+    """What a request gives that nobody disturbs: its tokens, and why it ends."""
+    tokens = list(prompt)
+    while True:
+        tokens.append(next_token(salt, tokens, seed))
+        if tokens[-1] == EOS and not params.ignore_eos:
+            return tokens[len(prompt) :], "stop"
+        if len(tokens) - len(prompt) == params.max_tokens or len(tokens) == max_model_len:
+            return tokens[len(prompt) :], "length"
+
+
+class CrashError(RuntimeError):
+    """What the fake device is made to raise."""
+
+
+class FakeRunner:
+    def __init__(self, num_blocks, block_size):
+        self.block_size = block_size
+        self.slots = np.full(num_blocks * block_size, GARBAGE)
+        self.plan = None
+        self.bug = None
+        self.crashes = False
+        self.poisons = False
+
+    def run(self, plan):
+        try:
+            return self._run(plan)
+        except Exception as error:
+            if not isinstance(error, CrashError):
+                self.bug = error  # the engine takes it for a failure of the device
+            raise
+
+    def _run(self, plan):
+        self.plan = plan
+        batch = build_batch(plan, self.block_size)
+        assert len(set(batch.slot_mapping.tolist())) == sum(
+            entry.num_new for entry in plan.scheduled
+        ), "written twice"
+        if self.crashes:
+            self.crashes = False
+            self.slots[batch.slot_mapping] = GARBAGE
+            raise CrashError("out of memory")
+        prefixes = [
+            fingerprints(entry.request.cache_salt, tuple(entry.request.token_ids))
+            for entry in plan.scheduled
+        ]
+        self._write(plan, batch, prefixes)
+        for row, entry in enumerate(plan.scheduled):
+            seen = self.slots[self._slots(batch, row)]
+            expected = prefixes[row][: batch.seq_lens[row]]
+            assert seen.tolist() == expected.tolist(), f"{entry.request.request_id} reads others"
+        token_ids = [
+            next_token(request.cache_salt, request.token_ids, request.seed)
+            for request in batch.sampling
+        ]
+        if self.poisons and token_ids:
+            self.poisons = False
+            token_ids[0] = NO_TOKEN
+            self._spoil(plan, batch.sampling[0])
+        return StepResult(SamplerOutput(token_ids, [None] * len(token_ids), []), [])
+
+    def _write(self, plan, batch, prefixes):
+        for row, entry in enumerate(plan.scheduled):
+            start, end = batch.query_starts[row : row + 2]
+            positions = batch.positions[start:end]
+            assert positions.tolist() == list(range(entry.start, entry.start + entry.num_new))
+            token_ids = np.array(entry.request.token_ids)
+            assert batch.input_ids[start:end].tolist() == token_ids[positions].tolist()
+            self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions]
+
+    def _slots(self, batch, row):
+        positions = np.arange(batch.seq_lens[row])
+        blocks = batch.block_tables[row][positions // self.block_size]
+        return blocks * self.block_size + positions % self.block_size
+
+    def _spoil(self, plan, request):
+        """The request computed nonsense: so it is in all blocks that are its alone."""
+        owners = Counter(block for entry in plan.scheduled for block in entry.request.block_table)
+        for block in request.block_table:
+            if owners[block] == 1:
+                self.slots[block * self.block_size : (block + 1) * self.block_size] = GARBAGE
+
+
+class Traffic:
+    """An engine on the fake model; ``step`` also checks all invariants."""
+
+    def __init__(self, num_blocks, eviction="lru", **config):
+        self.config = SchedulerConfig(**config)
+        self.pool = BlockPool(num_blocks, EVICTION_STRATEGIES[eviction]())
+        self.scheduler = Scheduler(self.config, self.pool)
+        self.runner = FakeRunner(num_blocks, self.config.block_size)
+        self.records = []
+        self.engine = Engine(
+            self.scheduler,
+            self.runner,
+            Admission(ModelLimits(VOCAB_SIZE, frozenset({EOS}), -1), None, seed=0),
+            OutputProcessor(None),
+            [self.records.append],
+        )
+        self.asked = {}
+        self.requests = {}
+        self.ended = {}
+        self.events = Counter()
+
+    # ---- what users do --------------------------------------------------------------------------
+
+    def add(self, prompt, name=None, salt=None, priority=0, **params):
+        """Add a request; its id, or None if it is rightly refused."""
+        request_id = name or str(len(self.asked))
+        params = SamplingParams(**{"seed": 0, **params})
+        refused = not 0 < len(prompt) < self.config.max_model_len
+        priority = priority if self.config.policy == "priority" else 0
+        priority = priority if self.config.policy == "priority" else 0
+        try:
+            self.engine.add_request(request_id, prompt, params, priority=priority, cache_salt=salt)
+        except ValueError:
+            assert refused
+            self.events["refused"] += 1
+            return None
+        assert not refused
+        self.asked[request_id] = (list(prompt), (salt or "").encode(), params)
+        group = self.engine._outputs.group(request_id)
+        self.requests[request_id] = [completion.request for completion in group.completions]
+        return request_id
+
+    def abort(self, request_id):
+        for request in self.requests[request_id]:
+            self.events[f"aborted while {self._state(request)}"] += 1
+        output = self.engine.abort(request_id)
+        if output is not None:
+            self._end(output)
+        self.scheduler.check()
+
+    @staticmethod
+    def _state(request):
+        if request.status is not Status.RUNNING:
+            is_preempted = request.status is Status.WAITING and request.num_preemptions
+            return "preempted" if is_preempted else request.status.value
+        return "decoding" if request.num_output_tokens else "computing its prompt"
+
+    def crash_next_step(self):
+        self.runner.crashes = True
+
+    def poison_next_step(self):
+        self.runner.poisons = True
+
+    def request(self, request_id):
+        """The scheduler's request of this id, which has no ``n``."""
+        return self.requests[request_id][0]
+
+    def live(self):
+        """All requests that have not ended, in the order in which they should be served."""
+        requests = [each for group in self.requests.values() for each in group if not each.finished]
+        return sorted(requests, key=SCHEDULING_POLICIES[self.config.policy])
+
+    # ---- steps ----------------------------------------------------------------------------------
+
+    def step(self):
+        """One step of the engine; its plan."""
+        running, free = list(self.scheduler.running), self.pool.num_free
+        missing = sum(
+            self.config.blocks_for(request.num_tokens) - len(request.block_table)
+            for request in running
+        )
+        crashes = self.runner.crashes
+        outputs = self.engine.step()
+        if self.runner.bug is not None:
+            raise self.runner.bug
+        plan = self.runner.plan
+        self._check_plan(plan, running)
+        assert missing > free or not plan.preempted, "preempted while there was room for all"
+        if crashes:
+            self.events["crashed"] += 1
+            assert self.pool.num_cached == 0
+        for output in outputs:
+            if output.finished:
+                self._end(output)
+        self.scheduler.check()
+        self._count_events(plan)
+        return plan
+
+    def _check_plan(self, plan, running):
+        assert (
+            0 < sum(entry.num_new for entry in plan.scheduled) <= self.config.max_num_batched_tokens
+        )
+        assert len(plan.scheduled) <= self.config.max_num_seqs
+        assert all(entry.num_new > 0 for entry in plan.scheduled)
+        assert plan.preempted == running[::-1][: len(plan.preempted)], "not from the back"
+        stayed = running[: len(running) - len(plan.preempted)]
+        scheduled = [entry.request for entry in plan.scheduled]
+        assert scheduled == stayed + plan.admitted, "a running request was passed over"
+        assert not (plan.preempted and plan.admitted)
+        for entry in plan.scheduled:
+            assert entry.samples is (entry.start + entry.num_new == _length_before(entry))
+            assert entry.samples or self.config.enable_chunked_prefill
+        key = SCHEDULING_POLICIES[self.config.policy]
+        waiting = [each for each in self.live() if each.status is Status.WAITING]
+        if plan.admitted and waiting:
+            assert key(plan.admitted[-1]) < key(waiting[0]), "one waits who should go first"
+        assert len(self.scheduler.waiting) == len(waiting)
+
+    def _count_events(self, plan):
+        self.events["evicted"] += len(plan.evicted)
+        self.events["preempted"] += len(plan.preempted)
+        self.events["chunked"] += sum(not entry.samples for entry in plan.scheduled)
+        self.events["cached"] += sum(bool(entry.cached_blocks) for entry in plan.scheduled)
+        fresh = {block for entry in plan.scheduled for block in entry.new_blocks}
+        self.events["shared in the step that computes it"] += sum(
+            not fresh.isdisjoint(entry.cached_blocks) for entry in plan.scheduled
+        )
+
+    def _end(self, output):
+        assert output.request_id not in self.ended, "it ended twice"
+        self.ended[output.request_id] = output
+        prompt, salt, params = self.asked[output.request_id]
+        for completion in output.outputs:
+            token_ids, reason = expected_output(
+                prompt, salt, params.seed + completion.index, params, self.config.max_model_len
+            )
+            self.events[f"ended by {completion.finish_reason}"] += 1
+            if completion.finish_reason in ("abort", "error"):
+                assert completion.token_ids == token_ids[: len(completion.token_ids)]
+            else:
+                assert (completion.token_ids, completion.finish_reason) == (token_ids, reason)
+
+    def run(self, max_steps=10_000):
+        """Step until all requests have ended; check that each has, and that nothing leaked."""
+        for _ in range(max_steps):
+            if not self.engine.has_unfinished_requests:
+                break
+            self.step()
+        assert self.ended.keys() == self.asked.keys()
+        assert self.pool.num_free == self.pool.num_blocks
+        self.pool.check([])
+
+
+def _length_before(entry):
+    """How many tokens the request had when the step was planned."""
+    return entry.request.num_tokens - (entry.samples and entry.request.finish_reason != "error")

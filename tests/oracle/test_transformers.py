@@ -1,0 +1,224 @@
+"""Token for token what Hugging Face transformers gives, greedy, in float32, whatever happens.
+
+The oracle is a plain loop without a cache: the whole text through the model for every token. The
+engine is put under each combination of conditions, and each condition is proved to have come
+about: an engine that never preempts would pass all tests of preemption.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from transformers import AutoModelForCausalLM
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.outputs import OutputKind
+
+NUM_TOKENS = 20
+BLOCK_SIZE = 16
+CHUNK = 7
+LENGTHS = [17, 16, 15, 32, 40, 5, 1]
+PROMPTS = [[(7 * i * i + 31 * length + 3) % 250 for i in range(length)] for length in LENGTHS]
+DISTURBER = [(11 * i * i + 5) % 250 for i in range(200)]
+PARAMS = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+POOL_UNDER_PRESSURE = 10
+
+CONDITIONS = list(
+    product(
+        ("alone", "batched"),
+        ("whole", "chunked"),
+        ("cold", "cached"),
+        ("undisturbed", "preempted"),
+    )
+)
+
+
+@torch.no_grad()
+def continue_greedily(model, prompt):
+    tokens = list(prompt)
+    for _ in range(NUM_TOKENS):
+        tokens.append(model(torch.tensor([tokens])).logits[0, -1].argmax().item())
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="session")
+def oracle(checkpoint):
+    """A family's transformers model and its continuations of PROMPTS, computed once."""
+    known = {}
+
+    def of_family(family):
+        if family not in known:
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint(family), dtype=torch.float32, attn_implementation="eager"
+            ).eval()
+            known[family] = model, [continue_greedily(model, prompt) for prompt in PROMPTS]
+        return known[family]
+
+    return of_family
+
+
+class Witness:
+    """Runs prompts and remembers, from the step records, what happened to them."""
+
+    def __init__(self, folder, chunked, cached, num_blocks):
+        self.records = []
+        self.llm = LLM(
+            str(folder),
+            observers=[self.records.append],
+            skip_tokenizer_init=True,
+            block_size=BLOCK_SIZE,
+            num_gpu_blocks_override=num_blocks,
+            max_num_seqs=7,
+            max_num_batched_tokens=CHUNK if chunked else 512,
+            max_model_len=min(num_blocks * BLOCK_SIZE, 256),
+            enable_prefix_caching=cached,
+        )
+        self.cached = cached
+
+    def run(self, prompts, disturber=None):
+        """The outputs of the prompts, in one batch, from a warm or cold cache."""
+        if self.cached:
+            self.llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+        self.records.clear()
+        if disturber is None:
+            outputs = self.llm.generate(prompts, PARAMS, use_tqdm=False)
+        else:
+            outputs = [self._run_beside(disturber, prompt) for prompt in prompts]
+        for output in outputs:
+            usable = (len(output.prompt_token_ids) - 1) // BLOCK_SIZE * BLOCK_SIZE
+            assert output.num_cached_tokens <= (usable if self.cached else 0)
+        return outputs
+
+    def _run_beside(self, disturber, prompt):
+        """Run ``prompt`` beside one who takes its blocks away; then let it go on alone."""
+        engine = self.llm.engine
+        endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+        engine.add_request("disturber", disturber, endless)
+        while not any(each.sampled_token is not None for each in self.last_scheduled()):
+            engine.step()
+        engine.add_request("prompt", prompt, PARAMS, output_kind=OutputKind.FINAL_ONLY)
+        while self.num_preemptions == 0:
+            assert engine.has_unfinished_requests
+            engine.step()
+        assert self.records[-1].preempted == ("prompt",)
+        engine.abort("disturber")
+        while engine.has_unfinished_requests:
+            outputs = engine.step()
+        return outputs[0]
+
+    def last_scheduled(self):
+        return self.records[-1].scheduled if self.records else ()
+
+    @property
+    def num_preemptions(self):
+        return sum(len(record.preempted) for record in self.records)
+
+    @property
+    def chunks(self):
+        """Parts of prompts after which no token was sampled."""
+        return [
+            each
+            for record in self.records
+            for each in record.scheduled
+            if each.sampled_token is None and each.request_id != "disturber"
+        ]
+
+
+def num_blocks_of(prompt):
+    return -(-len(prompt) // BLOCK_SIZE)
+
+
+def run_alone(folder, prompt, chunked, cached, preempted):
+    num_blocks = 12
+    # While the prompt grows by 20 tokens it needs a block more, and so does the disturber, which
+    # has 2 tokens to go: together they need one more than there are.
+    disturber = DISTURBER[: (num_blocks - num_blocks_of(prompt) - 1) * BLOCK_SIZE - 2]
+    witness = Witness(folder, chunked, cached, num_blocks)
+    outputs = witness.run([prompt], disturber if preempted else None)
+    assert (witness.num_preemptions > 0) is preempted
+    num_cached = outputs[0].num_cached_tokens
+    assert num_cached == ((len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE if cached else 0)
+    assert chunked or not witness.chunks
+    if chunked and len(prompt) - num_cached > CHUNK:
+        assert len(witness.chunks) >= (len(prompt) - num_cached - 1) // CHUNK
+    return outputs
+
+
+def run_batched(folder, chunked, cached, preempted):
+    witness = Witness(folder, chunked, cached, POOL_UNDER_PRESSURE if preempted else 64)
+    outputs = witness.run(PROMPTS)
+    assert (witness.num_preemptions > 0) is preempted
+    assert any(output.num_cached_tokens for output in outputs) is cached
+    assert bool(witness.chunks) is chunked
+    assert max(len(record.scheduled) for record in witness.records) >= 4
+    return outputs
+
+
+@pytest.mark.parametrize("conditions", CONDITIONS, ids="-".join)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_transformers(family, conditions, checkpoint, oracle):
+    _, expected = oracle(family)
+    crowd, *_ = conditions
+    flags = {condition: condition in conditions for condition in ("chunked", "cached", "preempted")}
+    if crowd == "alone":
+        outputs = [
+            output
+            for prompt in PROMPTS
+            for output in run_alone(checkpoint(family), prompt, **flags)
+        ]
+    else:
+        outputs = run_batched(checkpoint(family), **flags)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+
+
+@torch.no_grad()
+def transformers_logprobs(model, tokens):
+    """``[len(tokens), V]``: row ``p`` is about the token at ``p + 1``."""
+    return model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+
+
+def assert_logprobs_agree(entry, expected, token, num_top):
+    """One position's ``{token: Logprob}`` against transformers' row ``[V]`` for it."""
+    top = expected.topk(num_top)
+    for rank, (token_id, value) in enumerate(
+        zip(top.indices.tolist(), top.values.tolist(), strict=True), start=1
+    ):
+        assert entry[token_id].logprob == pytest.approx(value, abs=1e-4)
+        assert entry[token_id].rank == rank
+    assert entry[token].logprob == pytest.approx(expected[token].item(), abs=1e-4)
+    assert entry[token].rank == (expected >= expected[token]).sum().item()
+    assert entry.keys() == {token, *top.indices.tolist()}
+
+
+@pytest.mark.parametrize("crowd", ["undisturbed", "preempted and chunked"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_are_those_of_transformers(family, crowd, checkpoint, oracle):
+    model, _ = oracle(family)
+    preempted = crowd != "undisturbed"
+    witness = Witness(
+        checkpoint(family), preempted, False, POOL_UNDER_PRESSURE if preempted else 64
+    )
+    params = SamplingParams(
+        temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=3, prompt_logprobs=2
+    )
+    outputs = witness.llm.generate(PROMPTS, params, use_tqdm=False)
+    assert (witness.num_preemptions > 0) is bool(witness.chunks) is preempted
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        completion = output.outputs[0]
+        expected = transformers_logprobs(model, prompt + completion.token_ids)
+        first, *others = output.prompt_logprobs
+        assert first is None
+        assert len(others) == len(prompt) - 1
+        for position, entry in enumerate(others):
+            assert_logprobs_agree(entry, expected[position], prompt[position + 1], 2)
+        for index, (token, entry) in enumerate(
+            zip(completion.token_ids, completion.logprobs, strict=True)
+        ):
+            assert_logprobs_agree(entry, expected[len(prompt) - 1 + index], token, 3)
+        assert completion.cumulative_logprob == pytest.approx(
+            sum(
+                entry[token].logprob
+                for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)
+            )
+        )
