@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,13 +30,23 @@ def make_jobs(
     prompt_lengths: tuple[int, int],
     output_lengths: tuple[int, int],
     seed: int,
+    spread: str = "uniform",
 ) -> list[Job]:
-    """Random prompts of random lengths; the ranges' ends are included."""
+    """Random prompts of random lengths, the ranges' ends included.
+
+    With the spread ``log-uniform`` as many lengths are from 16 to 32 as from 128 to 256.
+    """
     random = Random(seed)
+
+    def draw(least: int, most: int) -> int:
+        if spread == "uniform":
+            return random.randint(least, most)
+        return round(exp(random.uniform(log(least), log(most))))
+
     return [
         Job(
-            prompt=random.choices(range(1, vocab_size), k=random.randint(*prompt_lengths)),
-            num_tokens=random.randint(*output_lengths),
+            prompt=random.choices(range(1, vocab_size), k=draw(*prompt_lengths)),
+            num_tokens=draw(*output_lengths),
         )
         for _ in range(num_jobs)
     ]

@@ -212,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         tuple(options.prompt_lengths),
         tuple(options.output_lengths),
         options.seed,
+        options.spread,
     )
     ours = Ours(folder, options.dtype)
     theirs = load_hugging_face(folder, options.dtype)
@@ -247,6 +248,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     lengths: dict[str, Any] = {"type": int, "nargs": 2, "default": [16, 256]}
     parser.add_argument("--prompt-lengths", metavar=("LEAST", "MOST"), **lengths)
     parser.add_argument("--output-lengths", metavar=("LEAST", "MOST"), **lengths)
+    parser.add_argument(
+        "--spread",
+        default="uniform",
+        choices=["uniform", "log-uniform"],
+        help="of the lengths; log-uniform: mostly short, some long, as in chats",
+    )
     parser.add_argument("--batch-size", type=int, help="of transformers; else all requests at once")
     parser.add_argument("--skip-one-by-one", action="store_true", help="it takes long")
     parser.add_argument("--threads", type=int, default=num_cores())
