@@ -70,6 +70,15 @@ def test_the_state_is_a_function_of_the_output(compiler):
         assert allowed(followed, output=output) == allowed(anew, (9, 9, 9), output)
 
 
+def test_white_space_in_json_has_an_end(compiler):
+    state = start(compiler, json_object=True)
+    tokenizer = compiler._tokenizer
+    (brace,), (space,) = tokenizer.encode("{"), tokenizer.encode(" ")
+    for length in range(grammar.MAX_WHITESPACE):
+        assert space in allowed(state, output=[brace] + [space] * length)
+    assert space not in allowed(state, output=[brace] + [space] * grammar.MAX_WHITESPACE)
+
+
 def test_tokens_that_end_the_output_are_allowed_where_the_grammar_may_end(compiler):
     state = start(compiler, regex="a+")
     letter = next(iter(allowed(state)))
