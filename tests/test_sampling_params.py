@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 
 def test_defaults_are_vllms():
@@ -84,3 +84,26 @@ def test_an_assignment_is_checked_like_an_argument():
     with pytest.raises(ValueError, match="top_p"):
         params.top_p = 5.0
     assert (params.max_tokens, params.top_p) == (100, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "exactly one of .*, not none"),
+        ({"json_object": False}, "exactly one of .*, not none"),
+        ({"regex": "a", "choice": ["a"]}, "exactly one of .*, not regex and choice"),
+        ({"choice": []}, "choice"),
+        ({"json": 5}, "json"),
+        ({"structural_tag": "a"}, "structural_tag"),
+    ],
+)
+def test_a_structured_output_is_of_one_kind(given, message):
+    with pytest.raises(ValidationError, match=message):
+        StructuredOutputsParams(**given)
+
+
+def test_the_kind_of_a_structured_output_is_known_by_its_field():
+    assert StructuredOutputsParams(regex="", json_object=False).kind == "regex"
+    assert SamplingParams(structured_outputs={"json_object": True}).structured_outputs.kind == (
+        "json_object"
+    )

@@ -6,13 +6,20 @@
 from typing import TYPE_CHECKING, Any
 
 from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
-from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+]
 
 
 def __getattr__(name: str) -> Any:

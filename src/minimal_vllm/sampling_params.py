@@ -1,6 +1,6 @@
 """What a request may ask of the sampler, with vLLM's names and meanings."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -10,8 +10,49 @@ GREEDY_BELOW = 1e-5
 
 TokenId = Annotated[int, Field(ge=0)]
 
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-@dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True))
+
+@dataclass(frozen=True, config=_CONFIG)
+class StructuredOutputsParams:
+    """What the output must match as a whole; exactly one of the first five is given."""
+
+    json: str | dict[str, Any] | None = None
+    """JSON that is valid by this JSON schema; properties come in the schema's order."""
+    regex: str | None = None
+    r"""What this regular expression matches as a whole: Rust's syntax, without look-around; \d and
+    \w are ASCII."""
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    """One of these texts."""
+    grammar: str | None = None
+    """A text of this context-free grammar, in the syntax of Lark or in EBNF as llama.cpp's."""
+    json_object: bool | None = None
+    """Any JSON object."""
+    disable_any_whitespace: bool = False
+    """Of JSON: no whitespace between its tokens, rather than up to 32 characters of it."""
+
+    @model_validator(mode="after")
+    def _one_is_given(self) -> "StructuredOutputsParams":
+        if len(self._given) != 1:
+            given = " and ".join(self._given) or "none"
+            raise ValueError(
+                f"exactly one of json, regex, choice, grammar and json_object must be given, "
+                f"not {given}"
+            )
+        return self
+
+    @property
+    def _given(self) -> list[str]:
+        kinds = ("json", "regex", "choice", "grammar", "json_object")
+        return [kind for kind in kinds if getattr(self, kind) not in (None, False)]
+
+    @property
+    def kind(self) -> str:
+        """The name of the one that is given."""
+        return self._given[0]
+
+
+@dataclass(config=ConfigDict(**_CONFIG, validate_assignment=True))
 class SamplingParams:
     """How the tokens of one request are chosen, when it stops, and what is returned.
 
@@ -65,6 +106,8 @@ class SamplingParams:
     """If given, no other token can be sampled."""
     bad_words: list[str] | None = None
     """Words that the output must not contain."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """What the output must match; it ends where nothing could be added, even before min_tokens."""
 
     @field_validator("stop")
     @classmethod

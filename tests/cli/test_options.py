@@ -13,6 +13,11 @@ from minimal_vllm.sampling_params import SamplingParams
 
 
 @dataclass
+class Inner:
+    kind: str
+
+
+@dataclass
 class Settings:
     """An option of each kind."""
 
@@ -35,6 +40,8 @@ class Settings:
     """Numbers."""
     bias: dict[int, float] | None = None
     """By number."""
+    inner: Inner | None = None
+    """Several in one."""
 
 
 @field_options(Settings, defaults={"limit": 128})
@@ -68,6 +75,7 @@ def test_only_what_was_given_overrides_the_dataclass():
         (["--words", "a b", "--words", "c"], {"words": ("a b", "c")}),
         (["--numbers", "1", "--numbers", "2"], {"numbers": (1, 2)}),
         (["--bias", '{"5": -1.5}'], {"bias": {"5": -1.5}}),
+        (["--inner", '{"kind": "a"}'], {"inner": {"kind": "a"}}),
     ],
 )
 def test_each_kind_of_field_is_read_as_what_it_is(arguments, values):

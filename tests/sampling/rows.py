@@ -16,6 +16,7 @@ class Row:
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: object = None
 
 
 def row(prompt=(0,), output=(), seed=0, stop=(), bad_words=(), **params):

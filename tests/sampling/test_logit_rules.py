@@ -7,6 +7,7 @@ from minimal_vllm.sampling.logit_rules import (
     ban_bad_words,
     ban_stop_tokens,
     keep_allowed_tokens,
+    keep_grammatical_tokens,
 )
 from tests.sampling.rows import row
 
@@ -99,3 +100,21 @@ def test_rows_that_ask_for_nothing_keep_their_very_bits(rule):
     before = logits.clone()
     rule(logits, [row(output=[1, 2], stop=[3])] * 3)
     assert torch.equal(logits, before)
+
+
+class EveryThirdToken:
+    """A grammar over 10 tokens and a few bits more."""
+
+    def allowed_tokens(self, row):
+        return bytearray([0b01001001, 0b11111110])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_grammar_forbids_tokens_of_its_own_row_only(device):
+    rows = [row(), row(), row()]
+    rows[1].grammar = EveryThirdToken()
+    logits = torch.arange(30.0, device=device).view(3, 10)
+    expected = logits.clone().cpu()
+    expected[1, [1, 2, 4, 5, 7, 8]] = -INF
+    keep_grammatical_tokens(logits, rows)
+    assert torch.equal(logits.cpu(), expected)

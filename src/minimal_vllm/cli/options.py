@@ -7,7 +7,7 @@ import ast
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -106,7 +106,7 @@ def _type_of(hint: Any, default: Any) -> dict[str, Any]:
         return {"type": click.Choice(get_args(kind))}
     if get_origin(kind) is list:
         return {"type": get_args(kind)[0], "multiple": True}
-    if get_origin(kind) is dict:
+    if get_origin(kind) is dict or is_dataclass(kind):
         return {"type": _json_object, "metavar": "JSON"}
     if kind is int and NoneType in alternatives and default is not None:
         return {"type": _integer_or_none, "metavar": "INTEGER|none"}

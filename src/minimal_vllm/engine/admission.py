@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from minimal_vllm.engine.request import Request
+from minimal_vllm.sampling.grammar import Grammar, GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 
@@ -25,7 +26,7 @@ class Admission:
 
     Args:
         limits: the model's.
-        tokenizer: needed for bad words and for text; None: token ids alone.
+        tokenizer: needed for bad words, for grammars and for text; None: token ids alone.
         seed: requests without a seed of their own get one from this, in the order of arrival.
     """
 
@@ -34,6 +35,11 @@ class Admission:
         self._tokenizer = tokenizer
         self._seeds = Random(seed)
         self._num_arrived = 0
+        self._grammars = (
+            GrammarCompiler(tokenizer, limits.vocab_size, limits.eos_token_ids)
+            if tokenizer
+            else None
+        )
 
     def make_requests(
         self,
@@ -75,6 +81,7 @@ class Admission:
                 seed=seed + index,
                 eos_token_ids=frozenset() if params.ignore_eos else self._limits.eos_token_ids,
                 bad_word_ids=bad_word_ids,
+                grammar=self._start_grammar(params),
                 priority=priority,
                 cache_salt=(cache_salt or "").encode(),
             )
@@ -89,8 +96,13 @@ class Admission:
         self._checked_tokens("logit_bias", params.logit_bias or ())
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
-        if self._tokenizer is None and (params.bad_words or params.stop):
-            raise ValueError("stop strings and bad words need a tokenizer, and none was loaded")
+        if self._tokenizer is None and (
+            params.bad_words or params.stop or params.structured_outputs
+        ):
+            raise ValueError(
+                "stop strings, bad words and structured outputs need a tokenizer, and none was "
+                "loaded"
+            )
 
     def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
         expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"
@@ -111,6 +123,11 @@ class Admission:
                 f"{name} asks for {what}, but max_logprobs is {limit}: ask for less, or start the "
                 f"engine with a larger max_logprobs"
             )
+
+    def _start_grammar(self, params: SamplingParams) -> Grammar | None:
+        if self._grammars is None or params.structured_outputs is None:
+            return None
+        return self._grammars.start(params.structured_outputs)
 
     def _tokenize_bad_words(self, words: Iterable[str]) -> Iterable[tuple[int, ...]]:
         """Each word at the start of a text, and, as other tokens, behind a space."""

@@ -52,7 +52,10 @@ class Completion:
     def _hides_last_token(self) -> bool:
         """Whether the last token ended the output, and is no part of the text."""
         request = self.request
-        by_token = request.finish_reason == FinishReason.STOP
+        by_token = (
+            request.finish_reason == FinishReason.STOP
+            and request.token_ids[-1] in request.stop_token_ids
+        )
         return by_token and not request.params.include_stop_str_in_output
 
 

@@ -3,8 +3,12 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import TYPE_CHECKING
 
 from minimal_vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from minimal_vllm.sampling.grammar import Grammar
 
 
 class Status(Enum):
@@ -45,6 +49,8 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     """Tokens that end the output; empty if the request ignores them."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: "Grammar | None" = None
+    """What the output must match; None: anything."""
     priority: int = 0
     """With the priority policy: smaller goes first."""
     cache_salt: bytes = b""

@@ -124,7 +124,9 @@ class Scheduler:
         """
         for request, token_id in zip(plan.sampling, token_ids, strict=True):
             if token_id == NO_TOKEN:
-                self.fail(request, "no token could be sampled: no logit was finite or allowed")
+                reason = request.grammar.error if request.grammar else ""
+                reason = reason or "no logit was finite or allowed"
+                self.fail(request, f"no token could be sampled: {reason}")
             else:
                 request.token_ids.append(token_id)
                 self._finish_if_done(request, token_id)
@@ -295,6 +297,8 @@ class Scheduler:
                 return self.finish(request, FinishReason.STOP)
             if token_id in request.stop_token_ids:
                 return self.finish(request, FinishReason.STOP, stop_reason=token_id)
+        if request.grammar is not None and request.grammar.is_complete(request):
+            return self.finish(request, FinishReason.STOP)
         max_tokens = request.params.max_tokens
         if (
             max_tokens is not None and request.num_output_tokens >= max_tokens

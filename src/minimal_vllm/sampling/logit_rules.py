@@ -29,6 +29,17 @@ def keep_allowed_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
             logits[i].masked_fill_(forbidden.to(logits.device), -inf)
 
 
+def keep_grammatical_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+    """Forbids all tokens that would lead the output out of its grammar."""
+    masks = {i: row.grammar.allowed_tokens(row) for i, row in enumerate(rows) if row.grammar}
+    if masks:
+        packed = torch.stack([torch.frombuffer(mask, dtype=torch.uint8) for mask in masks.values()])
+        bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        allowed = (packed.to(logits.device)[:, :, None] >> bits & 1).flatten(1)
+        forbidden = allowed[:, : logits.shape[1]] == 0
+        logits[list(masks)] = logits[list(masks)].masked_fill_(forbidden, -inf)
+
+
 def ban_bad_words(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Forbids the last token of each bad word whose other tokens end the output."""
     _ban(

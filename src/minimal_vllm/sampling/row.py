@@ -8,6 +8,7 @@ from minimal_vllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from array import array
 
+    from minimal_vllm.sampling.grammar import Grammar
 
 NO_TOKEN = -1
 """Stands for the token of a row from which nothing can be sampled."""
@@ -39,6 +40,10 @@ class SamplingRow(Protocol):
     @property
     def bad_word_ids(self) -> Sequence[tuple[int, ...]]:
         """The bad words, as tokens."""
+
+    @property
+    def grammar(self) -> "Grammar | None":
+        """What the output must match; None: anything."""
 
 
 def num_output_tokens(row: SamplingRow) -> int:

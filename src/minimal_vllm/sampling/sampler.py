@@ -15,6 +15,7 @@ from minimal_vllm.sampling.logit_rules import (
     ban_bad_words,
     ban_stop_tokens,
     keep_allowed_tokens,
+    keep_grammatical_tokens,
 )
 from minimal_vllm.sampling.logprobs import top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
@@ -53,6 +54,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
     asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     raw_logprobs = logits[asking].log_softmax(dim=-1) if asking else None
 
+    keep_grammatical_tokens(logits, rows)
     keep_allowed_tokens(logits, rows)
     ban_bad_words(logits, rows)
     ban_stop_tokens(logits, rows)
