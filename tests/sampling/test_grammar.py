@@ -110,7 +110,7 @@ def test_after_a_token_that_is_not_allowed_no_other_is(compiler):
 
 def test_a_grammar_is_compiled_once_and_few_are_kept(compiler, monkeypatch):
     checked = []
-    monkeypatch.setattr(grammar, "check_grammar", checked.append)
+    monkeypatch.setattr(grammar, "check_grammar", lambda source: checked.append(source) or source)
     monkeypatch.setattr(grammar, "MAX_CACHED_GRAMMARS", 2)
     compiler = GrammarCompiler(compiler._tokenizer, VOCAB_SIZE, [])
     for regex, times in (("a", 1), ("a", 1), ("b", 2), ("c", 3), ("b", 3), ("a", 4)):
@@ -163,6 +163,13 @@ def test_a_grammar_that_takes_too_long_is_refused(compiler, monkeypatch):
     patterns = [{"type": "string", "pattern": f"a.*b{i}.*"} for i in range(30)]
     with pytest.raises(ValueError, match=r"json can't be used: .* more than 0\.5 s$"):
         start(compiler, json={"allOf": patterns})
+
+
+def test_a_conversion_that_takes_too_long_is_refused(compiler, monkeypatch):
+    monkeypatch.setattr(grammar_check, "MAX_COMPILE_SECONDS", 0.5)
+    rules = [f'r{i} ::= "x{i}" r{i + 1} | "y{i}"' for i in range(5000)]
+    with pytest.raises(ValueError, match=r"grammar can't be used: .* more than 0\.5 s$"):
+        start(compiler, grammar="\n".join(["root ::= r0", *rules, 'r5000 ::= "z"']))
 
 
 def test_a_grammar_that_overflows_the_stack_is_refused(compiler):

@@ -25,9 +25,6 @@ MAX_CACHED_GRAMMARS = 64
 MAX_WHITESPACE = 32
 """Characters between two tokens of JSON: without a bound, some models go on with it for ever."""
 
-_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-"""Where the grammar leaves one text only, the model still chooses how it is cut into tokens."""
-
 
 class Grammar:
     """The grammar of one output, and how far into it the output is.
@@ -107,8 +104,7 @@ class GrammarCompiler:
             raise ValueError(f"structured_outputs.{wanted.kind} can't be used: {error}") from error
 
     def _compile_source(self, source: str) -> "LLMatcher":
-        check_grammar(source)
-        return compile_grammar(source, self._vocabulary)
+        return compile_grammar(check_grammar(source), self._vocabulary)
 
     @cached_property
     def _vocabulary(self) -> "LLTokenizer":
@@ -129,22 +125,20 @@ class GrammarCompiler:
 
 
 def _source(wanted: StructuredOutputsParams) -> str:
-    """The grammar in llguidance's variant of Lark's syntax."""
-    from llguidance import grammar_from, regex_to_lark
+    """The grammar in llguidance's variant of Lark's syntax, or in EBNF if the user's is."""
+    from llguidance import regex_to_lark
 
     if wanted.json is not None:
-        source = f"start: %json {_schema(wanted.json, wanted)}"
-    elif wanted.json_object:
-        source = f"start: %json {_schema({'type': 'object'}, wanted)}"
-    elif wanted.regex is not None:
+        return f"start: %json {_schema(wanted.json, wanted)}"
+    if wanted.json_object:
+        return f"start: %json {_schema({'type': 'object'}, wanted)}"
+    if wanted.regex is not None:
         ascii_classes = "dw"  # as in the patterns of a JSON schema
-        source = f"start: /{regex_to_lark(wanted.regex, ascii_classes)}/"
-    elif wanted.choice is not None:
+        return f"start: /{regex_to_lark(wanted.regex, ascii_classes)}/"
+    if wanted.choice is not None:
         # A name in capitals is matched by the lexer, which can tell many thousands apart.
-        source = "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, wanted.choice))
-    else:
-        source = grammar_from("grammar", wanted.grammar or "")
-    return source + _OPTIONS
+        return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, wanted.choice))
+    return wanted.grammar or ""
 
 
 def _schema(schema: str | dict[str, Any], wanted: StructuredOutputsParams) -> str:

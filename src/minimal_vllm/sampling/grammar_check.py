@@ -7,6 +7,7 @@ here, in a process of its own, with a bound on its time, its memory and its stac
 where it would harm others.
 """
 
+import json
 import re
 import resource
 import subprocess
@@ -17,8 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+"""Where the grammar leaves one text only, the model still chooses how it is cut into tokens."""
+
 MAX_COMPILE_SECONDS = 5.0
-MAX_COMPILE_BYTES = 2 * 2**30
+MAX_COMPILE_BYTES = 512 * 2**20
 MAX_COMPILE_STACK = 4 * 2**20
 """Half of what threads usually have, so that what fits here fits there."""
 
@@ -36,15 +40,18 @@ def compile_grammar(source: str, tokenizer: "LLTokenizer") -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
+    matcher = LLMatcher(tokenizer, source + _OPTIONS, log_level=0, limits=limits)
     matcher.compute_bitmask()  # what is too ambiguous, or matches nothing, comes to light here
     if matcher.is_error():
         raise ValueError(explain(matcher))
     return matcher
 
 
-def check_grammar(source: str) -> None:
+def check_grammar(source: str) -> str:
     """Compile a grammar in a process of its own, for single bytes as tokens.
+
+    Returns:
+        The grammar in Lark's syntax, if it was in EBNF.
 
     Raises:
         ValueError: it is wrong, or compiling it takes too much.
@@ -59,10 +66,12 @@ def check_grammar(source: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"compiling it takes more than {MAX_COMPILE_SECONDS:g} s") from None
-    if done.returncode:
+    if done.returncode or not done.stdout:
         raise ValueError("compiling it takes too much memory, or it is nested too deep")
-    if done.stdout:
-        raise ValueError(done.stdout)
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return str(answer["source"])
 
 
 def explain(matcher: "LLMatcher") -> str:
@@ -76,13 +85,19 @@ def explain(matcher: "LLMatcher") -> str:
     return " ".join(error.removeprefix("at 1(8): ").split())
 
 
-def _main() -> None:
-    from llguidance import LLTokenizer
+def _answer(source: str) -> dict[str, str]:
+    from llguidance import LLTokenizer, grammar_from
 
     try:
-        compile_grammar(sys.stdin.read(), LLTokenizer("byte")).deep_copy()
+        lark = grammar_from("grammar", source)
+        compile_grammar(lark, LLTokenizer("byte")).deep_copy()
     except ValueError as error:
-        print(error, end="")
+        return {"error": str(error)}
+    return {"source": lark}
+
+
+def _main() -> None:
+    print(json.dumps(_answer(sys.stdin.read())))
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def keep_grammatical_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None
     masks = {i: row.grammar.allowed_tokens(row) for i, row in enumerate(rows) if row.grammar}
     if masks:
         packed = torch.stack([torch.frombuffer(mask, dtype=torch.uint8) for mask in masks.values()])
-        bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
-        allowed = (packed.to(logits.device)[:, :, None] >> bits & 1).flatten(1)
-        forbidden = allowed[:, : logits.shape[1]] == 0
-        logits[list(masks)] = logits[list(masks)].masked_fill_(forbidden, -inf)
+        bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=logits.device)
+        forbidden = (packed.to(logits.device)[:, :, None] & bits == 0).flatten(1)
+        index = list(masks)
+        logits[index] = logits[index].masked_fill_(forbidden[:, : logits.shape[1]], -inf)
 
 
 def ban_bad_words(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
