@@ -9,9 +9,10 @@ from minimal_vllm.cli.chat import chat
 from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
+from minimal_vllm.cli.serve import serve
 
 
-@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, info])
+@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, info])
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Run language models with an engine small enough to read.

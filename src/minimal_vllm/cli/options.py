@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.config import ServerConfig
 
 
 class FieldOption(click.Option):
@@ -39,11 +40,12 @@ class SectionedCommand(click.Command):
     """A command whose ``--help`` lists the options of each dataclass under a heading."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the command's own options, then those of the sampler, then the engine's."""
+        """Write the command's own options, then those of each dataclass."""
         headings = {
             None: "Options",
             SamplingParams: "Sampling (what the model's generation_config.json asks for comes "
             "before the defaults shown)",
+            ServerConfig: "Server",
             EngineConfig: "Engine",
         }
         for owner, heading in headings.items():

@@ -1,0 +1,93 @@
+"""``minimal-vllm serve``: a model over HTTP, with OpenAI's API."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minimal_vllm.cli.errors import Failure, StepFailure
+from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.server.config import ServerConfig
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from minimal_vllm.server.service import Service
+
+NOT_FOR_A_SERVER = frozenset(
+    {"model", "skip_tokenizer_init", "tensor_parallel_size", "enforce_eager", "trust_remote_code"}
+)
+"""Engine options: the model is the argument, a server speaks text, and the others can have one
+value only."""
+
+KEY_VARIABLE = "MINIMAL_VLLM_API_KEY"
+
+
+@field_options(EngineConfig, without=NOT_FOR_A_SERVER)
+@field_options(ServerConfig)
+@click.command(cls=SectionedCommand, short_help="Serve a model over HTTP, with OpenAI's API.")
+@click.argument("model", required=False)
+@click.pass_context
+def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
+    """Serve MODEL (default: the built-in one) to OpenAI's clients.
+
+    SIGTERM or Ctrl-C lets the running requests finish; a second one ends them.
+    """
+    config = _server_config(ctx)
+    try:
+        from minimal_vllm.server import run
+        from minimal_vllm.server.async_engine import EngineFailedError
+    except ModuleNotFoundError as error:
+        raise Failure(
+            f"serve needs {error.name}, which is not installed: pip install 'minimal-vllm[server]'"
+        ) from error
+    _log_to_stderr()
+    listener = run.bind(config.host, config.port)
+    service = run.make_service(config, model, **given_options(ctx, EngineConfig))
+
+    def announce() -> None:
+        click.echo("\n".join(_summary(service, listener)))
+
+    try:
+        asyncio.run(run.serve(service, listener, announce))
+    except EngineFailedError as error:
+        raise StepFailure(str(error)) from error
+
+
+def _server_config(ctx: click.Context) -> ServerConfig:
+    given = given_options(ctx, ServerConfig)
+    key = os.environ.get(KEY_VARIABLE)
+    return ServerConfig(**{"api_key": [key] if key else None, **given})
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("minimal_vllm").setLevel(logging.INFO)
+
+
+def _summary(service: "Service", listener: "socket") -> Iterator[str]:
+    from minimal_vllm.attention.backend import choose_backend
+
+    built, config = service.llm.built, service.llm.config
+    model = built.files.config
+    backend = choose_backend(config.attention_backend, model, config.block_size, built.device)
+    num_tokens = built.num_blocks * config.block_size
+    scheme = "https" if service.config.ssl_certfile else "http"
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    rows = {
+        "Model": ", ".join(service.model_names),
+        "Parameters": f"{model.num_parameters:,} ({model.architecture})",
+        "Context": f"{service.max_model_len:,} tokens",
+        "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {config.block_size})",
+        "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
+        f"with {type(backend).__name__}",
+        "API key": "required" if service.config.api_key else "none",
+        "Serving at": f"{scheme}://{host}:{port}",
+    }
+    for label, value in rows.items():
+        yield f"{label:<14}{value}"

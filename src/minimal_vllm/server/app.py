@@ -1,0 +1,47 @@
+"""The application: middleware and routes."""
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from minimal_vllm import __version__
+from minimal_vllm.server import chat, completions, status, tokens
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.errors import add_error_handlers
+from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, RequireKey
+from minimal_vllm.server.responses import ErrorBody
+from minimal_vllm.server.service import Service
+
+
+def make_app(service: Service) -> FastAPI:
+    """The ASGI application that serves ``service``, whose engine is started by the caller."""
+    app = FastAPI(
+        title="minimal-vllm",
+        version=__version__,
+        middleware=_middleware(service.config),
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    add_error_handlers(app)
+    for part in (completions, chat, tokens, status):
+        app.include_router(part.make_router(service))
+    return app
+
+
+def _middleware(config: ServerConfig) -> list[Middleware]:
+    """The outermost first."""
+    layers = []
+    if config.allowed_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods or ["GET", "POST"],
+                allow_headers=config.allowed_headers or ["*"],
+                allow_credentials=config.allow_credentials,
+            )
+        )
+    if config.api_key:
+        layers.append(Middleware(RequireKey, keys=config.api_key))
+    layers.append(Middleware(LimitBody, max_bytes=config.max_body_bytes))
+    layers.append(Middleware(CancelOnDisconnect))
+    return layers

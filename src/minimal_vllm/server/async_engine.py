@@ -1,0 +1,252 @@
+"""The engine loop, in a thread of its own, and the way to it from the event loop.
+
+Two threads, and each piece of state belongs to one of them:
+
+```
+ event loop                                     engine thread
+ generate ──── commands: add, abort, stop ────▶ inbox ──▶ between two steps
+    ▲                                                         │
+ mailbox ◀──── outputs, in one call per step ◀──────────── Engine.step
+```
+
+Nothing waits for a reader: a mailbox takes what comes, and its reader may be slow or gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from minimal_vllm.engine.engine import Engine
+from minimal_vllm.outputs import OutputKind, RequestOutput
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT = 10.0
+"""Seconds to wait for the last step."""
+
+Mailbox = asyncio.Queue[RequestOutput | Exception]
+
+
+class RequestRefusedError(Exception):
+    """The engine can't serve this request: it says why."""
+
+
+class EngineFailedError(Exception):
+    """What the request needed could not be computed; its message says why."""
+
+
+class EngineStoppedError(Exception):
+    """The engine takes no requests any more, or ended one early; its message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One completion of one prompt; see ``Engine.add_request``."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    """With ``n = 1``: n completions are n requests, so that each has an id to be known by."""
+    output_kind: OutputKind
+    priority: int = 0
+    cache_salt: str | None = None
+
+
+class AsyncEngine:
+    """Runs an engine, which nobody else may touch from now on.
+
+    Args:
+        engine: idle.
+        metrics: told when requests come and end.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        # The event loop's:
+        self._readers: set[Mailbox] = set()
+        self._num_sent = 0
+        self._refusal: Exception | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._dead = asyncio.Event()
+        # The engine thread's:
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._num_received = 0
+        self._stopped = False
+
+    # ---- in the event loop ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; outputs go to the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self._metrics.watch(self._engine.scheduler, lambda: self.num_waiting)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the loop after its present step; a step that hangs is left behind."""
+        self._inbox.put(self._stop)
+        await asyncio.to_thread(self._thread.join, STOP_TIMEOUT)
+
+    @property
+    def refusal(self) -> Exception | None:
+        """Why no request is taken, if none is."""
+        return self._refusal
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait to be admitted, or to be handed to the engine."""
+        return len(self._engine.scheduler.waiting) + self._num_sent - self._num_received
+
+    async def generate(
+        self, requests: Sequence[EngineRequest]
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Complete some prompts, all or none; they are aborted if this ends before they do.
+
+        Yields:
+            Outputs as they come, each with the place of its request in ``requests``.
+
+        Raises:
+            RequestRefusedError: one of them can't be served.
+            EngineFailedError: one of them could not be computed.
+            EngineStoppedError: the server shuts down.
+        """
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
+        mailbox: Mailbox = asyncio.Queue()
+        unfinished = {request.request_id: place for place, request in enumerate(requests)}
+        if len(unfinished) < len(requests):
+            raise RequestRefusedError("two requests have the same id")
+        self._join(mailbox)
+        self._num_sent += len(requests)
+        self._inbox.put(partial(self._add, requests, mailbox))
+        try:
+            while unfinished:
+                output = await mailbox.get()
+                if isinstance(output, Exception):
+                    raise output
+                place = unfinished[output.request_id]
+                if output.finished:
+                    del unfinished[output.request_id]
+                (completion,) = output.outputs
+                if completion.finish_reason == "error":
+                    raise EngineFailedError(f"the engine failed: {completion.stop_reason}")
+                yield place, output
+        finally:
+            self._leave(mailbox)
+            if unfinished:
+                self._inbox.put(partial(self._abort, tuple(unfinished), mailbox))
+
+    def refuse(self, reason: Exception) -> None:
+        """Take no more requests; those that run go on."""
+        self._refusal = self._refusal or reason
+
+    def end_all(self, reason: Exception) -> None:
+        """End all requests that have not ended, with this error."""
+        for mailbox in self._readers:
+            mailbox.put_nowait(reason)
+
+    async def wait_until_idle(self) -> None:
+        """Return once nobody waits for outputs."""
+        await self._idle.wait()
+
+    async def wait_until_dead(self) -> None:
+        """Return if the loop ends by an error; ``refusal`` is then what it was."""
+        await self._dead.wait()
+
+    def _join(self, mailbox: Mailbox) -> None:
+        self._readers.add(mailbox)
+        self._idle.clear()
+
+    def _leave(self, mailbox: Mailbox) -> None:
+        self._readers.discard(mailbox)
+        if not self._readers:
+            self._idle.set()
+
+    def _die(self, error: BaseException) -> None:
+        self._refusal = EngineFailedError(
+            f"the engine loop has died: {type(error).__name__}: {error}"
+        )
+        self.end_all(self._refusal)
+        self._dead.set()
+
+    # ---- in the engine's thread -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._take_commands()
+                self._deliver(self._engine.step())
+        except BaseException as error:
+            logger.critical("The engine loop has died", exc_info=True)
+            self._loop.call_soon_threadsafe(self._die, error)
+
+    def _take_commands(self) -> None:
+        """Do what was asked for during the last step; with nothing to compute, wait for more."""
+        wait = not self._engine.has_unfinished_requests
+        while True:
+            try:
+                command = self._inbox.get(block=wait)
+            except Empty:
+                return
+            command()
+            wait = False
+
+    def _add(self, requests: Sequence[EngineRequest], mailbox: Mailbox) -> None:
+        self._num_received += len(requests)
+        added: list[str] = []
+        try:
+            for request in requests:
+                self._add_one(request)
+                self._mailboxes[request.request_id] = mailbox
+                added.append(request.request_id)
+        except ValueError as error:
+            self._abort(added, mailbox)
+            refusal = RequestRefusedError(str(error))
+            self._loop.call_soon_threadsafe(mailbox.put_nowait, refusal)
+
+    def _add_one(self, request: EngineRequest) -> None:
+        self._engine.add_request(
+            request.request_id,
+            request.prompt_token_ids,
+            request.params,
+            output_kind=request.output_kind,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+        self._metrics.arrived(request.request_id, len(request.prompt_token_ids))
+
+    def _abort(self, request_ids: Collection[str], mailbox: Mailbox) -> None:
+        for request_id in request_ids:
+            # It may have ended meanwhile, and another may have taken its id.
+            if self._mailboxes.get(request_id) is mailbox:
+                del self._mailboxes[request_id]
+                output = self._engine.abort(request_id)
+                if output is not None:
+                    self._metrics.ended(output)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
+        if not outputs:
+            return
+        mail = [(self._mailboxes[output.request_id], output) for output in outputs]
+        for output in outputs:
+            if output.finished:
+                del self._mailboxes[output.request_id]
+                self._metrics.ended(output)
+        self._loop.call_soon_threadsafe(_put_all, mail)
+
+
+def _put_all(mail: Sequence[tuple[Mailbox, RequestOutput]]) -> None:
+    for mailbox, output in mail:
+        mailbox.put_nowait(output)

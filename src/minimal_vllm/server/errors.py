@@ -1,0 +1,151 @@
+"""Errors in OpenAI's body, each naming the field that it is about."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.async_engine import (
+    EngineFailedError,
+    EngineStoppedError,
+    RequestRefusedError,
+)
+from minimal_vllm.server.responses import ErrorBody, ErrorDetail
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+"""OpenAI's names; all others are ``invalid_request_error``."""
+
+SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+
+UNION_TAGS = frozenset({"str", "int", "float", "bool"})
+"""What pydantic puts into an error's location for the members of a union; others have brackets."""
+
+LONGEST_INPUT = 100
+
+
+class ApiError(HTTPException):
+    """Ends a request with this status and OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param = param
+        self.code = code
+
+    @property
+    def body(self) -> ErrorBody:
+        """What the client gets."""
+        kind = ERROR_TYPES.get(self.status_code, "invalid_request_error")
+        return ErrorBody(
+            error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code)
+        )
+
+    def response(self) -> JSONResponse:
+        """The whole HTTP response."""
+        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of any error; of one that nobody foresaw, nothing."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError() | ValidationError():
+            return _from_validation(error.errors())
+        case HTTPException():
+            return ApiError(error.status_code, error.detail, headers=error.headers)
+        case RequestRefusedError():
+            subject = str(error).partition(" ")[0]  # the engine begins with the field's name
+            return ApiError(400, str(error), param=subject if subject in SAMPLING_FIELDS else None)
+        case EngineStoppedError():
+            return ApiError(503, str(error), headers={"Retry-After": "1"})
+        case EngineFailedError():
+            return ApiError(500, str(error))
+    return ApiError(500, "internal server error: the server's log says more")
+
+
+def _from_validation(errors: Sequence[Any]) -> ApiError:
+    """The complaints about the first field that has any.
+
+    A union has some for each of its members: those that got furthest are the likeliest meant.
+    """
+    names = [_names(each["loc"]) for each in errors]
+    about_first = [each for each in names if each[:1] == names[0][:1]]
+    chosen = max(about_first, key=len)
+    found = [each for each, name in zip(errors, names, strict=True) if name == chosen]
+    complaints = ", or ".join(dict.fromkeys(map(_complaint, found)))
+    param = ".".join(chosen) or None
+    unsupported = found[0]["type"] == "extra_forbidden"
+    return ApiError(
+        400,
+        f"{param}: {complaints}" if param else complaints,
+        param=param,
+        code="unsupported_parameter" if unsupported else None,
+    )
+
+
+def _names(loc: Sequence[int | str]) -> list[str]:
+    """Where an error is, without what only pydantic knows: the members of unions, or an offset."""
+    inside = loc[1:] if loc[:1] == ("body",) else loc
+    names = [str(each) for each in inside if each not in UNION_TAGS and not _has_brackets(each)]
+    return [] if names and names[0].isdigit() else names
+
+
+def _has_brackets(part: int | str) -> bool:
+    return isinstance(part, str) and part.endswith("]")
+
+
+def _complaint(details: Mapping[str, Any]) -> str:
+    match details["type"]:
+        case "extra_forbidden":
+            return "not supported here"
+        case "missing":
+            return "missing"
+        case "json_invalid":
+            return f"the body is not valid JSON: {details['ctx']['error']}"
+        case "model_attributes_type" | "model_type":
+            return "should be a JSON object, sent as application/json"
+        case "value_error":
+            return str(details["msg"]).removeprefix("Value error, ")
+    message = str(details["msg"]).removeprefix("Input ")
+    given = repr(details["input"])
+    if len(given) > LONGEST_INPUT:
+        given = f"{given[:LONGEST_INPUT]}…"
+    return message if ", not " in message else f"{message}, not {given}"
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let all errors of all routes end in OpenAI's body."""
+
+    async def handle(_request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    for kind in (
+        Exception,
+        HTTPException,
+        RequestValidationError,
+        RequestRefusedError,
+        EngineStoppedError,
+        EngineFailedError,
+    ):
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,136 @@
+"""What stands before the routes: keys, the body's size, and clients that go away."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from minimal_vllm.server.errors import ApiError
+
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
+"""For monitoring: they need no key."""
+
+BODY_TIMEOUT = 60.0
+"""Seconds in which a body must have come in."""
+
+
+class RequireKey:
+    """Lets in only requests with ``Authorization: Bearer`` and one of the keys."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(scope):
+            return await self._app(scope, receive, send)
+        error = ApiError(
+            401,
+            "this server wants its API key, as 'Authorization: Bearer …'",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        return await error.response()(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, given = authorization.partition(b" ")
+        # All are compared, and each in constant time: how long it takes tells nothing.
+        matches = [secrets.compare_digest(given.strip(), key) for key in self._keys]
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+class LimitBody:
+    """Reads a request's whole body, refuses it if it is too long, and hands it on in one piece."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 413 or 408."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            error = ApiError(408, f"the body did not come in within {BODY_TIMEOUT:.0f} s")
+            return await error.response()(scope, receive, send)
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
+        if body is None:
+            return None
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> Message:
+            return pending.pop() if pending else await receive()
+
+        return await self._app(scope, receive_again, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None if the client has gone before its end."""
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        self._check(int(announced) if announced.isdigit() else 0)
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            self._check(size)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise ApiError(413, f"the body is longer than {self._max_bytes:,} bytes")
+
+
+class CancelOnDisconnect:
+    """Cancels whatever works on a request when its client goes away.
+
+    So a handler need not ask whether anybody listens: it is cleaned up where it waits, be it for
+    the queue, for a token or for a slow reader. The request's body has been read before.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, until the client goes."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        body: list[Message] = [await receive()]
+        sent_all = False
+
+        async def listen() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not sent_all:
+                handler.cancel()
+
+        async def receive_body() -> Message:
+            if not body:
+                await asyncio.Event().wait()  # what else could come is ours
+            return body.pop()
+
+        async def watched_send(message: Message) -> None:
+            nonlocal sent_all
+            await send(message)
+            sent_all = message["type"] == "http.response.body" and not message.get("more_body")
+
+        handler = asyncio.ensure_future(self._app(scope, receive_body, watched_send))
+        listener = asyncio.create_task(listen())
+        try:
+            await asyncio.wait({handler})
+            if not handler.cancelled():
+                handler.result()
+        finally:
+            listener.cancel()
+            handler.cancel()
+        return None

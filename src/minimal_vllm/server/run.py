@@ -1,0 +1,134 @@
+"""Serving over a socket, until a signal comes or the engine dies."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from minimal_vllm.llm import LLM
+from minimal_vllm.server.app import make_app
+from minimal_vllm.server.async_engine import AsyncEngine, EngineFailedError, EngineStoppedError
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.metrics import Metrics
+from minimal_vllm.server.service import Service, choose_model_names
+from minimal_vllm.trace.step_record import StepObserver
+
+SECONDS_TO_SEND = 5
+"""What was generated before the end must be read within this."""
+
+
+def make_service(
+    config: ServerConfig,
+    model: str | None,
+    observers: Sequence[StepObserver] = (),
+    **options: Any,
+) -> Service:
+    """Load the model, and put together what serves it.
+
+    Raises:
+        ValueError: as ``LLM``, which gets ``model``, ``observers`` and ``options``.
+    """
+    names = choose_model_names(config, model)
+    metrics = Metrics(names[0])
+    llm = LLM(model, observers=[metrics.on_step, *observers], **options)
+    return Service(llm, AsyncEngine(llm.engine, metrics), metrics, config, names)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with this address; nobody can connect before the server listens.
+
+    Raises:
+        OSError: the address can't be had.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"can't listen on {host}, port {port}: {error.strerror}") from error
+    return listener
+
+
+async def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then let the running requests finish; a second one hurries.
+
+    Args:
+        service: not started yet.
+        listener: a bound socket.
+        on_ready: called when clients can connect.
+
+    Raises:
+        EngineFailedError: the engine died, and nothing can be served any more.
+    """
+    engine, config = service.engine, service.config
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    server = _Server(_uvicorn_config(service), on_ready)
+    engine.start()
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        await _first_of(_done(serving), signals.get(), engine.wait_until_dead())
+        engine.refuse(EngineStoppedError("the server is shutting down"))
+        await _first_of(engine.wait_until_idle(), signals.get(), timeout=config.shutdown_timeout)
+        engine.end_all(
+            EngineStoppedError(
+                f"the server is shutting down, and this request was not finished within "
+                f"{config.shutdown_timeout:g} s"
+            )
+        )
+    finally:
+        server.should_exit = True
+        await serving
+        await engine.stop()
+    if isinstance(engine.refusal, EngineFailedError):
+        raise engine.refusal
+
+
+def _uvicorn_config(service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        make_app(service),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        ssl_certfile=service.config.ssl_certfile,
+        ssl_keyfile=service.config.ssl_keyfile,
+        timeout_graceful_shutdown=SECONDS_TO_SEND,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us, and tells when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+async def _done(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+
+
+async def _first_of(*events: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
+    """Wait until one of these has happened, or for so many seconds."""
+    tasks = [asyncio.create_task(event) for event in events]
+    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

@@ -1,0 +1,153 @@
+"""What all routes share: the model's names, its tokenizer, and its engine."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from minimal_vllm.llm import LLM
+from minimal_vllm.outputs import OutputKind
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.errors import ApiError, as_api_error
+from minimal_vllm.server.metrics import Metrics
+from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
+
+DEMO_MODEL_NAME = "minimal-vllm-demo"
+
+
+def choose_model_names(config: ServerConfig, model: str | None) -> list[str]:
+    """What clients may call the model (None: the built-in one); metrics have the first name."""
+    return config.served_model_name or [model or DEMO_MODEL_NAME]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model that is served."""
+
+    llm: LLM
+    engine: AsyncEngine
+    metrics: Metrics
+    config: ServerConfig
+    model_names: list[str]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens that prompt and completion may have together."""
+        return self.llm.built.scheduler_config.max_model_len
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse requests for another model (404)."""
+        if name is not None and name not in self.model_names:
+            raise ApiError(
+                404,
+                f"there is no model {name!r}: this server has {', '.join(self.model_names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def check_load(self) -> None:
+        """Refuse requests while too many wait (429)."""
+        if self.engine.num_waiting >= self.config.max_waiting_requests:
+            raise ApiError(
+                429,
+                f"{self.engine.num_waiting} requests wait already: try again later",
+                code="too_many_waiting_requests",
+                headers={"Retry-After": "1"},
+            )
+
+    def sampling_params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
+        """What the request asks for, else what the model does, else the endpoint's default."""
+        follows_model = self.llm.config.generation_config == "auto"
+        model_choice = self.llm.built.files.generation_config.sampling if follows_model else {}
+        try:
+            return body.sampling_params({"max_tokens": max_tokens, **model_choice})
+        except ValidationError as error:
+            raise as_api_error(error) from error
+
+    # ---- tokenizing, in other threads: a long text takes long ------------------------------------
+
+    async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
+        """The tokens of some prompts."""
+        tokenizer = self.llm.get_tokenizer()
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(
+            await asyncio.to_thread(
+                tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
+            )
+        )
+        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    async def encode_chat(self, chat: ChatFields) -> list[int]:
+        """The tokens of a conversation."""
+        if chat.chat_template is not None and not self.config.trust_request_chat_template:
+            raise ApiError(
+                400,
+                "chat_template: this server trusts no templates but the model's "
+                "(--trust-request-chat-template)",
+                param="chat_template",
+            )
+        prompt = await asyncio.to_thread(self._render, chat)
+        (token_ids,) = await self.encode([prompt], add_special_tokens=chat.add_special_tokens)
+        return token_ids
+
+    def _render(self, chat: ChatFields) -> str:
+        try:
+            return self.llm.render_chat(
+                [message.as_dict() for message in chat.messages],
+                chat_template=chat.chat_template,
+                add_generation_prompt=chat.add_generation_prompt,
+                continue_final_message=chat.continue_final_message,
+                **(chat.chat_template_kwargs or {}),
+            )
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from error
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def make_requests(
+        self,
+        response_id: str,
+        body: SamplingFields,
+        prompts: list[list[int]],
+        params: SamplingParams,
+    ) -> list[EngineRequest]:
+        """One request for each choice: ``n`` for the first prompt, ``n`` for the second, and so on.
+
+        Their ids tell them apart, and no client's ``request_id`` can make two the same.
+        Those of one prompt are admitted together, so the first computes it and the others share
+        its blocks, as with the engine's own ``n``.
+        """
+        if body.priority and self.llm.config.scheduling_policy != "priority":
+            raise ApiError(
+                400,
+                "priority: this server takes who comes first (--scheduling-policy=priority)",
+                param="priority",
+            )
+        return [
+            EngineRequest(
+                request_id=f"{response_id}-{place * params.n + index}",
+                prompt_token_ids=prompt,
+                params=replace(
+                    params, n=1, seed=None if params.seed is None else params.seed + index
+                ),
+                output_kind=OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY,
+                priority=body.priority,
+                cache_salt=body.cache_salt,
+            )
+            for place, prompt in enumerate(prompts)
+            for index in range(params.n)
+        ]
+
+    def check_size(self, num_prompts: int, n: int) -> None:
+        """Refuse requests that ask for too much (400)."""
+        if num_prompts * n > self.config.max_choices:
+            raise ApiError(
+                400,
+                f"n: {num_prompts} prompts with n={n} make more completions than the "
+                f"{self.config.max_choices} that one request may ask for (--max-choices)",
+                param="n",
+            )

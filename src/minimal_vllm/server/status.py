@@ -1,0 +1,55 @@
+"""What the server says of itself: models, health, version, metrics."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from minimal_vllm import __version__
+from minimal_vllm.server.errors import ApiError
+from minimal_vllm.server.responses import Health, ModelCard, ModelList, Version
+from minimal_vllm.server.service import Service
+
+
+def make_router(service: Service) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+
+    def card(name: str) -> ModelCard:
+        return ModelCard(
+            id=name,
+            object="model",
+            created=service.created,
+            owned_by="minimal-vllm",
+            root=service.llm.config.model,
+            max_model_len=service.max_model_len,
+        )
+
+    @router.get("/v1/models")
+    async def list_models() -> ModelList:
+        return ModelList(object="list", data=[card(name) for name in service.model_names])
+
+    @router.get("/v1/models/{model:path}")
+    async def retrieve_model(model: str) -> ModelCard:
+        service.check_model(model)
+        return card(model)
+
+    @router.get("/health")
+    async def health() -> Health:
+        """200 while requests are served; 503 while the server shuts down or after a failure."""
+        refusal = service.engine.refusal
+        if refusal is not None:
+            raise ApiError(503, str(refusal))
+        return Health(status="ok")
+
+    @router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
+    async def ping() -> Health:
+        return await health()
+
+    @router.get("/version")
+    async def version() -> Version:
+        return Version(version=__version__)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
