@@ -30,7 +30,7 @@ ERROR_TYPES = {
 
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
-UNION_TAGS = frozenset({"str", "int", "float", "bool"})
+UNION_TAGS = frozenset({"str", "constrained-str", "int", "float", "bool"})
 """What pydantic puts into an error's location for the members of a union; others have brackets."""
 
 LONGEST_INPUT = 100

@@ -14,6 +14,7 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
+from minimal_vllm.text.chat_template import ChatTemplate
 
 DEMO_MODEL_NAME = "minimal-vllm-demo"
 
@@ -95,10 +96,14 @@ class Service:
         return token_ids
 
     def _render(self, chat: ChatFields) -> str:
+        # Not by ``load_chat_template``, which would read whatever file the client names.
+        brought = chat.chat_template
         try:
-            return self.llm.render_chat(
+            special_tokens = self.llm.get_tokenizer().special_tokens
+            template = ChatTemplate(brought, special_tokens) if brought is not None else None
+            render = template.render if template else self.llm.render_chat
+            return render(
                 [message.as_dict() for message in chat.messages],
-                chat_template=chat.chat_template,
                 add_generation_prompt=chat.add_generation_prompt,
                 continue_final_message=chat.continue_final_message,
                 **(chat.chat_template_kwargs or {}),

@@ -1,0 +1,34 @@
+import pytest
+
+from minimal_vllm import LLM, SamplingParams
+from tests.server.harness import FEW_BLOCKS, process
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A server with the built-in model, in a process of its own."""
+    with process("--scheduling-policy=priority", "--trust-request-chat-template") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    return server.client()
+
+
+@pytest.fixture(scope="session")
+def llm():
+    """The same model without a server, to compare with."""
+    return LLM(num_gpu_blocks_override=FEW_BLOCKS)
+
+
+@pytest.fixture(scope="session")
+def expect(llm):
+    """What the offline API makes of a prompt, with the model's default parameters."""
+
+    def expect(prompt, **params):
+        defaults = llm.built.files.generation_config.sampling
+        params = SamplingParams(**{"max_tokens": 16, **defaults, **params})
+        return llm.generate(prompt, params, use_tqdm=False)[0]
+
+    return expect

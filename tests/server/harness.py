@@ -1,0 +1,153 @@
+"""Servers to test with: a real process, and one in this process whose engine can be looked into."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager
+from threading import Event
+
+import httpx2
+import openai
+
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.run import bind, make_service, serve
+
+MODEL = "minimal-vllm-demo"
+FEW_BLOCKS = 512
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+PATIENCE = 60
+
+
+class Process:
+    """``minimal-vllm serve`` in a process of its own, ready for clients."""
+
+    def __init__(self, *arguments, start=("-m", "minimal_vllm")):
+        command = [sys.executable, *start, "serve", "--port=0"]
+        self._process = subprocess.Popen(
+            [*command, f"--num-gpu-blocks-override={FEW_BLOCKS}", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            text=True,
+        )
+        self.summary = ""
+        for line in self._process.stdout:
+            self.summary += line
+            if found := re.search(r"Serving at +(\S+)", line):
+                self.url = found[1]
+                return
+        raise RuntimeError(self._process.stderr.read())
+
+    def terminate(self):
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self):
+        """Its exit status, and what it wrote to standard error."""
+        _, stderr = self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode, stderr
+
+    def kill(self):
+        self._process.kill()
+        self._process.communicate()
+
+    def client(self, key="none", **options):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+
+    def async_client(self):
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def post(self, path, **body):
+        return httpx2.post(f"{self.url}{path}", json=body, timeout=PATIENCE)
+
+    def get(self, path):
+        return httpx2.get(f"{self.url}{path}", timeout=PATIENCE)
+
+
+@contextmanager
+def process(*arguments, **options):
+    server = Process(*arguments, **options)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class Gate:
+    """An observer of the engine that holds it after each step while the gate is shut."""
+
+    def __init__(self):
+        self._open = Event()
+        self._open.set()
+        self._held = Event()
+
+    def __call__(self, record):
+        if not self._open.is_set():
+            self._held.set()
+            assert self._open.wait(PATIENCE)
+
+    def shut(self):
+        self._held.clear()
+        self._open.clear()
+
+    def open(self):
+        self._open.set()
+
+    async def wait_until_held(self):
+        await until(self._held.is_set)
+
+
+async def until(condition):
+    """Wait until a condition holds; fail if it never does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
+def make_demo_service(gate=None, config=None, **options):
+    options = {"num_gpu_blocks_override": FEW_BLOCKS, **options}
+    observers = [gate] if gate else []
+    return make_service(config or ServerConfig(), None, observers, **options)
+
+
+@asynccontextmanager
+async def running(service):
+    """Serve in this event loop; ended by SIGTERM, as a real server is."""
+    listener = bind("127.0.0.1", 0)
+    url = "http://{}:{}".format(*listener.getsockname())
+    ready = asyncio.Event()
+    task = asyncio.create_task(serve(service, listener, ready.set))
+    await asyncio.wait({task, asyncio.ensure_future(ready.wait())}, return_when="FIRST_COMPLETED")
+    try:
+        yield url
+    finally:
+        if not task.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+        await task
+
+
+async def open_request(url, path, body, receive_buffer=None):
+    """Send a request over a bare connection, whose other end can vanish at any time."""
+    address = httpx2.URL(url)
+    connection = socket.create_connection((address.host, address.port))
+    if receive_buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=2**10)
+    request = httpx2.Request("POST", f"{url}{path}", json=body)
+    head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {len(request.content)}\r\n\r\n".encode() + request.content)
+    await writer.drain()
+    return reader, writer
+
+
+def metric(text, name, **labels):
+    """The value of a metric."""
+    for line in text.splitlines():
+        if line.startswith(f"{name}{{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            return float(line.rpartition(" ")[2])
+    raise AssertionError(f"there is no metric {name} {labels}")

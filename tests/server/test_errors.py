@@ -1,0 +1,212 @@
+"""Whatever clients send, they get OpenAI's error body, and it names the field."""
+
+import socket
+
+import httpx2
+import openai
+import pytest
+
+from tests.server.harness import MODEL, process
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+JSON = {"content-type": "application/json"}
+
+
+def error_of(response):
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best_of", 2),
+        ("suffix", "end"),
+        ("response_format", {"type": "json_object"}),
+        ("structured_outputs", {"regex": "a"}),
+        ("guided_json", {}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "auto"),
+        ("functions", []),
+        ("audio", {}),
+        ("modalities", ["audio"]),
+        ("use_beam_search", True),
+        ("never_heard_of", 0),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "body"), [(COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": HELLO})]
+)
+def test_what_is_not_supported_is_refused_by_name(server, path, body, name, value):
+    response = server.post(path, **body, **{name: value})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    assert error["message"] == f"{name}: not supported here"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "prompt", "prompt: missing"),
+        ({"prompt": 5}, "prompt", "should be a valid string, not 5, or should be a valid list"),
+        ({"prompt": []}, "prompt", "at least 1 item"),
+        ({"prompt": [[5], ["a"]]}, "prompt.1.0", "should be a valid integer"),
+        ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0, not -1"),
+        ({"prompt": [4096]}, None, "prompt_token_ids has 4096, but the model's tokens are"),
+        ({"prompt": ""}, None, "the prompt is empty"),
+        ({"prompt": [[5], []]}, None, "the prompt is empty"),
+        ({"prompt": "a " * 3000}, None, "max_model_len is 2048"),
+        ({"prompt": "a", "top_p": 1.5}, "top_p", "less than or equal to 1, not 1.5"),
+        ({"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature", "should be a valid number"),
+        ({"prompt": "a", "temperature": 0, "n": 2}, None, "n must be 1 with greedy sampling"),
+        ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1, not 0"),
+        ({"prompt": "a", "n": 129}, "n", "(--max-choices)"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n", "(--max-choices)"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1, not 0"),
+        ({"prompt": "a", "min_tokens": 20}, None, "min_tokens (20) must not exceed max_tokens"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "max_logprobs is 20"),
+        ({"prompt": "a", "stop": ["a"] * 65}, "stop", "at most 64 items"),
+        ({"prompt": "a", "stop": ""}, "stop", "a stop string must not be empty"),
+        ({"prompt": "a", "seed": 2**63}, "seed", "less than 9223372036854775808"),
+        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
+        ({"prompt": "a", "logit_bias": {"9999": 1}}, "logit_bias", "logit_bias has 9999"),
+        ({"prompt": "a", "request_id": "a\nb"}, "request_id", "should match pattern"),
+        ({"prompt": "a", "stream_options": {}}, None, "stream_options needs stream=true"),
+        (
+            {"prompt": "a", "stream": True, "stream_options": {"x": 1}},
+            "stream_options.x",
+            "not supported here",
+        ),
+        ({"prompt": "a", "stream": True, "prompt_logprobs": 1}, None, "can't be streamed"),
+    ],
+)
+def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body, param, message):
+    response = server.post(COMPLETIONS, **body)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["type"] == "invalid_request_error"
+    assert message in error["message"]
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "messages", "messages: missing"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": ["Hello"]}, "messages.0", "should be a JSON object"),
+        ({"messages": [{"content": "Hello"}]}, "messages.0.role", "missing"),
+        ({"messages": [{"role": "user"}]}, "messages.0", "content is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content.0.type",
+            "should be 'text', not 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "messages.0.tool_calls",
+            "not supported here",
+        ),
+        ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
+        (
+            {"messages": HELLO, "logprobs": True, "top_logprobs": 21},
+            "logprobs",
+            "max_logprobs is 20",
+        ),
+        ({"messages": HELLO, "echo": True}, "echo", "not supported here"),
+        ({"messages": HELLO, "continue_final_message": True}, "messages", "generation prompt"),
+        ({"messages": HELLO, "chat_template": "{% if"}, "messages", "not valid jinja"),
+        (
+            {"messages": HELLO, "chat_template_kwargs": {"messages": [], "self": 1}},
+            None,
+            "chat_template_kwargs can't set messages, self",
+        ),
+    ],
+)
+def test_a_bad_chat_request_is_a_400_that_says_what_is_wrong(server, body, param, message):
+    response = server.post(CHAT, **body)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert message in error["message"]
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    ("content", "headers", "message"),
+    [
+        (b"{", JSON, "not valid JSON"),
+        (b"", JSON, "missing"),
+        (b"[]", JSON, "should be a JSON object"),
+        (b"{}", {}, "should be a JSON object, sent as application/json"),
+        (b'{"prompt": "\xff"}', JSON, "parsing the body"),
+        (b"[" * 100_000, JSON, "parsing the body"),
+        (b'{"n": ' + b"9" * 10_000 + b"}", JSON, "parsing the body"),
+    ],
+)
+def test_a_malformed_body_is_a_400(server, path, content, headers, message):
+    response = httpx2.post(f"{server.url}{path}", content=content, headers=headers)
+    assert response.status_code == 400
+    assert message in error_of(response)["message"]
+
+
+def test_infinity_is_no_number(server):
+    content = b'{"prompt": "a", "temperature": Infinity}'
+    response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "temperature"
+
+
+def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):
+    def pieces():
+        for _ in range(12):
+            yield b" " * 2**20
+
+    url = f"{server.url}{COMPLETIONS}"
+    for content in (b" " * 12 * 2**20, pieces()):
+        response = httpx2.post(url, content=content, headers=JSON, timeout=60)
+        assert response.status_code == 413
+        assert "longer than 10,485,760 bytes" in error_of(response)["message"]
+
+
+def test_a_body_that_is_cut_off_harms_nobody(server):
+    request = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{"
+    address = httpx2.URL(server.url)
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(request)
+    assert server.get("/health").status_code == 200
+
+
+def test_an_unknown_model_is_a_404_that_names_the_known(client):
+    with pytest.raises(openai.NotFoundError, match=MODEL) as caught:
+        client.completions.create(model="gpt-7", prompt="a")
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-7", messages=HELLO)
+
+
+def test_paths_and_methods_that_are_not_there_have_the_body_too(server):
+    assert error_of(server.get("/v1/nothing"))["type"] == "not_found_error"
+    response = server.get(COMPLETIONS)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert error_of(response)["message"] == "Method Not Allowed"
+
+
+def test_after_all_this_the_server_is_well(server):
+    answer = server.post(COMPLETIONS, prompt="It was a dark", max_tokens=2)
+    assert answer.status_code == 200
+
+
+def test_a_cautious_server_takes_no_templates_and_no_priorities():
+    with process() as server:
+        template = server.post(CHAT, messages=HELLO, chat_template="{{ 1 }}")
+        assert template.status_code == 400
+        assert "--trust-request-chat-template" in error_of(template)["message"]
+        priority = server.post(COMPLETIONS, prompt="a", priority=1)
+        assert priority.status_code == 400
+        assert "--scheduling-policy=priority" in error_of(priority)["message"]
