@@ -70,11 +70,11 @@ def _log_to_stderr() -> None:
 
 
 def _summary(service: "Service", listener: "socket") -> Iterator[str]:
-    from minimal_vllm.attention.backend import choose_backend
+    from minimal_vllm.attention.backend import backend_name
 
     built, config = service.llm.built, service.llm.config
     model = built.files.config
-    backend = choose_backend(config.attention_backend, model, config.block_size, built.device)
+    backend = backend_name(config.attention_backend)
     num_tokens = built.num_blocks * config.block_size
     scheme = "https" if service.config.ssl_certfile else "http"
     host, port = listener.getsockname()[:2]
@@ -85,7 +85,7 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
         "Context": f"{service.max_model_len:,} tokens",
         "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {config.block_size})",
         "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
-        f"with {type(backend).__name__}",
+        f"with {backend} attention",
         "API key": "required" if service.config.api_key else "none",
         "Serving at": f"{scheme}://{host}:{port}",
     }

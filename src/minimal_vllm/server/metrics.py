@@ -112,10 +112,13 @@ class Metrics:
 
     def watch(self, scheduler: Scheduler, num_waiting: Callable[[], int]) -> None:
         """Let the gauges show this scheduler; they are true between two steps, too."""
-        pool = scheduler.pool
+
+        def kv_usage() -> float:
+            return 1 - scheduler.pool.num_free / scheduler.pool.num_blocks
+
         self._running.set_function(lambda: len(scheduler.running))
         self._waiting.set_function(num_waiting)
-        self._kv_usage.set_function(lambda: 1 - pool.num_free / pool.num_blocks)
+        self._kv_usage.set_function(kv_usage)
 
     def arrived(self, request_id: str, num_prompt_tokens: int) -> None:
         """A request was handed to the engine."""

@@ -132,13 +132,12 @@ class Service:
                 "priority: this server takes who comes first (--scheduling-policy=priority)",
                 param="priority",
             )
+        seed = None if params.seed == -1 else params.seed
         return [
             EngineRequest(
                 request_id=f"{response_id}-{place * params.n + index}",
                 prompt_token_ids=prompt,
-                params=replace(
-                    params, n=1, seed=None if params.seed is None else params.seed + index
-                ),
+                params=replace(params, n=1, seed=None if seed is None else seed + index),
                 output_kind=OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY,
                 priority=body.priority,
                 cache_salt=body.cache_salt,
