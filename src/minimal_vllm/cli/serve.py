@@ -46,6 +46,7 @@ def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
             f"serve needs {error.name}, which is not installed: pip install 'minimal-vllm[server]'"
         ) from error
     _log_to_stderr()
+    run.check_certificate(config)
     listener = run.bind(config.host, config.port)
     service = run.make_service(config, model, **given_options(ctx, EngineConfig))
 

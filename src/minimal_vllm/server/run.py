@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_certificate(config: ServerConfig) -> None:
+    """See that the certificate and its key can be used, before anything is loaded.
+
+    Raises:
+        ValueError: they can't.
+    """
+    if config.ssl_certfile:
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        except OSError as error:
+            raise ValueError(
+                f"the certificate {config.ssl_certfile} can't be used with the key "
+                f"{config.ssl_keyfile or 'in it'}: {error}"
+            ) from error
+
+
 async def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT, then let the running requests finish; a second one hurries.
 
@@ -86,8 +104,10 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
         )
     finally:
         server.should_exit = True
-        await serving
-        await engine.stop()
+        try:
+            await serving
+        finally:
+            await engine.stop()
     if isinstance(engine.refusal, EngineFailedError):
         raise engine.refusal
 

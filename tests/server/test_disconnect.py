@@ -1,0 +1,191 @@
+"""Clients that go away, over real connections to a server whose engine can be looked into."""
+
+import asyncio
+import json
+
+import httpx2
+import pytest
+
+from tests.server.harness import (
+    FEW_BLOCKS,
+    Gate,
+    make_demo_service,
+    metric,
+    open_request,
+    running,
+    until,
+)
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+LONG = {"max_tokens": 1500, "ignore_eos": True}
+BODIES = {
+    COMPLETIONS: {"prompt": "It was", **LONG},
+    CHAT: {"messages": [{"role": "user", "content": "It was"}], **LONG},
+}
+
+
+async def gauges(url):
+    async with httpx2.AsyncClient() as client:
+        text = (await client.get(f"{url}/metrics")).text
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    return [metric(text, f"vllm:{name}") for name in names]
+
+
+async def check_clean(service, url):
+    """Nothing is left of those who went away, and the next one is served."""
+    scheduler = service.llm.engine.scheduler
+    await until(lambda: not scheduler.has_work and service.engine.num_waiting == 0)
+    scheduler.check()
+    assert scheduler.pool.num_free == FEW_BLOCKS
+    assert await gauges(url) == [0, 0, 0]
+    async with httpx2.AsyncClient(timeout=60) as client:
+        answer = await client.post(f"{url}{COMPLETIONS}", json={"prompt": "a", "max_tokens": 2})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_blocks(path, stream):
+    async def run():
+        service = make_demo_service()
+        async with running(service) as url:
+            scheduler = service.llm.engine.scheduler
+            reader, writer = await open_request(url, path, {**BODIES[path], "stream": stream})
+            if stream:
+                await reader.readuntil(b"data: ")
+            await until(lambda: scheduler.running)
+            writer.transport.abort()
+            await check_clean(service, url)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_may_go_away_while_its_request_waits_or_its_prompt_is_computed(stream):
+    async def run():
+        gate = Gate()
+        service = make_demo_service(gate, max_num_seqs=2, max_num_batched_tokens=16)
+        async with running(service) as url:
+            scheduler = service.llm.engine.scheduler
+            body = {**BODIES[COMPLETIONS], "stream": stream}
+            _, decoding = await open_request(url, COMPLETIONS, body)
+            await until(lambda: len(scheduler.running) == 1)
+            _, prefilling = await open_request(url, COMPLETIONS, {**body, "prompt": "a " * 1000})
+            await until(lambda: len(scheduler.running) == 2)
+            gate.shut()
+            await gate.wait_until_held()
+            assert scheduler.running[1].num_uncomputed_tokens > 0
+            _, queued = await open_request(url, COMPLETIONS, body)
+            await until(lambda: service.engine.num_waiting == 1)
+            for writer in (decoding, prefilling, queued):
+                writer.transport.abort()
+            gate.open()
+            await check_clean(service, url)
+
+    asyncio.run(run())
+
+
+def test_a_crowd_that_vanishes_leaves_nothing_behind():
+    async def run():
+        service = make_demo_service(max_num_seqs=16)
+        async with running(service) as url:
+            body = {**BODIES[COMPLETIONS], "n": 2, "stream": True}
+            connections = [await open_request(url, COMPLETIONS, body) for _ in range(40)]
+            await connections[0][0].readuntil(b"data: ")
+            for _, writer in connections:
+                writer.transport.abort()
+            await check_clean(service, url)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
+    async def run():
+        service = make_demo_service()
+        async with running(service) as url:
+            scheduler = service.llm.engine.scheduler
+            body = {**BODIES[COMPLETIONS], "stream": True, "return_token_ids": True}
+            reader, _ = await open_request(url, COMPLETIONS, body, receive_buffer=4096)
+            await until(lambda: scheduler.running)
+            async with httpx2.AsyncClient(timeout=60) as client:
+                short = {"prompt": "a", "max_tokens": 2}
+                assert (await client.post(f"{url}{COMPLETIONS}", json=short)).status_code == 200
+            await until(lambda: not scheduler.has_work)  # it is done, though nobody has read it
+            num_tokens = 0
+            while (line := (await reader.readline()).decode()) != "data: [DONE]\n":
+                if line.startswith("data: "):
+                    event = json.loads(line.removeprefix("data: "))
+                    num_tokens += len(event["choices"][0]["token_ids"])
+            assert num_tokens == 1500
+
+    asyncio.run(run())
+
+
+def test_the_server_answers_others_while_a_step_is_computed():
+    async def run():
+        gate = Gate()
+        service = make_demo_service(gate)
+        async with running(service) as url, httpx2.AsyncClient(timeout=60) as client:
+            gate.shut()
+            body = {"prompt": "a", "max_tokens": 2}
+            answer = asyncio.create_task(client.post(f"{url}{COMPLETIONS}", json=body))
+            await gate.wait_until_held()
+            assert (await client.get(f"{url}/health")).status_code == 200
+            tokens = await client.post(f"{url}/tokenize", json={"prompt": "Hello"})
+            assert tokens.status_code == 200
+            assert not answer.done()
+            gate.open()
+            assert (await answer).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_step_is_a_500_with_a_reason_and_the_next_request_is_served(stream):
+    async def run():
+        service = make_demo_service()
+        runner = service.llm.engine._runner
+        original = runner.run
+
+        def fail(plan):
+            runner.run = original
+            raise RuntimeError("out of luck")
+
+        runner.run = fail
+        async with running(service) as url:
+            async with httpx2.AsyncClient(timeout=60) as client:
+                body = {**BODIES[COMPLETIONS], "stream": stream}
+                response = await client.post(f"{url}{COMPLETIONS}", json=body)
+            assert response.status_code == 500
+            error = response.json()["error"]
+            assert error["message"] == "the engine failed: RuntimeError: out of luck"
+            assert error["type"] == "server_error"
+            await check_clean(service, url)
+
+    asyncio.run(run())
+
+
+def test_a_step_that_fails_in_mid_stream_ends_the_stream_with_the_reason():
+    async def run():
+        service = make_demo_service()
+        async with running(service) as url:
+            body = {**BODIES[COMPLETIONS], "stream": True}
+            async with (
+                httpx2.AsyncClient(timeout=60) as client,
+                client.stream("POST", f"{url}{COMPLETIONS}", json=body) as response,
+            ):
+                lines = response.aiter_lines()
+                assert "choices" in await anext(lines)
+
+                def fail(plan):
+                    del runner.run
+                    raise RuntimeError("out of luck")
+
+                runner = service.llm.engine._runner
+                runner.run = fail
+                *_, error, done = [line async for line in lines if line]
+            assert "out of luck" in json.loads(error.removeprefix("data: "))["error"]["message"]
+            assert done == "data: [DONE]"
+            await check_clean(service, url)
+
+    asyncio.run(run())

@@ -1,0 +1,172 @@
+"""The options of ``minimal-vllm serve``."""
+
+import asyncio
+import ssl
+import subprocess
+import sys
+from dataclasses import fields
+
+import httpx2
+import openai
+import pytest
+from click.testing import CliRunner
+
+from minimal_vllm import SamplingParams
+from minimal_vllm.cli.main import main
+from minimal_vllm.cli.options import FieldOption
+from minimal_vllm.cli.serve import serve
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from tests.server.harness import (
+    ENVIRONMENT,
+    Gate,
+    make_demo_service,
+    open_request,
+    process,
+    running,
+    until,
+)
+
+
+@pytest.mark.parametrize("request_type", [CompletionRequest, ChatCompletionRequest])
+def test_every_sampling_parameter_can_be_asked_for_over_http(request_type):
+    names = {field.name for field in fields(SamplingParams)} - {"detokenize"}
+    assert names - request_type.model_fields.keys() == set()
+
+
+def test_every_server_option_is_on_the_command_line_and_explains_itself():
+    mine = {
+        param.name: param
+        for param in serve.params
+        if isinstance(param, FieldOption) and param.owner is ServerConfig
+    }
+    assert mine.keys() == {field.name for field in fields(ServerConfig)}
+    assert all(param.help for param in mine.values())
+    assert "\nServer:" in CliRunner().invoke(main, ["serve", "--help"]).output
+
+
+def test_help_imports_neither_torch_nor_fastapi():
+    program = (
+        "import sys\nfrom minimal_vllm.cli.main import main\n"
+        "main(['serve', '--help'], standalone_mode=False)\n"
+        "sys.exit(bool({'torch', 'fastapi', 'uvicorn', 'prometheus_client'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_without_its_libraries_the_command_says_what_to_install():
+    program = (
+        "import sys\nfrom minimal_vllm.cli.main import main\n"
+        "sys.modules['uvicorn'] = None\nmain(['serve'])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "minimal-vllm: error: serve needs uvicorn, which is not installed: "
+        "pip install 'minimal-vllm[server]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--port=70000"], "port: should be less than or equal to 65535"),
+        (["--ssl-keyfile=key.pem"], "ssl_keyfile needs ssl_certfile"),
+        (["--ssl-certfile=/no/such.pem"], "the certificate /no/such.pem can't be used"),
+        (["--max-model-len=5000", "--port=0"], "max_model_len is 5000"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(arguments, complaint):
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_api_key_guards_all_but_monitoring():
+    with process("--api-key=first", "--api-key=second") as server:
+        assert "required" in server.summary
+        for key in ("first", "second"):
+            assert server.client(key).models.list().data
+        for key in ("third", "firs", "first2", "é"):
+            headers = {"authorization": f"Bearer {key}".encode()}
+            assert httpx2.get(f"{server.url}/v1/models", headers=headers).status_code == 401
+        with pytest.raises(openai.AuthenticationError) as caught:
+            server.client("third").completions.create(model="any", prompt="a")
+        assert caught.value.code == "invalid_api_key"
+        for path in ("/v1/models", "/v1/nothing", "//v1/models", "/openapi.json"):
+            assert server.get(path).status_code == 401
+        assert server.post("/tokenize", prompt="a").status_code == 401
+        for path in ("/health", "/ping", "/version", "/metrics"):
+            assert server.get(path).status_code == 200
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "MINIMAL_VLLM_API_KEY", "secret")
+    with process() as server:
+        assert server.get("/v1/models").status_code == 401
+        assert server.client("secret").models.list().data
+
+
+def test_a_model_may_have_several_names():
+    with process("--served-model-name=one", "--served-model-name=two") as server:
+        client = server.client()
+        assert [model.id for model in client.models.list().data] == ["one", "two"]
+        assert client.completions.create(model="two", prompt="a").model == "two"
+        assert server.post("/v1/completions", prompt="a").json()["model"] == "one"
+
+
+def test_https_with_a_certificate_of_one_s_own(tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    subprocess.run(
+        [*command, "-keyout", key, "-out", cert, *subject], check=True, capture_output=True
+    )
+    with process(f"--ssl-certfile={cert}", f"--ssl-keyfile={key}") as server:
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=cert)
+        assert httpx2.get(f"{server.url}/health", verify=context).status_code == 200
+
+
+def test_web_pages_are_let_in_from_where_they_may_come():
+    with process("--allowed-origins=https://good.example", "--api-key=key") as server:
+        for origin, allowed in (("https://good.example", True), ("https://bad.example", False)):
+            headers = {"origin": origin, "access-control-request-method": "POST"}
+            preflight = httpx2.options(f"{server.url}/v1/completions", headers=headers)
+            assert (preflight.status_code == 200) == allowed
+            refused = httpx2.get(f"{server.url}/v1/models", headers={"origin": origin})
+            assert refused.status_code == 401
+            assert refused.headers.get("access-control-allow-origin") == (
+                origin if allowed else None
+            )
+
+
+def test_while_too_many_wait_more_are_refused():
+    async def run():
+        gate = Gate()
+        config = ServerConfig(max_waiting_requests=2)
+        service = make_demo_service(gate, config, max_num_seqs=1)
+        async with running(service) as url, httpx2.AsyncClient(timeout=60) as client:
+            body = {"prompt": "a", "max_tokens": 2}
+            gate.shut()
+            connections = []
+            for waiting in (0, 1, 2):
+                connections.append(await open_request(url, "/v1/completions", body))
+                await until(lambda waiting=waiting: service.engine.num_waiting == waiting)
+                await gate.wait_until_held()
+            refused = await client.post(f"{url}/v1/completions", json=body)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            gate.open()
+            await until(lambda: not service.engine.num_waiting)
+            assert (await client.post(f"{url}/v1/completions", json=body)).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_the_body_s_limit_can_be_set():
+    with process("--max-body-bytes=100") as server:
+        assert server.post("/v1/completions", prompt="a", max_tokens=1).status_code == 200
+        assert server.post("/v1/completions", prompt="a" * 100).status_code == 413
