@@ -62,7 +62,7 @@ def test_every_source_file_stands_in_its_room():
 def defined_names(path):
     """What a module defines: ``function``, ``Class``, ``Class.method``, ``CONSTANT``."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         if isinstance(node, ast.ClassDef):
             yield from (f"{node.name}.{each.name}" for each in node.body if hasattr(each, "name"))

@@ -1,0 +1,59 @@
+"""docs/server.md tells the truth: what it shows to run runs, and all fields are in it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from minimal_vllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from tests.markdown import broken_links, code_blocks, read
+from tests.server.harness import ENVIRONMENT, process
+
+TEXT = read("docs/server.md")
+ADDRESS = "http://localhost:8000"
+
+
+@pytest.fixture(scope="module")
+def url():
+    with process() as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("command", code_blocks(TEXT, "bash"))
+def test_a_command_runs(url, command):
+    assert ADDRESS in command
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command.replace(ADDRESS, url)],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_the_refusal_is_the_one_that_is_shown(url):
+    (shown,) = code_blocks(TEXT, "json")
+    (command,) = (each for each in code_blocks(TEXT, "bash") if "best_of" in each)
+    given = subprocess.check_output(["bash", "-c", command.replace(ADDRESS, url)])
+    assert json.loads(given) == json.loads(shown)
+
+
+@pytest.mark.parametrize("snippet", code_blocks(TEXT, "python"))
+def test_a_snippet_runs(url, snippet):
+    command = [sys.executable, "-c", snippet.replace(ADDRESS, url)]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_all_fields_are_listed():
+    listed = set(re.findall(r"`(\w+)`", TEXT.partition("What can be asked for")[2]))
+    fields = CompletionRequest.model_fields.keys() | ChatCompletionRequest.model_fields.keys()
+    assert fields - listed == set()
+
+
+def test_every_link_resolves():
+    assert broken_links(TEXT) == []
