@@ -1,6 +1,8 @@
 """``POST /tokenize`` and ``POST /detokenize``."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 
 from minimal_vllm.server.errors import ApiError
 from minimal_vllm.server.protocol import AnyTokenizeRequest, DetokenizeRequest, TokenizeChatRequest
@@ -14,7 +16,7 @@ def make_router(service: Service) -> APIRouter:
     tokenizer = service.llm.get_tokenizer()
 
     @router.post("/tokenize", response_model_exclude_unset=True)
-    async def tokenize(body: AnyTokenizeRequest) -> Tokens:
+    async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
         service.check_model(body.model)
         if isinstance(body, TokenizeChatRequest):
             token_ids = await service.encode_chat(body)
