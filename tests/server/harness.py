@@ -116,9 +116,11 @@ def make_demo_service(gate=None, config=None, **options):
 
 
 @asynccontextmanager
-async def running(service):
+async def running(service, send_buffer=None):
     """Serve in this event loop; ended by SIGTERM, as a real server is."""
     listener = bind("127.0.0.1", 0)
+    if send_buffer:  # accepted connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     url = "http://{}:{}".format(*listener.getsockname())
     ready = asyncio.Event()
     task = asyncio.create_task(serve(service, listener, ready.set))
@@ -137,7 +139,7 @@ async def open_request(url, path, body, receive_buffer=None):
     connection = socket.create_connection((address.host, address.port))
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    reader, writer = await asyncio.open_connection(sock=connection, limit=2**10)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=2**14)
     request = httpx2.Request("POST", f"{url}{path}", json=body)
     head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}content-length: {len(request.content)}\r\n\r\n".encode() + request.content)

@@ -17,6 +17,7 @@ from minimal_vllm.server.async_engine import (
 from tests.server.harness import FEW_BLOCKS, Gate, make_demo_service, metric, until
 
 LONG = SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True)
+MEDIUM = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 SHORT = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 
 
@@ -49,6 +50,11 @@ async def until_clean(service):
     assert scheduler.pool.num_free == FEW_BLOCKS
     assert service.engine._mailboxes == {}
     assert service.metrics._timelines == {}
+
+
+def num_aborted(service):
+    text = service.metrics.render().decode()
+    return metric(text, "vllm:request_success_total", finished_reason="abort")
 
 
 async def collect(service, *requests):
@@ -149,9 +155,7 @@ def test_an_abandoned_request_is_aborted_in_every_state(kind):
             await asyncio.gather(in_inbox, queued, prefilling, decoding, return_exceptions=True)
             gate.open()
             await until_clean(service)
-            text = service.metrics.render().decode()
-            name = "vllm:request_success_total"
-            assert metric(text, name, finished_reason="abort") == 4
+            assert num_aborted(service) == 4
             assert len((await collect(service, request()))[0]) == 5
 
     asyncio.run(run())
@@ -165,6 +169,7 @@ def test_a_reader_that_stops_early_aborts_the_rest():
             ) as outputs:
                 await anext(outputs)
             await until_clean(service)
+            assert num_aborted(service) == 2
 
     asyncio.run(run())
 
@@ -172,14 +177,14 @@ def test_a_reader_that_stops_early_aborts_the_rest():
 def test_a_slow_reader_holds_nobody_back_and_misses_nothing():
     async def run():
         async with started() as service:
-            slow = service.engine.generate([request("slow", LONG)])
+            slow = service.engine.generate([request("slow", MEDIUM)])
             first = await anext(slow)
             tokens = [*first[1].outputs[0].token_ids]
             await collect(service, request("quick"))
             await until(lambda: not scheduler_of(service).has_work)  # though nobody reads
             async for _, output in slow:
                 tokens += output.outputs[0].token_ids
-            assert len(tokens) == 1000
+            assert len(tokens) == 200
 
     asyncio.run(run())
 
@@ -195,8 +200,6 @@ def test_of_a_batch_all_are_refused_or_none():
 
 
 def test_an_id_is_free_again_at_once():
-    """An abort that was on its way does not hit the next request of that id."""
-
     async def run():
         async with started() as service:
             for _ in range(20):
@@ -205,6 +208,24 @@ def test_an_id_is_free_again_at_once():
                 assert len((await collect(service, request("same")))[0]) == 5
             with pytest.raises(RequestRefusedError, match="the same id"):
                 await collect(service, request("same"), request("same"))
+
+    asyncio.run(run())
+
+
+def test_a_late_abort_does_not_hit_the_next_request_of_that_id():
+    async def run():
+        gate = Gate()
+        async with started(gate) as service:
+            gate.shut()
+            one_token = SamplingParams(max_tokens=1)
+            first = asyncio.create_task(collect(service, request("same", one_token)))
+            await gate.wait_until_held()  # the first has ended, but does not know it yet
+            second = asyncio.create_task(collect(service, request("same")))
+            await until(lambda: service.engine.num_waiting == 1)
+            first.cancel()
+            await asyncio.wait({first})
+            gate.open()
+            assert len((await asyncio.wait_for(second, 60))[0]) == 5
 
     asyncio.run(run())
 
@@ -249,13 +270,13 @@ def test_if_the_loop_dies_its_requests_end_and_no_more_are_taken():
 def test_draining_takes_no_more_and_tells_when_the_last_has_ended():
     async def run():
         async with started() as service:
-            running = asyncio.create_task(collect(service, request(params=LONG)))
+            running = asyncio.create_task(collect(service, request(params=MEDIUM)))
             await until(lambda: scheduler_of(service).running)
             service.engine.refuse(EngineStoppedError("closing"))
             with pytest.raises(EngineStoppedError, match="closing"):
                 await collect(service, request("late"))
             await asyncio.wait_for(service.engine.wait_until_idle(), 60)
-            assert len((await running)[0]) == 1000
+            assert len((await running)[0]) == 200
 
     asyncio.run(run())
 
@@ -269,6 +290,7 @@ def test_those_that_do_not_end_in_time_are_ended_with_the_reason():
             with pytest.raises(EngineStoppedError, match="time is up"):
                 await running
             await until_clean(service)
+            assert num_aborted(service) == 1
 
     asyncio.run(run())
 
