@@ -234,13 +234,13 @@ def test_a_failed_step_ends_its_requests_with_the_reason_and_the_engine_goes_on(
     async def run():
         async with started() as service:
             runner = service.llm.engine._runner
-            original = runner.run
+            original = runner.launch
 
             def fail(plan):
-                runner.run = original
+                runner.launch = original
                 raise RuntimeError("out of luck")
 
-            runner.run = fail
+            runner.launch = fail
             with pytest.raises(EngineFailedError, match="RuntimeError: out of luck"):
                 await collect(service, request())
             await until_clean(service)

@@ -144,13 +144,13 @@ def test_a_failed_step_is_a_500_with_a_reason_and_the_next_request_is_served(str
     async def run():
         service = make_demo_service()
         runner = service.llm.engine._runner
-        original = runner.run
+        original = runner.launch
 
         def fail(plan):
-            runner.run = original
+            runner.launch = original
             raise RuntimeError("out of luck")
 
-        runner.run = fail
+        runner.launch = fail
         async with running(service) as url:
             async with httpx2.AsyncClient(timeout=60) as client:
                 body = {**BODIES[COMPLETIONS], "stream": stream}
@@ -177,11 +177,11 @@ def test_a_step_that_fails_in_mid_stream_ends_the_stream_with_the_reason():
                 assert "choices" in await anext(lines)
 
                 def fail(plan):
-                    del runner.run
+                    del runner.launch
                     raise RuntimeError("out of luck")
 
                 runner = service.llm.engine._runner
-                runner.run = fail
+                runner.launch = fail
                 *_, error, done = [line async for line in lines if line]
             assert "out of luck" in json.loads(error.removeprefix("data: "))["error"]["message"]
             assert done == "data: [DONE]"

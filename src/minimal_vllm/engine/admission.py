@@ -107,7 +107,7 @@ class Admission:
     def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
         expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"
         try:
-            tokens = array("i", list(token_ids))
+            tokens = array("i", token_ids if isinstance(token_ids, list) else list(token_ids))
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{name} can't be used: {error}; {expected}") from error
         for extreme in (min(tokens, default=0), max(tokens, default=0)):

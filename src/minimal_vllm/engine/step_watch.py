@@ -12,13 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 class StepWatch:
-    """Called at the four moments of a step; without observers each call returns at once."""
+    """Called at the four moments of a step; without observers each call returns at once.
+
+    The moments of a step are kept with the step: the next one may begin before it ends.
+    """
 
     def __init__(self, scheduler: Scheduler, observers: Sequence[StepObserver]) -> None:
         self._scheduler = scheduler
         self._observers = observers
         self._step = 0
-        self._moments: list[float] = []
         self._ended_between: list[Request] = []
 
     def note_ended(self, requests: Sequence[Request]) -> None:
@@ -26,22 +28,21 @@ class StepWatch:
         if self._observers:
             self._ended_between += requests
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._moments.clear()
-        self.mark()
+    def begin(self) -> list[float]:
+        """A step begins: its moments so far."""
+        return [time.monotonic()] if self._observers else []
 
-    def mark(self) -> None:
+    def mark(self, moments: list[float]) -> None:
         """A part of the step is done: first the schedule, then the run."""
         if self._observers:
-            self._moments.append(time.monotonic())
+            moments.append(time.monotonic())
 
-    def end(self, plan: Plan) -> None:
-        """The step is done: tell the observers."""
+    def end(self, plan: Plan, requests: Sequence[Request], moments: list[float]) -> None:
+        """The step is done, and these requests have got something: tell the observers."""
         if not self._observers:
             return
-        self.mark()
-        record = self._make_record(plan)
+        self.mark(moments)
+        record = self._make_record(plan, requests, moments)
         self._ended_between.clear()
         self._step += 1
         for observer in self._observers:
@@ -50,8 +51,10 @@ class StepWatch:
             except Exception:
                 logger.exception("An observer failed; the engine goes on")
 
-    def _make_record(self, plan: Plan) -> StepRecord:
-        begun, scheduled, run, ended = self._moments
+    def _make_record(
+        self, plan: Plan, requests: Sequence[Request], moments: list[float]
+    ) -> StepRecord:
+        begun, scheduled, run, ended = moments
         pool, stats = self._scheduler.pool, self._scheduler.prefix_cache_stats
         return StepRecord(
             step=self._step,
@@ -64,7 +67,7 @@ class StepWatch:
             preempted=_ids(plan.preempted),
             finished=tuple(
                 (request.request_id, request.finish_reason.value)
-                for request in (*self._ended_between, *(entry.request for entry in plan.scheduled))
+                for request in (*self._ended_between, *requests)
                 if request.finish_reason
             ),
             evicted_blocks=tuple(plan.evicted),
