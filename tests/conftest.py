@@ -1,9 +1,13 @@
+import os
+
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
 from hypothesis import settings
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
 
