@@ -99,6 +99,13 @@ def test_a_batch_of_prompts_has_n_choices_for_each_in_their_order(complete, expe
     assert texts == [each.text for outputs in expected for each in outputs]
 
 
+@pytest.mark.parametrize("seed", [-3, 2**63 - 1])
+def test_the_seeds_of_n_choices_are_counted_as_offline_whatever_they_pass(complete, expect, seed):
+    choices = complete(n=4, seed=seed).choices
+    expected = expect(PROMPT, n=4, seed=seed).outputs
+    assert [choice.text for choice in choices] == [output.text for output in expected]
+
+
 def test_a_batch_counts_each_prompt_once(complete, llm):
     usage = complete([PROMPT, OTHER], n=3, max_tokens=2).usage
     lengths = [len(ids) for ids in llm.get_tokenizer().encode_batch([PROMPT, OTHER])]

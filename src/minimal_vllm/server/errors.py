@@ -30,7 +30,7 @@ ERROR_TYPES = {
 
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
-UNION_TAGS = frozenset({"str", "constrained-str", "int", "float", "bool"})
+UNION_TAGS = frozenset({"str", "constrained-str"})
 """What pydantic puts into an error's location for the members of a union; others have brackets."""
 
 LONGEST_INPUT = 100
@@ -89,7 +89,7 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
 
     A union has some for each of its members: those that got furthest are the likeliest meant.
     """
-    names = [_names(each["loc"]) for each in errors]
+    names = [_names(each) for each in errors]
     about_first = [each for each in names if each[:1] == names[0][:1]]
     chosen = max(about_first, key=len)
     found = [each for each, name in zip(errors, names, strict=True) if name == chosen]
@@ -104,15 +104,19 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
     )
 
 
-def _names(loc: Sequence[int | str]) -> list[str]:
+def _names(error: Mapping[str, Any]) -> list[str]:
     """Where an error is, without what only pydantic knows: the members of unions, or an offset."""
+    loc = error["loc"]
     inside = loc[1:] if loc[:1] == ("body",) else loc
-    names = [str(each) for each in inside if each not in UNION_TAGS and not _has_brackets(each)]
-    return [] if names and names[0].isdigit() else names
+    if error["type"] == "json_invalid":
+        return []
+    if error["type"] == "extra_forbidden":  # its last part is whatever the client wrote
+        return [*map(str, filter(_is_name, inside[:-1])), str(inside[-1])]
+    return [str(each) for each in inside if _is_name(each)]
 
 
-def _has_brackets(part: int | str) -> bool:
-    return isinstance(part, str) and part.endswith("]")
+def _is_name(part: int | str) -> bool:
+    return part not in UNION_TAGS and not (isinstance(part, str) and part.endswith("]"))
 
 
 def _complaint(details: Mapping[str, Any]) -> str:

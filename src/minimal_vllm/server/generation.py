@@ -1,5 +1,6 @@
 """From requests to the engine to an HTTP response, whole or as a stream of events."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -122,10 +123,14 @@ async def respond(
         return EventStream(outputs, _events(first, outputs, answer, usage, options), headers)
     async with aclosing(outputs):
         final = {place: output async for place, output in outputs}
-    whole = answer.whole([final[place] for place in range(len(requests))], usage.usage)
-    return Response(
-        whole.model_dump_json(exclude_unset=True), headers=headers, media_type="application/json"
-    )
+
+    def write() -> str:
+        whole = answer.whole([final[place] for place in range(len(requests))], usage.usage)
+        return whole.model_dump_json(exclude_unset=True)
+
+    # In another thread: log-probabilities of long prompts are megabytes.
+    content = await asyncio.to_thread(write)
+    return Response(content, headers=headers, media_type="application/json")
 
 
 async def _run(
@@ -153,7 +158,7 @@ async def _run(
     finally:
         total = usage.usage
         logger.info(
-            "request_id=%s user=%r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
+            "request_id=%s user=%.100r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
             "seconds=%.3f end=%r",
             response_id,
             user,
