@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import CompletionOutput, RequestOutput
 from minimal_vllm.server.generation import Answer, new_id, respond
@@ -102,12 +102,12 @@ def make_router(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def create_chat_completion(body: ChatCompletionRequest) -> Response:
+    async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, max_tokens=None)
         service.check_size(1, params.n)
         prompt = await service.encode_chat(body)
-        response_id = new_id("chatcmpl", body.request_id)
+        response_id = new_id("chatcmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, [prompt], params)
         answer = ChatAnswer(service, response_id, body)
         return await respond(service, body, requests, params.n, answer)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
@@ -96,12 +96,12 @@ def make_router(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", response_model=Completion)
-    async def create_completion(body: CompletionRequest) -> Response:
+    async def create_completion(request: Request, body: CompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, DEFAULT_MAX_TOKENS)
         service.check_size(len(body.prompts), params.n)
         prompts = await service.encode(body.prompts, add_special_tokens=body.add_special_tokens)
-        response_id = new_id("cmpl", body.request_id)
+        response_id = new_id("cmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, prompts, params)
         answer = CompletionAnswer(service, response_id, body, params)
         return await respond(service, body, requests, params.n, answer)

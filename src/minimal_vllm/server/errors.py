@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.async_engine import (
@@ -60,9 +61,15 @@ class ApiError(HTTPException):
             error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code)
         )
 
+    @property
     def response(self) -> JSONResponse:
         """The whole HTTP response."""
         return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it from a middleware, and leave the reason for the log."""
+        scope["state"]["error"] = self.detail
+        await self.response(scope, receive, send)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -139,13 +146,14 @@ def _complaint(details: Mapping[str, Any]) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let all errors of all routes end in OpenAI's body."""
+    """Let the foreseen errors of all routes end in OpenAI's body."""
 
-    async def handle(_request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        api_error = as_api_error(error)
+        request.state.error = api_error.detail
+        return api_error.response
 
     for kind in (
-        Exception,
         HTTPException,
         RequestValidationError,
         RequestRefusedError,

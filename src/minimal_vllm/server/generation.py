@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
@@ -90,9 +89,9 @@ class Answer(ABC):
         """A chunk of a stream: the envelope and these fields."""
 
 
-def new_id(prefix: str, request_id: str | None) -> str:
-    """The id of an answer."""
-    return f"{prefix}-{request_id or uuid.uuid4().hex}"
+def new_id(prefix: str, request: Request, chosen: str | None) -> str:
+    """The id of an answer: the HTTP request's, or what the client chose."""
+    return f"{prefix}-{chosen or request.state.request_id}"
 
 
 async def respond(
