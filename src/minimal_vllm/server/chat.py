@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import CompletionOutput, RequestOutput
-from minimal_vllm.server.generation import Answer, new_id, respond
+from minimal_vllm.server.generation import STREAM_TOO, Answer, new_id, respond
 from minimal_vllm.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from minimal_vllm.server.protocol import ChatCompletionRequest
 from minimal_vllm.server.responses import (
@@ -101,7 +101,7 @@ def make_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion)
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_TOO)
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, max_tokens=None)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.generation import Answer, new_id, respond
+from minimal_vllm.server.generation import STREAM_TOO, Answer, new_id, respond
 from minimal_vllm.server.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs
 from minimal_vllm.server.protocol import CompletionRequest
 from minimal_vllm.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
@@ -95,7 +95,7 @@ def make_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=Completion)
+    @router.post("/v1/completions", response_model=Completion, responses=STREAM_TOO)
     async def create_completion(request: Request, body: CompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, DEFAULT_MAX_TOKENS)

@@ -26,6 +26,11 @@ from minimal_vllm.server.service import Service
 
 logger = logging.getLogger(__name__)
 
+STREAM_TOO: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+"""For a route's OpenAPI description: what it answers may be a stream of events."""
+
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
