@@ -3,6 +3,7 @@
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -50,9 +51,11 @@ def test_no_body_gets_a_500_or_an_answer_that_is_not_described(api, path, mode):
     operation = api[path]["POST"]
     statuses = set()
 
-    @given(case=operation.as_strategy(generation_mode=mode))
+    @given(case=operation.as_strategy(generation_mode=mode), stream=st.booleans())
     @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-    def check(case):
+    def check(case, stream):
+        if stream and path.startswith("/v1") and isinstance(case.body, dict):
+            case.body["stream"] = True
         response = case.call_and_validate(checks=CHECKS)
         while response.status_code in (400, 404) and (wrong := wrong_field(case, response)):
             case.body.pop(wrong)

@@ -26,10 +26,20 @@ from minimal_vllm.server.service import Service
 
 logger = logging.getLogger(__name__)
 
-STREAM_TOO: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+EVENT = {
+    "type": "object",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "JSON like that of the whole answer, with what is new; [DONE] at last",
+        }
+    },
+    "required": ["data"],
 }
-"""For a route's OpenAPI description: what it answers may be a stream of events."""
+STREAM_TOO: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": EVENT}}}
+}
+"""For a route's OpenAPI description: its answer may be a stream of events."""
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
