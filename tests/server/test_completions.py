@@ -215,6 +215,30 @@ def test_logprobs_of_an_echoed_prompt_begin_with_none(complete, stream):
     assert len(logprobs) == len(tokens)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_can_be_scored_without_a_completion(complete, expect, stream):
+    answer = complete(
+        echo=True,
+        logprobs=1,
+        max_tokens=0,
+        stream=stream,
+        stream_options={"include_usage": True} if stream else None,
+    )
+    chunks = list(answer) if stream else [answer]
+    (choice,) = [choice for chunk in chunks for choice in chunk.choices]
+    known = expect(PROMPT, prompt_logprobs=1)
+    assert (choice.text, choice.finish_reason) == (PROMPT, "length")
+    assert len(choice.logprobs.tokens) == len(known.prompt_token_ids)
+    scores = [each[token].logprob for each, token in scored(known)]
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(scores, abs=1e-4)
+    usage = chunks[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(known.prompt_token_ids), 0)
+
+
+def scored(output):
+    return zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
+
+
 def test_text_offsets_count_characters_however_tokens_cut_them(complete):
     prompt = "é🦙 the"
     logprobs = complete(prompt, echo=True, logprobs=0, max_tokens=1).choices[0].logprobs

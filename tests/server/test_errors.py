@@ -78,7 +78,11 @@ def test_what_is_not_supported_is_refused_by_name(server, path, body, name, valu
         ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1, not 0"),
         ({"prompt": "a", "n": 129}, "n", "(--max-choices)"),
         ({"prompt": ["a"] * 65, "n": 2}, "n", "(--max-choices)"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1, not 0"),
+        (
+            {"prompt": "a", "max_tokens": 0, "echo": False},
+            "max_tokens",
+            "greater than or equal to 1, not 0",
+        ),
         ({"prompt": "a", "min_tokens": 20}, None, "min_tokens (20) must not exceed max_tokens"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "max_logprobs is 20"),
         ({"prompt": "a", "stop": ["a"] * 65}, "stop", "at most 64 items"),

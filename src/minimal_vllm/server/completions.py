@@ -1,6 +1,7 @@
 """``POST /v1/completions``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -31,6 +32,21 @@ class CompletionAnswer(Answer):
         self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
         self._begun: set[int] = set()
+
+    def adapt(self, output: RequestOutput) -> RequestOutput:
+        """Without the token that was generated only because the engine can't do with less."""
+        if not self._body.only_echo:
+            return output
+        (completion,) = output.outputs
+        nothing = replace(
+            completion,
+            text="",
+            token_ids=[],
+            logprobs=None if completion.logprobs is None else [],
+            finish_reason="length",
+            stop_reason=None,
+        )
+        return replace(output, outputs=[nothing])
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> Completion:
         """The whole answer."""

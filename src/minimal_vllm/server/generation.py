@@ -91,6 +91,10 @@ class Answer(ABC):
             "model": model or service.model_names[0],
         }
 
+    def adapt(self, output: RequestOutput) -> RequestOutput:
+        """What counts of an output."""
+        return output
+
     @abstractmethod
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> BaseModel:
         """The whole answer, from the final outputs of all choices."""
@@ -130,7 +134,7 @@ async def respond(
     service.check_load()
     usage = UsageCounter(requests, n)
     headers = {"X-Request-Id": answer.response_id}
-    outputs = _run(service, requests, usage, answer.response_id, body.user)
+    outputs = _run(service, requests, usage, answer, body.user)
     if body.stream:
         first = await anext(outputs)
         options = body.stream_options or StreamOptions()
@@ -151,7 +155,7 @@ async def _run(
     service: Service,
     requests: Sequence[EngineRequest],
     usage: UsageCounter,
-    response_id: str,
+    answer: Answer,
     user: str | None,
 ) -> Outputs:
     """The engine's outputs, counted, with a line in the log at their end."""
@@ -160,7 +164,8 @@ async def _run(
     ending = "the client went away"
     try:
         async with aclosing(service.engine.generate(requests)) as outputs:
-            async for place, output in outputs:
+            async for place, each in outputs:
+                output = answer.adapt(each)
                 usage.add(place, output)
                 if output.finished:
                     reasons.append(str(output.outputs[0].finish_reason))
@@ -174,7 +179,7 @@ async def _run(
         logger.info(
             "request_id=%s user=%.100r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
             "seconds=%.3f end=%r",
-            response_id,
+            answer.response_id,
             user,
             total.prompt_tokens,
             total.prompt_tokens_details.cached_tokens,

@@ -22,6 +22,9 @@ BODY_TIMEOUT = 60.0
 """Seconds in which a body must have come in."""
 
 
+SEND_TIMEOUT = 60.0
+"""Seconds in which a client must read something, once more waits for it than buffers hold."""
+
 CLIENT_WENT_AWAY = 499
 """Stands in the log and the metrics where nobody was there to receive a status."""
 
@@ -153,7 +156,7 @@ class LimitBody:
 
 
 class CancelOnDisconnect:
-    """Cancels whatever works on a request when its client goes away.
+    """Cancels whatever works on a request when its client goes away, or reads nothing any more.
 
     So a handler need not ask whether anybody listens: it is cleaned up where it waits, be it for
     the queue, for a token or for a slow reader. The request's body has been read before.
@@ -167,6 +170,7 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         body: list[Message] = [await receive()]
+        request_id = scope["state"]["request_id"]
         sent_all = False
 
         async def listen() -> None:
@@ -182,7 +186,13 @@ class CancelOnDisconnect:
 
         async def watched_send(message: Message) -> None:
             nonlocal sent_all
-            await send(message)
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await send(message)
+            except TimeoutError:
+                logger.info("request_id=%s: the client stopped reading", request_id)
+                handler.cancel()
+                await asyncio.sleep(0)  # where the cancellation comes in
             sent_all = message["type"] == "http.response.body" and not message.get("more_body")
 
         handler = asyncio.ensure_future(self._app(scope, receive_body, watched_send))

@@ -182,7 +182,7 @@ class CompletionRequest(SamplingFields):
     )
     """One prompt or several, each a text or its tokens."""
     echo: bool = False
-    """Begin each completion with its prompt."""
+    """Begin each completion with its prompt; with ``max_tokens=0`` there is nothing else."""
     logprobs: int | None = None
     """Log-probabilities of so many top tokens, and of the one that was chosen."""
     add_special_tokens: bool = True
@@ -196,10 +196,18 @@ class CompletionRequest(SamplingFields):
             return [prompt]
         return list(prompt)
 
+    @property
+    def only_echo(self) -> bool:
+        """Whether nothing is to be generated."""
+        return self.echo and self.max_tokens == 0
+
     def _other_params(self) -> dict[str, Any]:
+        others = {}
         if self.echo and self.prompt_logprobs is None and self.logprobs is not None:
-            return {"prompt_logprobs": self.logprobs}
-        return {}
+            others["prompt_logprobs"] = self.logprobs
+        if self.only_echo:
+            others["max_tokens"] = 1  # which is thrown away: the engine always gives a token
+        return others
 
 
 class TextPart(ApiModel):

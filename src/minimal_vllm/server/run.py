@@ -109,7 +109,7 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
         engine.end_all(
             EngineStoppedError(
                 f"the server is shutting down, and this request was not finished within "
-                f"{config.shutdown_timeout:g} s"
+                f"{config.shutdown_timeout:g} s, or before a second signal"
             )
         )
     finally:
