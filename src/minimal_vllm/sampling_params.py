@@ -68,7 +68,7 @@ class SamplingParams:
     """Subtracted from the logit of every token that the output holds already."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """Subtracted once for each time that the output holds the token."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
     """Divides the positive, multiplies the negative logits of tokens seen in prompt or output."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Divides the logits; 0 is greedy decoding."""

@@ -6,6 +6,7 @@ import json
 import httpx2
 import pytest
 
+from minimal_vllm.server import middleware
 from tests.server.harness import (
     FEW_BLOCKS,
     Gate,
@@ -116,6 +117,22 @@ def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
                     event = json.loads(line.removeprefix("data: "))
                     num_tokens += len(event["choices"][0]["token_ids"])
             assert num_tokens == 300
+
+    asyncio.run(run())
+
+
+def test_a_client_that_never_reads_is_given_up(monkeypatch):
+    monkeypatch.setattr(middleware, "SEND_TIMEOUT", 0.5)
+
+    async def run():
+        service = make_demo_service()
+        async with running(service, send_buffer=4096) as url:
+            body = {**BODIES[COMPLETIONS], "stream": True, "logprobs": 20}
+            _, writer = await open_request(url, COMPLETIONS, body, receive_buffer=4096)
+            await until(lambda: service.engine._readers)
+            await until(lambda: not service.engine._readers)
+            await check_clean(service, url)
+            writer.transport.abort()
 
     asyncio.run(run())
 

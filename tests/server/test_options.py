@@ -74,6 +74,8 @@ def test_without_its_libraries_the_command_says_what_to_install():
         (["--ssl-keyfile=key.pem"], "ssl_keyfile needs ssl_certfile"),
         (["--ssl-certfile=/no/such.pem"], "the certificate /no/such.pem can't be used"),
         (["--max-model-len=5000", "--port=0"], "max_model_len is 5000"),
+        (["--api-key="], "api_key.0: String should have at least 1 character"),
+        (["--served-model-name="], "served_model_name.0: String should have at least 1 character"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(arguments, complaint):

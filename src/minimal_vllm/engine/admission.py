@@ -91,9 +91,9 @@ class Admission:
     def _check(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, not {params!r}")
-        self._checked_tokens("stop_token_ids", params.stop_token_ids or ())
-        self._checked_tokens("allowed_token_ids", params.allowed_token_ids or ())
-        self._checked_tokens("logit_bias", params.logit_bias or ())
+        self._check_choice("stop_token_ids", params.stop_token_ids or ())
+        self._check_choice("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_choice("logit_bias", params.logit_bias or ())
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
         if self._tokenizer is None and (
@@ -103,6 +103,12 @@ class Admission:
                 "stop strings, bad words and structured outputs need a tokenizer, and none was "
                 "loaded"
             )
+
+    def _check_choice(self, name: str, token_ids: Iterable[int]) -> None:
+        """Each of its tokens costs time in each step, so repetitions are not let in without end."""
+        num_tokens, limit = len(self._checked_tokens(name, token_ids)), self._limits.vocab_size
+        if num_tokens > limit:
+            raise ValueError(f"{name} has {num_tokens} tokens, but the model has only {limit}")
 
     def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
         expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"

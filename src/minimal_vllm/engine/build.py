@@ -10,7 +10,11 @@ from minimal_vllm.attention.backend import backend_name, choose_backend
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.cache.kv_cache import LayerCache, allocate_kv_cache
-from minimal_vllm.cache.memory import gpu_free, measure_memory
+from minimal_vllm.cache.memory import (
+    gpu_free,
+    measure_memory,
+    told_plainly_if_out_of_memory,
+)
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
@@ -87,6 +91,7 @@ def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
     return Tokenizer(find_folder(config.tokenizer, None, config.download_dir, weights=False))
 
 
+@told_plainly_if_out_of_memory()
 def build_engine(
     config: EngineConfig, *, observers: Sequence[StepObserver] = (), progress: bool = False
 ) -> BuiltEngine:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import CompletionOutput, RequestOutput
-from minimal_vllm.server.generation import Answer, new_id, respond
+from minimal_vllm.server.generation import STREAM_TOO, Answer, new_id, respond
 from minimal_vllm.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from minimal_vllm.server.protocol import ChatCompletionRequest
 from minimal_vllm.server.responses import (
@@ -101,13 +101,13 @@ def make_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def create_chat_completion(body: ChatCompletionRequest) -> Response:
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_TOO)
+    async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, max_tokens=None)
         service.check_size(1, params.n)
         prompt = await service.encode_chat(body)
-        response_id = new_id("chatcmpl", body.request_id)
+        response_id = new_id("chatcmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, [prompt], params)
         answer = ChatAnswer(service, response_id, body)
         return await respond(service, body, requests, params.n, answer)

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 PositiveInt = Annotated[int, Field(ge=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -16,9 +17,9 @@ class ServerConfig:
     """The address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port; 0: any that is free."""
-    served_model_name: list[str] | None = None
+    served_model_name: list[NonEmpty] | None = None
     """What clients call the model; None: as it was named here."""
-    api_key: list[str] | None = None
+    api_key: list[NonEmpty] | None = None
     """Clients must send this key, or one of these; None: the environment's MINIMAL_VLLM_API_KEY,
     if it is set."""
     ssl_certfile: str | None = None

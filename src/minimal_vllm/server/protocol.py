@@ -8,19 +8,51 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from minimal_vllm.sampling_params import SamplingParams
 
 TokenId = Annotated[int, Field(ge=0)]
-Prompt = str | list[TokenId]
+Prompt = str | list[int]
 RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
 """Printable ASCII: it goes into a header and into the log."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
+MAX_FIELDS = 100
+"""Of one object: each one that is unknown costs an error."""
 MAX_STOP_STRINGS = 64
 """Each costs a search per token."""
-StopString = Annotated[str, Field(max_length=1000)]
+MAX_BAD_WORDS = 256
+"""Each is tokenized twice, and looked for at each token."""
+MAX_LOGIT_BIASES = 1024
+"""Each costs an addition per token."""
+ShortText = Annotated[str, Field(max_length=1000)]
+
+# A list may have millions of wrong entries, of which one error tells enough.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _check_number_of_biases(biases: Any) -> Any:
+    """Before each is looked at: of a dictionary, all that is wrong would be told."""
+    if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIASES:
+        raise ValueError(f"{len(biases)} tokens are too many: at most {MAX_LOGIT_BIASES}")
+    return biases
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    Field(json_schema_extra={"maxProperties": MAX_LOGIT_BIASES}),
+    BeforeValidator(_check_number_of_biases),
+]
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -57,6 +89,8 @@ class ApiModel(BaseModel):
     def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_FIELDS:
+            raise ValueError(f"{len(data)} fields are too many: at most {MAX_FIELDS} are read")
         return {
             name: value
             for name, value in data.items()
@@ -101,8 +135,8 @@ class SamplingFields(ApiModel):
     top_k: int | None = None
     min_p: float | None = None
     seed: Seed | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
     """At most so many; fewer, with ``finish_reason`` ``length``, if no more fit the context."""
@@ -110,9 +144,9 @@ class SamplingFields(ApiModel):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] | None = None
 
     @model_validator(mode="after")
     def _streaming_fields_agree(self) -> "SamplingFields":
@@ -142,13 +176,13 @@ class CompletionRequest(SamplingFields):
 
     prompt: (
         str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[list[TokenId]], Field(min_length=1)]
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[Texts, Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     """One prompt or several, each a text or its tokens."""
     echo: bool = False
-    """Begin each completion with its prompt."""
+    """Begin each completion with its prompt; with ``max_tokens=0`` there is nothing else."""
     logprobs: int | None = None
     """Log-probabilities of so many top tokens, and of the one that was chosen."""
     add_special_tokens: bool = True
@@ -162,10 +196,18 @@ class CompletionRequest(SamplingFields):
             return [prompt]
         return list(prompt)
 
+    @property
+    def only_echo(self) -> bool:
+        """Whether nothing is to be generated."""
+        return self.echo and self.max_tokens == 0
+
     def _other_params(self) -> dict[str, Any]:
+        others = {}
         if self.echo and self.prompt_logprobs is None and self.logprobs is not None:
-            return {"prompt_logprobs": self.logprobs}
-        return {}
+            others["prompt_logprobs"] = self.logprobs
+        if self.only_echo:
+            others["max_tokens"] = 1  # which is thrown away: the engine always gives a token
+        return others
 
 
 class TextPart(ApiModel):
@@ -179,7 +221,7 @@ class Message(ApiModel):
     """One message of a conversation."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
     @model_validator(mode="after")
@@ -199,7 +241,7 @@ class Message(ApiModel):
 class ChatFields(ApiModel):
     """How a conversation becomes a prompt."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     add_generation_prompt: bool = True
     """End the prompt with the header of the assistant's next message."""
     continue_final_message: bool = False
@@ -277,4 +319,4 @@ class DetokenizeRequest(ApiModel):
     """The body of ``POST /detokenize``."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds

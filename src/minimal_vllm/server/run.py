@@ -36,6 +36,16 @@ def make_service(
     names = choose_model_names(config, model)
     metrics = Metrics(names[0])
     llm = LLM(model, observers=[metrics.on_step, *observers], **options)
+    metrics.describe_cache(
+        {
+            "num_gpu_blocks": llm.built.num_blocks,
+            "block_size": llm.config.block_size,
+            "cache_dtype": str(llm.built.dtype).removeprefix("torch."),
+            "gpu_memory_utilization": llm.config.gpu_memory_utilization,
+            "enable_prefix_caching": llm.config.enable_prefix_caching,
+            "prefix_caching_hash_algo": "sha256",
+        }
+    )
     return Service(llm, AsyncEngine(llm.engine, metrics), metrics, config, names)
 
 
@@ -99,7 +109,7 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
         engine.end_all(
             EngineStoppedError(
                 f"the server is shutting down, and this request was not finished within "
-                f"{config.shutdown_timeout:g} s"
+                f"{config.shutdown_timeout:g} s, or before a second signal"
             )
         )
     finally:

@@ -72,14 +72,17 @@ class Service:
     # ---- tokenizing, in other threads: a long text takes long ------------------------------------
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
-        """The tokens of some prompts."""
+        """The tokens of some prompts (400 if one is not valid text)."""
         tokenizer = self.llm.get_tokenizer()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(
-            await asyncio.to_thread(
-                tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
+        try:
+            encoded = iter(
+                await asyncio.to_thread(
+                    tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
+                )
             )
-        )
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     async def encode_chat(self, chat: ChatFields) -> list[int]:
@@ -132,12 +135,11 @@ class Service:
                 "priority: this server takes who comes first (--scheduling-policy=priority)",
                 param="priority",
             )
-        seed = None if params.seed == -1 else params.seed
         return [
             EngineRequest(
                 request_id=f"{response_id}-{place * params.n + index}",
                 prompt_token_ids=prompt,
-                params=replace(params, n=1, seed=None if seed is None else seed + index),
+                params=replace(params, n=1, seed=_seed_of_choice(params.seed, index)),
                 output_kind=OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY,
                 priority=body.priority,
                 cache_salt=body.cache_salt,
@@ -155,3 +157,8 @@ class Service:
                 f"{self.config.max_choices} that one request may ask for (--max-choices)",
                 param="n",
             )
+
+
+def _seed_of_choice(seed: int | None, index: int) -> int | None:
+    """As the engine counts them for its own ``n``; modulo 2^64, which never gives -1, for none."""
+    return None if seed in (None, -1) else (seed + index) % 2**64
