@@ -30,6 +30,7 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_folder, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
 
@@ -61,6 +62,8 @@ class BuiltEngine:
     num_blocks: int
     device: torch.device
     dtype: torch.dtype
+    grammars: GrammarCompiler | None
+    """The engine's; None without a tokenizer."""
 
 
 def read_model_files(config: EngineConfig) -> ModelFiles:
@@ -118,14 +121,17 @@ def build_engine(
         files.eos_token_ids,
         config.max_logprobs,
     )
+    admission = Admission(limits, files.tokenizer, config.seed)
     engine = Engine(
         Scheduler(scheduler_config, pool),
         Runner(model, attention, caches, config.block_size, device),
-        Admission(limits, files.tokenizer, config.seed),
+        admission,
         OutputProcessor(files.tokenizer),
         observers,
     )
-    return BuiltEngine(engine, files, scheduler_config, num_blocks, device, dtype)
+    return BuiltEngine(
+        engine, files, scheduler_config, num_blocks, device, dtype, admission.grammars
+    )
 
 
 def _load(
