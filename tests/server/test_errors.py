@@ -25,11 +25,7 @@ def error_of(response):
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("guided_json", {}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
         ("functions", []),
         ("audio", {}),
         ("modalities", ["audio"]),
@@ -45,6 +41,14 @@ def test_what_is_not_supported_is_refused_by_name(server, path, body, name, valu
     assert response.status_code == 400
     error = error_of(response)
     assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    assert error["message"] == f"{name}: not supported here"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tools", [{"type": "function"}]), ("tool_choice", "auto")]
+)
+def test_completions_call_no_tools(server, name, value):
+    error = error_of(server.post(COMPLETIONS, prompt="a", **{name: value}))
     assert error["message"] == f"{name}: not supported here"
 
 
@@ -108,8 +112,8 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "should be 'text', not 'image_url'",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "messages.0.tool_calls",
+            {"messages": [{"role": "assistant", "content": "", "refusal": "no"}]},
+            "messages.0.refusal",
             "not supported here",
         ),
         ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
