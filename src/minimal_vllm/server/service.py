@@ -103,6 +103,11 @@ class Service:
         """The tokens of some prompts."""
         tokenizer = self.llm.get_tokenizer()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ApiError(400, f"the prompt is no valid text: {error.reason}") from error
         encoded = iter(
             await asyncio.to_thread(
                 tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
