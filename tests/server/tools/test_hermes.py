@@ -68,6 +68,7 @@ CASES = {
 MALFORMED = {
     "an empty tag": "<tool_call></tool_call>",
     "no JSON": "Hm, <tool_call>\nweather(Paris)\n</tool_call>",
+    "a space that JSON doesn't know": tagged(TIME.replace(": ", ":\N{NO-BREAK SPACE}")),
     "no name": tagged('{"arguments": {}}'),
     "no arguments": tagged('{"name": "time"}'),
     "arguments that are no object": tagged('{"name": "time", "arguments": [1]}'),

@@ -7,7 +7,10 @@ from enum import Enum, auto
 from minimal_vllm.server.message import CallWriter, MessagePart
 
 HEAD = re.compile(
-    r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+    r"""\{ _ "name" _:_ ("(?:[^"\\]|\\.)*") _,_ "(?:arguments|parameters)" _:_ (?=\{)""".replace(
+        "_", r"[ \t\n\r]*"
+    ),
+    re.VERBOSE,
 )
 """How nearly all calls begin, up to their arguments, which can then be passed on as they come."""
 
