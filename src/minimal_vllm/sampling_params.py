@@ -1,6 +1,6 @@
 """What a request may ask of the sampler, with vLLM's names and meanings."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -30,6 +30,9 @@ class StructuredOutputsParams:
     """Any JSON object."""
     disable_any_whitespace: bool = False
     """Of JSON: no whitespace between its tokens, rather than up to 32 characters of it."""
+    reasoning: Literal["begun", "possible"] | None = None
+    """What may come before it: text up to ``</think>``, if the prompt has ``begun`` it; that, from
+    ``<think>`` on, or nothing, if it is ``possible``; or, by default, nothing."""
 
     @model_validator(mode="after")
     def _one_is_given(self) -> "StructuredOutputsParams":

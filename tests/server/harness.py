@@ -19,6 +19,7 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.run import bind, make_service, serve
 
 MODEL = "minimal-vllm-demo"
+TOOL_MODEL = "tools"
 FEW_BLOCKS = 512
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 PATIENCE = 60

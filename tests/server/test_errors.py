@@ -32,11 +32,7 @@ def error_of(response):
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("guided_json", {}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
         ("functions", []),
         ("audio", {}),
         ("modalities", ["audio"]),
@@ -56,6 +52,14 @@ def test_what_is_not_supported_is_refused_by_name(server, path, body, name, valu
     assert response.status_code == 400
     error = error_of(response)
     assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    assert error["message"] == f"{name}: not supported here"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tools", [{"type": "function"}]), ("tool_choice", "auto")]
+)
+def test_completions_call_no_tools(server, name, value):
+    error = error_of(server.post(COMPLETIONS, prompt="a", **{name: value}))
     assert error["message"] == f"{name}: not supported here"
 
 
@@ -135,8 +139,8 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "should be 'text', not 'image_url'",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "messages.0.tool_calls",
+            {"messages": [{"role": "assistant", "content": "", "refusal": "no"}]},
+            "messages.0.refusal",
             "not supported here",
         ),
         ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
@@ -242,6 +246,19 @@ def test_infinity_is_no_number(server):
     response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["param"] == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (COMPLETIONS, rb'{"prompt": "a\ud800"}'),
+        (CHAT, rb'{"messages": [{"role": "user", "content": "a\ud800"}]}'),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_text(server, path, content):
+    response = httpx2.post(f"{server.url}{path}", content=content, headers=JSON)
+    assert response.status_code == 400
+    assert "no valid text: surrogates not allowed" in error_of(response)["message"]
 
 
 def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):

@@ -28,6 +28,9 @@ class Admission:
         limits: the model's.
         tokenizer: needed for bad words, for grammars and for text; None: token ids alone.
         seed: requests without a seed of their own get one from this, in the order of arrival.
+
+    Attributes:
+        grammars: compiles those of the requests; None without a tokenizer.
     """
 
     def __init__(self, limits: ModelLimits, tokenizer: Tokenizer | None, seed: int) -> None:
@@ -35,7 +38,7 @@ class Admission:
         self._tokenizer = tokenizer
         self._seeds = Random(seed)
         self._num_arrived = 0
-        self._grammars = (
+        self.grammars = (
             GrammarCompiler(tokenizer, limits.vocab_size, limits.eos_token_ids)
             if tokenizer
             else None
@@ -131,9 +134,9 @@ class Admission:
             )
 
     def _start_grammar(self, params: SamplingParams) -> Grammar | None:
-        if self._grammars is None or params.structured_outputs is None:
+        if self.grammars is None or params.structured_outputs is None:
             return None
-        return self._grammars.start(params.structured_outputs)
+        return self.grammars.start(params.structured_outputs)
 
     def _tokenize_bad_words(self, words: Iterable[str]) -> Iterable[tuple[int, ...]]:
         """Each word at the start of a text, and, as other tokens, behind a space."""

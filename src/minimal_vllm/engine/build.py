@@ -34,6 +34,7 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_folder, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
@@ -67,6 +68,8 @@ class BuiltEngine:
     caches: list[LayerCache]
     device: torch.device
     dtype: torch.dtype
+    grammars: GrammarCompiler | None
+    """The engine's; None without a tokenizer."""
 
 
 def read_model_files(config: EngineConfig) -> ModelFiles:
@@ -136,15 +139,25 @@ def build_engine(
     runner = _choose_runner(config, scheduler_config, state, progress)
     if device.type == "cuda":
         _warm_up(runner, scheduler_config, num_blocks, limits)
+    admission = Admission(limits, files.tokenizer, config.seed)
     engine = Engine(
         Scheduler(scheduler_config, pool),
         runner,
-        Admission(limits, files.tokenizer, config.seed),
+        admission,
         OutputProcessor(files.tokenizer),
         observers,
         async_scheduling=runs_ahead(config, device),
     )
-    return BuiltEngine(engine, files, scheduler_config, num_blocks, caches, device, dtype)
+    return BuiltEngine(
+        engine,
+        files,
+        scheduler_config,
+        num_blocks,
+        caches,
+        device,
+        dtype,
+        admission.grammars,
+    )
 
 
 def _load(

@@ -13,6 +13,7 @@ from minimal_vllm.server.logprobs import CompletionLogprobsWriter, TokenNames, p
 from minimal_vllm.server.protocol import CompletionRequest
 from minimal_vllm.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from minimal_vllm.server.service import Service
+from minimal_vllm.server.structured import asked_constraint
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -116,6 +117,8 @@ def make_router(service: Service) -> APIRouter:
         service.check_model(body.model)
         params = service.sampling_params(body, DEFAULT_MAX_TOKENS)
         service.check_size(len(body.prompts), params.n)
+        constraint = asked_constraint(body.response_format, body.structured_outputs)
+        params = await service.constrain(params, constraint)
         prompts = await service.encode(body.prompts, add_special_tokens=body.add_special_tokens)
         response_id = new_id("cmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, prompts, params)

@@ -1,6 +1,6 @@
 """How the server is reached, and what it lets in."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -44,6 +44,20 @@ class ServerConfig:
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
     trust_request_chat_template: bool = False
     """Let requests bring a chat template: it is a program, which may run for ever."""
+    enable_auto_tool_choice: bool = False
+    """Let the model decide whether to call tools; needs tool_call_parser."""
+    tool_call_parser: Literal["hermes", "llama3_json"] | None = None
+    """The format in which the model writes tool calls."""
+    reasoning_parser: Literal["deepseek_r1", "qwen3"] | None = None
+    """Part the model's reasoning from its answers; named for the models that reason so."""
+
+    @model_validator(mode="after")
+    def _tool_options_come_together(self) -> "ServerConfig":
+        if self.enable_auto_tool_choice != (self.tool_call_parser is not None):
+            raise ValueError(
+                "enable_auto_tool_choice and tool_call_parser need each other: give both or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> "ServerConfig":

@@ -34,6 +34,9 @@ SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 UNION_TAGS = frozenset({"str", "constrained-str"})
 """What pydantic puts into an error's location for the members of a union; others have brackets."""
 
+UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+"""Pydantic's names for the same, of models and of dataclasses."""
+
 LONGEST_INPUT = 100
 
 
@@ -102,7 +105,7 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
     found = [each for each, name in zip(errors, names, strict=True) if name == chosen]
     complaints = ", or ".join(dict.fromkeys(map(_complaint, found)))
     param = ".".join(chosen) or None
-    unsupported = found[0]["type"] == "extra_forbidden"
+    unsupported = found[0]["type"] in UNSUPPORTED
     return ApiError(
         400,
         f"{param}: {complaints}" if param else complaints,
@@ -128,7 +131,7 @@ def _is_name(part: int | str) -> bool:
 
 def _complaint(details: Mapping[str, Any]) -> str:
     match details["type"]:
-        case "extra_forbidden":
+        case kind if kind in UNSUPPORTED:
             return "not supported here"
         case "missing":
             return "missing"

@@ -1,24 +1,18 @@
 """What clients may send: OpenAI's fields, and vLLM's for what else the engine can do.
 
-A field that is not here is refused by name. ``null`` is the same as absence, as in OpenAI's API,
-and so are the values in ``WITHOUT_EFFECT``, which ask for what happens anyway.
+A field that is not here is refused by name.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
+from minimal_vllm.server.tools.protocol import Tool, ToolCall, ToolChoice
 
 TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | list[int]
@@ -26,8 +20,6 @@ RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
 """Printable ASCII: it goes into a header and into the log."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
-MAX_FIELDS = 100
-"""Of one object: each one that is unknown costs an error."""
 MAX_STOP_STRINGS = 64
 """Each costs a search per token."""
 MAX_BAD_WORDS = 256
@@ -54,18 +46,6 @@ LogitBias = Annotated[
     BeforeValidator(_check_number_of_biases),
 ]
 
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "suffix": ("",),
-    "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "tools": ([],),
-    "tool_choice": ("none",),
-}
-"""Fields that the server doesn't have, with the values that change nothing."""
-
 TEMPLATE_ARGUMENTS = frozenset(
     {
         "self",
@@ -77,25 +57,6 @@ TEMPLATE_ARGUMENTS = frozenset(
     }
 )
 """Names that ``chat_template_kwargs`` may not set: they have fields of their own."""
-
-
-class ApiModel(BaseModel):
-    """A JSON object in which nothing is ignored."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        if len(data) > MAX_FIELDS:
-            raise ValueError(f"{len(data)} fields are too many: at most {MAX_FIELDS} are read")
-        return {
-            name: value
-            for name, value in data.items()
-            if value is not None and value not in WITHOUT_EFFECT.get(name, ())
-        }
 
 
 class StreamOptions(ApiModel):
@@ -147,6 +108,17 @@ class SamplingFields(ApiModel):
     logit_bias: LogitBias | None = None
     allowed_token_ids: TokenIds | None = None
     bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _only_one_says_what_to_match(self) -> "SamplingFields":
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ValueError(
+                "response_format and structured_outputs both say what the output must match: "
+                "give one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _streaming_fields_agree(self) -> "SamplingFields":
@@ -223,6 +195,14 @@ class Message(ApiModel):
     role: str
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    """Of the assistant."""
+    tool_call_id: str | None = None
+    """Of a tool: the call of which ``content`` is the result."""
+    reasoning: str | None = None
+    """Of the assistant."""
+    reasoning_content: str | None = None
+    """Another name for it."""
 
     @model_validator(mode="after")
     def _someone_says_something(self) -> "Message":
@@ -230,18 +210,31 @@ class Message(ApiModel):
             raise ValueError("content is missing")
         return self
 
+    @property
+    def text(self) -> str | None:
+        """The content as one text, of which the parts are lines."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content
+
     def as_dict(self) -> dict[str, Any]:
-        """As chat templates know it: with one text, of which the parts are lines."""
-        content = self.content
-        if isinstance(content, list):
-            content = "\n".join(part.text for part in content)
-        return {"role": self.role, "content": content, "name": self.name}
+        """As chat templates know it."""
+        return {
+            "role": self.role,
+            "content": self.text,
+            "name": self.name,
+            "tool_calls": [call.as_dict() for call in self.tool_calls] if self.tool_calls else None,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content or self.reasoning,
+        }
 
 
 class ChatFields(ApiModel):
     """How a conversation becomes a prompt."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    """What the model may call; the chat template tells it, whatever ``tool_choice`` says."""
     add_generation_prompt: bool = True
     """End the prompt with the header of the assistant's next message."""
     continue_final_message: bool = False
@@ -252,6 +245,14 @@ class ChatFields(ApiModel):
     """What else the template knows, such as ``enable_thinking``."""
     add_special_tokens: bool = False
     """As for a completion; most templates write these tokens themselves."""
+
+    @field_validator("tools")
+    @classmethod
+    def _tools_are_told_apart(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name")
+        return tools
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "ChatFields":
@@ -269,6 +270,10 @@ class ChatCompletionRequest(SamplingFields, ChatFields):
     """Log-probabilities of so many top tokens; needs ``logprobs=true``."""
     max_completion_tokens: int | None = None
     """OpenAI's newer name of ``max_tokens``."""
+    tool_choice: ToolChoice | None = None
+    """None: ``auto``, if there are tools."""
+    parallel_tool_calls: bool = True
+    """Whether a message may have several calls."""
 
     @model_validator(mode="after")
     def _two_names_agree(self) -> "ChatCompletionRequest":

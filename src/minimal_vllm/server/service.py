@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -14,9 +15,12 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
+from minimal_vllm.server.structured import Constraint
 from minimal_vllm.text.chat_template import ChatTemplate
 
 DEMO_MODEL_NAME = "minimal-vllm-demo"
+
+NUM_GRAMMAR_THREADS = 2
 
 
 def choose_model_names(config: ServerConfig, model: str | None) -> list[str]:
@@ -34,6 +38,9 @@ class Service:
     config: ServerConfig
     model_names: list[str]
     created: int = field(default_factory=lambda: int(time.time()))
+    grammar_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")
+    )
 
     @property
     def max_model_len(self) -> int:
@@ -69,6 +76,27 @@ class Service:
         except ValidationError as error:
             raise as_api_error(error) from error
 
+    async def constrain(
+        self, params: SamplingParams, constraint: Constraint | None
+    ) -> SamplingParams:
+        """The parameters with this constraint, whose grammar the engine then finds compiled.
+
+        Compiling it may take seconds, so neither event loop nor engine must do it; and few threads,
+        so that no flood of bad grammars takes those in which prompts are tokenized.
+        """
+        if constraint is None:
+            return params
+        self.check_load()
+        compile_it = self.llm.built.grammars.start  # type: ignore[union-attr] # has a tokenizer
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
+        except ValueError as error:
+            reason = error.__cause__ or error  # which would name the engine's parameter
+            field = constraint.field
+            raise ApiError(400, f"{field} can't be used: {reason}", param=field) from error
+        return replace(params, structured_outputs=constraint.params)
+
     # ---- tokenizing, in other threads: a long text takes long ------------------------------------
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
@@ -85,8 +113,8 @@ class Service:
             raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    async def encode_chat(self, chat: ChatFields) -> list[int]:
-        """The tokens of a conversation."""
+    async def render_chat(self, chat: ChatFields) -> str:
+        """The prompt that a conversation becomes."""
         if chat.chat_template is not None and not self.config.trust_request_chat_template:
             raise ApiError(
                 400,
@@ -94,9 +122,7 @@ class Service:
                 "(--trust-request-chat-template)",
                 param="chat_template",
             )
-        prompt = await asyncio.to_thread(self._render, chat)
-        (token_ids,) = await self.encode([prompt], add_special_tokens=chat.add_special_tokens)
-        return token_ids
+        return await asyncio.to_thread(self._render, chat)
 
     def _render(self, chat: ChatFields) -> str:
         # Not by ``load_chat_template``, which would read whatever file the client names.
@@ -107,6 +133,7 @@ class Service:
             render = template.render if template else self.llm.render_chat
             return render(
                 [message.as_dict() for message in chat.messages],
+                tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
                 add_generation_prompt=chat.add_generation_prompt,
                 continue_final_message=chat.continue_final_message,
                 **(chat.chat_template_kwargs or {}),

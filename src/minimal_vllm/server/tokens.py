@@ -20,11 +20,10 @@ def make_router(service: Service) -> APIRouter:
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
         service.check_model(body.model)
         if isinstance(body, TokenizeChatRequest):
-            token_ids = await service.encode_chat(body)
+            prompt = await service.render_chat(body)
         else:
-            (token_ids,) = await service.encode(
-                [body.prompt], add_special_tokens=body.add_special_tokens
-            )
+            prompt = body.prompt
+        (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
         tokens = Tokens(count=len(token_ids), max_model_len=service.max_model_len, tokens=token_ids)
         if body.return_token_strs:
             tokens.token_strs = await asyncio.to_thread(list, map(tokenizer.token_text, token_ids))
