@@ -165,14 +165,18 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--plot=a.png"], "give some to --request-rate"),
+        (["--plot=a.png"], "--plot needs a --request-rate"),
         (["--plot=a.xyz", "--request-rate=1"], "its suffix should be one of"),
         (["--plot=/no/such/folder/a.png", "--request-rate=1"], "there is no such folder"),
         (["--save-detailed"], "--save-detailed needs --save-result"),
         (["--result-filename=a"], "--result-filename needs --save-result"),
+        (["--result-dir=a"], "--result-dir needs --save-result"),
+        (["--label=a"], "--label needs --save-result"),
+        (["--burstiness=2"], "--burstiness needs a --request-rate"),
+        (["--base-url=http://a"], "--port needs to be without --base-url"),
         (
             ["--request-rate", "1", "2", "--save-result", "--result-filename=a"],
-            "leave out --result-filename",
+            "--result-filename needs a single --request-rate",
         ),
         (["--prefix-repetition-prefix-len=4"], "is for --dataset-name=prefix_repetition"),
         (

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from minimal_vllm.bench.config import Load, Workload
 from minimal_vllm.cli.errors import Failure
@@ -76,6 +75,7 @@ class ServeCommand(SectionedCommand):
 
 
 def _repeat_lists(args: Sequence[str]) -> Iterator[str]:
+    """Put the option before each of its values, from the second on."""
     current, has_value = None, True
     for argument in args:
         if argument.startswith("--"):
@@ -98,8 +98,7 @@ def serve(ctx: click.Context, /, **_: Any) -> None:
     vLLM's /tokenize; else they are as many words. Lengths are told as the server counts them.
     The key is the environment's OPENAI_API_KEY, if it is set.
     """
-    workload, load = _workload(ctx), Load(**given_options(ctx, Load))
-    _check_outputs(load)
+    workload, load = _workload(ctx), _load(ctx)
     with _extra("bench serve"):
         from minimal_vllm.bench.report import errors_report, serve_report, sweep_table
         from minimal_vllm.bench.serve import run_serve, save
@@ -124,25 +123,35 @@ def serve(ctx: click.Context, /, **_: Any) -> None:
 
 def _workload(ctx: click.Context) -> Workload:
     """What the command line asks for, and nothing that another dataset has."""
-    workload = Workload(**given_options(ctx, Workload))
+    given = given_options(ctx, Workload)
+    workload = Workload(**given)
+    other = OTHER_DATASET[workload.dataset_name]
+    misplaced = {name for name in given if name.startswith(f"{other}_")}
     for option in ctx.command.params:
-        other = OTHER_DATASET[workload.dataset_name]
-        given = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if given and (option.name or "").startswith(f"{other}_"):
+        if option.name in misplaced:
             raise click.UsageError(f"{option.opts[0]} is for --dataset-name={other}.")
     return workload
 
 
-def _check_outputs(load: Load) -> None:
-    """Before anything is measured."""
-    if load.result_filename and len(load.rates) > 1:
-        raise click.UsageError("Several rates make several files: leave out --result-filename.")
-    needing = {"save_detailed": load.save_detailed, "result_filename": load.result_filename}
-    for name, value in needing.items():
-        if value and not load.save_result:
-            raise click.UsageError(f"--{name.replace('_', '-')} needs --save-result.")
-    if load.plot and not all(map(math.isfinite, load.rates)):
-        raise click.UsageError("--plot draws latencies against rates: give some to --request-rate.")
+def _load(ctx: click.Context) -> Load:
+    """What the command line asks for, and nothing that would be without effect."""
+    given = given_options(ctx, Load)
+    load = Load(**given)
+    has_rates = all(map(math.isfinite, load.rates))
+    for name, works, needed in (
+        ("host", load.base_url is None, "to be without --base-url"),
+        ("port", load.base_url is None, "to be without --base-url"),
+        ("save_detailed", load.save_result, "--save-result"),
+        ("result_dir", load.save_result, "--save-result"),
+        ("result_filename", load.save_result, "--save-result"),
+        ("result_filename", len(load.rates) == 1, "a single --request-rate: each has its file"),
+        ("label", load.save_result, "--save-result"),
+        ("burstiness", has_rates, "a --request-rate"),
+        ("plot", has_rates, "a --request-rate, or better several"),
+    ):
+        if name in given and not works:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs {needed}.")
+    return load
 
 
 @contextmanager
