@@ -52,7 +52,7 @@ class Crowd:
     duration: float
     tokens: int
     first_token: list[float]
-    """Least, median, most time to a client's first token."""
+    """Least, median, most time to a client's first token; empty if all were lost."""
     whole: list[float]
     """The same of its whole stream."""
     longest_gap: list[float]
@@ -73,7 +73,7 @@ async def measure_crowd(server: Server, num_clients: int, num_tokens: int) -> Cr
         tokens=sum(each.output_tokens for each in outcomes),
         first_token=_spread([each.ttft for each in completed]),
         whole=_spread([each.latency for each in completed]),
-        longest_gap=_spread([max(each.itl) for each in completed]),
+        longest_gap=_spread([max(each.itl, default=0.0) for each in completed]),
     )
 
 
@@ -246,7 +246,10 @@ def print_crowd(crowd: Crowd) -> None:
         f"{crowd.num_clients} streams at once: {crowd.lost} lost, {crowd.tokens:,} tokens in "
         f"{crowd.duration:.1f} s {crowd.errors or ''}",
         ["seconds of a client", "least", "median", "most"],
-        [[name, *(f"{each:.2f}" for each in values)] for name, values in rows.items()],
+        [
+            [name, *([f"{each:.2f}" for each in values] or ["-"] * 3)]
+            for name, values in rows.items()
+        ],
     )
 
 
