@@ -96,6 +96,24 @@ def test_a_crowd_that_vanishes_leaves_nothing_behind():
     asyncio.run(run())
 
 
+def test_200_clients_that_vanish_in_mid_stream_leave_nothing_behind():
+    async def run():
+        service = make_demo_service()
+        async with running(service) as url:
+            paths = (COMPLETIONS, CHAT) * 100
+            opening = [open_request(url, path, {**BODIES[path], "stream": True}) for path in paths]
+            connections = await asyncio.gather(*opening)
+            for reader, _ in connections:
+                await reader.readuntil(b"data: ")
+            scheduler = service.llm.engine.scheduler
+            assert len(scheduler.running) + len(scheduler.waiting) == 200
+            for _, writer in connections:
+                writer.transport.abort()
+            await check_clean(service, url)
+
+    asyncio.run(run())
+
+
 def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
     async def run():
         service = make_demo_service()

@@ -5,6 +5,7 @@ import logging
 import click
 
 from minimal_vllm import __version__
+from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
 from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
@@ -12,7 +13,7 @@ from minimal_vllm.cli.info import info
 from minimal_vllm.cli.serve import serve
 
 
-@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, info])
+@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, bench, info])
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Run language models with an engine small enough to read.
