@@ -3,9 +3,11 @@
 from itertools import chain
 
 import pytest
+import torch
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.outputs import OutputKind
+from tests.engine.traffic import Traffic
 
 PROMPT = [7, 200, 31, 5]
 PARAMS = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, logprobs=0)
@@ -86,3 +88,15 @@ def test_an_abort_hands_out_what_there_is(engine, final):
     assert output.outputs[0].token_ids == final.outputs[0].token_ids[:4]
     assert engine.abort("a") is None
     assert not engine.has_unfinished_requests
+
+
+def test_an_engine_whose_device_is_lost_says_so_instead_of_failing_each_step(monkeypatch):
+    traffic = Traffic(4, block_size=4, max_model_len=16)
+    traffic.add([1, 2, 3])
+
+    def lose_the_device(plan):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(traffic.runner, "launch", lose_the_device)
+    with pytest.raises(torch.AcceleratorError):
+        traffic.engine.step()

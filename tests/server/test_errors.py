@@ -248,19 +248,6 @@ def test_infinity_is_no_number(server):
     assert error_of(response)["param"] == "temperature"
 
 
-@pytest.mark.parametrize(
-    ("path", "content"),
-    [
-        (COMPLETIONS, rb'{"prompt": "a\ud800"}'),
-        (CHAT, rb'{"messages": [{"role": "user", "content": "a\ud800"}]}'),
-    ],
-)
-def test_half_of_a_surrogate_pair_is_no_text(server, path, content):
-    response = httpx2.post(f"{server.url}{path}", content=content, headers=JSON)
-    assert response.status_code == 400
-    assert "no valid text: surrogates not allowed" in error_of(response)["message"]
-
-
 def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):
     def pieces():
         for _ in range(12):

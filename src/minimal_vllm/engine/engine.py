@@ -10,7 +10,7 @@ from itertools import compress
 from minimal_vllm.engine.admission import Admission
 from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
 from minimal_vllm.engine.request import FinishReason
-from minimal_vllm.engine.runner import Runner, RunningStep, StepResult
+from minimal_vllm.engine.runner import DEVICE_LOST, Runner, RunningStep, StepResult
 from minimal_vllm.engine.scheduler import Plan, Scheduler
 from minimal_vllm.engine.step_watch import StepWatch
 from minimal_vllm.outputs import OutputKind, RequestMetrics, RequestOutput
@@ -127,6 +127,10 @@ class Engine:
 
         With asynchronous scheduling the next step is launched before this one's tokens are waited
         for: while the GPU runs, the CPU plans and makes outputs.
+
+        Raises:
+            torch.AcceleratorError: the device is lost to this process, and so is the engine. Of
+                all other failures only the requests of their steps die.
         """
         outputs: list[RequestOutput] = []
         if not self._in_flight:
@@ -156,6 +160,8 @@ class Engine:
         self._watch.mark(times)
         try:
             self._in_flight.append(StepInFlight(plan, self._runner.launch(plan), times))
+        except DEVICE_LOST:
+            raise
         except Exception as error:
             return self._fail(StepInFlight(plan, None, times), error)
         return []
@@ -166,6 +172,8 @@ class Engine:
         assert step.running is not None  # noqa: S101 - only launched ones are in flight
         try:
             result = step.running.wait()
+        except DEVICE_LOST:
+            raise
         except Exception as error:
             return self._fail(step, error)
         self._watch.mark(step.times)

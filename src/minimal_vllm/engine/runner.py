@@ -19,6 +19,9 @@ from minimal_vllm.sampling.logprobs import prompt_logprobs
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 from minimal_vllm.transfer import send
 
+DEVICE_LOST = torch.AcceleratorError
+"""After an illegal memory access, say, each CUDA call of the process fails; running out of memory
+is another error."""
 LOGITS_AT_A_TIME = 256
 """Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""
 
