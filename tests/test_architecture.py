@@ -54,7 +54,7 @@ def test_every_source_file_stands_in_its_room():
         for row in rows("The rooms")
         for file in names_in(row[3])
     }
-    inner_inits = {path.resolve() for path in PACKAGE.glob("*/__init__.py")}
+    inner_inits = {path.resolve() for path in PACKAGE.rglob("*/__init__.py")}
     sources = {path.resolve() for path in PACKAGE.rglob("*.py")}
     assert sources - inner_inits == named - inner_inits
 
