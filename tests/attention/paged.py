@@ -87,4 +87,4 @@ def run(attention, case, window, prepare=None):
     cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
     metadata = (prepare or attention.prepare)(case.batch)
     write_to_cache(case.k, case.v, cache, metadata)
-    return attention(case.q, cache, metadata, case.q.shape[-1] ** -0.5, window)
+    return attention(case.q, case.k, case.v, cache, metadata, case.q.shape[-1] ** -0.5, window)

@@ -41,10 +41,10 @@ def on_device(case):
 
 
 def make_attention(case, window=None, max_num_seqs=16):
-    _, num_kv_heads, block_size, head_dim = case.cache.key.shape
+    _, num_kv_heads, _, head_dim = case.cache.key.shape
     shape = (case.q.shape[1], num_kv_heads, head_dim)
     return TritonAttention(
-        frozenset({window}), shape, block_size, max_num_seqs, PROCESSORS, DEVICE, case.q.dtype
+        frozenset({window}), shape, max_num_seqs, PROCESSORS, DEVICE, case.q.dtype
     )
 
 

@@ -16,7 +16,7 @@ TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
 class DenseAttention:
     """Causal attention of one sequence over itself; its cache is a list of what came before."""
 
-    def __call__(self, q, cache, metadata, scale, window):
+    def __call__(self, q, k, v, cache, metadata, scale, window):
         k, v = (torch.cat(parts) for parts in zip(*cache, strict=True))
         heads_per_kv_head = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(heads_per_kv_head, dim=1) for x in (k, v))

@@ -92,8 +92,8 @@ def test_heads_are_normalised_turned_and_stored(shape, norms, rope, dtype):
         memory = torch.full((2, 3, num_kv_heads, 16, head_dim), -7.0, device=DEVICE).to(dtype)
         cache = LayerCache(*memory)
         rotation = ops.rotation(table, positions, dtype)
-        q = ops.norm_rotate_store(qkv.clone(), layer, rotation, cache, metadata)
-        results.append((q, cache.key, cache.value))
+        heads = ops.norm_rotate_store(qkv.clone(), layer, rotation, cache, metadata)
+        results.append((*heads, cache.key, cache.value))
     for expected, got in zip(*results, strict=True):
         assert_close(got, expected, DTYPES[dtype])
 

@@ -25,6 +25,8 @@ class Attention(Protocol):
     def __call__(
         self,
         q: Tensor,
+        k: Tensor,
+        v: Tensor,
         cache: LayerCache,
         metadata: AttentionMetadata,
         scale: float,
@@ -37,6 +39,8 @@ class Attention(Protocol):
 
         Args:
             q: ``[T, H, D]``; each kv head serves ``H / K`` query heads.
+            k: ``[T, K, D]``: the step's keys once more, for kernels that want them in one piece.
+            v: ``[T, K, D]``: the same for its values.
             cache: this layer's.
             metadata: from ``prepare``.
             scale: what the scores are multiplied by.
@@ -87,13 +91,12 @@ def choose_backend(
             )
             return Backend(attention, PlainOps())
         case _:
-            return _triton_backend(windows, config, block_size, dtype, device, max_num_seqs)
+            return _triton_backend(windows, config, dtype, device, max_num_seqs)
 
 
 def _triton_backend(
     windows: frozenset[int | None],
     config: ModelConfig,
-    block_size: int,
     dtype: torch.dtype,
     device: torch.device,
     max_num_seqs: int,
@@ -110,7 +113,6 @@ def _triton_backend(
     attention = TritonAttention(
         windows,
         (config.num_heads, config.num_kv_heads, config.head_dim),
-        block_size,
         max_num_seqs,
         processors,
         device,

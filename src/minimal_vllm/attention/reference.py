@@ -21,6 +21,8 @@ class ReferenceAttention:
     def __call__(
         self,
         q: Tensor,
+        k: Tensor,  # noqa: ARG002 - read from the cache
+        v: Tensor,  # noqa: ARG002
         cache: LayerCache,
         metadata: AttentionMetadata,
         scale: float,

@@ -49,7 +49,6 @@ class TritonAttention:
     Args:
         windows: the sliding windows of the model's layers (None: a layer without).
         shape: H, K and D.
-        block_size: tokens per KV block.
         max_num_seqs: at most so many requests are in a step.
         num_processors: of the GPU.
         device: it.
@@ -60,13 +59,12 @@ class TritonAttention:
         self,
         windows: frozenset[int | None],
         shape: tuple[int, int, int],
-        block_size: int,
         max_num_seqs: int,
         num_processors: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._windows, self._block_size = windows, block_size
+        self._windows = windows
         self._uses_library = is_for_library(device, dtype, shape[2])
         self._num_heads, self._num_kv_heads, self._head_dim = shape
         self._num_processors = num_processors
@@ -99,7 +97,7 @@ class TritonAttention:
             token, seq_lens, table_row = self._send(rows.astype(np.int32))
             decode = self.plan_decode(token, seq_lens, table_row, tables, None)
         others = np.flatnonzero(num_new != 1)
-        fresh = list(self._find_fresh(batch, others, tables))
+        fresh = list(self._find_fresh(batch, others))
         done = np.zeros(len(num_new), dtype=np.int64)
         everything = self._plan_prefill(batch, others, done, tables)
         for request, prompt in fresh:
@@ -113,19 +111,15 @@ class TritonAttention:
             prefill_without_library=everything,
         )
 
-    def _find_fresh(
-        self, batch: Batch, requests: IntArray, tables: Tensor
-    ) -> Iterator[tuple[int, FreshPrompt]]:
+    def _find_fresh(self, batch: Batch, requests: IntArray) -> Iterator[tuple[int, FreshPrompt]]:
         """The requests whose beginnings go to the library, and these."""
-        block_size = self._block_size
-        if not self._uses_library or PORTION % block_size:
+        if not self._uses_library:
             return
         for request in requests.tolist():
             token, end = batch.query_starts[request : request + 2].tolist()
             num_tokens = (end - token) // PORTION * PORTION
             if num_tokens and batch.positions[token] == 0:
-                blocks = tables[request, : num_tokens // block_size]
-                yield request, FreshPrompt(token, num_tokens, blocks)
+                yield request, FreshPrompt(token, num_tokens)
 
     def plan_decode(
         self,
@@ -230,6 +224,8 @@ class TritonAttention:
     def __call__(
         self,
         q: Tensor,
+        k: Tensor,
+        v: Tensor,
         cache: LayerCache,
         metadata: AttentionMetadata,
         scale: float,
@@ -243,7 +239,7 @@ class TritonAttention:
             prefill_attention(q, cache, prefill, scale, window, out)
         if window is None:
             for prompt in metadata.fresh:
-                fresh_attention(q, cache, prompt, scale, out)
+                fresh_attention(q, k, v, prompt, scale, out)
         if metadata.decode:
             work = metadata.decode[window]
             if metadata.shared and work.shared:

@@ -118,8 +118,8 @@ class DecoderLayer(nn.Module):
         """
         ops, attn, mlp = step.ops, self.self_attn, self.mlp
         residual, qkv = ops.add_norm_linear(residual, x, self.input_layernorm, attn.qkv_proj)
-        q = ops.norm_rotate_store(qkv, attn, rotation, cache, step.metadata)
-        out = step.attention(q, cache, step.metadata, attn.scale, attn.window)
+        q, k, v = ops.norm_rotate_store(qkv, attn, rotation, cache, step.metadata)
+        out = step.attention(q, k, v, cache, step.metadata, attn.scale, attn.window)
         x = ops.linear(out.flatten(1), attn.o_proj.weight, attn.o_proj.bias)
         residual, x = ops.add_norm_gate(
             residual, x, self.post_attention_layernorm, mlp.gate_up_proj

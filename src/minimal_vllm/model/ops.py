@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Rotation = Any
 """What ``norm_rotate_store`` wants to know of the tokens' positions; all layers share it."""
 
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+
 
 class Ops(Protocol):
     """All implementations have these signatures and give the same results."""
@@ -77,7 +80,7 @@ class Ops(Protocol):
         rotation: Rotation,
         cache: "LayerCache",
         metadata: "AttentionMetadata",
-    ) -> Tensor:
+    ) -> Heads:
         """From projected heads to what attention reads.
 
         Queries and keys are normalised, where the layer does that, and turned by their positions,
@@ -91,7 +94,7 @@ class Ops(Protocol):
             metadata: says where the tokens' slots are.
 
         Returns:
-            The queries, ``[T, H, D]``.
+            Queries ``[T, H, D]``, and the keys and values that were written, each ``[T, K, D]``.
         """
         ...
 
@@ -140,7 +143,7 @@ class PlainOps:
         rotation: Rotation,
         cache: "LayerCache",
         metadata: "AttentionMetadata",
-    ) -> Tensor:
+    ) -> Heads:
         """One after the other."""
         heads = qkv.view(len(qkv), -1, layer.head_dim)
         qk, v = heads[:, : -layer.num_kv_heads], heads[:, -layer.num_kv_heads :]
@@ -149,5 +152,6 @@ class PlainOps:
             qk = cat((layer.q_norm.forward(q), layer.k_norm.forward(k)), dim=1)
         if layer.rope:
             qk = rotate(qk, *rotation)
-        write_to_cache(qk[:, layer.num_heads :], v, cache, metadata)
-        return qk[:, : layer.num_heads]
+        q, k = qk[:, : layer.num_heads], qk[:, layer.num_heads :]
+        write_to_cache(k, v, cache, metadata)
+        return q, k, v

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, mm
+from torch import Tensor, mm, split
 from torch.nn.functional import linear
 
 from minimal_vllm.model.kernels.gate import silu_and_mul
@@ -13,7 +13,7 @@ from minimal_vllm.model.kernels.small_batch import (
     small_add_norm_linear,
     small_linear,
 )
-from minimal_vllm.model.ops import Rotation
+from minimal_vllm.model.ops import Heads, Rotation
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class TritonOps:
         rotation: Rotation,
         cache: "LayerCache",
         metadata: "AttentionMetadata",
-    ) -> Tensor:
+    ) -> Heads:
         """One kernel, in place."""
         table, positions = rotation
         norms = (
@@ -88,4 +88,6 @@ class TritonOps:
             metadata.slots,
             cache,
         )
-        return qkv.view(len(qkv), -1, layer.head_dim)[:, : layer.num_heads]
+        sizes = [layer.num_heads, layer.num_kv_heads, layer.num_kv_heads]
+        q, k, v = split(qkv.view(len(qkv), -1, layer.head_dim), sizes, dim=1)
+        return q, k, v
