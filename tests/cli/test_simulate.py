@@ -11,9 +11,8 @@ from click.testing import CliRunner
 from minimal_vllm.cli.main import main
 from minimal_vllm.cli.options import FieldOption
 from minimal_vllm.cli.simulate import simulate
-from minimal_vllm.config import EngineConfig
 from minimal_vllm.sim.config import (
-    WITHOUT_EFFECT,
+    ENGINE_OPTIONS,
     Achieved,
     FleetConfig,
     SyntheticConfig,
@@ -34,10 +33,10 @@ def result(*arguments):
 
 
 def test_every_setting_is_on_the_command_line_and_explains_itself():
-    owners = (FleetConfig, Achieved, TrafficConfig, SyntheticConfig, EngineConfig)
+    owners = (FleetConfig, Achieved, TrafficConfig, SyntheticConfig)
     mine = {param.name: param for param in simulate.params if isinstance(param, FieldOption)}
     settings = {field.name for owner in owners for field in fields(owner)}
-    assert mine.keys() == settings - (WITHOUT_EFFECT - {"seed"})
+    assert mine.keys() == settings | ENGINE_OPTIONS
     assert all(param.help for param in mine.values())
     assert mine["seed"].owner is TrafficConfig
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from minimal_vllm.cli.simulation_text import Outcome, render, table
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.sim.config import (
-    WITHOUT_EFFECT,
+    ENGINE_OPTIONS,
     Achieved,
     FleetConfig,
     SimulationConfig,
@@ -24,7 +25,9 @@ from minimal_vllm.sim.slo import Slo
 from minimal_vllm.sim.sweep import check_effect, parse_sweep, variants
 
 
-@field_options(EngineConfig, without=WITHOUT_EFFECT)
+@field_options(
+    EngineConfig, without={field.name for field in fields(EngineConfig)} - ENGINE_OPTIONS
+)
 @field_options(SyntheticConfig)
 @field_options(TrafficConfig)
 @field_options(Achieved)

@@ -115,14 +115,15 @@ class SyntheticConfig:
         return self
 
 
-WITHOUT_EFFECT = frozenset(
+ENGINE_OPTIONS = frozenset(
     {
-        *("tokenizer", "skip_tokenizer_init", "load_format", "device", "attention_backend"),
-        *("scheduling_policy", "max_logprobs", "generation_config", "chat_template"),
-        *("tensor_parallel_size", "enforce_eager", "trust_remote_code", "seed"),
+        *("model", "revision", "download_dir", "dtype", "max_model_len", "block_size"),
+        *("gpu_memory_utilization", "num_gpu_blocks_override", "eviction_policy"),
+        *("max_num_batched_tokens", "max_num_seqs"),
+        *("enable_prefix_caching", "enable_chunked_prefill"),
     }
 )
-"""The engine's options that a simulation can't tell: it has no text, sampling or priorities."""
+"""The fields of ``EngineConfig`` on which a simulation depends."""
 
 
 @plain_dataclass(frozen=True)
@@ -130,7 +131,7 @@ class SimulationConfig:
     """All of it."""
 
     engine: EngineConfig
-    """But for those ``WITHOUT_EFFECT``."""
+    """Of which only the ``ENGINE_OPTIONS`` have an effect."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     achieved: Achieved = field(default_factory=Achieved)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)

@@ -52,9 +52,10 @@ class LazyScheduler(Scheduler):
             self._settle(request)
             others = len(self.running) - num_done - 1
             num_new = min(request.num_uncomputed_tokens, budget - others)
-            if not self._make_room(request, num_new, plan):
+            missing = self._num_missing_blocks(request, num_new)
+            if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new)
+            self._compute(plan, request, num_new, missing)
             budget -= num_new
             num_done += 1
         return budget - self.num_asleep
@@ -94,16 +95,15 @@ class LazyScheduler(Scheduler):
 
     def pass_steady_steps(self, count: int) -> None:
         """Let so many pass."""
-        plan = Plan()
         for _ in range(count):
-            decoding = self._wake()
-            for request in decoding:
+            if self._step not in self._due:  # all sleep
+                self._pass_step()
+                continue
+            plan = Plan()
+            for request in self._wake():
                 self._settle(request)
-                self._compute(plan, request, 1)
-            self._pass_step()
-            for request in decoding:
-                request.token_ids.append(request.output_token)
-                self._sleep(request)
+                self._compute(plan, request, 1, self._num_missing_blocks(request, 1))
+            self.update(plan, [simulated(each).output_token for each in plan.sampling])
         self.pool.take_evicted()
 
     # ---- sleep ----------------------------------------------------------------------------------
@@ -114,13 +114,11 @@ class LazyScheduler(Scheduler):
 
     def _sleep(self, request: SimulatedRequest) -> None:
         """Let a decoding request sleep until it needs or fills a block, or ends."""
-        block_size, longest = self.config.block_size, self.config.max_model_len
+        block_size = self.config.block_size
         filled = request.num_computed_tokens % block_size
         num_steps = block_size - 1 - filled if filled else 0
-        max_tokens = request.params.max_tokens or longest
-        num_left = min(max_tokens - request.num_output_tokens, longest - request.num_tokens)
         request.asleep_since = self._step
-        request.ends_at = self._step + num_left - 1
+        request.ends_at = self._step + request.max_num_tokens - request.num_tokens - 1
         request.wakes_at = min(self._step + num_steps, request.ends_at)
         self._due.setdefault(request.wakes_at, []).append(request)
         self.num_asleep += 1

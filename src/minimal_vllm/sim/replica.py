@@ -74,6 +74,7 @@ class Replica:
         self._cost_model = cost_model
         self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
         self._now = 0.0
+        self._moments: list[float] = []
         self._plan: Plan | None = None
         self._num_asleep = 0
         self._seconds: list[float] = []
@@ -115,9 +116,9 @@ class Replica:
         return ended
 
     def _begin_step(self) -> None:
-        self._watch.begin()
+        self._moments = self._watch.begin()
         self._plan = plan = self.scheduler.schedule()
-        self._watch.mark()
+        self._watch.mark(self._moments)
         for request in map(simulated, plan.preempted):
             if request.first_token_at is not None and request.stalled_since is None:
                 request.stalled_since = self._now  # when the last step ended, with its last token
@@ -128,10 +129,10 @@ class Replica:
 
     def _end_step(self, plan: "Plan") -> list[SimulatedRequest]:
         self._now = now = self._ends[0]
-        self._watch.mark()
+        self._watch.mark(self._moments)
         sampling = [simulated(request) for request in plan.sampling]
         self.scheduler.update(plan, [request.output_token for request in sampling])
-        self._watch.end(plan)
+        self._watch.end(plan, sampling, self._moments)
         num_undisturbed = self._num_asleep + len(sampling)
         ended = []
         for request in sampling:

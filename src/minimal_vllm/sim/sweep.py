@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
 
-from minimal_vllm.sim.config import WITHOUT_EFFECT, SimulationConfig
+from minimal_vllm.sim.config import ENGINE_OPTIONS, SimulationConfig
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
@@ -66,6 +66,6 @@ def _part_with(config: SimulationConfig, name: str) -> str:
     """The part of the configuration that has a field of this name."""
     for part in fields(config):
         names = {field.name for field in fields(getattr(config, part.name))}
-        if name in (names - WITHOUT_EFFECT if part.name == "engine" else names):
+        if name in (names & ENGINE_OPTIONS if part.name == "engine" else names):
             return part.name
     raise ValueError(f"there is no option --{name.replace('_', '-')} to sweep over")
