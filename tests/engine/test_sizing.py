@@ -37,9 +37,7 @@ def test_a_blocks_bytes_are_those_of_all_its_layers(model, dtype, block_size, ex
 def test_activations_are_those_of_the_widest_layer_and_the_logits(model):
     per_token = 3 * 32 + max(3 * 64, 8 * 64)
     logits = 60 * 288 * 300
-    assert sizing.estimate_activations(model, torch.float32, 100, 300) == (
-        100 * per_token * 4 + logits
-    )
+    assert sizing.estimate_activations(model, 4, 100, 300) == (100 * per_token * 4 + logits)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +48,7 @@ def test_blocks_fill_the_share_less_weights_and_activations(
     model, options, device_type, expected_share
 ):
     memory = DeviceMemory(device_type, total=1000 * MIB, free=990 * MIB, used_by_process=10 * MIB)
-    activations = sizing.estimate_activations(model, torch.float32, 2048, 256)
+    activations = sizing.estimate_activations(model, 4, 2048, 256)
     expected = (int(expected_share * 1000 * MIB) - 10 * MIB - activations) // 12288
     assert sizing.kv_block_bytes(config(), model, torch.float32) == 12288
     blocks = sizing.choose_num_blocks(config(**options), model, torch.float32, memory, 2048)
@@ -113,7 +111,7 @@ def test_the_scheduler_gets_what_the_user_chose():
     ],
 )
 def test_the_token_budget_suits_the_other_limits(options, model_len, device, expected):
-    assert sizing.choose_batched_tokens(config(**options), model_len, device) == expected
+    assert sizing.choose_batched_tokens(config(**options), model_len, device.type) == expected
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_UTILIZATION = {"cuda": 0.9, "cpu": 0.5}
 """RAM is shared with the rest of the machine: by default the engine takes at most half of it."""
@@ -35,7 +38,7 @@ class DeviceMemory:
         return min(allowed, self.free) - activations
 
 
-def measure_memory(device: torch.device, gpu_free_at_start: int = 0) -> DeviceMemory:
+def measure_memory(device: "torch.device", gpu_free_at_start: int = 0) -> DeviceMemory:
     """The memory of the GPU, or of this machine.
 
     Args:
@@ -45,6 +48,8 @@ def measure_memory(device: torch.device, gpu_free_at_start: int = 0) -> DeviceMe
     """
     if device.type == "cpu":
         return _measure_ram()
+    import torch
+
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return DeviceMemory(device.type, total, free, max(0, gpu_free_at_start - free))
@@ -60,6 +65,8 @@ def told_plainly_if_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        import torch
+
         cause = str(error).partition("\n")[0]
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not is_memory and "can't allocate memory" not in cause:  # PyTorch on a CPU has no type
@@ -70,9 +77,13 @@ def told_plainly_if_out_of_memory() -> Iterator[None]:
         ) from error
 
 
-def gpu_free(device: torch.device) -> int:
+def gpu_free(device: "torch.device") -> int:
     """Bytes of the GPU's memory that nobody uses; 0 if it is no GPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if device.type == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _measure_ram() -> DeviceMemory:

@@ -11,9 +11,12 @@ from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
 from minimal_vllm.cli.serve import serve
+from minimal_vllm.cli.simulate import simulate
 
 
-@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, bench, info])
+@click.group(
+    cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, bench, simulate, info]
+)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Run language models with an engine small enough to read.

@@ -18,6 +18,7 @@ from minimal_vllm.bench.config import Load, Workload
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.sim.config import Achieved, FleetConfig, SyntheticConfig, TrafficConfig
 
 
 class FieldOption(click.Option):
@@ -50,6 +51,10 @@ class SectionedCommand(click.Command):
             ServerConfig: "Server",
             Load: "Load",
             Workload: "Workload",
+            FleetConfig: "Hardware",
+            Achieved: "What is had of the hardware",
+            TrafficConfig: "Traffic",
+            SyntheticConfig: "Synthetic traffic",
             EngineConfig: "Engine",
         }
         for owner, heading in headings.items():

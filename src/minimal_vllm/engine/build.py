@@ -112,7 +112,7 @@ def build_engine(
     files = read_model_files(config)
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
-    batched_tokens = choose_batched_tokens(config, model_len, device)
+    batched_tokens = choose_batched_tokens(config, model_len, device.type)
 
     free_at_start = gpu_free(device)
     model = _load(config, files, dtype, device, model_len, progress)

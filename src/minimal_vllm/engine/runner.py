@@ -12,6 +12,7 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch, build_batch
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan
+from minimal_vllm.engine.sizing import LOGITS_AT_A_TIME
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.step import Step
 from minimal_vllm.outputs import TokenLogprobs
@@ -22,8 +23,6 @@ from minimal_vllm.transfer import send
 DEVICE_LOST = torch.AcceleratorError
 """After an illegal memory access, say, each CUDA call of the process fails; running out of memory
 is another error."""
-LOGITS_AT_A_TIME = 256
-"""Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,34 @@
-"""What the configuration leaves open: device, dtype, and how much fits."""
+"""What the configuration leaves open: device, dtype, and how much fits.
+
+The arithmetic needs no torch: the simulator sizes GPUs by it that aren't there.
+"""
 
 import logging
-
-import torch
+from typing import TYPE_CHECKING
 
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
-from minimal_vllm.engine.runner import LOGITS_AT_A_TIME
 from minimal_vllm.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 SAMPLER_BYTES_PER_LOGIT = 60
+LOGITS_AT_A_TIME = 256
+"""Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> "torch.device":
     """The device of that name; ``auto``: the GPU if there is one.
 
     Raises:
         ValueError: a GPU is wanted and there is none.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -28,12 +36,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, checkpoint_dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "torch.dtype":
     """The dtype of that name; ``auto``: the checkpoint's on a GPU, float32 on a CPU.
 
     Most CPUs convert 16-bit numbers before they compute with them, which costs more than reading
     half the bytes gains.
     """
+    import torch
+
     if name == "auto":
         name = checkpoint_dtype if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
@@ -58,7 +68,7 @@ def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
 def choose_num_blocks(
     config: EngineConfig,
     model: ModelConfig,
-    dtype: torch.dtype,
+    dtype: "torch.dtype",
     memory: DeviceMemory,
     batched_tokens: int,
 ) -> int:
@@ -69,9 +79,20 @@ def choose_num_blocks(
     """
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
-    activations = estimate_activations(model, dtype, batched_tokens, config.max_num_seqs)
+    activations = estimate_activations(model, dtype.itemsize, batched_tokens, config.max_num_seqs)
+    return count_fitting_blocks(config, memory, activations, kv_block_bytes(config, model, dtype))
+
+
+def count_fitting_blocks(
+    config: EngineConfig, memory: DeviceMemory, activations: int, block_bytes: int
+) -> int:
+    """How many KV blocks of so many bytes fit beside what else needs memory.
+
+    Raises:
+        ValueError: none fit.
+    """
     share = config.gpu_memory_utilization or DEFAULT_UTILIZATION[memory.device_type]
-    num_blocks = memory.kv_budget(share, activations) // kv_block_bytes(config, model, dtype)
+    num_blocks = memory.kv_budget(share, activations) // block_bytes
     if num_blocks < 1:
         raise ValueError(
             f"no memory is left for the KV cache: this process may use {share:.0%} of "
@@ -82,13 +103,13 @@ def choose_num_blocks(
     return num_blocks
 
 
-def kv_block_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+def kv_block_bytes(config: EngineConfig, model: ModelConfig, dtype: "torch.dtype") -> int:
     """Bytes of one block, over all layers."""
     return config.block_size * model.kv_bytes_per_token(str(dtype).removeprefix("torch."))
 
 
 def estimate_activations(
-    model: ModelConfig, dtype: torch.dtype, batched_tokens: int, max_num_seqs: int
+    model: ModelConfig, itemsize: int, batched_tokens: int, max_num_seqs: int
 ) -> int:
     """Bytes that the largest step takes beside weights and cache, rather too many than too few.
 
@@ -99,7 +120,7 @@ def estimate_activations(
     heads = model.num_heads * model.head_dim
     per_token = 3 * model.hidden_size + max(3 * model.intermediate_size, 8 * heads)
     logits = SAMPLER_BYTES_PER_LOGIT * model.vocab_size * max(max_num_seqs, LOGITS_AT_A_TIME)
-    return batched_tokens * per_token * dtype.itemsize + logits
+    return batched_tokens * per_token * itemsize + logits
 
 
 def choose_scheduler_config(
@@ -129,11 +150,11 @@ def choose_scheduler_config(
     )
 
 
-def choose_batched_tokens(config: EngineConfig, model_len: int, device: torch.device) -> int:
+def choose_batched_tokens(config: EngineConfig, model_len: int, device_type: str) -> int:
     """The token budget of a step, large enough for the other limits unless it was given."""
     longest_prompt = 0 if config.enable_chunked_prefill else model_len
     return config.max_num_batched_tokens or max(
-        DEFAULT_BATCHED_TOKENS[device.type], config.max_num_seqs, longest_prompt
+        DEFAULT_BATCHED_TOKENS[device_type], config.max_num_seqs, longest_prompt
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest, Scheduler
@@ -17,9 +17,15 @@ class StepWatch:
     The moments of a step are kept with the step: the next one may begin before it ends.
     """
 
-    def __init__(self, scheduler: Scheduler, observers: Sequence[StepObserver]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        observers: Sequence[StepObserver],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
         self._observers = observers
+        self._clock = clock
         self._step = 0
         self._ended_between: list[Request] = []
 
@@ -30,12 +36,12 @@ class StepWatch:
 
     def begin(self) -> list[float]:
         """A step begins: its moments so far."""
-        return [time.monotonic()] if self._observers else []
+        return [self._clock()] if self._observers else []
 
     def mark(self, moments: list[float]) -> None:
         """A part of the step is done: first the schedule, then the run."""
         if self._observers:
-            moments.append(time.monotonic())
+            moments.append(self._clock())
 
     def end(self, plan: Plan, requests: Sequence[Request], moments: list[float]) -> None:
         """The step is done, and these requests have got something: tell the observers."""

@@ -1,0 +1,190 @@
+"""How far the simulator is from what was measured.
+
+python -m benchmarks.sim_accuracy [--measured FILE …]
+
+First on this machine: the engine runs the built-in model on two workloads. Costs are fitted to the
+steps of one, and the other is simulated with them; then the other way round. The steps are the same
+ones (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
+
+Then against files of measurements on GPUs, with the datasheet's rates and the default fractions.
+Such a file is ``measured/vllm_h200.json``; ``median_ttft_ms`` is compared where a result has it.
+"""
+
+import argparse
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+from benchmarks.common import RESULTS, print_table, report
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.sim.cluster import Cluster
+from minimal_vllm.sim.config import FleetConfig, SimulationConfig, TrafficConfig
+from minimal_vllm.sim.cost_model import LinearCostModel
+from minimal_vllm.sim.fit import fit_cost_model
+from minimal_vllm.sim.job import Job
+from minimal_vllm.sim.metrics import Metrics
+from minimal_vllm.sim.replica import Replica
+from minimal_vllm.sim.routing import RoundRobin
+from minimal_vllm.sim.simulation import design, simulate
+from minimal_vllm.trace.step_record import StepRecord
+
+MEASURED = Path(__file__).parent / "measured" / "vllm_h200.json"
+NUM_BLOCKS = 4000
+
+Requests = list[tuple[list[int], int]]
+Outcome = dict[str, Any]
+
+
+def cpu_workloads(scale: float) -> dict[str, Requests]:
+    """Two that differ in what their steps consist of."""
+    random = Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [random.randrange(4096) for _ in range(count)]
+
+    shared = tokens(400)
+    count = max(4, round(48 * scale))
+    return {
+        "mixed": [(tokens(random.randint(16, 256)), random.randint(16, 256)) for _ in range(count)],
+        "prefix": [
+            (shared + tokens(random.randint(8, 100)), random.randint(8, 64))
+            for _ in range(2 * count)
+        ],
+    }
+
+
+def run_engine(requests: Requests, threads: int) -> tuple[SchedulerConfig, list[StepRecord]]:
+    """The records of a run of the real engine, after one to warm up, and its limits."""
+    import torch
+
+    from minimal_vllm import LLM, SamplingParams
+
+    torch.set_num_threads(threads)
+    records: list[StepRecord] = []
+    llm = LLM(observers=[records.append], device="cpu", num_gpu_blocks_override=NUM_BLOCKS)
+    llm.generate({"prompt_token_ids": requests[0][0]}, SamplingParams(max_tokens=4), use_tqdm=False)
+    llm.engine.reset()
+    records.clear()
+    llm.generate(
+        [{"prompt_token_ids": prompt} for prompt, _ in requests],
+        [SamplingParams(max_tokens=count, ignore_eos=True, seed=0) for _, count in requests],
+        use_tqdm=False,
+    )
+    return llm.built.scheduler_config, records
+
+
+def run_simulator(
+    requests: Requests, config: SchedulerConfig, costs: LinearCostModel
+) -> list[StepRecord]:
+    """The records of the same run, simulated."""
+    records: list[StepRecord] = []
+    pool = BlockPool(NUM_BLOCKS, EVICTION_STRATEGIES["lru"]())
+    replicas = [Replica(config, pool, costs, [records.append])]
+    jobs = (Job(0.0, array("i", prompt), count) for prompt, count in requests)
+    Cluster(replicas, RoundRobin(1, config.block_size), Metrics(None)).run(jobs)
+    return records
+
+
+def summarize(records: Sequence[StepRecord]) -> dict[str, float]:
+    """Seconds of all steps, and the median time to a first token, without what is between steps."""
+    now = 0.0
+    first: dict[str, float] = {}
+    for record in records:
+        now += record.schedule_seconds + record.run_seconds + record.update_seconds
+        for entry in record.scheduled:
+            if entry.sampled_token is not None:
+                first.setdefault(entry.request_id, now)
+    return {"seconds": now, "median_ttft_ms": 1000 * median(first.values())}
+
+
+def compare_on_cpu(scale: float, threads: int) -> list[Outcome]:
+    """Each of two workloads, simulated with the costs of the other."""
+    workloads = cpu_workloads(scale)
+    runs = {name: run_engine(requests, threads) for name, requests in workloads.items()}
+    outcomes = []
+    for name, other in (("mixed", "prefix"), ("prefix", "mixed")):
+        config, records = runs[name]
+        costs = fit_cost_model(runs[other][1])
+        simulated = run_simulator(workloads[name], config, costs)
+        measured, predicted = summarize(records), summarize(simulated)
+        outcomes.append(
+            {"workload": name, "costs of": other, "steps": len(records)}
+            | {f"measured {key}": value for key, value in measured.items()}
+            | {f"simulated {key}": value for key, value in predicted.items()}
+        )
+    return outcomes
+
+
+def compare_with_measured(path: Path) -> list[Outcome]:
+    """Each result of a file, and what the roofline model makes of it."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    outcomes = []
+    for result in content["results"]:
+        engine = EngineConfig(model=result["model"], **content["engine"])
+        config = SimulationConfig(engine, FleetConfig(gpu=content["gpu"]))
+        config = replace(config, traffic=TrafficConfig(workload=result["workload"]))
+        found = simulate(design(config), config)
+        predicted = {"seconds": found.duration, "median_ttft_ms": found.ttft.median}
+        outcomes.append(
+            {"model": result["model"], "workload": result["workload"]}
+            | {f"measured {key}": result[key] for key in predicted if key in result}
+            | {f"simulated {key}": value for key, value in predicted.items() if key in result}
+        )
+    return outcomes
+
+
+def add_errors(outcomes: Sequence[Outcome]) -> None:
+    """By how much the simulated value is greater than the measured one."""
+    for outcome in outcomes:
+        for name in ("seconds", "median_ttft_ms"):
+            if f"measured {name}" in outcome:
+                ratio = outcome[f"simulated {name}"] / outcome[f"measured {name}"]
+                outcome[f"error of {name}"] = ratio - 1
+
+
+def show(title: str, outcomes: Sequence[Outcome]) -> None:
+    """A table, and the median of the errors."""
+    header = list(outcomes[0])
+    print_table(title, header, [[_cell(name, each[name]) for name in header] for each in outcomes])
+    for name in header:
+        if name.startswith("error"):
+            errors = [abs(each[name]) for each in outcomes]
+            print(f"Median {name}: {median(errors):.1%}, greatest {max(errors):.1%}")
+
+
+def _cell(name: str, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if name.startswith("error"):
+        return f"{value:+.1%}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; its results, as they are written to the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--measured", type=Path, nargs="*", default=[MEASURED])
+    parser.add_argument("--scale", type=float, default=1.0, help="how long the CPU's runs are")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
+    options = parser.parse_args(arguments)
+
+    tables = {"this CPU": compare_on_cpu(options.scale, options.threads)}
+    for path in options.measured:
+        tables[path.stem] = compare_with_measured(path)
+    for title, outcomes in tables.items():
+        add_errors(outcomes)
+        show(title, outcomes)
+    report("sim_accuracy", tables, options.results)
+    return tables
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""How much work a step is, in the few numbers that a cost model reckons with."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from minimal_vllm.engine.scheduler import Plan
+from minimal_vllm.trace.step_record import StepRecord
+
+
+class StepLoad(NamedTuple):
+    """The work of one step."""
+
+    num_requests: int
+    num_tokens: int
+    """Tokens computed."""
+    num_samples: int
+    """Rows of logits: requests that get a token."""
+    kv_tokens: int
+    """Tokens whose keys and values are read: each request's context, once."""
+    attended: int
+    """Pairs of a computed token and a token that it attends to, itself included."""
+
+
+def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> StepLoad:
+    """The work that a plan asks for, and that of the decodes which it leaves out.
+
+    Args:
+        plan: of the engine's scheduler, or of the lazy one.
+        num_asleep: how many decodes it leaves out.
+        asleep_context: the length of their contexts, the decoded token included, together.
+    """
+    entries = [(entry.start, entry.num_new) for entry in plan.scheduled]
+    num_tokens, kv_tokens, attended = _add_up(entries)
+    return StepLoad(
+        num_requests=len(plan.scheduled) + num_asleep,
+        num_tokens=num_tokens + num_asleep,
+        num_samples=sum([entry.samples for entry in plan.scheduled]) + num_asleep,
+        kv_tokens=kv_tokens + asleep_context,
+        attended=attended + asleep_context,
+    )
+
+
+def load_of_decodes(count: int, context: int) -> StepLoad:
+    """The work of a step in which ``count`` requests get a token, and nothing else happens."""
+    return StepLoad(count, count, count, context, context)
+
+
+def load_of_record(record: StepRecord) -> StepLoad:
+    """The work that a recorded step did."""
+    entries = [(entry.start, entry.num_tokens) for entry in record.scheduled]
+    num_tokens, kv_tokens, attended = _add_up(entries)
+    num_samples = sum(entry.sampled_token is not None for entry in record.scheduled)
+    return StepLoad(len(entries), num_tokens, num_samples, kv_tokens, attended)
+
+
+def _add_up(entries: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
+    """Tokens computed, tokens read, and pairs attended, given each request's start and number."""
+    num_tokens = kv_tokens = attended = 0
+    for start, num_new in entries:
+        end = start + num_new
+        num_tokens += num_new
+        kv_tokens += end
+        attended += num_new * (start + 1 + end) // 2  # start + 1, start + 2, …, end
+    return num_tokens, kv_tokens, attended

@@ -1,0 +1,67 @@
+"""Models whose shape is known here, so that nothing has to be downloaded to simulate them."""
+
+from pathlib import Path
+from typing import Any
+
+from minimal_vllm.model.config import ModelConfig, read_json
+from minimal_vllm.model.hub import resolve_model
+
+
+def _qwen3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": 151_936,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+        "rope_theta": 1_000_000.0,
+        "tie_word_embeddings": tied,
+        "dtype": "bfloat16",
+    }
+
+
+def _llama3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128_256,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": tied,
+        "dtype": "bfloat16",
+    }
+
+
+PRESETS = {
+    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, tied=True),
+    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, tied=True),
+    "qwen3-4b": _qwen3(36, 2560, 9728, 32, tied=True),
+    "qwen3-8b": _qwen3(36, 4096, 12288, 32, tied=False),
+    "qwen3-14b": _qwen3(40, 5120, 17408, 40, tied=False),
+    "qwen3-32b": _qwen3(64, 5120, 25600, 64, tied=False),
+    "llama-3.2-1b": _llama3(16, 2048, 8192, 32, tied=True),
+    "llama-3.2-3b": _llama3(28, 3072, 8192, 24, tied=True),
+    "llama-3.1-8b": _llama3(32, 4096, 14336, 32, tied=False),
+}
+"""What their config.json says, as far as a simulation needs it."""
+
+
+def read_model_shape(model: str, revision: str | None, download_dir: str | None) -> ModelConfig:
+    """The configuration of a preset, a config.json, a checkpoint's folder or a model on the hub.
+
+    Raises:
+        ValueError: it is none of these, or the model is not supported.
+    """
+    if model.lower() in PRESETS:
+        return ModelConfig.from_dict(PRESETS[model.lower()])
+    if model.endswith(".json"):
+        return ModelConfig.from_dict(read_json(Path(model).expanduser()))
+    return ModelConfig.from_folder(resolve_model(model, revision, download_dir, weights=False))

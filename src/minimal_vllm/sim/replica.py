@@ -1,0 +1,164 @@
+"""One engine on a simulated clock."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import floor, log
+from typing import TYPE_CHECKING
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.request import Status
+from minimal_vllm.engine.step_watch import StepWatch
+from minimal_vllm.sim.cost_model import CostModel
+from minimal_vllm.sim.job import SimulatedRequest, simulated
+from minimal_vllm.sim.lazy_scheduler import LazyScheduler
+from minimal_vllm.sim.load import load_of_decodes, load_of_plan
+from minimal_vllm.trace.step_record import StepObserver
+
+if TYPE_CHECKING:
+    from minimal_vllm.engine.scheduler import Plan
+
+BINS_PER_E = 500
+"""Inter-token latencies are counted in bins 0.2 % wide: there can be billions of them."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a replica's steps add up to."""
+
+    num_steps: int = 0
+    busy_seconds: float = 0.0
+    sum_of_gaps: float = 0.0
+    """Of all times between two tokens of a request, in seconds."""
+    gaps: Counter[int] = field(default_factory=Counter)
+    """How many of them are in the bin from ``e ** (b / BINS_PER_E)`` seconds on."""
+
+    def add_step(self, seconds: float, num_gaps: int) -> None:
+        """A step passed; so many requests got a token now, and their last one when it began."""
+        self.num_steps += 1
+        self.busy_seconds += seconds
+        if num_gaps:
+            self.add_gaps(seconds, num_gaps)
+
+    def add_gaps(self, seconds: float, count: int) -> None:
+        """So many requests waited so long between two tokens."""
+        self.gaps[floor(BINS_PER_E * log(max(seconds, 1e-9)))] += count
+        self.sum_of_gaps += seconds * count
+
+
+class Replica:
+    """The engine's scheduler and pool; in the model's place, a cost model.
+
+    Its owner holds the clock: it lets the replica ``begin``, the time pass that it was told, and
+    the replica ``end``. In between lies one step, or several steady ones (see ``LazyScheduler``).
+
+    Args:
+        config: as the engine's scheduler's.
+        pool: empty.
+        cost_model: says how long steps take.
+        observers: called with the engine's own records, in simulated seconds. They are to see
+            every step in full, so while there are any, nobody sleeps.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        cost_model: CostModel,
+        observers: Sequence[StepObserver] = (),
+    ) -> None:
+        self.scheduler = LazyScheduler(config, pool, may_sleep=not observers)
+        self.tally = Tally()
+        self._cost_model = cost_model
+        self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
+        self._now = 0.0
+        self._moments: list[float] = []
+        self._plan: Plan | None = None
+        self._num_asleep = 0
+        self._seconds: list[float] = []
+        """How long each step in progress takes."""
+        self._ends: list[float] = []
+        """When it ends."""
+
+    def add(self, request: SimulatedRequest) -> None:
+        """Let a request wait.
+
+        Raises:
+            ValueError: the engine refuses it.
+        """
+        self.scheduler.add(request)
+
+    def begin(self, now: float) -> float:
+        """Go on at the time ``now`` until something must be decided; when that will be."""
+        self._now = now
+        num_steady_steps = self.scheduler.count_steady_steps()
+        if num_steady_steps:
+            self._begin_steady_steps(num_steady_steps)
+        else:
+            self._begin_step()
+        return self._ends[-1]
+
+    def cut_short(self, now: float) -> float:
+        """A request has come: begin again when the step ends that is in progress, if one is."""
+        del self._ends[bisect_left(self._ends, now) + 1 :]
+        return self._ends[-1] if self._ends else now
+
+    def end(self) -> list[SimulatedRequest]:
+        """End the steps in progress, if any; the requests that got their last token."""
+        ended = []
+        if self._plan:
+            ended = self._end_step(self._plan)
+        else:
+            self._end_steady_steps()
+        self._seconds, self._ends, self._plan = [], [], None
+        return ended
+
+    def _begin_step(self) -> None:
+        self._moments = self._watch.begin()
+        self._plan = plan = self.scheduler.schedule()
+        self._watch.mark(self._moments)
+        for request in map(simulated, plan.preempted):
+            if request.first_token_at is not None and request.stalled_since is None:
+                request.stalled_since = self._now  # when the last step ended, with its last token
+        self._num_asleep = self.scheduler.num_asleep
+        load = load_of_plan(plan, self._num_asleep, self.scheduler.asleep_context)
+        self._seconds = [self._cost_model.seconds(load)]
+        self._ends = [self._now + self._seconds[0]]
+
+    def _end_step(self, plan: "Plan") -> list[SimulatedRequest]:
+        self._now = now = self._ends[0]
+        self._watch.mark(self._moments)
+        sampling = [simulated(request) for request in plan.sampling]
+        self.scheduler.update(plan, [request.output_token for request in sampling])
+        self._watch.end(plan, sampling, self._moments)
+        num_undisturbed = self._num_asleep + len(sampling)
+        ended = []
+        for request in sampling:
+            if request.first_token_at is None:
+                request.first_token_at = now
+                num_undisturbed -= 1
+            elif request.stalled_since is not None:
+                self.tally.add_gaps(now - request.stalled_since, 1)
+                request.stalled_since = None
+                num_undisturbed -= 1
+            if request.status is Status.FINISHED:
+                ended.append(request)
+        self.tally.add_step(self._seconds[0], num_undisturbed)
+        return ended
+
+    def _begin_steady_steps(self, count: int) -> None:
+        end = self._now
+        num_requests, context = self.scheduler.num_asleep, self.scheduler.asleep_context
+        for _ in range(count):
+            seconds = self._cost_model.seconds(load_of_decodes(num_requests, context))
+            end += seconds
+            context += num_requests
+            self._seconds.append(seconds)
+            self._ends.append(end)
+
+    def _end_steady_steps(self) -> None:
+        for seconds, _ in zip(self._seconds, self._ends, strict=False):  # some were cut off
+            self.tally.add_step(seconds, self.scheduler.num_asleep)
+        self.scheduler.pass_steady_steps(len(self._ends))

@@ -1,0 +1,61 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimal_vllm.sim.load import StepLoad, load_of_decodes, load_of_plan, load_of_record
+from tests.sim.simulated import COSTS, make_jobs, make_replica, run
+
+
+class Entry:
+    def __init__(self, start, num_new, samples):
+        self.start, self.num_new, self.samples = start, num_new, samples
+
+
+class Plan:
+    def __init__(self, scheduled):
+        self.scheduled = scheduled
+
+
+entries = st.lists(
+    st.builds(Entry, st.integers(0, 50), st.integers(1, 20), st.booleans()), max_size=5
+)
+
+
+@given(entries)
+def test_a_load_counts_each_pair_of_tokens_that_attend(scheduled):
+    load = load_of_plan(Plan(scheduled))
+    computed = [list(range(each.start, each.start + each.num_new)) for each in scheduled]
+    assert load == StepLoad(
+        num_requests=len(scheduled),
+        num_tokens=sum(map(len, computed)),
+        num_samples=sum(each.samples for each in scheduled),
+        kv_tokens=sum(positions[-1] + 1 for positions in computed),
+        attended=sum(position + 1 for positions in computed for position in positions),
+    )
+
+
+@given(entries, st.lists(st.integers(0, 50), max_size=5))
+def test_sleepers_count_as_the_decodes_that_they_are(scheduled, starts):
+    decodes = [Entry(start, 1, True) for start in starts]
+    context = sum(start + 1 for start in starts)
+    whole = load_of_plan(Plan([*scheduled, *decodes]))
+    assert load_of_plan(Plan(scheduled), len(starts), context) == whole
+    assert load_of_decodes(len(starts), context) == load_of_plan(Plan(decodes))
+
+
+class Noting:
+    """A cost model that remembers what it was asked."""
+
+    def __init__(self):
+        self.loads = []
+
+    def seconds(self, load):
+        self.loads.append(load)
+        return COSTS.seconds(load)
+
+
+def test_a_record_tells_the_load_that_was_reckoned_with():
+    costs, records = Noting(), []
+    run(make_jobs(seed=0), [make_replica(observers=[records.append], costs=costs)])
+    reckoned = costs.loads
+    assert [load_of_record(record) for record in records] == reckoned
+    assert len(reckoned) > 100

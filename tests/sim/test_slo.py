@@ -1,0 +1,26 @@
+import pytest
+
+from minimal_vllm.sim.slo import Slo
+
+
+@pytest.mark.parametrize("text", ["ttft:500,tpot:50", "ttft:500 tpot:50", " tpot:50.0, ttft:5e2"])
+def test_limits_are_read_in_milliseconds(text):
+    slo = Slo.parse(text)
+    assert slo == Slo(ttft=500, tpot=50)
+    assert Slo.parse(str(slo)) == slo
+
+
+def test_all_limits_must_be_kept():
+    slo = Slo(ttft=500, e2el=2000)
+    assert slo.is_met(500, 10**6, 2000)
+    assert not slo.is_met(501, 1, 1000)
+    assert not slo.is_met(500, 1, 2001)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ttft", "ttft:", "ttft:x", "speed:3", "ttft:-1", "ttft:0", "ttft:1,ttft:2", "a:b:c"],
+)
+def test_what_is_no_objective_is_refused(text):
+    with pytest.raises(ValueError, match="ttft:500,tpot:50"):
+        Slo.parse(text)
