@@ -10,9 +10,11 @@ from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
 from minimal_vllm.cli.serve import serve
+from minimal_vllm.cli.trace import trace
+from minimal_vllm.cli.view import view
 
 
-@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, info])
+@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, view, trace, info])
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Run language models with an engine small enough to read.

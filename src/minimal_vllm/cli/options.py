@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.view.traffic_settings import TrafficSettings
 
 
 class FieldOption(click.Option):
@@ -46,6 +47,7 @@ class SectionedCommand(click.Command):
             SamplingParams: "Sampling (what the model's generation_config.json asks for comes "
             "before the defaults shown)",
             ServerConfig: "Server",
+            TrafficSettings: "Demo traffic",
             EngineConfig: "Engine",
         }
         for owner, heading in headings.items():

@@ -76,6 +76,7 @@ class Engine:
         )
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
+        self._watch.note_arrived(requests)
         group = RequestGroup(
             request_id,
             prompt,
@@ -95,7 +96,7 @@ class Engine:
         unfinished = [request for request in requests if not request.finished]
         for request in unfinished:
             self.scheduler.finish(request, FinishReason.ABORT)
-        self._watch.note_ended(unfinished)
+        self._watch.note_aborted(unfinished)
         return self._outputs.make_outputs(requests)[0]
 
     @property
@@ -122,6 +123,7 @@ class Engine:
         """
         self.scheduler.reset()
         self._outputs.reset()
+        self._watch.note_reset()
 
     def _run(self, plan: Plan) -> list[RequestOutput]:
         try:

@@ -78,12 +78,14 @@ class Scheduler:
         self._key = SCHEDULING_POLICIES[config.policy]
         self.waiting = WaitingQueue(self._key)
         self.running: list[Request] = []
+        self.ended: list[Request] = []  # in order, since the last ``schedule``
 
     def reset(self) -> None:
         """Forget all requests and all that is cached, whatever state it was left in."""
         self.pool = self.pool.emptied()
         self.waiting = WaitingQueue(self._key)
         self.running = []
+        self.ended = []
 
     def add(self, request: Request) -> None:
         """Let a new request wait for its turn.
@@ -111,6 +113,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Choose what the next step computes: running requests first, then new ones."""
         plan = Plan()
+        self.ended = []
         budget = self._schedule_running(plan, self.config.max_num_batched_tokens)
         if not plan.preempted:
             self._admit_waiting(plan, budget)
@@ -143,6 +146,8 @@ class Scheduler:
             reason is not FinishReason.STOP or request.finish_reason is not FinishReason.LENGTH
         ):
             return
+        if request.status is not Status.FINISHED:
+            self.ended.append(request)
         if request.status is Status.RUNNING:
             self.running.remove(request)
             self._release_blocks(request)

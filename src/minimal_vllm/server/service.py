@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
+from minimal_vllm.demo import DEMO_MODEL_NAME
 from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
@@ -15,8 +16,7 @@ from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
 from minimal_vllm.text.chat_template import ChatTemplate
-
-DEMO_MODEL_NAME = "minimal-vllm-demo"
+from minimal_vllm.view.live import LiveView
 
 
 def choose_model_names(config: ServerConfig, model: str | None) -> list[str]:
@@ -33,6 +33,7 @@ class Service:
     metrics: Metrics
     config: ServerConfig
     model_names: list[str]
+    view: LiveView | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
