@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from socket import socket
 
 SMALL = {
-    "num_gpu_blocks_override": 60,
+    "num_gpu_blocks_override": 32,
     "max_model_len": 256,
     "max_num_seqs": 8,
     "max_num_batched_tokens": 48,

@@ -12,7 +12,7 @@ TokenCount = Annotated[int, Field(ge=1, le=100_000)]
 class TrafficSettings:
     """How much comes. Lengths are means: each request's is between half and one and a half."""
 
-    requests_per_100_steps: Annotated[float, Field(ge=0, le=1000)] = 12.0
+    requests_per_100_steps: Annotated[float, Field(ge=0, le=1000)] = 18.0
     """So many requests come in 100 steps, on average."""
     prompt_tokens: TokenCount = 64
     """The mean length of a prompt, in tokens."""

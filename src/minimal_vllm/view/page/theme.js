@@ -1,0 +1,68 @@
+// Colours: those of the style sheet, for canvases, and one for each request.
+
+const root = document.documentElement;
+const names = ["ink", "muted", "faint", "panel", "line", "accent", "alarm", "slot", "cached"];
+let colours = {};
+let isDark = false;
+const cache = new Map();
+
+export function loadTheme() {
+  const chosen = localStorage.getItem("minimal-vllm-theme");
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  root.dataset.theme = chosen ?? system;
+  isDark = root.dataset.theme === "dark";
+  const style = getComputedStyle(root);
+  colours = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  cache.clear();
+}
+
+export function toggleTheme() {
+  localStorage.setItem("minimal-vllm-theme", isDark ? "light" : "dark");
+  loadTheme();
+}
+
+export function watchSystemTheme(onChange) {
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    loadTheme();
+    onChange();
+  });
+}
+
+export const theme = new Proxy({}, { get: (_, name) => colours[name] });
+
+/** A request's colour, by its arrival number; none is the alarm's red. */
+export function colourOf(arrival, strength = "full") {
+  const key = `${arrival} ${strength}`;
+  if (!cache.has(key)) cache.set(key, makeColour(arrival, strength));
+  return cache.get(key);
+}
+
+// [hue, lightness, chroma], such that those next to each other in time are far apart.
+const PALETTE = [
+  [255, 0, 1], [70, 0.06, 1], [155, 0, 1], [310, 0, 1], [205, 0.04, 0.8], [95, 0.02, 0.85],
+  [280, -0.08, 1.1], [135, 0.08, 1], [345, 0, 1], [230, 0.1, 0.7], [60, -0.12, 0.7], [180, -0.1, 0.75],
+];
+
+function makeColour(arrival, strength) {
+  if (arrival === 0) return colours.muted;
+  const [hue, lighter, stronger] = PALETTE[(arrival - 1) % PALETTE.length];
+  const [lightness, chroma] = isDark
+    ? { full: [0.72, 0.14], pale: [0.45, 0.06], bright: [0.9, 0.1] }[strength]
+    : { full: [0.63, 0.16], pale: [0.88, 0.05], bright: [0.43, 0.15] }[strength];
+  const shift = strength === "pale" ? 0 : lighter;
+  return `oklch(${lightness + shift} ${chroma * stronger} ${hue})`;
+}
+
+/** Fit a canvas's pixels to its size on the page; whether that changed anything. */
+export function fitCanvas(canvas, width, height) {
+  const scale = devicePixelRatio;
+  const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
+  const changed = canvas.width !== w || canvas.height !== h;
+  if (changed) {
+    canvas.width = w;
+    canvas.height = h;
+    canvas.style.height = `${height}px`;
+  }
+  canvas.getContext("2d").setTransform(scale, 0, 0, scale, 0, 0);
+  return changed;
+}
