@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
@@ -22,17 +24,25 @@ def checkpoint(tmp_path_factory):
     return folder_of
 
 
+NEEDS = {
+    "gpu": ("NO GPU", torch.cuda.is_available()),
+    "browser": ("NO CHROMIUM", shutil.which("chromium") is not None),
+}
+"""For each marker of what not every machine has: how its lack is called, and whether it is here."""
+
+
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Skip what can't be tested here."""
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="NO GPU: not tested here"))
+        for marker, (lack, is_here) in NEEDS.items():
+            if marker in item.keywords and not is_here:
+                item.add_marker(pytest.mark.skip(reason=f"{lack}: not tested here"))
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say so aloud: a run without them has proved nothing about the GPU."""
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "NO GPU" in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_line(f"NO GPU: {len(skipped)} tests were not run", yellow=True)
+    """Say so aloud: a run without them has proved nothing about the GPU, or about the page."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for lack, _ in NEEDS.values():
+        count = sum(lack in reason for reason in skipped)
+        if count:
+            terminalreporter.write_line(f"{lack}: {count} tests were not run", yellow=True)

@@ -45,6 +45,7 @@ export class Controls {
                    l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
                    "/": "prompt" };
     const name = keys[event.key];
+    if (document.querySelector("dialog[open]") && name !== "help") return;
     if (!name || (event.key === " " && event.target.matches("button, a"))) return;
     event.preventDefault();
     this.run(name);

@@ -86,7 +86,8 @@ export class Player {
       return this.setPace({ until: occasion });
     }
     await this.pauseIfNeeded();
-    return this.moveTo(found ?? this.history.end);
+    if (found === null) throw new Error(`There is no other ${occasion} in this trace.`);
+    return this.moveTo(found);
   }
 
   async setSpeed(stepsPerSecond) {
