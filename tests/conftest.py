@@ -4,6 +4,7 @@ import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
 from hypothesis import settings
+from recorded import record_trace
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
@@ -22,6 +23,14 @@ def checkpoint(tmp_path_factory):
         return folders[family]
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def trace(tmp_path_factory):
+    """The file of a recorded run in which all happens that can be seen."""
+    path = tmp_path_factory.mktemp("recorded") / "trace.jsonl"
+    record_trace(path)
+    return path
 
 
 NEEDS = {
