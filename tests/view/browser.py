@@ -76,7 +76,7 @@ PIXELS = """() => ["pool", "batch"].map((id) => document.getElementById(id).toDa
 
 def pixels(page):
     """The pictures of the pool and of the batch, once they show the present moment."""
-    until(page, "!view.stale")
+    until(page, "!view.stale && !view.wordsAreStale")
     return page.evaluate(PIXELS)
 
 

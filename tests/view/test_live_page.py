@@ -231,7 +231,7 @@ def test_the_numbers_are_those_of_the_records(page, server):
     send(server, 2, max_tokens=10)
     until(page, "view.player.history.head.requests.size === 0")
     state = state_of(server)
-    until(page, "!view.stale")
+    until(page, "!view.stale && !view.wordsAreStale")
     rate = 100 * state["prefix_hits"] / state["prefix_queries"]
     assert page.inner_text("#hits-value") == f"{rate:.0f} %"
     assert page.inner_text("#ended-count") == str(

@@ -70,7 +70,7 @@ def test_the_scrub_bar_and_a_click_on_the_batch_go_to_a_step(chromium, replay_ur
         until(page, "!view.player.paused")
         page.fill("#scrub", "5")
         until(page, "view.player.state.step === 5")
-        until(page, "!view.stale")
+        until(page, "!view.stale && !view.wordsAreStale")
         page.click("#batch", position={"x": 56 + 2.5 * 20, "y": 60})
         until(page, "view.player.state.step === 2")
 
@@ -83,7 +83,7 @@ def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_
             page.click("#play")
             page.evaluate("view.player.moveTo(0)")
             page.click("#eviction")
-            until(page, "!view.stale")
+            until(page, "!view.stale && !view.wordsAreStale")
             told = page.inner_text("#story")
             (eviction, *_) = page.evaluate("view.player.state.now.evicted")
             assert f"Block {eviction['block']} was evicted for #{eviction['forWhom']}" in told

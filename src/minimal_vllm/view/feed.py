@@ -23,7 +23,9 @@ class Viewer:
         """No more lines will come, be it that some were dropped."""
 
     def put(self, lines: bytes) -> None:
-        """Queue some lines; or, if they are too many, drop all and end."""
+        """Queue some lines; or, if they are too many, drop all and end. After that, nothing."""
+        if self.ended:
+            return
         self._num_bytes += len(lines)
         if self._lines and self._num_bytes > MAX_BYTES:
             self._lines.clear()

@@ -47,7 +47,7 @@ export class BatchView {
     const width = this.canvas.parentElement.clientWidth;
     const lanes = Math.max(digest.lanes.length, 4);
     this.columnWidth = lanes <= 24 ? 20 : lanes <= 100 ? 12 : 6;
-    this.rowHeight = Math.max(Math.min(22, MAX_ROWS / lanes), 1);
+    this.rowHeight = Math.min(22, MAX_ROWS / lanes);
     const visible = Math.floor((width - LABELS) / this.columnWidth);
     const newest = digest.columns.at(-1)?.step ?? 0;
     this.last = Math.max(Math.min(newest, step + Math.floor(visible / 3)), visible - 1);
@@ -91,31 +91,40 @@ export class BatchView {
 
   drawRow(row, step, selected) {
     const { context, columnWidth, rowHeight } = this;
-    const [top, middle] = [this.y(row.lane), this.y(row.lane) + rowHeight / 2];
+    const top = this.y(row.lane);
     const fades = selected !== null && selected !== row.arrival;
     const alpha = (each) => (each > step ? 0.25 : 1) * (fades ? 0.3 : 1);
-    const end = Math.min(row.until, this.last, Math.max(step, this.first) + this.last);
-    // Waiting is what lies under all else: a dotted line for as long as the request is there.
-    context.strokeStyle = theme.muted;
-    context.lineWidth = 1;
-    context.setLineDash([2, 3]);
-    context.globalAlpha = alpha(step);
-    context.beginPath();
-    context.moveTo(Math.max(this.x(row.from), LABELS), middle);
-    context.lineTo(Math.min(this.x(end + 1), this.x(step + 1)), middle);
-    context.stroke();
-    context.setLineDash([]);
-    for (const cell of row.cells) {
-      if (cell.step < this.first || cell.step > this.last) continue;
+    this.drawWaiting(row, step, top + rowHeight / 2, alpha(step));
+    for (let i = firstFrom(row.cells, this.first); i < row.cells.length; i += 1) {
+      const cell = row.cells[i];
+      if (cell.step > this.last) break;
+      let last = cell.step; // where columns are narrow, what is alike is drawn as one
+      while (columnWidth < 12 && isSame(cell, row.cells[i + 1], last, step)) {
+        i += 1;
+        last += 1;
+      }
       context.globalAlpha = alpha(cell.step);
-      this.drawCell(row, cell, this.x(cell.step), top, columnWidth, rowHeight);
+      this.drawCell(row, cell, this.x(cell.step), top, (last - cell.step + 1) * columnWidth, rowHeight);
     }
     if (row.until <= this.last && row.until >= this.first && row.until <= step) {
       context.globalAlpha = alpha(row.until);
-      context.fillStyle = row.reason === "abort" || row.reason === "error" ? theme.alarm : colourOf(row.arrival, "bright");
+      const isBad = row.reason === "abort" || row.reason === "error";
+      context.fillStyle = isBad ? theme.alarm : colourOf(row.arrival, "bright");
       context.fillRect(this.x(row.until + 1) - 3, top + 1, 3, Math.max(rowHeight - 2, 1));
     }
     context.globalAlpha = 1;
+  }
+
+  /** What lies under all else: a dotted line for as long as the request is there. */
+  drawWaiting(row, step, middle, alpha) {
+    const { context } = this;
+    const from = Math.max(this.x(row.from), LABELS);
+    const to = Math.min(this.x(Math.min(row.until, this.last, step) + 1), this.canvas.width);
+    if (to <= from) return;
+    context.fillStyle = theme.muted;
+    context.globalAlpha = alpha;
+    if (this.rowHeight < 6) context.fillRect(from, middle, to - from, Math.min(1, this.rowHeight / 3));
+    else for (let x = from; x < to; x += 5) context.fillRect(x, middle, 2, 1);
   }
 
   drawCell(row, cell, x, top, width, height) {
@@ -202,4 +211,21 @@ export class BatchView {
     context.font = "bold 12px system-ui, sans-serif";
     context.fillText(String(step), Math.min(this.x(step) + columnWidth / 2, this.canvas.width / devicePixelRatio - 12), height - AXIS / 2);
   }
+}
+
+/** The index of the first cell at a step or after it. */
+function firstFrom(cells, step) {
+  let [low, high] = [0, cells.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (cells[middle].step < step) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/** Whether the next cell continues a run of single tokens, on the same side of the present. */
+function isSame(cell, next, last, step) {
+  return cell.kind === "decode" && next?.kind === "decode" && next.step === last + 1
+    && (next.step > step) === (cell.step > step);
 }

@@ -78,7 +78,7 @@ export class Controls {
 
   draw() {
     const { player } = this;
-    const [first, last] = [player.history.at(player.history.start).step, player.history.head.step];
+    const [first, last] = [player.history.firstStep, player.history.head.step];
     $("play").textContent = player.paused ? "▶ Play" : "Pause";
     $("live").hidden = !player.isLive;
     $("live").disabled = player.follows;

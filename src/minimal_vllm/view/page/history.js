@@ -22,6 +22,8 @@ export class History {
 
   get start() { return this.keyframes[0].position; }
 
+  get firstStep() { return this.keyframes[0].state.step; }
+
   append(record) {
     this.records.push(record);
     this.head.apply(record);

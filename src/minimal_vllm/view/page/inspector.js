@@ -3,7 +3,7 @@
 import { CACHED, FREE } from "./state.js";
 import { colourOf } from "./theme.js";
 
-const MAX_ROWS = 150;
+const MAX_ROWS = 64;
 const KINDS = ["free", "cached", "referenced", "shared"];
 
 /** An element with text or children in it. */
@@ -107,7 +107,8 @@ export class Inspector {
     const text = make("span", "text");
     const end = Math.min((index + 1) * size, request.numTokens);
     for (let i = index * size; i < end; i += 1) text.append(this.token(request.tokens[i], this.tokenClass(request, i)));
-    const others = block === undefined || request.status === "finished" ? []
+    const isAlone = block === undefined || request.status === "finished" || state.references[block] < 2;
+    const others = isAlone ? []
       : state.ownersOf(block).filter((each) => each !== request).map((each) => chip(each.arrival));
     if (others.length) text.append(make("span", "with", " shared with ", ...others.slice(0, 6)));
     row.append(text, this.hash(request, index));
@@ -162,8 +163,7 @@ export class Inspector {
     const name = hash ? `findable as ${hash.slice(0, 6)}` : "not findable: it is not full";
     if (kind === FREE) return "Nobody has it, and nothing in it can be found.";
     if (kind !== CACHED) return `${fill}, ${name}.`;
-    const order = state.evictionOrder();
-    const place = order.indexOf(block);
+    const place = state.numEvictedBefore(block);
     return `Nobody references it since step ${state.releasedStep[block]}, but its content can still be found as `
       + `${hash.slice(0, 6)}. It will be evicted ${place ? `after ${place} other${place > 1 ? "s" : ""}` : "next"}, `
       + "once no block is free.";

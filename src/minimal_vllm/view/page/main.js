@@ -16,6 +16,8 @@ import { showTip } from "./tip.js";
 
 const $ = (id) => document.getElementById(id);
 const KEPT_STEPS = 20_000; // columns of a live engine's charts
+const WORDS_MS = 100; // texts and charts change no more often: most of the time is the pool's
+const MANY_ROWS = 100; // … and so does a batch that is larger than this
 
 class View {
   constructor() {
@@ -173,6 +175,12 @@ class View {
     if (this.stale && this.player.history) {
       this.stale = false;
       this.draw();
+      this.wordsAreStale = true;
+    }
+    if (this.wordsAreStale && now - (this.lastWords ?? 0) > WORDS_MS) {
+      this.wordsAreStale = false;
+      this.lastWords = now;
+      this.drawWords();
     }
     requestAnimationFrame((next) => this.frame(next));
   }
@@ -183,13 +191,23 @@ class View {
     this.controls.draw();
     this.pool.cursor = this.selection.block;
     this.pool.draw(state, this.emphasis(state));
+    if (this.digest.lanes.length <= MANY_ROWS) this.drawBatch(state);
+  }
+
+  drawBatch(state) {
     this.batch.draw(this.digest, this.facts, state.step, this.isShown ? null : this.selection.arrival);
+  }
+
+  drawWords() {
+    const { state } = this.player;
+    if (this.digest.lanes.length > MANY_ROWS) this.drawBatch(state);
     this.inspector.draw(state, this.selection);
     this.queue.draw(state, this.mine);
     this.charts.draw(this.digest, state.step);
     $("story").textContent = narrate(state).join(" ");
-    $("counts").textContent = ["free", "cached", "referenced", "shared"]
-      .map((name, kind) => `${state.count()[kind].toLocaleString("en")} ${name}`).join(" · ");
+    const counts = state.count().map((count) => count.toLocaleString("en"));
+    $("counts").textContent = ["free", "cached", "in use", "shared"]
+      .map((name, kind) => `${counts[kind]} ${name}`).join(" · ");
   }
 }
 

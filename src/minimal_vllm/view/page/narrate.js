@@ -33,6 +33,9 @@ function work(state) {
 
 function admissions({ admitted, found }, blockSize) {
   const hits = new Map(found.map((each) => [each.arrival, each.blocks.length]));
+  if (admitted.length > 3) {
+    return [`${list(admitted)} were admitted, and found ${found.length ? "blocks" : "nothing"} in the cache.`];
+  }
   return admitted.map((arrival) => {
     const count = hits.get(arrival);
     if (!count) return `#${arrival} was admitted.`;
@@ -65,6 +68,7 @@ export function evictionReason({ block, releasedStep, hits, owner, forWhom }, fa
 }
 
 function ends({ ended }) {
+  if (ended.length > 3) return [`${list(ended.map((each) => each.arrival))} are done.`];
   return ended.map(({ arrival, reason }) => ({
     stop: `#${arrival} is done: it stopped.`,
     length: `#${arrival} is done: it has all the tokens it may.`,

@@ -3,6 +3,8 @@
 
 import { post } from "./feed.js";
 
+const MOST_STEPS = 4; // in a frame, if frames take long
+
 export class Player {
   /** @param onChange called when anything here has changed */
   constructor(onChange) {
@@ -123,7 +125,8 @@ export class Player {
   /** A trace plays: called once a frame, with the time since the last one. */
   tick(seconds) {
     if (this.isLive || this.paused || !this.history) return;
-    this.due = Math.min(this.due + seconds * (this.stepsPerSecond || 60), 60);
+    const due = this.stepsPerSecond ? this.due + seconds * this.stepsPerSecond : 1;
+    this.due = Math.min(due, MOST_STEPS);
     if (this.due < 1) return;
     for (; this.due >= 1; this.due -= 1) {
       const next = this.history.nextStep(this.position);

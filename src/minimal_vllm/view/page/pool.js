@@ -1,10 +1,11 @@
 // The block pool: a cell for each block, and in large cells a square for each token.
 
 import { CACHED, FREE, SHARED } from "./state.js";
-import { colourOf, fitCanvas, theme } from "./theme.js";
+import { colourOf, fitCanvas, theme, wordOf } from "./theme.js";
 
 const DETAIL = 30; // cells of so many pixels show their tokens
 const LABEL = 44; // … and their number
+const DOT = 5; // cells up to this are nothing but a colour, written into an image
 const MAX_CELL = 130;
 const MIN_CELL = 2;
 
@@ -42,7 +43,8 @@ export class PoolView {
 
   /** The largest cells with which all fit into the panel; tiny ones make it taller. */
   layOut(count) {
-    const { clientWidth, clientHeight } = this.canvas.parentElement;
+    const { clientWidth } = this.canvas.parentElement;
+    const clientHeight = parseFloat(getComputedStyle(this.canvas.parentElement).minHeight);
     let cell = MAX_CELL;
     while (cell > MIN_CELL && Math.floor(clientWidth / cell) * Math.floor(clientHeight / cell) < count) cell -= 1;
     const columns = Math.max(1, Math.floor(clientWidth / cell));
@@ -58,10 +60,7 @@ export class PoolView {
   /** @param emphasis the blocks that are not dimmed; null: none are */
   draw(state, emphasis) {
     this.layOut(state.references.length);
-    if (this.drawn === null) {
-      this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
-      this.drawn = new Int32Array(2 * this.count).fill(-1);
-    }
+    if (this.drawn === null) this.begin();
     const evicted = new Set(state.now.evicted.map((each) => each.block));
     const owners = this.cell >= DETAIL ? ownersOfShared(state) : new Map();
     for (let block = 0; block < this.count; block += 1) {
@@ -73,7 +72,32 @@ export class PoolView {
       if (this.drawn[2 * block] === look && this.drawn[2 * block + 1] === who) continue;
       this.drawn[2 * block] = look;
       this.drawn[2 * block + 1] = who;
-      this.drawCell(state, block, marks, owners.get(block) ?? [state.owner[block]]);
+      if (this.image) this.dot(block, this.smallColour(state, block, marks, state.owner[block]), dim);
+      else this.drawCell(state, block, marks, owners.get(block) ?? [state.owner[block]]);
+    }
+    if (this.image) this.context.putImageData(this.image, 0, 0);
+  }
+
+  /** Draw all cells anew. */
+  begin() {
+    const { width, height } = this.canvas;
+    this.context.clearRect(0, 0, width, height);
+    this.drawn = new Int32Array(2 * this.count).fill(-1);
+    this.image = this.cell <= DOT ? this.context.createImageData(width, height) : null;
+    this.words = this.image && new Uint32Array(this.image.data.buffer);
+  }
+
+  /** Write a cell into the image; a dimmed one in every other pixel. */
+  dot(block, colour, dim) {
+    const scale = devicePixelRatio;
+    const left = Math.round((block % this.columns) * this.cell * scale);
+    const top = Math.round(Math.floor(block / this.columns) * this.cell * scale);
+    const size = Math.max(Math.round(this.cell * scale) - (this.cell > 3 ? 1 : 0), 1);
+    const [full, pale] = [wordOf(colour), wordOf(dim ? theme.slot : colour)];
+    for (let y = top; y < top + size; y += 1) {
+      for (let x = left; x < left + size; x += 1) {
+        this.words[y * this.image.width + x] = (x + y) % 3 ? pale : full;
+      }
     }
   }
 
@@ -88,16 +112,21 @@ export class PoolView {
     context.globalAlpha = 1;
   }
 
-  /** One square: full colour if referenced, pale if cached, brighter if written, halved if shared. */
+  /** Full if referenced, pale if cached, brighter if written. */
+  smallColour(state, block, marks, owner) {
+    const kind = state.kindOf(block);
+    if (marks & 2) return theme.alarm;
+    if (marks & 1) return colourOf(owner, "bright");
+    return kind === FREE ? theme.slot : colourOf(owner, kind === CACHED ? "pale" : "full");
+  }
+
+  /** One square, with a smaller one in it if it is shared. */
   drawSmall(state, block, marks, owner, x, y) {
     const { context } = this;
-    const kind = state.kindOf(block);
-    const gap = this.cell > 5 ? 1 : this.cell > 3 ? 0.5 : 0;
-    const size = this.cell - gap;
-    context.fillStyle = marks & 2 ? theme.alarm : marks & 1 ? colourOf(owner, "bright")
-      : kind === FREE ? theme.slot : colourOf(owner, kind === CACHED ? "pale" : "full");
+    const size = this.cell - 1;
+    context.fillStyle = this.smallColour(state, block, marks, owner);
     context.fillRect(x, y, size, size);
-    if (kind === SHARED && this.cell > 3) {
+    if (state.kindOf(block) === SHARED) {
       context.fillStyle = theme.ink;
       context.fillRect(x + size / 3, y + size / 3, size / 3, size / 3);
     }

@@ -275,14 +275,20 @@ export class EngineState {
     return counts;
   }
 
-  /** The cached, unreferenced blocks, the next to be evicted first. */
-  evictionOrder() {
+  /** Negative if block `a` is evicted before block `b`. */
+  compare(a, b) {
     const keys = { lru: this.released, fifo: this.firstReleased, lfu: this.hits };
     const key = keys[this.facts.eviction_policy];
-    return [...this.blockOf.values()]
-      .filter((block) => this.references[block] === 0)
-      .sort((a, b) => key[a] - key[b] || this.released[a] - this.released[b]);
+    return key[a] - key[b] || this.released[a] - this.released[b];
   }
+
+  /** The cached, unreferenced blocks. */
+  evictable() { return [...this.blockOf.values()].filter((block) => this.references[block] === 0); }
+
+  /** The same, the next to be evicted first. */
+  evictionOrder() { return this.evictable().sort((a, b) => this.compare(a, b)); }
+
+  numEvictedBefore(block) { return this.evictable().filter((each) => this.compare(each, block) < 0).length; }
 
   inOrder(status) {
     const byPriority = this.facts.scheduling_policy === "priority";
