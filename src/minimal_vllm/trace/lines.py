@@ -54,7 +54,7 @@ class EndRecord:
 
 Line = Record | TextsRecord | EndRecord
 
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "request": TypeAdapter(RequestRecord),
     "abort": TypeAdapter(AbortRecord),
     "reset": TypeAdapter(ResetRecord),
@@ -62,7 +62,8 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "texts": TypeAdapter(TextsRecord),
     "end": TypeAdapter(EndRecord),
 }
-_KINDS = {adapter._type: kind for kind, adapter in _ADAPTERS.items()}
+"""For each kind of line, what is on it."""
+_KINDS = {adapter._type: kind for kind, adapter in ADAPTERS.items()}
 _HEADER = TypeAdapter(Header)
 
 
@@ -74,7 +75,7 @@ def encode_header(header: Header) -> bytes:
 def encode(line: Line) -> bytes:
     """One line, with its end; fields that have their default are left out."""
     kind = _KINDS[type(line)]
-    fields = _ADAPTERS[kind].dump_json(line, exclude_defaults=True)[1:-1]
+    fields = ADAPTERS[kind].dump_json(line, exclude_defaults=True)[1:-1]
     return b'{"kind":"%s"%s%s}\n' % (kind.encode(), b"," if fields else b"", fields)
 
 
@@ -85,9 +86,9 @@ def decode(text: bytes) -> Line:
         ValueError: it is none.
     """
     fields = from_json(text)
-    if not isinstance(fields, dict) or fields.get("kind") not in _ADAPTERS:
-        raise ValueError(f"its kind should be one of {', '.join(_ADAPTERS)}")
-    return _ADAPTERS[fields.pop("kind")].validate_python(fields)  # type: ignore[no-any-return]
+    if not isinstance(fields, dict) or fields.get("kind") not in ADAPTERS:
+        raise ValueError(f"its kind should be one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[fields.pop("kind")].validate_python(fields)  # type: ignore[no-any-return]
 
 
 def decode_header(text: bytes) -> Header:
