@@ -6,6 +6,8 @@ from checkpoints import FAMILIES, write_checkpoint
 from hypothesis import settings
 from recorded import record_trace
 
+from tests.view.browser import browser
+
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
@@ -31,6 +33,13 @@ def trace(tmp_path_factory):
     path = tmp_path_factory.mktemp("recorded") / "trace.jsonl"
     record_trace(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser. No longer than a module: while Playwright runs, no other event loop can."""
+    with browser() as chromium:
+        yield chromium
 
 
 NEEDS = {

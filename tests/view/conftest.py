@@ -5,13 +5,6 @@ import time
 import pytest
 
 from minimal_vllm.view.replay import replay_server
-from tests.view.browser import browser
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    with browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_a_prompt_typed_into_a_paused_page_waits_and_is_followed_to_its_end(page
     page.fill("#max-tokens", "5")
     page.press("#prompt", "Enter")
     until(page, "view.player.history.head.requests.size === 1")
-    assert page.inner_text("#waiting-count") == "1"
+    until(page, "document.querySelector('#waiting-count').textContent === '1'")
     assert [each["status"] for each in state_of(server)["requests"]] == ["waiting"]
     step(page)
     until(page, "document.querySelector('#inspector').innerText.includes('running')")
