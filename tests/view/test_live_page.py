@@ -270,6 +270,10 @@ def test_demo_traffic_follows_its_controls(chromium):
             assert all(4 <= total - prompt <= 12 for prompt, total in requests)
             page.fill("#requests_per_100_steps", "0")
             until(page, "view.player.history.head.requests.size === 0")
+            pause(page)
+            page.fill("#requests_per_100_steps", "60")
+            time.sleep(1.2)
+            assert httpx2.get(f"{url}/state").json()["requests"] == [], "it came to a paused engine"
     finally:
         demo.terminate()
         assert demo.wait(PATIENCE) == 0

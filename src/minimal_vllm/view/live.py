@@ -46,7 +46,7 @@ class LiveView(Recorder):
 
     def make_traffic(self, settings: TrafficSettings) -> None:
         """Let there be demo traffic, from ``start`` on."""
-        self.traffic = Traffic(self._engine, self._llm, settings)
+        self.traffic = Traffic(self._engine, self._llm, settings, lambda: self.pace.state.paused)
 
     # ---- in the event loop ----------------------------------------------------------------------
 
@@ -107,8 +107,7 @@ class LiveView(Recorder):
             if self.pace.sees(record):
                 self._publish(self._controls())
             if self.traffic:
-                on_step = partial(self.traffic.on_step, is_held=self.pace.state.paused)
-                self._loop.call_soon_threadsafe(on_step)
+                self._loop.call_soon_threadsafe(self.traffic.on_step)
 
     def _change_pace(self, change: Callable[[], None]) -> None:
         def change_and_tell() -> None:

@@ -1,6 +1,7 @@
 """Requests made up for the view, so that there is something to see."""
 
 import asyncio
+from collections.abc import Callable
 from importlib import resources
 from random import Random
 from typing import TYPE_CHECKING
@@ -30,21 +31,25 @@ class Traffic:
         engine: where the requests go.
         llm: its model.
         settings: may be assigned anew at any time.
-        seed: of lengths and texts.
+        is_held: whether the engine is paused: then nothing comes.
     """
 
     def __init__(
-        self, engine: "AsyncEngine", llm: "LLM", settings: TrafficSettings, seed: int = 0
+        self,
+        engine: "AsyncEngine",
+        llm: "LLM",
+        settings: TrafficSettings,
+        is_held: Callable[[], bool],
     ) -> None:
         self.settings = settings
+        self._is_held = is_held
         self._engine = engine
         self._max_len = llm.built.scheduler_config.max_model_len
-        self._random = Random(seed)
+        self._random = Random(0)  # the same demo each time
         self._passages = llm.get_tokenizer().encode_batch(_read_passages())
         self._num_made = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked = asyncio.Event()
-        self._is_held = False
 
     def start(self) -> None:
         """Begin."""
@@ -55,12 +60,8 @@ class Traffic:
         for task in self._tasks:
             task.cancel()
 
-    def on_step(self, *, is_held: bool) -> None:
-        """The engine made a step, and the next one may be held back."""
-        self._is_held = is_held
-        self._tick()
-
-    def _tick(self) -> None:
+    def on_step(self) -> None:
+        """The engine made a step."""
         self._ticked.set()
         mean = self.settings.requests_per_100_steps / 100
         count = int(mean) + (self._random.random() < mean % 1)
@@ -73,8 +74,8 @@ class Traffic:
             try:
                 await asyncio.wait_for(self._ticked.wait(), IDLE_SECONDS)
             except TimeoutError:
-                if not self._is_held:
-                    self._tick()
+                if not self._is_held():
+                    self.on_step()
 
     def _make_request(self) -> EngineRequest:
         """The shared prefix, and then a passage of its own, from anywhere within it."""
