@@ -28,7 +28,7 @@ from benchmarks.models import SHAPES, model_folder
 from benchmarks.stopwatch import Sections, Stopwatch
 from minimal_vllm.attention import tiled
 from minimal_vllm.engine import runner
-from minimal_vllm.model import decoder, layers
+from minimal_vllm.model import ops
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.trace.step_record import StepRecord
 
@@ -38,12 +38,12 @@ ATTENTION = (GATHER, ARITHMETIC)
 SECTIONS: Sections = {
     "batch building": [(runner, "build_batch")],
     "attention: plan": [(tiled.TiledAttention, "prepare")],
-    WEIGHTS: [(layers, "linear"), (decoder, "linear")],
-    "attention: write to cache": [(tiled, "write_to_cache")],
+    WEIGHTS: [(ops, "linear")],
+    "attention: write to cache": [(ops, "write_to_cache")],
     GATHER: [(tiled.TiledAttention, "_gather")],
     ARITHMETIC: [(tiled.TiledAttention, "__call__")],
     "sampling": [(runner, "sample")],
-    "rest of the model": [(runner.Runner, "run")],
+    "rest of the model": [(runner.PlainRunner, "launch")],
 }
 
 

@@ -114,7 +114,7 @@ def load_and_fill(folder: str, dtype: str, num_blocks: int) -> dict[str, int]:
         skip_tokenizer_init=True,
     )
     peak_of_loading = peak_memory() - baseline
-    caches = llm.engine._runner._caches  # a pool's pages are taken when they are first written
+    caches = llm.built.caches  # a pool's pages are taken when they are first written
     for tensor in (tensor for cache in caches for tensor in cache):
         tensor.fill_(0)
     config = llm.built.files.config

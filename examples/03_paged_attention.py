@@ -15,7 +15,6 @@ Run: python examples/03_paged_attention.py
 
 import time
 from array import array
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,14 +37,6 @@ CPU = torch.device("cpu")
 REQUESTS = {"A": (700, 1), "B": (90, 1), "C": (200, 40), "D": (33, 1)}
 
 
-class Inputs(NamedTuple):
-    """Of the new tokens: queries ``[T, H, D]``, keys and values ``[T, K, D]``."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
 def main() -> None:
     torch.manual_seed(0)
     places = torch.randperm(NUM_BLOCKS).tolist()
@@ -53,11 +44,10 @@ def main() -> None:
     show_layout(batch)
 
     cache = LayerCache(*torch.randn(2, NUM_BLOCKS, NUM_KV_HEADS, BLOCK, HEAD_DIM))
-    heads = (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)
-    inputs = Inputs(*(torch.randn(len(batch.positions), n, HEAD_DIM) for n in heads))
+    queries = torch.randn(len(batch.positions), NUM_HEADS, HEAD_DIM)
     tiled = TiledAttention(frozenset([None]), BLOCK, NUM_KV_HEADS, HEAD_DIM, CPU)
-    result = show_agreement(tiled, inputs, cache, batch)
-    show_one_piece(tiled, inputs, cache, places, result)
+    result = show_agreement(tiled, queries, cache, batch)
+    show_one_piece(tiled, queries, cache, places, result)
     show_bytes(batch)
 
 
@@ -88,17 +78,17 @@ def show_layout(batch: Batch) -> None:
     print(f"so its slot is {block} * {BLOCK} + {offset} = {batch.slot_mapping[0]}.\n")
 
 
-def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: Batch) -> Tensor:
+def show_agreement(tiled: Attention, queries: Tensor, cache: LayerCache, batch: Batch) -> Tensor:
     print(
         "2. All four requests in one call: A, B and D decode, C computes 40 tokens of its prompt\n"
     )
     results = {}
-    for name, attention in {"reference": ReferenceAttention(BLOCK, CPU), "tiled": tiled}.items():
+    for name, attention in {"reference": ReferenceAttention(CPU), "tiled": tiled}.items():
         metadata = attention.prepare(batch)
-        results[name] = attention(*inputs, cache, metadata, SCALE, None)
+        results[name] = attention(queries, cache, metadata, SCALE, None)
         begun = time.perf_counter()
         for _ in range(20):
-            attention(*inputs, cache, metadata, SCALE, None)
+            attention(queries, cache, metadata, SCALE, None)
         print(f"   {name:9}  {(time.perf_counter() - begun) / 20 * 1e3:6.2f} ms")
     difference = (results["tiled"] - results["reference"]).abs().max()
     print(f"\n   greatest difference: {difference:.0e}\n")
@@ -106,12 +96,12 @@ def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: B
 
 
 def show_one_piece(
-    attention: Attention, inputs: Inputs, cache: LayerCache, places: list[int], scattered: Tensor
+    attention: Attention, queries: Tensor, cache: LayerCache, places: list[int], scattered: Tensor
 ) -> None:
     """Reorder the cache such that the block at ``places[i]`` comes to place ``i``."""
     in_order = LayerCache(*(layer[places] for layer in cache))
     batch = make_batch(list(range(NUM_BLOCKS)))
-    contiguous = attention(*inputs, in_order, attention.prepare(batch), SCALE, None)
+    contiguous = attention(queries, in_order, attention.prepare(batch), SCALE, None)
     same = torch.equal(contiguous, scattered)
     print("3. The same blocks laid out in order, each request in one piece, gives the same result,")
     print(f"   bit for bit: {'yes' if same else 'NO'}. Where a block lies means nothing.\n")

@@ -6,18 +6,55 @@ far from uniform, and that greedy continuations don't collapse to one repeated t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 EOS_TOKEN = "<|endoftext|>"
 SPECIAL_TOKENS = [EOS_TOKEN, "<|im_start|>", "<|im_end|>"]
 MERGES = ["th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ou", "ing", "the", "and"]
+
+TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
+"""Tokens of models that call tools: they are not special, but texts."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+TOOL_TEMPLATE = """
+{%- if tools %}
+    {{- '<|im_start|>system\nTools:' }}
+    {%- for tool in tools %}{{- '\n' + (tool | tojson) }}{%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' }}
+    {%- if message.reasoning_content %}
+        {{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}
+    {%- endif %}
+    {%- if message.tool_call_id %}{{- '[' + message.tool_call_id + '] ' }}{%- endif %}
+    {{- message.content or '' }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- (call.function.arguments | tojson) + '}\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+"""In the manner of Qwen3's."""
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCAB_SIZE = 288
@@ -193,24 +230,31 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], shards: int = 1) 
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tool_checkpoint(folder: Path) -> Path:
+    """Write a checkpoint of a model with a tool template, and with tokens for its tags."""
+    config = FAMILIES["qwen3"] | {"max_position_embeddings": 8192}
+    write_checkpoint(folder, config)
+    write_tokenizer(folder, TOOL_TEMPLATE, TAGS)
+    return folder
+
+
+def write_tokenizer(
+    folder: Path, chat_template: str = CHAT_TEMPLATE, tags: Sequence[str] = ()
+) -> None:
     """Write a byte-level BPE tokenizer with a few merges, special tokens and a chat template."""
     tokens = [*BYTES, *SPECIAL_TOKENS, *MERGES]
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     merges = [(merge[:-1], merge[-1]) for merge in MERGES]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS_TOKEN,
-        "chat_template": (
-            "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-            "{{ message.content }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-        ),
+        "chat_template": chat_template,
     }
     write_json(folder / "tokenizer_config.json", settings)
 

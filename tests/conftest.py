@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,8 @@ from recorded import record_trace
 from tests.view.browser import browser
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
 

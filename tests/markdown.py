@@ -15,18 +15,20 @@ def code_blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def broken_links(text):
-    """Relative links that lead to no file, folder or heading."""
-    targets = re.findall(r"\]\(([^)\s]+)\)", text)
-    return [link for link in targets if "://" not in link and not _resolves(link)]
+def broken_links(name):
+    """Relative links of a document that lead to no file, folder or heading."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", read(name))
+    return [link for link in targets if "://" not in link and not _resolves(link, ROOT / name)]
 
 
-def _resolves(link):
+def _resolves(link, document):
     path, _, heading = link.partition("#")
-    target = ROOT / path
+    target = document.parent / path if path else document
     if not heading:
         return target.exists()
-    return target.is_file() and heading in map(_anchor, re.findall(r"^#+ (.*)$", read(path), re.M))
+    return target.is_file() and heading in map(
+        _anchor, re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+    )
 
 
 def _anchor(heading):

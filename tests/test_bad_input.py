@@ -198,7 +198,7 @@ def run(engine):
 
 def spoil(llm, monkeypatch, after_forward):
     """Let ``after_forward(input_ids, hidden)`` look at what the model computes, or raise."""
-    model = llm.engine._runner._model
+    model = llm.engine._runner._state.model
     forward = type(model).forward
 
     def spoiled(input_ids, *args):
@@ -284,7 +284,7 @@ def test_an_interrupt_in_a_step_leaves_no_request_and_no_nonsense_in_the_cache(
 
     def zero_then_interrupt(input_ids, hidden):
         if zeroed.calls_left == 1:
-            for layer in llm.engine._runner._caches:
+            for layer in llm.built.caches:
                 layer.key.zero_()
         zeroed()
 

@@ -19,6 +19,7 @@ def test_defaults_are_vllms():
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-300),  # zero, as a float32
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),

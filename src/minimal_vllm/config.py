@@ -70,8 +70,9 @@ class EngineConfig:
     fastest here on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
-    attention_backend: Literal["auto", "reference", "tiled"] = "auto"
-    """How attention is computed; ``reference`` is the slow, plain one."""
+    attention_backend: Literal["auto", "reference", "tiled", "triton"] = "auto"
+    """How attention is computed; ``reference`` is the slow, plain one, ``tiled`` that for CPUs,
+    ``triton`` our kernels for GPUs."""
     max_model_len: PositiveInt | None = None
     """No request grows beyond so many tokens; None: what the model was trained for, or what the
     memory holds if that is less."""
@@ -102,8 +103,13 @@ class EngineConfig:
     """A chat template, or the file that holds it; None: the model's own."""
     tensor_parallel_size: Literal[1] = 1
     """How many GPUs share the model: one."""
-    enforce_eager: Literal[True] = True
-    """Run without CUDA graphs: there are none."""
+    enforce_eager: bool = False
+    """Launch every kernel by itself, instead of replaying CUDA graphs of decode steps."""
+    async_scheduling: bool | None = None
+    """Plan and launch a step while the one before it still runs; None: where that is possible."""
+    cascade_attention: bool = True
+    """Read the beginnings that running requests share once per step, not once per request; in
+    CUDA graphs of decode steps only."""
     trust_remote_code: Literal[False] = False
     """Run code that comes with a model: never."""
     seed: int = 0

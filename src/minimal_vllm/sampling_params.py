@@ -1,6 +1,6 @@
 """What a request may ask of the sampler, with vLLM's names and meanings."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -30,6 +30,9 @@ class StructuredOutputsParams:
     """Any JSON object."""
     disable_any_whitespace: bool = False
     """Of JSON: no whitespace between its tokens, rather than up to 32 characters of it."""
+    reasoning: Literal["begun", "possible"] | None = None
+    """What may come before it: text up to ``</think>``, if the prompt has ``begun`` it; that, from
+    ``<think>`` on, or nothing, if it is ``possible``; or, by default, nothing."""
 
     @model_validator(mode="after")
     def _one_is_given(self) -> "StructuredOutputsParams":
@@ -68,7 +71,7 @@ class SamplingParams:
     """Subtracted from the logit of every token that the output holds already."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     """Subtracted once for each time that the output holds the token."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
     """Divides the positive, multiplies the negative logits of tokens seen in prompt or output."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Divides the logits; 0 is greedy decoding."""

@@ -6,6 +6,7 @@ from random import Random
 
 import torch
 
+from minimal_vllm.attention.metadata import write_to_cache
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -72,7 +73,7 @@ def make_case(
 
 
 def run_reference(case, window=None):
-    return run(ReferenceAttention(case.cache.key.shape[2], CPU), case, window)
+    return run(ReferenceAttention(CPU), case, window)
 
 
 def run_tiled(case, window=None):
@@ -81,7 +82,9 @@ def run_tiled(case, window=None):
     return run(attention, case, window)
 
 
-def run(attention, case, window):
+def run(attention, case, window, prepare=None):
+    """The result of an attention; with ``prepare``, of what that makes of the batch instead."""
     cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
-    scale = case.q.shape[-1] ** -0.5
-    return attention(case.q, case.k, case.v, cache, attention.prepare(case.batch), scale, window)
+    metadata = (prepare or attention.prepare)(case.batch)
+    write_to_cache(case.k, case.v, cache, metadata)
+    return attention(case.q, cache, metadata, case.q.shape[-1] ** -0.5, window)

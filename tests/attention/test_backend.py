@@ -11,7 +11,9 @@ def test_the_backend_is_the_one_that_was_named(tmp_path):
     write_json(tmp_path / "config.json", FAMILIES["llama"])
     config = ModelConfig.from_folder(tmp_path)
     chosen = {
-        name: type(choose_backend(name, config, 16, torch.device("cpu")))
+        name: type(
+            choose_backend(name, config, 16, torch.float32, torch.device("cpu"), 4).attention
+        )
         for name in ("auto", "tiled", "reference")
     }
     assert chosen == {

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from minimal_vllm.cache import memory
-from minimal_vllm.cache.memory import DeviceMemory, gpu_free, measure_memory
+from minimal_vllm.cache.memory import (
+    DeviceMemory,
+    gpu_free,
+    measure_memory,
+    told_plainly_if_out_of_memory,
+)
 
 GIB = 2**30
 
@@ -67,3 +72,25 @@ def test_of_a_gpu_what_went_since_the_start_is_this_processs(monkeypatch):
     gpu = torch.device("cuda")
     assert measure_memory(gpu, gpu_free_at_start=80) == DeviceMemory("cuda", 100, 50, 30)
     assert measure_memory(gpu, gpu_free_at_start=40).used_by_process == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore lines."),
+        MemoryError("Unable to allocate 14.6 PiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_running_out_of_memory_is_told_in_a_sentence(error):
+    with (
+        pytest.raises(ValueError, match=r"not enough memory .*allocate.*: lower") as caught,
+        told_plainly_if_out_of_memory(),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="no such kernel"), told_plainly_if_out_of_memory():
+        raise RuntimeError("no such kernel")

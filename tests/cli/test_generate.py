@@ -189,3 +189,11 @@ def test_prompts_are_files_only_if_asked_for(run, tmp_path):
     assert [line["prompt"] for line in lines] == ["on", "in"]
     (line,) = json_lines(run("generate", "--json", "--max-tokens=1", str(path)))
     assert line["prompt"] == str(path)
+
+
+@pytest.mark.parametrize("command", [["generate", "a"], ["serve", "--port=0"]])
+def test_a_cache_that_fits_no_memory_is_one_clear_line(command):
+    result = CliRunner().invoke(main, [*command, f"--num-gpu-blocks-override={10**12}"])
+    assert result.exit_code == 2
+    assert "error: there is not enough memory for the model and its KV cache" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The engine on CUDA through PyTorch; the CPU is the oracle."""
+"""The engine on CUDA; the CPU is the oracle."""
 
 import pytest
 import torch
@@ -20,13 +20,43 @@ def complete(folder, device, params=GREEDY, **options):
     return [output.outputs[0] for output in outputs]
 
 
-@pytest.mark.parametrize("backend", ["reference", "tiled"])
+WAYS = {
+    "reference": {"attention_backend": "reference"},
+    "tiled": {"attention_backend": "tiled"},
+    "kernels": {"enforce_eager": True, "async_scheduling": False},
+    "graphs": {"async_scheduling": False},
+    "ahead": {"enforce_eager": True},
+    "everything": {},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_tokens_on_the_gpu_are_those_of_the_cpu(checkpoint, family, backend):
+def test_float32_tokens_on_the_gpu_are_those_of_the_cpu(checkpoint, family, way):
     options = {"dtype": "float32", "max_num_batched_tokens": 64, "max_num_seqs": 4}
     expected = complete(checkpoint(family), "cpu", **options)
-    got = complete(checkpoint(family), "cuda", attention_backend=backend, **options)
+    got = complete(checkpoint(family), "cuda", **options, **WAYS[way])
     assert [each.token_ids for each in got] == [each.token_ids for each in expected]
+
+
+SHARED = [(3 * i * i + 1) % 250 for i in range(64)]
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_what_requests_share_is_read_right_once_for_all(checkpoint, family, cascade):
+    prompts = [SHARED + [7 * i % 250 for i in range(n)] for n in (1, 5, 16, 17, 33)]
+    others = [[11 * i % 250 for i in range(n)] for n in (3, 40)]
+    llms = [
+        LLM(str(checkpoint(family)), dtype="float32", max_model_len=256, block_size=16,
+            num_gpu_blocks_override=100, max_num_seqs=8, **options)
+        for options in ({"device": "cpu"}, {"device": "cuda", "cascade_attention": cascade})
+    ]  # fmt: skip
+    expected, got = (llm.generate(prompts + others, GREEDY, use_tqdm=False) for llm in llms)
+    assert [each.outputs[0].token_ids for each in got] == [
+        each.outputs[0].token_ids for each in expected
+    ]
+    assert llms[1].engine._runner._graphs._shares is cascade
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

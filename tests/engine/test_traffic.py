@@ -71,8 +71,13 @@ def act_randomly(random, traffic):
         traffic.step()
 
 
-@pytest.mark.parametrize("eviction", ["lru", "lfu", "fifo"])
-def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(eviction, caplog):
+@pytest.mark.parametrize(
+    ("eviction", "async_scheduling"),
+    [("lru", False), ("lfu", False), ("fifo", False), ("lru", True)],
+)
+def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
+    eviction, async_scheduling, caplog
+):
     caplog.set_level(logging.CRITICAL, "minimal_vllm")
     events = Counter()
 
@@ -80,7 +85,9 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(evict
     @given(st.integers(0, 2**32 - 1))
     def run(seed):
         random = Random(seed)
-        traffic = Traffic(eviction=eviction, **random_config(random))
+        traffic = Traffic(
+            eviction=eviction, async_scheduling=async_scheduling, **random_config(random)
+        )
         for _ in range(random.randint(10, 60)):
             act_randomly(random, traffic)
         traffic.run()
@@ -93,4 +100,6 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(evict
         *("aborted while decoding", "aborted while preempted", "aborted while finished"),
         *("ended by stop", "ended by length", "ended by abort", "ended by error"),
     }
+    if async_scheduling:
+        rare |= {"planned while a token was pending", "preempted while a token was pending"}
     assert not {event for event in rare if events[event] < 20}, "the search must reach all of these"

@@ -20,7 +20,7 @@ from minimal_vllm.engine.batch import build_batch
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.request import Status
-from minimal_vllm.engine.runner import StepResult
+from minimal_vllm.engine.runner import DoneStep, StepResult
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.waiting_queue import SCHEDULING_POLICIES
 from minimal_vllm.sampling.row import NO_TOKEN
@@ -29,7 +29,7 @@ from minimal_vllm.sampling_params import SamplingParams
 
 EOS = 11
 VOCAB_SIZE = 12
-GARBAGE = -1
+GARBAGE, SPOILED = -1, -2
 
 
 @lru_cache(maxsize=1 << 16)
@@ -62,17 +62,20 @@ class CrashError(RuntimeError):
 
 
 class FakeRunner:
-    def __init__(self, num_blocks, block_size):
+    def __init__(self, num_blocks, block_size, runs_ahead):
+        self.runs_ahead = runs_ahead
         self.block_size = block_size
         self.slots = np.full(num_blocks * block_size, GARBAGE)
         self.plan = None
+        self.sampled = {}
+        self.lost = set()
         self.bug = None
         self.crashes = False
         self.poisons = False
 
-    def run(self, plan):
+    def launch(self, plan):
         try:
-            return self._run(plan)
+            return DoneStep(self._run(plan))
         except Exception as error:
             if not isinstance(error, CrashError):
                 self.bug = error  # the engine takes it for a failure of the device
@@ -89,31 +92,50 @@ class FakeRunner:
             self.slots[batch.slot_mapping] = GARBAGE
             raise CrashError("out of memory")
         prefixes = [
-            fingerprints(entry.request.cache_salt, tuple(entry.request.token_ids))
-            for entry in plan.scheduled
+            fingerprints(entry.request.cache_salt, self._known(entry)) for entry in plan.scheduled
         ]
         self._write(plan, batch, prefixes)
         for row, entry in enumerate(plan.scheduled):
-            seen = self.slots[self._slots(batch, row)]
-            expected = prefixes[row][: batch.seq_lens[row]]
-            assert seen.tolist() == expected.tolist(), f"{entry.request.request_id} reads others"
+            self._read(entry.request, self._slots(batch, row), prefixes[row][: batch.seq_lens[row]])
         token_ids = [
-            next_token(request.cache_salt, request.token_ids, request.seed)
-            for request in batch.sampling
+            next_token(entry.request.cache_salt, self._known(entry), entry.request.seed)
+            for entry in plan.scheduled
+            if entry.samples
         ]
-        if self.poisons and token_ids:
+        # A step ahead may compute a request that has ended: nobody will look at its token.
+        if self.poisons and token_ids and self.sampled.get(batch.sampling[0]) != EOS:
             self.poisons = False
-            token_ids[0] = NO_TOKEN
             self._spoil(plan, batch.sampling[0])
+        token_ids = [
+            NO_TOKEN if request in self.lost else token
+            for request, token in zip(batch.sampling, token_ids, strict=True)
+        ]
+        self.sampled = dict(zip(batch.sampling, token_ids, strict=True))
         return StepResult(SamplerOutput(token_ids, [None] * len(token_ids), []), [])
+
+    def _known(self, entry):
+        """The request's tokens, with the one that the engine does not know yet."""
+        request = entry.request
+        pending = request.num_pending_tokens - entry.samples  # this step is in flight itself
+        return (*request.token_ids, *([self.sampled[request]] if pending else []))
+
+    def _read(self, request, slots, expected):
+        seen = self.slots[slots]
+        if SPOILED in seen and self.runs_ahead:
+            # Planned before anyone knew that what it shares is nonsense; so is all it computes.
+            self.lost.add(request)
+            self.slots[slots[seen != expected]] = SPOILED
+        else:
+            assert seen.tolist() == expected.tolist(), f"{request.request_id} reads others"
 
     def _write(self, plan, batch, prefixes):
         for row, entry in enumerate(plan.scheduled):
             start, end = batch.query_starts[row : row + 2]
             positions = batch.positions[start:end]
             assert positions.tolist() == list(range(entry.start, entry.start + entry.num_new))
-            token_ids = np.array(entry.request.token_ids)
-            assert batch.input_ids[start:end].tolist() == token_ids[positions].tolist()
+            known = np.array(entry.request.token_ids)
+            inputs = np.append(known, 0)[positions]  # 0 for what the engine does not know
+            assert batch.input_ids[start:end].tolist() == inputs.tolist()
             self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions]
 
     def _slots(self, batch, row):
@@ -123,20 +145,21 @@ class FakeRunner:
 
     def _spoil(self, plan, request):
         """The request computed nonsense: so it is in all blocks that are its alone."""
+        self.lost.add(request)
         owners = Counter(block for entry in plan.scheduled for block in entry.request.block_table)
         for block in request.block_table:
             if owners[block] == 1:
-                self.slots[block * self.block_size : (block + 1) * self.block_size] = GARBAGE
+                self.slots[block * self.block_size : (block + 1) * self.block_size] = SPOILED
 
 
 class Traffic:
     """An engine on the fake model; ``step`` also checks all invariants."""
 
-    def __init__(self, num_blocks, eviction="lru", observers=(), **config):
+    def __init__(self, num_blocks, eviction="lru", async_scheduling=False, observers=(), **config):
         self.config = SchedulerConfig(**config)
         self.pool = BlockPool(num_blocks, EVICTION_STRATEGIES[eviction]())
         self.scheduler = Scheduler(self.config, self.pool)
-        self.runner = FakeRunner(num_blocks, self.config.block_size)
+        self.runner = FakeRunner(num_blocks, self.config.block_size, async_scheduling)
         self.records = []
         self.engine = Engine(
             self.scheduler,
@@ -144,7 +167,11 @@ class Traffic:
             Admission(ModelLimits(VOCAB_SIZE, frozenset({EOS}), -1), None, seed=0),
             OutputProcessor(None),
             [self.records.append, *observers],
+            async_scheduling=async_scheduling,
         )
+        self.schedule, self.scheduler.schedule = self.scheduler.schedule, self._checked_schedule
+        self.plan = None
+        self.runs_ahead = async_scheduling
         self.asked = {}
         self.requests = {}
         self.ended = {}
@@ -204,42 +231,56 @@ class Traffic:
     # ---- steps ----------------------------------------------------------------------------------
 
     def step(self):
-        """One step of the engine; its plan."""
-        running, free = list(self.scheduler.running), self.pool.num_free
-        missing = sum(
-            self.config.blocks_for(request.num_tokens) - len(request.block_table)
-            for request in running
-        )
+        """One step of the engine; the last plan that was made in it."""
         crashes = self.runner.crashes
         outputs = self.engine.step()
         if self.runner.bug is not None:
             raise self.runner.bug
-        plan = self.runner.plan
-        self._check_plan(plan, running)
-        assert missing > free or not plan.preempted, "preempted while there was room for all"
-        if crashes:
+        if crashes and not self.runner.crashes:
             self.events["crashed"] += 1
-            assert self.pool.num_cached == 0
+            assert self.runs_ahead or self.pool.num_cached == 0
         for output in outputs:
             if output.finished:
                 self._end(output)
         self.scheduler.check()
+        return self.plan
+
+    def _checked_schedule(self):
+        running, free = list(self.scheduler.running), self.pool.num_free
+        awaiting = [each for each in running if each.awaits_its_end]
+        missing = sum(
+            self.config.blocks_for(request.num_planned_tokens) - len(request.block_table)
+            for request in running
+            if request not in awaiting
+        )
+        pending = {request for request in running if request.num_pending_tokens}
+        self.plan = plan = self.schedule()
+        self.events["planned while a token was pending"] += sum(
+            entry.request in pending for entry in plan.scheduled
+        )
+        self.events["preempted while a token was pending"] += sum(
+            request in pending for request in plan.preempted
+        )
+        self._check_plan(plan, running, awaiting)
+        assert missing > free or not plan.preempted, "preempted while there was room for all"
         self._count_events(plan)
         return plan
 
-    def _check_plan(self, plan, running):
-        assert (
-            0 < sum(entry.num_new for entry in plan.scheduled) <= self.config.max_num_batched_tokens
-        )
+    def _check_plan(self, plan, running, awaiting):
+        num_tokens = sum(entry.num_new for entry in plan.scheduled)
+        assert num_tokens <= self.config.max_num_batched_tokens
+        assert num_tokens > 0 or awaiting or not self.live()
         assert len(plan.scheduled) <= self.config.max_num_seqs
         assert all(entry.num_new > 0 for entry in plan.scheduled)
         assert plan.preempted == running[::-1][: len(plan.preempted)], "not from the back"
         stayed = running[: len(running) - len(plan.preempted)]
+        stayed = [request for request in stayed if request not in awaiting]
         scheduled = [entry.request for entry in plan.scheduled]
         assert scheduled == stayed + plan.admitted, "a running request was passed over"
         assert not (plan.preempted and plan.admitted)
         for entry in plan.scheduled:
-            assert entry.samples is (entry.start + entry.num_new == _length_before(entry))
+            length = entry.request.num_planned_tokens - entry.samples
+            assert entry.samples is (entry.start + entry.num_new == length)
             assert entry.samples or self.config.enable_chunked_prefill
         key = SCHEDULING_POLICIES[self.config.policy]
         waiting = [each for each in self.live() if each.status is Status.WAITING]
@@ -280,8 +321,3 @@ class Traffic:
         assert self.ended.keys() == self.asked.keys()
         assert self.pool.num_free == self.pool.num_blocks
         self.pool.check([])
-
-
-def _length_before(entry):
-    """How many tokens the request had when the step was planned."""
-    return entry.request.num_tokens - (entry.samples and entry.request.finish_reason != "error")

@@ -3,9 +3,12 @@ import torch
 from checkpoints import FAMILIES, write_checkpoint
 from transformers import AutoModelForCausalLM
 
+from minimal_vllm.model import ops
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.loader import load_model
+from minimal_vllm.model.ops import PlainOps
+from minimal_vllm.model.step import Step
 
 TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
 
@@ -13,8 +16,7 @@ TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
 class DenseAttention:
     """Causal attention of one sequence over itself; its cache is a list of what came before."""
 
-    def __call__(self, q, k, v, cache, metadata, scale, window):
-        cache.append((k, v))
+    def __call__(self, q, cache, metadata, scale, window):
         k, v = (torch.cat(parts) for parts in zip(*cache, strict=True))
         heads_per_kv_head = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(heads_per_kv_head, dim=1) for x in (k, v))
@@ -28,6 +30,12 @@ class DenseAttention:
         return torch.einsum("hqk,khd->qhd", weights, v)
 
 
+@pytest.fixture(autouse=True)
+def dense_cache(monkeypatch):
+    """What comes before is kept in a list, not in blocks."""
+    monkeypatch.setattr(ops, "write_to_cache", lambda k, v, cache, metadata: cache.append((k, v)))
+
+
 def load(folder, dtype=torch.float32, **options) -> Decoder:
     config = ModelConfig.from_folder(folder)
     return load_model(folder, config, dtype, torch.device("cpu"), **options)
@@ -36,13 +44,14 @@ def load(folder, dtype=torch.float32, **options) -> Decoder:
 def compute_logits(model: Decoder, chunks: list[int]) -> torch.Tensor:
     """The logits after each of TOKEN_IDS, computed in steps of so many tokens."""
     caches = [[] for _ in model.layers]
+    step = Step(PlainOps(), DenseAttention(), None)
     hidden = [
-        model(token_ids, positions, caches, None, DenseAttention())
+        model(token_ids, positions, caches, step)
         for token_ids, positions in zip(
             TOKEN_IDS.split(chunks), torch.arange(len(TOKEN_IDS)).split(chunks), strict=True
         )
     ]
-    return model.logits(torch.cat(hidden))
+    return model.logits(torch.cat(hidden), PlainOps())
 
 
 @torch.no_grad()

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from checkpoints import FAMILIES, write_json
 
@@ -48,6 +50,16 @@ def test_null_leaves_a_default_alone(tmp_path):
     assert read(tmp_path, {"temperature": None}).sampling == {}
 
 
-def test_an_end_of_sequence_that_is_no_token_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="eos_token_id"):
-        read(tmp_path, {"eos_token_id": "</s>"})
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
+        ({"temperature": "warm"}, "temperature = 'warm': Input should be a valid number"),
+        ({"top_p": 1.5}, "top_p = 1.5: Input should be less than or equal to 1"),
+        ({"max_new_tokens": 0}, "max_tokens = 0: Input should be greater than or equal to 1"),
+        ({"repetition_penalty": [1]}, "repetition_penalty = "),
+    ],
+)
+def test_what_can_t_be_had_is_refused_with_the_file_s_name(tmp_path, content, complaint):
+    with pytest.raises(ValueError, match=re.escape(f"generation_config.json: {complaint}")):
+        read(tmp_path, content)

@@ -18,6 +18,10 @@ class Row:
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     grammar: object = None
 
+    @property
+    def next_output_index(self):
+        return len(self.token_ids) - self.num_prompt_tokens
+
 
 def row(prompt=(0,), output=(), seed=0, stop=(), bad_words=(), **params):
     return Row(

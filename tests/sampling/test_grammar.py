@@ -8,6 +8,7 @@ from checkpoints import write_tokenizer
 
 from minimal_vllm.sampling import grammar, grammar_check
 from minimal_vllm.sampling.grammar import GrammarCompiler
+from minimal_vllm.sampling.grammar_source import MAX_WHITESPACE
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.text.tokenizer import Tokenizer
 from tests.sampling.rows import row
@@ -74,9 +75,9 @@ def test_white_space_in_json_has_an_end(compiler):
     state = start(compiler, json_object=True)
     tokenizer = compiler._tokenizer
     (brace,), (space,) = tokenizer.encode("{"), tokenizer.encode(" ")
-    for length in range(grammar.MAX_WHITESPACE):
+    for length in range(MAX_WHITESPACE):
         assert space in allowed(state, output=[brace] + [space] * length)
-    assert space not in allowed(state, output=[brace] + [space] * grammar.MAX_WHITESPACE)
+    assert space not in allowed(state, output=[brace] + [space] * MAX_WHITESPACE)
 
 
 def test_tokens_that_end_the_output_are_allowed_where_the_grammar_may_end(compiler):

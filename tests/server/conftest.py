@@ -1,7 +1,8 @@
 import pytest
+from checkpoints import write_tool_checkpoint
 
 from minimal_vllm import LLM, SamplingParams
-from tests.server.harness import FEW_BLOCKS, process
+from tests.server.harness import FEW_BLOCKS, TOOL_MODEL, process
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,17 @@ def expect(llm):
         return llm.generate(prompt, params, use_tqdm=False)[0]
 
     return expect
+
+
+@pytest.fixture(scope="session")
+def tool_checkpoint(tmp_path_factory):
+    """The folder of a model with random weights, and a chat template that knows tools."""
+    return str(write_tool_checkpoint(tmp_path_factory.mktemp("tools")))
+
+
+@pytest.fixture(scope="session")
+def tool_server(tool_checkpoint):
+    """It, served, with Hermes's format of calls and Qwen's of reasoning."""
+    options = ["--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"]
+    with process(tool_checkpoint, f"--served-model-name={TOOL_MODEL}", *options) as server:
+        yield server

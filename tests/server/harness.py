@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
+from tempfile import TemporaryFile
 from threading import Event
 
 import httpx2
@@ -18,6 +19,7 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.run import bind, make_service, serve
 
 MODEL = "minimal-vllm-demo"
+TOOL_MODEL = "tools"
 FEW_BLOCKS = 512
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 PATIENCE = 60
@@ -28,10 +30,12 @@ class Process:
 
     def __init__(self, *arguments, start=("-m", "minimal_vllm")):
         command = [sys.executable, *start, "serve", "--port=0"]
+        # A pipe that nobody reads would fill up and block the server.
+        self._log = TemporaryFile("w+")  # noqa: SIM115 - closed by ``kill``
         self._process = subprocess.Popen(
             [*command, f"--num-gpu-blocks-override={FEW_BLOCKS}", *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             env=ENVIRONMENT,
             text=True,
         )
@@ -41,19 +45,21 @@ class Process:
             if found := re.search(r"Serving at +(\S+)", line):
                 self.url = found[1]
                 return
-        raise RuntimeError(self._process.stderr.read())
+        raise RuntimeError(self.wait()[1])
 
     def terminate(self):
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self):
         """Its exit status, and what it wrote to standard error."""
-        _, stderr = self._process.communicate(timeout=PATIENCE)
-        return self._process.returncode, stderr
+        self._process.communicate(timeout=PATIENCE)
+        self._log.seek(0)
+        return self._process.returncode, self._log.read()
 
     def kill(self):
         self._process.kill()
         self._process.communicate()
+        self._log.close()
 
     def client(self, key="none", **options):
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)

@@ -199,6 +199,25 @@ def test_of_a_batch_all_are_refused_or_none():
     asyncio.run(run())
 
 
+def test_a_request_that_can_t_be_added_ends_with_the_reason_and_the_engine_goes_on():
+    async def run():
+        async with started() as service:
+            admission = service.llm.engine._admission
+
+            def fail(*arguments):
+                del admission.make_requests
+                raise RuntimeError("out of luck")
+
+            admission.make_requests = fail
+            with pytest.raises(EngineFailedError, match="RuntimeError: out of luck"):
+                await collect(service, request())
+            await until_clean(service)
+            assert service.engine.refusal is None
+            assert len((await collect(service, request()))[0]) == 5
+
+    asyncio.run(run())
+
+
 def test_an_id_is_free_again_at_once():
     async def run():
         async with started() as service:
@@ -234,13 +253,13 @@ def test_a_failed_step_ends_its_requests_with_the_reason_and_the_engine_goes_on(
     async def run():
         async with started() as service:
             runner = service.llm.engine._runner
-            original = runner.run
+            original = runner.launch
 
             def fail(plan):
-                runner.run = original
+                runner.launch = original
                 raise RuntimeError("out of luck")
 
-            runner.run = fail
+            runner.launch = fail
             with pytest.raises(EngineFailedError, match="RuntimeError: out of luck"):
                 await collect(service, request())
             await until_clean(service)

@@ -99,6 +99,13 @@ def test_a_batch_of_prompts_has_n_choices_for_each_in_their_order(complete, expe
     assert texts == [each.text for outputs in expected for each in outputs]
 
 
+@pytest.mark.parametrize("seed", [-3, 2**63 - 1])
+def test_the_seeds_of_n_choices_are_counted_as_offline_whatever_they_pass(complete, expect, seed):
+    choices = complete(n=4, seed=seed).choices
+    expected = expect(PROMPT, n=4, seed=seed).outputs
+    assert [choice.text for choice in choices] == [output.text for output in expected]
+
+
 def test_a_batch_counts_each_prompt_once(complete, llm):
     usage = complete([PROMPT, OTHER], n=3, max_tokens=2).usage
     lengths = [len(ids) for ids in llm.get_tokenizer().encode_batch([PROMPT, OTHER])]
@@ -206,6 +213,30 @@ def test_logprobs_of_an_echoed_prompt_begin_with_none(complete, stream):
     assert logprobs[0] is None
     assert all(value < 0 for value in logprobs[1:])
     assert len(logprobs) == len(tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_can_be_scored_without_a_completion(complete, expect, stream):
+    answer = complete(
+        echo=True,
+        logprobs=1,
+        max_tokens=0,
+        stream=stream,
+        stream_options={"include_usage": True} if stream else None,
+    )
+    chunks = list(answer) if stream else [answer]
+    (choice,) = [choice for chunk in chunks for choice in chunk.choices]
+    known = expect(PROMPT, prompt_logprobs=1)
+    assert (choice.text, choice.finish_reason) == (PROMPT, "length")
+    assert len(choice.logprobs.tokens) == len(known.prompt_token_ids)
+    scores = [each[token].logprob for each, token in scored(known)]
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(scores, abs=1e-4)
+    usage = chunks[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(known.prompt_token_ids), 0)
+
+
+def scored(output):
+    return zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
 
 
 def test_text_offsets_count_characters_however_tokens_cut_them(complete):

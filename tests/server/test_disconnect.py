@@ -6,6 +6,7 @@ import json
 import httpx2
 import pytest
 
+from minimal_vllm.server import middleware
 from tests.server.harness import (
     FEW_BLOCKS,
     Gate,
@@ -95,6 +96,24 @@ def test_a_crowd_that_vanishes_leaves_nothing_behind():
     asyncio.run(run())
 
 
+def test_200_clients_that_vanish_in_mid_stream_leave_nothing_behind():
+    async def run():
+        service = make_demo_service()
+        async with running(service) as url:
+            paths = (COMPLETIONS, CHAT) * 100
+            opening = [open_request(url, path, {**BODIES[path], "stream": True}) for path in paths]
+            connections = await asyncio.gather(*opening)
+            for reader, _ in connections:
+                await reader.readuntil(b"data: ")
+            scheduler = service.llm.engine.scheduler
+            assert len(scheduler.running) + len(scheduler.waiting) == 200
+            for _, writer in connections:
+                writer.transport.abort()
+            await check_clean(service, url)
+
+    asyncio.run(run())
+
+
 def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
     async def run():
         service = make_demo_service()
@@ -116,6 +135,22 @@ def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
                     event = json.loads(line.removeprefix("data: "))
                     num_tokens += len(event["choices"][0]["token_ids"])
             assert num_tokens == 300
+
+    asyncio.run(run())
+
+
+def test_a_client_that_never_reads_is_given_up(monkeypatch):
+    monkeypatch.setattr(middleware, "SEND_TIMEOUT", 0.5)
+
+    async def run():
+        service = make_demo_service()
+        async with running(service, send_buffer=4096) as url:
+            body = {**BODIES[COMPLETIONS], "stream": True, "logprobs": 20}
+            _, writer = await open_request(url, COMPLETIONS, body, receive_buffer=4096)
+            await until(lambda: service.engine._readers)
+            await until(lambda: not service.engine._readers)
+            await check_clean(service, url)
+            writer.transport.abort()
 
     asyncio.run(run())
 
@@ -144,13 +179,13 @@ def test_a_failed_step_is_a_500_with_a_reason_and_the_next_request_is_served(str
     async def run():
         service = make_demo_service()
         runner = service.llm.engine._runner
-        original = runner.run
+        original = runner.launch
 
         def fail(plan):
-            runner.run = original
+            runner.launch = original
             raise RuntimeError("out of luck")
 
-        runner.run = fail
+        runner.launch = fail
         async with running(service) as url:
             async with httpx2.AsyncClient(timeout=60) as client:
                 body = {**BODIES[COMPLETIONS], "stream": stream}
@@ -177,11 +212,11 @@ def test_a_step_that_fails_in_mid_stream_ends_the_stream_with_the_reason():
                 assert "choices" in await anext(lines)
 
                 def fail(plan):
-                    del runner.run
+                    del runner.launch
                     raise RuntimeError("out of luck")
 
                 runner = service.llm.engine._runner
-                runner.run = fail
+                runner.launch = fail
                 *_, error, done = [line async for line in lines if line]
             assert "out of luck" in json.loads(error.removeprefix("data: "))["error"]["message"]
             assert done == "data: [DONE]"

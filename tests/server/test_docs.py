@@ -56,4 +56,4 @@ def test_all_fields_are_listed():
 
 
 def test_every_link_resolves():
-    assert broken_links(TEXT) == []
+    assert broken_links("docs/server.md") == []

@@ -1,11 +1,18 @@
 """Whatever clients send, they get OpenAI's error body, and it names the field."""
 
+import json
 import socket
 
 import httpx2
 import openai
 import pytest
+from pydantic import ValidationError
 
+from minimal_vllm.server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+)
 from tests.server.harness import MODEL, process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -25,16 +32,16 @@ def error_of(response):
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("guided_json", {}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
         ("functions", []),
         ("audio", {}),
         ("modalities", ["audio"]),
         ("use_beam_search", True),
         ("never_heard_of", 0),
+        ("int", 0),  # the names that pydantic has for the members of a union
+        ("str", 0),
+        ("[text]", 0),
+        ("0", 0),
     ],
 )
 @pytest.mark.parametrize(
@@ -45,6 +52,14 @@ def test_what_is_not_supported_is_refused_by_name(server, path, body, name, valu
     assert response.status_code == 400
     error = error_of(response)
     assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    assert error["message"] == f"{name}: not supported here"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tools", [{"type": "function"}]), ("tool_choice", "auto")]
+)
+def test_completions_call_no_tools(server, name, value):
+    error = error_of(server.post(COMPLETIONS, prompt="a", **{name: value}))
     assert error["message"] == f"{name}: not supported here"
 
 
@@ -67,11 +82,27 @@ def test_what_is_not_supported_is_refused_by_name(server, path, body, name, valu
         ({"prompt": "a", "n": 0}, "n", "greater than or equal to 1, not 0"),
         ({"prompt": "a", "n": 129}, "n", "(--max-choices)"),
         ({"prompt": ["a"] * 65, "n": 2}, "n", "(--max-choices)"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "greater than or equal to 1, not 0"),
+        (
+            {"prompt": "a", "max_tokens": 0, "echo": False},
+            "max_tokens",
+            "greater than or equal to 1, not 0",
+        ),
         ({"prompt": "a", "min_tokens": 20}, None, "min_tokens (20) must not exceed max_tokens"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "max_logprobs is 20"),
         ({"prompt": "a", "stop": ["a"] * 65}, "stop", "at most 64 items"),
         ({"prompt": "a", "stop": ""}, "stop", "a stop string must not be empty"),
+        ({"prompt": "a", "bad_words": ["a"] * 257}, "bad_words", "at most 256 items"),
+        ({"prompt": "a", "bad_words": ["a" * 1001]}, "bad_words.0", "at most 1000 characters"),
+        (
+            {"prompt": "a", "logit_bias": dict.fromkeys(range(1025), 1)},
+            "logit_bias",
+            "1025 tokens are too many: at most 1024",
+        ),
+        (
+            {"prompt": "a", "allowed_token_ids": [5] * 4097},
+            "allowed_token_ids",
+            "has 4097 tokens, but the model has only 4096",
+        ),
         ({"prompt": "a", "seed": 2**63}, "seed", "less than 9223372036854775808"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
         ({"prompt": "a", "logit_bias": {"9999": 1}}, "logit_bias", "logit_bias has 9999"),
@@ -108,8 +139,8 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "should be 'text', not 'image_url'",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-            "messages.0.tool_calls",
+            {"messages": [{"role": "assistant", "content": "", "refusal": "no"}]},
+            "messages.0.refusal",
             "not supported here",
         ),
         ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
@@ -155,11 +186,79 @@ def test_a_malformed_body_is_a_400(server, path, content, headers, message):
     assert message in error_of(response)["message"]
 
 
+def test_an_unknown_field_of_a_part_is_named_whatever_it_is_called(server):
+    body = {"prompt": "a", "stream": True, "stream_options": {"str": 1}}
+    error = error_of(server.post(COMPLETIONS, **body))
+    assert (error["param"], error["code"]) == ("stream_options.str", "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "half \ud800"},
+        {"prompt": ["a", "half \ud800"]},
+        {"prompt": "a", "stop": "\ud800"},
+        {"prompt": "a", "cache_salt": "\ud800"},
+        {"prompt": "a", "\ud800": 1},
+        {"prompt": "a", "logit_bias": {"\ud800": 1}},
+        {"prompt": "a", "model": "\ud800"},
+    ],
+)
+def test_half_of_a_surrogate_pair_is_the_client_s_error(server, body):
+    content = json.dumps(body).encode()  # in which it is written as \ud800
+    response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
+    assert response.status_code in (400, 404)
+    assert error_of(response)["message"]
+
+
+def test_half_of_a_surrogate_pair_in_a_message_is_the_client_s_error(server):
+    body = {"messages": [{"role": "user", "content": "half \ud800"}]}
+    for path in (CHAT, "/tokenize"):
+        response = httpx2.post(f"{server.url}{path}", content=json.dumps(body), headers=JSON)
+        assert response.status_code == 400
+        assert "surrogate" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (CompletionRequest, {"prompt": [None] * 100_000}),
+        (CompletionRequest, {"prompt": [5] * 100_000 + ["a"]}),
+        (CompletionRequest, {"prompt": [["a"] * 100_000] * 10}),
+        (CompletionRequest, {"prompt": "a", "logit_bias": {f"x{i}": None for i in range(10_000)}}),
+        (CompletionRequest, {"prompt": "a", "stop_token_ids": [None] * 10_000}),
+        (CompletionRequest, {"prompt": "a", "bad_words": [None] * 10_000}),
+        (CompletionRequest, {"prompt": "a", **{f"x{i}": 0 for i in range(10_000)}}),
+        (ChatCompletionRequest, {"messages": [{}] * 100_000}),
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": [{}] * 10_000}]}),
+        (DetokenizeRequest, {"tokens": [None] * 100_000}),
+    ],
+)
+def test_of_a_million_mistakes_few_are_written_down(model, body):
+    """Else a body of some megabytes would stall the event loop for a minute."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    assert caught.value.error_count() < 10
+
+
 def test_infinity_is_no_number(server):
     content = b'{"prompt": "a", "temperature": Infinity}'
     response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["param"] == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (COMPLETIONS, rb'{"prompt": "a\ud800"}'),
+        (CHAT, rb'{"messages": [{"role": "user", "content": "a\ud800"}]}'),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_text(server, path, content):
+    response = httpx2.post(f"{server.url}{path}", content=content, headers=JSON)
+    assert response.status_code == 400
+    assert "no valid text: surrogates not allowed" in error_of(response)["message"]
 
 
 def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):

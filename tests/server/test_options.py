@@ -30,7 +30,7 @@ from tests.server.harness import (
 
 @pytest.mark.parametrize("request_type", [CompletionRequest, ChatCompletionRequest])
 def test_every_sampling_parameter_can_be_asked_for_over_http(request_type):
-    names = {field.name for field in fields(SamplingParams)} - {"detokenize", "structured_outputs"}
+    names = {field.name for field in fields(SamplingParams)} - {"detokenize"}
     assert names - request_type.model_fields.keys() == set()
 
 
@@ -72,8 +72,12 @@ def test_without_its_libraries_the_command_says_what_to_install():
     [
         (["--port=70000"], "port: should be less than or equal to 65535"),
         (["--ssl-keyfile=key.pem"], "ssl_keyfile needs ssl_certfile"),
+        (["--enable-auto-tool-choice"], "enable_auto_tool_choice and tool_call_parser need each"),
+        (["--tool-call-parser=hermes"], "enable_auto_tool_choice and tool_call_parser need each"),
         (["--ssl-certfile=/no/such.pem"], "the certificate /no/such.pem can't be used"),
         (["--max-model-len=5000", "--port=0"], "max_model_len is 5000"),
+        (["--api-key="], "api_key.0: String should have at least 1 character"),
+        (["--served-model-name="], "served_model_name.0: String should have at least 1 character"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(arguments, complaint):

@@ -7,6 +7,7 @@ import pytest
 
 from minimal_vllm import __version__
 from minimal_vllm.server.app import make_app
+from minimal_vllm.server.run import bind
 from tests.server.harness import MODEL, make_demo_service, metric, process, until
 
 
@@ -26,6 +27,12 @@ def test_health_ping_and_version(server):
 def test_the_summary_says_what_is_served_and_where(server):
     for part in (MODEL, "11,015,808", "8,192 tokens (512 blocks of 16)", "tiled", server.url):
         assert part in server.summary
+
+
+def test_while_the_model_is_loaded_nobody_can_connect():
+    # ``serve`` binds its address before it loads the model.
+    with bind("127.0.0.1", 0) as listener, pytest.raises(httpx2.ConnectError):
+        httpx2.get("http://{}:{}/health".format(*listener.getsockname()))
 
 
 def test_health_tells_of_a_dead_engine():

@@ -36,6 +36,11 @@ def test_encodes_as_transformers_does(tokenizers, transformers_ones, name, add_s
     assert [ours.encode(t, add_special_tokens=add_special_tokens) for t in TEXTS] == theirs
 
 
+def test_half_of_a_surrogate_pair_is_refused_in_plain_words(tokenizers):
+    with pytest.raises(ValueError, match="without halves of surrogate pairs"):
+        next(iter(tokenizers.values())).encode("half \ud800")
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_decodes_as_transformers_does(tokenizers, transformers_ones, name):
     for text in TEXTS:

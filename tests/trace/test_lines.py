@@ -14,6 +14,7 @@ from minimal_vllm.trace.lines import (
 )
 from minimal_vllm.trace.step_record import (
     AbortRecord,
+    PlanRecord,
     RequestRecord,
     ResetRecord,
     ScheduledRecord,
@@ -25,6 +26,7 @@ RECORDS = [
     RequestRecord("a", 1, 2.5, (3, 4), -1, {"max_tokens": 8}),
     AbortRecord("a"),
     ResetRecord(),
+    PlanRecord(3, (ScheduledRecord("a", 0, 2, (1,), (2,)),), ("a",)),
     step_record(scheduled=(ScheduledRecord("a", 0, 2, (1,), (2,), 9, ("ff",)),)),
     TextsRecord({3: " the", 4: "\n"}),
     EndRecord("full"),

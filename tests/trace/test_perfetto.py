@@ -6,12 +6,17 @@ from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from random import Random
 
 import pytest
 
-from minimal_vllm.trace.perfetto import ENGINE, REQUESTS, STEPS, export_perfetto
+from minimal_vllm.trace.lines import Header
+from minimal_vllm.trace.perfetto import ENGINE, REQUESTS, STEPS, Exporter, export_perfetto
 from minimal_vllm.trace.reader import open_trace
-from minimal_vllm.trace.step_record import RequestRecord, StepRecord
+from minimal_vllm.trace.step_record import Recorder, RequestRecord, StepRecord
+from tests.engine.test_traffic import act_randomly, random_config
+from tests.engine.traffic import Traffic
+from tests.trace.records import FACTS
 from tests.view.browser import until
 
 QUERY = """async (sql) => {
@@ -66,6 +71,27 @@ def test_what_a_request_does_lies_within_the_step_in_which_it_does_it(exported):
     }
     work = [e for e in events if e["pid"] == REQUESTS and e["name"] in ("prompt", "decode")]
     assert all(event["dur"] == steps[event["ts"]] for event in work)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_slice_overlaps_another_of_its_track_when_steps_overlap(seed):
+    random, records = Random(seed), []
+
+    class Keep(Recorder):
+        def __call__(self, record):
+            records.append(record)
+
+    traffic = Traffic(async_scheduling=True, observers=[Keep()], **random_config(random))
+    header = Header(engine=FACTS)
+    for _ in range(60):
+        act_randomly(random, traffic)
+    ends = Counter()
+    for event in Exporter(header).events(records):
+        is_part = event["name"] in ("schedule", "run", "update")
+        if event["ph"] == "X" and not is_part:
+            track = event["pid"], event["tid"]
+            assert event["ts"] >= ends[track] - 0.01
+            ends[track] = event["ts"] + event["dur"]
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,16 @@ HISTORIES = 200
 
 REPLAY = """async ({ facts, records }) => {
   const { EngineState } = await import("/view/page/state.js");
+  const { Digest } = await import("/view/page/digest.js");
   const state = new EngineState(facts);
+  const digest = new Digest();
   const states = [];
   for (const record of records) {
     state.apply(record);
+    digest.take(record, state);
     if (record.kind === "step") states.push((%s)(state));
   }
-  return states;
+  return { states, columns: digest.columns.length };
 }"""
 
 
@@ -52,7 +55,8 @@ def random_history(seed):
     """What was seen, the facts of the engine that was seen, and what happened to it how often."""
     random, witness = Random(seed), Witness()
     config, eviction = random_config(random), random.choice(["lru", "lfu", "fifo"])
-    traffic = Traffic(eviction=eviction, observers=[witness], **config)
+    is_async = random.random() < 0.5
+    traffic = Traffic(eviction=eviction, async_scheduling=is_async, observers=[witness], **config)
     witness.watch(traffic)
     for _ in range(40):
         act_randomly(random, traffic)
@@ -72,8 +76,9 @@ def test_the_page_rebuilds_every_state_of_random_histories(chromium, replay_url)
             witness, facts, seen = random_history(seed)
             events += seen
             given = {"facts": facts, "records": witness.records}
-            states = page.evaluate(REPLAY % REBUILD, given)
-            for state, expected in zip(states, witness.states, strict=True):
+            replayed = page.evaluate(REPLAY % REBUILD, given)
+            assert replayed["columns"] == len(witness.states)
+            for state, expected in zip(replayed["states"], witness.states, strict=True):
                 assert state == expected, f"history {seed}, step {expected['step']}"
     for event in ("preempted", "evicted", "crashed", "ended by abort", "cached"):
         assert events[event] > 10, f"{event} was hardly tested"

@@ -1,5 +1,6 @@
 """The one interface of attention, and which implementation is used."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.ops import Ops, PlainOps
 
 
 class Attention(Protocol):
@@ -23,22 +25,18 @@ class Attention(Protocol):
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
         cache: LayerCache,
         metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Write the step's keys and values to the cache, then attend over it, causally.
+        """Attend over the cache, causally.
 
-        All are written before any is read: a request may share blocks that another one of the
-        same step fills.
+        The keys and values of all of the step's tokens are in it already: a request may share
+        blocks that another one of the same step fills.
 
         Args:
-            q: ``[T, H, D]``.
-            k: ``[T, K, D]``; each kv head serves ``H / K`` query heads.
-            v: ``[T, K, D]``.
+            q: ``[T, H, D]``; each kv head serves ``H / K`` query heads.
             cache: this layer's.
             metadata: from ``prepare``.
             scale: what the scores are multiplied by.
@@ -50,16 +48,79 @@ class Attention(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How a model is computed: attention, and the operations between it and the products."""
+
+    attention: Attention
+    ops: Ops
+
+
 def choose_backend(
-    name: str, config: ModelConfig, block_size: int, device: torch.device
-) -> Attention:
-    """The implementation of that name, ready for a model."""
-    if backend_name(name) == "reference":
-        return ReferenceAttention(block_size, device)
+    name: str,
+    config: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_num_seqs: int,
+) -> Backend:
+    """The implementation of that name, ready for a model.
+
+    Args:
+        name: as in ``EngineConfig.attention_backend``.
+        config: the model's.
+        block_size: tokens per KV block.
+        dtype: of queries and caches.
+        device: where queries and caches are.
+        max_num_seqs: at most so many requests are in a step.
+
+    Raises:
+        ValueError: it can't run here.
+    """
     windows = frozenset(layer.window for layer in config.layers)
-    return TiledAttention(windows, block_size, config.num_kv_heads, config.head_dim, device)
+    match backend_name(name, device):
+        case "reference":
+            return Backend(ReferenceAttention(device), PlainOps())
+        case "tiled":
+            attention = TiledAttention(
+                windows, block_size, config.num_kv_heads, config.head_dim, device
+            )
+            return Backend(attention, PlainOps())
+        case _:
+            return _triton_backend(windows, config, block_size, dtype, device, max_num_seqs)
 
 
-def backend_name(name: str) -> str:
-    """The name itself, or for ``auto`` that of the fastest implementation."""
-    return "tiled" if name == "auto" else name
+def _triton_backend(
+    windows: frozenset[int | None],
+    config: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_num_seqs: int,
+) -> Backend:
+    if device.type != "cuda":
+        raise ValueError(
+            "attention_backend='triton' needs an NVIDIA GPU: use 'tiled', or leave it at 'auto'"
+        )
+    # Triton comes with PyTorch for CUDA, and only with that.
+    from minimal_vllm.attention.triton_backend import TritonAttention
+    from minimal_vllm.model.triton_ops import TritonOps
+
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    attention = TritonAttention(
+        windows,
+        (config.num_heads, config.num_kv_heads, config.head_dim),
+        block_size,
+        max_num_seqs,
+        processors,
+        device,
+        dtype,
+    )
+    return Backend(attention, TritonOps())
+
+
+def backend_name(name: str, device: torch.device) -> str:
+    """The name itself, or for ``auto`` that of the fastest implementation on the device."""
+    if name != "auto":
+        return name
+    return "triton" if device.type == "cuda" else "tiled"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata, write_to_cache
+from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch
 
@@ -11,26 +11,23 @@ from minimal_vllm.engine.batch import Batch
 class ReferenceAttention:
     """One request after another: gather its pages, then ordinary attention in float32."""
 
-    def __init__(self, block_size: int, device: torch.device) -> None:
-        self._block_size = block_size
+    def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def prepare(self, batch: Batch) -> AttentionMetadata:
+    def prepare(self, batch: Batch) -> PagedMetadata:
         """The step's metadata."""
-        return AttentionMetadata.from_batch(batch, self._block_size, self._device)
+        return PagedMetadata.from_batch(batch, self._device)
 
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
         cache: LayerCache,
         metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Write the new keys and values, then attend over the cache; see ``Attention``."""
-        write_to_cache(k, v, cache, metadata)
+        """Attend over the cache; see ``Attention``."""
+        assert isinstance(metadata, PagedMetadata)  # noqa: S101 - made by prepare
         out = torch.empty_like(q)
         starts = metadata.query_starts.tolist()
         for row, seq_len in enumerate(metadata.seq_lens.tolist()):

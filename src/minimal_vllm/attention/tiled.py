@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata, write_to_cache
+from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch, IntArray
 
@@ -71,7 +71,7 @@ class TileGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class TiledMetadata(AttentionMetadata):
+class TiledMetadata(PagedMetadata):
     """The common metadata, and the work for each window that a layer of the model has."""
 
     groups: dict[int | None, list[TileGroup]]
@@ -112,10 +112,9 @@ class TiledAttention:
 
     def prepare(self, batch: Batch) -> TiledMetadata:
         """Cut the batch into tiles, and their contexts into rounds."""
-        common = AttentionMetadata.from_batch(batch, self._block_size, self._device)
+        common = PagedMetadata.from_batch(batch, self._device)
         return TiledMetadata(
-            common.slot_block,
-            common.slot_offset,
+            common.slots,
             common.query_starts,
             common.seq_lens,
             common.block_tables,
@@ -196,16 +195,13 @@ class TiledAttention:
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
         cache: LayerCache,
         metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Write the new keys and values, then attend over the cache; see ``Attention``."""
+        """Attend over the cache; see ``Attention``."""
         assert isinstance(metadata, TiledMetadata)  # noqa: S101 - made by prepare
-        write_to_cache(k, v, cache, metadata)
         out = torch.empty_like(q)
         for group in metadata.groups[window]:
             # A short tile's repeated tokens write the same result to the same place again.

@@ -1,5 +1,7 @@
 """How much memory the KV cache may take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,26 @@ def measure_memory(device: torch.device, gpu_free_at_start: int = 0) -> DeviceMe
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return DeviceMemory(device.type, total, free, max(0, gpu_free_at_start - free))
+
+
+@contextmanager
+def told_plainly_if_out_of_memory() -> Iterator[None]:
+    """Turns what PyTorch and NumPy raise when memory runs out into a ValueError of one sentence.
+
+    Raises:
+        ValueError: memory has run out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        cause = str(error).partition("\n")[0]
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_memory and "can't allocate memory" not in cause:  # PyTorch on a CPU has no type
+            raise
+        raise ValueError(
+            f"there is not enough memory for the model and its KV cache ({cause}): lower "
+            f"gpu_memory_utilization, or num_gpu_blocks_override if it was given"
+        ) from error
 
 
 def gpu_free(device: torch.device) -> int:

@@ -23,6 +23,10 @@ def extend_block_hashes(
         block_size: tokens per block.
         salt: requests with different salts share nothing.
     """
-    for start in range(len(hashes) * block_size, len(token_ids) - block_size + 1, block_size):
-        parent = hashes[-1] if hashes else sha256(salt).digest()
-        hashes.append(sha256(parent + token_ids[start : start + block_size].tobytes()).digest())
+    first = len(hashes) * block_size
+    new = token_ids[first : len(token_ids) // block_size * block_size].tobytes()
+    block_bytes = block_size * token_ids.itemsize
+    parent = hashes[-1] if hashes else sha256(salt).digest()
+    for start in range(0, len(new), block_bytes):
+        parent = sha256(parent + new[start : start + block_bytes]).digest()
+        hashes.append(parent)

@@ -154,7 +154,7 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     return DeviceFit(
         device=name,
         dtype=str(dtype).removeprefix("torch."),
-        attention_backend=backend_name(config.attention_backend),
+        attention_backend=backend_name(config.attention_backend, device),
         memory=memory.total,
         free_memory=memory.free,
         weights=weights,

@@ -5,6 +5,7 @@ import logging
 import click
 
 from minimal_vllm import __version__
+from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
 from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
@@ -14,7 +15,9 @@ from minimal_vllm.cli.trace import trace
 from minimal_vllm.cli.view import view
 
 
-@click.group(cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, view, trace, info])
+@click.group(
+    cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, bench, view, trace, info]
+)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """Run language models with an engine small enough to read.

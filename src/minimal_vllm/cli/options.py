@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
+from minimal_vllm.bench.config import Load, Workload
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.config import ServerConfig
@@ -23,8 +24,9 @@ from minimal_vllm.view.traffic_settings import TrafficSettings
 class FieldOption(click.Option):
     """The option of one field of the dataclass ``owner``."""
 
-    def __init__(self, owner: type, field_name: str, hint: Any, default: Any, doc: str) -> None:
-        name = field_name.replace("_", "-")
+    def __init__(
+        self, owner: type, field_name: str, name: str, hint: Any, default: Any, doc: str
+    ) -> None:
         required = default is MISSING
         kind = _type_of(hint, default)
         super().__init__(
@@ -48,6 +50,8 @@ class SectionedCommand(click.Command):
             "before the defaults shown)",
             ServerConfig: "Server",
             TrafficSettings: "Demo traffic",
+            Load: "Load",
+            Workload: "Workload",
             EngineConfig: "Engine",
         }
         for owner, heading in headings.items():
@@ -64,7 +68,11 @@ class SectionedCommand(click.Command):
 
 
 def field_options(
-    owner: type, *, without: Collection[str] = (), defaults: Mapping[str, Any] = {}
+    owner: type,
+    *,
+    without: Collection[str] = (),
+    defaults: Mapping[str, Any] = {},
+    named: Mapping[str, str] = {},
 ) -> Callable[[click.Command], click.Command]:
     """Decorates a command with an option for each field of a dataclass.
 
@@ -72,6 +80,7 @@ def field_options(
         owner: the dataclass; each field has a docstring under it.
         without: fields that get no option.
         defaults: what the command takes for some fields in place of the dataclass's defaults.
+        named: what it calls some options, which else have their fields' names.
     """
     hints, docs = get_type_hints(owner), _field_docs(owner)
 
@@ -80,7 +89,8 @@ def field_options(
             if field.name not in without:
                 hint, doc = hints[field.name], docs[field.name]
                 default = defaults.get(field.name, field.default)
-                command.params.append(FieldOption(owner, field.name, hint, default, doc))
+                name = named.get(field.name, field.name.replace("_", "-"))
+                command.params.append(FieldOption(owner, field.name, name, hint, default, doc))
         return command
 
     return decorate

@@ -106,7 +106,7 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
 
     built, config = service.llm.built, service.llm.config
     model = built.files.config
-    backend = backend_name(config.attention_backend)
+    backend = backend_name(config.attention_backend, built.device)
     num_tokens = built.num_blocks * config.block_size
     scheme = "https" if service.config.ssl_certfile else "http"
     rows = {

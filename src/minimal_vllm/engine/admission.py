@@ -28,6 +28,9 @@ class Admission:
         limits: the model's.
         tokenizer: needed for bad words, for grammars and for text; None: token ids alone.
         seed: requests without a seed of their own get one from this, in the order of arrival.
+
+    Attributes:
+        grammars: compiles those of the requests; None without a tokenizer.
     """
 
     def __init__(self, limits: ModelLimits, tokenizer: Tokenizer | None, seed: int) -> None:
@@ -35,7 +38,7 @@ class Admission:
         self._tokenizer = tokenizer
         self._seeds = Random(seed)
         self._num_arrived = 0
-        self._grammars = (
+        self.grammars = (
             GrammarCompiler(tokenizer, limits.vocab_size, limits.eos_token_ids)
             if tokenizer
             else None
@@ -91,9 +94,9 @@ class Admission:
     def _check(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, not {params!r}")
-        self._checked_tokens("stop_token_ids", params.stop_token_ids or ())
-        self._checked_tokens("allowed_token_ids", params.allowed_token_ids or ())
-        self._checked_tokens("logit_bias", params.logit_bias or ())
+        self._check_choice("stop_token_ids", params.stop_token_ids or ())
+        self._check_choice("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_choice("logit_bias", params.logit_bias or ())
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
         if self._tokenizer is None and (
@@ -104,10 +107,16 @@ class Admission:
                 "loaded"
             )
 
+    def _check_choice(self, name: str, token_ids: Iterable[int]) -> None:
+        """Each of its tokens costs time in each step, so repetitions are not let in without end."""
+        num_tokens, limit = len(self._checked_tokens(name, token_ids)), self._limits.vocab_size
+        if num_tokens > limit:
+            raise ValueError(f"{name} has {num_tokens} tokens, but the model has only {limit}")
+
     def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
         expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"
         try:
-            tokens = array("i", list(token_ids))
+            tokens = array("i", token_ids if isinstance(token_ids, list) else list(token_ids))
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{name} can't be used: {error}; {expected}") from error
         for extreme in (min(tokens, default=0), max(tokens, default=0)):
@@ -125,9 +134,9 @@ class Admission:
             )
 
     def _start_grammar(self, params: SamplingParams) -> Grammar | None:
-        if self._grammars is None or params.structured_outputs is None:
+        if self.grammars is None or params.structured_outputs is None:
             return None
-        return self._grammars.start(params.structured_outputs)
+        return self.grammars.start(params.structured_outputs)
 
     def _tokenize_bad_words(self, words: Iterable[str]) -> Iterable[tuple[int, ...]]:
         """Each word at the start of a text, and, as other tokens, behind a space."""

@@ -1,5 +1,6 @@
 """From a plan to the arrays that the model computes on."""
 
+from array import array
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,6 +11,8 @@ from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan
 
 IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+UNKNOWN = array("i", [0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,16 @@ class Batch:
     """``[R + 1]``: request ``r`` has the tokens from ``query_starts[r]`` to ``[r + 1]``."""
     seq_lens: IntArray
     """``[R]``: how many tokens of the request are in the cache after this step."""
-    block_tables: npt.NDArray[np.int32]
+    block_tables: Int32Array
     """``[R, most blocks of one request]``, padded with 0."""
     logit_indices: IntArray
     """``[N]``: the tokens whose logits are sampled from, the last of each request that samples."""
     sampling: list[Request]
     """``[N]``: the requests that these logits belong to."""
+    pending: IntArray
+    """``[P]``: the tokens that the step before samples, and whose ``input_ids`` are 0 therefore."""
+    pending_rows: IntArray
+    """``[P]``: their requests' rows, where a GPU keeps the last token of each."""
 
 
 def build_batch(plan: Plan, block_size: int) -> Batch:
@@ -56,6 +63,11 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     block_tables = _pad_block_tables([entry.request for entry in scheduled])
     block = block_tables[row, positions // block_size].astype(np.int64)
     samples = np.array([entry.samples for entry in scheduled])
+    pending = [
+        index
+        for index, entry in enumerate(scheduled)
+        if entry.start + entry.num_new > entry.request.num_tokens
+    ]
     return Batch(
         input_ids=_join_new_tokens(plan),
         positions=positions,
@@ -65,18 +77,21 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
         block_tables=block_tables,
         logit_indices=query_starts[1:][samples] - 1,
         sampling=plan.sampling,
+        pending=query_starts[1:][pending] - 1,
+        pending_rows=np.array([scheduled[index].request.row for index in pending], dtype=np.int64),
     )
 
 
 def _join_new_tokens(plan: Plan) -> IntArray:
     chunks = (
-        entry.request.token_ids[entry.start : entry.start + entry.num_new]
+        # Of those in a step at most the last token is pending.
+        entry.request.token_ids[entry.start : entry.start + entry.num_new] or UNKNOWN
         for entry in plan.scheduled
     )
     return np.frombuffer(b"".join(chunks), dtype=np.int32).astype(np.int64)
 
 
-def _pad_block_tables(requests: list[Request]) -> npt.NDArray[np.int32]:
+def _pad_block_tables(requests: list[Request]) -> Int32Array:
     lengths = np.array([len(request.block_table) for request in requests])
     joined = np.frombuffer(b"".join(request.block_table for request in requests), dtype=np.int32)
     padded = np.zeros((len(requests), lengths.max()), dtype=np.int32)

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import torch
 
-from minimal_vllm.attention.backend import choose_backend
+from minimal_vllm.attention.backend import backend_name, choose_backend
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
-from minimal_vllm.cache.kv_cache import allocate_kv_cache
-from minimal_vllm.cache.memory import gpu_free, measure_memory
+from minimal_vllm.cache.kv_cache import LayerCache, allocate_kv_cache
+from minimal_vllm.cache.memory import (
+    gpu_free,
+    measure_memory,
+    told_plainly_if_out_of_memory,
+)
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
-from minimal_vllm.engine.runner import Runner
+from minimal_vllm.engine.runner import ModelState, PlainRunner, Runner
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.sizing import (
     choose_batched_tokens,
@@ -30,6 +34,8 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_folder, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.sampling.grammar import GrammarCompiler
+from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
 
@@ -59,8 +65,11 @@ class BuiltEngine:
     files: ModelFiles
     scheduler_config: SchedulerConfig
     num_blocks: int
+    caches: list[LayerCache]
     device: torch.device
     dtype: torch.dtype
+    grammars: GrammarCompiler | None
+    """The engine's; None without a tokenizer."""
 
 
 def read_model_files(config: EngineConfig) -> ModelFiles:
@@ -85,6 +94,7 @@ def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
     return Tokenizer(find_folder(config.tokenizer, None, config.download_dir, weights=False))
 
 
+@told_plainly_if_out_of_memory()
 def build_engine(
     config: EngineConfig, *, observers: Sequence[StepObserver] = (), progress: bool = False
 ) -> BuiltEngine:
@@ -106,7 +116,14 @@ def build_engine(
 
     free_at_start = gpu_free(device)
     model = _load(config, files, dtype, device, model_len, progress)
-    attention = choose_backend(config.attention_backend, files.config, config.block_size, device)
+    backend = choose_backend(
+        config.attention_backend,
+        files.config,
+        config.block_size,
+        dtype,
+        device,
+        config.max_num_seqs,
+    )
     memory = measure_memory(device, free_at_start)
     num_blocks = choose_num_blocks(config, files.config, dtype, memory, batched_tokens)
     scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
@@ -118,14 +135,29 @@ def build_engine(
         files.eos_token_ids,
         config.max_logprobs,
     )
+    state = ModelState(model, backend, caches, config.block_size, device)
+    runner = _choose_runner(config, scheduler_config, state, progress)
+    if device.type == "cuda":
+        _warm_up(runner, scheduler_config, num_blocks, limits)
+    admission = Admission(limits, files.tokenizer, config.seed)
     engine = Engine(
         Scheduler(scheduler_config, pool),
-        Runner(model, attention, caches, config.block_size, device),
-        Admission(limits, files.tokenizer, config.seed),
+        runner,
+        admission,
         OutputProcessor(files.tokenizer),
         observers,
+        async_scheduling=runs_ahead(config, device),
     )
-    return BuiltEngine(engine, files, scheduler_config, num_blocks, device, dtype)
+    return BuiltEngine(
+        engine,
+        files,
+        scheduler_config,
+        num_blocks,
+        caches,
+        device,
+        dtype,
+        admission.grammars,
+    )
 
 
 def _load(
@@ -143,3 +175,58 @@ def _load(
     return load_model(
         files.folder, files.config, dtype, device, max_positions=model_len, progress=progress
     )
+
+
+def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
+    """Whether a step is launched before the one before it is done.
+
+    Only with a runner that leaves last tokens on the GPU.
+
+    Raises:
+        ValueError: it is asked for, and can't be had.
+    """
+    possible = backend_name(config.attention_backend, device) == "triton"
+    if config.async_scheduling and not possible:
+        raise ValueError("async_scheduling needs a GPU and attention_backend='triton'")
+    return possible if config.async_scheduling is None else config.async_scheduling
+
+
+def _choose_runner(
+    config: EngineConfig, limits: SchedulerConfig, state: ModelState, progress: bool
+) -> Runner:
+    if backend_name(config.attention_backend, state.device) != "triton":
+        return PlainRunner(state)
+    # Triton comes with PyTorch for CUDA, and only with that.
+    from minimal_vllm.engine.cuda_graph import DecodeGraphs
+    from minimal_vllm.engine.cuda_runner import CudaRunner
+    from minimal_vllm.engine.row_table import RowTable
+
+    table = RowTable(limits.max_num_seqs, limits.blocks_for(limits.max_model_len), state.device)
+    graphs = None
+    if not config.enforce_eager:
+        graphs = DecodeGraphs(
+            state,
+            table,
+            limits.max_num_seqs,
+            cascade=config.cascade_attention,
+            progress=progress,
+        )
+    return CudaRunner(state, table, graphs)
+
+
+def _warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: ModelLimits) -> None:
+    """Let kernels be compiled, and libraries prepare, before the first user waits for it."""
+    engine = Engine(
+        Scheduler(config, BlockPool(num_blocks, EVICTION_STRATEGIES["lru"]())),
+        runner,
+        Admission(limits, None, seed=0),
+        OutputProcessor(None),
+    )
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    for index, length in enumerate([32, 2, 2, 2, 2, 2]):
+        prompt = [0] * min(length, config.max_model_len - 1)
+        engine.add_request(str(index), prompt, params)
+        while index == 0 and engine.has_unfinished_requests:  # alone, then with others
+            engine.step()
+    while engine.has_unfinished_requests:
+        engine.step()

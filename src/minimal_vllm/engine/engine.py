@@ -2,19 +2,33 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
 
 from minimal_vllm.engine.admission import Admission
 from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
 from minimal_vllm.engine.request import FinishReason
-from minimal_vllm.engine.runner import Runner, StepResult
+from minimal_vllm.engine.runner import Runner, RunningStep, StepResult
 from minimal_vllm.engine.scheduler import Plan, Scheduler
-from minimal_vllm.engine.step_watch import StepWatch
+from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind, RequestMetrics, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.trace.step_record import StepObserver
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step between its planning and its end."""
+
+    plan: Plan
+    running: RunningStep | None
+    """None: it could not be launched."""
+    times: StepTimes
+    """See ``StepWatch``."""
 
 
 class Engine:
@@ -26,6 +40,7 @@ class Engine:
         admission: checks what users ask for.
         outputs: makes what users get.
         observers: called with a ``StepRecord`` after each step; without any, none is made.
+        async_scheduling: launch a step before the one before it is done.
     """
 
     def __init__(
@@ -35,12 +50,16 @@ class Engine:
         admission: Admission,
         outputs: OutputProcessor,
         observers: Sequence[StepObserver] = (),
+        *,
+        async_scheduling: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self._runner = runner
         self._admission = admission
         self._outputs = outputs
-        self._watch = StepWatch(scheduler, observers)
+        self._watch = StepWatch(scheduler, observers, runs_ahead=async_scheduling)
+        self._runs_ahead = async_scheduling
+        self._in_flight: deque[StepInFlight] = deque()
 
     def add_request(
         self,
@@ -102,17 +121,21 @@ class Engine:
     @property
     def has_unfinished_requests(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self) -> list[RequestOutput]:
-        """Compute some tokens of some requests; what is new, or ended, for whom."""
-        if not self.has_unfinished_requests:
-            return []
-        self._watch.begin()
-        plan = self.scheduler.schedule()
-        self._watch.mark()
-        outputs = self._run(plan)
-        self._watch.end(plan)
+        """Compute some tokens of some requests; what is new, or ended, for whom.
+
+        With asynchronous scheduling the next step is launched before this one's tokens are waited
+        for: while the GPU runs, the CPU plans and makes outputs.
+        """
+        outputs: list[RequestOutput] = []
+        if not self._in_flight:
+            outputs += self._launch_next()
+        if self._runs_ahead and self._in_flight and not self.scheduler.needs_pending_tokens():
+            outputs += self._launch_next()
+        if self._in_flight:
+            outputs += self._finish_oldest()
         return outputs
 
     def reset(self) -> None:
@@ -121,36 +144,60 @@ class Engine:
         For when a step was left half done, by Ctrl-C say: blocks may then be cached that were
         never computed.
         """
+        self._in_flight.clear()
         self.scheduler.reset()
         self._outputs.reset()
         self._watch.note_reset()
 
-    def _run(self, plan: Plan) -> list[RequestOutput]:
+    def _launch_next(self) -> list[RequestOutput]:
+        """Plan a step and launch it, if there is anything to compute."""
+        times = self._watch.begin()
+        plan = self.scheduler.schedule()
+        if not plan.scheduled:
+            return []
+        self._watch.planned(plan, times)
         try:
-            result = self._runner.run(plan)
+            self._in_flight.append(StepInFlight(plan, self._runner.launch(plan), times))
         except Exception as error:
-            logger.exception("A step failed; its requests end with an error")
-            self._watch.mark()
-            return self._fail(plan, error)
-        self._watch.mark()
-        return self._update(plan, result)
+            return self._fail(StepInFlight(plan, None, times), error)
+        return []
 
-    def _update(self, plan: Plan, result: StepResult) -> list[RequestOutput]:
-        sampled = result.sampled
+    def _finish_oldest(self) -> list[RequestOutput]:
+        """Wait for the step that was launched first, and take in what it sampled."""
+        step = self._in_flight.popleft()
+        assert step.running is not None  # noqa: S101 - only launched ones are in flight
+        try:
+            result = step.running.wait()
+        except Exception as error:
+            return self._fail(step, error)
+        self._watch.mark(step.times)
+        return self._update(step, result)
+
+    def _update(self, step: StepInFlight, result: StepResult) -> list[RequestOutput]:
+        plan, sampled = step.plan, result.sampled
+        # Those that ended since the step was planned have got their last outputs.
+        alive = [not request.finished for request in plan.sampling]
+        requests = list(compress(plan.sampling, alive))
         self.scheduler.update(plan, sampled.token_ids)
-        self._outputs.add_logprobs(plan.sampling, sampled.logprobs)
+        self._outputs.add_logprobs(requests, compress(sampled.logprobs, alive))
         self._outputs.add_prompt_logprobs(result.prompt_logprobs)
-        for request, stop_string in self._outputs.update_texts(plan.sampling):
+        for request, stop_string in self._outputs.update_texts(requests):
             self.scheduler.finish(request, FinishReason.STOP, stop_string)
-        return self._outputs.make_outputs(plan.sampling)
+        outputs = self._outputs.make_outputs(requests)
+        self._watch.end(plan, requests, step.times)
+        return outputs
 
-    def _fail(self, plan: Plan, error: BaseException) -> list[RequestOutput]:
+    def _fail(self, step: StepInFlight, error: BaseException) -> list[RequestOutput]:
         """End the requests of a step that could not be computed.
 
         Blocks that it should have filled may be cached already, so nothing cached can be trusted.
         """
-        requests = [entry.request for entry in plan.scheduled]
+        logger.error("A step failed; its requests end with an error", exc_info=error)
+        requests = [entry.request for entry in step.plan.scheduled if not entry.request.finished]
         for request in requests:
             self.scheduler.fail(request, f"{type(error).__name__}: {error}")
         self.scheduler.pool.forget_all()
-        return self._outputs.make_outputs(requests)
+        outputs = self._outputs.make_outputs(requests)
+        self._watch.mark(step.times)
+        self._watch.end(step.plan, requests, step.times)
+        return outputs

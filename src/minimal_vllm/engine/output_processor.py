@@ -135,7 +135,8 @@ class OutputProcessor:
     def add_prompt_logprobs(self, computed: Iterable[PromptLogprobs]) -> None:
         """Take in those that are new: a preempted request computes its prompt again."""
         for part in computed:
-            known = self._completions[part.request].group.prompt_logprobs
+            completion = self._completions.get(part.request)  # None: it was aborted meanwhile
+            known = completion.group.prompt_logprobs if completion else None
             if known is not None and part.first_position <= len(known):
                 new = part.logprobs[len(known) - part.first_position :]
                 self._decode(new)
@@ -175,19 +176,21 @@ class OutputProcessor:
 
     def make_outputs(self, requests: Iterable[Request]) -> list[RequestOutput]:
         """What the users of these requests get now; ended ones are forgotten."""
-        completions = [self._completions[request] for request in requests]
-        for completion in completions:
-            if completion.request.finished:
+        groups: dict[str, RequestGroup] = {}  # in their order, each once
+        for request in requests:
+            completion = self._completions[request]
+            group = completion.group
+            if request.finished:
                 completion.detokenize()
-        groups = {completion.group.request_id: completion.group for completion in completions}
-        for group in groups.values():
+            elif group.output_kind is OutputKind.FINAL_ONLY and group.metrics.first_token_time:
+                continue  # as in most steps of a request whose user waits for its end
             group.note_times()
-        wanted = [
-            group
+            groups[group.request_id] = group
+        return [
+            self._make_output(group)
             for group in groups.values()
-            if group.finished or group.output_kind is not OutputKind.FINAL_ONLY
+            if group.output_kind is not OutputKind.FINAL_ONLY or group.finished
         ]
-        return [self._make_output(group) for group in wanted]
 
     def _make_output(self, group: RequestGroup) -> RequestOutput:
         first = group.completions[0].request

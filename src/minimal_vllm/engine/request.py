@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
+from minimal_vllm.sampling.row import needs_history
 from minimal_vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class Request:
     There is no prefill phase and no decode phase: ``num_computed_tokens`` says for how many of
     ``token_ids`` the keys and values are in the cache; each step computes some more; when the
     counter has caught up with the list, the model's logits give the list one token more.
+
+    A step may be planned while the one before it still runs: the tokens that it samples belong to
+    the list already, at their places, but are *pending*: nobody knows them yet.
     """
 
     request_id: str
@@ -58,12 +62,22 @@ class Request:
 
     stop_token_ids: frozenset[int] = field(init=False)
     """All tokens that end the output."""
+    needs_history: bool = field(init=False)
+    """Whether what is sampled depends, beyond the logits, on the tokens before it."""
+    max_num_tokens: int = 0
+    """It ends when it has so many tokens; set by the scheduler."""
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    """Tokens behind ``token_ids`` that steps in flight sample."""
+    row: int = -1
+    """While it runs: its own among the ``max_num_seqs`` rows of what a GPU keeps of requests."""
     block_table: "array[int]" = field(default_factory=lambda: array("i"))
     """Logical to physical: block ``i`` holds the tokens from ``i * block_size`` on."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Of the full blocks of ``token_ids``, extended when they are needed."""
+    num_findable_blocks: int = 0
+    """How many blocks of the table the prefix cache knows."""
     num_cached_tokens: int | None = None
     """Tokens found in the prefix cache when it was first admitted; None before."""
     num_preemptions: int = 0
@@ -72,6 +86,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.stop_token_ids = self.eos_token_ids.union(self.params.stop_token_ids or ())
+        self.needs_history = needs_history(self)
 
     @property
     def num_tokens(self) -> int:
@@ -84,6 +99,16 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_planned_tokens(self) -> int:
+        """Prompt and output tokens together, and the pending ones."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def next_output_index(self) -> int:
+        """The place, in the output, of the token that the step planned last samples."""
+        return self.num_planned_tokens - 1 - self.num_prompt_tokens
+
+    @property
     def output_token_ids(self) -> list[int]:
         """The tokens generated so far."""
         return self.token_ids[self.num_prompt_tokens :].tolist()
@@ -91,7 +116,12 @@ class Request:
     @property
     def num_uncomputed_tokens(self) -> int:
         """How far the counter is behind the list."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return self.num_planned_tokens - self.num_computed_tokens
+
+    @property
+    def awaits_its_end(self) -> bool:
+        """Whether a pending token will be its last, for its length."""
+        return self.num_planned_tokens >= self.max_num_tokens
 
     @property
     def finished(self) -> bool:

@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.backend import Attention
+from minimal_vllm.attention.backend import Backend
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch, build_batch
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan
 from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.step import Step
 from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling.logprobs import prompt_logprobs
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
+from minimal_vllm.transfer import send
 
 LOGITS_AT_A_TIME = 256
 """Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""
@@ -38,57 +41,89 @@ class StepResult:
     prompt_logprobs: list[PromptLogprobs]
 
 
-class Runner:
+class RunningStep(Protocol):
+    """A step that was launched; on a GPU it may still run."""
+
+    def wait(self) -> StepResult:
+        """What it computed, once it has."""
+        ...
+
+
+class Runner(Protocol):
     """Holds the model and its KV cache, and runs plans on them."""
 
-    def __init__(
-        self,
-        model: Decoder,
-        attention: Attention,
-        caches: list[LayerCache],
-        block_size: int,
-        device: torch.device,
-    ) -> None:
-        self._model = model
-        self._attention = attention
-        self._caches = caches
-        self._block_size = block_size
-        self._device = device
+    def launch(self, plan: Plan) -> RunningStep:
+        """Begin to compute all scheduled tokens, and to sample where a counter has caught up.
+
+        Steps run in the order in which they are launched.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What a runner runs on."""
+
+    model: Decoder
+    backend: Backend
+    caches: list[LayerCache]
+    block_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A step that was over when it was launched."""
+
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        """Nothing to wait for."""
+        return self.result
+
+
+class PlainRunner:
+    """One step, from beginning to end: the CPU's runner, and the oracle of the GPU's."""
+
+    def __init__(self, state: ModelState) -> None:
+        self._state = state
 
     @torch.inference_mode()
-    def run(self, plan: Plan) -> StepResult:
-        """Compute all scheduled tokens, and sample where a request's counter has caught up."""
-        batch = build_batch(plan, self._block_size)
-        hidden = self._forward(batch)
-        logits = self._model.logits(hidden[torch.from_numpy(batch.logit_indices)])
-        return StepResult(
-            sampled=sample(logits, batch.sampling),
-            prompt_logprobs=list(self._prompt_logprobs(plan, batch, hidden)),
-        )
+    def launch(self, plan: Plan) -> DoneStep:
+        """Compute the whole step."""
+        batch = build_batch(plan, self._state.block_size)
+        hidden = forward(self._state, batch, torch.from_numpy(batch.input_ids))
+        wanted = hidden[torch.from_numpy(batch.logit_indices)]
+        logits = self._state.model.logits(wanted, self._state.backend.ops)
+        sampled = sample(logits, batch.sampling)
+        prompt = list(all_prompt_logprobs(self._state, plan, batch, hidden))
+        return DoneStep(StepResult(sampled, prompt))
 
-    def _forward(self, batch: Batch) -> Tensor:
-        return self._model.forward(
-            torch.from_numpy(batch.input_ids).to(self._device),
-            torch.from_numpy(batch.positions).to(self._device),
-            self._caches,
-            self._attention.prepare(batch),
-            self._attention,
-        )
 
-    def _prompt_logprobs(
-        self, plan: Plan, batch: Batch, hidden: Tensor
-    ) -> Iterator[PromptLogprobs]:
-        for row, entry in enumerate(plan.scheduled):
-            wanted = entry.request.params.prompt_logprobs
-            if wanted is None:
-                continue
-            # The token at position p is judged by the logits of position p - 1.
-            last = min(entry.start + entry.num_new, entry.request.num_prompt_tokens - 1)
-            for position in range(entry.start, last, LOGITS_AT_A_TIME):
-                end = min(position + LOGITS_AT_A_TIME, last)
-                first_row = int(batch.query_starts[row]) + position - entry.start
-                logits = self._model.logits(hidden[first_row : first_row + end - position])
-                next_tokens = entry.request.token_ids[position + 1 : end + 1]
-                yield PromptLogprobs(
-                    entry.request, position + 1, prompt_logprobs(logits, next_tokens, wanted)
-                )
+def forward(state: ModelState, batch: Batch, input_ids: Tensor) -> Tensor:
+    """The last hidden states of a batch's tokens, ``[T, hidden]``."""
+    backend = state.backend
+    step = Step(backend.ops, backend.attention, backend.attention.prepare(batch))
+    positions = send(batch.positions, state.device)
+    return state.model.forward(input_ids.to(state.device), positions, state.caches, step)
+
+
+def all_prompt_logprobs(
+    state: ModelState, plan: Plan, batch: Batch, hidden: Tensor
+) -> Iterator[PromptLogprobs]:
+    """The prompt log-probabilities that are wanted of this step."""
+    for row, entry in enumerate(plan.scheduled):
+        wanted = entry.request.params.prompt_logprobs
+        if wanted is None:
+            continue
+        # The token at position p is judged by the logits of position p - 1.
+        last = min(entry.start + entry.num_new, entry.request.num_prompt_tokens - 1)
+        for position in range(entry.start, last, LOGITS_AT_A_TIME):
+            end = min(position + LOGITS_AT_A_TIME, last)
+            first_row = int(batch.query_starts[row]) + position - entry.start
+            rows = hidden[first_row : first_row + end - position]
+            logits = state.model.logits(rows, state.backend.ops)
+            next_tokens = entry.request.token_ids[position + 1 : end + 1]
+            yield PromptLogprobs(
+                entry.request, position + 1, prompt_logprobs(logits, next_tokens, wanted)
+            )

@@ -50,6 +50,10 @@ class Plan:
         return [entry.request for entry in self.scheduled if entry.samples]
 
 
+def _all_rows(config: SchedulerConfig) -> list[int]:
+    return list(reversed(range(config.max_num_seqs)))  # popped from the end: 0 first
+
+
 @dataclass(slots=True)
 class PrefixCacheStats:
     """Prompt tokens looked up in the prefix cache, and found, since the start."""
@@ -78,14 +82,14 @@ class Scheduler:
         self._key = SCHEDULING_POLICIES[config.policy]
         self.waiting = WaitingQueue(self._key)
         self.running: list[Request] = []
-        self.ended: list[Request] = []  # in order, since the last ``schedule``
+        self._free_rows = _all_rows(config)
 
     def reset(self) -> None:
         """Forget all requests and all that is cached, whatever state it was left in."""
         self.pool = self.pool.emptied()
         self.waiting = WaitingQueue(self._key)
         self.running = []
-        self.ended = []
+        self._free_rows = _all_rows(self.config)
 
     def add(self, request: Request) -> None:
         """Let a new request wait for its turn.
@@ -101,6 +105,9 @@ class Scheduler:
                 f"{self.config.max_model_len} and one token at least must fit behind it: "
                 f"shorten the prompt"
             )
+        wanted = request.params.max_tokens
+        most = self.config.max_model_len
+        request.max_num_tokens = min(most, request.num_tokens + wanted) if wanted else most
         self.waiting.push(request)
 
     @property
@@ -108,12 +115,18 @@ class Scheduler:
         """Whether any request is not finished."""
         return bool(self.running or len(self.waiting))
 
+    def needs_pending_tokens(self) -> bool:
+        """Whether what comes next depends, beyond the logits, on tokens that nobody knows yet."""
+        return any(request.num_pending_tokens and request.needs_history for request in self.running)
+
     # ---- one step -------------------------------------------------------------------------------
 
     def schedule(self) -> Plan:
-        """Choose what the next step computes: running requests first, then new ones."""
+        """Choose what the next step computes: running requests first, then new ones.
+
+        The plan may be empty if a step is in flight: all may wait for their last token.
+        """
         plan = Plan()
-        self.ended = []
         budget = self._schedule_running(plan, self.config.max_num_batched_tokens)
         if not plan.preempted:
             self._admit_waiting(plan, budget)
@@ -124,14 +137,19 @@ class Scheduler:
         """Append the sampled tokens, one per scheduled request that samples; end who is done.
 
         ``NO_TOKEN`` ends its request with an error: its logits were not finite, or all forbidden.
+        A request that ended after the step was planned gets nothing more.
         """
         for request, token_id in zip(plan.sampling, token_ids, strict=True):
+            request.num_pending_tokens -= 1
+            if request.finished:
+                continue
             if token_id == NO_TOKEN:
                 reason = request.grammar.error if request.grammar else ""
                 reason = reason or "no logit was finite or allowed"
                 self.fail(request, f"no token could be sampled: {reason}")
             else:
                 request.token_ids.append(token_id)
+                self._store_full_blocks(request)
                 self._finish_if_done(request, token_id)
 
     def finish(
@@ -146,11 +164,9 @@ class Scheduler:
             reason is not FinishReason.STOP or request.finish_reason is not FinishReason.LENGTH
         ):
             return
-        if request.status is not Status.FINISHED:
-            self.ended.append(request)
         if request.status is Status.RUNNING:
             self.running.remove(request)
-            self._release_blocks(request)
+            self._release(request)
         elif request.status is Status.WAITING:
             self.waiting.discard()
         request.status = Status.FINISHED
@@ -159,7 +175,8 @@ class Scheduler:
 
     def fail(self, request: Request, error: str) -> None:
         """End ``request`` with an error; what it wrote to the cache can't be trusted."""
-        self.pool.forget(request.block_table)
+        # Preempted while the step ran, it has no table any more, but may be found by its hashes.
+        self.pool.forget(request.block_table or self.pool.find_prefix(request.block_hashes))
         self.finish(request, FinishReason.ERROR, stop_reason=error)
 
     # ---- the running requests -------------------------------------------------------------------
@@ -168,19 +185,23 @@ class Scheduler:
         position = 0
         while position < len(self.running):
             request = self.running[position]
+            if request.awaits_its_end:
+                position += 1
+                continue
             # Each request behind this one is owed a token, so that no prompt stalls a decode.
             behind = len(self.running) - position - 1
             num_new = min(request.num_uncomputed_tokens, budget - behind)
-            if not self._make_room(request, num_new, plan):
+            missing = self._num_missing_blocks(request, num_new)
+            if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new)
+            self._compute(plan, request, num_new, missing)
             budget -= num_new
             position += 1
         return budget
 
-    def _make_room(self, request: Request, num_new: int, plan: Plan) -> bool:
-        """Preempt from the back until ``request``'s blocks are free; False if it went itself."""
-        while self._num_missing_blocks(request, num_new) > self.pool.num_free:
+    def _make_room(self, request: Request, missing: int, plan: Plan) -> bool:
+        """Preempt from the back until so many blocks are free; False if ``request`` went itself."""
+        while missing > self.pool.num_free:
             victim = self.running.pop()
             self._preempt(victim)
             plan.preempted.append(victim)
@@ -189,7 +210,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
-        self._release_blocks(request)
+        self._release(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         self.waiting.push(request)
@@ -209,7 +230,9 @@ class Scheduler:
             self._admit(request, cached)
             plan.admitted.append(request)
             num_new = min(num_new, budget)
-            self._compute(plan, request, num_new, cached)
+            self._compute(
+                plan, request, num_new, self._num_missing_blocks(request, num_new), cached
+            )
             budget -= num_new
 
     def _find_cached_prefix(self, request: Request) -> list[int]:
@@ -242,6 +265,8 @@ class Scheduler:
         self.pool.share(cached)
         request.block_table.extend(cached)
         request.num_computed_tokens = num_cached
+        request.num_findable_blocks = len(cached)
+        request.row = self._free_rows.pop()
         request.status = Status.RUNNING
         insort(self.running, request, key=self._key)
         if request.num_cached_tokens is None:
@@ -253,16 +278,23 @@ class Scheduler:
     # ---- blocks ---------------------------------------------------------------------------------
 
     def _compute(
-        self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
+        self,
+        plan: Plan,
+        request: Request,
+        num_new: int,
+        missing: int,
+        cached: Sequence[int] = (),
     ) -> None:
-        """Put ``num_new`` tokens of ``request`` into the plan, with the blocks to hold them."""
+        """Put ``num_new`` tokens of ``request`` into the plan, with the missing blocks for them."""
         start = request.num_computed_tokens
-        missing = self._num_missing_blocks(request, num_new)
-        new_blocks: Sequence[int] = self.pool.allocate(missing) if missing else ()
-        request.block_table.extend(new_blocks)
+        new_blocks: Sequence[int] = ()
+        if missing:
+            new_blocks = self.pool.allocate(missing)
+            request.block_table.extend(new_blocks)
         request.num_computed_tokens = start + num_new
-        self._store_full_blocks(request, start)
+        self._store_full_blocks(request)
         samples = request.num_uncomputed_tokens == 0
+        request.num_pending_tokens += samples
         plan.scheduled.append(
             ScheduledRequest(request, start, num_new, samples, cached, new_blocks)
         )
@@ -271,45 +303,42 @@ class Scheduler:
         needed = self.config.blocks_for(request.num_computed_tokens + num_new)
         return needed - len(request.block_table)
 
-    def _store_full_blocks(self, request: Request, start: int) -> None:
-        """Make the blocks findable that are full after this step.
+    def _store_full_blocks(self, request: Request) -> None:
+        """Make the blocks findable that are full after this step, of tokens that are known.
 
         A request admitted later in this very step may already share them: in each layer, all keys
         and values of a step are written before any are read.
         """
-        block_size = self.config.block_size
-        first, end = start // block_size, request.num_computed_tokens // block_size
-        if end == first or not self.config.enable_prefix_caching:
-            return
+        num_known = min(request.num_computed_tokens, request.num_tokens)
+        first, end = request.num_findable_blocks, num_known // self.config.block_size
+        if end <= first or not self.config.enable_prefix_caching:
+            return  # as in most steps of a decoding request
         self._extend_hashes(request)
         for index in range(first, end):
             self.pool.store(request.block_table[index], request.block_hashes[index])
+        request.num_findable_blocks = end
 
     def _extend_hashes(self, request: Request) -> None:
         extend_block_hashes(
             request.block_hashes, request.token_ids, self.config.block_size, request.cache_salt
         )
 
-    def _release_blocks(self, request: Request) -> None:
+    def _release(self, request: Request) -> None:
         self.pool.release(request.block_table)
         del request.block_table[:]
+        self._free_rows.append(request.row)
 
     # ---- the end of a request -------------------------------------------------------------------
 
     def _finish_if_done(self, request: Request, token_id: int) -> None:
-        if request.num_output_tokens >= request.params.min_tokens:
-            if token_id in request.eos_token_ids:
-                return self.finish(request, FinishReason.STOP)
-            if token_id in request.stop_token_ids:
-                return self.finish(request, FinishReason.STOP, stop_reason=token_id)
-        if request.grammar is not None and request.grammar.is_complete(request):
-            return self.finish(request, FinishReason.STOP)
-        max_tokens = request.params.max_tokens
-        if (
-            max_tokens is not None and request.num_output_tokens >= max_tokens
-        ) or request.num_tokens >= self.config.max_model_len:
+        stops = token_id in request.stop_token_ids
+        if stops and request.num_output_tokens >= request.params.min_tokens:
+            is_eos = token_id in request.eos_token_ids
+            self.finish(request, FinishReason.STOP, stop_reason=None if is_eos else token_id)
+        elif request.grammar is not None and request.grammar.is_complete(request):
+            self.finish(request, FinishReason.STOP)
+        elif request.num_tokens >= request.max_num_tokens:
             self.finish(request, FinishReason.LENGTH)
-        return None
 
     # ---- proof ----------------------------------------------------------------------------------
 
@@ -332,6 +361,9 @@ class Scheduler:
                     f"{len(request.block_table)} blocks, but needs {needed}"
                 )
         self._check_partly_filled_blocks()
+        rows = [request.row for request in self.running] + self._free_rows
+        if sorted(rows) != list(range(self.config.max_num_seqs)):
+            raise InvariantError("a row has no owner, or two")
 
     def _check_partly_filled_blocks(self) -> None:
         owners = Counter(block for request in self.running for block in request.block_table)

@@ -3,15 +3,17 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from minimal_vllm.engine.request import Request
+from minimal_vllm.engine.request import FinishReason, Request
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest, Scheduler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.trace.step_record import (
     AbortRecord,
+    PlanRecord,
     Record,
     Recorder,
     RequestRecord,
@@ -24,17 +26,29 @@ from minimal_vllm.trace.step_record import (
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class StepTimes:
+    """What is known of a step that has begun. The next one may begin before it ends."""
+
+    moments: list[float] = field(default_factory=list)
+    """When it began, was planned, and was computed."""
+    step: int = -1
+    """Its number, once it is planned."""
+
+
 class StepWatch:
     """Called at the four moments of a step; without observers each call returns at once."""
 
-    def __init__(self, scheduler: Scheduler, observers: Sequence[StepObserver]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, observers: Sequence[StepObserver], *, runs_ahead: bool
+    ) -> None:
         self._scheduler = scheduler
         self._observers = observers
         self._recorders = [each for each in observers if isinstance(each, Recorder)]
-        self._step = 0
-        self._moments: list[float] = []
-        self._aborted: Sequence[Request] = ()
-        self._num_told = 0
+        self._tells_plans = runs_ahead and bool(self._recorders)
+        self._num_planned = 0
+        self._aborted: list[Request] = []  # since the last record of a step
+        self._num_named: dict[Request, int] = {}  # blocks whose hashes were told
 
     # ---- between two steps ----------------------------------------------------------------------
 
@@ -47,52 +61,75 @@ class StepWatch:
 
     def note_aborted(self, requests: Iterable[Request]) -> None:
         """Requests were ended."""
-        for request in requests:
-            _tell(self._recorders, AbortRecord(request.request_id))
+        if self._observers:
+            for request in requests:
+                self._aborted.append(request)
+                self._num_named.pop(request, None)
+                _tell(self._recorders, AbortRecord(request.request_id))
 
     def note_reset(self) -> None:
         """Everything was forgotten."""
-        self._num_told = 0
+        self._aborted.clear()
+        self._num_named.clear()
         _tell(self._recorders, ResetRecord())
 
     # ---- the moments of a step ------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self) -> StepTimes:
         """A step begins."""
-        self._aborted = self._scheduler.ended[self._num_told :]
-        self._moments.clear()
-        self.mark()
+        times = StepTimes()
+        self.mark(times)
+        return times
 
-    def mark(self) -> None:
-        """A part of the step is done: first the schedule, then the run."""
+    def planned(self, plan: Plan, times: StepTimes) -> None:
+        """It was decided what it computes, be it that the step before it still runs."""
+        self.mark(times)
+        times.step = self._num_planned
+        self._num_planned += 1
+        if self._tells_plans:
+            _tell(self._recorders, self._record_plan(plan, times))
+
+    def mark(self, times: StepTimes) -> None:
+        """A part of the step is done."""
         if self._observers:
-            self._moments.append(time.monotonic())
+            times.moments.append(time.monotonic())
 
-    def end(self, plan: Plan) -> None:
-        """The step is done: tell the observers."""
-        self._num_told = len(self._scheduler.ended)
+    def end(self, plan: Plan, requests: Sequence[Request], times: StepTimes) -> None:
+        """The step is done, and these requests have got something: tell the observers."""
         if not self._observers:
             return
-        self.mark()
-        record = self._make_record(plan)
-        self._step += 1
+        self.mark(times)
+        record = self._make_record(plan, requests, times)
+        self._aborted.clear()
         _tell(self._observers, record)
 
-    def _make_record(self, plan: Plan) -> StepRecord:
-        begun, scheduled, run, ended = self._moments
+    # ---- records --------------------------------------------------------------------------------
+
+    def _record_plan(self, plan: Plan, times: StepTimes) -> PlanRecord:
+        return PlanRecord(
+            step=times.step,
+            scheduled=self._record_scheduled(plan, is_planned=False),
+            admitted=_ids(plan.admitted),
+            preempted=_ids(plan.preempted),
+            evicted_blocks=tuple(plan.evicted),
+        )
+
+    def _make_record(self, plan: Plan, requests: Sequence[Request], times: StepTimes) -> StepRecord:
+        begun, scheduled, run, ended = times.moments
         pool, stats = self._scheduler.pool, self._scheduler.prefix_cache_stats
-        return StepRecord(
-            step=self._step,
+        in_order = sorted(requests, key=_ended_by_its_text)  # text is looked at last
+        record = StepRecord(
+            step=times.step,
             started=begun,
             schedule_seconds=scheduled - begun,
             run_seconds=run - scheduled,
             update_seconds=ended - run,
-            scheduled=tuple(self._record_scheduled(entry) for entry in plan.scheduled),
+            scheduled=self._record_scheduled(plan, is_planned=self._tells_plans),
             admitted=_ids(plan.admitted),
             preempted=_ids(plan.preempted),
             finished=tuple(
                 (request.request_id, request.finish_reason.value)
-                for request in (*self._aborted, *self._scheduler.ended)
+                for request in (*self._aborted, *in_order)
                 if request.finish_reason
             ),
             evicted_blocks=tuple(plan.evicted),
@@ -105,21 +142,48 @@ class StepWatch:
             prefix_hits=stats.hits,
             num_aborted=len(self._aborted),
         )
+        for request in requests:
+            if request.finished:
+                self._num_named.pop(request, None)
+        return record
 
-    def _record_scheduled(self, entry: ScheduledRequest) -> ScheduledRecord:
-        request, end = entry.request, entry.start + entry.num_new
-        sampled = request.token_ids[end : end + 1] if entry.samples else None
-        block_size = self._scheduler.config.block_size
-        full_hashes = request.block_hashes[entry.start // block_size : end // block_size]
+    def _record_scheduled(self, plan: Plan, *, is_planned: bool) -> tuple[ScheduledRecord, ...]:
+        """``is_planned``: there was a record of the plan already."""
+        return tuple(self._record_entry(entry, is_planned) for entry in plan.scheduled)
+
+    def _record_entry(self, entry: ScheduledRequest, is_planned: bool) -> ScheduledRecord:
+        request = entry.request
+        first, end = self._newly_findable(entry, is_planned)
         return ScheduledRecord(
             request_id=request.request_id,
             start=entry.start,
             num_tokens=entry.num_new,
             cached_blocks=tuple(entry.cached_blocks),
             new_blocks=tuple(entry.new_blocks),
-            sampled_token=sampled[0] if sampled else None,
-            full_hashes=tuple(block_hash.hex() for block_hash in full_hashes),
+            sampled_token=_sampled_token(entry),
+            full_hashes=tuple(each.hex() for each in request.block_hashes[first:end]),
+            first_full=first if first < end else 0,
         )
+
+    def _newly_findable(self, entry: ScheduledRequest, is_planned: bool) -> tuple[int, int]:
+        """Which of the request's blocks have become findable since that was last told."""
+        request, num_cached = entry.request, len(entry.cached_blocks)
+        if not is_planned and entry.start == num_cached * self._scheduler.config.block_size:
+            self._num_named[request] = num_cached  # it was admitted, for the first time or again
+        first = self._num_named.get(request, request.num_findable_blocks)
+        self._num_named[request] = request.num_findable_blocks
+        return first, request.num_findable_blocks
+
+
+def _sampled_token(entry: ScheduledRequest) -> int | None:
+    """None also if it is not known yet, or came after the request's end."""
+    end = entry.start + entry.num_new
+    sampled = entry.request.token_ids[end : end + 1] if entry.samples else None
+    return sampled[0] if sampled else None
+
+
+def _ended_by_its_text(request: Request) -> bool:
+    return request.finish_reason is FinishReason.STOP and isinstance(request.stop_reason, str)
 
 
 def _tell(observers: Iterable[Any], record: Record) -> None:

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layers import DecoderLayer, Linear, RMSNorm, parameter
-from minimal_vllm.model.rope import rope_table, rotation
+from minimal_vllm.model.rope import rope_table
 
 if TYPE_CHECKING:
-    from minimal_vllm.attention.backend import Attention
-    from minimal_vllm.attention.metadata import AttentionMetadata
     from minimal_vllm.cache.kv_cache import LayerCache
+    from minimal_vllm.model.ops import Ops
+    from minimal_vllm.model.step import Step
 
 
 class Embedding(nn.Module):
@@ -33,7 +33,7 @@ class Decoder(nn.Module):
     """A stack of decoder layers between an embedding and its inverse.
 
     It knows tokens and positions, but nothing of requests: which token may see which is
-    the business of ``attention``, which gets ``metadata`` handed through.
+    the business of attention, which gets the step's metadata handed through.
 
     Args:
         config: which network to build.
@@ -64,12 +64,7 @@ class Decoder(nn.Module):
         self.rope_table = rope_table(config.rope, config.head_dim, num_positions).to(device)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        caches: Sequence["LayerCache"],
-        metadata: "AttentionMetadata",
-        attention: "Attention",
+        self, input_ids: Tensor, positions: Tensor, caches: Sequence["LayerCache"], step: "Step"
     ) -> Tensor:
         """Compute the last hidden states of a step's tokens, and store their keys and values.
 
@@ -77,21 +72,20 @@ class Decoder(nn.Module):
             input_ids: ``[T]`` int64.
             positions: ``[T]`` int64: each token's position in its request, below max_positions.
             caches: the layers' keys and values.
-            metadata: handed to ``attention``.
-            attention: how to write to the caches, and attend over them.
+            step: how to compute, and where the tokens belong.
 
         Returns:
             ``[T, hidden]``, normalised: what ``logits`` wants.
         """
         residual, x = self.embed_tokens.forward(input_ids), None
-        cos_sin = rotation(self.rope_table, positions, residual.dtype)
+        rotation = step.ops.rotation(self.rope_table, positions, residual.dtype)
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer.forward(residual, x, cos_sin, cache, metadata, attention)
-        return self.norm.add_then_norm(residual, x)
+            residual, x = layer.forward(residual, x, rotation, step, cache)
+        return step.ops.add_norm(residual, x, self.norm)[1]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, ops: "Ops", out: Tensor | None = None) -> Tensor:
         """``[N, hidden]`` -> ``[N, V]``: a score for each token of the vocabulary to come next."""
-        return linear(hidden, (self.lm_head or self.embed_tokens).weight)
+        return ops.linear(hidden, (self.lm_head or self.embed_tokens).weight, out=out)
 
 
 def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from minimal_vllm.model.config import ModelConfig, read_json, token_ids
+from minimal_vllm.sampling_params import SamplingParams
 
 # The keys that are heeded -> their names in SamplingParams.
 _SAMPLING_NAMES = {
@@ -31,14 +34,21 @@ class GenerationConfig:
         """Read ``generation_config.json``, if there is one.
 
         Raises:
-            ValueError: if the file can't be read, or its ``eos_token_id`` makes no sense.
+            ValueError: if the file can't be read, or asks for what can't be had.
         """
         path = folder / "generation_config.json"
         raw = read_json(path) if path.exists() else {}
-        eos_token_ids = (*token_ids(raw.get("eos_token_id")), *config.eos_token_ids)
         sampling = {
             ours: raw[theirs]
             for theirs, ours in _SAMPLING_NAMES.items()
             if raw.get(theirs) is not None
         }
+        try:
+            eos_token_ids = (*token_ids(raw.get("eos_token_id")), *config.eos_token_ids)
+            SamplingParams(**sampling)
+        except ValidationError as error:
+            (field, *_), complaint = error.errors()[0]["loc"], error.errors()[0]["msg"]
+            raise ValueError(f"{path}: {field} = {sampling[str(field)]!r}: {complaint}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         return cls(tuple(dict.fromkeys(eos_token_ids)), sampling)

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layer_config import LayerConfig
-from minimal_vllm.model.rope import rotate
 
 if TYPE_CHECKING:
-    from minimal_vllm.attention.backend import Attention
-    from minimal_vllm.attention.metadata import AttentionMetadata
     from minimal_vllm.cache.kv_cache import LayerCache
+    from minimal_vllm.model.ops import Rotation
+    from minimal_vllm.model.step import Step
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -42,10 +41,6 @@ class Linear(nn.Module):
         self.weight = parameter(out_size, in_size)
         self.bias = parameter(out_size) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, in_size]`` -> ``[T, sum of the parts]``."""
-        return linear(x, self.weight, self.bias)
-
 
 class RMSNorm(nn.Module):
     """Root mean square normalisation (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
@@ -59,12 +54,6 @@ class RMSNorm(nn.Module):
         """Normalise over the last dimension, inside in float32, rounding as transformers does."""
         return rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
 
-    def add_then_norm(self, residual: Tensor, x: Tensor | None) -> Tensor:
-        """Add ``x`` to ``residual`` in place (nothing, if None), and normalise the sum."""
-        if x is not None:
-            residual += x
-        return self.forward(residual)
-
 
 class MLP(nn.Module):
     """A gated feed-forward network, SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
@@ -74,11 +63,6 @@ class MLP(nn.Module):
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up_proj = Linear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
         self.down_proj = Linear(inner, {"down_proj": hidden}, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, hidden]`` -> ``[T, hidden]``."""
-        gate, up = self.gate_up_proj.forward(x).chunk(2, dim=-1)
-        return self.down_proj.forward(silu(gate).mul_(up))
 
 
 class SelfAttention(nn.Module):
@@ -96,29 +80,6 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(q_size, {"o_proj": config.hidden_size}, config.o_bias)
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-
-    def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        cache: "LayerCache",
-        metadata: "AttentionMetadata",
-        attention: "Attention",
-    ) -> Tensor:
-        """``[T, hidden]`` -> ``[T, hidden]``; the tokens' keys and values go into ``cache``."""
-        heads = self.qkv_proj.forward(x).view(len(x), -1, self.head_dim)
-        qk, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
-        if self.q_norm and self.k_norm:
-            q, k = self._split(qk)
-            qk = torch.cat((self.q_norm.forward(q), self.k_norm.forward(k)), dim=1)
-        if self.rope:
-            qk = rotate(qk, *rotation)
-        q, k = self._split(qk)
-        out = attention(q, k, v, cache, metadata, self.scale, self.window)
-        return self.o_proj.forward(out.flatten(1))
-
-    def _split(self, qk: Tensor) -> tuple[Tensor, Tensor]:
-        return qk[:, : self.num_heads], qk[:, self.num_heads :]
 
 
 class DecoderLayer(nn.Module):
@@ -139,25 +100,28 @@ class DecoderLayer(nn.Module):
         self,
         residual: Tensor,
         x: Tensor | None,
-        rotation: tuple[Tensor, Tensor],
+        rotation: "Rotation",
+        step: "Step",
         cache: "LayerCache",
-        metadata: "AttentionMetadata",
-        attention: "Attention",
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Compute one layer.
 
         Args:
-            residual: the residual stream, ``[T, hidden]``, changed in place.
+            residual: the residual stream, ``[T, hidden]``; not to be used any more.
             x: what the layer before left to be added to it; None in the first layer.
-            rotation: the tokens' cosines and sines, from ``rope.rotation``.
+            rotation: from ``step.ops.rotation``.
+            step: what the tokens have in common in all layers.
             cache: this layer's keys and values.
-            metadata: which token belongs where, for ``attention``.
-            attention: writes keys and values to the cache and attends over it.
 
         Returns:
-            ``[T, hidden]``, to be added to the residual stream.
+            The residual stream, and what is to be added to it, each ``[T, hidden]``.
         """
-        x = self.input_layernorm.add_then_norm(residual, x)
-        x = self.self_attn.forward(x, rotation, cache, metadata, attention)
-        x = self.post_attention_layernorm.add_then_norm(residual, x)
-        return self.mlp.forward(x)
+        ops, attn, mlp = step.ops, self.self_attn, self.mlp
+        residual, qkv = ops.add_norm_linear(residual, x, self.input_layernorm, attn.qkv_proj)
+        q = ops.norm_rotate_store(qkv, attn, rotation, cache, step.metadata)
+        out = step.attention(q, cache, step.metadata, attn.scale, attn.window)
+        x = ops.linear(out.flatten(1), attn.o_proj.weight, attn.o_proj.bias)
+        residual, x = ops.add_norm_gate(
+            residual, x, self.post_attention_layernorm, mlp.gate_up_proj
+        )
+        return residual, ops.linear(x, mlp.down_proj.weight, mlp.down_proj.bias)

@@ -5,13 +5,13 @@ that the detokenizer will give out, so the tokenizer's own rules don't matter he
 """
 
 import importlib.util
-import json
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minimal_vllm.sampling.grammar_check import check_grammar, compile_grammar, explain
+from minimal_vllm.sampling.grammar_source import grammar_source, with_reasoning
 from minimal_vllm.sampling.row import SamplingRow
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 MAX_CACHED_GRAMMARS = 64
 """Compiled grammars kept for requests that ask for the same again, those used last."""
-
-MAX_WHITESPACE = 32
-"""Characters between two tokens of JSON: without a bound, some models go on with it for ever."""
 
 
 class Grammar:
@@ -73,7 +70,8 @@ class GrammarCompiler:
 
     A grammar that is asked for the first time is compiled twice, at first where it can do no harm;
     its request, and all others of the engine, wait meanwhile. Each takes ``MAX_COMPILE_SECONDS`` at
-    most, and mostly milliseconds.
+    most, and mostly milliseconds. A server has another thread ask first: this is the one part of
+    the engine that threads may share.
 
     Args:
         tokenizer: tells the bytes of each token.
@@ -99,12 +97,13 @@ class GrammarCompiler:
                 "pip install 'minimal-vllm[structured]'"
             )
         try:
-            return Grammar(self._compile(_source(wanted)).deep_copy())
+            matcher = self._compile(grammar_source(wanted), wanted.reasoning)
+            return Grammar(matcher.deep_copy())
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"structured_outputs.{wanted.kind} can't be used: {error}") from error
 
-    def _compile_source(self, source: str) -> "LLMatcher":
-        return compile_grammar(check_grammar(source), self._vocabulary)
+    def _compile_source(self, source: str, reasoning: str | None) -> "LLMatcher":
+        return compile_grammar(with_reasoning(check_grammar(source), reasoning), self._vocabulary)
 
     @cached_property
     def _vocabulary(self) -> "LLTokenizer":
@@ -122,32 +121,3 @@ class GrammarCompiler:
             eos_token_id=None,
         )
         return LLTokenizer(TokenizerWrapper(tokens))
-
-
-def _source(wanted: StructuredOutputsParams) -> str:
-    """The grammar in llguidance's variant of Lark's syntax, or in EBNF if the user's is."""
-    from llguidance import regex_to_lark
-
-    if wanted.json is not None:
-        return f"start: %json {_schema(wanted.json, wanted)}"
-    if wanted.json_object:
-        return f"start: %json {_schema({'type': 'object'}, wanted)}"
-    if wanted.regex is not None:
-        ascii_classes = "dw"  # as in the patterns of a JSON schema
-        return f"start: /{regex_to_lark(wanted.regex, ascii_classes)}/"
-    if wanted.choice is not None:
-        # A name in capitals is matched by the lexer, which can tell many thousands apart.
-        return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, wanted.choice))
-    return wanted.grammar or ""
-
-
-def _schema(schema: str | dict[str, Any], wanted: StructuredOutputsParams) -> str:
-    parsed = json.loads(schema) if isinstance(schema, str) else schema
-    if not isinstance(parsed, dict):
-        raise ValueError(f"a JSON schema is an object, not {parsed!r}")
-    whitespace = (
-        {"whitespace_flexible": False}
-        if wanted.disable_any_whitespace
-        else {"whitespace_pattern": f"[ \\n\\r\\t]{{1,{MAX_WHITESPACE}}}"}
-    )
-    return json.dumps({"x-guidance": whitespace} | parsed, allow_nan=False)

@@ -82,7 +82,9 @@ def explain(matcher: "LLMatcher") -> str:
         return "no text matches it"
     if "unknown special token" in error:
         return "special tokens are no text, so it can't name them"
-    return " ".join(error.removeprefix("at 1(8): ").split())
+    # Where it stands says nothing to those who wrote but a regular expression, or a schema.
+    error = re.sub(r"^at (?:1\(8\)|\d+\(\d+\)(?=: failed to compile JSON)): ", "", error)
+    return " ".join(error.split())
 
 
 def _answer(source: str) -> dict[str, str]:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimal_vllm.sampling.row import SamplingRow, num_output_tokens
-from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.sampling.row import SamplingRow, penalises
 
 BIAS_LIMIT = 100.0
 """OpenAI's bound of ``logit_bias``: enough to force or to forbid a token."""
@@ -65,7 +64,7 @@ def ban_stop_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
         [
             (i, token)
             for i, row in enumerate(rows)
-            if row.params.min_tokens > 0 and num_output_tokens(row) < row.params.min_tokens
+            if row.params.min_tokens > 0 and row.next_output_index < row.params.min_tokens
             for token in row.stop_token_ids
         ],
     )
@@ -101,7 +100,7 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
 
     Source: Keskar et al., "CTRL", arXiv:1909.05858, section 4.1 (repetition); OpenAI's API.
     """
-    index = [i for i, row in enumerate(rows) if _penalises(row.params)]
+    index = [i for i, row in enumerate(rows) if penalises(row.params)]
     if not index:
         return
     histories = [np.array(rows[i].token_ids, np.int64) for i in index]
@@ -127,8 +126,3 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     seen -= per_token(p.frequency_penalty for p in params) * counts
     seen -= per_token(p.presence_penalty for p in params) * (counts > 0)
     logits[row, token] = seen
-
-
-def _penalises(params: SamplingParams) -> bool:
-    penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
-    return penalties != (1, 0, 0)

@@ -23,15 +23,22 @@ class SamplingRow(Protocol):
 
     @property
     def token_ids(self) -> "array[int]":
-        """Prompt and output so far, as ``array('i')``."""
+        """Prompt and output so far, as far as they are known, as ``array('i')``."""
 
     @property
     def num_prompt_tokens(self) -> int:
         """How many of ``token_ids`` are the prompt."""
 
     @property
+    def next_output_index(self) -> int:
+        """The place, in the output, of the token that is being sampled.
+
+        ``token_ids`` may be behind: those sampled last may not be known yet.
+        """
+
+    @property
     def seed(self) -> int:
-        """The random numbers are a function of this and of the output's length."""
+        """The random numbers are a function of this and of ``next_output_index``."""
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -46,6 +53,20 @@ class SamplingRow(Protocol):
         """What the output must match; None: anything."""
 
 
-def num_output_tokens(row: SamplingRow) -> int:
-    """How many tokens of the row's are generated ones."""
-    return len(row.token_ids) - row.num_prompt_tokens
+def needs_history(row: SamplingRow) -> bool:
+    """Whether its next token depends on those before it by more than the logits."""
+    return row.grammar is not None or bool(row.bad_word_ids) or penalises(row.params)
+
+
+def penalises(params: SamplingParams) -> bool:
+    """Whether tokens that were seen already get other logits."""
+    penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+    return penalties != (1, 0, 0)
+
+
+def needs_only_temperature(row: SamplingRow) -> bool:
+    """Whether its logits are all that its next token depends on, beside temperature and seed."""
+    params = row.params
+    filters = params.min_p > 0 or params.top_k > 0 or params.top_p < 1
+    rules = params.allowed_token_ids is not None or params.logit_bias or params.min_tokens > 0
+    return not (filters or rules or needs_history(row) or params.logprobs is not None)

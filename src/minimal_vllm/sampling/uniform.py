@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from minimal_vllm.sampling.row import SamplingRow, num_output_tokens
+from minimal_vllm.sampling.row import SamplingRow
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio, made odd."""
 
 
 def uniforms(rows: Sequence[SamplingRow]) -> NDArray[np.float64]:
-    """A number in [0, 1) per row: a function of its seed and its number of output tokens alone.
+    """A number in [0, 1) per row: a function of its seed and the place of its token alone.
 
     This is a counter-based generator: output number ``i`` of SplitMix64, started from the hashed
     seed. There is no state to keep, so a request draws the same numbers alone and in a crowd,
@@ -22,7 +22,7 @@ def uniforms(rows: Sequence[SamplingRow]) -> NDArray[np.float64]:
     figures 16 and 17.
     """
     seeds = np.array([row.seed % 2**64 for row in rows], dtype=np.uint64)
-    counts = np.array([num_output_tokens(row) for row in rows], dtype=np.uint64)
+    counts = np.array([row.next_output_index for row in rows], dtype=np.uint64)
     bits = _mix(_mix(seeds) + (counts + np.uint64(1)) * GOLDEN_GAMMA)
     # A double holds 53 bits.
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -6,9 +6,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from minimal_vllm import __version__
 from minimal_vllm.server import chat, completions, status, tokens
-from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import add_error_handlers
-from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, RequireKey
+from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, Observe, RequireKey
 from minimal_vllm.server.responses import ErrorBody
 from minimal_vllm.server.service import Service
 from minimal_vllm.view.routes import live_routes
@@ -19,7 +18,7 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="minimal-vllm",
         version=__version__,
-        middleware=_middleware(service.config),
+        middleware=_middleware(service),
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     add_error_handlers(app)
@@ -30,9 +29,9 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def _middleware(config: ServerConfig) -> list[Middleware]:
+def _middleware(service: Service) -> list[Middleware]:
     """The outermost first."""
-    layers = []
+    config, layers = service.config, []
     if config.allowed_origins:
         layers.append(
             Middleware(
@@ -43,6 +42,7 @@ def _middleware(config: ServerConfig) -> list[Middleware]:
                 allow_credentials=config.allow_credentials,
             )
         )
+    layers.append(Middleware(Observe, metrics=service.metrics))
     if config.api_key:
         layers.append(Middleware(RequireKey, keys=config.api_key))
     layers.append(Middleware(LimitBody, max_bytes=config.max_body_bytes))

@@ -217,10 +217,9 @@ class AsyncEngine:
                 self._add_one(request)
                 self._mailboxes[request.request_id] = mailbox
                 added.append(request.request_id)
-        except ValueError as error:
+        except Exception as error:  # whatever one request does to us, others go on
             self._abort(added, mailbox)
-            refusal = RequestRefusedError(str(error))
-            self._loop.call_soon_threadsafe(mailbox.put_nowait, refusal)
+            self._loop.call_soon_threadsafe(mailbox.put_nowait, _why_not_added(error))
 
     def _add_one(self, request: EngineRequest) -> None:
         self._engine.add_request(
@@ -254,6 +253,13 @@ class AsyncEngine:
                 del self._mailboxes[output.request_id]
                 self._metrics.ended(output)
         self._loop.call_soon_threadsafe(_put_all, mail)
+
+
+def _why_not_added(error: Exception) -> Exception:
+    if isinstance(error, ValueError):
+        return RequestRefusedError(str(error))
+    logger.error("A request could not be added", exc_info=error)
+    return EngineFailedError(f"the request could not be added: {type(error).__name__}: {error}")
 
 
 def _put_all(mail: Sequence[tuple[Mailbox, RequestOutput]]) -> None:

@@ -1,15 +1,20 @@
 """``POST /v1/chat/completions``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import CompletionOutput, RequestOutput
-from minimal_vllm.server.generation import Answer, new_id, respond
+from minimal_vllm.server.dialogue import Dialogue, plan_dialogue
+from minimal_vllm.server.generation import STREAM_TOO, Answer, new_id, respond
 from minimal_vllm.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from minimal_vllm.server.message import CallPart, MessagePart, Reader
 from minimal_vllm.server.protocol import ChatCompletionRequest
 from minimal_vllm.server.responses import (
+    CallDelta,
+    CalledFunction,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -17,6 +22,8 @@ from minimal_vllm.server.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    FunctionDelta,
+    MessageCall,
     Usage,
 )
 from minimal_vllm.server.service import Service
@@ -25,11 +32,15 @@ from minimal_vllm.server.service import Service
 class ChatAnswer(Answer):
     """Messages of the assistant."""
 
-    def __init__(self, service: Service, response_id: str, body: ChatCompletionRequest) -> None:
+    def __init__(
+        self, service: Service, response_id: str, body: ChatCompletionRequest, dialogue: Dialogue
+    ) -> None:
         super().__init__(service, response_id, body.model)
         self._body = body
+        self._dialogue = dialogue
         self._names = TokenNames(service.llm.get_tokenizer(), body.return_tokens_as_token_ids)
-        self._begun: set[int] = set()
+        self._readers: dict[int, Reader] = {}
+        self._have_calls: set[int] = set()
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:
         """The whole answer."""
@@ -39,8 +50,8 @@ class ChatAnswer(Answer):
             choices=[
                 ChatChoice(
                     index=place,
-                    message=ChatMessage(role="assistant", content=output.outputs[0].text),
-                    **self._details(output.outputs[0]),
+                    message=_message(self._read(place, output.outputs[0])),
+                    **self._details(place, output.outputs[0]),
                 )
                 for place, output in enumerate(outputs)
             ],
@@ -56,16 +67,16 @@ class ChatAnswer(Answer):
         """The new part of a choice, if there is any."""
         (completion,) = output.outputs
         chunks: list[dict[str, Any]] = []
-        if place not in self._begun:
-            if self._body.return_token_ids and not self._begun:
+        if place not in self._readers:
+            if self._body.return_token_ids and not self._readers:
                 chunks.append(self._role(place) | {"prompt_token_ids": output.prompt_token_ids})
             else:
                 chunks.append(self._role(place))
-            self._begun.add(place)
+        part = self._read(place, completion)
         choice = ChatChunkChoice(
-            index=place, delta=ChatDelta(content=completion.text), **self._details(completion)
+            index=place, delta=_delta(part), **self._details(place, completion)
         )
-        if completion.text or choice.finish_reason or choice.logprobs or choice.token_ids:
+        if part or choice.finish_reason or choice.logprobs or choice.token_ids:
             chunks.append({"choices": [choice]})
         return chunks
 
@@ -73,11 +84,26 @@ class ChatAnswer(Answer):
         """A chunk with these fields."""
         return ChatCompletionChunk(object="chat.completion.chunk", **self.envelope, **fields)
 
-    def _details(self, completion: CompletionOutput) -> dict[str, Any]:
+    def _read(self, place: int, completion: CompletionOutput) -> MessagePart:
+        """What the new text of a choice says."""
+        if place not in self._readers:
+            self._readers[place] = self._dialogue.make_reader()
+        reader, part = self._readers[place], MessagePart()
+        reader.read(completion.text, part)
+        if completion.finished():
+            reader.finish(part)
+        if part.calls:
+            self._have_calls.add(place)
+        return part
+
+    def _details(self, place: int, completion: CompletionOutput) -> dict[str, Any]:
         """What a choice has beside its text, in a stream or not."""
+        ends_with_calls = completion.finish_reason == "stop" and place in self._have_calls
         details: dict[str, Any] = {
             "logprobs": self._write_logprobs(completion),
-            "finish_reason": completion.finish_reason,
+            "finish_reason": self._dialogue.reason_of_calls
+            if ends_with_calls
+            else completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
         if self._body.return_token_ids:
@@ -97,19 +123,62 @@ class ChatAnswer(Answer):
         return chat_logprobs(self._names, num_top, completion.token_ids, completion.logprobs)
 
 
+def _message(part: MessagePart) -> ChatMessage:
+    """A message, of which this is all."""
+    others = _reasoning(part)
+    if part.calls:
+        others["tool_calls"] = [_message_call(call) for call in part.calls.values()]
+    content = None if others and not part.content else part.content
+    return ChatMessage(role="assistant", content=content, **others)
+
+
+def _delta(part: MessagePart) -> ChatDelta:
+    """What is new of a message."""
+    others = _reasoning(part)
+    if part.calls:
+        others["tool_calls"] = [_call_delta(place, call) for place, call in part.calls.items()]
+    if part.content or not others:
+        others["content"] = part.content
+    return ChatDelta(**others)
+
+
+def _reasoning(part: MessagePart) -> dict[str, Any]:
+    """Under both names."""
+    if not part.reasoning:
+        return {}
+    return {"reasoning": part.reasoning, "reasoning_content": part.reasoning}
+
+
+def _message_call(call: CallPart) -> MessageCall:
+    function = CalledFunction(name=call.name, arguments=call.arguments)
+    return MessageCall(id=call.id, type="function", function=function)
+
+
+def _call_delta(place: int, call: CallPart) -> CallDelta:
+    if not call.id:
+        return CallDelta(index=place, function=FunctionDelta(arguments=call.arguments))
+    function = FunctionDelta(name=call.name, arguments=call.arguments)
+    return CallDelta(index=place, id=call.id, type="function", function=function)
+
+
 def make_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def create_chat_completion(body: ChatCompletionRequest) -> Response:
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_TOO)
+    async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, max_tokens=None)
         service.check_size(1, params.n)
-        prompt = await service.encode_chat(body)
-        response_id = new_id("chatcmpl", body.request_id)
-        requests = service.make_requests(response_id, body, [prompt], params)
-        answer = ChatAnswer(service, response_id, body)
+        prompt = await service.render_chat(body)
+        dialogue = plan_dialogue(service.config, body, prompt)
+        if dialogue.has_tags and body.skip_special_tokens is None:
+            params = replace(params, skip_special_tokens=False)
+        params = await service.constrain(params, dialogue.constraint)
+        (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
+        response_id = new_id("chatcmpl", request, body.request_id)
+        requests = service.make_requests(response_id, body, [token_ids], params)
+        answer = ChatAnswer(service, response_id, body, dialogue)
         return await respond(service, body, requests, params.n, answer)
 
     return router

@@ -1,17 +1,19 @@
 """``POST /v1/completions``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.outputs import RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.generation import Answer, new_id, respond
+from minimal_vllm.server.generation import STREAM_TOO, Answer, new_id, respond
 from minimal_vllm.server.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs
 from minimal_vllm.server.protocol import CompletionRequest
 from minimal_vllm.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from minimal_vllm.server.service import Service
+from minimal_vllm.server.structured import asked_constraint
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -31,6 +33,21 @@ class CompletionAnswer(Answer):
         self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
         self._begun: set[int] = set()
+
+    def adapt(self, output: RequestOutput) -> RequestOutput:
+        """Without the token that was generated only because the engine can't do with less."""
+        if not self._body.only_echo:
+            return output
+        (completion,) = output.outputs
+        nothing = replace(
+            completion,
+            text="",
+            token_ids=[],
+            logprobs=None if completion.logprobs is None else [],
+            finish_reason="length",
+            stop_reason=None,
+        )
+        return replace(output, outputs=[nothing])
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> Completion:
         """The whole answer."""
@@ -95,13 +112,15 @@ def make_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=Completion)
-    async def create_completion(body: CompletionRequest) -> Response:
+    @router.post("/v1/completions", response_model=Completion, responses=STREAM_TOO)
+    async def create_completion(request: Request, body: CompletionRequest) -> Response:
         service.check_model(body.model)
         params = service.sampling_params(body, DEFAULT_MAX_TOKENS)
         service.check_size(len(body.prompts), params.n)
+        constraint = asked_constraint(body.response_format, body.structured_outputs)
+        params = await service.constrain(params, constraint)
         prompts = await service.encode(body.prompts, add_special_tokens=body.add_special_tokens)
-        response_id = new_id("cmpl", body.request_id)
+        response_id = new_id("cmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, prompts, params)
         answer = CompletionAnswer(service, response_id, body, params)
         return await respond(service, body, requests, params.n, answer)

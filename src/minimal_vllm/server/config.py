@@ -1,11 +1,12 @@
 """How the server is reached, and what it lets in."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 PositiveInt = Annotated[int, Field(ge=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -16,9 +17,9 @@ class ServerConfig:
     """The address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port; 0: any that is free."""
-    served_model_name: list[str] | None = None
+    served_model_name: list[NonEmpty] | None = None
     """What clients call the model; None: as it was named here."""
-    api_key: list[str] | None = None
+    api_key: list[NonEmpty] | None = None
     """Clients must send this key, or one of these; None: the environment's MINIMAL_VLLM_API_KEY,
     if it is set."""
     ssl_certfile: str | None = None
@@ -45,6 +46,20 @@ class ServerConfig:
     """Serve a page at /view that shows the engine at work, and can pause it."""
     trust_request_chat_template: bool = False
     """Let requests bring a chat template: it is a program, which may run for ever."""
+    enable_auto_tool_choice: bool = False
+    """Let the model decide whether to call tools; needs tool_call_parser."""
+    tool_call_parser: Literal["hermes", "llama3_json"] | None = None
+    """The format in which the model writes tool calls."""
+    reasoning_parser: Literal["deepseek_r1", "qwen3"] | None = None
+    """Part the model's reasoning from its answers; named for the models that reason so."""
+
+    @model_validator(mode="after")
+    def _tool_options_come_together(self) -> "ServerConfig":
+        if self.enable_auto_tool_choice != (self.tool_call_parser is not None):
+            raise ValueError(
+                "enable_auto_tool_choice and tool_call_parser need each other: give both or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> "ServerConfig":

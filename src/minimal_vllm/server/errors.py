@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.async_engine import (
@@ -30,8 +31,11 @@ ERROR_TYPES = {
 
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 
-UNION_TAGS = frozenset({"str", "constrained-str", "int", "float", "bool"})
+UNION_TAGS = frozenset({"str", "constrained-str"})
 """What pydantic puts into an error's location for the members of a union; others have brackets."""
+
+UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+"""Pydantic's names for the same, of models and of dataclasses."""
 
 LONGEST_INPUT = 100
 
@@ -60,9 +64,15 @@ class ApiError(HTTPException):
             error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code)
         )
 
+    @property
     def response(self) -> JSONResponse:
         """The whole HTTP response."""
         return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it from a middleware, and leave the reason for the log."""
+        scope["state"]["error"] = self.detail
+        await self.response(scope, receive, send)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -89,13 +99,13 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
 
     A union has some for each of its members: those that got furthest are the likeliest meant.
     """
-    names = [_names(each["loc"]) for each in errors]
+    names = [_names(each) for each in errors]
     about_first = [each for each in names if each[:1] == names[0][:1]]
     chosen = max(about_first, key=len)
     found = [each for each, name in zip(errors, names, strict=True) if name == chosen]
     complaints = ", or ".join(dict.fromkeys(map(_complaint, found)))
     param = ".".join(chosen) or None
-    unsupported = found[0]["type"] == "extra_forbidden"
+    unsupported = found[0]["type"] in UNSUPPORTED
     return ApiError(
         400,
         f"{param}: {complaints}" if param else complaints,
@@ -104,20 +114,24 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
     )
 
 
-def _names(loc: Sequence[int | str]) -> list[str]:
+def _names(error: Mapping[str, Any]) -> list[str]:
     """Where an error is, without what only pydantic knows: the members of unions, or an offset."""
+    loc = error["loc"]
     inside = loc[1:] if loc[:1] == ("body",) else loc
-    names = [str(each) for each in inside if each not in UNION_TAGS and not _has_brackets(each)]
-    return [] if names and names[0].isdigit() else names
+    if error["type"] == "json_invalid":
+        return []
+    if error["type"] == "extra_forbidden":  # its last part is whatever the client wrote
+        return [*map(str, filter(_is_name, inside[:-1])), str(inside[-1])]
+    return [str(each) for each in inside if _is_name(each)]
 
 
-def _has_brackets(part: int | str) -> bool:
-    return isinstance(part, str) and part.endswith("]")
+def _is_name(part: int | str) -> bool:
+    return part not in UNION_TAGS and not (isinstance(part, str) and part.endswith("]"))
 
 
 def _complaint(details: Mapping[str, Any]) -> str:
     match details["type"]:
-        case "extra_forbidden":
+        case kind if kind in UNSUPPORTED:
             return "not supported here"
         case "missing":
             return "missing"
@@ -135,13 +149,14 @@ def _complaint(details: Mapping[str, Any]) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let all errors of all routes end in OpenAI's body."""
+    """Let the foreseen errors of all routes end in OpenAI's body."""
 
-    async def handle(_request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        api_error = as_api_error(error)
+        request.state.error = api_error.detail
+        return api_error.response
 
     for kind in (
-        Exception,
         HTTPException,
         RequestValidationError,
         RequestRefusedError,

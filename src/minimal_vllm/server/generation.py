@@ -1,14 +1,14 @@
 """From requests to the engine to an HTTP response, whole or as a stream of events."""
 
+import asyncio
 import logging
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
@@ -25,6 +25,21 @@ from minimal_vllm.server.responses import PromptTokensDetails, Usage
 from minimal_vllm.server.service import Service
 
 logger = logging.getLogger(__name__)
+
+EVENT = {
+    "type": "object",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "JSON like that of the whole answer, with what is new; [DONE] at last",
+        }
+    },
+    "required": ["data"],
+}
+STREAM_TOO: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": EVENT}}}
+}
+"""For a route's OpenAPI description: its answer may be a stream of events."""
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
@@ -76,6 +91,10 @@ class Answer(ABC):
             "model": model or service.model_names[0],
         }
 
+    def adapt(self, output: RequestOutput) -> RequestOutput:
+        """What counts of an output."""
+        return output
+
     @abstractmethod
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> BaseModel:
         """The whole answer, from the final outputs of all choices."""
@@ -89,9 +108,9 @@ class Answer(ABC):
         """A chunk of a stream: the envelope and these fields."""
 
 
-def new_id(prefix: str, request_id: str | None) -> str:
-    """The id of an answer."""
-    return f"{prefix}-{request_id or uuid.uuid4().hex}"
+def new_id(prefix: str, request: Request, chosen: str | None) -> str:
+    """The id of an answer: the HTTP request's, or what the client chose."""
+    return f"{prefix}-{chosen or request.state.request_id}"
 
 
 async def respond(
@@ -115,24 +134,28 @@ async def respond(
     service.check_load()
     usage = UsageCounter(requests, n)
     headers = {"X-Request-Id": answer.response_id}
-    outputs = _run(service, requests, usage, answer.response_id, body.user)
+    outputs = _run(service, requests, usage, answer, body.user)
     if body.stream:
         first = await anext(outputs)
         options = body.stream_options or StreamOptions()
         return EventStream(outputs, _events(first, outputs, answer, usage, options), headers)
     async with aclosing(outputs):
         final = {place: output async for place, output in outputs}
-    whole = answer.whole([final[place] for place in range(len(requests))], usage.usage)
-    return Response(
-        whole.model_dump_json(exclude_unset=True), headers=headers, media_type="application/json"
-    )
+
+    def write() -> str:
+        whole = answer.whole([final[place] for place in range(len(requests))], usage.usage)
+        return whole.model_dump_json(exclude_unset=True)
+
+    # In another thread: log-probabilities of long prompts are megabytes.
+    content = await asyncio.to_thread(write)
+    return Response(content, headers=headers, media_type="application/json")
 
 
 async def _run(
     service: Service,
     requests: Sequence[EngineRequest],
     usage: UsageCounter,
-    response_id: str,
+    answer: Answer,
     user: str | None,
 ) -> Outputs:
     """The engine's outputs, counted, with a line in the log at their end."""
@@ -141,7 +164,8 @@ async def _run(
     ending = "the client went away"
     try:
         async with aclosing(service.engine.generate(requests)) as outputs:
-            async for place, output in outputs:
+            async for place, each in outputs:
+                output = answer.adapt(each)
                 usage.add(place, output)
                 if output.finished:
                     reasons.append(str(output.outputs[0].finish_reason))
@@ -153,9 +177,9 @@ async def _run(
     finally:
         total = usage.usage
         logger.info(
-            "request_id=%s user=%r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
+            "request_id=%s user=%.100r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
             "seconds=%.3f end=%r",
-            response_id,
+            answer.response_id,
             user,
             total.prompt_tokens,
             total.prompt_tokens_details.cached_tokens,

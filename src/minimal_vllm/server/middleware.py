@@ -1,12 +1,19 @@
-"""What stands before the routes: keys, the body's size, and clients that go away."""
+"""What stands before the routes: the log, keys, the body's size, and clients that go away."""
 
 import asyncio
+import logging
 import secrets
+import time
+import uuid
 from collections.abc import Sequence
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minimal_vllm.server.errors import ApiError
+from minimal_vllm.server.errors import ApiError, as_api_error
+from minimal_vllm.server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics", "/view"})
 """For monitoring, and the view's empty page: they need no key."""
@@ -16,6 +23,63 @@ OPEN_FOLDERS = ("/view/page/", "/view/source/", "/view/docs/")
 
 BODY_TIMEOUT = 60.0
 """Seconds in which a body must have come in."""
+
+
+SEND_TIMEOUT = 60.0
+"""Seconds in which a client must read something, once more waits for it than buffers hold."""
+
+CLIENT_WENT_AWAY = 499
+"""Stands in the log and the metrics where nobody was there to receive a status."""
+
+
+class Observe:
+    """Gives each request an id, counts it, and writes to the log why it was refused."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        state = scope.setdefault("state", {})
+        state["request_id"] = uuid.uuid4().hex
+        status: int | None = None
+        begun = time.monotonic()
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).setdefault("X-Request-Id", state["request_id"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:
+            logger.exception("request_id=%s failed in an unforeseen way", state["request_id"])
+            if status is not None:
+                raise
+            await as_api_error(error).respond(scope, receive, watched_send)
+        finally:
+            self._note(scope, status or CLIENT_WENT_AWAY, time.monotonic() - begun)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        method, path, state = scope["method"], scope["path"], scope["state"]
+        if path not in OPEN_PATHS:
+            handler = getattr(scope.get("route"), "path", "none")
+            self._metrics.answered(handler, method, status, seconds)
+        if status >= 400:
+            logger.info(
+                "request_id=%s method=%s path=%.100r status=%d seconds=%.3f error=%.500r",
+                state["request_id"],
+                method,
+                path,
+                status,
+                seconds,
+                state.get("error"),
+            )
 
 
 class RequireKey:
@@ -35,7 +99,7 @@ class RequireKey:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        return await error.response()(scope, receive, send)
+        return await error.respond(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
         authorization = dict(scope["headers"]).get(b"authorization", b"")
@@ -65,9 +129,9 @@ class LimitBody:
                 body = await self._read(scope, receive)
         except TimeoutError:
             error = ApiError(408, f"the body did not come in within {BODY_TIMEOUT:.0f} s")
-            return await error.response()(scope, receive, send)
+            return await error.respond(scope, receive, send)
         except ApiError as error:
-            return await error.response()(scope, receive, send)
+            return await error.respond(scope, receive, send)
         if body is None:
             return None
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -99,7 +163,7 @@ class LimitBody:
 
 
 class CancelOnDisconnect:
-    """Cancels whatever works on a request when its client goes away.
+    """Cancels whatever works on a request when its client goes away, or reads nothing any more.
 
     So a handler need not ask whether anybody listens: it is cleaned up where it waits, be it for
     the queue, for a token or for a slow reader. The request's body has been read before.
@@ -113,6 +177,7 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         body: list[Message] = [await receive()]
+        request_id = scope["state"]["request_id"]
         sent_all = False
 
         async def listen() -> None:
@@ -128,7 +193,13 @@ class CancelOnDisconnect:
 
         async def watched_send(message: Message) -> None:
             nonlocal sent_all
-            await send(message)
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await send(message)
+            except TimeoutError:
+                logger.info("request_id=%s: the client stopped reading", request_id)
+                handler.cancel()
+                await asyncio.sleep(0)  # where the cancellation comes in
             sent_all = message["type"] == "http.response.body" and not message.get("more_body")
 
         handler = asyncio.ensure_future(self._app(scope, receive_body, watched_send))

@@ -1,38 +1,50 @@
 """What clients may send: OpenAI's fields, and vLLM's for what else the engine can do.
 
-A field that is not here is refused by name. ``null`` is the same as absence, as in OpenAI's API,
-and so are the values in ``WITHOUT_EFFECT``, which ask for what happens anyway.
+A field that is not here is refused by name.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
+from minimal_vllm.server.tools.protocol import Tool, ToolCall, ToolChoice
 
 TokenId = Annotated[int, Field(ge=0)]
-Prompt = str | list[TokenId]
+Prompt = str | list[int]
 RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
 """Printable ASCII: it goes into a header and into the log."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 MAX_STOP_STRINGS = 64
 """Each costs a search per token."""
-StopString = Annotated[str, Field(max_length=1000)]
+MAX_BAD_WORDS = 256
+"""Each is tokenized twice, and looked for at each token."""
+MAX_LOGIT_BIASES = 1024
+"""Each costs an addition per token."""
+ShortText = Annotated[str, Field(max_length=1000)]
 
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "suffix": ("",),
-    "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "tools": ([],),
-    "tool_choice": ("none",),
-}
-"""Fields that the server doesn't have, with the values that change nothing."""
+# A list may have millions of wrong entries, of which one error tells enough.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _check_number_of_biases(biases: Any) -> Any:
+    """Before each is looked at: of a dictionary, all that is wrong would be told."""
+    if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIASES:
+        raise ValueError(f"{len(biases)} tokens are too many: at most {MAX_LOGIT_BIASES}")
+    return biases
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    Field(json_schema_extra={"maxProperties": MAX_LOGIT_BIASES}),
+    BeforeValidator(_check_number_of_biases),
+]
 
 TEMPLATE_ARGUMENTS = frozenset(
     {
@@ -45,23 +57,6 @@ TEMPLATE_ARGUMENTS = frozenset(
     }
 )
 """Names that ``chat_template_kwargs`` may not set: they have fields of their own."""
-
-
-class ApiModel(BaseModel):
-    """A JSON object in which nothing is ignored."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: value
-            for name, value in data.items()
-            if value is not None and value not in WITHOUT_EFFECT.get(name, ())
-        }
 
 
 class StreamOptions(ApiModel):
@@ -101,8 +96,8 @@ class SamplingFields(ApiModel):
     top_k: int | None = None
     min_p: float | None = None
     seed: Seed | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
     """At most so many; fewer, with ``finish_reason`` ``length``, if no more fit the context."""
@@ -110,9 +105,20 @@ class SamplingFields(ApiModel):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _only_one_says_what_to_match(self) -> "SamplingFields":
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ValueError(
+                "response_format and structured_outputs both say what the output must match: "
+                "give one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _streaming_fields_agree(self) -> "SamplingFields":
@@ -142,13 +148,13 @@ class CompletionRequest(SamplingFields):
 
     prompt: (
         str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[list[TokenId]], Field(min_length=1)]
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[Texts, Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     """One prompt or several, each a text or its tokens."""
     echo: bool = False
-    """Begin each completion with its prompt."""
+    """Begin each completion with its prompt; with ``max_tokens=0`` there is nothing else."""
     logprobs: int | None = None
     """Log-probabilities of so many top tokens, and of the one that was chosen."""
     add_special_tokens: bool = True
@@ -162,10 +168,18 @@ class CompletionRequest(SamplingFields):
             return [prompt]
         return list(prompt)
 
+    @property
+    def only_echo(self) -> bool:
+        """Whether nothing is to be generated."""
+        return self.echo and self.max_tokens == 0
+
     def _other_params(self) -> dict[str, Any]:
+        others = {}
         if self.echo and self.prompt_logprobs is None and self.logprobs is not None:
-            return {"prompt_logprobs": self.logprobs}
-        return {}
+            others["prompt_logprobs"] = self.logprobs
+        if self.only_echo:
+            others["max_tokens"] = 1  # which is thrown away: the engine always gives a token
+        return others
 
 
 class TextPart(ApiModel):
@@ -179,8 +193,16 @@ class Message(ApiModel):
     """One message of a conversation."""
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    """Of the assistant."""
+    tool_call_id: str | None = None
+    """Of a tool: the call of which ``content`` is the result."""
+    reasoning: str | None = None
+    """Of the assistant."""
+    reasoning_content: str | None = None
+    """Another name for it."""
 
     @model_validator(mode="after")
     def _someone_says_something(self) -> "Message":
@@ -188,18 +210,31 @@ class Message(ApiModel):
             raise ValueError("content is missing")
         return self
 
+    @property
+    def text(self) -> str | None:
+        """The content as one text, of which the parts are lines."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content
+
     def as_dict(self) -> dict[str, Any]:
-        """As chat templates know it: with one text, of which the parts are lines."""
-        content = self.content
-        if isinstance(content, list):
-            content = "\n".join(part.text for part in content)
-        return {"role": self.role, "content": content, "name": self.name}
+        """As chat templates know it."""
+        return {
+            "role": self.role,
+            "content": self.text,
+            "name": self.name,
+            "tool_calls": [call.as_dict() for call in self.tool_calls] if self.tool_calls else None,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content or self.reasoning,
+        }
 
 
 class ChatFields(ApiModel):
     """How a conversation becomes a prompt."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    """What the model may call; the chat template tells it, whatever ``tool_choice`` says."""
     add_generation_prompt: bool = True
     """End the prompt with the header of the assistant's next message."""
     continue_final_message: bool = False
@@ -210,6 +245,14 @@ class ChatFields(ApiModel):
     """What else the template knows, such as ``enable_thinking``."""
     add_special_tokens: bool = False
     """As for a completion; most templates write these tokens themselves."""
+
+    @field_validator("tools")
+    @classmethod
+    def _tools_are_told_apart(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name")
+        return tools
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "ChatFields":
@@ -227,6 +270,10 @@ class ChatCompletionRequest(SamplingFields, ChatFields):
     """Log-probabilities of so many top tokens; needs ``logprobs=true``."""
     max_completion_tokens: int | None = None
     """OpenAI's newer name of ``max_tokens``."""
+    tool_choice: ToolChoice | None = None
+    """None: ``auto``, if there are tools."""
+    parallel_tool_calls: bool = True
+    """Whether a message may have several calls."""
 
     @model_validator(mode="after")
     def _two_names_agree(self) -> "ChatCompletionRequest":
@@ -277,4 +324,4 @@ class DetokenizeRequest(ApiModel):
     """The body of ``POST /detokenize``."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: TokenIds

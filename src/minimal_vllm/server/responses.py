@@ -107,11 +107,46 @@ class ChatLogprobs(BaseModel):
     content: list[ChatTokenLogprob]
 
 
+class CalledFunction(BaseModel):
+    """A function's name, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class MessageCall(BaseModel):
+    """A function that is to be called."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     """What the model says."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """The same: vLLM's field has had both names, and clients read the one or the other."""
+    tool_calls: list[MessageCall] | None = None
+
+
+class FunctionDelta(BaseModel):
+    """What is new of a call; the first has the name."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(BaseModel):
+    """What is new of a call; the first has the id and the type."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class ChatDelta(BaseModel):
@@ -119,6 +154,9 @@ class ChatDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChatChoice(BaseModel):

@@ -39,6 +39,16 @@ def make_service(
     view = LiveView() if config.view else None
     watchers = [view] if view else []
     llm = LLM(model, observers=[metrics.on_step, *watchers, *observers], **options)
+    metrics.describe_cache(
+        {
+            "num_gpu_blocks": llm.built.num_blocks,
+            "block_size": llm.config.block_size,
+            "cache_dtype": str(llm.built.dtype).removeprefix("torch."),
+            "gpu_memory_utilization": llm.config.gpu_memory_utilization,
+            "enable_prefix_caching": llm.config.enable_prefix_caching,
+            "prefix_caching_hash_algo": "sha256",
+        }
+    )
     engine = AsyncEngine(llm.engine, metrics, view.pace if view else None)
     if view:
         view.attach(llm, engine)
@@ -109,7 +119,7 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
         engine.end_all(
             EngineStoppedError(
                 f"the server is shutting down, and this request was not finished within "
-                f"{config.shutdown_timeout:g} s"
+                f"{config.shutdown_timeout:g} s, or before a second signal"
             )
         )
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -15,8 +16,11 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
+from minimal_vllm.server.structured import Constraint
 from minimal_vllm.text.chat_template import ChatTemplate
 from minimal_vllm.view.live import LiveView
+
+NUM_GRAMMAR_THREADS = 2
 
 
 def choose_model_names(config: ServerConfig, model: str | None) -> list[str]:
@@ -35,6 +39,9 @@ class Service:
     model_names: list[str]
     view: LiveView | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+    grammar_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")
+    )
 
     @property
     def max_model_len(self) -> int:
@@ -70,21 +77,45 @@ class Service:
         except ValidationError as error:
             raise as_api_error(error) from error
 
+    async def constrain(
+        self, params: SamplingParams, constraint: Constraint | None
+    ) -> SamplingParams:
+        """The parameters with this constraint, whose grammar the engine then finds compiled.
+
+        Compiling it may take seconds, so neither event loop nor engine must do it; and few threads,
+        so that no flood of bad grammars takes those in which prompts are tokenized.
+        """
+        if constraint is None:
+            return params
+        self.check_load()
+        compile_it = self.llm.built.grammars.start  # type: ignore[union-attr] # has a tokenizer
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
+        except ValueError as error:
+            reason = error.__cause__ or error  # which would name the engine's parameter
+            field = constraint.field
+            raise ApiError(400, f"{field} can't be used: {reason}", param=field) from error
+        return replace(params, structured_outputs=constraint.params)
+
     # ---- tokenizing, in other threads: a long text takes long ------------------------------------
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
-        """The tokens of some prompts."""
+        """The tokens of some prompts (400 if one is not valid text)."""
         tokenizer = self.llm.get_tokenizer()
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(
-            await asyncio.to_thread(
-                tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
+        try:
+            encoded = iter(
+                await asyncio.to_thread(
+                    tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
+                )
             )
-        )
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    async def encode_chat(self, chat: ChatFields) -> list[int]:
-        """The tokens of a conversation."""
+    async def render_chat(self, chat: ChatFields) -> str:
+        """The prompt that a conversation becomes."""
         if chat.chat_template is not None and not self.config.trust_request_chat_template:
             raise ApiError(
                 400,
@@ -92,9 +123,7 @@ class Service:
                 "(--trust-request-chat-template)",
                 param="chat_template",
             )
-        prompt = await asyncio.to_thread(self._render, chat)
-        (token_ids,) = await self.encode([prompt], add_special_tokens=chat.add_special_tokens)
-        return token_ids
+        return await asyncio.to_thread(self._render, chat)
 
     def _render(self, chat: ChatFields) -> str:
         # Not by ``load_chat_template``, which would read whatever file the client names.
@@ -105,6 +134,7 @@ class Service:
             render = template.render if template else self.llm.render_chat
             return render(
                 [message.as_dict() for message in chat.messages],
+                tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
                 add_generation_prompt=chat.add_generation_prompt,
                 continue_final_message=chat.continue_final_message,
                 **(chat.chat_template_kwargs or {}),
@@ -133,12 +163,11 @@ class Service:
                 "priority: this server takes who comes first (--scheduling-policy=priority)",
                 param="priority",
             )
-        seed = None if params.seed == -1 else params.seed
         return [
             EngineRequest(
                 request_id=f"{response_id}-{place * params.n + index}",
                 prompt_token_ids=prompt,
-                params=replace(params, n=1, seed=None if seed is None else seed + index),
+                params=replace(params, n=1, seed=_seed_of_choice(params.seed, index)),
                 output_kind=OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY,
                 priority=body.priority,
                 cache_salt=body.cache_salt,
@@ -156,3 +185,8 @@ class Service:
                 f"{self.config.max_choices} that one request may ask for (--max-choices)",
                 param="n",
             )
+
+
+def _seed_of_choice(seed: int | None, index: int) -> int | None:
+    """As the engine counts them for its own ``n``; modulo 2^64, which never gives -1, for none."""
+    return None if seed in (None, -1) else (seed + index) % 2**64

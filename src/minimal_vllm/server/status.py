@@ -1,6 +1,7 @@
 """What the server says of itself: models, health, version, metrics."""
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from minimal_vllm import __version__
@@ -48,7 +49,7 @@ def make_router(service: Service) -> APIRouter:
     async def version() -> Version:
         return Version(version=__version__)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -1,5 +1,6 @@
 """``POST /tokenize`` and ``POST /detokenize``."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Body
@@ -19,14 +20,13 @@ def make_router(service: Service) -> APIRouter:
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
         service.check_model(body.model)
         if isinstance(body, TokenizeChatRequest):
-            token_ids = await service.encode_chat(body)
+            prompt = await service.render_chat(body)
         else:
-            (token_ids,) = await service.encode(
-                [body.prompt], add_special_tokens=body.add_special_tokens
-            )
+            prompt = body.prompt
+        (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
         tokens = Tokens(count=len(token_ids), max_model_len=service.max_model_len, tokens=token_ids)
         if body.return_token_strs:
-            tokens.token_strs = [tokenizer.token_text(token_id) for token_id in token_ids]
+            tokens.token_strs = await asyncio.to_thread(list, map(tokenizer.token_text, token_ids))
         return tokens
 
     @router.post("/detokenize")
@@ -39,6 +39,7 @@ def make_router(service: Service) -> APIRouter:
                 f"tokens: {max(body.tokens)} is none of the model's, which are 0 to {limit - 1}",
                 param="tokens",
             )
-        return Text(prompt=tokenizer.decode(body.tokens, skip_special_tokens=False))
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
+        return Text(prompt=text)
 
     return router

@@ -70,10 +70,19 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """``encode`` for several texts, which share the processor's cores."""
-        encodings = self._backend.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
+        """``encode`` for several texts, which share the processor's cores.
+
+        Raises:
+            ValueError: one of them can't be written as UTF-8.
+        """
+        try:
+            encodings = self._backend.encode_batch_fast(
+                list(texts), add_special_tokens=add_special_tokens
+            )
+        except TypeError as error:
+            raise ValueError(
+                "a text can't be tokenized: it should be a string without halves of surrogate pairs"
+            ) from error
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

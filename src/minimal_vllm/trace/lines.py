@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from minimal_vllm.trace.facts import EngineFacts
 from minimal_vllm.trace.step_record import (
     AbortRecord,
+    PlanRecord,
     Record,
     RequestRecord,
     ResetRecord,
@@ -58,6 +59,7 @@ ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "request": TypeAdapter(RequestRecord),
     "abort": TypeAdapter(AbortRecord),
     "reset": TypeAdapter(ResetRecord),
+    "plan": TypeAdapter(PlanRecord),
     "step": TypeAdapter(StepRecord),
     "texts": TypeAdapter(TextsRecord),
     "end": TypeAdapter(EndRecord),

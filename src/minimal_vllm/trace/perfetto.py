@@ -54,6 +54,7 @@ class Exporter:
         self._header = header
         self._tracks: dict[str, _Track] = {}
         self._now = header.started
+        self._last_step = header.started  # when it ended
 
     def events(self, lines: Iterable[Line]) -> Iterator[Event]:
         """All events, the names of processes and threads among them."""
@@ -84,35 +85,37 @@ class Exporter:
         yield _name("thread_name", REQUESTS, record.arrival, name)
 
     def _step(self, record: StepRecord) -> Iterator[Event]:
-        began = record.started
-        yield from self._step_slices(record)
+        began = max(record.started, self._last_step)  # else it overlaps the step before it
+        yield from self._step_slices(record, began)
         yield from self._counters(record)
         for request_id in record.preempted:
-            track = self._tracks[request_id]
-            track.waits_since = began
-            yield self._instant("preempted", track.thread, began)
+            if track := self._tracks.get(request_id):  # else it ended while the step ran
+                track.waits_since = began
+                yield self._instant("preempted", track.thread, began)
         for entry in record.scheduled:
             yield from self._scheduled(entry, began, self._now - began)
         for request_id, reason in record.finished[record.num_aborted :]:
             yield from self._end(request_id, reason)
 
-    def _step_slices(self, record: StepRecord) -> Iterator[Event]:
+    def _step_slices(self, record: StepRecord, began: float) -> Iterator[Event]:
         parts = {
             "schedule": record.schedule_seconds,
             "run": record.run_seconds,
             "update": record.update_seconds,
         }
         start = record.started
-        self._now = start + sum(parts.values())
+        self._now = self._last_step = start + sum(parts.values())
         facts = {
             "tokens": sum(entry.num_tokens for entry in record.scheduled),
             "requests": len(record.scheduled),
             "evicted blocks": list(record.evicted_blocks),
         }
-        yield self._slice(f"step {record.step}", ENGINE, STEPS, start, self._now - start, facts)
+        yield self._slice(f"step {record.step}", ENGINE, STEPS, began, self._now - began, facts)
         for name, seconds in parts.items():
-            yield self._slice(name, ENGINE, STEPS, start, seconds, {})
-            start += seconds
+            end = start + seconds
+            start = max(start, began)
+            yield self._slice(name, ENGINE, STEPS, start, max(end - start, 0), {})
+            start = end
 
     def _counters(self, record: StepRecord) -> Iterator[Event]:
         referenced = record.num_blocks - record.num_free_blocks
@@ -132,7 +135,9 @@ class Exporter:
             }
 
     def _scheduled(self, entry: ScheduledRecord, began: float, seconds: float) -> Iterator[Event]:
-        track = self._tracks[entry.request_id]
+        track = self._tracks.get(entry.request_id)
+        if track is None:  # it ended while the step ran
+            return
         yield from self._stop_waiting(track, began)
         name = "decode" if entry.start >= track.num_prompt_tokens else "prompt"
         facts = {

@@ -54,8 +54,25 @@ class ScheduledRecord:
     sampled_token: int | None = None
     """None for a prompt's chunk that is not its last."""
     full_hashes: tuple[str, ...] = ()
-    """Of the blocks that this step filled, in the order of their tokens: the hash under which
-    they can be found from now on, in hexadecimal. Empty without prefix caching."""
+    """Of those of its blocks that can be found from now on: their hashes, in hexadecimal. Empty
+    without prefix caching."""
+    first_full: int = 0
+    """The place of the first of these in its block table."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A step was planned, maybe while the one before it still runs; its ``StepRecord`` follows.
+
+    Only from an engine with asynchronous scheduling: elsewhere the ``StepRecord`` is enough.
+    """
+
+    step: int
+    scheduled: tuple[ScheduledRecord, ...]
+    """Nothing is sampled yet."""
+    admitted: tuple[str, ...] = ()
+    preempted: tuple[str, ...] = ()
+    evicted_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +110,7 @@ class StepRecord:
     ``AbortRecord``."""
 
 
-Record = RequestRecord | AbortRecord | ResetRecord | StepRecord
+Record = RequestRecord | AbortRecord | ResetRecord | PlanRecord | StepRecord
 
 StepObserver = Callable[[StepRecord], None]
 

@@ -3,10 +3,12 @@
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.trace.step_record import (
     AbortRecord,
+    PlanRecord,
     Record,
     Recorder,
     RequestRecord,
     ResetRecord,
+    ScheduledRecord,
     StepRecord,
 )
 
@@ -37,17 +39,25 @@ class BlockContents(Recorder):
                 self._forget(record.request_id)
             case ResetRecord():
                 self._forget_all()
+            case PlanRecord():
+                for entry in record.scheduled:
+                    self._take_entry(entry)
             case StepRecord():
                 self._take_step(record)
 
-    def _take_step(self, record: StepRecord) -> None:
+    def _take_entry(self, entry: ScheduledRecord) -> None:
+        tokens = self._tokens.get(entry.request_id)
+        if tokens is None:  # it ended while the step ran
+            return
+        if entry.sampled_token is not None:
+            tokens.append(entry.sampled_token)
         size = self._scheduler.config.block_size
+        for index, block_hash in enumerate(entry.full_hashes, entry.first_full):
+            self._of_hash[block_hash] = tuple(tokens[index * size : (index + 1) * size])
+
+    def _take_step(self, record: StepRecord) -> None:
         for entry in record.scheduled:
-            tokens = self._tokens[entry.request_id]
-            for index, block_hash in enumerate(entry.full_hashes, entry.start // size):
-                self._of_hash[block_hash] = tuple(tokens[index * size : (index + 1) * size])
-            if entry.sampled_token is not None:
-                tokens.append(entry.sampled_token)
+            self._take_entry(entry)
         for request_id, _ in record.finished[record.num_aborted :]:
             self._forget(request_id)
         if len(self._of_hash) > 2 * record.num_blocks:

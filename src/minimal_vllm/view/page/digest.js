@@ -73,7 +73,7 @@ export class Digest {
                      ttft: [], itl: [], preempted: record.preempted.length,
                      evicted: record.evicted_blocks.length };
     for (const id of record.preempted) {
-      this.rowOf.get(id).cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0 });
+      this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0 });
     }
     for (const entry of record.scheduled) this.addCell(entry, column, state);
     const [free, cached, referenced, shared] = state.count();
@@ -94,6 +94,7 @@ export class Digest {
 
   addCell(entry, column, state) {
     const row = this.rowOf.get(entry.request_id);
+    if (!row) return; // it ended while the step ran
     const end = entry.start + entry.num_tokens;
     const kind = end <= row.reached ? "again" : entry.start >= row.numPrompt ? "decode" : "prompt";
     row.reached = Math.max(row.reached, end);

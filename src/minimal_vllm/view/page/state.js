@@ -31,7 +31,8 @@ export class EngineState {
     this.numReleases = 0;
     this.prefixQueries = 0;
     this.prefixHits = 0;
-    this.now = nothing();
+    this.now = nothing(); // what the last step did
+    this.plans = new Map(); // step -> the same, of those that are planned and still run
   }
 
   /** A copy that can be stepped on by itself. Lists of tokens only grow, and so are shared. */
@@ -41,6 +42,7 @@ export class EngineState {
       if (ArrayBuffer.isView(value) || Array.isArray(value)) copy[name] = value.slice();
     }
     copy.now = { ...this.now, ended: this.now.ended.slice() };
+    copy.plans = new Map(this.plans);
     copy.blockOf = new Map();
     this.hashes.forEach((hash, block) => { if (hash !== null) copy.blockOf.set(hash, block); });
     copy.requests = new Map();
@@ -72,6 +74,7 @@ export class EngineState {
       case "request": return this.arrive(record);
       case "abort": return this.end(record.request_id, "abort");
       case "reset": return this.reset();
+      case "plan": return this.takePlan(record);
       case "step": return this.takeStep(record);
     }
   }
@@ -116,18 +119,36 @@ export class EngineState {
     Object.assign(this, new EngineState(this.facts), { step, time, numEnded });
   }
 
+  /** A step is planned while the one before it still runs. */
+  takePlan(record) {
+    const last = this.now;
+    this.now = nothing();
+    this.plan(record);
+    this.plans.set(record.step, this.now);
+    this.now = last;
+  }
+
   takeStep(record) {
     this.step = record.step;
     this.time = record.started + record.schedule_seconds + record.run_seconds + record.update_seconds;
-    this.now = nothing();
-    this.now.record = record;
-    for (const id of record.preempted) this.preempt(this.requests.get(id));
-    for (const id of record.admitted) this.now.admitted.push(this.requests.get(id).arrival);
-    for (const entry of record.scheduled) this.compute(entry);
+    const planned = this.plans.get(record.step);
+    this.plans.delete(record.step);
+    this.now = { ...(planned ?? nothing()), record };
+    if (!planned) this.plan(record);
+    for (const entry of record.scheduled) this.update(entry);
     for (const [id, reason] of record.finished.slice(record.num_aborted ?? 0)) this.end(id, reason);
     if (record.num_cached_blocks === 0) this.forgetAll();
     this.prefixQueries = record.prefix_queries;
     this.prefixHits = record.prefix_hits;
+  }
+
+  // ---- what a step is made of -----------------------------------------------------------------
+
+  plan(record) {
+    for (const id of record.preempted ?? []) this.preempt(this.requests.get(id));
+    for (const id of record.admitted ?? []) this.now.admitted.push(this.requests.get(id).arrival);
+    const evicted = new Set(record.evicted_blocks);
+    for (const entry of record.scheduled) this.compute(entry, evicted);
   }
 
   preempt(request) {
@@ -137,27 +158,37 @@ export class EngineState {
     request.preemptions += 1;
   }
 
-  compute({ request_id, start, num_tokens, cached_blocks = [], new_blocks = [],
-            sampled_token = null, full_hashes = [] }) {
+  compute(entry, evicted) {
+    const { request_id, start, num_tokens, cached_blocks = [], new_blocks = [] } = entry;
     const request = this.requests.get(request_id);
-    const size = this.facts.block_size;
     request.status = "running";
-    request.cached ??= cached_blocks.length * size;
+    request.cached ??= cached_blocks.length * this.facts.block_size;
     if (cached_blocks.length) this.share(request, cached_blocks);
-    for (const block of new_blocks) if (this.hashes[block] !== null) this.evict(block, request);
+    for (const block of new_blocks) if (evicted.has(block)) this.evict(block, request);
     this.take(request, new_blocks);
     request.computed = start + num_tokens;
     this.write(request, start, request.computed);
-    full_hashes.forEach((hash, i) => {
-      const index = Math.floor(start / size) + i;
-      request.hashes[index] = hash;
-      this.store(request.table[index], hash);
-    });
+    this.nameBlocks(request, entry);
     this.now.computed.push({ arrival: request.arrival, start, count: num_tokens });
-    if (sampled_token !== null) {
-      request.tokens[request.numTokens] = sampled_token; // the same whenever this is replayed
+  }
+
+  /** What is known only when a step has been computed. */
+  update(entry) {
+    const request = this.requests.get(entry.request_id);
+    if (!request) return; // it ended while the step ran
+    if (entry.sampled_token !== undefined) {
+      request.tokens[request.numTokens] = entry.sampled_token; // the same whenever this is replayed
       request.numTokens += 1;
     }
+    this.nameBlocks(request, entry);
+  }
+
+  /** Its blocks that are full, and whose tokens are known, can be found from now on. */
+  nameBlocks(request, { full_hashes = [], first_full = 0 }) {
+    full_hashes.forEach((hash, i) => {
+      request.hashes[first_full + i] = hash;
+      this.store(request.table[first_full + i], hash);
+    });
   }
 
   end(id, reason) {

@@ -1,0 +1,93 @@
+"""A server under test: ``minimal-vllm serve`` in a process of its own, as others would run it."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.request import urlopen
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+START_TIMEOUT = 120.0
+"""Seconds until the server must be ready."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Ready to serve."""
+
+    url: str
+    process: psutil.Process
+
+    @property
+    def rss(self) -> int:
+        """Bytes of RAM that the process has."""
+        return int(self.process.memory_info().rss)
+
+    @property
+    def cpu_time(self) -> float:
+        """Seconds of CPU time that it has used."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    @property
+    def loop_cpu_time(self) -> float:
+        """The part of its main thread, in which the event loop runs."""
+        main = next(each for each in self.process.threads() if each.id == self.process.pid)
+        return float(main.user_time + main.system_time)
+
+    def metrics(self) -> dict[str, float]:
+        """Name -> value of each of its metrics; with ``{reason}`` behind the name if it has one."""
+        with urlopen(f"{self.url}/metrics", timeout=60) as response:
+            text = response.read().decode()
+        return {
+            sample.name + _reason(sample.labels): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+def _reason(labels: dict[str, str]) -> str:
+    return f"{{{labels['finished_reason']}}}" if "finished_reason" in labels else ""
+
+
+@contextmanager
+def serving(*options: str, threads: int | None = None) -> Iterator[Server]:
+    """A server with the built-in model and these options, at any free port.
+
+    Args:
+        options: of the command.
+        threads: of the model's computation; None: as PyTorch chooses.
+
+    Raises:
+        RuntimeError: it did not start; what it wrote says why.
+    """
+    command = [sys.executable, "-m", "minimal_vllm", "serve", "--port=0", *options]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
+        try:
+            yield Server(_wait_for_url(process, log.fileno()), psutil.Process(process.pid))
+        finally:
+            process.kill()
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: int) -> str:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        written = os.pread(log, 2**16, 0).decode()
+        if found := re.search(r"Serving at +(\S+)\n", written):
+            return found[1]
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server did not start:\n{written}")
+        time.sleep(0.05)

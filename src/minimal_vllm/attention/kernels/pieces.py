@@ -1,0 +1,138 @@
+"""Cutting a decode step's contexts into pieces of about the same length, on the GPU.
+
+A decode step reads every request's keys and values once, and does little else, so it is as fast as
+the memory if all of the GPU's processors read until the end. Requests differ in length: one program
+per request would leave most processors idle while the longest request is read. So contexts are cut
+into *pieces* of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html)::
+
+    lengths       A ██████████████   B ███   C ████████
+    pieces        A0 ██████ A1 ██████ A2 ██   B0 ███   C0 ██████ C1 ██
+    first_piece   A: 0                        B: 3     C: 4         end: 6
+    owner         0         0         0       1        2         2
+
+The cut is made by a kernel, since a CUDA graph can't ask the CPU; once a step, for all layers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimal_vllm.launch import launch_options, wait_for_previous
+
+LEAST_PIECE = 64
+"""Tokens of a piece at least, and what its length is a multiple of: the keys of one tile."""
+PROGRAMS_PER_PROCESSOR = 2
+"""How many programs each processor should get, at least, if the contexts are long enough."""
+PIECES_PER_REQUEST = 2
+"""How many pieces a request should have on average: short ones fill the gaps at the end."""
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Which tokens each piece has."""
+
+    owner: Tensor
+    """``[most pieces]`` int32: the request that a piece belongs to; ``NOBODY`` behind the last."""
+    first_piece: Tensor
+    """``[R + 1]`` int32: request ``r`` has the pieces from ``first_piece[r]`` to ``[r + 1]``."""
+    piece_size: Tensor
+    """``[1]`` int32."""
+
+
+def most_pieces(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
+    """No step of so many requests has more pieces than this."""
+    return num_requests + _wanted_pieces(num_requests, num_kv_heads, num_processors)
+
+
+def _wanted_pieces(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
+    to_fill_the_gpu = -(-PROGRAMS_PER_PROCESSOR * num_processors // num_kv_heads)
+    return to_fill_the_gpu + PIECES_PER_REQUEST * num_requests
+
+
+def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) -> Pieces:
+    """Cut the tokens ``starts[r] … ends[r]`` of each request into pieces.
+
+    Args:
+        starts: ``[R]`` int32.
+        ends: ``[R]`` int32; a request with ``ends <= starts`` has no pieces.
+        num_kv_heads: each piece is read by so many programs.
+        num_processors: of the GPU.
+    """
+    num_requests = len(ends)
+    size = most_pieces(num_requests, num_kv_heads, num_processors)
+    pieces = Pieces(ends.new_empty(size), ends.new_empty(num_requests + 1), ends.new_empty(1))
+    _cut_kernel[(1,)](
+        starts,
+        ends,
+        pieces.owner,
+        pieces.first_piece,
+        pieces.piece_size,
+        num_requests,
+        size,
+        _wanted_pieces(num_requests, num_kv_heads, num_processors),
+        LEAST=LEAST_PIECE,
+        REQUESTS=triton.next_power_of_2(num_requests),
+        PIECES=triton.next_power_of_2(size),
+        num_warps=8,
+        **launch_options(ends),
+    )
+    return pieces
+
+
+def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) -> Pieces:
+    """The same in plain PyTorch."""
+    num_requests = len(ends)
+    lengths = (ends - starts).clamp(min=0)
+    wanted = _wanted_pieces(num_requests, num_kv_heads, num_processors)
+    piece_size = -(-int(lengths.sum()) // wanted)
+    piece_size = max(-(-piece_size // LEAST_PIECE) * LEAST_PIECE, LEAST_PIECE)
+    counts = -(-lengths // piece_size)
+    owner = ends.new_full((most_pieces(num_requests, num_kv_heads, num_processors),), NOBODY)
+    owned = torch.arange(num_requests, dtype=torch.int32).repeat_interleave(counts)
+    owner[: len(owned)] = owned
+    first_piece = torch.cat((counts.new_zeros(1), counts.cumsum(0))).int()
+    return Pieces(owner, first_piece, ends.new_tensor([piece_size]))
+
+
+@triton.jit(
+    do_not_specialize=["num_requests", "size", "wanted"],
+    do_not_specialize_on_alignment=["starts", "ends"],
+)
+def _cut_kernel(
+    starts,
+    ends,
+    owner,
+    first_piece,
+    piece_size,
+    num_requests,
+    size,
+    wanted,
+    LEAST: tl.constexpr,
+    REQUESTS: tl.constexpr,
+    PIECES: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    request = tl.arange(0, REQUESTS)
+    exists = request < num_requests
+    start = tl.load(starts + request, mask=exists, other=0)
+    end = tl.load(ends + request, mask=exists, other=0)
+    lengths = tl.maximum(end - start, 0)
+    tiles = tl.cdiv(tl.cdiv(tl.sum(lengths), wanted), LEAST)
+    length = tl.maximum(tiles, 1) * LEAST
+    counts = tl.cdiv(lengths, length)
+    ends_at = tl.cumsum(counts)
+    first = ends_at - counts
+    tl.store(piece_size, length)
+    tl.store(first_piece, 0)
+    tl.store(first_piece + 1 + request, ends_at, mask=exists)
+
+    piece = tl.arange(0, PIECES)
+    tl.store(owner + piece, -1, mask=(piece < size) & (piece >= tl.sum(counts)))
+    for index in range(tl.max(counts)):
+        tl.store(owner + first + index, request, mask=exists & (index < counts))

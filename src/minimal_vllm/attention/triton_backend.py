@@ -1,0 +1,254 @@
+"""Paged attention by our own kernels: which token goes to which of them.
+
+Requests with one new token go to the decode kernel, all others to the prefill kernel, so that a
+step may mix them as it likes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimal_vllm.attention.kernels.decode import DecodeWork, Partials, decode_attention
+from minimal_vllm.attention.kernels.pieces import NOBODY, cut, most_pieces
+from minimal_vllm.attention.kernels.prefill import TILE_TOKENS, PrefillWork, prefill_attention
+from minimal_vllm.attention.kernels.shared import (
+    PARTS,
+    SharedWork,
+    requests_per_tile,
+    shared_attention,
+)
+from minimal_vllm.attention.library import PORTION, FreshPrompt, fresh_attention, is_for_library
+from minimal_vllm.attention.metadata import AttentionMetadata
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.engine.batch import Batch, Int32Array, IntArray
+from minimal_vllm.engine.shared_prefix import SharedPrefix
+from minimal_vllm.transfer import send
+
+
+@dataclass(frozen=True, slots=True)
+class TritonMetadata(AttentionMetadata):
+    """A step, as the kernels want it."""
+
+    decode: dict[int | None, DecodeWork] | None
+    """For each window that a layer of the model has."""
+    shared: SharedWork | None
+    """Used by layers without a window."""
+    prefill: PrefillWork | None
+    fresh: list[FreshPrompt]
+    """Computed by the library in layers without a window; ``prefill`` has what is left of them."""
+    prefill_without_library: PrefillWork | None
+    """All of it, for layers with a window."""
+
+
+class TritonAttention:
+    """Plans the work of a step once, and does it in each layer.
+
+    Args:
+        windows: the sliding windows of the model's layers (None: a layer without).
+        shape: H, K and D.
+        block_size: tokens per KV block.
+        max_num_seqs: at most so many requests are in a step.
+        num_processors: of the GPU.
+        device: it.
+        dtype: of queries and cache.
+    """
+
+    def __init__(
+        self,
+        windows: frozenset[int | None],
+        shape: tuple[int, int, int],
+        block_size: int,
+        max_num_seqs: int,
+        num_processors: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._windows, self._block_size = windows, block_size
+        self._uses_library = is_for_library(device, dtype, shape[2])
+        self._num_heads, self._num_kv_heads, self._head_dim = shape
+        self._num_processors = num_processors
+        self._device = device
+        # Layers use these in turn, steps too: the GPU does one thing after the other.
+        self._partials = self._new_partials(
+            most_pieces(max_num_seqs, self._num_kv_heads, num_processors)
+        )
+        self._shared_partials = self._new_partials(PARTS * max_num_seqs)
+        self._arrivals = torch.zeros(
+            max_num_seqs * self._num_kv_heads, dtype=torch.int32, device=device
+        )
+
+    def _new_partials(self, rows: int) -> Partials:
+        shape = (rows, self._num_heads, self._head_dim)
+        return Partials(
+            torch.empty(shape, device=self._device), torch.empty(shape[:2], device=self._device)
+        )
+
+    # ---- once a step: plan ----------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> TritonMetadata:
+        """Move the batch to the GPU, its decoding requests apart from the others."""
+        num_new = np.diff(batch.query_starts)
+        tables = self._send(batch.block_tables)
+        decoding = np.flatnonzero(num_new == 1)
+        decode = None
+        if len(decoding):
+            rows = np.stack((batch.query_starts[decoding], batch.seq_lens[decoding], decoding))
+            token, seq_lens, table_row = self._send(rows.astype(np.int32))
+            decode = self.plan_decode(token, seq_lens, table_row, tables, None)
+        others = np.flatnonzero(num_new != 1)
+        fresh = list(self._find_fresh(batch, others, tables))
+        done = np.zeros(len(num_new), dtype=np.int64)
+        everything = self._plan_prefill(batch, others, done, tables)
+        for request, prompt in fresh:
+            done[request] = prompt.num_tokens
+        return TritonMetadata(
+            slots=self._send(batch.slot_mapping),
+            decode=decode,
+            shared=None,
+            prefill=self._plan_prefill(batch, others, done, tables) if fresh else everything,
+            fresh=[prompt for _, prompt in fresh],
+            prefill_without_library=everything,
+        )
+
+    def _find_fresh(
+        self, batch: Batch, requests: IntArray, tables: Tensor
+    ) -> Iterator[tuple[int, FreshPrompt]]:
+        """The requests whose beginnings go to the library, and these."""
+        block_size = self._block_size
+        if not self._uses_library or PORTION % block_size:
+            return
+        for request in requests.tolist():
+            token, end = batch.query_starts[request : request + 2].tolist()
+            num_tokens = (end - token) // PORTION * PORTION
+            if num_tokens and batch.positions[token] == 0:
+                blocks = tables[request, : num_tokens // block_size]
+                yield request, FreshPrompt(token, num_tokens, blocks)
+
+    def plan_decode(
+        self,
+        token: Tensor,
+        seq_lens: Tensor,
+        table_row: Tensor,
+        block_tables: Tensor,
+        shared: SharedWork | None,
+    ) -> dict[int | None, DecodeWork]:
+        """Cut contexts into pieces; all arguments are on the GPU, and so is all of the work.
+
+        Args:
+            token: see ``DecodeWork``.
+            seq_lens: see ``DecodeWork``.
+            table_row: see ``DecodeWork``.
+            block_tables: see ``DecodeWork``.
+            shared: beginnings that are read once for several requests.
+        """
+        return {
+            window: self._plan_window(token, seq_lens, table_row, block_tables, shared, window)
+            for window in self._windows
+        }
+
+    def _plan_window(
+        self,
+        token: Tensor,
+        seq_lens: Tensor,
+        table_row: Tensor,
+        block_tables: Tensor,
+        shared: SharedWork | None,
+        window: int | None,
+    ) -> DecodeWork:
+        if window is not None:
+            shared = None
+            starts = (seq_lens - window).clamp_(min=0)
+        else:
+            starts = shared.lengths if shared else torch.zeros_like(seq_lens)
+        return DecodeWork(
+            token,
+            seq_lens,
+            table_row,
+            block_tables,
+            starts,
+            cut(starts, seq_lens, self._num_kv_heads, self._num_processors),
+            self._partials,
+            self._arrivals,
+            shared.as_part() if shared else None,
+        )
+
+    def _plan_prefill(
+        self, batch: Batch, requests: IntArray, done: IntArray, tables: Tensor
+    ) -> PrefillWork | None:
+        """Tiles for all tokens of these requests but the first ``done[request]`` of each."""
+        starts, ends = (
+            batch.query_starts[requests] + done[requests],
+            batch.query_starts[requests + 1],
+        )
+        num_tiles = -(-(ends - starts) // TILE_TOKENS)
+        owner = np.repeat(np.arange(len(requests)), num_tiles)
+        index = np.arange(len(owner)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
+        if not len(owner):
+            return None
+        token = starts[owner] + index * TILE_TOKENS
+        num_tokens = np.minimum(ends[owner] - token, TILE_TOKENS)
+        position = batch.positions[token]
+        longest_first = np.argsort(-position, kind="stable")
+        tiles = np.stack((requests[owner], token, num_tokens, position), axis=1)[longest_first]
+        return PrefillWork(self._send(tiles.astype(np.int32)), tables)
+
+    def new_shared_work(self, num_requests: int) -> SharedWork:
+        """Room for what so many requests share; nobody shares anything yet."""
+        per_tile = requests_per_tile(self._num_heads, self._num_kv_heads)
+        shape = (self.num_shared_tiles(num_requests), per_tile)
+        members = torch.full(shape, NOBODY, dtype=torch.int32, device=self._device)
+        lengths = torch.zeros(num_requests, dtype=torch.int32, device=self._device)
+        return SharedWork(members, lengths, self._shared_partials)
+
+    def num_shared_tiles(self, num_requests: int) -> int:
+        """Twice as many as are full: a group may leave its last tile half empty."""
+        return 2 * -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
+
+    def fill_shared_work(self, work: SharedWork, prefixes: Sequence[SharedPrefix]) -> None:
+        """Say who shares what; groups that find no room in the tiles share nothing."""
+        num_tiles, per_tile = work.members.shape
+        members = np.full((num_tiles, per_tile), NOBODY, dtype=np.int32)
+        lengths = np.zeros(len(work.lengths), dtype=np.int32)
+        used = 0
+        for prefix in prefixes:
+            needed = -(-len(prefix.members) // per_tile)
+            if used + needed <= num_tiles:
+                members[used : used + needed].reshape(-1)[: len(prefix.members)] = prefix.members
+                lengths[prefix.members] = prefix.num_tokens
+                used += needed
+        work.members.copy_(self._send(members))
+        work.lengths.copy_(self._send(lengths))
+
+    def _send(self, array: IntArray | Int32Array) -> Tensor:
+        return send(array, self._device)
+
+    # ---- in each layer --------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: LayerCache,
+        metadata: AttentionMetadata,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attend over the cache; see ``Attention``."""
+        assert isinstance(metadata, TritonMetadata)  # noqa: S101 - made by prepare
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        prefill = metadata.prefill if window is None else metadata.prefill_without_library
+        if prefill:
+            prefill_attention(q, cache, prefill, scale, window, out)
+        if window is None:
+            for prompt in metadata.fresh:
+                fresh_attention(q, cache, prompt, scale, out)
+        if metadata.decode:
+            work = metadata.decode[window]
+            if metadata.shared and work.shared:
+                shared_attention(
+                    q, cache, metadata.shared, work.token, work.table_row, work.block_tables, scale
+                )
+            decode_attention(q, cache, work, scale, out)
+        return out

@@ -1,0 +1,111 @@
+"""What a GPU knows of the running requests: a table of numbers, a row for each.
+
+A steady decode step needs nothing from the CPU: each request's last token was sampled on the GPU,
+its position is one further than before, and its block table is there. The CPU sends only what it
+decides: a whole row when a request is admitted, and one cell when it gets another block::
+
+    row   token  position  prompt length  temperature  seed (2)   block 0   1   2  …
+     0     412      87          60            0.7        …           7      2   9
+     1      13     230         200            0.0        …          11      5   4
+     2      …
+    last    0       -1                              (nobody's: what pads a batch)
+"""
+
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minimal_vllm.engine.batch import Int32Array
+from minimal_vllm.engine.request import Request
+from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
+from minimal_vllm.transfer import send
+
+TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE, SEED, FIRST_BLOCK = 0, 1, 2, 3, 4, 6
+"""Columns. A seed takes two; a temperature's bits are a float32's."""
+MOST_SEED = 2**64
+
+
+class RowTable:
+    """The table, and what has to be sent to it.
+
+    Args:
+        num_rows: as many requests run at most.
+        num_blocks: as many blocks has one request at most.
+        device: the GPU.
+    """
+
+    def __init__(self, num_rows: int, num_blocks: int, device: torch.device) -> None:
+        self.nobody = num_rows
+        self.cells = torch.zeros(
+            num_rows + 1, FIRST_BLOCK + num_blocks, dtype=torch.int32, device=device
+        )
+        self.cells[self.nobody, POSITION] = -1
+        self._in_prompt: set[int] = set()
+
+    @property
+    def block_tables(self) -> Tensor:
+        """``[rows, most blocks]`` int32, a view."""
+        return self.cells[:, FIRST_BLOCK:]
+
+    def update(self, plan: Plan) -> None:
+        """Bring the table up to date with what was decided for the next step."""
+        places: list[npt.NDArray[np.int64]] = []
+        values = array("i")
+        for entry in plan.scheduled:
+            for column, cells in self._changes(entry, entry.request in plan.admitted):
+                first = entry.request.row * self.cells.shape[1] + column
+                places.append(np.arange(first, first + len(cells)))
+                values.extend(cells)
+        if places:
+            device = self.cells.device
+            where = send(np.concatenate(places), device)
+            self.cells.view(-1)[where] = send(np.frombuffer(values, dtype=np.int32), device)
+
+    def _changes(
+        self, entry: ScheduledRequest, is_admitted: bool
+    ) -> Iterator[tuple[int, "array[int]"]]:
+        """Columns, and what is in them and the next ones from now on."""
+        request = entry.request
+        if is_admitted:
+            yield 0, _whole_row(request, entry.start)
+            self._in_prompt.add(request.row)
+        elif entry.new_blocks:
+            used = len(request.block_table) - len(entry.new_blocks)
+            yield FIRST_BLOCK + used, array("i", entry.new_blocks)
+        if request.row in self._in_prompt:
+            # The token that it computes next is no sampled one.
+            if not is_admitted:
+                yield TOKEN, request.token_ids[entry.start : entry.start + 1]
+            if entry.samples:
+                self._in_prompt.discard(request.row)
+
+    def last_tokens(self, rows: Tensor) -> Tensor:
+        """The token that each of these rows has sampled last, int64; 0 for ``NO_TOKEN``."""
+        return self.cells[rows, TOKEN].long().clamp_(min=0)
+
+    def note_tokens(self, rows: Tensor, tokens: Tensor) -> None:
+        """These rows have sampled these tokens."""
+        self.cells[rows, TOKEN] = tokens.int()
+
+    def note_positions(self, rows: Tensor, seq_lens: Tensor) -> None:
+        """These rows have so many tokens in the cache: the next one's position."""
+        self.cells[rows, POSITION] = seq_lens.int()
+
+
+def _whole_row(request: Request, start: int) -> "array[int]":
+    temperature = np.float32(request.params.temperature).view(np.int32)
+    seed = np.array([request.seed % MOST_SEED], dtype=np.uint64).view(np.int32)
+    known = request.token_ids[start] if start < request.num_tokens else 0
+    fields = [known, start, request.num_prompt_tokens, int(temperature), *seed.tolist()]
+    return array("i", fields) + request.block_table
+
+
+def padded_order(rows: list[int], size: int, nobody: int) -> Int32Array:
+    """The rows of a batch, and nobody's for the rest."""
+    order = np.full(size, nobody, dtype=np.int32)
+    order[: len(rows)] = rows
+    return order

@@ -1,0 +1,1 @@
+"""What a layer does between attention and the residual stream, as Triton kernels; for GPUs."""

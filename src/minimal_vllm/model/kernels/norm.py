@@ -1,0 +1,70 @@
+"""Adding to the residual stream and normalising the sum, in one pass over memory.
+
+Plain PyTorch reads and writes the stream several times: to add, to square, to scale. Here one
+program holds one token's vector in registers. Bytes per token: read residual and x, write both:
+``4 * hidden * itemsize``; memory's rate is the floor.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor, empty_like
+
+from minimal_vllm.launch import launch_options, wait_for_previous
+
+
+def add_norm(
+    residual: Tensor, x: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``residual + x``, in place, and its root mean square normalisation.
+
+    Args:
+        residual: ``[T, hidden]``, contiguous; changed.
+        x: ``[T, hidden]``, contiguous; None: nothing to add.
+        weight: ``[hidden]``.
+        eps: added to the mean of the squares.
+
+    Returns:
+        ``residual`` and the normalised ``[T, hidden]``.
+    """
+    normed = empty_like(residual)
+    tokens, size = residual.shape
+    _add_norm_kernel[(tokens,)](
+        residual,
+        residual if x is None else x,
+        weight,
+        normed,
+        eps,
+        SIZE=size,
+        BLOCK=triton.next_power_of_2(size),
+        ADDS=x is not None,
+        num_warps=4 if size <= 2048 else 8,
+        **launch_options(residual),
+    )
+    return residual, normed
+
+
+@triton.jit
+def _add_norm_kernel(
+    residual,
+    x,
+    weight,
+    normed,
+    eps,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK)
+    exists = column < SIZE
+    scale = tl.load(weight + column, mask=exists, other=0.0)
+    wait_for_previous(EARLY)
+    place = tl.program_id(0).to(tl.int64) * SIZE + column
+    value = tl.load(residual + place, mask=exists, other=0.0)
+    if ADDS:
+        value += tl.load(x + place, mask=exists, other=0.0)
+        tl.store(residual + place, value, mask=exists)
+    wide = value.to(tl.float32)
+    unit = wide * tl.rsqrt(tl.sum(wide * wide) / SIZE + eps)
+    # Rounded where Hugging Face's models round.
+    tl.store(normed + place, unit.to(value.dtype) * scale, mask=exists)

@@ -1,0 +1,91 @@
+"""The operations of ``ops`` by our own kernels, for a GPU."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, mm
+from torch.nn.functional import linear
+
+from minimal_vllm.model.kernels.gate import silu_and_mul
+from minimal_vllm.model.kernels.heads import norm_rotate_store
+from minimal_vllm.model.kernels.norm import add_norm
+from minimal_vllm.model.kernels.small_batch import (
+    MOST_TOKENS,
+    small_add_norm_linear,
+    small_linear,
+)
+from minimal_vllm.model.ops import Rotation
+
+if TYPE_CHECKING:
+    import torch
+
+    from minimal_vllm.attention.metadata import AttentionMetadata
+    from minimal_vllm.cache.kv_cache import LayerCache
+    from minimal_vllm.model.layers import Linear, RMSNorm, SelfAttention
+
+
+class TritonOps:
+    """See ``Ops``. With very few tokens the projections are ours, else the library's."""
+
+    def rotation(self, table: Tensor, positions: Tensor, dtype: "torch.dtype") -> Rotation:  # noqa: ARG002
+        """The kernel looks the angles up itself."""
+        return table, positions
+
+    def add_norm(
+        self, residual: Tensor, x: Tensor | None, norm: "RMSNorm"
+    ) -> tuple[Tensor, Tensor]:
+        """One kernel."""
+        return add_norm(residual, x, norm.weight, norm.eps)
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """One kernel."""
+        if len(x) <= MOST_TOKENS:
+            return small_linear(x, weight, bias, out)
+        if out is not None and bias is None:
+            return mm(x, weight.T, out=out)
+        return linear(x, weight, bias)
+
+    def add_norm_linear(
+        self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", proj: "Linear"
+    ) -> tuple[Tensor, Tensor]:
+        """One kernel for few tokens, else two."""
+        if len(residual) <= MOST_TOKENS:
+            return small_add_norm_linear(residual, x, norm.weight, norm.eps, proj.weight, proj.bias)
+        residual, normed = self.add_norm(residual, x, norm)
+        return residual, linear(normed, proj.weight, proj.bias)
+
+    def add_norm_gate(
+        self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", gate_up: "Linear"
+    ) -> tuple[Tensor, Tensor]:
+        """One kernel for few tokens, else three."""
+        if len(residual) <= MOST_TOKENS:
+            return small_add_norm_linear(
+                residual, x, norm.weight, norm.eps, gate_up.weight, gate_up.bias, gates=True
+            )
+        residual, both = self.add_norm_linear(residual, x, norm, gate_up)
+        return residual, silu_and_mul(both)
+
+    def norm_rotate_store(
+        self,
+        qkv: Tensor,
+        layer: "SelfAttention",
+        rotation: Rotation,
+        cache: "LayerCache",
+        metadata: "AttentionMetadata",
+    ) -> Tensor:
+        """One kernel, in place."""
+        table, positions = rotation
+        norms = (
+            (layer.q_norm.weight, layer.k_norm.weight) if layer.q_norm and layer.k_norm else None
+        )
+        norm_rotate_store(
+            qkv,
+            norms,
+            layer.q_norm.eps if layer.q_norm else 0.0,
+            table if layer.rope else None,
+            positions,
+            metadata.slots,
+            cache,
+        )
+        return qkv.view(len(qkv), -1, layer.head_dim)[:, : layer.num_heads]

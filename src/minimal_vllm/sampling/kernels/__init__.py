@@ -1,0 +1,1 @@
+"""Sampling as Triton kernels; for GPUs."""

@@ -1,0 +1,116 @@
+"""How one chat is answered: what the model's text must match, and how it becomes a message."""
+
+from dataclasses import dataclass, replace
+
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.errors import ApiError
+from minimal_vllm.server.message import CallWriter, ContentReader, Reader
+from minimal_vllm.server.protocol import ChatCompletionRequest
+from minimal_vllm.server.reasoning import Reasoning, ReasoningReader, expected_reasoning
+from minimal_vllm.server.structured import Constraint, asked_constraint
+from minimal_vllm.server.tools.format import ToolFormat
+from minimal_vllm.server.tools.hermes import Hermes
+from minimal_vllm.server.tools.json_calls import Llama3Json, RequiredCalls
+from minimal_vllm.server.tools.named import NamedCall
+
+TOOL_CALL_PARSERS = {"hermes": Hermes, "llama3_json": Llama3Json}
+"""The formats of models that may call tools by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """What was settled for all answers to one chat."""
+
+    constraint: Constraint | None
+    tools: ToolFormat | None
+    """How calls are written; None: there are none."""
+    parallel: bool
+    """Whether a message may have several calls."""
+    reasoning: Reasoning | None
+    """What a text begins with; None: with the answer."""
+    reason_of_calls: str
+    """The ``finish_reason`` of a message that has calls and is complete."""
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether the text may have tags, which are special tokens of some models."""
+        return self.tools is not None or self.reasoning is not None
+
+    def make_reader(self) -> Reader:
+        """What reads the text of one answer."""
+        calls = CallWriter(self.parallel)
+        answer = self.tools.make_reader(calls) if self.tools else ContentReader()
+        return ReasoningReader(self.reasoning, answer) if self.reasoning else answer
+
+
+def plan_dialogue(config: ServerConfig, body: ChatCompletionRequest, prompt: str) -> Dialogue:
+    """Settle how a chat is answered.
+
+    Args:
+        config: says which formats the model has.
+        body: the request.
+        prompt: what the chat template made of it.
+
+    Raises:
+        ApiError: the request contradicts itself, or needs a format that was not named.
+    """
+    tools = _choose_tools(config, body)
+    constraint = _choose_constraint(body, tools)
+    reasoning = None
+    if config.reasoning_parser is not None:
+        continued = body.messages[-1].text if body.continue_final_message else None
+        reasoning = expected_reasoning(config.reasoning_parser, prompt, continued)
+    if constraint is not None:
+        constraint = replace(constraint, params=replace(constraint.params, reasoning=reasoning))
+    return Dialogue(
+        constraint,
+        tools,
+        parallel=body.parallel_tool_calls,
+        reasoning=reasoning,
+        reason_of_calls="stop" if isinstance(tools, NamedCall) else "tool_calls",
+    )
+
+
+def _choose_tools(config: ServerConfig, body: ChatCompletionRequest) -> ToolFormat | None:
+    functions = [tool.function for tool in body.tools or ()]
+    if not functions and body.tool_choice not in (None, "none"):
+        raise ApiError(400, "tool_choice: there are no tools to choose from", param="tool_choice")
+    match body.tool_choice:
+        case "required":
+            return RequiredCalls(functions, body.parallel_tool_calls)
+        case "auto" | None if functions:
+            if config.tool_call_parser is None:
+                raise ApiError(
+                    400,
+                    "tool_choice: this server can't tell calls from text, which auto needs "
+                    "(--enable-auto-tool-choice and --tool-call-parser)",
+                    param="tool_choice",
+                )
+            return TOOL_CALL_PARSERS[config.tool_call_parser](functions)
+        case "auto" | "none" | None:
+            return None
+    wanted = body.tool_choice.function.name
+    chosen = next((function for function in functions if function.name == wanted), None)
+    if chosen is None:
+        raise ApiError(
+            400,
+            f"tool_choice: there is no tool {wanted!r} among tools",
+            param="tool_choice.function.name",
+        )
+    return NamedCall(chosen)
+
+
+def _choose_constraint(body: ChatCompletionRequest, tools: ToolFormat | None) -> Constraint | None:
+    asked = asked_constraint(body.response_format, body.structured_outputs)
+    if tools is None:
+        return asked
+    if asked is not None:
+        field = asked.field.partition(".")[0]
+        raise ApiError(
+            400,
+            f"{field}: an answer that may be a tool call can't be held to it: "
+            "set tool_choice to none",
+            param=field,
+        )
+    params = tools.constraint()
+    return Constraint(params, "tools") if params is not None else None

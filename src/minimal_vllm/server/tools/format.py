@@ -1,0 +1,45 @@
+"""What all ways to write tool calls have in common."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from minimal_vllm.sampling.grammar_source import json_rule
+from minimal_vllm.sampling_params import StructuredOutputsParams
+from minimal_vllm.server.message import CallWriter, Reader
+from minimal_vllm.server.tools.protocol import Function
+
+
+class ToolFormat(ABC):
+    """How calls of some functions are written in the model's text."""
+
+    @abstractmethod
+    def constraint(self) -> StructuredOutputsParams | None:
+        """What the text is held to; None: the model writes what it likes."""
+
+    @abstractmethod
+    def make_reader(self, calls: CallWriter) -> Reader:
+        """What finds the calls in the text of one message."""
+
+
+def call_rules(functions: Sequence[Function], arguments: str) -> str:
+    """Rules of a grammar, of which ``call`` is an object that calls one of the functions.
+
+    Args:
+        functions: at least one.
+        arguments: the key under which the call has its arguments.
+    """
+    calls = " | ".join(f"call_{place}" for place in range(len(functions)))
+    rules = [f"call: {calls}"]
+    for place, function in enumerate(functions):
+        head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{arguments}": '
+        rules += [
+            f'call_{place}: {json.dumps(head)} arguments_{place} "}}"',
+            f"arguments_{place}: {json_rule(function.schema_of_arguments)}",
+        ]
+    return "\n".join(rules)
+
+
+def loose(function: Function) -> Function:
+    """The function, with any object for arguments if it doesn't ask for strictness."""
+    return function if function.strict else Function(name=function.name, parameters={})

@@ -1,0 +1,131 @@
+"""Formats in which the text consists of calls alone, as JSON objects with ``parameters``."""
+
+import re
+from collections.abc import Sequence
+
+from minimal_vllm.sampling_params import StructuredOutputsParams
+from minimal_vllm.server.message import CallWriter, MessagePart, Reader
+from minimal_vllm.server.tools.call_object import CallObject
+from minimal_vllm.server.tools.format import ToolFormat, call_rules, loose
+from minimal_vllm.server.tools.protocol import Function
+
+PYTHON_TAG = "<|python_tag|>"
+
+LLAMA_GRAMMAR = r"""start: text | call (/; ?/ call)*
+text: /([^{\s;,](?s:.)*)?/
+"""
+"""Calls, or a text that is not taken for one."""
+
+ARRAY_GRAMMAR = """start: "[" call (", " call)* "]"
+"""
+
+
+class Llama3Json(ToolFormat):
+    """``{"name": …, "parameters": {…}}``, of which there may be several, between semicolons.
+
+    Source: https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1/
+    """
+
+    def __init__(self, functions: Sequence[Function]) -> None:
+        self._functions = functions
+
+    def constraint(self) -> StructuredOutputsParams | None:
+        """The schemas of strict functions, if there are any; the others take any object then."""
+        if not any(function.strict for function in self._functions):
+            return None
+        rules = call_rules([loose(function) for function in self._functions], "parameters")
+        return StructuredOutputsParams(grammar=LLAMA_GRAMMAR + rules)
+
+    def make_reader(self, calls: CallWriter) -> Reader:
+        """A text is a call only from its very beginning on."""
+        around = re.compile(rf"[\s;,]*(?:{re.escape(PYTHON_TAG)}[\s;,]*)?")
+        return JsonCallsReader(calls, around, PYTHON_TAG)
+
+
+class RequiredCalls(ToolFormat):
+    """``[{"name": …, "parameters": {…}}, …]``: calls that the model has to make.
+
+    It is written in vLLM's format, whatever the model's own is.
+    """
+
+    def __init__(self, functions: Sequence[Function], parallel: bool) -> None:
+        self._functions = functions
+        self._parallel = parallel
+
+    def constraint(self) -> StructuredOutputsParams:
+        """At least one call; one, if they are not to be parallel."""
+        start = ARRAY_GRAMMAR if self._parallel else 'start: "[" call "]"\n'
+        return StructuredOutputsParams(grammar=start + call_rules(self._functions, "parameters"))
+
+    def make_reader(self, calls: CallWriter) -> Reader:
+        """Reads the array's elements."""
+        return JsonCallsReader(calls, re.compile(r"[\s\[,\]]*"))
+
+
+class JsonCallsReader(Reader):
+    """Reads calls as long as there is nothing else; from there on, all is content.
+
+    Args:
+        calls: gets them.
+        around: what may stand before, between and behind them; matches the empty text, too.
+        tag: a part of it that may come in pieces.
+    """
+
+    def __init__(self, calls: CallWriter, around: re.Pattern[str], tag: str = "") -> None:
+        self._calls = calls
+        self._around = around
+        self._tag = tag
+        self._skipped = ""
+        """What stands before the next call; content, if there is no call at all."""
+        self._held = ""
+        self._call: CallObject | None = None
+        self._is_content = False
+
+    def read(self, text: str, part: MessagePart) -> None:
+        """Put what the next piece of text says into ``part``."""
+        while text:
+            if self._is_content:
+                part.content += text
+                return
+            if self._call is not None:
+                text = self._read_call(self._call, text, part)
+            else:
+                text = self._find_call(text)
+
+    def finish(self, part: MessagePart) -> None:
+        """Put what was held back into ``part``."""
+        if self._call is None:
+            part.content += self._take_skipped() + self._held
+        elif self._call.state is CallObject.State.HEAD:
+            part.content += self._skipped + self._call.text
+
+    def _find_call(self, text: str) -> str:
+        """What follows the text that is skipped, or nothing, while it isn't clear what follows."""
+        text = self._skipped + self._held + text
+        found = self._around.match(text)
+        self._skipped = found[0] if found else ""
+        rest = text.removeprefix(self._skipped)
+        self._held = rest if self._tag.startswith(rest) else ""
+        if self._held == rest:  # both may be empty
+            return ""
+        if rest.startswith("{"):
+            self._call = CallObject(self._calls)
+            return rest
+        self._is_content = True
+        return self._take_skipped() + rest
+
+    def _read_call(self, call: CallObject, text: str, part: MessagePart) -> str:
+        text = call.read(text, part)
+        if call.state is CallObject.State.NO_CALL:
+            part.content += self._skipped + call.text
+            self._is_content = True
+        if call.state in (CallObject.State.CALL, CallObject.State.NO_CALL):
+            self._call = None
+            self._skipped = ""
+        return text
+
+    def _take_skipped(self) -> str:
+        """What was skipped, if it turns out to be content."""
+        skipped = "" if self._calls.has_begun else self._skipped
+        self._skipped = ""
+        return skipped

@@ -1,0 +1,40 @@
+"""The format of a call whose function is settled: the text is its arguments, and nothing else."""
+
+from minimal_vllm.sampling_params import StructuredOutputsParams
+from minimal_vllm.server.message import CallWriter, MessagePart, Reader
+from minimal_vllm.server.tools.format import ToolFormat
+from minimal_vllm.server.tools.protocol import Function
+
+
+class NamedCall(ToolFormat):
+    """``{…}``: the arguments of one call, which the model has to make."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+
+    def constraint(self) -> StructuredOutputsParams:
+        """The schema of the arguments."""
+        return StructuredOutputsParams(json=self._function.schema_of_arguments)
+
+    def make_reader(self, calls: CallWriter) -> Reader:
+        """There is nothing to find."""
+        return ArgumentsReader(calls, self._function.name)
+
+
+class ArgumentsReader(Reader):
+    """All is the arguments of a call."""
+
+    def __init__(self, calls: CallWriter, name: str) -> None:
+        self._calls = calls
+        self._name = name
+
+    def read(self, text: str, part: MessagePart) -> None:
+        """As it is."""
+        if not text:
+            return
+        if not self._calls.has_begun:
+            self._calls.begin(part, self._name)
+        self._calls.add_arguments(part, text)
+
+    def finish(self, part: MessagePart) -> None:
+        """Nothing is held back."""

@@ -1,0 +1,184 @@
+"""The GPU's attention against the plain one; without a GPU, in Triton's interpreter.
+
+In each layer of a case, all memory that belongs to no request holds NaN: a kernel that reads one
+number too many gives NaN.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimal_vllm.attention.kernels import decode, prefill
+from minimal_vllm.attention.kernels.pieces import cut, cut_reference
+from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.engine.shared_prefix import SharedPrefix
+from tests.attention.paged import make_case, run, run_reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROCESSORS = 4
+MIXES = {
+    "decodes": [(7, 1), (300, 1), (0, 1), (128, 1), (127, 1)],
+    "prompts": [(0, 31), (0, 129), (0, 128), (0, 2)],
+    "chunks beside decodes": [(20, 1), (40, 50), (130, 2), (255, 1), (0, 3)],
+}
+
+
+def on_device(case):
+    return replace(
+        case,
+        q=case.q.to(DEVICE),
+        k=case.k.to(DEVICE),
+        v=case.v.to(DEVICE),
+        cache=LayerCache(*(layer.to(DEVICE) for layer in case.cache)),
+    )
+
+
+def make_attention(case, window=None, max_num_seqs=16):
+    _, num_kv_heads, block_size, head_dim = case.cache.key.shape
+    shape = (case.q.shape[1], num_kv_heads, head_dim)
+    return TritonAttention(
+        frozenset({window}), shape, block_size, max_num_seqs, PROCESSORS, DEVICE, case.q.dtype
+    )
+
+
+def run_kernels(case, window=None, prepare=None):
+    attention = make_attention(case, window)
+    return run(attention, on_device(case), window, prepare and prepare(attention)).cpu()
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("window", [None, 1, 100])
+@pytest.mark.parametrize(("heads", "block_size"), [((4, 4), 16), ((6, 2), 32), ((4, 1), 16)])
+def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
+    case = make_case(MIXES[mix], heads=heads, block_size=block_size)
+    torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
+def test_every_head_size_agrees(head_dim):
+    case = make_case([(20, 1), (3, 9), (70, 1)], head_dim=head_dim)
+    torch.testing.assert_close(run_kernels(case), run_reference(case))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1.6e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_16_bit_numbers_agree(head_dim, mix, dtype, tolerance):
+    case = make_case(MIXES[mix], head_dim=head_dim, dtype=dtype)
+    expected = run_reference(case)
+    torch.testing.assert_close(run_kernels(case), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "lengths", [[(0, 1024)], [(0, 1500), (5, 1), (0, 30), (0, 2048), (16, 1100)]]
+)
+def test_the_librarys_kernel_and_ours_share_a_prompt_rightly(lengths):
+    case = make_case(lengths, heads=(4, 2), head_dim=128, dtype=torch.bfloat16)
+    assert make_attention(case).prepare(on_device(case).batch).fresh
+    expected = run_reference(case)
+    torch.testing.assert_close(run_kernels(case), expected, atol=1.6e-2, rtol=1.6e-2)
+
+
+@pytest.mark.parametrize("size", [40.0, -40.0, 1e4])
+def test_great_scores_neither_overflow_nor_vanish(size):
+    case = make_case(MIXES["chunks beside decodes"])
+    case = replace(case, q=case.q * size)
+    torch.testing.assert_close(run_kernels(case), run_reference(case), atol=1e-4, rtol=1e-4)
+
+
+# ---- beginnings that requests share -------------------------------------------------------------
+
+
+def make_sharing_case(groups, *, heads, block_size=16):
+    """Decoding requests: of each group ``(shared blocks, [own tokens, …])``; and who shares."""
+    lengths, prefixes = [], []
+    for shared, own in groups:
+        members = list(range(len(lengths), len(lengths) + len(own)))
+        prefixes.append(SharedPrefix(members, shared * block_size))
+        lengths += [(shared * block_size + tokens, 1) for tokens in own]
+    case = make_case(lengths, heads=heads, block_size=block_size)
+    tables = case.batch.block_tables
+    for (shared, _), prefix in zip(groups, prefixes, strict=True):
+        tables[prefix.members, :shared] = tables[prefix.members[0], :shared]
+    return case, [prefix for prefix in prefixes if len(prefix.members) > 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "heads"),
+    [
+        ([(3, [0, 5, 40])], (4, 2)),
+        ([(10, [1, 2]), (0, [70]), (1, [3, 20])], (8, 1)),
+        ([(5, [index % 19 for index in range(9)])], (16, 2)),  # more than one tile of rows
+        ([(2, [7, 9]), (0, [200, 3])], (4, 4)),
+    ],
+)
+def test_reading_a_shared_beginning_once_changes_nothing(groups, heads):
+    case, prefixes = make_sharing_case(groups, heads=heads)
+
+    def prepare(attention):
+        def with_shared(batch):
+            metadata = attention.prepare(batch)
+            work = attention.new_shared_work(16)
+            attention.fill_shared_work(work, prefixes)
+            shared = replace(work, lengths=work.lengths[: len(batch.seq_lens)])
+            one = metadata.decode[None]
+            plan = attention.plan_decode(
+                one.token, one.seq_lens, one.table_row, one.block_tables, shared
+            )
+            assert plan[None].starts.tolist() != [0] * len(batch.seq_lens)
+            return replace(metadata, decode=plan, shared=shared)
+
+        return with_shared
+
+    torch.testing.assert_close(run_kernels(case, prepare=prepare), run_reference(case))
+
+
+# ---- pieces -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 3000)), min_size=1, max_size=9),
+    st.sampled_from([1, 2, 8]),
+)
+def test_contexts_are_cut_as_the_reference_cuts_them(contexts, num_kv_heads):
+    starts, ends = torch.tensor(contexts, dtype=torch.int32).T.contiguous()
+    expected = cut_reference(starts, ends, num_kv_heads, PROCESSORS)
+    got = cut(starts.to(DEVICE), ends.to(DEVICE), num_kv_heads, PROCESSORS)
+    assert got.owner.cpu().equal(expected.owner)
+    assert got.first_piece.cpu().equal(expected.first_piece)
+    assert got.piece_size.cpu().equal(expected.piece_size)
+
+
+def test_arrivals_are_left_as_they_were_found():
+    case = make_case(MIXES["decodes"])
+    attention = make_attention(case)
+    run(attention, on_device(case), None)
+    assert not attention._arrivals.any()
+
+
+# ---- the tests themselves -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "mix"), [(decode, "decodes"), (prefill, "prompts")])
+def test_a_kernel_that_is_slightly_wrong_is_found_out(module, mix, monkeypatch):
+    monkeypatch.setattr(module, "LOG2_E", module.LOG2_E * 1.01)
+    case = make_case(MIXES[mix])
+    assert not torch.allclose(run_kernels(case), run_reference(case), rtol=1e-3, atol=1e-3)
+
+
+def test_a_kernel_that_reads_another_block_is_found_out():
+    for mix in MIXES.values():
+        case = make_case(mix)
+        expected = run_reference(case)
+        case.batch.block_tables[1, 0] += 1
+        assert not torch.allclose(run_kernels(case), expected, rtol=1e-3, atol=1e-3)
