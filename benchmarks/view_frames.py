@@ -30,7 +30,7 @@ from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
-from minimal_vllm.engine.runner import Runner, StepResult
+from minimal_vllm.engine.runner import DoneStep, StepResult
 from minimal_vllm.engine.scheduler import Plan, Scheduler
 from minimal_vllm.sampling.sampler import SamplerOutput
 from minimal_vllm.sampling_params import SamplingParams
@@ -69,10 +69,10 @@ MEASURE = """async () => {
 class StubRunner:
     """Gives every request the same token."""
 
-    def run(self, plan: Plan) -> StepResult:
-        """As ``Runner.run``, without a model."""
+    def launch(self, plan: Plan) -> DoneStep:
+        """As any runner, without a model."""
         count = len(plan.sampling)
-        return StepResult(SamplerOutput([1] * count, [None] * count, []), [])
+        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count, []), []))
 
 
 def write_trace(path: Path, num_blocks: int, num_requests: int, num_steps: int) -> None:
