@@ -87,7 +87,7 @@ def write_trace(path: Path, num_blocks: int, num_requests: int, num_steps: int) 
     writer = TraceWriter(path, 10**10)
     engine = Engine(
         Scheduler(limits, pool),
-        cast("Runner", StubRunner()),
+        StubRunner(),
         Admission(ModelLimits(1000, frozenset(), 0), None, 0),
         OutputProcessor(None),
         [writer],

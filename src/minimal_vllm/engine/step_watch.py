@@ -152,27 +152,30 @@ class StepWatch:
         return tuple(self._record_entry(entry, is_planned) for entry in plan.scheduled)
 
     def _record_entry(self, entry: ScheduledRequest, is_planned: bool) -> ScheduledRecord:
-        request = entry.request
-        first, end = self._newly_findable(entry, is_planned)
+        # Others don't look at hashes.
+        first, hashes = self._new_hashes(entry, is_planned) if self._recorders else (0, ())
         return ScheduledRecord(
-            request_id=request.request_id,
-            start=entry.start,
-            num_tokens=entry.num_new,
-            cached_blocks=tuple(entry.cached_blocks),
-            new_blocks=tuple(entry.new_blocks),
-            sampled_token=_sampled_token(entry),
-            full_hashes=tuple(each.hex() for each in request.block_hashes[first:end]),
-            first_full=first if first < end else 0,
+            entry.request.request_id,
+            entry.start,
+            entry.num_new,
+            tuple(entry.cached_blocks),
+            tuple(entry.new_blocks),
+            _sampled_token(entry),
+            hashes,
+            first,
         )
 
-    def _newly_findable(self, entry: ScheduledRequest, is_planned: bool) -> tuple[int, int]:
-        """Which of the request's blocks have become findable since that was last told."""
+    def _new_hashes(self, entry: ScheduledRequest, is_planned: bool) -> tuple[int, tuple[str, ...]]:
+        """Of the blocks that have become findable since that was last told, from which on."""
         request, num_cached = entry.request, len(entry.cached_blocks)
         if not is_planned and entry.start == num_cached * self._scheduler.config.block_size:
             self._num_named[request] = num_cached  # it was admitted, for the first time or again
-        first = self._num_named.get(request, request.num_findable_blocks)
-        self._num_named[request] = request.num_findable_blocks
-        return first, request.num_findable_blocks
+        end = request.num_findable_blocks
+        first = self._num_named.get(request, end)
+        if first == end:  # as in most steps of a decoding request
+            return 0, ()
+        self._num_named[request] = end
+        return first, tuple(each.hex() for each in request.block_hashes[first:end])
 
 
 def _sampled_token(entry: ScheduledRequest) -> int | None:

@@ -55,7 +55,7 @@ class ScheduledRecord:
     """None for a prompt's chunk that is not its last."""
     full_hashes: tuple[str, ...] = ()
     """Of those of its blocks that can be found from now on: their hashes, in hexadecimal. Empty
-    without prefix caching."""
+    without prefix caching, and without a ``Recorder``."""
     first_full: int = 0
     """The place of the first of these in its block table."""
 
