@@ -1,9 +1,13 @@
 import os
+import shutil
 
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
 from hypothesis import settings
+from recorded import record_trace
+
+from tests.view.browser import browser
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 if not torch.cuda.is_available():
@@ -26,17 +30,40 @@ def checkpoint(tmp_path_factory):
     return folder_of
 
 
+@pytest.fixture(scope="session")
+def trace(tmp_path_factory):
+    """The file of a recorded run in which all happens that can be seen."""
+    path = tmp_path_factory.mktemp("recorded") / "trace.jsonl"
+    record_trace(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser. No longer than a module: while Playwright runs, no other event loop can."""
+    with browser() as chromium:
+        yield chromium
+
+
+NEEDS = {
+    "gpu": ("NO GPU", torch.cuda.is_available()),
+    "browser": ("NO CHROMIUM", shutil.which("chromium") is not None),
+}
+"""For each marker of what not every machine has: how its lack is called, and whether it is here."""
+
+
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Skip what can't be tested here."""
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="NO GPU: not tested here"))
+        for marker, (lack, is_here) in NEEDS.items():
+            if marker in item.keywords and not is_here:
+                item.add_marker(pytest.mark.skip(reason=f"{lack}: not tested here"))
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say so aloud: a run without them has proved nothing about the GPU."""
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "NO GPU" in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_line(f"NO GPU: {len(skipped)} tests were not run", yellow=True)
+    """Say so aloud: a run without them has proved nothing about the GPU, or about the page."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for lack, _ in NEEDS.values():
+        count = sum(lack in reason for reason in skipped)
+        if count:
+            terminalreporter.write_line(f"{lack}: {count} tests were not run", yellow=True)

@@ -155,7 +155,7 @@ class FakeRunner:
 class Traffic:
     """An engine on the fake model; ``step`` also checks all invariants."""
 
-    def __init__(self, num_blocks, eviction="lru", async_scheduling=False, **config):
+    def __init__(self, num_blocks, eviction="lru", async_scheduling=False, observers=(), **config):
         self.config = SchedulerConfig(**config)
         self.pool = BlockPool(num_blocks, EVICTION_STRATEGIES[eviction]())
         self.scheduler = Scheduler(self.config, self.pool)
@@ -166,7 +166,7 @@ class Traffic:
             self.runner,
             Admission(ModelLimits(VOCAB_SIZE, frozenset({EOS}), -1), None, seed=0),
             OutputProcessor(None),
-            [self.records.append],
+            [self.records.append, *observers],
             async_scheduling=async_scheduling,
         )
         self.schedule, self.scheduler.schedule = self.scheduler.schedule, self._checked_schedule

@@ -57,6 +57,16 @@ class BlockPool:
         """The share of blocks that requests reference, from 0 to 1."""
         return 1 - self.num_free / self.num_blocks
 
+    @property
+    def hashes(self) -> dict[int, bytes]:
+        """Every block that can be found by its hash, referenced or not, with it."""
+        return {block: block_hash for block_hash, block in self._block_of_hash.items()}
+
+    @property
+    def eviction_order(self) -> list[int]:
+        """The blocks that are cached and unreferenced, the next to be evicted first."""
+        return self._evictable.in_order()
+
     def is_evictable(self, block: int) -> bool:
         """Whether ``block`` is cached and unreferenced, so that sharing it uses up a free block."""
         return block in self._evictable

@@ -30,6 +30,10 @@ class EvictionStrategy(ABC):
         """Take out the block to forget first; only called while there is one."""
 
     @abstractmethod
+    def in_order(self) -> list[int]:
+        """All evictable blocks, the next to go first; for viewers, it costs time."""
+
+    @abstractmethod
     def __contains__(self, block: int) -> bool: ...
 
     @abstractmethod
@@ -59,6 +63,10 @@ class LRU(EvictionStrategy):
     def evict(self) -> int:
         """Leave at its old end."""
         return self._released.popitem(last=False)[0]
+
+    def in_order(self) -> list[int]:
+        """From the old end to the young one."""
+        return list(self._released)
 
     def __contains__(self, block: int) -> bool:
         return block in self._released
@@ -105,6 +113,10 @@ class _SmallestKeyFirst(EvictionStrategy):
             if self._live.get(block) == entry:
                 del self._live[block]
                 return block
+
+    def in_order(self) -> list[int]:
+        """By key."""
+        return [block for *_, block in sorted(self._live.values())]
 
     def __contains__(self, block: int) -> bool:
         return block in self._live

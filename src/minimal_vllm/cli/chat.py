@@ -14,6 +14,7 @@ import click
 from minimal_vllm.cli.options import SectionedCommand, field_options
 from minimal_vllm.cli.session import WITHOUT_EFFECT, load_llm, sampling_params, stream
 from minimal_vllm.cli.summary import RunSummary
+from minimal_vllm.cli.trace import trace_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR, END_OF_TURN
 from minimal_vllm.sampling_params import SamplingParams
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 HELP = "/reset starts a new conversation; /exit or Ctrl-D ends; Ctrl-C stops an answer."
 
 
+@trace_options
 @field_options(EngineConfig, without={"skip_tokenizer_init", "max_logprobs", *WITHOUT_EFFECT})
 @field_options(
     SamplingParams,

@@ -14,6 +14,7 @@ from minimal_vllm.cli.options import SectionedCommand, field_options
 from minimal_vllm.cli.prompts import read_prompts
 from minimal_vllm.cli.session import WITHOUT_EFFECT, load_llm, sampling_params, stream
 from minimal_vllm.cli.summary import RunSummary
+from minimal_vllm.cli.trace import trace_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.outputs import CompletionOutput, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
 
+@trace_options
 @field_options(EngineConfig, without={"chat_template", *WITHOUT_EFFECT})
 @field_options(SamplingParams, defaults={"max_tokens": 128})
 @click.command(cls=SectionedCommand, short_help="Complete prompts.")

@@ -12,10 +12,14 @@ from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
 from minimal_vllm.cli.serve import serve
 from minimal_vllm.cli.simulate import simulate
+from minimal_vllm.cli.trace import trace
+from minimal_vllm.cli.view import view
 
 
 @click.group(
-    cls=Commands, name="minimal-vllm", commands=[generate, chat, serve, bench, simulate, info]
+    cls=Commands,
+    name="minimal-vllm",
+    commands=[generate, chat, serve, bench, view, trace, simulate, info],
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:

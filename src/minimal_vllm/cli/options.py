@@ -19,6 +19,7 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.sim.config import Achieved, FleetConfig, SyntheticConfig, TrafficConfig
+from minimal_vllm.view.traffic_settings import TrafficSettings
 
 
 class FieldOption(click.Option):
@@ -49,6 +50,7 @@ class SectionedCommand(click.Command):
             SamplingParams: "Sampling (what the model's generation_config.json asks for comes "
             "before the defaults shown)",
             ServerConfig: "Server",
+            TrafficSettings: "Demo traffic",
             Load: "Load",
             Workload: "Workload",
             FleetConfig: "Hardware",

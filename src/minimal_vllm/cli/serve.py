@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from minimal_vllm.cli.errors import Failure, StepFailure
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
+from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.config import ServerConfig
 
@@ -27,6 +30,7 @@ value only."""
 KEY_VARIABLE = "MINIMAL_VLLM_API_KEY"
 
 
+@trace_options
 @field_options(EngineConfig, without=NOT_FOR_A_SERVER)
 @field_options(ServerConfig)
 @click.command(cls=SectionedCommand, short_help="Serve a model over HTTP, with OpenAI's API.")
@@ -38,25 +42,51 @@ def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
     SIGTERM or Ctrl-C lets the running requests finish; a second one ends them.
     """
     config = _server_config(ctx)
-    try:
-        from minimal_vllm.server import run
-        from minimal_vllm.server.async_engine import EngineFailedError
-    except ModuleNotFoundError as error:
-        raise Failure(
-            f"serve needs {error.name}, which is not installed: pip install 'minimal-vllm[server]'"
-        ) from error
-    _log_to_stderr()
+    run = import_server("serve")
+    log_to_stderr()
     run.check_certificate(config)
     listener = run.bind(config.host, config.port)
-    service = run.make_service(config, model, **given_options(ctx, EngineConfig))
+    writers = open_writers(ctx)
+    service = run.make_service(config, model, writers, **given_options(ctx, EngineConfig))
+    begin_traces(writers, service.llm)
 
     def announce() -> None:
         click.echo("\n".join(_summary(service, listener)))
+
+    run_service(service, listener, announce)
+
+
+def import_server(command: str) -> ModuleType:
+    """``minimal_vllm.server.run``, which needs what not everybody has installed."""
+    try:
+        return import_module("minimal_vllm.server.run")
+    except ModuleNotFoundError as error:
+        raise Failure(
+            f"{command} needs {error.name}, which is not installed: "
+            "pip install 'minimal-vllm[server]'"
+        ) from error
+
+
+def run_service(service: "Service", listener: "socket", announce: Callable[[], None]) -> None:
+    """Serve until a signal comes, and tell when clients can connect.
+
+    Raises:
+        StepFailure: the engine died.
+    """
+    from minimal_vllm.server import run
+    from minimal_vllm.server.async_engine import EngineFailedError
 
     try:
         asyncio.run(run.serve(service, listener, announce))
     except EngineFailedError as error:
         raise StepFailure(str(error)) from error
+
+
+def address_of(listener: "socket", scheme: str = "http") -> str:
+    """The URL of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{port}"
 
 
 def _server_config(ctx: click.Context) -> ServerConfig:
@@ -65,7 +95,8 @@ def _server_config(ctx: click.Context) -> ServerConfig:
     return ServerConfig(**{"api_key": [key] if key else None, **given})
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Let the server's log be seen, with times."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("minimal_vllm").setLevel(logging.INFO)
 
@@ -78,8 +109,6 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
     backend = backend_name(config.attention_backend, built.device)
     num_tokens = built.num_blocks * config.block_size
     scheme = "https" if service.config.ssl_certfile else "http"
-    host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
     rows = {
         "Model": ", ".join(service.model_names),
         "Parameters": f"{model.num_parameters:,} ({model.architecture})",
@@ -88,7 +117,9 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
         "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
         f"with {backend} attention",
         "API key": "required" if service.config.api_key else "none",
-        "Serving at": f"{scheme}://{host}:{port}",
+        "Serving at": address_of(listener, scheme),
     }
+    if service.view:
+        rows["View"] = f"{address_of(listener, scheme)}/view"
     for label, value in rows.items():
         yield f"{label:<14}{value}"

@@ -8,6 +8,7 @@ import click
 
 from minimal_vllm.cli.errors import StepFailure
 from minimal_vllm.cli.options import given_options
+from minimal_vllm.cli.trace import begin_traces, open_writers
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
@@ -43,7 +44,10 @@ def load_llm(ctx: click.Context, observers: Sequence[StepObserver]) -> "LLM":
     _merge(ctx, {})
     from minimal_vllm.llm import LLM
 
-    return LLM(observers=observers, **given_options(ctx, EngineConfig))
+    writers = open_writers(ctx)
+    llm = LLM(observers=[*observers, *writers], **given_options(ctx, EngineConfig))
+    begin_traces(writers, llm)
+    return llm
 
 
 def sampling_params(ctx: click.Context, llm: "LLM") -> SamplingParams:

@@ -7,6 +7,7 @@ Both are folders in the hub's format, trained by `training/train_demo_model.py`;
 from pathlib import Path
 
 DEMO_MODEL_DIR: Path = Path(__file__).parent / "model"
+DEMO_MODEL_NAME = "minimal-vllm-demo"
 DRAFT_MODEL_DIR: Path = Path(__file__).parent / "draft"
 
 END_OF_TURN = '"'

@@ -12,7 +12,7 @@ from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
 from minimal_vllm.engine.request import FinishReason
 from minimal_vllm.engine.runner import DEVICE_LOST, Runner, RunningStep, StepResult
 from minimal_vllm.engine.scheduler import Plan, Scheduler
-from minimal_vllm.engine.step_watch import StepWatch
+from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind, RequestMetrics, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.trace.step_record import StepObserver
@@ -27,7 +27,7 @@ class StepInFlight:
     plan: Plan
     running: RunningStep | None
     """None: it could not be launched."""
-    times: list[float]
+    times: StepTimes
     """See ``StepWatch``."""
 
 
@@ -57,7 +57,7 @@ class Engine:
         self._runner = runner
         self._admission = admission
         self._outputs = outputs
-        self._watch = StepWatch(scheduler, observers)
+        self._watch = StepWatch(scheduler, observers, runs_ahead=async_scheduling)
         self._runs_ahead = async_scheduling
         self._in_flight: deque[StepInFlight] = deque()
 
@@ -95,6 +95,7 @@ class Engine:
         )
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
+        self._watch.note_arrived(requests)
         group = RequestGroup(
             request_id,
             prompt,
@@ -114,7 +115,7 @@ class Engine:
         unfinished = [request for request in requests if not request.finished]
         for request in unfinished:
             self.scheduler.finish(request, FinishReason.ABORT)
-        self._watch.note_ended(unfinished)
+        self._watch.note_aborted(unfinished)
         return self._outputs.make_outputs(requests)[0]
 
     @property
@@ -150,6 +151,7 @@ class Engine:
         self._in_flight.clear()
         self.scheduler.reset()
         self._outputs.reset()
+        self._watch.note_reset()
 
     def _launch_next(self) -> list[RequestOutput]:
         """Plan a step and launch it, if there is anything to compute."""
@@ -157,7 +159,7 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan.scheduled:
             return []
-        self._watch.mark(times)
+        self._watch.planned(plan, times)
         try:
             self._in_flight.append(StepInFlight(plan, self._runner.launch(plan), times))
         except DEVICE_LOST:

@@ -59,6 +59,10 @@ class WaitingQueue:
         self._length -= 1
         return request
 
+    def in_order(self) -> list[Request]:
+        """All who wait, the next first; for viewers, it costs time."""
+        return [each for _, each in sorted(self._heap) if each.status is Status.WAITING]
+
     def discard(self) -> None:
         """One of those who wait has ended.
 

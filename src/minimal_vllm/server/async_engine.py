@@ -24,6 +24,7 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.metrics import Metrics
+from minimal_vllm.server.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,13 @@ class AsyncEngine:
     Args:
         engine: idle.
         metrics: told when requests come and end.
+        pace: holds the engine back between steps; None: nothing does.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, pace: Pace | None = None) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._pace = pace or Pace()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         # The event loop's:
@@ -145,6 +148,10 @@ class AsyncEngine:
             if unfinished:
                 self._inbox.put(partial(self._abort, tuple(unfinished), mailbox))
 
+    def between_steps(self, command: Callable[[], None]) -> None:
+        """Let the engine's thread do this before its next step."""
+        self._inbox.put(command)
+
     def refuse(self, reason: Exception) -> None:
         """Take no more requests; those that run go on."""
         self._refusal = self._refusal or reason
@@ -184,21 +191,23 @@ class AsyncEngine:
         try:
             while not self._stopped:
                 self._take_commands()
+                self._pace.step_begins()
                 self._deliver(self._engine.step())
         except BaseException as error:
             logger.critical("The engine loop has died", exc_info=True)
             self._loop.call_soon_threadsafe(self._die, error)
 
     def _take_commands(self) -> None:
-        """Do what was asked for during the last step; with nothing to compute, wait for more."""
-        wait = not self._engine.has_unfinished_requests
-        while True:
+        """Do what was asked for during the last step, and wait for more until a step is due."""
+        while not self._stopped:
+            has_work = self._engine.has_unfinished_requests
             try:
-                command = self._inbox.get(block=wait)
+                command = self._inbox.get(
+                    timeout=self._pace.seconds_to_wait() if has_work else None
+                )
             except Empty:
                 return
             command()
-            wait = False
 
     def _add(self, requests: Sequence[EngineRequest], mailbox: Mailbox) -> None:
         self._num_received += len(requests)

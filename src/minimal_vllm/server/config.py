@@ -42,6 +42,8 @@ class ServerConfig:
     """Longer bodies are refused (413)."""
     shutdown_timeout: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
+    view: bool = False
+    """Serve a page at /view that shows the engine at work, and can pause it."""
     trust_request_chat_template: bool = False
     """Let requests bring a chat template: it is a program, which may run for ever."""
     enable_auto_tool_choice: bool = False

@@ -15,8 +15,11 @@ from minimal_vllm.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})
-"""For monitoring: they need no key."""
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics", "/view"})
+"""For monitoring, and the view's empty page: they need no key."""
+
+OPEN_FOLDERS = ("/view/page/", "/view/source/", "/view/docs/")
+"""The view's page, which asks for a key before it shows anything of the engine."""
 
 BODY_TIMEOUT = 60.0
 """Seconds in which a body must have come in."""
@@ -88,7 +91,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(scope):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._has_key(scope):
             return await self._app(scope, receive, send)
         error = ApiError(
             401,
@@ -104,6 +107,10 @@ class RequireKey:
         # All are compared, and each in constant time: how long it takes tells nothing.
         matches = [secrets.compare_digest(given.strip(), key) for key in self._keys]
         return scheme.lower() == b"bearer" and any(matches)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 class LimitBody:

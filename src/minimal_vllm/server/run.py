@@ -17,6 +17,7 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.service import Service, choose_model_names
 from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.view.live import LiveView
 
 SECONDS_TO_SEND = 5
 """What was generated before the end must be read within this."""
@@ -35,7 +36,9 @@ def make_service(
     """
     names = choose_model_names(config, model)
     metrics = Metrics(names[0])
-    llm = LLM(model, observers=[metrics.on_step, *observers], **options)
+    view = LiveView() if config.view else None
+    watchers = [view] if view else []
+    llm = LLM(model, observers=[metrics.on_step, *watchers, *observers], **options)
     metrics.describe_cache(
         {
             "num_gpu_blocks": llm.built.num_blocks,
@@ -46,7 +49,10 @@ def make_service(
             "prefix_caching_hash_algo": "sha256",
         }
     )
-    return Service(llm, AsyncEngine(llm.engine, metrics), metrics, config, names)
+    engine = AsyncEngine(llm.engine, metrics, view.pace if view else None)
+    if view:
+        view.attach(llm, engine)
+    return Service(llm, engine, metrics, config, names, view)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -101,10 +107,14 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     server = _Server(_uvicorn_config(service), on_ready)
     engine.start()
+    if service.view:
+        service.view.start()
     serving = asyncio.create_task(server.serve([listener]))
     try:
         await _first_of(_done(serving), signals.get(), engine.wait_until_dead())
         engine.refuse(EngineStoppedError("the server is shutting down"))
+        if service.view:
+            service.view.close()
         await _first_of(engine.wait_until_idle(), signals.get(), timeout=config.shutdown_timeout)
         engine.end_all(
             EngineStoppedError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
+from minimal_vllm.demo import DEMO_MODEL_NAME
 from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
@@ -17,8 +18,7 @@ from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
 from minimal_vllm.text.chat_template import ChatTemplate
-
-DEMO_MODEL_NAME = "minimal-vllm-demo"
+from minimal_vllm.view.live import LiveView
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -37,6 +37,7 @@ class Service:
     metrics: Metrics
     config: ServerConfig
     model_names: list[str]
+    view: LiveView | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     grammar_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")

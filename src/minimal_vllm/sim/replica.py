@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.request import Status
-from minimal_vllm.engine.step_watch import StepWatch
+from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.sim.cost_model import CostModel
 from minimal_vllm.sim.job import SimulatedRequest, simulated
 from minimal_vllm.sim.lazy_scheduler import LazyScheduler
@@ -74,7 +74,7 @@ class Replica:
         self._cost_model = cost_model
         self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
         self._now = 0.0
-        self._moments: list[float] = []
+        self._times = StepTimes()
         self._plan: Plan | None = None
         self._num_asleep = 0
         self._seconds: list[float] = []
@@ -89,6 +89,7 @@ class Replica:
             ValueError: the engine refuses it.
         """
         self.scheduler.add(request)
+        self._watch.note_arrived([request])
 
     def begin(self, now: float) -> float:
         """Go on at the time ``now`` until something must be decided; when that will be."""
@@ -116,9 +117,9 @@ class Replica:
         return ended
 
     def _begin_step(self) -> None:
-        self._moments = self._watch.begin()
+        self._times = self._watch.begin()
         self._plan = plan = self.scheduler.schedule()
-        self._watch.mark(self._moments)
+        self._watch.planned(plan, self._times)
         for request in map(simulated, plan.preempted):
             if request.first_token_at is not None and request.stalled_since is None:
                 request.stalled_since = self._now  # when the last step ended, with its last token
@@ -129,10 +130,10 @@ class Replica:
 
     def _end_step(self, plan: "Plan") -> list[SimulatedRequest]:
         self._now = now = self._ends[0]
-        self._watch.mark(self._moments)
+        self._watch.mark(self._times)
         sampling = [simulated(request) for request in plan.sampling]
         self.scheduler.update(plan, [request.output_token for request in sampling])
-        self._watch.end(plan, sampling, self._moments)
+        self._watch.end(plan, sampling, self._times)
         num_undisturbed = self._num_asleep + len(sampling)
         ended = []
         for request in sampling:

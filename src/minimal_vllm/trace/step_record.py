@@ -1,7 +1,42 @@
-"""One step of the engine, as a record for metrics, trace files and viewers."""
+"""What happens in the engine, as records for metrics, trace files and viewers.
 
+From the records alone, in their order, the state of every request and every block can be followed
+step by step: `docs/trace-format.md` says how.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """A request came, and waits."""
+
+    request_id: str
+    """Unique among the requests that have not ended."""
+    arrival: int
+    """Unique and increasing: who came first."""
+    arrived: float
+    """``time.monotonic()``, in seconds."""
+    prompt_token_ids: tuple[int, ...]
+    priority: int = 0
+    """With the priority policy: smaller goes first."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The sampling parameters that are not the defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbortRecord:
+    """A request was ended between two steps."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResetRecord:
+    """All requests and all that was cached were forgotten, between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +47,32 @@ class ScheduledRecord:
     start: int
     """Position of the first token computed."""
     num_tokens: int
-    cached_blocks: tuple[int, ...]
+    cached_blocks: tuple[int, ...] = ()
     """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
-    new_blocks: tuple[int, ...]
+    new_blocks: tuple[int, ...] = ()
     """What its block table was then extended by."""
-    sampled_token: int | None
+    sampled_token: int | None = None
     """None for a prompt's chunk that is not its last."""
+    full_hashes: tuple[str, ...] = ()
+    """Of those of its blocks that can be found from now on: their hashes, in hexadecimal. Empty
+    without prefix caching, and without a ``Recorder``."""
+    first_full: int = 0
+    """The place of the first of these in its block table."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A step was planned, maybe while the one before it still runs; its ``StepRecord`` follows.
+
+    Only from an engine with asynchronous scheduling: elsewhere the ``StepRecord`` is enough.
+    """
+
+    step: int
+    scheduled: tuple[ScheduledRecord, ...]
+    """Nothing is sampled yet."""
+    admitted: tuple[str, ...] = ()
+    preempted: tuple[str, ...] = ()
+    evicted_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +91,8 @@ class StepRecord:
     admitted: tuple[str, ...]
     preempted: tuple[str, ...]
     finished: tuple[tuple[str, str], ...]
-    """Request ids, each with its finish reason; those that ended since the last step come
-    first."""
+    """Request ids, each with its finish reason, in the order in which they ended; those that
+    ended since the last step come first."""
     evicted_blocks: tuple[int, ...]
     num_running: int
     num_waiting: int
@@ -50,6 +105,19 @@ class StepRecord:
     """Prompt tokens looked up in the prefix cache, since the start."""
     prefix_hits: int
     """Those found."""
+    num_aborted: int = 0
+    """So many of ``finished``, the first ones, ended before the step: each was an
+    ``AbortRecord``."""
 
+
+Record = RequestRecord | AbortRecord | ResetRecord | PlanRecord | StepRecord
 
 StepObserver = Callable[[StepRecord], None]
+
+
+class Recorder(ABC):
+    """An observer that is told of everything, not of steps alone."""
+
+    @abstractmethod
+    def __call__(self, record: Record) -> None:
+        """Take in what has just happened; called in the engine's thread."""

@@ -1,0 +1,82 @@
+"""``--trace`` on the commands that run an engine, and ``minimal-vllm trace``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from minimal_vllm.cli.errors import Commands
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.perfetto import export_perfetto
+from minimal_vllm.trace.reader import open_trace
+from minimal_vllm.trace.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from minimal_vllm.llm import LLM
+
+TRACE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def trace_options(command: click.Command) -> click.Command:
+    """Decorates a command with ``--trace`` and ``--trace-max-mb``."""
+    command.params += [
+        click.Option(
+            ["--trace"],
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Record what the engine does, step by step: see 'minimal-vllm view FILE'.",
+        ),
+        click.Option(
+            ["--trace-max-mb"],
+            type=click.IntRange(min=1),
+            default=256,
+            show_default=True,
+            help="End the trace, not the command, when the file has so many megabytes.",
+        ),
+    ]
+    return command
+
+
+def open_writers(ctx: click.Context) -> list[TraceWriter]:
+    """The observer that writes the trace, if one is wanted; it is closed with the command.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    path = ctx.params["trace"]
+    if path is None:
+        if ctx.get_parameter_source("trace_max_mb") is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError("--trace-max-mb needs --trace.")
+        return []
+    writer = TraceWriter(path, ctx.params["trace_max_mb"] * 10**6)
+    ctx.call_on_close(writer.close)
+    return [writer]
+
+
+def begin_traces(writers: list[TraceWriter], llm: "LLM") -> None:
+    """Write the headers, now that the engine is known."""
+    tokenizer = llm.built.files.tokenizer
+    for writer in writers:
+        facts = engine_facts(llm.config, llm.built)
+        writer.begin(facts, tokenizer.token_text if tokenizer else None)
+
+
+@click.group(cls=Commands, short_help="Work with recorded traces.")
+def trace() -> None:
+    """Work with what --trace has recorded; 'minimal-vllm view' shows it."""
+
+
+@trace.command(short_help="Convert a trace for Perfetto and chrome://tracing.")
+@click.argument("trace_file", metavar="TRACE", type=TRACE)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The JSON file to write.",
+)
+def export(trace_file: Path, output: Path) -> None:
+    """Convert TRACE to a file that https://ui.perfetto.dev and chrome://tracing open."""
+    with open_trace(trace_file) as (header, lines), output.open("w", encoding="utf-8") as file:
+        count = export_perfetto(header, lines, file)
+    click.echo(f"{output}: {count:,} events")

@@ -1,0 +1,53 @@
+"""What a trace says of the engine that made it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from minimal_vllm import __version__
+from minimal_vllm.demo import DEMO_MODEL_DIR, DEMO_MODEL_NAME
+
+if TYPE_CHECKING:
+    from minimal_vllm.config import EngineConfig
+    from minimal_vllm.engine.build import BuiltEngine
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What must be known of an engine to understand its records."""
+
+    program: str
+    """Name and version of what ran it."""
+    model: str
+    device: str
+    dtype: str
+    num_blocks: int
+    block_size: int
+    """Tokens per block."""
+    max_model_len: int
+    max_num_batched_tokens: int
+    """The token budget of a step."""
+    max_num_seqs: int
+    scheduling_policy: str
+    eviction_policy: str
+    enable_prefix_caching: bool
+    enable_chunked_prefill: bool
+
+
+def engine_facts(config: "EngineConfig", built: "BuiltEngine") -> EngineFacts:
+    """The facts of an engine that was built from ``config``."""
+    limits = built.scheduler_config
+    return EngineFacts(
+        program=f"minimal-vllm {__version__}",
+        model=DEMO_MODEL_NAME if config.model == str(DEMO_MODEL_DIR) else config.model,
+        device=str(built.device),
+        dtype=str(built.dtype).removeprefix("torch."),
+        num_blocks=built.num_blocks,
+        block_size=limits.block_size,
+        max_model_len=limits.max_model_len,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        scheduling_policy=limits.policy,
+        eviction_policy=config.eviction_policy,
+        enable_prefix_caching=limits.enable_prefix_caching,
+        enable_chunked_prefill=limits.enable_chunked_prefill,
+    )

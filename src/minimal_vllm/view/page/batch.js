@@ -1,0 +1,231 @@
+// The batch: a column for each step, a row for each request.
+
+import { colourOf, fitCanvas, theme } from "./theme.js";
+
+const LABELS = 56; // pixels for the names of the rows
+const BUDGET = 54; // pixels for the bars of the token budget
+const AXIS = 18;
+const MAX_ROWS = 400; // pixels
+
+export class BatchView {
+  /** @param onSeek called with a step, onSelect with an arrival number */
+  constructor(canvas, { onSeek, onSelect, onHover }) {
+    this.canvas = canvas;
+    this.context = canvas.getContext("2d");
+    this.rows = [];
+    canvas.addEventListener("click", (event) => {
+      const { step, row } = this.placeAt(event);
+      if (row) onSelect(row.arrival);
+      if (event.offsetX > LABELS && step !== null) onSeek(step);
+    });
+    canvas.addEventListener("pointermove", (event) => onHover(this.placeAt(event), event));
+    canvas.addEventListener("pointerleave", () => onHover(null));
+  }
+
+  placeAt({ offsetX, offsetY }) {
+    const step = this.first + Math.floor((offsetX - LABELS) / this.columnWidth);
+    const lane = Math.floor((offsetY - BUDGET) / this.rowHeight);
+    const within = (row) => row.lane === lane && row.from <= step && row.until >= step;
+    const row = offsetX < LABELS
+      ? this.rows.findLast((each) => each.lane === lane && each.from <= this.cursor)
+      : this.rows.find(within);
+    return { step: step >= this.first && step <= this.last ? step : null, row };
+  }
+
+  draw(digest, facts, step, selected) {
+    this.layOut(digest, step);
+    const { context } = this;
+    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.drawBudget(digest, facts, step);
+    for (const row of this.rows) this.drawRow(row, step, selected);
+    this.drawLabels(step, selected);
+    this.drawCursor(step);
+  }
+
+  /** Which steps and rows are in sight: the present at the right, unless one went back. */
+  layOut(digest, step) {
+    const width = this.canvas.parentElement.clientWidth;
+    const lanes = Math.max(digest.lanes.length, 4);
+    this.columnWidth = lanes <= 24 ? 20 : lanes <= 100 ? 12 : 6;
+    this.rowHeight = Math.min(22, MAX_ROWS / lanes);
+    const visible = Math.floor((width - LABELS) / this.columnWidth);
+    const newest = digest.columns.at(-1)?.step ?? 0;
+    this.last = Math.max(Math.min(newest, step + Math.floor(visible / 3)), visible - 1);
+    this.first = this.last - visible + 1;
+    this.cursor = step;
+    this.rows = digest.rows.filter((row) => row.until >= this.first && row.from <= this.last);
+    fitCanvas(this.canvas, width, BUDGET + lanes * this.rowHeight + AXIS);
+  }
+
+  x(step) { return LABELS + (step - this.first) * this.columnWidth; }
+
+  y(lane) { return BUDGET + lane * this.rowHeight; }
+
+  drawBudget(digest, facts, step) {
+    const { context, columnWidth } = this;
+    const budget = facts.max_num_batched_tokens;
+    const scale = (BUDGET - 16) / budget;
+    const base = BUDGET - 6;
+    context.fillStyle = theme.faint;
+    context.fillRect(LABELS, base - budget * scale, this.x(this.last + 1) - LABELS, budget * scale);
+    for (let each = Math.max(this.first, digest.firstStep); each <= this.last; each += 1) {
+      const column = digest.column(each);
+      if (!column) break;
+      let top = base;
+      context.globalAlpha = each > step ? 0.25 : 1;
+      for (const [kind, colour] of [["decode", theme.ink], ["prompt", theme.accent], ["again", theme.alarm]]) {
+        const height = column[kind] * scale;
+        context.fillStyle = colour;
+        context.fillRect(this.x(each) + 1, top - height, columnWidth - 2, height);
+        top -= height;
+      }
+    }
+    context.globalAlpha = 1;
+    context.fillStyle = theme.muted;
+    context.font = "11px system-ui, sans-serif";
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    context.fillText(`${budget}`, LABELS - 6, base - budget * scale + 3);
+    context.fillText("tokens", LABELS - 6, base - 6);
+  }
+
+  drawRow(row, step, selected) {
+    const { context, columnWidth, rowHeight } = this;
+    const top = this.y(row.lane);
+    const fades = selected !== null && selected !== row.arrival;
+    const alpha = (each) => (each > step ? 0.25 : 1) * (fades ? 0.3 : 1);
+    this.drawWaiting(row, step, top + rowHeight / 2, alpha(step));
+    for (let i = firstFrom(row.cells, this.first); i < row.cells.length; i += 1) {
+      const cell = row.cells[i];
+      if (cell.step > this.last) break;
+      let last = cell.step; // where columns are narrow, what is alike is drawn as one
+      while (columnWidth < 12 && isSame(cell, row.cells[i + 1], last, step)) {
+        i += 1;
+        last += 1;
+      }
+      context.globalAlpha = alpha(cell.step);
+      this.drawCell(row, cell, this.x(cell.step), top, (last - cell.step + 1) * columnWidth, rowHeight);
+    }
+    if (row.until <= this.last && row.until >= this.first && row.until <= step) {
+      context.globalAlpha = alpha(row.until);
+      const isBad = row.reason === "abort" || row.reason === "error";
+      context.fillStyle = isBad ? theme.alarm : colourOf(row.arrival, "bright");
+      context.fillRect(this.x(row.until + 1) - 3, top + 1, 3, Math.max(rowHeight - 2, 1));
+    }
+    context.globalAlpha = 1;
+  }
+
+  /** What lies under all else: a dotted line for as long as the request is there. */
+  drawWaiting(row, step, middle, alpha) {
+    const { context } = this;
+    const from = Math.max(this.x(row.from), LABELS);
+    const to = Math.min(this.x(Math.min(row.until, this.last, step) + 1), this.canvas.width);
+    if (to <= from) return;
+    context.fillStyle = theme.muted;
+    context.globalAlpha = alpha;
+    if (this.rowHeight < 6) context.fillRect(from, middle, to - from, Math.min(1, this.rowHeight / 3));
+    else for (let x = from; x < to; x += 5) context.fillRect(x, middle, 2, 1);
+  }
+
+  drawCell(row, cell, x, top, width, height) {
+    const { context } = this;
+    const pad = height > 6 ? 2 : 0;
+    if (cell.kind === "preempted") {
+      context.fillStyle = theme.alarm;
+      context.font = `bold ${Math.min(height, 15)}px system-ui, sans-serif`;
+      context.textAlign = "center";
+      context.textBaseline = "middle";
+      if (height > 6) context.fillText("✕", x + width / 2, top + height / 2);
+      else context.fillRect(x, top, width, height);
+      return;
+    }
+    context.clearRect(x, top, width, height);
+    context.fillStyle = colourOf(row.arrival);
+    if (cell.kind === "decode") {
+      const size = Math.max(height * 0.36, 1);
+      context.fillRect(x + 1, top + (height - size) / 2, width - 2, size);
+      return;
+    }
+    context.fillRect(x + 1, top + pad, width - 2, height - 2 * pad);
+    if (cell.kind === "again") this.hatch(x + 1, top + pad, width - 2, height - 2 * pad);
+    if (cell.cached > 0) { // what came from the cache: a pale edge before it
+      context.fillStyle = colourOf(row.arrival, "pale");
+      context.fillRect(x + 1, top + pad, width * 0.3, height - 2 * pad);
+    }
+    if (width >= 18 && height >= 14) {
+      context.fillStyle = theme.panel;
+      context.font = "600 10px system-ui, sans-serif";
+      context.textAlign = "center";
+      context.textBaseline = "middle";
+      context.fillText(String(cell.count), x + width / 2 + (cell.cached ? 2 : 0), top + height / 2 + 0.5);
+    }
+  }
+
+  hatch(x, y, width, height) {
+    const { context } = this;
+    context.save();
+    context.beginPath();
+    context.rect(x, y, width, height);
+    context.clip();
+    context.strokeStyle = theme.panel;
+    context.lineWidth = 1.5;
+    for (let offset = -height; offset < width; offset += 5) {
+      context.beginPath();
+      context.moveTo(x + offset, y + height);
+      context.lineTo(x + offset + height, y);
+      context.stroke();
+    }
+    context.restore();
+  }
+
+  drawLabels(step, selected) {
+    const { context, rowHeight } = this;
+    context.clearRect(0, BUDGET, LABELS - 2, this.canvas.height);
+    if (rowHeight < 10) return;
+    context.font = "600 12px system-ui, sans-serif";
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    for (const row of this.rows) {
+      if (row.from > step || row.until < step) continue;
+      context.fillStyle = selected === null || selected === row.arrival ? colourOf(row.arrival, "bright") : theme.muted;
+      context.fillText(`#${row.arrival}`, LABELS - 6, this.y(row.lane) + rowHeight / 2);
+    }
+  }
+
+  drawCursor(step) {
+    const { context, columnWidth } = this;
+    const height = this.canvas.height / devicePixelRatio;
+    context.fillStyle = theme.muted;
+    context.font = "11px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    const every = columnWidth >= 20 ? 5 : columnWidth >= 12 ? 10 : 20;
+    for (let each = Math.ceil(Math.max(this.first, 0) / every) * every; each <= this.last; each += every) {
+      if (each !== step) context.fillText(String(each), this.x(each) + columnWidth / 2, height - AXIS / 2);
+    }
+    if (step < this.first || step < 0) return;
+    context.strokeStyle = theme.accent;
+    context.lineWidth = 1.5;
+    context.strokeRect(this.x(step) + 0.5, 1, columnWidth - 1, height - AXIS);
+    context.fillStyle = theme.accent;
+    context.font = "bold 12px system-ui, sans-serif";
+    context.fillText(String(step), Math.min(this.x(step) + columnWidth / 2, this.canvas.width / devicePixelRatio - 12), height - AXIS / 2);
+  }
+}
+
+/** The index of the first cell at a step or after it. */
+function firstFrom(cells, step) {
+  let [low, high] = [0, cells.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (cells[middle].step < step) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/** Whether the next cell continues a run of single tokens, on the same side of the present. */
+function isSame(cell, next, last, step) {
+  return cell.kind === "decode" && next?.kind === "decode" && next.step === last + 1
+    && (next.step > step) === (cell.step > step);
+}

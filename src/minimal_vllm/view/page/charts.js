@@ -1,0 +1,103 @@
+// The numbers, as small charts of the last steps.
+
+import { fitCanvas, theme } from "./theme.js";
+
+const STEPS = 240; // at most
+const FEWEST = 60; // so many have room at least, so that the first ones don't fill the chart
+const HEIGHT = 46;
+
+const percent = (value) => `${(100 * value).toFixed(0)} %`;
+const duration = (seconds) => (seconds < 1 ? `${(1000 * seconds).toFixed(0)} ms` : `${seconds.toFixed(1)} s`);
+const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
+
+/** id in the page -> what to draw of a column (null: nothing), and how to write the last value. */
+const CHARTS = {
+  throughput: { value: (c) => c.throughput, text: (v) => `${v.toFixed(0)} /s` },
+  ttft: { value: (c) => (c.ttft.length ? mean(c.ttft) : null), text: duration, dots: true },
+  itl: { value: (c) => (c.itl.length ? mean(c.itl) : null), text: duration },
+  hits: { value: (c) => c.hitRate, text: percent, top: 1 },
+  waste: { value: (c) => c.waste, text: percent, top: 1 },
+  running: { value: (c) => c.running, text: String, second: (c) => c.waiting },
+};
+
+export class Charts {
+  draw(digest, step) {
+    const end = digest.columns.findIndex((column) => column.step > step);
+    const past = end < 0 ? digest.columns : digest.columns.slice(0, end);
+    const columns = past.slice(-STEPS);
+    this.room = Math.max(columns.length, FEWEST);
+    for (const [id, chart] of Object.entries(CHARTS)) this.drawChart(id, chart, columns);
+    this.drawBlocks(columns);
+  }
+
+  drawChart(id, chart, columns) {
+    const values = columns.map(chart.value);
+    const last = values.findLast((value) => value !== null);
+    document.getElementById(`${id}-value`).textContent = last === undefined ? "–" : this.text(chart, last, columns);
+    const { context, width } = this.prepare(id);
+    const others = chart.second ? columns.map(chart.second) : [];
+    const top = chart.top ?? Math.max(...values.filter((value) => value !== null), ...others, 1e-9) * 1.1;
+    if (chart.second) this.line(context, others, top, width, theme.muted);
+    if (chart.dots) this.dots(context, values, top, width);
+    else this.line(context, values, top, width, theme.accent);
+  }
+
+  text(chart, last, columns) {
+    const text = chart.text(last);
+    return chart.second ? `${text} + ${chart.second(columns.at(-1))}` : text;
+  }
+
+  prepare(id) {
+    const canvas = document.getElementById(`${id}-chart`);
+    const width = canvas.parentElement.clientWidth;
+    fitCanvas(canvas, width, HEIGHT);
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, width, HEIGHT);
+    context.fillStyle = theme.line;
+    context.fillRect(0, HEIGHT - 1, width, 1);
+    return { context, width };
+  }
+
+  x(index, count, width) { return width - (count - index - 0.5) * (width / this.room); }
+
+  line(context, values, top, width, colour) {
+    context.strokeStyle = colour;
+    context.lineWidth = 1.5;
+    context.beginPath();
+    values.forEach((value, index) => {
+      if (value !== null) context.lineTo(this.x(index, values.length, width), this.y(value, top));
+    });
+    context.stroke();
+  }
+
+  dots(context, values, top, width) {
+    context.fillStyle = theme.accent;
+    values.forEach((value, index) => {
+      if (value === null) return;
+      context.beginPath();
+      context.arc(this.x(index, values.length, width), this.y(value, top), 2.2, 0, 7);
+      context.fill();
+    });
+  }
+
+  y(value, top) { return HEIGHT - 2 - (HEIGHT - 6) * Math.min(value / top, 1); }
+
+  /** The states of all blocks, stacked. */
+  drawBlocks(columns) {
+    const { context, width } = this.prepare("blocks");
+    const last = columns.at(-1);
+    const held = last ? last.referenced + last.shared : 0;
+    document.getElementById("blocks-value").textContent = last ? `${held} + ${last.cached}` : "–";
+    const step = width / this.room;
+    columns.forEach((column, index) => {
+      const total = column.free + column.cached + column.referenced + column.shared;
+      let y = HEIGHT - 1;
+      for (const [kind, colour] of [["shared", theme.ink], ["referenced", theme.accent], ["cached", theme.cached]]) {
+        const height = (column[kind] / total) * (HEIGHT - 4);
+        context.fillStyle = colour;
+        context.fillRect(this.x(index, columns.length, width) - step / 2, y - height, step + 0.5, height);
+        y -= height;
+      }
+    });
+  }
+}

@@ -1,0 +1,144 @@
+// Buttons, keys and forms.
+
+import { headers, post } from "./feed.js";
+import { toggleTheme } from "./theme.js";
+
+const $ = (id) => document.getElementById(id);
+const TRAFFIC = ["requests_per_100_steps", "prompt_tokens", "output_tokens", "shared_prefix_tokens"];
+
+export class Controls {
+  /** @param onSent called with the id of a request that was sent, onTheme when the theme changed */
+  constructor(player, { onSent, onTheme, onClear }) {
+    this.player = player;
+    this.onSent = onSent;
+    this.actions = {
+      play: () => player.toggle(),
+      step: () => player.stepForward(),
+      back: () => player.stepBack(),
+      preemption: () => player.next("preemption"),
+      eviction: () => player.next("eviction"),
+      live: () => player.goLive(),
+      slower: () => this.shiftSpeed(-1),
+      faster: () => this.shiftSpeed(1),
+      theme: () => { toggleTheme(); onTheme(); },
+      help: () => ($("help-dialog").open ? $("help-dialog").close() : $("help-dialog").showModal()),
+      clear: onClear,
+      prompt: () => $("prompt").focus(),
+    };
+    for (const name of ["play", "step", "back", "preemption", "eviction", "live", "theme", "help"]) {
+      $(name).addEventListener("click", () => this.run(name));
+    }
+    $("speed").addEventListener("change", () => this.attempt(player.setSpeed(Number($("speed").value))));
+    $("scrub").addEventListener("input", () => this.attempt(player.seekStep(Number($("scrub").value))));
+    $("prompt-form").addEventListener("submit", (event) => this.send(event));
+    for (const name of TRAFFIC) {
+      $(name).addEventListener("input", () => this.showTraffic());
+      $(name).addEventListener("change", () => this.changeTraffic());
+    }
+    document.addEventListener("keydown", (event) => this.onKey(event));
+  }
+
+  onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input[type=text], input[type=password], select, textarea")) return;
+    const keys = { " ": "play", ArrowRight: "step", ArrowLeft: "back", p: "preemption", e: "eviction",
+                   l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
+                   "/": "prompt" };
+    const name = keys[event.key];
+    if (document.querySelector("dialog[open]") && name !== "help") return;
+    if (!name || (event.key === " " && event.target.matches("button, a"))) return;
+    event.preventDefault();
+    this.run(name);
+  }
+
+  run(name) { return this.attempt(this.actions[name]()); }
+
+  /** Say so if something was refused. */
+  async attempt(promise) {
+    try {
+      await promise;
+      this.say("");
+    } catch (error) {
+      this.say(error.message);
+    }
+  }
+
+  say(message) {
+    $("message").textContent = message;
+    $("message").hidden = message === "";
+  }
+
+  shiftSpeed(direction) {
+    const options = [...$("speed").options].map((option) => Number(option.value));
+    const next = options[options.indexOf(Number($("speed").value)) + direction];
+    return next === undefined ? undefined : this.player.setSpeed(next);
+  }
+
+  // ---- what the page shows of them ------------------------------------------------------------
+
+  draw() {
+    const { player } = this;
+    const [first, last] = [player.history.firstStep, player.history.head.step];
+    $("play").textContent = player.paused ? "▶ Play" : "Pause";
+    $("live").hidden = !player.isLive;
+    $("live").disabled = player.follows;
+    $("back").disabled = player.position <= player.history.start;
+    $("speed").value = this.nearestSpeed();
+    Object.assign($("scrub"), { min: first, max: last, value: player.state.step });
+    $("where").textContent = player.state.step < 0 ? "before the first step" : `step ${player.state.step}`;
+    const mode = !player.isLive ? "recorded" : player.paused ? "engine paused" : "live";
+    $("mode").textContent = player.isLive && !player.follows ? `${last - player.state.step} steps back` : mode;
+    $("mode").dataset.mode = mode;
+  }
+
+  nearestSpeed() {
+    const speeds = [...$("speed").options].map((option) => Number(option.value));
+    const wanted = this.player.stepsPerSecond;
+    if (wanted === 0) return 0;
+    return speeds.filter((each) => each > 0)
+      .reduce((best, each) => (Math.abs(Math.log(each / wanted)) < Math.abs(Math.log(best / wanted)) ? each : best));
+  }
+
+  // ---- a prompt of one's own ------------------------------------------------------------------
+
+  async send(event) {
+    event.preventDefault();
+    const prompt = $("prompt").value;
+    if (!prompt) return;
+    const name = `you-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
+    $("prompt").value = "";
+    this.onSent(name);
+    await this.attempt(post("/v1/completions", {
+      prompt, request_id: name, max_tokens: Number($("max-tokens").value),
+    }));
+  }
+
+  // ---- traffic --------------------------------------------------------------------------------
+
+  takeTraffic(settings) {
+    $("traffic").hidden = settings === null;
+    if (settings === null) return;
+    for (const name of TRAFFIC) if (document.activeElement !== $(name)) $(name).value = settings[name];
+    this.showTraffic();
+  }
+
+  showTraffic() {
+    for (const name of TRAFFIC) $(`${name}-value`).textContent = $(name).value;
+  }
+
+  changeTraffic() {
+    const settings = Object.fromEntries(TRAFFIC.map((name) => [name, Number($(name).value)]));
+    return this.attempt(post("/view/traffic", settings));
+  }
+}
+
+/** Ask for the server's key, and begin anew. */
+export function askForKey() {
+  const dialog = $("key-dialog");
+  dialog.querySelector("form").addEventListener("submit", () => {
+    sessionStorage.setItem("minimal-vllm-key", $("key").value);
+    location.reload();
+  });
+  $("key-wrong").hidden = !("Authorization" in headers());
+  dialog.showModal();
+}

@@ -1,0 +1,134 @@
+// What the charts and the batch's timeline show: one column for each step, made as it comes.
+
+const SECONDS = 2; // the window of throughput
+const LANE_GAP = 2; // steps for which a lane stays empty after a request has ended
+
+export class Digest {
+  constructor() {
+    this.columns = []; // one for each step; the numbers of the charts
+    this.rows = []; // one for each request, in the order of arrival
+    this.rowOf = new Map(); // id -> row, of those that have not ended
+    this.lanes = []; // lane -> the step from which it is free; Infinity: taken
+  }
+
+  get firstStep() { return this.columns.length ? this.columns[0].step : 0; }
+
+  /** The column of a step, if it is known. */
+  column(step) { return this.columns[step - this.firstStep]; }
+
+  /** Take in a record that has just been applied to `state`. */
+  take(record, state) {
+    switch (record.kind) {
+      case "request": return this.addRow(record, state.step + 1);
+      case "abort": return this.endRow(record.request_id, "abort", state.step + 1);
+      case "reset": return [...this.rowOf.keys()].forEach((id) => this.endRow(id, "reset", state.step + 1));
+      case "step": return this.takeStep(record, state);
+    }
+  }
+
+  /** Begin with the requests of a snapshot. */
+  begin(state) {
+    for (const r of state.requests.values()) {
+      this.addRow({ request_id: r.id, arrival: r.arrival, arrived: null,
+                    prompt_token_ids: { length: r.numPrompt } }, state.step + 1);
+      this.rowOf.get(r.id).reached = r.computed;
+    }
+  }
+
+  addRow(record, step) {
+    const row = {
+      id: record.request_id,
+      arrival: record.arrival,
+      arrived: record.arrived,
+      numPrompt: record.prompt_token_ids.length,
+      lane: this.takeLane(step),
+      from: step, // the first column in which it is there
+      until: Infinity, // the last one
+      reason: null,
+      cells: [], // {step, kind, count, cached}, in order
+      reached: 0, // how far it was ever computed
+      lastToken: null, // when its last token came
+    };
+    this.rows.push(row);
+    this.rowOf.set(row.id, row);
+  }
+
+  takeLane(step) {
+    let lane = this.lanes.findIndex((free) => free <= step);
+    if (lane < 0) lane = this.lanes.length;
+    this.lanes[lane] = Infinity;
+    return lane;
+  }
+
+  endRow(id, reason, step) {
+    const row = this.rowOf.get(id);
+    row.until = step;
+    row.reason = reason;
+    this.lanes[row.lane] = step + 1 + LANE_GAP;
+    this.rowOf.delete(id);
+  }
+
+  takeStep(record, state) {
+    const column = { step: record.step, time: state.time, prompt: 0, decode: 0, again: 0, sampled: 0,
+                     ttft: [], itl: [], preempted: record.preempted.length,
+                     evicted: record.evicted_blocks.length };
+    for (const id of record.preempted) {
+      this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0 });
+    }
+    for (const entry of record.scheduled) this.addCell(entry, column, state);
+    const [free, cached, referenced, shared] = state.count();
+    const waste = state.waste();
+    Object.assign(column, {
+      free, cached, referenced, shared,
+      running: record.num_running,
+      waiting: record.num_waiting,
+      waste: waste.taken ? waste.wasted / waste.taken : 0,
+      hitRate: record.prefix_queries ? record.prefix_hits / record.prefix_queries : 0,
+    });
+    this.columns.push(column);
+    column.throughput = this.throughput();
+    for (const [id, reason] of record.finished.slice(record.num_aborted ?? 0)) {
+      this.endRow(id, reason, record.step);
+    }
+  }
+
+  addCell(entry, column, state) {
+    const row = this.rowOf.get(entry.request_id);
+    if (!row) return; // it ended while the step ran
+    const end = entry.start + entry.num_tokens;
+    const kind = end <= row.reached ? "again" : entry.start >= row.numPrompt ? "decode" : "prompt";
+    row.reached = Math.max(row.reached, end);
+    row.cells.push({
+      step: column.step,
+      kind,
+      count: entry.num_tokens,
+      cached: (entry.cached_blocks?.length ?? 0) * state.facts.block_size,
+    });
+    column[kind] += entry.num_tokens;
+    if (entry.sampled_token !== undefined) this.noteToken(row, column);
+  }
+
+  noteToken(row, column) {
+    column.sampled += 1;
+    if (row.lastToken !== null) column.itl.push(column.time - row.lastToken);
+    else if (row.arrived !== null) column.ttft.push(column.time - row.arrived);
+    row.lastToken = column.time;
+  }
+
+  /** Tokens sampled a second, over the last seconds. */
+  throughput() {
+    const last = this.columns.at(-1);
+    let sampled = 0;
+    let i = this.columns.length - 1;
+    for (; i > 0 && last.time - this.columns[i].time < SECONDS; i -= 1) sampled += this.columns[i].sampled;
+    const seconds = last.time - this.columns[i].time;
+    return seconds > 0 ? sampled / seconds : 0;
+  }
+
+  /** Forget what is older than a step. */
+  dropBefore(step) {
+    const keep = this.columns.findIndex((column) => column.step >= step);
+    if (keep > 0) this.columns.splice(0, keep);
+    this.rows = this.rows.filter((row) => row.until >= step);
+  }
+}

@@ -1,0 +1,224 @@
+// Puts the page together: lines come in, a moment is chosen, and all panels show it.
+
+import { BatchView } from "./batch.js";
+import { Charts } from "./charts.js";
+import { askForKey, Controls } from "./controls.js";
+import { Digest } from "./digest.js";
+import { follow, RefusedError } from "./feed.js";
+import { History, startState } from "./history.js";
+import { Inspector } from "./inspector.js";
+import { narrate } from "./narrate.js";
+import { Player } from "./player.js";
+import { PoolView } from "./pool.js";
+import { Queue } from "./queue.js";
+import { loadTheme, watchSystemTheme } from "./theme.js";
+import { showTip } from "./tip.js";
+
+const $ = (id) => document.getElementById(id);
+const KEPT_STEPS = 20_000; // columns of a live engine's charts
+const WORDS_MS = 100; // texts and charts change no more often: most of the time is the pool's
+const MANY_ROWS = 100; // … and so does a batch that is larger than this
+
+class View {
+  constructor() {
+    this.texts = new Map(); // token id -> its text
+    this.selection = { arrival: null, block: null };
+    this.isShown = false; // whether what is selected was chosen here, and not by the user
+    this.hovered = null; // a block
+    this.sent = new Set(); // ids of requests from this page
+    this.mine = new Set(); // … and their arrival numbers
+    this.facts = null;
+    this.digest = null;
+    this.player = new Player(() => this.changed());
+    this.controls = new Controls(this.player, {
+      onSent: (name) => this.sent.add(`cmpl-${name}-0`),
+      onTheme: () => this.themeChanged(),
+      onClear: () => this.select({ arrival: null, block: null }),
+    });
+    this.pool = new PoolView($("pool"), {
+      onHover: (block, event) => this.hover(block, event),
+      onSelect: (block) => this.selectBlock(block),
+    });
+    this.batch = new BatchView($("batch"), {
+      onSeek: (step) => this.controls.attempt(this.player.seekStep(step)),
+      onSelect: (arrival) => this.select({ arrival, block: null }),
+      onHover: (place, event) => showTip(place?.row ? `#${place.row.arrival} ${place.row.id}` : null, event),
+    });
+    this.inspector = new Inspector($("inspector"), this.texts);
+    this.queue = new Queue(document);
+    this.charts = new Charts();
+    document.addEventListener("click", (event) => this.onChip(event));
+    new ResizeObserver(() => this.changed()).observe(document.body);
+    watchSystemTheme(() => this.themeChanged());
+  }
+
+  // ---- lines ----------------------------------------------------------------------------------
+
+  take(line) {
+    if (line.format) return this.begin(line);
+    switch (line.kind) {
+      case "texts": return Object.entries(line.texts).forEach(([id, text]) => this.texts.set(Number(id), text));
+      case "controls": return this.takeControls(line);
+      case "snapshot": return this.restart(line.state, true);
+      case "end": return this.controls.say(`The trace ends here: ${line.reason}.`);
+    }
+    this.player.history.append(line);
+    this.digest.take(line, this.player.history.head);
+    if (this.player.isLive) this.forgetOld();
+    if (line.kind === "request" && this.sent.delete(line.request_id)) {
+      this.mine.add(line.arrival);
+      this.select({ arrival: line.arrival, block: null });
+    }
+    this.player.follow();
+    this.changed();
+  }
+
+  begin(header) {
+    this.facts = header.engine;
+    const { model, num_blocks, block_size, device } = this.facts;
+    $("facts").textContent = `${model} on ${device} · ${num_blocks.toLocaleString("en")} blocks of ${block_size} tokens`;
+    document.querySelectorAll(".block-size").forEach((each) => { each.textContent = block_size; });
+    this.restart(null, false);
+  }
+
+  restart(snapshot, isLive) {
+    const state = startState(this.facts, snapshot);
+    this.digest = new Digest();
+    this.digest.begin(state);
+    this.player.begin(new History(state, isLive), isLive);
+    document.body.dataset.live = isLive;
+    this.changed();
+  }
+
+  takeControls({ pace, traffic }) {
+    this.player.takePace(pace);
+    this.controls.takeTraffic(traffic);
+  }
+
+  forgetOld() {
+    if (this.digest.columns.length > 2 * KEPT_STEPS) {
+      this.digest.dropBefore(this.digest.columns.at(-KEPT_STEPS).step);
+    }
+  }
+
+  // ---- selection ------------------------------------------------------------------------------
+
+  select(selection) {
+    this.selection = selection;
+    this.isShown = selection.arrival === null && selection.block === null;
+    this.changed();
+  }
+
+  /** As long as nothing is selected, show the first request that runs. */
+  showSomething(state) {
+    if (this.selection.block !== null || (this.selection.arrival !== null && !this.isShown)) return;
+    const current = state.byArrival(this.selection.arrival);
+    if (current && current.status !== "finished") return;
+    this.selection = { arrival: state.inOrder("running")[0]?.arrival ?? null, block: null };
+    this.isShown = true;
+  }
+
+  /** The block, and one of those who have it; again: the next of them. */
+  selectBlock(block) {
+    if (block === null) return this.select({ arrival: null, block: null });
+    const owners = this.player.state.ownersOf(block).map((request) => request.arrival);
+    const again = this.selection.block === block ? owners.indexOf(this.selection.arrival) + 1 : 0;
+    this.select({ block, arrival: owners[again % owners.length] ?? null });
+  }
+
+  hover(block, event) {
+    if (!this.player.history) return;
+    showTip(block === null ? null : this.describe(block), event);
+    if (block !== this.hovered) {
+      this.hovered = block;
+      this.changed();
+    }
+  }
+
+  describe(block) {
+    const state = this.player.state;
+    const kind = ["free", "cached", "in use", "shared"][state.kindOf(block)];
+    const owners = state.ownersOf(block).map((request) => `#${request.arrival}`).slice(0, 8).join(", ");
+    const tokens = state.tokens[block] ?? [];
+    const text = Array.from({ length: state.fill[block] }, (_, i) => this.texts.get(tokens[state.offset[block] + i]) ?? "");
+    return `block ${block}, ${kind}${owners && ` by ${owners}`}\n${text.join("")}`;
+  }
+
+  onChip(event) {
+    const target = event.target.closest("[data-arrival], [data-block]");
+    if (!target) return;
+    if (target.dataset.block) return this.select({ ...this.selection, block: Number(target.dataset.block) });
+    this.select({ arrival: Number(target.dataset.arrival), block: null });
+  }
+
+  /** The blocks that are not dimmed: those of who is selected, or under the pointer. */
+  emphasis(state) {
+    if (this.isShown) return null;
+    const request = state.byArrival(this.selection.arrival);
+    const blocks = new Set(request?.table ?? []);
+    for (const block of [this.selection.block, this.hovered]) if (block !== null) blocks.add(block);
+    return request?.table.length || this.selection.block !== null ? blocks : null;
+  }
+
+  // ---- drawing --------------------------------------------------------------------------------
+
+  themeChanged() {
+    this.pool.invalidate();
+    this.changed();
+  }
+
+  changed() { this.stale = true; }
+
+  frame(now) {
+    this.player.tick((now - (this.lastFrame ?? now)) / 1000);
+    this.lastFrame = now;
+    if (this.stale && this.player.history) {
+      this.stale = false;
+      this.draw();
+      this.wordsAreStale = true;
+    }
+    if (this.wordsAreStale && now - (this.lastWords ?? 0) > WORDS_MS) {
+      this.wordsAreStale = false;
+      this.lastWords = now;
+      this.drawWords();
+    }
+    requestAnimationFrame((next) => this.frame(next));
+  }
+
+  draw() {
+    const { state } = this.player;
+    this.showSomething(state);
+    this.controls.draw();
+    this.pool.cursor = this.selection.block;
+    this.pool.draw(state, this.emphasis(state));
+    if (this.digest.lanes.length <= MANY_ROWS) this.drawBatch(state);
+  }
+
+  drawBatch(state) {
+    this.batch.draw(this.digest, this.facts, state.step, this.isShown ? null : this.selection.arrival);
+  }
+
+  drawWords() {
+    const { state } = this.player;
+    if (this.digest.lanes.length > MANY_ROWS) this.drawBatch(state);
+    this.inspector.draw(state, this.selection);
+    this.queue.draw(state, this.mine);
+    this.charts.draw(this.digest, state.step);
+    $("story").textContent = narrate(state).join(" ");
+    const counts = state.count().map((count) => count.toLocaleString("en"));
+    $("counts").textContent = ["free", "cached", "in use", "shared"]
+      .map((name, kind) => `${counts[kind]} ${name}`).join(" · ");
+  }
+}
+
+loadTheme();
+const view = new View();
+window.view = view; // for the console, and for tests
+requestAnimationFrame((now) => view.frame(now));
+try {
+  await follow((line) => view.take(line), () => view.controls.say("The connection is lost; trying again."));
+  await view.player.play(); // a trace, which has come in whole
+} catch (error) {
+  if (!(error instanceof RefusedError)) throw error;
+  askForKey();
+}

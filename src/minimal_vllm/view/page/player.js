@@ -1,0 +1,142 @@
+// Where in time the page is, and how it moves: one set of controls for a live engine, which really
+// pauses, and for a trace.
+
+import { post } from "./feed.js";
+
+const MOST_STEPS = 4; // in a frame, if frames take long
+
+export class Player {
+  /** @param onChange called when anything here has changed */
+  constructor(onChange) {
+    this.onChange = onChange;
+    this.begin(null, false);
+    this.stepsPerSecond = 4; // 0: as fast as it goes
+    this.paused = true;
+  }
+
+  begin(history, isLive) {
+    this.history = history;
+    this.isLive = isLive;
+    this.position = history ? history.end : 0;
+    this.follows = isLive; // whether the page stays at the newest record
+    this.due = 0;
+  }
+
+  /** What the engine says of its pace. */
+  takePace({ paused, interval }) {
+    this.paused = paused;
+    this.stepsPerSecond = interval > 0 ? 1 / interval : 0;
+    this.onChange();
+  }
+
+  /** New records have come. */
+  follow() {
+    if (this.follows) this.position = this.history.end;
+    this.position = Math.max(this.position, this.history.start);
+  }
+
+  get isAtEnd() { return this.position >= this.history.end; }
+
+  get state() { return this.history.at(this.position); }
+
+  // ---- what a user asks for -------------------------------------------------------------------
+
+  async toggle() { return this.paused ? this.play() : this.pause(); }
+
+  async play() {
+    if (this.isLive) {
+      this.goLive();
+      return this.setPace({});
+    }
+    if (this.isAtEnd) this.moveTo(this.history.start);
+    this.paused = false;
+    this.onChange();
+  }
+
+  async pause() {
+    if (this.isLive) return this.setPace({ paused: true });
+    this.paused = true;
+    this.onChange();
+  }
+
+  async stepForward() {
+    const next = this.history.nextStep(this.position);
+    if (!this.isLive || next !== null) {
+      await this.pauseIfNeeded();
+      return this.moveTo(next ?? this.history.end);
+    }
+    this.goLive();
+    return post("/view/pace", { steps: 1 });
+  }
+
+  async stepBack() {
+    await this.pauseIfNeeded();
+    this.moveTo(this.history.previousStep(this.position));
+  }
+
+  async seekStep(step) {
+    await this.pauseIfNeeded();
+    this.moveTo(this.history.afterStep(step));
+  }
+
+  /** Go to the next step with a preemption or an eviction; a live engine runs until there is one. */
+  async next(occasion) {
+    const field = { preemption: "preempted", eviction: "evicted_blocks" }[occasion];
+    const found = this.history.nextStep(this.position, (record) => record[field].length > 0);
+    if (found === null && this.isLive) {
+      this.goLive();
+      return this.setPace({ until: occasion });
+    }
+    await this.pauseIfNeeded();
+    if (found === null) throw new Error(`There is no other ${occasion} in this trace.`);
+    return this.moveTo(found);
+  }
+
+  async setSpeed(stepsPerSecond) {
+    this.stepsPerSecond = stepsPerSecond;
+    if (this.isLive) return this.setPace({ paused: this.paused });
+    this.onChange();
+  }
+
+  goLive() {
+    this.follows = true;
+    this.position = this.history.end;
+    this.onChange();
+  }
+
+  // ---- how ------------------------------------------------------------------------------------
+
+  async pauseIfNeeded() {
+    this.follows = false;
+    if (!this.paused) await this.pause();
+  }
+
+  moveTo(position) {
+    this.position = position;
+    this.follows = this.isLive && this.isAtEnd;
+    this.onChange();
+  }
+
+  async setPace(pace) {
+    const interval = this.stepsPerSecond > 0 ? 1 / this.stepsPerSecond : 0;
+    return post("/view/pace", { interval, ...pace });
+  }
+
+  /** A trace plays: called once a frame, with the time since the last one. */
+  tick(seconds) {
+    if (this.isLive || this.paused || !this.history) return;
+    const due = this.stepsPerSecond ? this.due + seconds * this.stepsPerSecond : 1;
+    this.due = Math.min(due, MOST_STEPS);
+    if (this.due < 1) return;
+    for (; this.due >= 1; this.due -= 1) {
+      const next = this.history.nextStep(this.position);
+      if (next === null) {
+        this.paused = true;
+        this.position = this.history.end;
+        break;
+      }
+      this.position = next;
+    }
+    this.onChange();
+  }
+}

@@ -1,0 +1,214 @@
+// The block pool: a cell for each block, and in large cells a square for each token.
+
+import { CACHED, FREE, SHARED } from "./state.js";
+import { colourOf, fitCanvas, theme, wordOf } from "./theme.js";
+
+const DETAIL = 30; // cells of so many pixels show their tokens
+const LABEL = 44; // … and their number
+const DOT = 5; // cells up to this are nothing but a colour, written into an image
+const MAX_CELL = 130;
+const MIN_CELL = 2;
+
+export class PoolView {
+  /** @param onHover, onSelect called with a block, or null */
+  constructor(canvas, { onHover, onSelect }) {
+    this.canvas = canvas;
+    this.context = canvas.getContext("2d");
+    this.drawn = null; // what each cell showed last
+    this.cursor = null; // the block chosen by keyboard
+    canvas.addEventListener("pointermove", (event) => onHover(this.blockAt(event), event));
+    canvas.addEventListener("pointerleave", () => onHover(null));
+    canvas.addEventListener("click", (event) => onSelect(this.blockAt(event)));
+    canvas.addEventListener("keydown", (event) => this.onKey(event, onSelect));
+  }
+
+  onKey(event, onSelect) {
+    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const next = this.cursor === null ? 0 : this.cursor + moves[event.key];
+    if (next >= 0 && next < this.count) this.cursor = next;
+    onSelect(this.cursor);
+  }
+
+  blockAt(event) {
+    const column = Math.floor(event.offsetX / this.width);
+    const block = Math.floor(event.offsetY / this.height) * this.columns + column;
+    return column < this.columns && block >= 0 && block < this.count ? block : null;
+  }
+
+  /** Forget what is drawn: the theme has changed. */
+  invalidate() { this.drawn = null; }
+
+  /** The largest cells with which all fit into the panel; tiny ones make it taller. */
+  layOut(count) {
+    const { clientWidth } = this.canvas.parentElement;
+    const clientHeight = parseFloat(getComputedStyle(this.canvas.parentElement).minHeight);
+    let cell = MAX_CELL;
+    while (cell > MIN_CELL && Math.floor(clientWidth / cell) * Math.floor(clientHeight / cell) < count) cell -= 1;
+    const columns = Math.max(1, Math.floor(clientWidth / cell));
+    const rows = Math.ceil(count / columns);
+    const width = cell < DETAIL ? cell : clientWidth / columns;
+    const height = cell < DETAIL ? cell : Math.min(clientHeight / rows, width * 0.9);
+    const same = width === this.width && height === this.height && count === this.count;
+    Object.assign(this, { cell, columns, width, height, count });
+    const resized = fitCanvas(this.canvas, clientWidth, Math.max(rows * height, 1));
+    if (!same || resized) this.drawn = null;
+  }
+
+  /** @param emphasis the blocks that are not dimmed; null: none are */
+  draw(state, emphasis) {
+    this.layOut(state.references.length);
+    if (this.drawn === null) this.begin();
+    const evicted = new Set(state.now.evicted.map((each) => each.block));
+    const owners = this.cell >= DETAIL ? ownersOfShared(state) : new Map();
+    for (let block = 0; block < this.count; block += 1) {
+      const dim = emphasis !== null && !emphasis.has(block);
+      const marks = (state.now.written.has(block) ? 1 : 0) | (evicted.has(block) ? 2 : 0)
+        | (dim ? 4 : 0) | (block === this.cursor ? 8 : 0);
+      const look = state.kindOf(block) | (marks << 2) | (state.fill[block] << 6);
+      const who = owners.has(block) ? mix(owners.get(block)) : state.owner[block];
+      if (this.drawn[2 * block] === look && this.drawn[2 * block + 1] === who) continue;
+      this.drawn[2 * block] = look;
+      this.drawn[2 * block + 1] = who;
+      if (this.image) this.dot(block, this.smallColour(state, block, marks, state.owner[block]), dim);
+      else this.drawCell(state, block, marks, owners.get(block) ?? [state.owner[block]]);
+    }
+    if (this.image) this.context.putImageData(this.image, 0, 0);
+  }
+
+  /** Draw all cells anew. */
+  begin() {
+    const { width, height } = this.canvas;
+    this.context.clearRect(0, 0, width, height);
+    this.drawn = new Int32Array(2 * this.count).fill(-1);
+    this.image = this.cell <= DOT ? this.context.createImageData(width, height) : null;
+    this.words = this.image && new Uint32Array(this.image.data.buffer);
+  }
+
+  /** Write a cell into the image; a dimmed one in every other pixel. */
+  dot(block, colour, dim) {
+    const scale = devicePixelRatio;
+    const left = Math.round((block % this.columns) * this.cell * scale);
+    const top = Math.round(Math.floor(block / this.columns) * this.cell * scale);
+    const size = Math.max(Math.round(this.cell * scale) - (this.cell > 3 ? 1 : 0), 1);
+    const [full, pale] = [wordOf(colour), wordOf(dim ? theme.slot : colour)];
+    for (let y = top; y < top + size; y += 1) {
+      for (let x = left; x < left + size; x += 1) {
+        this.words[y * this.image.width + x] = (x + y) % 3 ? pale : full;
+      }
+    }
+  }
+
+  drawCell(state, block, marks, owners) {
+    const { context } = this;
+    const x = (block % this.columns) * this.width;
+    const y = Math.floor(block / this.columns) * this.height;
+    context.clearRect(x, y, this.width, this.height);
+    context.globalAlpha = marks & 4 ? 0.22 : 1;
+    if (this.cell < DETAIL) this.drawSmall(state, block, marks, owners[0], x, y);
+    else this.drawLarge(state, block, marks, owners, x, y);
+    context.globalAlpha = 1;
+  }
+
+  /** Full if referenced, pale if cached, brighter if written. */
+  smallColour(state, block, marks, owner) {
+    const kind = state.kindOf(block);
+    if (marks & 2) return theme.alarm;
+    if (marks & 1) return colourOf(owner, "bright");
+    return kind === FREE ? theme.slot : colourOf(owner, kind === CACHED ? "pale" : "full");
+  }
+
+  /** One square, with a smaller one in it if it is shared. */
+  drawSmall(state, block, marks, owner, x, y) {
+    const { context } = this;
+    const size = this.cell - 1;
+    context.fillStyle = this.smallColour(state, block, marks, owner);
+    context.fillRect(x, y, size, size);
+    if (state.kindOf(block) === SHARED) {
+      context.fillStyle = theme.ink;
+      context.fillRect(x + size / 3, y + size / 3, size / 3, size / 3);
+    }
+  }
+
+  /** A box with its number, and a square for each of its tokens. */
+  drawLarge(state, block, marks, owners, x, y) {
+    const { context } = this;
+    const kind = state.kindOf(block);
+    const labelled = this.cell >= LABEL;
+    const [width, height] = [this.width - 4, this.height - 4];
+    context.beginPath();
+    context.roundRect(x + 2, y + 2, width, height, 5);
+    context.fillStyle = kind === FREE ? theme.panel : theme.slot;
+    context.fill();
+    context.lineWidth = marks & 10 ? 2.5 : marks & 1 ? 2 : 1;
+    context.strokeStyle = marks & 8 ? theme.accent : marks & 2 ? theme.alarm : marks & 1 ? theme.ink
+      : theme.line;
+    context.setLineDash(kind === CACHED && !(marks & 11) ? [3, 3] : []);
+    context.stroke();
+    context.setLineDash([]);
+    const top = labelled ? 16 : 4;
+    this.drawTokens(state, block, kind, owners, x + 7, y + 2 + top, width - 9, height - top - 4);
+    if (labelled) this.drawLabels(state, block, kind, marks, x, y, width);
+  }
+
+  drawTokens(state, block, kind, owners, x, y, width, height) {
+    const { context } = this;
+    const slots = state.facts.block_size;
+    const columns = columnsFor(slots, width / height);
+    const rows = Math.ceil(slots / columns);
+    const [w, h] = [width / columns, height / rows];
+    const [first, end] = state.now.written.get(block) ?? [0, 0];
+    for (let slot = 0; slot < slots; slot += 1) {
+      const isFilled = kind !== FREE && slot < state.fill[block];
+      const isNew = slot >= first && slot < end;
+      const owner = owners[slot % owners.length];
+      context.fillStyle = !isFilled ? theme.faint
+        : colourOf(owner, kind === CACHED ? "pale" : isNew ? "bright" : "full");
+      context.fillRect(x + (slot % columns) * w, y + Math.floor(slot / columns) * h, w - 1.5, h - 1.5);
+    }
+  }
+
+  drawLabels(state, block, kind, marks, x, y, width) {
+    const { context } = this;
+    context.font = "600 11px system-ui, sans-serif";
+    context.textBaseline = "middle";
+    context.fillStyle = kind === FREE ? theme.muted : theme.ink;
+    context.textAlign = "left";
+    context.fillText(String(block), x + 7, y + 11);
+    const note = marks & 2 ? "evicted" : kind === SHARED ? `×${state.references[block]}` : "";
+    context.fillStyle = marks & 2 ? theme.alarm : theme.ink;
+    context.textAlign = "right";
+    context.fillText(note, x + width - 2, y + 11);
+  }
+}
+
+/** How many squares stand side by side, so that rows are full and the squares nearly square. */
+function columnsFor(slots, aspect) {
+  let best = slots;
+  for (let columns = 1; columns <= slots; columns += 1) {
+    if (slots % columns) continue;
+    const stretch = (each) => Math.abs(Math.log((aspect * slots) / (each * each)));
+    if (stretch(columns) < stretch(best)) best = columns;
+  }
+  return best;
+}
+
+/** Block -> arrival numbers of those who share it. */
+function ownersOfShared(state) {
+  const owners = new Map();
+  for (const request of state.requests.values()) {
+    for (const block of request.table) {
+      if (state.references[block] < 2) continue;
+      if (!owners.has(block)) owners.set(block, []);
+      owners.get(block).push(request.arrival);
+    }
+  }
+  return owners;
+}
+
+/** A number that changes when the owners do. */
+function mix(arrivals) {
+  return arrivals.reduce((sum, arrival) => (sum * 31 + arrival) | 0, arrivals.length);
+}

@@ -1,0 +1,369 @@
+// The engine's state, rebuilt from its records alone: what BlockPool and Scheduler keep, mirrored.
+// docs/trace-format.md says the same in prose.
+
+/** What a block is; the pool's three states, with "referenced by several" told apart. */
+export const FREE = 0;
+export const CACHED = 1;
+export const REFERENCED = 2;
+export const SHARED = 3;
+
+export class EngineState {
+  constructor(facts) {
+    const n = facts.num_blocks;
+    this.facts = facts;
+    this.step = -1;
+    this.time = 0;
+    this.requests = new Map(); // id -> request, for those that have not ended
+    this.ended = []; // the last ones, newest last
+    this.numEnded = 0;
+    // Of each block:
+    this.references = new Uint16Array(n);
+    this.owner = new Int32Array(n); // arrival number of who had it last; 0: nobody yet
+    this.fill = new Uint16Array(n); // tokens in it
+    this.hashes = new Array(n).fill(null);
+    this.tokens = new Array(n).fill(null); // the list that its tokens are part of …
+    this.offset = new Int32Array(n); // … and where in it they begin
+    this.released = new Int32Array(n); // counts releases: the order of LRU
+    this.firstReleased = new Int32Array(n); // the same for its present content: the order of FIFO
+    this.hits = new Uint16Array(n); // of its present content: the order of LFU
+    this.releasedStep = new Int32Array(n);
+    this.blockOf = new Map(); // hash -> block
+    this.numReleases = 0;
+    this.prefixQueries = 0;
+    this.prefixHits = 0;
+    this.now = nothing(); // what the last step did
+    this.plans = new Map(); // step -> the same, of those that are planned and still run
+  }
+
+  /** A copy that can be stepped on by itself. Lists of tokens only grow, and so are shared. */
+  clone() {
+    const copy = Object.assign(Object.create(EngineState.prototype), this);
+    for (const [name, value] of Object.entries(this)) {
+      if (ArrayBuffer.isView(value) || Array.isArray(value)) copy[name] = value.slice();
+    }
+    copy.now = { ...this.now, ended: this.now.ended.slice() };
+    copy.plans = new Map(this.plans);
+    copy.blockOf = new Map();
+    this.hashes.forEach((hash, block) => { if (hash !== null) copy.blockOf.set(hash, block); });
+    copy.requests = new Map();
+    for (const [id, r] of this.requests) copy.requests.set(id, { ...r, table: r.table.slice() });
+    return copy;
+  }
+
+  static fromSnapshot(facts, snapshot) {
+    const state = new EngineState(facts);
+    state.step = snapshot.step;
+    state.prefixQueries = snapshot.prefix_queries;
+    state.prefixHits = snapshot.prefix_hits;
+    for (const [block, hash] of Object.entries(snapshot.hashes)) state.name(Number(block), hash);
+    for (const [hash, tokens] of Object.entries(snapshot.contents)) {
+      const block = state.blockOf.get(hash);
+      state.tokens[block] = tokens;
+      state.fill[block] = tokens.length;
+    }
+    for (const each of snapshot.requests) state.restoreRequest(each);
+    for (const block of snapshot.eviction_order) state.noteRelease(block);
+    state.now = nothing();
+    return state;
+  }
+
+  // ---- what happens ---------------------------------------------------------------------------
+
+  apply(record) {
+    switch (record.kind) {
+      case "request": return this.arrive(record);
+      case "abort": return this.end(record.request_id, "abort");
+      case "reset": return this.reset();
+      case "plan": return this.takePlan(record);
+      case "step": return this.takeStep(record);
+    }
+  }
+
+  arrive(record) {
+    this.requests.set(record.request_id, {
+      id: record.request_id,
+      arrival: record.arrival,
+      arrived: record.arrived,
+      priority: record.priority ?? 0,
+      params: record.params ?? {},
+      status: "waiting",
+      tokens: record.prompt_token_ids.slice(),
+      numTokens: record.prompt_token_ids.length,
+      numPrompt: record.prompt_token_ids.length,
+      computed: 0,
+      cached: null, // tokens found in the cache when it was first admitted
+      preemptions: 0,
+      table: [],
+      hashes: [],
+      reason: null,
+    });
+  }
+
+  restoreRequest(saved) {
+    this.arrive({ ...saved, prompt_token_ids: saved.token_ids });
+    const request = this.requests.get(saved.request_id);
+    Object.assign(request, {
+      numPrompt: saved.num_prompt_tokens,
+      status: saved.status,
+      computed: saved.num_computed_tokens,
+      cached: saved.status === "running" || saved.num_preemptions ? saved.num_cached_tokens : null,
+      preemptions: saved.num_preemptions,
+      hashes: saved.block_hashes.slice(),
+    });
+    this.take(request, saved.block_table);
+    this.write(request, 0, request.computed);
+  }
+
+  reset() {
+    const { step, time, numEnded } = this;
+    Object.assign(this, new EngineState(this.facts), { step, time, numEnded });
+  }
+
+  /** A step is planned while the one before it still runs. */
+  takePlan(record) {
+    const last = this.now;
+    this.now = nothing();
+    this.plan(record);
+    this.plans.set(record.step, this.now);
+    this.now = last;
+  }
+
+  takeStep(record) {
+    this.step = record.step;
+    this.time = record.started + record.schedule_seconds + record.run_seconds + record.update_seconds;
+    const planned = this.plans.get(record.step);
+    this.plans.delete(record.step);
+    this.now = { ...(planned ?? nothing()), record };
+    if (!planned) this.plan(record);
+    for (const entry of record.scheduled) this.update(entry);
+    for (const [id, reason] of record.finished.slice(record.num_aborted ?? 0)) this.end(id, reason);
+    if (record.num_cached_blocks === 0) this.forgetAll();
+    this.prefixQueries = record.prefix_queries;
+    this.prefixHits = record.prefix_hits;
+  }
+
+  // ---- what a step is made of -----------------------------------------------------------------
+
+  plan(record) {
+    for (const id of record.preempted ?? []) this.preempt(this.requests.get(id));
+    for (const id of record.admitted ?? []) this.now.admitted.push(this.requests.get(id).arrival);
+    const evicted = new Set(record.evicted_blocks);
+    for (const entry of record.scheduled) this.compute(entry, evicted);
+  }
+
+  preempt(request) {
+    this.now.preempted.push(request.arrival);
+    this.release(request);
+    Object.assign(request, { status: "waiting", computed: 0 });
+    request.preemptions += 1;
+  }
+
+  compute(entry, evicted) {
+    const { request_id, start, num_tokens, cached_blocks = [], new_blocks = [] } = entry;
+    const request = this.requests.get(request_id);
+    request.status = "running";
+    request.cached ??= cached_blocks.length * this.facts.block_size;
+    if (cached_blocks.length) this.share(request, cached_blocks);
+    for (const block of new_blocks) if (evicted.has(block)) this.evict(block, request);
+    this.take(request, new_blocks);
+    request.computed = start + num_tokens;
+    this.write(request, start, request.computed);
+    this.nameBlocks(request, entry);
+    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens });
+  }
+
+  /** What is known only when a step has been computed. */
+  update(entry) {
+    const request = this.requests.get(entry.request_id);
+    if (!request) return; // it ended while the step ran
+    if (entry.sampled_token !== undefined) {
+      request.tokens[request.numTokens] = entry.sampled_token; // the same whenever this is replayed
+      request.numTokens += 1;
+    }
+    this.nameBlocks(request, entry);
+  }
+
+  /** Its blocks that are full, and whose tokens are known, can be found from now on. */
+  nameBlocks(request, { full_hashes = [], first_full = 0 }) {
+    full_hashes.forEach((hash, i) => {
+      request.hashes[first_full + i] = hash;
+      this.store(request.table[first_full + i], hash);
+    });
+  }
+
+  end(id, reason) {
+    const request = this.requests.get(id);
+    request.lastTable = request.table.slice();
+    if (reason === "error") request.table.forEach((block) => this.dropContent(block));
+    this.release(request);
+    this.requests.delete(id);
+    Object.assign(request, { status: "finished", reason });
+    this.ended.push(request);
+    this.numEnded += 1;
+    if (this.ended.length > 50) this.ended.shift();
+    this.now.ended.push({ arrival: request.arrival, reason });
+  }
+
+  // ---- blocks ---------------------------------------------------------------------------------
+
+  share(request, blocks) {
+    for (const block of blocks) this.hits[block] += 1;
+    this.now.found.push({ arrival: request.arrival, blocks });
+    this.take(request, blocks);
+    blocks.forEach((block, index) => { request.hashes[index] = this.hashes[block]; });
+  }
+
+  /** Append blocks to a request's table. */
+  take(request, blocks) {
+    for (const block of blocks) {
+      if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
+      this.references[block] += 1;
+      this.owner[block] = request.arrival;
+      request.table.push(block);
+    }
+  }
+
+  /** Tokens `start` to `end` of a request are now in its blocks. */
+  write(request, start, end) {
+    const size = this.facts.block_size;
+    for (let index = Math.floor(start / size); index * size < end; index += 1) {
+      const block = request.table[index];
+      const first = Math.max(start - index * size, 0);
+      this.fill[block] = Math.min(end - index * size, size);
+      this.tokens[block] = request.tokens;
+      this.offset[block] = index * size;
+      this.now.written.set(block, [first, this.fill[block]]);
+    }
+  }
+
+  /** Make a full block findable; the newest of equal ones takes the place of the older. */
+  store(block, hash) {
+    const older = this.blockOf.get(hash);
+    if (older !== undefined && older !== block) this.dropContent(older);
+    this.name(block, hash);
+  }
+
+  name(block, hash) {
+    this.hashes[block] = hash;
+    this.blockOf.set(hash, block);
+  }
+
+  release(request) {
+    for (const block of request.table.splice(0).reverse()) { // the tail first: it is evicted first
+      this.references[block] -= 1;
+      if (this.references[block] === 0) {
+        if (this.hashes[block] === null) this.fill[block] = 0;
+        else this.noteRelease(block);
+      }
+    }
+  }
+
+  noteRelease(block) {
+    this.numReleases += 1;
+    this.released[block] = this.numReleases;
+    this.firstReleased[block] ||= this.numReleases;
+    this.releasedStep[block] = this.step;
+  }
+
+  evict(block, request) {
+    this.now.evicted.push({
+      block,
+      releasedStep: this.releasedStep[block],
+      hits: this.hits[block],
+      owner: this.owner[block],
+      forWhom: request.arrival,
+    });
+    this.dropContent(block);
+  }
+
+  dropContent(block) {
+    const hash = this.hashes[block];
+    if (hash === null) return;
+    this.blockOf.delete(hash);
+    this.hashes[block] = null;
+    this.hits[block] = 0;
+    this.firstReleased[block] = 0;
+    if (this.references[block] === 0) this.fill[block] = 0;
+  }
+
+  forgetAll() {
+    for (const block of [...this.blockOf.values()]) this.dropContent(block);
+  }
+
+  // ---- questions ------------------------------------------------------------------------------
+
+  kindOf(block) {
+    const references = this.references[block];
+    if (references > 1) return SHARED;
+    if (references === 1) return REFERENCED;
+    return this.hashes[block] === null ? FREE : CACHED;
+  }
+
+  /** How many blocks there are of each kind. */
+  count() {
+    const counts = [0, 0, 0, 0];
+    for (let block = 0; block < this.references.length; block += 1) counts[this.kindOf(block)] += 1;
+    return counts;
+  }
+
+  /** Negative if block `a` is evicted before block `b`. */
+  compare(a, b) {
+    const keys = { lru: this.released, fifo: this.firstReleased, lfu: this.hits };
+    const key = keys[this.facts.eviction_policy];
+    return key[a] - key[b] || this.released[a] - this.released[b];
+  }
+
+  /** The cached, unreferenced blocks. */
+  evictable() { return [...this.blockOf.values()].filter((block) => this.references[block] === 0); }
+
+  /** The same, the next to be evicted first. */
+  evictionOrder() { return this.evictable().sort((a, b) => this.compare(a, b)); }
+
+  numEvictedBefore(block) { return this.evictable().filter((each) => this.compare(each, block) < 0).length; }
+
+  inOrder(status) {
+    const byPriority = this.facts.scheduling_policy === "priority";
+    return [...this.requests.values()]
+      .filter((request) => request.status === status)
+      .sort((a, b) => (byPriority ? a.priority - b.priority : 0) || a.arrival - b.arrival);
+  }
+
+  /** A request that has not ended, or is among the last that have. */
+  byArrival(arrival) {
+    for (const request of this.requests.values()) if (request.arrival === arrival) return request;
+    return this.ended.find((request) => request.arrival === arrival);
+  }
+
+  /** Who has a block in its table. */
+  ownersOf(block) {
+    if (this.references[block] === 0) return [];
+    return [...this.requests.values()].filter((request) => request.table.includes(block));
+  }
+
+  /** Slots that are taken but hold no token: the memory lost inside blocks, and all that is taken. */
+  waste() {
+    let taken = 0;
+    let filled = 0;
+    for (let block = 0; block < this.references.length; block += 1) {
+      if (this.references[block] > 0) {
+        taken += this.facts.block_size;
+        filled += this.fill[block];
+      }
+    }
+    return { taken, wasted: taken - filled };
+  }
+}
+
+/** What the last step did. */
+function nothing() {
+  return {
+    record: null,
+    admitted: [],
+    preempted: [],
+    computed: [],
+    ended: [],
+    evicted: [],
+    found: [],
+    written: new Map(), // block -> [first, end) slot
+  };
+}

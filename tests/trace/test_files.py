@@ -1,0 +1,82 @@
+"""Traces are written within their bound, and what can't be read is explained."""
+
+import json
+import logging
+
+import pytest
+
+from minimal_vllm.trace.lines import EndRecord, Header, encode_header
+from minimal_vllm.trace.reader import TraceError, open_trace
+from minimal_vllm.trace.step_record import RequestRecord
+from minimal_vllm.trace.writer import TraceWriter
+from tests.trace.records import FACTS, step_record
+
+
+def read(path):
+    with open_trace(path) as (_, lines):
+        return list(lines)
+
+
+def write(path, records, max_bytes=10**6):
+    writer = TraceWriter(path, max_bytes)
+    writer.begin(FACTS, None)
+    for record in records:
+        writer(record)
+    writer.close()
+
+
+def test_what_is_recorded_is_what_is_read(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    records = [RequestRecord("a", 1, 2.5, (3,)), step_record(0), step_record(1)]
+    write(path, records)
+    with open_trace(path) as (header, lines):
+        assert header.engine == FACTS
+        assert list(lines) == records
+
+
+def test_a_full_trace_says_so_once_and_stays_within_its_bound(tmp_path, caplog):
+    path = tmp_path / "trace.jsonl"
+    with caplog.at_level(logging.WARNING):
+        write(path, map(step_record, range(100)), max_bytes=5000)
+    assert path.stat().st_size < 5200
+    *records, end = read(path)
+    assert isinstance(end, EndRecord)
+    assert [record.step for record in records] == list(range(len(records)))
+    assert [record.message for record in caplog.records] == [
+        f"{path} is full: the trace ends here, the engine goes on"
+    ]
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_passed_over(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    write(path, [step_record(0), step_record(1)])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [record.step for record in read(path)] == [0]
+
+
+def header(**changes):
+    return json.dumps(json.loads(encode_header(Header(engine=FACTS))) | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", 'its first line should hold "format": "minimal-vllm-trace"'),
+        ("Call me Ishmael.\n", 'its first line should hold "format": "minimal-vllm-trace"'),
+        ('{"format": "pcap"}\n', 'its first line should hold "format": "minimal-vllm-trace"'),
+        (
+            header(version=2),
+            "it has version 2 of the format, and this program knows versions up to 1",
+        ),
+        (header(engine={}), "engine.program"),
+        (header() + '\n{"kind": "step"\n', "broken in line 2"),
+        (header() + '\n{"kind": "abort"}\n', "broken in line 2: request_id: field required"),
+        (header() + '\n{"kind": "dance"}\n', "broken in line 2: its kind should be one of request"),
+    ],
+)
+def test_what_can_not_be_read_is_explained(tmp_path, text, complaint):
+    path = tmp_path / "trace.jsonl"
+    path.write_text(text)
+    with pytest.raises(TraceError, match=r"trace\.jsonl") as caught:
+        read(path)
+    assert complaint in str(caught.value)

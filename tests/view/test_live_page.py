@@ -1,0 +1,309 @@
+"""The page beside a real engine: every control, and what the engine then really does."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+
+import httpx2
+import pytest
+
+from tests.server.harness import ENVIRONMENT, PATIENCE, process
+from tests.view.browser import actual, page_at, pixels, rebuilt, until
+
+pytestmark = pytest.mark.browser
+SMALL = ["--num-gpu-blocks-override=12", "--max-model-len=96", "--max-num-seqs=4"]
+TINY_BUDGET = "--max-num-batched-tokens=24"
+BEGINNING = "The old captain looked at the sea, and then he looked at the ship, and said:"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    trace = tmp_path_factory.mktemp("live") / "trace.jsonl"
+    with process("--view", f"--trace={trace}", TINY_BUDGET, *SMALL) as server:
+        server.trace = trace
+        yield server
+
+
+@pytest.fixture
+def page(chromium, server):
+    with page_at(chromium, f"{server.url}/view") as page:
+        until(page, "view.player.isLive")
+        page.select_option("#speed", "0")
+        yield page
+        page.evaluate("view.player.play()")
+        until(page, "!view.player.paused")
+        until(page, "view.player.history.head.requests.size === 0")
+
+
+def state_of(server):
+    return server.get("/view/state").json()
+
+
+def pause(page):
+    page.click("#play")
+    until(page, "view.player.paused")
+
+
+def send(server, count, max_tokens=40):
+    """Requests from other clients, in threads of their own."""
+    bodies = [
+        {
+            "prompt": f"{BEGINNING} {word}",
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        for word in ("Good", "Never", "Where", "I", "Who", "No")[:count]
+    ]
+    for body in bodies:
+        thread = threading.Thread(target=lambda body=body: server.post("/v1/completions", **body))
+        thread.start()
+    deadline = time.monotonic() + PATIENCE
+    while len(state_of(server)["requests"]) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def step(page):
+    before = page.evaluate("view.player.history.head.step")
+    page.click("#step")
+    until(page, f"view.player.history.head.step === {before + 1}")
+
+
+def test_at_every_step_the_page_knows_the_engines_own_state(page, server):
+    pause(page)
+    send(server, 6)
+    for _ in range(25):
+        step(page)
+        assert rebuilt(page) == actual(state_of(server))
+
+
+def test_a_paused_engine_computes_nothing_until_it_is_stepped(page, server):
+    pause(page)
+    send(server, 1)
+    before = state_of(server)
+    time.sleep(0.5)
+    assert state_of(server) == before
+    step(page)
+    assert state_of(server)["step"] == before["step"] + 1
+    time.sleep(0.3)
+    assert state_of(server)["step"] == before["step"] + 1
+
+
+def test_a_prompt_typed_into_a_paused_page_waits_and_is_followed_to_its_end(page, server):
+    pause(page)
+    page.fill("#prompt", "It was a dark and stormy night, and")
+    page.fill("#max-tokens", "5")
+    page.press("#prompt", "Enter")
+    until(page, "view.player.history.head.requests.size === 1")
+    until(page, "document.querySelector('#waiting-count').textContent === '1'")
+    assert [each["status"] for each in state_of(server)["requests"]] == ["waiting"]
+    step(page)
+    until(page, "document.querySelector('#inspector').innerText.includes('running')")
+    (request,) = state_of(server)["requests"]
+    assert "stormy" in page.inner_text("#inspector")
+    shown = page.eval_on_selector_all(
+        "#inspector .physical[data-block]", "cells => cells.map(c => Number(c.dataset.block))"
+    )
+    assert shown == request["block_table"]
+    page.click("#play")
+    until(page, "document.querySelector('#inspector').innerText.includes('finished')")
+    assert state_of(server)["requests"] == []
+
+
+def test_going_back_shows_the_same_pictures_and_stops_the_engine(page, server):
+    pause(page)
+    send(server, 4)
+    page.evaluate("view.select({ arrival: null, block: 0 })")
+    pictures = []
+    for _ in range(12):
+        step(page)
+        pictures.append((page.evaluate("view.player.state.step"), pixels(page)))
+    page.click("#play")
+    until(page, f"view.player.history.head.step > {pictures[-1][0] + 3}")
+    page.click("#back")
+    until(page, "view.player.paused")
+    stopped_at = state_of(server)["step"]
+    for number, picture in reversed(pictures):
+        page.evaluate(f"view.player.seekStep({number})")
+        now = pixels(page)
+        assert now[0] == picture[0], f"the pool at step {number} looks otherwise"
+    assert state_of(server)["step"] == stopped_at
+    first = pictures[0][0]
+    page.click("#step")
+    until(page, f"view.player.state.step === {first + 1}")
+    assert state_of(server)["step"] == stopped_at, "a step in the past is none of the engine's"
+    page.click("#live")
+    until(page, f"view.player.state.step === {stopped_at}")
+
+
+@pytest.mark.parametrize(
+    ("button", "field"), [("preemption", "preempted"), ("eviction", "evicted_blocks")]
+)
+def test_the_engine_runs_to_the_next_occasion_and_pauses_right_there(page, server, button, field):
+    pause(page)
+    send(server, 6)
+    page.click(f"#{button}")
+    until(page, f"view.player.history.head.now.record?.{field}.length > 0 && view.player.paused")
+    assert state_of(server)["step"] == page.evaluate("view.player.history.head.step")
+
+
+def test_the_engine_goes_as_slowly_as_it_is_told(page, server):
+    page.select_option("#speed", "2")
+    until(page, "view.player.stepsPerSecond === 2")
+    send(server, 1, max_tokens=8)
+    until(page, "view.digest.columns.length >= 4")
+    begun = page.evaluate("view.digest.columns.slice(-4).map((column) => column.time)")
+    assert all(later - earlier > 0.3 for earlier, later in pairwise(begun))
+    page.select_option("#speed", "0")
+    until(page, "view.player.stepsPerSecond === 0")
+
+
+def test_the_keyboard_does_what_the_buttons_do(page, server):
+    page.keyboard.press(" ")
+    until(page, "view.player.paused")
+    send(server, 1)
+    before = state_of(server)["step"]
+    page.keyboard.press("ArrowRight")
+    until(page, f"view.player.state.step === {before + 1}")
+    page.keyboard.press("ArrowRight")
+    until(page, f"view.player.state.step === {before + 2}")
+    page.keyboard.press("ArrowLeft")
+    until(page, f"view.player.state.step === {before + 1}")
+    page.keyboard.press("l")
+    until(page, f"view.player.state.step === {before + 2}")
+    page.keyboard.press("+")
+    page.keyboard.press("-")
+    page.keyboard.press("?")
+    assert page.is_visible("#help-dialog")
+    page.keyboard.press("Escape")
+    page.keyboard.press("t")
+    theme = page.evaluate("document.documentElement.dataset.theme")
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") != theme
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+
+
+def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):
+    pause(page)
+    send(server, 3)
+    for _ in range(8):
+        step(page)
+    state = state_of(server)
+    tables = {each["arrival"]: each["block_table"] for each in state["requests"]}
+    shared = next(
+        block for block in tables[min(tables)] if sum(block in t for t in tables.values()) > 1
+    )
+    x, y = page.evaluate(
+        """(block) => { const p = view.pool; return [(block % p.columns + 0.5) * p.width,
+        (Math.floor(block / p.columns) + 0.5) * p.height]; }""",
+        shared,
+    )
+    page.click("#pool", position={"x": x, "y": y})
+    until(
+        page, f"document.querySelector('.block-card')?.innerText.includes('Block {shared}: shared')"
+    )
+    named = page.eval_on_selector_all(
+        ".block-card .chip", "chips => chips.map((chip) => Number(chip.dataset.arrival))"
+    )
+    assert sorted(named) == sorted(each for each in tables if shared in tables[each])
+    chosen = page.evaluate("view.selection.arrival")
+    page.click("#pool", position={"x": x, "y": y})
+    until(page, f"view.selection.arrival !== {chosen}")
+    page.focus("#pool")
+    page.keyboard.press("ArrowRight")
+    until(page, f"view.selection.block === {shared + 1}")
+
+
+def test_a_refused_prompt_is_explained(chromium, server):
+    with page_at(chromium, f"{server.url}/view", may_complain_of="status of 400") as page:
+        page.fill("#prompt", "word " * 200)
+        page.press("#prompt", "Enter")
+        until(page, "!document.querySelector('#message').hidden")
+        assert "max_model_len is 96" in page.inner_text("#message")
+
+
+def test_the_numbers_are_those_of_the_records(page, server):
+    send(server, 2, max_tokens=10)
+    until(page, "view.player.history.head.requests.size === 0")
+    state = state_of(server)
+    until(page, "!view.stale && !view.wordsAreStale")
+    rate = 100 * state["prefix_hits"] / state["prefix_queries"]
+    assert page.inner_text("#hits-value") == f"{rate:.0f} %"
+    assert page.inner_text("#ended-count") == str(
+        page.evaluate("view.player.history.head.numEnded")
+    )
+
+
+def test_demo_traffic_follows_its_controls(chromium):
+    command = [
+        sys.executable,
+        "-m",
+        "minimal_vllm",
+        "view",
+        "--no-browser",
+        "--requests-per-100-steps=0",
+    ]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        url = re.search(r"at (\S+)", demo.stdout.readline())[1]
+        with page_at(chromium, url) as page:
+            until(page, "view.player.isLive && !document.querySelector('#traffic').hidden")
+            page.select_option("#speed", "0")
+            time.sleep(0.6)
+            assert httpx2.get(f"{url}/state").json()["requests"] == []
+            for name, value in {
+                "requests_per_100_steps": 60,
+                "output_tokens": 8,
+                "prompt_tokens": 40,
+            }.items():
+                page.fill(f"#{name}", str(value))
+            until(page, "view.player.history.head.numEnded > 5")
+            requests = page.evaluate(
+                "view.player.history.head.ended.map((r) => [r.numPrompt, r.numTokens])"
+            )
+            assert all(20 <= prompt <= 60 for prompt, _ in requests)
+            assert all(4 <= total - prompt <= 12 for prompt, total in requests)
+            page.fill("#requests_per_100_steps", "0")
+            until(page, "view.player.history.head.requests.size === 0")
+            pause(page)
+            page.fill("#requests_per_100_steps", "60")
+            time.sleep(1.2)
+            assert httpx2.get(f"{url}/state").json()["requests"] == [], "it came to a paused engine"
+    finally:
+        demo.terminate()
+        assert demo.wait(PATIENCE) == 0
+
+
+def test_a_key_is_asked_for_and_then_used(chromium):
+    with process("--view", "--api-key=secret") as server:
+        page = chromium.new_page()
+        page.goto(f"{server.url}/view")
+        until(page, "document.querySelector('#key-dialog').open")
+        page.fill("#key", "secret")
+        page.press("#key", "Enter")
+        until(page, "window.view?.player.isLive === true")
+        page.click("#play")
+        until(page, "view.player.paused")
+        page.close()
+
+
+def test_a_server_that_is_paused_can_still_be_shut_down():
+    with process("--view", "--shutdown-timeout=20") as server:
+        server.post("/view/pace", paused=True)
+        answers = []
+        body = {"prompt": "Good evening", "max_tokens": 4, "ignore_eos": True}
+        client = threading.Thread(
+            target=lambda: answers.append(server.post("/v1/completions", **body))
+        )
+        client.start()
+        while not server.get("/view/state").json()["requests"]:
+            time.sleep(0.02)
+        server.terminate()
+        assert server.wait()[0] == 0
+        client.join()
+        assert answers[0].status_code == 200

@@ -1,0 +1,90 @@
+"""The page of a recorded trace shows what the live page showed."""
+
+import pytest
+
+from tests.server.harness import process
+from tests.view.browser import page_at, pixels, until
+from tests.view.test_live_page import SMALL, TINY_BUDGET, pause, send, step
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_replayed_run_looks_like_the_live_one_at_every_step(chromium, serve_trace, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    live, last = {}, None
+    with process("--view", f"--trace={trace}", TINY_BUDGET, *SMALL) as server:
+        with page_at(chromium, f"{server.url}/view") as page:
+            until(page, "view.player.isLive")
+            pause(page)
+            send(server, 6, max_tokens=24)
+            page.evaluate("view.select({ arrival: null, block: 0 })")
+            for _ in range(40):
+                step(page)
+                last = pixels(page)
+                live[page.evaluate("view.player.state.step")] = last[0]
+        server.terminate()
+        server.wait()
+    with page_at(chromium, serve_trace(trace)) as page:
+        until(page, "!view.player.paused")
+        page.click("#play")
+        page.evaluate("view.select({ arrival: null, block: 0 })")
+        for number, picture in live.items():
+            page.evaluate(f"view.player.seekStep({number})")
+            assert pixels(page)[0] == picture, f"step {number} looks otherwise"
+    assert len(set(live.values())) == len(live), "each step changes the picture"
+
+
+def test_a_trace_plays_by_itself_and_stops_at_its_end(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        until(page, "!view.player.paused")
+        page.select_option("#speed", "0")
+        until(page, "view.player.paused && view.player.isAtEnd")
+        last = page.evaluate("view.player.history.head.step")
+        assert page.inner_text("#where") == f"step {last}"
+        page.click("#play")
+        until(page, f"!view.player.paused && view.player.state.step < {last}")
+
+
+@pytest.mark.parametrize(
+    ("button", "field"), [("preemption", "preempted"), ("eviction", "evicted")]
+)
+def test_the_buttons_go_from_one_occasion_of_a_trace_to_the_next(
+    chromium, replay_url, button, field
+):
+    with page_at(chromium, replay_url) as page:
+        until(page, "!view.player.paused")
+        page.click("#play")
+        page.evaluate("view.player.moveTo(0)")
+        steps = []
+        for _ in range(2):
+            page.click(f"#{button}")
+            assert page.evaluate(f"view.player.state.now.{field}.length") > 0
+            steps.append(page.evaluate("view.player.state.step"))
+        assert steps[0] < steps[1]
+        page.click("#back")
+        assert page.evaluate("view.player.state.step") == steps[1] - 1
+
+
+def test_the_scrub_bar_and_a_click_on_the_batch_go_to_a_step(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        until(page, "!view.player.paused")
+        page.fill("#scrub", "5")
+        until(page, "view.player.state.step === 5")
+        until(page, "!view.stale && !view.wordsAreStale")
+        page.click("#batch", position={"x": 56 + 2.5 * 20, "y": 60})
+        until(page, "view.player.state.step === 2")
+
+
+def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_url):
+    for scheme in ("light", "dark"):
+        with page_at(chromium, replay_url, color_scheme=scheme) as page:
+            assert page.evaluate("document.documentElement.dataset.theme") == scheme
+            until(page, "!view.player.paused")
+            page.click("#play")
+            page.evaluate("view.player.moveTo(0)")
+            page.click("#eviction")
+            until(page, "!view.stale && !view.wordsAreStale")
+            told = page.inner_text("#story")
+            (eviction, *_) = page.evaluate("view.player.state.now.evicted")
+            assert f"Block {eviction['block']} was evicted for #{eviction['forWhom']}" in told
+            assert f"in step {eviction['releasedStep']}" in told
