@@ -57,7 +57,12 @@ def test_no_body_gets_a_500_or_an_answer_that_is_not_described(api, path, mode):
         if stream and path.startswith("/v1") and isinstance(case.body, dict):
             case.body["stream"] = True
         response = case.call_and_validate(checks=CHECKS)
-        while response.status_code in (400, 404) and (wrong := wrong_field(case, response)):
+        left_out = set()
+        while response.status_code in (400, 404):
+            wrong = wrong_field(case, response)
+            if wrong is None or wrong in left_out:  # another field may be what is really wrong
+                break
+            left_out.add(wrong)
             case.body.pop(wrong)
             case.body = {**BODIES[path], **case.body}
             response = case.call_and_validate(checks=CHECKS)
