@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-HOPPER = (9, 0)
+_HOPPER = (9, 0)
 
 
 @triton.jit
@@ -32,11 +32,12 @@ def wait_for_previous(EARLY: tl.constexpr):  # noqa: ANN201, N803 - Triton's lan
 
 def launch_options(tensor: Tensor) -> dict[str, Any]:
     """Whether a kernel on this tensor starts early."""
-    early = tensor.is_cuda and _can_start_early(tensor.device)
+    early = tensor.is_cuda and is_hopper_or_later(tensor.device)
     # Where it can't, Triton isn't asked: its interpreter doesn't know the option.
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
 
 @lru_cache
-def _can_start_early(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= HOPPER
+def is_hopper_or_later(device: torch.device) -> bool:
+    """Whether a CUDA device has what came with compute capability 9.0."""
+    return torch.cuda.get_device_capability(device) >= _HOPPER

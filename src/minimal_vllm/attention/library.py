@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from minimal_vllm.launch import is_hopper_or_later
+
 PORTION = 1024
 """Tokens: below, our own kernel is as fast."""
-HOPPER = (9, 0)
 MOST_DIMS = 128
 
 
@@ -35,7 +36,7 @@ def is_for_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
     """Whether cuDNN's kernel is there, and fast."""
     return (
         device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= HOPPER
+        and is_hopper_or_later(device)
         and dtype in (torch.bfloat16, torch.float16)
         and head_dim <= MOST_DIMS
         and head_dim % 8 == 0

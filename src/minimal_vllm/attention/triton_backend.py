@@ -36,11 +36,10 @@ class TritonMetadata(AttentionMetadata):
     """For each window that a layer of the model has."""
     shared: SharedWork | None
     """Used by layers without a window."""
-    prefill: PrefillWork | None
+    prefill: dict[int | None, PrefillWork | None]
+    """For each window; without one, what ``fresh`` leaves."""
     fresh: list[FreshPrompt]
-    """Computed by the library in layers without a window; ``prefill`` has what is left of them."""
-    prefill_without_library: PrefillWork | None
-    """All of it, for layers with a window."""
+    """Computed by the library in layers without a window."""
 
 
 class TritonAttention:
@@ -97,18 +96,20 @@ class TritonAttention:
             token, seq_lens, table_row = self._send(rows.astype(np.int32))
             decode = self.plan_decode(token, seq_lens, table_row, tables, None)
         others = np.flatnonzero(num_new != 1)
-        fresh = list(self._find_fresh(batch, others))
+        fresh = list(self._find_fresh(batch, others)) if None in self._windows else []
         done = np.zeros(len(num_new), dtype=np.int64)
-        everything = self._plan_prefill(batch, others, done, tables)
         for request, prompt in fresh:
             done[request] = prompt.num_tokens
+        prefill = {
+            window: self._plan_prefill(batch, others, done * (window is None), tables)
+            for window in self._windows
+        }
         return TritonMetadata(
             slots=self._send(batch.slot_mapping),
             decode=decode,
             shared=None,
-            prefill=self._plan_prefill(batch, others, done, tables) if fresh else everything,
+            prefill=prefill,
             fresh=[prompt for _, prompt in fresh],
-            prefill_without_library=everything,
         )
 
     def _find_fresh(self, batch: Batch, requests: IntArray) -> Iterator[tuple[int, FreshPrompt]]:
@@ -234,8 +235,7 @@ class TritonAttention:
         """Attend over the cache; see ``Attention``."""
         assert isinstance(metadata, TritonMetadata)  # noqa: S101 - made by prepare
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        prefill = metadata.prefill if window is None else metadata.prefill_without_library
-        if prefill:
+        if prefill := metadata.prefill[window]:
             prefill_attention(q, cache, prefill, scale, window, out)
         if window is None:
             for prompt in metadata.fresh:

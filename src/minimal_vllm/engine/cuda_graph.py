@@ -122,7 +122,7 @@ class DecodeGraphs:
         decode = self._attention.plan_decode(
             everyone, rows.seq_lens, order, self._table.block_tables, shared
         )
-        metadata = TritonMetadata(rows.slots, decode, shared, None, [], None)
+        metadata = TritonMetadata(rows.slots, decode, shared, dict.fromkeys(decode), [])
         step = Step(state.backend.ops, self._attention, metadata)
         hidden = state.model.forward(rows.tokens, rows.positions, state.caches, step)
         state.model.logits(hidden, state.backend.ops, out=logits)

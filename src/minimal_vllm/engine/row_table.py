@@ -55,8 +55,9 @@ class RowTable:
         """Bring the table up to date with what was decided for the next step."""
         places: list[npt.NDArray[np.int64]] = []
         values = array("i")
+        admitted = {request.row for request in plan.admitted}
         for entry in plan.scheduled:
-            for column, cells in self._changes(entry, entry.request in plan.admitted):
+            for column, cells in self._changes(entry, entry.request.row in admitted):
                 first = entry.request.row * self.cells.shape[1] + column
                 places.append(np.arange(first, first + len(cells)))
                 values.extend(cells)

@@ -12,11 +12,10 @@ from memory once. With a block size of 4 tokens::
     address of key (position p, dimension d)
         = key + block_table[p // S] * (K * S * D) + h * (S * D) + (p % S) * D + d
 
-Each program keeps a running maximum, sum and weighted values of its G heads (online softmax:
-Milakov and Gimelshein 2018; Dao et al., *FlashAttention*, 2022). If a request has several pieces,
-each leaves its partial result in memory, and the program that finishes last merges them: the
-result over the keys of several pieces is the mean of their results, weighted by the sums of their
-exponentials. No second kernel has to be launched for that.
+Each program keeps a running maximum, sum and weighted values of its G heads (see ``softmax``). If a
+request has several pieces, each leaves its partial result in memory, and the program that finishes
+last merges them: the result over the keys of several pieces is the mean of their results, weighted
+by the sums of their exponentials. No second kernel has to be launched for that.
 
 Bytes: ``2 * seq_len * D * itemsize`` per request and kv head, all else is small. FLOPs: ``4 *
 seq_len * D`` per request and query head. With G = 2 and 2-byte numbers these are 2 FLOPs per byte,
@@ -31,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.pieces import Pieces
+from minimal_vllm.attention.kernels.softmax import take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -57,8 +57,6 @@ class SharedPart:
     partials: Partials
     """``[parts * R, H, D]``: part ``s`` of request ``r`` in row ``s * R + r``."""
     num_parts: int
-    lengths: Tensor
-    """``[R]`` int32: how many tokens of each request these are; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +201,10 @@ def _decode_kernel(
         slot = (block * K + head) * (S * D) + (position % S) * D
         place = slot[:, None] + dim[None, :]
         is_key = exists[:, None] & (dim < D)[None, :]
-        keys = tl.load(key + place, mask=is_key, other=0.0)
-        scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
-        scores = tl.where(exists[None, :], scores, -float("inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-        fade = tl.exp2(peak - new_peak)
-        total = total * fade + tl.sum(weights, 1)
-        values = tl.load(value + place, mask=is_key, other=0.0)
-        mean = mean * fade[:, None]
-        mean = tl.dot(weights.to(values.dtype), values, mean, input_precision=PRECISION)
-        peak = new_peak
+        peak, total, mean = take_keys(
+            q_tile, key, value, place, is_key, exists[None, :], scale,
+            peak, total, mean, True, False, PRECISION,
+        )  # fmt: skip
     mean = mean / total[:, None]
     out_place = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
     is_alone = num_pieces == 1

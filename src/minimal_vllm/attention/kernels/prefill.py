@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E
+from minimal_vllm.attention.kernels.softmax import take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -183,21 +184,13 @@ def _attend(
     block = tl.load(table + position // S, mask=exists, other=0).to(tl.int64)
     place = (block * (K * S * D) + (position % S) * D)[:, None] + dim[None, :]
     is_key = exists[:, None] & (dim < D)[None, :]
-    keys = tl.load(key + place, mask=is_key, other=0.0)
-    scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
+    visible = exists[None, :]
     if MASKED:
         distance = query_position[:, None] - position[None, :]
         visible = distance >= 0
-        if WINDOWED:
+        if WINDOWED:  # a row may then not see any of the first keys
             visible = visible & (distance < window)
-        scores = tl.where(visible, scores, -float("inf"))
-    new_peak = tl.maximum(peak, tl.max(scores, 1))
-    # With a window, a row may not see any of the first keys: -inf - -inf would be NaN.
-    safe_peak = tl.where(new_peak == -float("inf"), 0.0, new_peak) if WINDOWED else new_peak
-    weights = tl.exp2(scores - safe_peak[:, None])
-    fade = tl.exp2(peak - safe_peak)
-    total = total * fade + tl.sum(weights, 1)
-    values = tl.load(value + place, mask=is_key, other=0.0)
-    mean = mean * fade[:, None]
-    mean = tl.dot(weights.to(values.dtype), values, mean, input_precision=PRECISION)
-    return new_peak, total, mean
+    return take_keys(
+        q_tile, key, value, place, is_key, visible, scale,
+        peak, total, mean, MASKED, WINDOWED, PRECISION,
+    )  # fmt: skip

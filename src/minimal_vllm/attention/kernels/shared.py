@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials, SharedPart
+from minimal_vllm.attention.kernels.softmax import take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -46,7 +47,7 @@ class SharedWork:
 
     def as_part(self) -> SharedPart:
         """What ``decode_attention`` merges."""
-        return SharedPart(self.partials, PARTS, self.lengths)
+        return SharedPart(self.partials, PARTS)
 
 
 def requests_per_tile(num_heads: int, num_kv_heads: int) -> int:
@@ -168,17 +169,10 @@ def _shared_kernel(
         place = (block * K + head) * (S * D) + (position % S) * D
         place = place[:, None] + dim[None, :]
         is_key = exists[:, None] & (dim < D)[None, :]
-        keys = tl.load(key + place, mask=is_key, other=0.0)
-        scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
-        scores = tl.where(exists[None, :], scores, -float("inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-        fade = tl.exp2(peak - new_peak)
-        total = total * fade + tl.sum(weights, 1)
-        values = tl.load(value + place, mask=is_key, other=0.0)
-        mean = mean * fade[:, None]
-        mean = tl.dot(weights.to(values.dtype), values, mean, input_precision=PRECISION)
-        peak = new_peak
+        peak, total, mean = take_keys(
+            q_tile, key, value, place, is_key, exists[None, :], scale,
+            peak, total, mean, True, False, PRECISION,
+        )  # fmt: skip
     # A part without keys has weight 0 in the merge: 2**-inf.
     mean = mean / tl.where(total > 0, total, 1.0)[:, None]
     lse = tl.where(total > 0, peak + tl.log2(tl.where(total > 0, total, 1.0)), -float("inf"))
