@@ -1,8 +1,8 @@
-"""A model for checks: its KV cache holds, in each slot, the tokens whose key and value belong there.
+"""A model for checks, whose KV cache holds tokens in the place of keys and values.
 
-Whoever reads a slot must find its own beginning in it, up to that token: a block that was shared,
-reused or freed wrongly shows at once. The next token is a function of the tokens alone, so that
-each request's output is known before it runs.
+Each slot holds a text, up to the token that was computed there. A request must find its own text in
+all of its slots: a block that was shared, reused or freed wrongly shows at once. The next token is
+a function of the tokens alone, so that each request's output is known before it runs.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ WRITES_ONCE = Rule(
     "04-block-tables",
 )
 HAS_BLOCKS = Rule(
-    "Every scheduled token has a block: after the step, ceil(computed tokens / block_size) of them.",
+    "After its step a request has ceil(computed tokens / block_size) blocks.",
     "A token without a block has no place for its key and value.",
     "04-block-tables",
 )
@@ -93,11 +93,12 @@ class FakeModel:
             expected = tuple(request.token_ids[: position + 1])
             found = self._slots[self._slot(entry, position)]
             if found != expected:
+                block = request.block_table[position // self._block_size]
+                seen = "nothing yet" if found is None else f"the last token of {list(found)}"
                 raise Broken(
                     READS_ITS_OWN,
-                    f"{request.request_id}'s block {request.block_table[position // self._block_size]}"
-                    f" holds {'nothing yet' if found is None else f'the end of {list(found)}'}",
-                    f"its token {position}, the end of {list(expected)}",
+                    f"{request.request_id} finds {seen} in block {block}",
+                    f"its token {position}, the last of {list(expected)}",
                 )
 
     def _slot(self, entry: ScheduledRequest, position: int) -> int:

@@ -5,7 +5,7 @@ can be found in it. Which free block is handed out is the pool's own choice; all
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
@@ -14,11 +14,9 @@ from minimal_vllm.check.lesson import Broken, Lesson, Rule
 from minimal_vllm.check.search import History, find_lesson, long_lists, shorter_lists
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hypothesis.strategies import SearchStrategy
 
-MakePool = "Callable[[int, EvictionStrategy], BlockPool]"
+MakePool = Callable[[int, EvictionStrategy], BlockPool]
 Operation = tuple[str, str, int]
 """What is done, with which text, to which of the tables."""
 
@@ -125,9 +123,7 @@ def _cases() -> "SearchStrategy[tuple[int, list[Operation]]]":
     from hypothesis import strategies as st
 
     kinds = ["begin", "release", "begin", "release", "grow", "forget", "forget all", "evicted"]
-    operation = st.tuples(
-        st.sampled_from(kinds), st.sampled_from(TEXTS), st.integers(0, 3)
-    )
+    operation = st.tuples(st.sampled_from(kinds), st.sampled_from(TEXTS), st.integers(0, 3))
     return st.tuples(st.integers(1, 6), long_lists(operation, 18))
 
 
@@ -213,7 +209,7 @@ class _Play:
         self._take_evicted()
         self._check_emptied()
 
-    # ---- what a scheduler does --------------------------------------------------------------------
+    # ---- what a scheduler does -------------------------------------------------------------------
 
     def _begin(self, names: list[bytes], num_unnamed: int) -> None:
         """A request begins: it shares what is cached, and fills the rest."""
@@ -300,7 +296,7 @@ class _Play:
         if new is self._pool or new.num_free != self._ledger.num_blocks:
             raise Broken(EMPTIED, f"{new.num_free} free", f"{self._ledger.num_blocks} free")
 
-    # ---- what can be seen -------------------------------------------------------------------------
+    # ---- what can be seen ------------------------------------------------------------------------
 
     def _compare(self) -> None:
         """Everything that the pool tells of itself."""
@@ -323,7 +319,9 @@ class _Play:
         try:
             self._pool.check(self._tables)
         except InvariantError as error:
-            raise Broken(BOOKS, f"InvariantError: {error}", "nothing: the books are right") from None
+            raise Broken(
+                BOOKS, f"InvariantError: {error}", "nothing: the books are right"
+            ) from None
         try:
             self._pool.check([*self._tables, [0]])
         except InvariantError:

@@ -7,6 +7,7 @@ import click
 from minimal_vllm import __version__
 from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
+from minimal_vllm.cli.check import check
 from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
@@ -19,7 +20,7 @@ from minimal_vllm.cli.view import view
 @click.group(
     cls=Commands,
     name="minimal-vllm",
-    commands=[generate, chat, serve, bench, view, trace, simulate, info],
+    commands=[generate, chat, serve, bench, view, trace, simulate, check, info],
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
