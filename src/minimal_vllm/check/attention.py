@@ -147,7 +147,7 @@ def compare(found: Tensor, paged: PagedCase, case: Case) -> None:
     Raises:
         Broken: it differs; the mistake is named if it is a well-known one.
     """
-    expected = _with(attend, paged, case.window)
+    expected = on_dense(attend, paged, case.window)
     if found.isnan().any():
         token = int(found.isnan().flatten(1).any(dim=1).nonzero()[0])
         raise Broken(NO_STRANGERS, f"{_name(token, case)} gets NaN: something unwritten was read")
@@ -175,11 +175,11 @@ def _shown(row: Tensor) -> str:
     return f"head 0 gives [{numbers}{', …' if row.shape[-1] > 4 else ''}]"
 
 
-def _with(mistaken: Attend, paged: PagedCase, window: int | None) -> Tensor:
+def on_dense(function: Attend, paged: PagedCase, window: int | None) -> Tensor:
     """What comes out of some attention on the dense keys and values."""
     starts, scale = paged.batch.query_starts.tolist(), paged.q.shape[-1] ** -0.5
     parts = [
-        mistaken(paged.q[starts[row] : starts[row + 1]], keys, values, scale, window)
+        function(paged.q[starts[row] : starts[row + 1]], keys, values, scale, window)
         for row, (keys, values) in enumerate(paged.dense)
     ]
     return torch.cat(parts)
@@ -190,7 +190,7 @@ def _diagnose(found: Tensor, paged: PagedCase, window: int | None) -> str:
         name
         for name, mistaken in _mistakes(paged.cache.key.shape[2]).items()
         if torch.allclose(
-            found.float(), _with(mistaken, paged, window).float(), atol=1e-4, equal_nan=True
+            found.float(), on_dense(mistaken, paged, window).float(), atol=1e-4, equal_nan=True
         )
     ]
     return f".\nJust this comes out if {', or if '.join(names)}." if names else ""

@@ -85,10 +85,12 @@ def find_lesson(
         lesson = find_mistake(partial(run, case))
         if lesson is not None:
             found.append((case, lesson))
-            raise _FoundError
+            raise _UnwrittenError if lesson.rule is UNWRITTEN else _FoundError
 
     try:
         attempt()
+    except _UnwrittenError:
+        return found[-1][1]
     except _FoundError:
         return _shorten(*found[-1], run, shorter)
     except Flaky:
@@ -98,6 +100,10 @@ def find_lesson(
 
 class _FoundError(Exception):
     """There is a lesson."""
+
+
+class _UnwrittenError(BaseException):
+    """There is one that no smaller case would improve: Hypothesis lets this pass."""
 
 
 def _shorten(
@@ -146,6 +152,8 @@ def find_mistake(run: Callable[[History], None]) -> Lesson | None:
 
 def _blame(error: Exception, history: History) -> Broken:
     """The exception, with the last line of the reader's own that led to it."""
+    while type(error).__module__.startswith("triton") and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # its interpreter wraps what is raised in a kernel
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if not _is_ours(each.filename)]
     place = (own or frames)[-1]
