@@ -1,7 +1,7 @@
 """``minimal-vllm ablate``: what is each idea of the engine worth?"""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from textwrap import fill
@@ -172,7 +172,7 @@ def _run_study(
     from minimal_vllm.ablate.report import table
     from minimal_vllm.ablate.study import medians, possible_ideas, run_study
 
-    draw = _plotter() if plot else None
+    draw = _plotter(plot) if plot else None
     config = replace(config, engine=stage.settle(config))
     chosen = possible_ideas(config.engine, names, simulated=simulated)
     runs: list[tuple[str, Fields]] = []
@@ -218,11 +218,14 @@ def _described(config: SimulationConfig) -> dict[str, Any]:
     return parts
 
 
-def _plotter() -> Any:
+def _plotter(path: Path) -> "Callable[[Sequence[Fields], Path], None]":
+    """What draws to this file; whether that is possible is seen before anything runs."""
     try:
         from minimal_vllm.ablate.plot import plot_study
+        from minimal_vllm.bench.plot import check_format
     except ModuleNotFoundError as error:
         raise Failure(
             f"--plot needs {error.name}, which is not installed: pip install 'minimal-vllm[bench]'"
         ) from error
+    check_format(str(path))
     return plot_study
