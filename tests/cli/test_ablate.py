@@ -91,6 +91,7 @@ def test_a_shape_with_random_weights_runs_on_this_machine(tmp_path):
         (["--without=magic"], "'magic' is not one of"),
         (["--gpu=h100"], "--gpu is for --simulate"),
         (["--simulate", "--device=cpu"], "--device has no effect on a simulation"),
+        (["--cpu-time"], "--cpu-time is for --device cpu"),
         (["--claims", "--num-prompts=3"], "--num-prompts is not for --claims"),
         (["--claims", "--plot=x.svg"], "are not for --claims"),
         (["--workload=latency1", "--input-len=3"], "--input-len is for the workload synthetic"),
