@@ -5,6 +5,7 @@ import logging
 import click
 
 from minimal_vllm import __version__
+from minimal_vllm.cli.ablate import ablate
 from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
 from minimal_vllm.cli.check import check
@@ -21,7 +22,10 @@ from minimal_vllm.cli.view import view
 @click.group(
     cls=Commands,
     name="minimal-vllm",
-    commands=[generate, chat, serve, bench, view, trace, simulate, check, learn, info],
+    commands=[
+        *(generate, chat, serve, bench, view, trace, simulate, ablate),
+        *(check, learn, info),
+    ],
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:
