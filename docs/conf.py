@@ -12,6 +12,7 @@ author = "the authors of minimal-vllm"
 version = release = minimal_vllm.__version__
 html_title = f"{project} {version}"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
