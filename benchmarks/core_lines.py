@@ -1,10 +1,10 @@
 """How large the core is: ``python -m benchmarks.core_lines``.
 
-The core is what every request passes through from ``LLM.generate`` to the kernels and back, on a CPU
-or on a GPU. Not in it: what runs at start-up only (loading, sizing), what watches (``StepWatch``,
-traces), what only some requests have (grammars), what holds or translates (options, outputs, the
-tokenizer around its library), and the plain attention that the fast ones are held to, which nobody
-meets who doesn't ask for it. The kernels are counted on a line of their own.
+The core is what every request passes through from ``LLM.generate`` to the kernels and back, on a
+CPU or on a GPU. Not in it: what runs at start-up only (loading, sizing), what watches
+(``StepWatch``, traces), what only some requests have (grammars), what holds or translates (options,
+outputs, the tokenizer around its library), and the plain attention that the fast ones are held to,
+which nobody meets who doesn't ask for it. The kernels are counted on a line of their own.
 
 A line of code is one that holds code: no blank line, no comment, no docstring.
 """

@@ -17,7 +17,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False  # of a page that includes a document it would be one line
-smartquotes = False  # what is written here is often to be typed
+smartquotes_action = "D"  # dashes only: quotes are often to be typed as they are
 
 extensions = [
     "myst_nb",  # pages in Markdown, and notebooks
