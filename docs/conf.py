@@ -41,7 +41,7 @@ myst_heading_anchors = 4  # links to headings are written as on a code host: pag
 
 # Notebooks are kept without their output; building the site runs them, and an error in one is one
 # of the build.
-nb_execution_mode = "cache"
+nb_execution_mode = "force"  # results of an older engine must not be shown
 nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 nb_merge_streams = True
