@@ -29,11 +29,11 @@ def main() -> None:
     names = list(NUM_NEW)
     for first in range(0, len(names), AT_ONCE):
         texts |= serve(llm, *names[first : first + AT_ONCE])
-    show("static groups of 4", records)
+    show(f"static groups of {AT_ONCE}", records)
 
     del records[:]
     same = serve(llm, *names) == texts
-    show("continuous, at most 4", records)
+    show(f"continuous, at most {AT_ONCE}", records)
     print(f"The same texts: {'yes' if same else 'NO'}")
 
 
