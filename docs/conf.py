@@ -32,7 +32,7 @@ included_pages = {  # which page shows a document from outside this folder
     "training/README.md": "reference/training",
     "src/minimal_vllm/demo/model/README.md": "reference/demo-model",
 }
-exclude_patterns = ["course/code", "**/.ipynb_checkpoints"]
+exclude_patterns = ["*/code", "**/.ipynb_checkpoints"]
 nitpick_ignore_regex = [("py:.*", r"(?!minimal_vllm\b).*")]  # Python's own, and other libraries'
 
 myst_heading_anchors = 4  # links to headings are written as on a code host: page.md#the-heading
