@@ -61,8 +61,9 @@ def show(how: str, records: list[StepRecord]) -> None:
     waits = [steps[0] for steps in steps_of.values()]
     num_tokens = sum(NUM_NEW.values())
     print(
-        f"{how}: {len(records)} steps, {seconds:.2f} s, {num_tokens / len(records):.1f} of "
-        f"{AT_ONCE} places used, {sum(waits) / len(waits):.1f} steps until a request begins\n"
+        f"{how}: {len(records)} steps, {seconds:.2f} s\n"
+        f"{num_tokens / len(records):.1f} of {AT_ONCE} places used, "
+        f"{sum(waits) / len(waits):.1f} steps until a request begins\n"
     )
 
 

@@ -16,7 +16,8 @@ OUTPUT_LENGTHS = [min(int(Random(seed).lognormvariate(3.2, 0.8)), 64) for seed i
 
 
 def main() -> None:
-    print(f"{len(OUTPUT_LENGTHS)} requests want {sorted(OUTPUT_LENGTHS)} tokens\n")
+    lengths = " ".join(map(str, sorted(OUTPUT_LENGTHS)))
+    print(f"{len(OUTPUT_LENGTHS)} requests want {lengths} tokens\n")
     print("memory is lent            at once   steps   seconds   of what is lent, used")
     run("2,048 tokens to each", max_num_seqs=CAPACITY // LONGEST, unit=LONGEST)
     records = run("in blocks of 16 tokens", max_num_seqs=256, unit=BLOCK)
