@@ -3,9 +3,6 @@
 import sys
 from pathlib import Path
 
-from click import Context
-from sphinx.application import Sphinx
-
 import minimal_vllm
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -15,13 +12,17 @@ author = "the authors of minimal-vllm"
 version = release = minimal_vllm.__version__
 html_title = f"{project} {version}"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_copy_source = False  # of a page that includes a document it would be one line
+smartquotes = False  # what is written here is often to be typed
 
 extensions = [
     "myst_nb",  # pages in Markdown, and notebooks
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx_click",
     "generated",
     "repository_links",
 ]
@@ -48,12 +49,3 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
-
-
-def setup(app: Sphinx) -> None:
-    """Let the help of an option be plain text: it is written for terminals."""
-    app.connect("sphinx-click-process-options", _escape)
-
-
-def _escape(_app: Sphinx, _context: Context, lines: list[str]) -> None:
-    lines[:] = [line.replace("*", r"\*") for line in lines]

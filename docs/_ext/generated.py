@@ -1,12 +1,15 @@
-"""Parts of the reference that are made from the code: fields of dataclasses, and metrics."""
+"""Parts of the reference that are made from the code: dataclasses, commands, metrics."""
 
+import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from typing import Any
 
+import click
 from docutils import nodes
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic.fields import FieldInfo
@@ -15,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
+from minimal_vllm.cli.main import main
 from minimal_vllm.server.metrics import Metrics
 
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -89,6 +93,57 @@ def default_text(field: "Field[Any]") -> str | None:
     return None if field.default is MISSING else repr(field.default)
 
 
+class HelpRecorder(click.HelpFormatter):
+    """Keeps what a command would write as ``--help``: headings, each with names and meanings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: list[tuple[str, list[tuple[str, str]]]] = []
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Begin a list."""
+        self.lists.append((name, []))
+        yield
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *_: Any, **__: Any) -> None:
+        """Add to the list."""
+        self.lists[-1][1].extend(rows)
+
+
+class CommandsDirective(SphinxDirective):
+    """``{commands}``: each command of ``minimal-vllm``, with all that its ``--help`` says."""
+
+    def run(self) -> list[nodes.Node]:
+        """A section for each command, and one in it for each of its own commands."""
+        return [self._section(main, click.Context(main, info_name="minimal-vllm"))]
+
+    def _section(self, command: click.Command, context: click.Context) -> nodes.section:
+        path = context.command_path
+        section = nodes.section("", nodes.title("", path), ids=[nodes.make_id(path)])
+        usage = f"{path} {' '.join(command.collect_usage_pieces(context))}"
+        section += nodes.literal_block(usage, usage, language="text")
+        for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+            section += nodes.paragraph("", paragraph.replace("\n", " "))
+        recorder = HelpRecorder()
+        command.format_options(context, recorder)
+        for heading, rows in recorder.lists:
+            if heading != "Commands":
+                section += nodes.rubric("", heading)
+                section += self._options(path, rows)
+        for name, inner in getattr(command, "commands", {}).items():
+            section += self._section(inner, click.Context(inner, context, info_name=name))
+        return section
+
+    def _options(self, path: str, rows: list[tuple[str, str]]) -> addnodes.desc:
+        listed = addnodes.desc(domain="std", objtype="option", classes=["options"])
+        for names, meaning in rows:
+            anchor = nodes.make_id(f"{path} {names.split()[0].rstrip(',')}")
+            listed += addnodes.desc_signature("", "", addnodes.desc_name("", names), ids=[anchor])
+            listed += addnodes.desc_content("", nodes.paragraph("", meaning))
+        return listed
+
+
 class MetricsDirective(SphinxDirective):
     """``{metrics}``: name, kind, labels and meaning of each metric of the server."""
 
@@ -120,5 +175,6 @@ def rendered_metrics() -> str:
 def setup(app: Sphinx) -> dict[str, bool]:
     """What Sphinx calls."""
     app.add_directive("fields", FieldsDirective)
+    app.add_directive("commands", CommandsDirective)
     app.add_directive("metrics", MetricsDirective)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
