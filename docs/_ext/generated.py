@@ -40,7 +40,9 @@ class FieldsDirective(SphinxDirective):
         hints = typing.get_type_hints(owner, include_extras=True)
         listed = addnodes.desc(domain="py", objtype="attribute", classes=["py", "attribute"])
         for field in fields(owner):
-            doc = analyzer.attr_docs.get((name, field.name), [])
+            doc = analyzer.attr_docs.get((name, field.name))
+            if doc is None:
+                raise self.error(f"{owner_name}.{field.name} has no docstring")
             listed += self._signature(owner_name, field, type_text(hints[field.name]))
             listed += addnodes.desc_content("", *self.parse_text_to_nodes("\n".join(doc)))
         summary = self.parse_text_to_nodes(owner.__doc__)
