@@ -1,0 +1,107 @@
+"""What the KV cache is filled with, as figure 2 of the PagedAttention paper counts it.
+
+Kwon et al., *Efficient Memory Management for Large Language Model Serving with PagedAttention*,
+SOSP 2023.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minimal_vllm.bench.statistics import Fields
+from minimal_vllm.engine.request import Request
+from minimal_vllm.engine.scheduler import Scheduler
+
+SECONDS_BETWEEN_LOOKS = 0.02
+
+
+@dataclass(slots=True)
+class Slots:
+    """How the slots of the pool are used, in slots times seconds."""
+
+    tokens: float = 0.0
+    """They hold a token of a running request; those that several share count once."""
+    reserved: float = 0.0
+    """They will, before it ends."""
+    never_used: float = 0.0
+    """A request has them, and will not need them: internal fragmentation."""
+    free: float = 0.0
+    """Nobody has them, although somebody waits: external fragmentation, and what is left over."""
+
+    @property
+    def held(self) -> float:
+        """Those that requests have."""
+        return self.tokens + self.reserved + self.never_used
+
+    def add(self, now: "Slots", seconds: float) -> None:
+        """It was so for some time."""
+        self.tokens += now.tokens * seconds
+        self.reserved += now.reserved * seconds
+        self.never_used += now.never_used * seconds
+        self.free += now.free * seconds
+
+    def shares(self) -> dict[str, float]:
+        """Of the whole pool, by name; nothing if there was no time."""
+        total = self.held + self.free
+        names = ("tokens", "reserved", "never_used", "free")
+        return {name: getattr(self, name) / total for name in names} if total else {}
+
+
+class MemoryWatch:
+    """Looks at a scheduler's books now and then, between two steps."""
+
+    def __init__(self) -> None:
+        self.peak_blocks = 0
+        """The most that running requests had."""
+        self._always, self._while_waiting = Slots(), Slots()
+        self._running_seconds = self._seconds = 0.0
+        self._looked_at: float | None = None
+
+    def look(self, scheduler: Scheduler, now: float) -> None:
+        """Take in how it is, which it has been since the last look; ``now`` is in seconds."""
+        if self._looked_at is not None and now - self._looked_at < SECONDS_BETWEEN_LOOKS:
+            return
+        seconds = now - (self._looked_at or now)
+        self._looked_at = now
+        slots = count_slots(
+            scheduler.running, scheduler.config.block_size, scheduler.pool.num_blocks
+        )
+        held_blocks = round(slots.held) // scheduler.config.block_size
+        self.peak_blocks = max(self.peak_blocks, held_blocks)
+        self._seconds += seconds
+        self._running_seconds += len(scheduler.running) * seconds
+        self._always.add(slots, seconds)
+        if len(scheduler.waiting):
+            self._while_waiting.add(slots, seconds)
+
+    def result(self) -> Fields:
+        """What it saw.
+
+        ``kv_waste`` is the share without a token of the slots that requests had; ``kv_shares`` is
+        how the whole pool was used while somebody waited.
+        """
+        held = self._always.held
+        return {
+            "peak_blocks": self.peak_blocks,
+            "mean_running": self._running_seconds / self._seconds if self._seconds else None,
+            "kv_waste": 1 - self._always.tokens / held if held else None,
+            "kv_shares": self._while_waiting.shares(),
+        }
+
+
+def count_slots(running: Sequence[Request], block_size: int, num_blocks: int) -> Slots:
+    """How the slots are used at the moment."""
+    blocks: set[int] = set()
+    reserved = never_used = 0
+    for request in running:
+        blocks.update(request.block_table)
+        capacity = len(request.block_table) * block_size
+        used_in_the_end = min(capacity, request.max_num_tokens)
+        reserved += used_in_the_end - request.num_computed_tokens
+        never_used += capacity - used_in_the_end
+    held = len(blocks) * block_size
+    return Slots(
+        tokens=held - reserved - never_used,  # unfilled blocks are not shared
+        reserved=reserved,
+        never_used=never_used,
+        free=num_blocks * block_size - held,
+    )
