@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from minimal_vllm.ablate.clock import CpuClock, WallClock
 from minimal_vllm.ablate.ideas import IDEAS
 from minimal_vllm.ablate.real import really_run, settle
 from minimal_vllm.ablate.study import config_without
@@ -33,6 +34,10 @@ DUMMY = {
 }
 
 
+def measure(config, clock=WallClock):
+    return really_run(config, clock())
+
+
 def workload(engine, **synthetic):
     synthetic = {"num_prompts": 6, "input_len": 20, "output_len": 8, "prefix_len": 16} | synthetic
     return SimulationConfig(
@@ -52,7 +57,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", [None, "paging", "continuous-batching", "preemption"])
 def test_all_tokens_come_and_all_is_told_with_and_without_an_idea(folder, name):
     config = workload(settle(EngineConfig(model=folder, **DUMMY)))
-    told = really_run(config_without(config, IDEAS[name]) if name else config)
+    told = measure(config_without(config, IDEAS[name]) if name else config)
     assert (told["completed"], told["failed"]) == (6, 0)
     assert told["p99_ttft_ms"] >= told["median_ttft_ms"] > 0
     assert told["num_steps"] > 8
@@ -63,7 +68,7 @@ def test_all_tokens_come_and_all_is_told_with_and_without_an_idea(folder, name):
 
 def test_a_heavy_tail_is_cut_where_the_model_ends(folder):
     config = workload(settle(EngineConfig(model=folder, **DUMMY)), input_len=300, output_len=300)
-    assert really_run(config)["total_input_tokens"] <= 6 * 127
+    assert measure(config)["total_input_tokens"] <= 6 * 127
 
 
 def test_without_an_idea_everything_else_stays(folder):
@@ -76,7 +81,7 @@ def test_without_an_idea_everything_else_stays(folder):
 def test_a_preset_runs_with_random_weights_and_no_others(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", SHAPE)
     config = EngineConfig(model="Tiny", **DUMMY)
-    assert really_run(workload(settle(config)))["completed"] == 6
+    assert measure(workload(settle(config)))["completed"] == 6
     with pytest.raises(ValueError, match="known by its shape alone: run it with --load-format dum"):
         settle(replace(config, load_format="auto"))
 
@@ -84,9 +89,18 @@ def test_a_preset_runs_with_random_weights_and_no_others(monkeypatch):
 def test_conversations_are_refused(folder):
     config = workload(settle(EngineConfig(model=folder, **DUMMY)), num_turns=2)
     with pytest.raises(ValueError, match="leave it at 1"):
-        really_run(config)
+        measure(config)
 
 
 def test_the_built_in_model_needs_nothing():
     config = EngineConfig(model=str(DEMO_MODEL_DIR), device="cpu", num_gpu_blocks_override=130)
-    assert really_run(workload(settle(config)))["completed"] == 6
+    assert measure(workload(settle(config)))["completed"] == 6
+
+
+def test_with_the_cpu_s_clock_nobody_waits_for_arrivals():
+    config = EngineConfig(model=str(DEMO_MODEL_DIR), device="cpu", num_gpu_blocks_override=130)
+    config = replace(workload(settle(config)), traffic=TrafficConfig(request_rate=0.001))
+    told = measure(config, CpuClock)  # in real time it would take more than an hour
+    assert told["completed"] == 6
+    assert told["duration"] > 3600
+    assert told["mean_running"] < 0.01

@@ -14,7 +14,6 @@ from minimal_vllm.ablate.study import Measure, config_without
 from minimal_vllm.bench.statistics import Fields
 from minimal_vllm.sim.config import SimulationConfig, SyntheticConfig, TrafficConfig
 
-
 PLENTY = {"num_gpu_blocks_override": 1000, "max_model_len": 2048}
 """Memory is not what is short."""
 

@@ -46,32 +46,46 @@ class Slots:
         return {name: getattr(self, name) / total for name in names} if total else {}
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen at a moment."""
+
+    at: float
+    slots: Slots
+    num_running: int
+    num_waiting: int
+
+
 class MemoryWatch:
     """Looks at a scheduler's books now and then, between two steps."""
 
     def __init__(self) -> None:
-        self.peak_blocks = 0
-        """The most that running requests had."""
+        self._peak_blocks = 0
         self._always, self._while_waiting = Slots(), Slots()
         self._running_seconds = self._seconds = 0.0
-        self._looked_at: float | None = None
+        self._last: Look | None = None
 
     def look(self, scheduler: Scheduler, now: float) -> None:
-        """Take in how it is, which it has been since the last look; ``now`` is in seconds."""
-        if self._looked_at is not None and now - self._looked_at < SECONDS_BETWEEN_LOOKS:
+        """Take in how it is, unless that was just done; ``now`` is in seconds.
+
+        It counts as being so until the next look. That somebody begins to be idle is never missed.
+        """
+        last = self._last
+        if last and scheduler.running and now - last.at < SECONDS_BETWEEN_LOOKS:
             return
-        seconds = now - (self._looked_at or now)
-        self._looked_at = now
-        slots = count_slots(
-            scheduler.running, scheduler.config.block_size, scheduler.pool.num_blocks
-        )
-        held_blocks = round(slots.held) // scheduler.config.block_size
-        self.peak_blocks = max(self.peak_blocks, held_blocks)
+        if last:
+            self._add(last, now - last.at)
+        block_size, num_blocks = scheduler.config.block_size, scheduler.pool.num_blocks
+        slots = count_slots(scheduler.running, block_size, num_blocks)
+        self._last = Look(now, slots, len(scheduler.running), len(scheduler.waiting))
+        self._peak_blocks = max(self._peak_blocks, round(slots.held) // block_size)
+
+    def _add(self, look: "Look", seconds: float) -> None:
         self._seconds += seconds
-        self._running_seconds += len(scheduler.running) * seconds
-        self._always.add(slots, seconds)
-        if len(scheduler.waiting):
-            self._while_waiting.add(slots, seconds)
+        self._running_seconds += look.num_running * seconds
+        self._always.add(look.slots, seconds)
+        if look.num_waiting:
+            self._while_waiting.add(look.slots, seconds)
 
     def result(self) -> Fields:
         """What it saw.
@@ -81,7 +95,7 @@ class MemoryWatch:
         """
         held = self._always.held
         return {
-            "peak_blocks": self.peak_blocks,
+            "peak_blocks": self._peak_blocks,
             "mean_running": self._running_seconds / self._seconds if self._seconds else None,
             "kv_waste": 1 - self._always.tokens / held if held else None,
             "kv_shares": self._while_waiting.shares(),

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from minimal_vllm.ablate.clock import Clock
 from minimal_vllm.ablate.memory import MemoryWatch
 from minimal_vllm.ablate.workload import fitting_jobs
 from minimal_vllm.bench.statistics import Fields, Outcome, serve_result
@@ -66,7 +66,12 @@ def settle(config: EngineConfig) -> EngineConfig:
     return settled
 
 
-def really_run(config: SimulationConfig) -> Fields:
+def use_one_thread() -> None:
+    """Let PyTorch compute with one, so that CPU time and real time agree."""
+    torch.set_num_threads(1)
+
+
+def really_run(config: SimulationConfig, clock: Clock) -> Fields:
     """Build the engine, serve the workload, and tell how it went.
 
     Raises:
@@ -76,9 +81,9 @@ def really_run(config: SimulationConfig) -> Fields:
     with model_folder(config.engine) as engine:
         built = build_engine(engine, observers=[count])
     jobs = fitting_jobs(config, built.files.config.vocab_size, built.scheduler_config.max_model_len)
-    _warm_up(built, jobs)
+    _warm_up(built, jobs, clock)
     before, count.num_steps, count.num_preemptions = count.last, 0, 0
-    outcomes = drive(built.engine, jobs, watch)
+    outcomes = drive(built.engine, jobs, watch, clock)
     after = count.last
     assert before is not None and after is not None  # noqa: S101, PT018 - there are requests
     queries = after.prefix_queries - before.prefix_queries
@@ -96,25 +101,26 @@ def really_run(config: SimulationConfig) -> Fields:
     return result
 
 
-def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch) -> list[Outcome]:
+def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch, clock: Clock) -> list[Outcome]:
     """Serve all jobs, each from its arrival on, by the clock.
 
     Raises:
         ValueError: a request failed.
     """
-    start = time.perf_counter()
+    start = clock.now()
     outcomes = [Outcome(len(job.prompt), start + job.arrival) for job in jobs]
     num_sent = 0
     while num_sent < len(jobs) or engine.has_unfinished_requests:
-        now = time.perf_counter()
+        now = clock.now()
         while num_sent < len(jobs) and outcomes[num_sent].start_time <= now:
             _send(engine, str(num_sent), jobs[num_sent])
             num_sent += 1
         if not engine.has_unfinished_requests:
-            time.sleep(outcomes[num_sent].start_time - now)
+            watch.look(engine.scheduler, now)
+            clock.wait(outcomes[num_sent].start_time - now)
             continue
         outputs = engine.step()
-        now = time.perf_counter()
+        now = clock.now()
         for output in outputs:
             (completion,) = output.outputs
             if completion.finish_reason == "error":
@@ -133,11 +139,11 @@ def _send(engine: Engine, request_id: str, job: Job) -> None:
     engine.add_request(request_id, job.prompt.tolist(), params, output_kind=OutputKind.DELTA)
 
 
-def _warm_up(built: BuiltEngine, jobs: Sequence[Job]) -> None:
+def _warm_up(built: BuiltEngine, jobs: Sequence[Job], clock: Clock) -> None:
     """Let memory be touched, and on a GPU all be compiled that depends on sizes."""
     on_gpu = built.device.type == "cuda"
     some = jobs if on_gpu else [replace(job, num_output_tokens=2) for job in jobs[:4]]
-    drive(built.engine, [replace(job, arrival=0.0) for job in some], MemoryWatch())
+    drive(built.engine, [replace(job, arrival=0.0) for job in some], MemoryWatch(), clock)
     built.engine.reset()
 
 

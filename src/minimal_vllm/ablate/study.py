@@ -23,11 +23,15 @@ class Stage:
     measure: Measure
 
 
-def this_machine() -> Stage:
-    """The real engine, which imports torch."""
-    from minimal_vllm.ablate.real import really_run, settle
+def this_machine(*, cpu_time: bool) -> Stage:
+    """The real engine, which imports torch; reckoned in real time, or in this process's."""
+    from minimal_vllm.ablate.clock import CpuClock, WallClock
+    from minimal_vllm.ablate.real import really_run, settle, use_one_thread
 
-    return Stage(lambda config: settle(config.engine), really_run)
+    clock = CpuClock() if cpu_time else WallClock()
+    if cpu_time:
+        use_one_thread()
+    return Stage(lambda config: settle(config.engine), lambda config: really_run(config, clock))
 
 
 def simulation() -> Stage:

@@ -1,7 +1,7 @@
 """``minimal-vllm ablate``: what is each idea of the engine worth?"""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from textwrap import fill
@@ -72,6 +72,11 @@ SMALL_SYNTHETIC = {
 @click.option("--claims", is_flag=True, help="Measure what papers claim, on traffic of its own.")
 @click.option("--simulate", "simulated", is_flag=True, help="Run on a cost model of some --gpu.")
 @click.option(
+    "--cpu-time",
+    is_flag=True,
+    help="Reckon in this process's time on one CPU core, for a machine with other work to do.",
+)
+@click.option(
     "--json",
     "json_file",
     metavar="FILE",
@@ -92,6 +97,7 @@ def ablate(
     repeats: int,
     claims: bool,
     simulated: bool,
+    cpu_time: bool,
     json_file: Path | None,
     plot: Path | None,
     **_: Any,
@@ -104,7 +110,8 @@ def ablate(
     _check_options(ctx, claims, simulated, names, plot)
     from minimal_vllm.ablate.study import simulation, this_machine
 
-    stage, config = simulation() if simulated else this_machine(), _config(ctx)
+    config = _config(ctx)
+    stage = simulation() if simulated else this_machine(cpu_time=cpu_time)
     if claims:
         found = _run_claims(config, stage)
     else:
@@ -134,6 +141,8 @@ def _check_options(
     ctx: click.Context, claims: bool, simulated: bool, names: Sequence[str], plot: Path | None
 ) -> None:
     """See whether all that was given has an effect."""
+    if ctx.params["cpu_time"] and (simulated or ctx.params["device"] != "cpu"):
+        raise click.UsageError("--cpu-time is for --device cpu, and not for --simulate.")
     if simulated:
         real = {field.name for field in fields(EngineConfig)} - ENGINE_OPTIONS
         _refuse(ctx, EngineConfig, "has no effect on a simulation", real)
@@ -169,17 +178,21 @@ def _run_study(
     simulated: bool,
     plot: Path | None,
 ) -> dict[str, Any]:
+    from tqdm import tqdm
+
     from minimal_vllm.ablate.report import table
     from minimal_vllm.ablate.study import medians, possible_ideas, run_study
 
-    draw = _plotter() if plot else None
+    draw = _plotter(plot) if plot else None
     config = replace(config, engine=stage.settle(config))
     chosen = possible_ideas(config.engine, names, simulated=simulated)
-    runs: list[tuple[str, Fields]] = []
-    for run in run_study(config, chosen, stage.measure, repeats):
-        runs.append(run)
-        click.echo(f"{len(runs)} of {repeats * (len(chosen) + 1)} runs: {run[0]}", err=True)
-    results = medians(runs)
+    bar = tqdm(
+        run_study(config, chosen, stage.measure, repeats),
+        desc="Runs",
+        total=repeats * (1 + len(chosen)),
+        disable=None,  # unless somebody watches
+    )
+    results = medians(list(bar))
     click.echo("\n".join(table(results)))
     if plot and draw:
         draw(results, plot)
@@ -218,11 +231,14 @@ def _described(config: SimulationConfig) -> dict[str, Any]:
     return parts
 
 
-def _plotter() -> Any:
+def _plotter(path: Path) -> "Callable[[Sequence[Fields], Path], None]":
+    """What draws to this file; whether that is possible is seen before anything runs."""
     try:
         from minimal_vllm.ablate.plot import plot_study
+        from minimal_vllm.bench.plot import check_format
     except ModuleNotFoundError as error:
         raise Failure(
             f"--plot needs {error.name}, which is not installed: pip install 'minimal-vllm[bench]'"
         ) from error
+    check_format(str(path))
     return plot_study
