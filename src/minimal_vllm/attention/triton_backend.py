@@ -15,10 +15,11 @@ from torch import Tensor
 from minimal_vllm.attention.kernels.decode import DecodeWork, Partials, decode_attention
 from minimal_vllm.attention.kernels.pieces import NOBODY, cut, most_pieces
 from minimal_vllm.attention.kernels.prefill import (
-    TILE_TOKENS,
+    ROWS,
     PrefillWork,
     cut_tiles,
     prefill_attention,
+    tokens_per_tile,
 )
 from minimal_vllm.attention.kernels.shared import (
     PARTS,
@@ -82,15 +83,15 @@ class TritonAttention:
         self._device = device
         # Layers use these in turn, steps too: the GPU does one thing after the other.
         self._partials = self._new_partials(
-            most_pieces(max_num_seqs, self._num_kv_heads, num_processors)
+            most_pieces(max_num_seqs, self._num_kv_heads, num_processors), self._num_heads
         )
-        self._shared_partials = self._new_partials(PARTS * max_num_seqs)
+        self._shared_partials = self._new_partials(PARTS * max_num_seqs, self._num_heads)
         self._arrivals = torch.zeros(
             max_num_seqs * self._num_kv_heads, dtype=torch.int32, device=device
         )
 
-    def _new_partials(self, rows: int) -> Partials:
-        shape = (rows, self._num_heads, self._head_dim)
+    def _new_partials(self, rows: int, num_heads: int) -> Partials:
+        shape = (rows, num_heads, self._head_dim)
         return Partials(
             torch.empty(shape, device=self._device), torch.empty(shape[:2], device=self._device)
         )
@@ -186,25 +187,26 @@ class TritonAttention:
     ) -> PrefillWork | None:
         """Tiles for all tokens of these requests, and their pieces."""
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
-        num_tiles = -(-(ends - starts) // TILE_TOKENS)
+        most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
+        num_tiles = -(-(ends - starts) // most_tokens)
         owner = np.repeat(np.arange(len(requests)), num_tiles)
         index = np.arange(len(owner)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
         if not len(owner):
             return None
-        token = starts[owner] + index * TILE_TOKENS
-        num_tokens = np.minimum(ends[owner] - token, TILE_TOKENS)
+        token = starts[owner] + index * most_tokens
+        num_tokens = np.minimum(ends[owner] - token, most_tokens)
         position = batch.positions[token]
         longest_first = np.argsort(-position, kind="stable")
         tiles = np.stack((requests[owner], token, num_tokens, position), axis=1)[longest_first]
         pieces = cut_tiles(
-            tiles, self._num_heads, self._num_processors, windowed=window is not None
+            tiles, self._num_kv_heads, self._num_processors, windowed=window is not None
         )
         is_cut = len(pieces) > len(tiles)
         return PrefillWork(
             self._send(pieces.astype(np.int32)),
             tables,
-            self._new_partials(len(pieces) * TILE_TOKENS) if is_cut else None,
-            torch.zeros(len(tiles) * self._num_heads, dtype=torch.int32, device=self._device),
+            self._new_partials(len(pieces) * ROWS, self._num_kv_heads) if is_cut else None,
+            torch.zeros(len(tiles) * self._num_kv_heads, dtype=torch.int32, device=self._device),
         )
 
     def new_shared_work(self, num_requests: int) -> SharedWork:

@@ -1,8 +1,9 @@
 """Paged attention of requests that compute many tokens: the kernel of prompts.
 
-The new tokens of a request are cut into tiles; one program computes one tile for one query head,
-walking over all keys up to its last token, in the paged cache. What was cached before, by an
-earlier chunk or for another request with the same prefix, is not told from what is new::
+The new tokens of a request are cut into tiles; one program computes one tile, for all query heads
+that share a kv head, walking over all keys up to its last token, in the paged cache. What was
+cached before, by an earlier chunk or for another request with the same prefix, is not told from
+what is new::
 
     keys →     0 … context … │ new tokens
     tile 0     ████████████████▙              ▙ diagonal: a token does not see those behind it
@@ -32,8 +33,8 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import IntArray
 from minimal_vllm.launch import launch_options, wait_for_previous
 
-TILE_TOKENS = 128
-"""Tokens of a tile."""
+ROWS = 128
+"""Of a tile: pairs of a token and a query head. Few tokens of many heads fill it, too."""
 
 
 LEAST_PIECE = 512
@@ -49,17 +50,24 @@ class PrefillWork:
     pieces: Tensor
     """``[pieces, 9]`` int32. Of each piece: which tile it belongs to, and which keys it has, from
     ``FIRST_KEY`` to before ``END_KEY``. Of its tile: its request's row in ``block_tables``; the row
-    of ``q`` that is its first token; how many tokens it has, at most ``TILE_TOKENS``; the first
+    of ``q`` that is its first token; how many tokens it has; the first
     one's place in its request; the first of its pieces, and how many it has."""
     block_tables: Tensor
     """``[R, most blocks]`` int32."""
     partials: Partials | None
-    """``[pieces * TILE_TOKENS, H, D]``, if any tile has more than one piece."""
+    """``[pieces * ROWS, K, D]``, if any tile has more than one piece."""
     arrivals: Tensor
-    """``[tiles * H]`` int32, all 0: how many pieces are done. Left as it was found."""
+    """``[tiles * K]`` int32, all 0: how many pieces are done. Left as it was found."""
 
 
-def cut_tiles(tiles: IntArray, num_heads: int, num_processors: int, *, windowed: bool) -> IntArray:
+def tokens_per_tile(num_heads: int, num_kv_heads: int) -> int:
+    """How many tokens fill a tile."""
+    return max(ROWS * num_kv_heads // num_heads, 1)
+
+
+def cut_tiles(
+    tiles: IntArray, num_kv_heads: int, num_processors: int, *, windowed: bool
+) -> IntArray:
     """Cut tiles into pieces, if without it there are fewer than two programs per processor.
 
     The last piece of a tile has all keys that not all of its tokens see, so that none has a token
@@ -67,7 +75,7 @@ def cut_tiles(tiles: IntArray, num_heads: int, num_processors: int, *, windowed:
 
     Args:
         tiles: ``[tiles, 4]``: the columns from ``ROW`` to ``POSITION``.
-        num_heads: each tile is computed by so many programs.
+        num_kv_heads: each tile is computed by so many programs.
         num_processors: of the GPU.
         windowed: what is seen is short anyhow: nothing is cut.
 
@@ -76,7 +84,7 @@ def cut_tiles(tiles: IntArray, num_heads: int, num_processors: int, *, windowed:
     """
     seen_by_all = tiles[:, POSITION - ROW]
     ends = seen_by_all + tiles[:, NUM_TOKENS - ROW]
-    wanted = 0 if windowed else 2 * num_processors // num_heads
+    wanted = 0 if windowed else 2 * num_processors // num_kv_heads
     length = max(-(-int(ends.sum()) // max(wanted, 1)), LEAST_PIECE)
     length = -(-length // LEAST_PIECE) * LEAST_PIECE
     counts = np.ones_like(ends)
@@ -110,10 +118,10 @@ def prefill_attention(
         out: ``[T, H, D]``, of which the tiles' rows are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
-    num_heads = q.shape[1]
-    wide = q.dtype == torch.float32
+    dims = max(triton.next_power_of_2(head_dim), LEAST_ROWS)
     partials = work.partials
-    _prefill_kernel[(num_heads, len(work.pieces))](
+    keys, warps, stages = _tile(q.dtype, dims)
+    _prefill_kernel[(num_kv_heads, len(work.pieces))](
         q,
         cache.key,
         cache.value,
@@ -127,20 +135,27 @@ def prefill_attention(
         window or 0,
         q.stride(0),
         work.block_tables.stride(0),
-        H=num_heads,
         K=num_kv_heads,
+        G=q.shape[1] // num_kv_heads,
         D=head_dim,
         S=block_size,
-        TOKENS=TILE_TOKENS,
-        DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
-        KEYS=16 if wide else 64,
+        ROWS=ROWS,
+        DIMS=dims,
+        KEYS=keys,
         WINDOWED=window is not None,
         CUT=partials is not None,
-        PRECISION="ieee" if wide else "tf32",
-        num_warps=4,
-        num_stages=2 if wide else 3,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=warps,
+        num_stages=stages,
         **launch_options(q),
     )
+
+
+def _tile(dtype: torch.dtype, dims: int) -> tuple[int, int, int]:
+    """Keys per step, warps and stages of loads, by what fits into 227 KB of shared memory."""
+    if dtype == torch.float32:
+        return 16, 4, 2
+    return (128, 8, 3) if dims <= 128 else (64, 8, 2)
 
 
 @triton.jit(do_not_specialize=["window", "table_stride"])
@@ -158,11 +173,11 @@ def _prefill_kernel(
     window,
     q_stride,
     table_stride,
-    H: tl.constexpr,
     K: tl.constexpr,
+    G: tl.constexpr,
     D: tl.constexpr,
     S: tl.constexpr,
-    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -171,27 +186,25 @@ def _prefill_kernel(
     EARLY: tl.constexpr,
 ):
     wait_for_previous(EARLY)
-    head, piece = tl.program_id(0), tl.program_id(1)
-    kv_head = head // (H // K)
-    row, dim = tl.arange(0, TOKENS), tl.arange(0, DIMS)
+    kv_head, piece = tl.program_id(0), tl.program_id(1)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
+    token, head = row // G, kv_head * G + row % G
     work = pieces + piece * 9  # its columns are those above
-    num_tokens = tl.load(work + 5)
-    is_row = row < num_tokens
+    is_row = token < tl.load(work + 5)
     is_real = is_row[:, None] & (dim < D)[None, :]
-    q_row = tl.load(work + 4).to(tl.int64) + row
-    q_tile = tl.load(
-        q + q_row[:, None] * q_stride + head * D + dim[None, :], mask=is_real, other=0.0
-    )
+    q_row = tl.load(work + 4).to(tl.int64) + token
+    q_place = q_row * q_stride + head * D
+    q_tile = tl.load(q + q_place[:, None] + dim[None, :], mask=is_real, other=0.0)
     first = tl.load(work + 6)
-    query_position = first + row
+    query_position = first + token
     first_key, end = tl.load(work + 1), tl.load(work + 2)
     table = block_tables + tl.load(work + 3).to(tl.int64) * table_stride
     key += kv_head * (S * D)
     value += kv_head * (S * D)
 
-    peak = tl.full([TOKENS], -float("inf"), tl.float32)
-    total = tl.zeros([TOKENS], tl.float32)
-    mean = tl.zeros([TOKENS, DIMS], tl.float32)
+    peak = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS, DIMS], tl.float32)
     # Keys that all rows see need no mask: those before the tile's first token, in whole steps.
     seen_by_all = 0 if WINDOWED else tl.minimum(first + 1, end) // KEYS * KEYS
     for start in range(first_key, seen_by_all, KEYS):
@@ -210,9 +223,9 @@ def _prefill_kernel(
         # Leave the partial result; who comes last merges them all: see ``decode``.
         num_pieces, first_piece = tl.load(work + 8), tl.load(work + 7)
         arrived = num_pieces - 1
-        arrival = arrivals + tl.load(work) * H + head
+        arrival = arrivals + tl.load(work) * K + kv_head
         if num_pieces > 1:
-            place = (piece * TOKENS + row).to(tl.int64) * H + head
+            place = (piece * ROWS + row).to(tl.int64) * K + kv_head
             part_place = partial_out + place[:, None] * D + dim[None, :]
             tl.store(part_place, mean / total[:, None], mask=is_real)
             tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
@@ -222,17 +235,17 @@ def _prefill_kernel(
             return
         if num_pieces > 1:
             tl.store(arrival, 0)
-            peak = tl.full([TOKENS], -float("inf"), tl.float32)
-            total = tl.zeros([TOKENS], tl.float32)
-            mean = tl.zeros([TOKENS, DIMS], tl.float32)
+            peak = tl.full([ROWS], -float("inf"), tl.float32)
+            total = tl.zeros([ROWS], tl.float32)
+            mean = tl.zeros([ROWS, DIMS], tl.float32)
             for other in range(first_piece, first_piece + num_pieces):
-                place = (other * TOKENS + row).to(tl.int64) * H + head
+                place = (other * ROWS + row).to(tl.int64) * K + kv_head
                 peak, total, mean = merge_part(
                     partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
                 )
     mean = mean / total[:, None]
-    place = q_row[:, None] * (H * D) + head * D + dim[None, :]
-    tl.store(out + place, mean.to(out.dtype.element_ty), mask=is_real)
+    place = q_row * (K * G * D) + head * D
+    tl.store(out + place[:, None] + dim[None, :], mean.to(out.dtype.element_ty), mask=is_real)
 
 
 @triton.jit
