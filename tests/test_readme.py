@@ -21,7 +21,7 @@ def test_every_link_resolves():
 
 
 def test_all_commands_of_the_tool_are_shown_and_have_help():
-    for name in ("generate", "chat", "info", "simulate"):
+    for name in ("generate", "chat", "info", "simulate", "ablate"):
         assert any(f"minimal-vllm {name}" in block for block in code_blocks(TEXT, "bash"))
         assert run([sys.executable, "-m", "minimal_vllm", name, "--help"]).returncode == 0
 

@@ -68,10 +68,12 @@ class MemoryWatch:
     def look(self, scheduler: Scheduler, now: float) -> None:
         """Take in how it is, unless that was just done; ``now`` is in seconds.
 
-        It counts as being so until the next look. That somebody begins to be idle is never missed.
+        It counts as being so until the next look. The beginning and the end of idleness are never
+        missed.
         """
         last = self._last
-        if last and scheduler.running and now - last.at < SECONDS_BETWEEN_LOOKS:
+        is_soon = last is not None and now - last.at < SECONDS_BETWEEN_LOOKS
+        if last and is_soon and last.num_running and scheduler.running:
             return
         if last:
             self._add(last, now - last.at)

@@ -1,6 +1,6 @@
 """What came of a study or a claim, for readers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minimal_vllm.bench.statistics import Fields
@@ -22,14 +22,14 @@ COLUMNS = {
 SHARES = {"kv_waste", "prefix_cache_hit_rate"}
 
 
-def table(results: Sequence[Fields], columns: Mapping[str, str] = COLUMNS) -> Iterator[str]:
+def table(results: Sequence[Fields]) -> Iterator[str]:
     """A line for each result, and how its throughput compares with the first one's."""
     full = results[0]["output_throughput"]
-    head = ["without", *columns.values(), ""]
+    head = ["without", *COLUMNS.values(), ""]
     rows = [
         [
             each["idea"],
-            *(_number(name, each[name]) for name in columns),
+            *(_number(name, each[name]) for name in COLUMNS),
             "" if each is results[0] else f"{each['output_throughput'] / full:.2f} x",
         ]
         for each in results

@@ -38,7 +38,7 @@ WITHOUT_EFFECT = frozenset(
 )
 
 SMALL_ENGINE = {"num_gpu_blocks_override": 256, "max_num_batched_tokens": 256}
-SMALL_TRAFFIC = {"request_rate": 4.0}
+SMALL_TRAFFIC = {"request_rate": 8.0}
 SMALL_SYNTHETIC = {
     "num_prompts": 64,
     "input_len": 160,
@@ -105,7 +105,7 @@ def ablate(
     """Serve the same requests with all ideas of the engine, and without each of them.
 
     Without --model: the built-in model, 256 blocks, a budget of 256 tokens, and 64 requests of a
-    chat-like kind, 4 a second, each behind one of 8 prefixes of 128 tokens.
+    chat-like kind, 8 a second, each behind one of 8 prefixes of 128 tokens.
     """
     _check_options(ctx, claims, simulated, names, plot)
     from minimal_vllm.ablate.study import simulation, this_machine
