@@ -12,11 +12,12 @@ author = "the authors of minimal-vllm"
 version = release = minimal_vllm.__version__
 html_title = f"{project} {version}"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False  # of a page that includes a document it would be one line
-smartquotes = False  # what is written here is often to be typed
+smartquotes_action = "D"  # dashes only: quotes are often to be typed as they are
 
 extensions = [
     "myst_nb",  # pages in Markdown, and notebooks
@@ -40,7 +41,7 @@ myst_heading_anchors = 4  # links to headings are written as on a code host: pag
 
 # Notebooks are kept without their output; building the site runs them, and an error in one is one
 # of the build.
-nb_execution_mode = "cache"
+nb_execution_mode = "force"  # results of an older engine must not be shown
 nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 nb_merge_streams = True

@@ -1,6 +1,7 @@
 """Parts of the reference that are made from the code: dataclasses, commands, metrics."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -45,7 +46,7 @@ class FieldsDirective(SphinxDirective):
                 raise self.error(f"{owner_name}.{field.name} has no docstring")
             listed += self._signature(owner_name, field, type_text(hints[field.name]))
             listed += addnodes.desc_content("", *self.parse_text_to_nodes("\n".join(doc)))
-        summary = self.parse_text_to_nodes(owner.__doc__)
+        summary = self.parse_text_to_nodes(inspect.cleandoc(owner.__doc__))
         summary[0]["ids"].append(owner_name)
         self.env.domains.python_domain.note_object(owner_name, "class", owner_name)
         return [*summary, listed]
@@ -126,7 +127,7 @@ class CommandsDirective(SphinxDirective):
         usage = f"{path} {' '.join(command.collect_usage_pieces(context))}"
         section += nodes.literal_block(usage, usage, language="text")
         for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
-            section += nodes.paragraph("", paragraph.replace("\n", " "))
+            section += _help_paragraph(paragraph)
         recorder = HelpRecorder()
         command.format_options(context, recorder)
         for heading, rows in recorder.lists:
@@ -142,8 +143,18 @@ class CommandsDirective(SphinxDirective):
         for names, meaning in rows:
             anchor = nodes.make_id(f"{path} {names.split()[0].rstrip(',')}")
             listed += addnodes.desc_signature("", "", addnodes.desc_name("", names), ids=[anchor])
-            listed += addnodes.desc_content("", nodes.paragraph("", meaning))
+            listed += addnodes.desc_content("", _help_paragraph(meaning))
         return listed
+
+
+def _help_paragraph(text: str) -> nodes.paragraph:
+    """A paragraph of a command's help, in which options are set as code."""
+    parts = re.split(r"(--[a-z][\w-]*)", " ".join(text.split()))
+    return nodes.paragraph(
+        "",
+        "",
+        *(nodes.literal("", part) if i % 2 else nodes.Text(part) for i, part in enumerate(parts)),
+    )
 
 
 class MetricsDirective(SphinxDirective):
@@ -153,6 +164,8 @@ class MetricsDirective(SphinxDirective):
         """A list of all that ``GET /metrics`` can give."""
         listed = addnodes.desc(domain="std", objtype="metric", classes=["metric"])
         for family in text_string_to_metric_families(rendered_metrics()):
+            if family.name.startswith("process_"):  # the library's own, and not on every system
+                continue
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             suffix = "_total" if family.type == "counter" else ""
             signature: addnodes.desc_signature = addnodes.desc_signature("", "", ids=[family.name])

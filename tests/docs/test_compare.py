@@ -36,7 +36,7 @@ def all_lines(folder):
 
 def test_our_sizes_are_near_the_truth():
     core = (file for files in CORE.values() for file in files)
-    assert about(r"about ([\d,]+) in the package") == pytest.approx(all_lines(PACKAGE), rel=0.15)
+    assert about(r"about ([\d,]+) in the package") == pytest.approx(all_lines(PACKAGE), rel=0.2)
     assert about(r"about ([\d,]+) lines of code for all") == pytest.approx(count(core)[0], rel=0.1)
     assert about(r"and ([\d,]+) of kernels") == pytest.approx(count(kernels())[0], rel=0.15)
     assert about(r"server is ([\d,]+) lines") == pytest.approx(

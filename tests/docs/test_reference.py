@@ -1,9 +1,12 @@
 """The reference is whole: whatever can be imported or set has its place in it."""
 
+import re
+
 import click
 import pytest
 
 import minimal_vllm
+from benchmarks.core_lines import kernels
 from minimal_vllm.cli.main import main
 from minimal_vllm.cli.options import FieldOption
 from tests.markdown import read
@@ -37,3 +40,8 @@ def test_a_command_and_each_of_its_options_say_what_they_do(command):
     assert command.help
     options = [param for param in command.params if isinstance(param, click.Option)]
     assert [option.name for option in options if not option.help] == []
+
+
+def test_every_kernel_has_a_row():
+    listed = re.findall(r"^\| `([\w/.]+)` \|", read("docs/kernels/README.md"), re.M)
+    assert set(listed) == {file for file in kernels() if not file.endswith("__init__.py")}
