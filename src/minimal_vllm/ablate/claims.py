@@ -75,7 +75,7 @@ CLAIMS = {
         "80 % are wasted, and under 4 % with paging",
         here="lognormal lengths with the means of ShareGPT (161 in, 338 out) in place of its "
         "conversations; as many slots as a 13B model has on 40 GB; first fit in place of a buddy "
-        "allocator; counted while somebody waits",
+        "allocator; counted while somebody waits for memory",
         traffic=SyntheticConfig(num_prompts=80, input_len=161, output_len=338),
         limits={
             "num_gpu_blocks_override": 983,

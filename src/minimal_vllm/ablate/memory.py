@@ -25,7 +25,8 @@ class Slots:
     never_used: float = 0.0
     """A request has them, and will not need them: internal fragmentation."""
     free: float = 0.0
-    """Nobody has them, although somebody waits: external fragmentation, and what is left over."""
+    """Nobody has them. If somebody waits for some, they are in pieces too small, or held back for
+    those that run."""
 
     @property
     def held(self) -> float:
@@ -53,7 +54,8 @@ class Look:
     at: float
     slots: Slots
     num_running: int
-    num_waiting: int
+    waits: bool
+    """Whether anybody waits for memory."""
 
 
 class MemoryWatch:
@@ -79,21 +81,21 @@ class MemoryWatch:
             self._add(last, now - last.at)
         block_size, num_blocks = scheduler.config.block_size, scheduler.pool.num_blocks
         slots = count_slots(scheduler.running, block_size, num_blocks)
-        self._last = Look(now, slots, len(scheduler.running), len(scheduler.waiting))
+        self._last = Look(now, slots, len(scheduler.running), _waits_for_memory(scheduler))
         self._peak_blocks = max(self._peak_blocks, round(slots.held) // block_size)
 
     def _add(self, look: "Look", seconds: float) -> None:
         self._seconds += seconds
         self._running_seconds += look.num_running * seconds
         self._always.add(look.slots, seconds)
-        if look.num_waiting:
+        if look.waits:
             self._while_waiting.add(look.slots, seconds)
 
     def result(self) -> Fields:
         """What it saw.
 
         ``kv_waste`` is the share without a token of the slots that requests had; ``kv_shares`` is
-        how the whole pool was used while somebody waited.
+        how the whole pool was used while somebody waited for memory.
         """
         held = self._always.held
         return {
@@ -102,6 +104,12 @@ class MemoryWatch:
             "kv_waste": 1 - self._always.tokens / held if held else None,
             "kv_shares": self._while_waiting.shares(),
         }
+
+
+def _waits_for_memory(scheduler: Scheduler) -> bool:
+    """Not if a prompt is still being computed: then it is the budget that others wait for."""
+    in_prompt = any(request.num_uncomputed_tokens > 1 for request in scheduler.running)
+    return bool(len(scheduler.waiting)) and not in_prompt
 
 
 def count_slots(running: Sequence[Request], block_size: int, num_blocks: int) -> Slots:
