@@ -91,10 +91,11 @@ def find_lesson(
         attempt()
     except _UnwrittenError:
         return found[-1][1]
-    except _FoundError:
-        return _shorten(*found[-1], run, shorter)
-    except Flaky:
-        return Lesson(REPEATABLE, found[-1][1].history, "another result the second time", "")
+    except (_FoundError, Flaky):
+        case, lesson = found[-1]
+        if find_mistake(partial(run, case)) != lesson:
+            return Lesson(REPEATABLE, lesson.history, "another result the second time", "")
+        return _shorten(case, lesson, run, shorter)
     return None
 
 

@@ -217,7 +217,7 @@ EXERCISES = {
             "12-shared-prefix",
             "attention over a whole from its parts, in Triton",
             _function("check_kernels:check_merge"),
-            {"merge": f"{KERNELS}.decode:_merge"},
+            {"merge_part": f"{KERNELS}.softmax:merge_part"},
             needs_triton=True,
         ),
         Exercise(

@@ -12,7 +12,7 @@ of its values, weighted with their exponentials, and how much weight that was, a
 kept relative to the highest seen so far, the *peak*; when it rises, what was summed before fades.
 That way parts come in one by one, in any order.
 
-What to write: ``merge``, in Triton's language: ``tl.load(pointers, mask=…, other=0.0)``,
+What to write: ``merge_part``, in Triton's language: ``tl.load(pointers, mask=…, other=0.0)``,
 ``tl.maximum``, ``tl.exp2``, ``a[:, None]`` for a column. ``merge_parts`` below, which is given,
 calls it once for each part.
 
@@ -29,34 +29,32 @@ from torch import Tensor
 
 
 @triton.jit
-def merge(
+def merge_part(
     partial_out,
     partial_lse,
     place,
-    row,
-    dim,
+    is_row,
     is_real,
+    dim,
     peak,
     total,
     mean,
-    G: tl.constexpr,
     D: tl.constexpr,
 ):
     """Add one partial result to a running mean.
 
     Args:
-        partial_out: the memory of all parts' results; that of query head ``row`` is at
+        partial_out: the memory of all parts' results; a row's number ``dim`` is at
             ``place * D + dim``.
-        partial_lse: the memory of all parts' lse; that of query head ``row`` is at ``place``.
-        place: ``[rows]``: where this part's numbers are.
-        row: ``[rows]``: 0, 1, …; those from ``G`` on are padding.
+        partial_lse: the memory of all parts' lse; a row's is at ``place``.
+        place: ``[rows]``: where this part's rows are, one for each query head.
+        is_row: ``[rows]``: which of them exist; the rest is padding.
+        is_real: ``[rows, dims]``: which of their numbers exist.
         dim: ``[dims]``: 0, 1, …
-        is_real: ``[rows, dims]``: what is no padding.
         peak: ``[rows]`` float32: the highest lse so far, -inf at first.
         total: ``[rows]`` float32: the sum of ``2 ** (lse - peak)``.
         mean: ``[rows, dims]`` float32: the sum of ``2 ** (lse - peak) * out``.
-        G: query heads.
-        D: their dimension.
+        D: numbers per row.
 
     Returns:
         ``peak``, ``total`` and ``mean`` with the part in them.
@@ -72,13 +70,15 @@ def _merge_all(
     partial_out, partial_lse, out, num_parts, G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr
 ):
     row, dim = tl.arange(0, ROWS), tl.arange(0, D)
-    is_real = (row < G)[:, None] & (dim < D)[None, :]
+    is_row = row < G
+    is_real = is_row[:, None] & (dim < D)[None, :]
     peak = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mean = tl.zeros([ROWS, D], tl.float32)
     for part in range(num_parts):
-        peak, total, mean = merge(
-            partial_out, partial_lse, part * G + row, row, dim, is_real, peak, total, mean, G, D
+        place = part * G + row
+        peak, total, mean = merge_part(
+            partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
         )
     mean = mean / total[:, None]
     tl.store(out + row[:, None] * D + dim[None, :], mean, mask=is_real)
