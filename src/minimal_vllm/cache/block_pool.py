@@ -138,7 +138,7 @@ class BlockPool:
 
     def emptied(self) -> "BlockPool":
         """A new pool of the same size and strategy, in which nothing is cached or referenced."""
-        return BlockPool(self.num_blocks, type(self._evictable)())
+        return type(self)(self.num_blocks, type(self._evictable)())
 
     def take_evicted(self) -> list[int]:
         """The blocks evicted since the last call, in order."""

@@ -17,7 +17,7 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.step import Step
 from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling.logprobs import prompt_logprobs
-from minimal_vllm.sampling.sampler import SamplerOutput, sample
+from minimal_vllm.sampling.sampler import Sampler, SamplerOutput, sample
 from minimal_vllm.transfer import send
 
 DEVICE_LOST = torch.AcceleratorError
@@ -87,8 +87,9 @@ class DoneStep:
 class PlainRunner:
     """One step, from beginning to end: the CPU's runner, and the oracle of the GPU's."""
 
-    def __init__(self, state: ModelState) -> None:
+    def __init__(self, state: ModelState, sampler: Sampler = sample) -> None:
         self._state = state
+        self._sample = sampler
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> DoneStep:
@@ -97,7 +98,7 @@ class PlainRunner:
         hidden = forward(self._state, batch, torch.from_numpy(batch.input_ids))
         wanted = hidden[torch.from_numpy(batch.logit_indices)]
         logits = self._state.model.logits(wanted, self._state.backend.ops)
-        sampled = sample(logits, batch.sampling)
+        sampled = self._sample(logits, batch.sampling)
         prompt = list(all_prompt_logprobs(self._state, plan, batch, hidden))
         return DoneStep(StepResult(sampled, prompt))
 

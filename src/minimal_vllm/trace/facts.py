@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from minimal_vllm import __version__
 from minimal_vllm.demo import DEMO_MODEL_DIR, DEMO_MODEL_NAME
+from minimal_vllm.plugin import part_name
 
 if TYPE_CHECKING:
     from minimal_vllm.config import EngineConfig
@@ -47,7 +48,7 @@ def engine_facts(config: "EngineConfig", built: "BuiltEngine") -> EngineFacts:
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_num_seqs=limits.max_num_seqs,
         scheduling_policy=limits.policy,
-        eviction_policy=config.eviction_policy,
+        eviction_policy=part_name(config.eviction_policy),
         enable_prefix_caching=limits.enable_prefix_caching,
         enable_chunked_prefill=limits.enable_chunked_prefill,
     )
