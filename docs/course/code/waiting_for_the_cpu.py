@@ -23,7 +23,7 @@ NUM_REQUESTS, NUM_STEPS = 256, 50
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_STEPS, ignore_eos=True)
 
 
-class CountOperations(TorchDispatchMode):
+class CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what PyTorch is asked to compute; on a GPU each would be a launch, or several."""
 
     count = 0
@@ -79,7 +79,7 @@ def show_operations() -> None:
     begun = time.perf_counter()
     llm.engine.step()
     seconds = time.perf_counter() - begun
-    with CountOperations() as operations:
+    with CountOperations() as operations:  # type: ignore[no-untyped-call]
         llm.engine.step()
     one = torch.ones(1)
     begun = time.perf_counter()
