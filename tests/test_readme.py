@@ -60,7 +60,7 @@ def test_a_snippet_runs(snippet):
 
 
 def test_all_commands_of_the_tool_are_shown_and_have_help():
-    for name in ("generate", "chat", "info", "simulate"):
+    for name in ("generate", "chat", "info", "simulate", "ablate"):
         assert any(f"minimal-vllm {name}" in command for command in COMMANDS)
         assert run([sys.executable, "-m", "minimal_vllm", name, "--help"]).returncode == 0
 

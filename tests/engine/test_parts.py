@@ -127,3 +127,12 @@ def test_asynchronous_scheduling_with_a_sampler_of_the_user_s_is_refused():
     config = EngineConfig(model="x", sampler=SecondBest, async_scheduling=True)
     with pytest.raises(ValueError, match="and the built-in sampler"):
         runs_ahead(config, torch.device("cuda"))
+
+
+def test_a_scheduler_that_lets_all_wait_for_ever_is_found_out():
+    class Idle(Scheduler):
+        def _admit_waiting(self, plan, budget):
+            pass
+
+    with pytest.raises(ValueError, match="plans nothing, though requests wait"):
+        run(scheduler=Idle)

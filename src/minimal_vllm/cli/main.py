@@ -5,6 +5,7 @@ import logging
 import click
 
 from minimal_vllm import __version__
+from minimal_vllm.cli.ablate import ablate
 from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
 from minimal_vllm.cli.errors import Commands
@@ -19,7 +20,7 @@ from minimal_vllm.cli.view import view
 @click.group(
     cls=Commands,
     name="minimal-vllm",
-    commands=[generate, chat, serve, bench, view, trace, simulate, info],
+    commands=[generate, chat, serve, bench, view, trace, simulate, ablate, info],
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:

@@ -46,6 +46,8 @@ class Batch:
     """``[N]``: the tokens whose logits are sampled from, the last of each request that samples."""
     sampling: list[Request]
     """``[N]``: the requests that these logits belong to."""
+    wants_all_logits: bool
+    """Whether somebody asks for the log-probabilities of a prompt."""
     pending: IntArray
     """``[P]``: the tokens that the step before samples, and whose ``input_ids`` are 0 therefore."""
     pending_rows: IntArray
@@ -77,6 +79,9 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
         block_tables=block_tables,
         logit_indices=query_starts[1:][samples] - 1,
         sampling=plan.sampling,
+        wants_all_logits=any(
+            entry.request.params.prompt_logprobs is not None for entry in scheduled
+        ),
         pending=query_starts[1:][pending] - 1,
         pending_rows=np.array([scheduled[index].request.row for index in pending], dtype=np.int64),
     )

@@ -95,20 +95,31 @@ class PlainRunner:
     def launch(self, plan: Plan) -> DoneStep:
         """Compute the whole step."""
         batch = build_batch(plan, self._state.block_size)
-        hidden = forward(self._state, batch, torch.from_numpy(batch.input_ids))
-        wanted = hidden[torch.from_numpy(batch.logit_indices)]
-        logits = self._state.model.logits(wanted, self._state.backend.ops)
+        hidden, last = forward(self._state, batch, torch.from_numpy(batch.input_ids))
+        logits = self._state.model.logits(last, self._state.backend.ops)
         sampled = self._sample(logits, batch.sampling)
         prompt = list(all_prompt_logprobs(self._state, plan, batch, hidden))
         return DoneStep(StepResult(sampled, prompt))
 
 
-def forward(state: ModelState, batch: Batch, input_ids: Tensor) -> Tensor:
-    """The last hidden states of a batch's tokens, ``[T, hidden]``."""
+def forward(state: ModelState, batch: Batch, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the hidden states of a batch.
+
+    Returns:
+        Those that are wanted, ``[T, hidden]`` if they are for the logits of a whole prompt, and
+        those of the tokens that are sampled from, ``[N, hidden]``.
+    """
     backend = state.backend
     step = Step(backend.ops, backend.attention, backend.attention.prepare(batch))
-    positions = send(batch.positions, state.device)
-    return state.model.forward(input_ids.to(state.device), positions, state.caches, step)
+    positions, last = send(batch.positions, state.device), send(batch.logit_indices, state.device)
+    hidden = state.model.forward(
+        input_ids.to(state.device),
+        positions,
+        state.caches,
+        step,
+        None if batch.wants_all_logits else last,
+    )
+    return hidden, hidden[last] if batch.wants_all_logits else hidden
 
 
 def all_prompt_logprobs(
