@@ -69,7 +69,7 @@ def _find(spec: str) -> type:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise ValueError(f"{spec!r} names no class: write my_file.py:MyClass, or module:MyClass")
-    module = _run_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
+    module = load_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
     found = getattr(module, name, None)
     if not isinstance(found, type):
         own = [
@@ -87,7 +87,12 @@ class _PartLoader(SourceFileLoader):
     """By it one knows the modules that were loaded here: they may be loaded again."""
 
 
-def _run_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
+    """Run a file of the user's, as ``load_class`` does.
+
+    Raises:
+        ValueError: there is none, or it can't be run.
+    """
     name = path.stem
     if not path.is_file():
         raise ValueError(f"there is no file {path}")

@@ -63,7 +63,6 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     row = np.repeat(np.arange(len(scheduled)), num_new)
     positions = np.arange(query_starts[-1]) - (query_starts[:-1] - starts)[row]
     block_tables = _pad_block_tables([entry.request for entry in scheduled])
-    block = block_tables[row, positions // block_size].astype(np.int64)
     samples = np.array([entry.samples for entry in scheduled])
     pending = [
         index
@@ -73,7 +72,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     return Batch(
         input_ids=_join_new_tokens(plan),
         positions=positions,
-        slot_mapping=block * block_size + positions % block_size,
+        slot_mapping=slots(block_tables, row, positions, block_size),
         query_starts=query_starts,
         seq_lens=starts + num_new,
         block_tables=block_tables,
@@ -85,6 +84,14 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
         pending=query_starts[1:][pending] - 1,
         pending_rows=np.array([scheduled[index].request.row for index in pending], dtype=np.int64),
     )
+
+
+def slots(
+    block_tables: Int32Array, row: IntArray, positions: IntArray, block_size: int
+) -> IntArray:
+    """The one formula for slots: where the tokens at ``positions`` of the requests ``row`` go."""
+    block = block_tables[row, positions // block_size].astype(np.int64)
+    return block * block_size + positions % block_size
 
 
 def _join_new_tokens(plan: Plan) -> IntArray:
