@@ -6,6 +6,7 @@ lead to a page that shows the file.
 
 import os
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -116,7 +117,8 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         shown = app.builder.highlighter.highlight_block(
             code, language, linenos="inline", lineanchors="line", anchorlinenos=True
         )
-        yield f"source/{name}", {"title": name, "body": f"<h1>{name}</h1>\n{shown}"}, "page.html"
+        title = f'<h1 class="path">{escape(name)}</h1>'
+        yield f"source/{name}", {"title": name, "body": f"{title}\n{shown}"}, "page.html"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -7,21 +7,19 @@ not run. The commands of a page run in their order, in one folder, in which the 
 lie; what they write goes away with it.
 """
 
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from tests.markdown import ROOT, commands, is_as_shown, read, shown_commands
 
 ELSEWHERE = {"server.md", "benchmarking.md", "simulator.md", "view.md"}
 """Pages whose commands need a server, or are held to the last digit: ``test_docs.py`` of a room."""
 PAGES = [
     path.relative_to(ROOT).as_posix()
-    for path in sorted(ROOT.glob("docs/**/*.md"))
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
     if path.name not in ELSEWHERE
 ]
 FENCE = re.compile(r"^```(console|bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -47,21 +45,6 @@ def folder(tmp_path):
         if not path.name.startswith(".") and path.name != "build":
             (tmp_path / path.name).symlink_to(path)
     return tmp_path
-
-
-def run(arguments, folder):
-    """Run a command with this Python's scripts first in the path; its output, as on a screen."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        arguments,
-        cwd=folder,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(steps(page))])

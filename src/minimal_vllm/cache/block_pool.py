@@ -14,6 +14,8 @@ ids; the tensors behind them are ``kv_cache``'s. Every block is in exactly one o
 
 ``store`` gives a full block its hash, from which on it is immutable and may be shared. A partly
 filled block has one owner and no hash.
+
+Source: Kwon et al., *PagedAttention*, SOSP 2023, sections 4.2 to 4.4.
 """
 
 from collections import Counter

@@ -19,19 +19,29 @@ class EngineFacts:
     program: str
     """Name and version of what ran it."""
     model: str
+    """As it was named; of the built-in model its name."""
     device: str
+    """Where it ran."""
     dtype: str
+    """What weights and cache were held in."""
     num_blocks: int
+    """KV blocks in the pool."""
     block_size: int
     """Tokens per block."""
     max_model_len: int
+    """No request grew beyond so many tokens."""
     max_num_batched_tokens: int
     """The token budget of a step."""
     max_num_seqs: int
+    """At most so many requests ran at once."""
     scheduling_policy: str
+    """Who went first."""
     eviction_policy: str
+    """Which cached block was forgotten first."""
     enable_prefix_caching: bool
+    """Whether blocks were kept and shared."""
     enable_chunked_prefill: bool
+    """Whether prompts were computed in several steps."""
 
 
 def engine_facts(config: "EngineConfig", built: "BuiltEngine") -> EngineFacts:

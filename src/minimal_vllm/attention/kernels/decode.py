@@ -1,5 +1,7 @@
 """Paged attention of requests that compute one token each: the kernel of decoding.
 
+Source: Kwon et al., *PagedAttention*, SOSP 2023, section 4.1; flash-decoding, see ``pieces``.
+
 One program reads one piece of one request's context (see ``pieces``) for one kv head, and
 serves all G query heads that share it (grouped-query packing), so that keys and values are read
 from memory once. With a block size of 4 tokens::

@@ -11,6 +11,8 @@ no tensor cores, and multiplies them with all tokens in registers::
 What comes before the product is computed by every program anew: the vectors are short and in the
 L2 cache, and a launch costs more. There are two such beginnings: the norm of the residual stream,
 and SwiGLU's gate, whose product with the rows for ``gate`` and ``up`` is taken together.
+
+Source of the reckoning, the roofline: Williams et al., CACM 2009.
 """
 
 import triton
