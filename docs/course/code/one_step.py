@@ -65,17 +65,14 @@ def complete(llm: LLM, count: int) -> None:
 
 
 def flops_of(model: ModelConfig, count: int) -> int:
-    """The chapter's formula, for a prompt of ``count`` tokens that one step computes."""
-    head = model.vocab_size * model.hidden_size
-    per_pair = 4 * model.num_layers * model.num_heads * model.head_dim
-    return 2 * weights_of_layers(model) * count + 2 * head + per_pair * count * count
-
-
-def weights_of_layers(model: ModelConfig) -> int:
-    """Of the matrices that every token is multiplied with."""
-    h, queries, keys = model.hidden_size, model.num_heads, model.num_kv_heads
-    attention = h * (queries + 2 * keys) * model.head_dim + queries * model.head_dim * h
-    return model.num_layers * (attention + 3 * h * model.intermediate_size)
+    """The chapter's formula, for a prompt of ``count`` tokens, of which the last one samples."""
+    h, num_layers = model.hidden_size, model.num_layers
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    after_attention = queries * h + 3 * h * model.intermediate_size
+    layers = num_layers * (h * (queries + 2 * keys) + after_attention) * count
+    not_wanted = after_attention * (count - 1)
+    head = h * model.vocab_size
+    return 2 * (layers - not_wanted + head) + 4 * num_layers * queries * count * count
 
 
 def check_flops(model: ModelConfig) -> None:
