@@ -1,4 +1,4 @@
-"""Chapter 9: the same eight requests in pools that hold fewer and fewer of them.
+"""The same eight requests in pools that hold fewer and fewer of them.
 
 Each may write 50 tokens. Some write fewer, but nobody can know which.
 """

@@ -1,4 +1,4 @@
-"""Chapter 10: a seed that holds in a crowd, and what choosing one token of many costs."""
+"""A seed that holds in a crowd, and what choosing one token of many costs."""
 
 import time
 from array import array

@@ -1,4 +1,4 @@
-"""Chapter 11: how many operations a step is, and what it gains to plan the next one meanwhile."""
+"""How many operations a step is, and what it gains to plan the next one meanwhile."""
 
 import time
 from dataclasses import dataclass
