@@ -50,7 +50,7 @@ def show(config: SimulationConfig, rate: int) -> None:
         config.fleet,
         traffic=TrafficConfig(request_rate=rate),
         synthetic=SyntheticConfig(
-            num_prompts=100 * rate, input_len=TOKENS_IN, output_len=TOKENS_OUT
+            num_prompts=80 * rate, input_len=TOKENS_IN, output_len=TOKENS_OUT
         ),
     )
     report = simulate(
