@@ -111,7 +111,7 @@ class TritonAttention:
         others = np.flatnonzero(num_new != 1)
         is_fresh = self._are_fresh(batch, others)
         prefill = {
-            window: self._plan_prefill(
+            window: self.plan_prefill(
                 batch, others if window else others[~is_fresh], tables, window
             )
             for window in self._windows
@@ -182,10 +182,20 @@ class TritonAttention:
             shared.as_part() if shared else None,
         )
 
-    def _plan_prefill(
+    def plan_prefill(
         self, batch: Batch, requests: IntArray, tables: Tensor, window: int | None
     ) -> PrefillWork | None:
-        """Tiles for all tokens of these requests, and their pieces."""
+        """Cut the new tokens of some requests into tiles, and their contexts into pieces.
+
+        Args:
+            batch: the step's.
+            requests: which of its requests.
+            tables: the batch's block tables, on the GPU.
+            window: of the layers that it is for.
+
+        Returns:
+            None if there are no tokens.
+        """
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
         most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
         num_tiles = -(-(ends - starts) // most_tokens)

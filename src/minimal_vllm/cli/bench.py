@@ -28,7 +28,6 @@ NOT_MEASURED = frozenset(
         "scheduling_policy",
         "max_logprobs",
         "tensor_parallel_size",
-        "enforce_eager",
         "trust_remote_code",
     }
 )
