@@ -35,7 +35,7 @@ class LinkToRepository(SphinxTransform):
             path, _, heading = node["reftarget"].partition("#")
             if node.get("refdomain") == "doc":  # to a document, which may lie outside of the site
                 path, heading = f"/{path}.md", node.get("reftargetid") or ""
-            if file := self._find(path, [self._folder]):
+            if file := self._find(path, self._folders):
                 node.replace_self(self._link(file, heading, node.children))
         for node in list(self.document.findall(nodes.literal)):
             folders = [*_room(node), PACKAGE, ROOT] if "." in node.astext() else []
@@ -44,11 +44,11 @@ class LinkToRepository(SphinxTransform):
                 node.replace_self(self._link(file, "", [node.deepcopy()]))
 
     @property
-    def _folder(self) -> Path:
-        """Where the text of this page lies, which may be included from elsewhere."""
-        page = self.env.current_document.docname
-        included = [name for name, by in self.config.included_pages.items() if by == page]
-        return (ROOT / included[0] if included else self.env.doc2path(page)).parent
+    def _folders(self) -> list[Path]:
+        """What links can be relative to: where this page lies, and where what it includes does."""
+        page = self.env.doc2path(self.env.current_document.docname)
+        included = self.document.settings.record_dependencies.list
+        return [page.parent, *(Path(each).parent for each in included if each.endswith(".md"))]
 
     def _find(self, path: str, folders: list[Path]) -> Path | None:
         if path.startswith("/"):

@@ -22,7 +22,7 @@ def all_commands(command):
 
 COMMANDS = list(all_commands(main))
 OPTIONS = [param for each in COMMANDS for param in each.params]
-OWNERS = {option.owner for option in OPTIONS if isinstance(option, FieldOption)}
+OWNERS = list(dict.fromkeys(each.owner for each in OPTIONS if isinstance(each, FieldOption)))
 
 
 @pytest.mark.parametrize("name", minimal_vllm.__all__)
