@@ -120,7 +120,7 @@ def _import(name: str) -> ModuleType:
 def _complaints(found: type, interface: type) -> Iterator[str]:
     missing: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
     for name, wanted in _methods(interface).items():
-        own = inspect.getattr_static(found, name, None)
+        own = next((vars(each)[name] for each in found.__mro__ if name in vars(each)), None)
         if own is None or name in missing:
             yield f"it lacks {_described(name, wanted)}"
         elif not _takes_arguments_of(own, wanted):

@@ -37,7 +37,7 @@ LEAST_RECENT = Rule(
 
 
 def check_eviction(
-    make: Callable[[], EvictionStrategy], *, least_recently_used: bool = False, examples: int = 300
+    make: Callable[[], EvictionStrategy], *, least_recently_used: bool = False, examples: int = 100
 ) -> Lesson | None:
     """Hold a strategy to its rules; ``make()`` gives a new one.
 

@@ -19,6 +19,10 @@ RAISES = Rule(
     "No call of this history may raise.",
     "An exception that nobody expects ends the step, and all requests that are in it.",
 )
+RETURNS = Rule(
+    "Every call returns.",
+    "You have stopped it (Ctrl-C). Perhaps a loop waits for something that never comes.",
+)
 REPEATABLE = Rule(
     "The same calls on a new object give the same results.",
     "Something outlives the object, such as a list in the class or in the module, or it draws "
@@ -85,16 +89,17 @@ def find_lesson(
         lesson = find_mistake(partial(run, case))
         if lesson is not None:
             found.append((case, lesson))
-            raise _UnwrittenError if lesson.rule is UNWRITTEN else _FoundError
+            raise _EnoughError if lesson.rule in (UNWRITTEN, RETURNS) else _FoundError
 
     try:
         attempt()
-    except _UnwrittenError:
+    except _EnoughError:
         return found[-1][1]
-    except _FoundError:
-        return _shorten(*found[-1], run, shorter)
-    except Flaky:
-        return Lesson(REPEATABLE, found[-1][1].history, "another result the second time", "")
+    except (_FoundError, Flaky):
+        case, lesson = found[-1]
+        if any(find_mistake(partial(run, case)) != lesson for _ in range(3)):
+            return Lesson(REPEATABLE, lesson.history, "another result the second time", "")
+        return _shorten(case, lesson, run, shorter)
     return None
 
 
@@ -102,7 +107,7 @@ class _FoundError(Exception):
     """There is a lesson."""
 
 
-class _UnwrittenError(BaseException):
+class _EnoughError(BaseException):
     """There is one that no smaller case would improve: Hypothesis lets this pass."""
 
 
@@ -144,13 +149,14 @@ def find_mistake(run: Callable[[History], None]) -> Lesson | None:
     history = History()
     try:
         run(history)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         broken = error if isinstance(error, Broken) else _blame(error, history)
-        return Lesson(broken.rule, history.lines, broken.found, broken.expected)
+        lines = [] if broken.rule is UNWRITTEN else history.lines
+        return Lesson(broken.rule, lines, broken.found, broken.expected)
     return None
 
 
-def _blame(error: Exception, history: History) -> Broken:
+def _blame(error: BaseException, history: History) -> Broken:
     """The exception, with the last line of the reader's own that led to it."""
     while type(error).__module__.startswith("triton") and isinstance(error.__cause__, Exception):
         error = error.__cause__  # its interpreter wraps what is raised in a kernel
@@ -160,6 +166,8 @@ def _blame(error: Exception, history: History) -> Broken:
     where = f"{Path(place.filename).name}, line {place.lineno}, in {place.name}"
     if isinstance(error, NotImplementedError):
         return Broken(UNWRITTEN, f"{where}: {error}")
+    if isinstance(error, KeyboardInterrupt):
+        return Broken(RETURNS, f"it was at {where}:  {place.line}")
     if history.lines and " -> " not in history.lines[-1]:
         history.lines[-1] += f"   raises {type(error).__name__}"
     return Broken(RAISES, f"{type(error).__name__}: {error}\n{where}:  {place.line}")

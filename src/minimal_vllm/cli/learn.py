@@ -76,9 +76,9 @@ def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
     if exercise.needs_triton:
         _prepare_triton()
     module = load_file(path)
-    missing = [name for name in exercise.parts if not hasattr(module, name.partition(".")[0])]
-    if missing:
-        raise Failure(f"{path} has no {missing[0]}: keep the names that the starter has")
+    for name in (part.partition(".")[0] for part in exercise.parts):
+        if not hasattr(module, name):
+            raise Failure(f"{path} has no {name}: keep the names that the starter has")
     with searching():
         lesson = exercise.check(module)
     if lesson is not None:
@@ -91,14 +91,15 @@ def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
 
 @learn.command(context_settings={"ignore_unknown_options": True})
 @EXERCISE
-@FILE
-@click.argument("options", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", metavar="[FILE] [OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run(ctx: click.Context, exercise: Exercise, file: Path | None, options: Sequence[str]) -> None:
+def run(ctx: click.Context, exercise: Exercise, words: Sequence[str]) -> None:
     """Run the engine with what you wrote, and see it in the browser, or simulate it.
 
-    OPTIONS are passed on to the command that is run, and shown.
+    OPTIONS, such as --no-browser, are passed on to the command that is run, and shown.
     """
+    has_file = bool(words) and not words[0].startswith("-")
+    file, options = (Path(words[0]), words[1:]) if has_file else (None, words)
     if not exercise.run:
         runnable = ", ".join(name for name, each in EXERCISES.items() if each.run)
         raise Failure(f"{exercise.name} is a part too small to run; these can be: {runnable}")
@@ -119,7 +120,9 @@ def _list() -> None:
         mark, chapter = MARKS.get(state, "…"), exercise.chapter[:2]
         click.echo(f"{mark} {name:<{width}}  {chapter}  {exercise.title}{remark}")
     click.echo("\n✓ solved   … started   · not started   The number is the chapter's.")
-    click.echo("Begin with: minimal-vllm learn start bytes-and-flops")
+    unsolved = [name for name, each in EXERCISES.items() if progress.state(each) == "not started"]
+    if unsolved:
+        click.echo(f"Next: minimal-vllm learn start {unsolved[0]}")
 
 
 def _find(exercise: Exercise, file: Path | None) -> Path:
@@ -144,12 +147,14 @@ def _prepare_triton() -> None:
 
 def _praise(exercise: Exercise, path: Path) -> None:
     click.echo(f"✓ {path} solves {exercise.name}.")
-    own = [place for place in exercise.parts.values() if place]
+    own: dict[str, list[str]] = {}
+    for place in filter(None, exercise.parts.values()):
+        module, _, name = place.partition(":")
+        own.setdefault(f"src/{module.replace('.', '/')}.py", []).append(name)
     if own:
         click.echo("The engine's own, to compare with:")
-    for place in own:
-        module, _, name = place.partition(":")
-        click.echo(f"    {name} in src/{module.replace('.', '/')}.py")
+    for file, names in own.items():
+        click.echo(f"    {', '.join(names)} in {file}")
     if exercise.run:
         click.echo(f"See it at work: minimal-vllm learn run {exercise.name}")
     following = _following(exercise)

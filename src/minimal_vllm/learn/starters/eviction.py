@@ -14,8 +14,9 @@ goes before the head. You need not do anything for that.
 
 What to write: all of ``MyLRU``. The pool calls ``insert`` when a cached block's last owner is gone,
 ``remove`` when it is used again, or its content dropped, and ``evict`` when it needs room. Each
-must take the same time however many blocks there are: a pool can have a million of them. (A list
-can't do that: removing from its middle moves all that comes behind. What in ``collections`` can?)
+should take the same time however many blocks there are: a pool can have a million of them. The
+check does not measure it, but a list can't do that: removing from its middle moves all that comes
+behind. What in ``collections`` can?
 
 How it is checked: random histories of releases, hits and evictions, whose order is known.
 
