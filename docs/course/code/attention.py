@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from minimal_vllm import SamplingParams
 from minimal_vllm.attention.backend import Attention
-from minimal_vllm.attention.reference import ReferenceAttention
+from minimal_vllm.attention.reference import ReferenceAttention, gather_pages
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch, build_batch
@@ -44,7 +45,12 @@ def main() -> None:
 
     num_bytes = sum(LENGTHS) * 2 * K * D * 4
     seconds_to_read = num_bytes / read_rate()
-    expected = ways["gather, then attend"]()
+    with FlopCounterMode(display=False) as counter:
+        expected = ways["gather, then attend"]()
+    assert counter.get_total_flops() == 4 * sum(LENGTHS) * K * G * D
+    tables = zip(torch.from_numpy(batch.block_tables), LENGTHS, strict=True)
+    pages = [gather_pages(layer, table, length) for table, length in tables for layer in cache]
+    assert sum(page.nbytes for page in pages) == num_bytes
     print(f"{sum(LENGTHS)} tokens, {num_bytes / 2**20:.1f} MiB of keys and values\n")
     for name, way in ways.items():
         torch.testing.assert_close(way(), expected)

@@ -17,6 +17,7 @@ Texts = dict[str, list[int]]
 def main() -> None:
     records: list[StepRecord] = []
     llm = LLM(
+        device="cpu",
         dtype="float32",
         max_num_seqs=AT_ONCE,
         enable_prefix_caching=False,

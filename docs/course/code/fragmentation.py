@@ -28,6 +28,7 @@ def run(how: str, max_num_seqs: int, unit: int) -> list[StepRecord]:
     """Serve all requests, with at most so many at once, each with its memory in such units."""
     records: list[StepRecord] = []
     llm = LLM(
+        device="cpu",
         num_gpu_blocks_override=CAPACITY // BLOCK,
         max_model_len=LONGEST,
         max_num_seqs=max_num_seqs,

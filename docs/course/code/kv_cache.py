@@ -14,7 +14,9 @@ NUM_NEW = 128
 
 def main() -> None:
     records: list[StepRecord] = []
-    llm = LLM(dtype="float32", enable_prefix_caching=False, observers=[records.append])
+    llm = LLM(
+        device="cpu", dtype="float32", enable_prefix_caching=False, observers=[records.append]
+    )
     prompt = llm.get_tokenizer().encode(PROMPT)
     complete(llm, prompt, 1)  # the first step of a process is slow
 

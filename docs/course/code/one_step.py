@@ -27,7 +27,9 @@ def main() -> None:
     print(f"           and times one column  {bytes_per_second / 1e9:6.1f} GB/s are read\n")
 
     records: list[StepRecord] = []
-    llm = LLM(dtype="float32", enable_prefix_caching=False, observers=[records.append])
+    llm = LLM(
+        device="cpu", dtype="float32", enable_prefix_caching=False, observers=[records.append]
+    )
     model = llm.built.files.config
     print("tokens      FLOPs    weights   least time    measured   tokens/s")
     for count in COUNTS:
@@ -77,7 +79,9 @@ def flops_of(model: ModelConfig, count: int) -> int:
 
 def check_flops(model: ModelConfig) -> None:
     """PyTorch's own counter agrees, with attention as the formula has it: all pairs of tokens."""
-    llm = LLM(dtype="float32", enable_prefix_caching=False, attention_backend="reference")
+    llm = LLM(
+        device="cpu", dtype="float32", enable_prefix_caching=False, attention_backend="reference"
+    )
     for count in (9, 64):
         with FlopCounterMode(display=False) as counter:
             complete(llm, count)

@@ -46,6 +46,7 @@ class Turn(NamedTuple):
 def run(enable_prefix_caching: bool) -> list[Turn]:
     records: list[StepRecord] = []
     llm = LLM(
+        device="cpu",
         dtype="float32",
         enable_prefix_caching=enable_prefix_caching,
         observers=[records.append],

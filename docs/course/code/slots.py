@@ -15,7 +15,7 @@ LONG = 128
 
 
 def main() -> None:
-    llm = LLM(block_size=BLOCK, num_gpu_blocks_override=16, max_model_len=64)
+    llm = LLM(device="cpu", block_size=BLOCK, num_gpu_blocks_override=16, max_model_len=64)
     add(llm, PROMPTS)
     for _ in range(6):
         llm.engine.step()
@@ -23,7 +23,7 @@ def main() -> None:
     show_step(llm)
 
     records: list[StepRecord] = []
-    llm = LLM(enable_prefix_caching=False, observers=[records.append])
+    llm = LLM(device="cpu", enable_prefix_caching=False, observers=[records.append])
     show_time("1 prompt and 7 decodes, in one row", step_of(llm, 1, records))
     show_time("the same 8 in a rectangle", step_of(llm, 8, records))
 
