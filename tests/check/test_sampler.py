@@ -5,6 +5,7 @@ import torch
 
 from minimal_vllm.check import sampler as rules
 from minimal_vllm.check.sampler import check_sampler
+from minimal_vllm.sampling.row import needs_only_temperature
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 
 
@@ -28,7 +29,9 @@ class LastOfEquals:
         asked = sample(logits.clone(), rows)
         last = logits.shape[1] - 1 - logits.flip(-1).nan_to_num().argmax(-1)
         tokens = [
-            int(last[index]) if row.params.greedy and token >= 0 else token
+            int(last[index])
+            if needs_only_temperature(row) and row.params.greedy and token >= 0
+            else token
             for index, (token, row) in enumerate(zip(asked.token_ids, rows, strict=True))
         ]
         return replace(asked, token_ids=tokens)

@@ -4,7 +4,6 @@ from minimal_vllm.ablate.policies import Reservation, StaticBatching
 from minimal_vllm.check import fake_model
 from minimal_vllm.check import scheduler as rules
 from minimal_vllm.check.scheduler import check_scheduler
-from minimal_vllm.check.search import RAISES
 from minimal_vllm.engine.request import Status
 from minimal_vllm.engine.scheduler import Scheduler
 
@@ -37,16 +36,6 @@ class PreemptsFromTheFront(Scheduler):
             plan.preempted.append(victim)
             if victim is request:
                 return False
-        return True
-
-
-class PreemptsAtLeisure(Scheduler):
-    def _make_room(self, request, missing, plan):
-        return super()._make_room(request, missing + self.pool.num_free, plan)
-
-
-class NeverPreempts(Scheduler):
-    def _make_room(self, request, missing, plan):
         return True
 
 
@@ -96,8 +85,6 @@ MUTANTS = {
     ForgetsTheBudget: rules.BUDGET,
     StallsDecodes: rules.NOBODY_STALLS,
     PreemptsFromTheFront: rules.FROM_THE_BACK,
-    PreemptsAtLeisure: rules.ONLY_IF_NEEDED,
-    NeverPreempts: RAISES,
     ForgetsTheCounter: rules.PREEMPTED_WAITS,
     LosesThePreempted: rules.ALL_FINISH,
     CountsBlocksByFloor: fake_model.HAS_BLOCKS,

@@ -61,7 +61,7 @@ def _cases() -> "SearchStrategy[list[tuple[str, int]]]":
     from hypothesis import strategies as st
 
     kinds = ["release", "release", "use", "evict", "drop", "hit in use"]
-    return long_lists(st.tuples(st.sampled_from(kinds), st.integers(0, 5)), 30)
+    return long_lists(st.tuples(st.sampled_from(kinds), st.integers(0, 5)), 20)
 
 
 class _Play:

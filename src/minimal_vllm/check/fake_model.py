@@ -14,7 +14,7 @@ from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
 Tokens = tuple[int, ...]
 
 EOS = 7
-VOCAB_SIZE = 8
+VOCAB_SIZE = 32
 
 READS_ITS_OWN = Rule(
     "Each request finds the keys and values of its own tokens in its blocks, and no others.",

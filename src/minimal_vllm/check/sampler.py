@@ -86,7 +86,7 @@ GREEDILY: tuple[Mapping[str, Any], ...] = (
     {"logprobs": 2},
 )
 LOGITS = ((0.0, 2.0, 0.5, 1.0), (0.0, 1.0, 1.0, 0.0), (3.0, -INF, 0.0, -1.0), (0.0, 0.0, 0.0, 0.0))
-DRAWS = 2000
+DRAWS = 1000
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class Case:
 
 
 def check_scheduler(
-    make: MakeScheduler, *, like: MakeScheduler | None = None, examples: int = 200
+    make: MakeScheduler, *, like: MakeScheduler | None = None, examples: int = 250
 ) -> Lesson | None:
     """Hold a scheduler to its rules.
 
@@ -152,7 +152,35 @@ def check_scheduler(
     def shorter(case: Case) -> Iterator[Case]:
         return (replace(case, events=tuple(events)) for events in shorter_lists(case.events))
 
-    return find_lesson(_cases(), run, examples=examples, shorter=shorter)
+    return find_lesson(_cases(), run, examples=examples, shorter=shorter, known=_known_cases())
+
+
+def _known_cases() -> list[Case]:
+    """The situations that each rule is about, as small as they can be."""
+    one, two, long = (1,), (1, 2, 3), (1, 2, 3, 4, 5, 6)
+    step = Event("step", one, 1, 0)
+    small = SchedulerConfig(max_model_len=8, max_num_batched_tokens=4, max_num_seqs=2, block_size=2)
+    urgent = replace(small, max_num_batched_tokens=3, policy="priority")
+    return [
+        # A third waits for a seat.
+        Case(8, small, (_add(one, 1), _add(one, 4), _add(two, 2))),
+        # Two grow until the blocks do not suffice.
+        Case(4, small, (_add(two, 5), _add(one, 5))),
+        # A long prompt goes before one that decodes.
+        Case(8, urgent, (_add(one, 6, 1), step, _add(long, 2, 0))),
+        # Two begin alike, one behind the other, and in one step.
+        Case(8, small, (_add(long, 1), step, step, _add(long, 1), _add(long, 2))),
+        # One goes away while it runs, and one while it waits.
+        Case(8, small, (_add(two, 4), _add(one, 4), _add(two, 4), step, _abort(0), _abort(2))),
+    ]
+
+
+def _add(prompt: tuple[int, ...], max_tokens: int, priority: int = 0) -> Event:
+    return Event("add", prompt, max_tokens, priority)
+
+
+def _abort(which: int) -> Event:
+    return Event("abort", (), 1, which)
 
 
 def _cases() -> "SearchStrategy[Case]":
@@ -176,7 +204,7 @@ def _cases() -> "SearchStrategy[Case]":
         st.sampled_from([False, False, False, True, False]),
         st.sampled_from([False, False, True, False]),
         st.sampled_from(["fcfs", "priority"]),
-        long_lists(event, 30).map(tuple),
+        long_lists(event, 24).map(tuple),
     )
 
 
@@ -345,18 +373,19 @@ class _Play:
                 f"nothing is computed; {', '.join(waiting)} wait, and "
                 f"{self._engine.pool.num_free} blocks are free",
             )
-        self._check_entries(plan)
+        self._check_entries(plan, before)
         scheduled = {entry.request for entry in plan.scheduled}
         for request in before.running:
             if request not in scheduled and request not in plan.preempted:
                 raise Broken(NOBODY_STALLS, f"{request.request_id} computes nothing")
 
-    def _check_entries(self, plan: Plan) -> None:
+    def _check_entries(self, plan: Plan, before: "_Before") -> None:
         for entry in plan.scheduled:
             request, end = entry.request, entry.start + entry.num_new
             name = request.request_id
             if entry.num_new < 1:
-                raise Broken(STEPS_ON, f"{name} computes {entry.num_new} tokens", "at least 1")
+                rule = NOBODY_STALLS if request in before.running else STEPS_ON
+                raise Broken(rule, f"{name} computes {entry.num_new} tokens", "at least 1")
             if request.num_computed_tokens != end:
                 raise Broken(
                     STEPS_ON,
@@ -449,6 +478,7 @@ def describe_plan(plan: Plan) -> str:
     for entry in plan.scheduled:
         last = entry.start + entry.num_new - 1
         tokens = f"token {last}" if entry.num_new == 1 else f"tokens {entry.start}-{last}"
+        tokens = tokens if entry.num_new > 0 else "no token"
         entries.append(f"{entry.request.request_id} {tokens}")
     for name, requests in (("admitted", plan.admitted), ("preempted", plan.preempted)):
         if requests:

@@ -28,6 +28,8 @@ REPEATABLE = Rule(
     "Something outlives the object, such as a list in the class or in the module, or it draws "
     "random numbers: keep all state in self. Two engines in one process would share it.",
 )
+AT_ONCE = (UNWRITTEN, RETURNS)
+"""No smaller case would say more."""
 NOT_THE_READERS = (
     Path(__file__).parents[1],
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
@@ -59,6 +61,7 @@ def find_lesson(
     *,
     examples: int,
     shorter: Callable[[T], Iterable[T]] = lambda _: (),
+    known: Sequence[T] = (),
 ) -> Lesson | None:
     """Try many cases; the smallest one that breaks a rule, or None.
 
@@ -68,10 +71,15 @@ def find_lesson(
             is taken for the part's fault.
         examples: how many.
         shorter: gives the case with less in it, in several ways: Hypothesis gives up early.
+        known: cases that are tried first, because much goes wrong in them.
     """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis.errors import Flaky
 
+    for case in known:
+        lesson = find_mistake(partial(run, case))
+        if lesson is not None:
+            return _shorten(case, lesson, run, shorter)
     found: list[tuple[T, Lesson]] = []
 
     @settings(
@@ -89,7 +97,7 @@ def find_lesson(
         lesson = find_mistake(partial(run, case))
         if lesson is not None:
             found.append((case, lesson))
-            raise _EnoughError if lesson.rule in (UNWRITTEN, RETURNS) else _FoundError
+            raise _EnoughError if lesson.rule in AT_ONCE else _FoundError
 
     try:
         attempt()
@@ -118,6 +126,8 @@ def _shorten(
     shorter: Callable[[T], Iterable[T]],
 ) -> Lesson:
     """Leave out what is not needed to break a rule."""
+    if lesson.rule in AT_ONCE:
+        return lesson
     for candidate in shorter(case):
         found = find_mistake(partial(run, candidate))
         if found is not None:

@@ -1,8 +1,8 @@
 """The check of the sampler: which tokens each filter leaves, and which one is drawn."""
 
-import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from minimal_vllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
+NEVER = -inf
 CHAPTER = "10-sampling"
 OPTIONS: Mapping[str, tuple[float, ...]] = {
     "min_p": (0.0, 0.1, 0.5, 1.0),
     "top_k": (0, 1, 2, 3, 100),
-    "top_p": (1.0, 0.3, 0.6, 0.95, 1e-9),
+    "top_p": (1.0, 0.5, 0.3, 0.95, 1e-9),
 }
 KEEPS = {
     "min_p": Rule(
@@ -75,8 +76,11 @@ def check_filters(module: ModuleType) -> Lesson | None:
 def _cases() -> "SearchStrategy[Case]":
     from hypothesis import strategies as st
 
-    logit = st.sampled_from([0.0, -1.0, -0.5, -2.0, -math.inf])
-    logits = st.lists(logit, min_size=4, max_size=4).map(lambda rest: (*rest, 0.0))
+    logit = st.sampled_from([0.0, -1.0, NEVER, -0.5])
+    drawn = st.lists(logit, min_size=4, max_size=4).map(lambda rest: (*rest, 0.0))
+    # Of two, or four, equal ones half are half of the probability, without rounding.
+    equal = st.sampled_from([(0.0, 0.0, NEVER, NEVER, NEVER), (0.0, 0.0, NEVER, 0.0, 0.0)])
+    logits = st.one_of(drawn, drawn, equal)
     params = st.fixed_dictionaries(
         {name: st.sampled_from(values) for name, values in OPTIONS.items()}
     )
@@ -108,7 +112,7 @@ def _check_filter(module: ModuleType, name: str, case: Case, history: History) -
 
 
 def _left(row: Tensor) -> list[int]:
-    return (row > -math.inf).nonzero()[:, 0].tolist()
+    return (row > NEVER).nonzero()[:, 0].tolist()
 
 
 def _check_draw(draw: Callable[[Tensor, Any], Tensor], case: Case, history: History) -> None:

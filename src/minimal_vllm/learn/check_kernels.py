@@ -45,7 +45,8 @@ def check_merge(module: ModuleType) -> Lesson | None:
         )
         outs = torch.stack([_softmax2(score) @ value for score, value in parts])
         lses = torch.stack([_log2_sum(score) for score, _ in parts])
-        history.note(f"lse of head 0: {[round(each, 2) for each in lses[:, 0].tolist()]}")
+        for head, lse in enumerate(lses.T):
+            history.note(f"lse of the parts, head {head}: {_rounded(lse)}")
         found = merge_parts(outs.to(DEVICE), lses.to(DEVICE)).cpu()
         _compare(found, _softmax2(scores) @ values, outs, lengths)
 
@@ -80,8 +81,11 @@ def _compare(found: Tensor, expected: Tensor, outs: Tensor, lengths: list[int]) 
     }
     names = [name for name, wrong in mistakes.items() if torch.allclose(found, wrong, atol=1e-4)]
     hint = f"\nJust this comes out if {', or if '.join(names)}." if names else ""
-    raise Broken(MERGED, f"head 0 gives {_rounded(found[0])}{hint}", f"{_rounded(expected[0])}")
+    head = int((found - expected).abs().amax(dim=1).nan_to_num(torch.inf).argmax())
+    raise Broken(
+        MERGED, f"head {head} gives {_rounded(found[head])}{hint}", f"{_rounded(expected[head])}"
+    )
 
 
 def _rounded(row: Tensor) -> list[float]:
-    return [round(number, 3) for number in row.tolist()]
+    return [round(number, 4) for number in row.tolist()]
