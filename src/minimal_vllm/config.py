@@ -102,8 +102,8 @@ class EngineConfig:
     sampler: Part | None = None
     """A class of yours, FILE.py:CLASS, in place of the sampler."""
     max_num_batched_tokens: PositiveInt | None = None
-    """At most so many tokens are computed in one step; None: 2,048 on a CPU, 16,384 on a GPU, but
-    8,192 in a server, where others wait for the step to end."""
+    """At most so many tokens are computed in one step; None: 2,048 on a CPU, 8,192 on a GPU, and
+    16,384 on one with 70 GiB or more, but for a server, where others wait for a step to end."""
     max_num_seqs: PositiveInt = 256
     """At most so many requests run at once."""
     enable_prefix_caching: bool = True

@@ -103,7 +103,7 @@ def test_the_scheduler_gets_what_the_user_chose():
     ("options", "model_len", "device", "expected"),
     [
         ({}, 512, CPU, 2048),
-        ({}, 512, CUDA, 16_384),
+        ({}, 512, CUDA, 8192),
         ({"max_num_seqs": 5000}, 512, CPU, 5000),
         ({}, 40_000, CPU, 2048),
         ({"enable_chunked_prefill": False}, 40_000, CPU, 40_000),
@@ -112,6 +112,13 @@ def test_the_scheduler_gets_what_the_user_chose():
 )
 def test_the_token_budget_suits_the_other_limits(options, model_len, device, expected):
     assert sizing.choose_batched_tokens(config(**options), model_len, device.type) == expected
+
+
+def test_a_large_gpu_computes_more_at_once_unless_told_otherwise():
+    def choose(**options):
+        return sizing.choose_batched_tokens(config(**options), 512, "cuda", memory=80 * 2**30)
+
+    assert (choose(), choose(max_num_batched_tokens=300)) == (16_384, 300)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,9 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     loaded = replace(
         memory, free=memory.free - weights, used_by_process=memory.used_by_process + weights
     )
-    batched_tokens = sizing.choose_batched_tokens(config, max_model_len, device.type)
+    batched_tokens = sizing.choose_batched_tokens(
+        config, max_model_len, memory.device_type, memory.total
+    )
     try:
         num_blocks = sizing.choose_num_blocks(config, model, dtype, loaded, batched_tokens)
     except ValueError:  # none fit

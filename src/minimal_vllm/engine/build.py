@@ -115,7 +115,6 @@ def build_engine(
     files = read_model_files(config)
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
-    batched_tokens = choose_batched_tokens(config, model_len, device.type)
 
     free_at_start = gpu_free(device)
     model = _load(config, files, dtype, device, model_len, progress)
@@ -128,6 +127,7 @@ def build_engine(
         config.max_num_seqs,
     )
     memory = measure_memory(device, free_at_start)
+    batched_tokens = choose_batched_tokens(config, model_len, memory.device_type, memory.total)
     num_blocks = choose_num_blocks(config, files.config, dtype, memory, batched_tokens)
     scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
 

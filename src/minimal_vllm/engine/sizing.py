@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 16_384}
+DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+LARGE_GPU = 70 * 2**30
+"""Bytes; from here on a step's activations are a small part of the memory, as in vLLM."""
 SAMPLER_BYTES_PER_LOGIT = 60
 LOGITS_AT_A_TIME = 256
 """Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""
@@ -150,12 +152,22 @@ def choose_scheduler_config(
     )
 
 
-def choose_batched_tokens(config: EngineConfig, model_len: int, device_type: str) -> int:
-    """The token budget of a step, large enough for the other limits unless it was given."""
+def choose_batched_tokens(
+    config: EngineConfig, model_len: int, device_type: str, memory: int = 0
+) -> int:
+    """The token budget of a step, large enough for the other limits unless it was given.
+
+    Args:
+        config: the user's choices.
+        model_len: the longest request.
+        device_type: ``cpu`` or ``cuda``.
+        memory: bytes of the GPU; a large one may compute twice as many.
+    """
+    default = DEFAULT_BATCHED_TOKENS[device_type]
+    if device_type == "cuda" and memory >= LARGE_GPU:
+        default *= 2
     longest_prompt = 0 if config.enable_chunked_prefill else model_len
-    return config.max_num_batched_tokens or max(
-        DEFAULT_BATCHED_TOKENS[device_type], config.max_num_seqs, longest_prompt
-    )
+    return config.max_num_batched_tokens or max(default, config.max_num_seqs, longest_prompt)
 
 
 def _gib(num_bytes: int) -> str:
