@@ -1,9 +1,10 @@
-# Two commands matter: `make demo` shows the engine at work, `make test` checks everything.
+# Two commands matter: `make demo` shows the engine at work, `make test` checks everything. `make docs`
+# builds the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs linkcheck clean
 
 demo: $(VENV)/.installed
 	$(BIN)/minimal-vllm generate --stats "It was a dark and stormy night, and"
@@ -16,8 +17,17 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Strict: a link that leads nowhere, or a name that isn't documented, is an error.
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs build/docs
+	@echo "Open build/docs/index.html."
+
+# The links to other sites, which need the network.
+linkcheck: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --keep-going -b linkcheck docs build/linkcheck
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The pinned environment (constraints.txt) is what the tests have passed in.
 $(VENV)/.installed: pyproject.toml constraints.txt

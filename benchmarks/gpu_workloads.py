@@ -1,162 +1,260 @@
-"""Five workloads on a GPU, beside what vLLM 0.24.0 needed for the same on one H200.
+"""Workloads on a GPU, beside the least time that they could take and what vLLM needed for them.
 
-Random weights in the shapes of Qwen3 0.6B and 8B, in bfloat16; random prompts, exact output
-lengths, the end-of-text token ignored. Each workload runs twice, the second time is told: the first
-also prepares what is compiled or planned by size.
+python -m benchmarks.gpu_workloads [--model qwen3-8b] [--workload chat] [--without graphs]
+
+Random weights in the shape of a known model, in bfloat16; random prompts, exact output lengths, the
+end-of-text token ignored. Each workload runs twice, and the second time is told: the first also
+prepares what is compiled or planned by size. ``chat`` is not in vLLM's table: mostly short lengths,
+some long, arriving one by one (a Poisson process).
+
+The floor is the simulator's time for the same schedule on a GPU that has the rates of a large copy
+and of a large matrix product all the time, with nothing between its kernels.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import exp, log
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+import torch
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import RESULTS, print_table, report
+from minimal_vllm.config import EngineConfig
 from minimal_vllm.llm import LLM
+from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.sim.config import Achieved, FleetConfig, SimulationConfig, TrafficConfig
+from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS, Workload
+from minimal_vllm.sim.presets import PRESETS
+from minimal_vllm.sim.simulation import design, simulate
 
-Workload = list[tuple[list[int], int]]
-"""Prompts, each with how many tokens follow it."""
-
-COMMON = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-    "rope_theta": 1e6,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "head_dim": 128,
-    "num_key_value_heads": 8,
-    "torch_dtype": "bfloat16",
+VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
+COPY, PRODUCT = 4.3 / 4.8, 790 / 989
+"""The rates of a large copy and of a large product on an H200, as shares of the datasheet's."""
+SWITCHES: dict[str, dict[str, Any]] = {
+    "graphs": {"enforce_eager": True},
+    "async": {"async_scheduling": False},
+    "cascade": {"cascade_attention": False},
+    "prefix-caching": {"enable_prefix_caching": False},
+    "kernels": {"attention_backend": "tiled"},
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    "0.6b": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "intermediate_size": 3072,
-        "tie_word_embeddings": True,
-    },
-    "8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "intermediate_size": 12288,
-        "tie_word_embeddings": False,
-    },
-}
-VLLM_SECONDS = {
-    "0.6b": {
-        "mixed256": 5.96,
-        "latency1": 0.879,
-        "prefix256": 1.11,
-        "long32": 3.17,
-        "prefill64": 0.762,
-    },
-    "8b": {
-        "mixed256": 14.5,
-        "latency1": 2.64,
-        "prefix256": 2.09,
-        "long32": 10.6,
-        "prefill64": 6.47,
-    },
-}
+CHAT_REQUESTS, CHAT_RATE = 512, 100.0
 
 
-def random_tokens(random: Random, count: int) -> list[int]:
-    return [random.randint(0, 10000) for _ in range(count)]
+@dataclass(frozen=True)
+class Score:
+    """How a workload went; times in seconds."""
+
+    workload: str
+    seconds: float
+    floor: float | None
+    vllm_seconds: float | None
+    median_ttft: float
+    p99_ttft: float
 
 
-def mixed256() -> Workload:
-    random = Random(0)
-    prompts = [random_tokens(random, random.randint(100, 1024)) for _ in range(256)]
-    return [(prompt, random.randint(100, 1024)) for prompt in prompts]
+# ---- workloads ----------------------------------------------------------------------------------
 
 
-def latency1() -> Workload:
-    return [(random_tokens(Random(2), 128), 512)]
+def chat() -> tuple[Workload, list[float]]:
+    """Requests as people send them, and when they arrive, in seconds."""
+    random = Random(5)
+
+    def draw(least: int, most: int) -> int:
+        return round(exp(random.uniform(log(least), log(most))))
+
+    requests = [
+        (random.choices(range(10_000), k=draw(16, 4096)), draw(16, 1024))
+        for _ in range(CHAT_REQUESTS)
+    ]
+    gaps = [random.expovariate(CHAT_RATE) for _ in requests]
+    return requests, [sum(gaps[: index + 1]) for index in range(len(gaps))]
 
 
-def prefix256() -> Workload:
-    random = Random(1)
-    head = random_tokens(random, 2048)
-    return [(head + random_tokens(random, 64), 64) for _ in range(256)]
+def make_workload(name: str) -> tuple[Workload, list[float]]:
+    """Requests, and when they arrive; those of the fixed workloads come at once."""
+    if name == "chat":
+        return chat()
+    requests = FIXED_WORKLOADS[name]()
+    return requests, [0.0] * len(requests)
 
 
-def long32() -> Workload:
-    random = Random(3)
-    return [(random_tokens(random, 8192), 256) for _ in range(32)]
+WORKLOADS = [*FIXED_WORKLOADS, "chat"]
 
 
-def prefill64() -> Workload:
-    random = Random(4)
-    return [(random_tokens(random, 4096), 1) for _ in range(64)]
-
-
-WORKLOADS: dict[str, Callable[[], Workload]] = {
-    "mixed256": mixed256,
-    "latency1": latency1,
-    "prefix256": prefix256,
-    "long32": long32,
-    "prefill64": prefill64,
-}
-
-
-def run_once(llm: LLM, workload: Workload, temperature: float) -> float:
-    """Seconds from the prompts to the last token; nothing is cached at the beginning."""
+def run_once(
+    llm: LLM, requests: Workload, arrivals: Sequence[float], temperature: float = 0.6
+) -> tuple[float, list[float]]:
+    """Seconds until the last token, and until each request's first; nothing is cached before."""
     llm.engine.reset()
-    prompts = [prompt for prompt, _ in workload]
+    prompts = [prompt for prompt, _ in requests]
     params = [
         SamplingParams(temperature=temperature, max_tokens=count, ignore_eos=True)
-        for _, count in workload
+        for _, count in requests
     ]
     begun = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
+    if not any(arrivals):
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    else:
+        outputs = _run_as_they_come(llm, prompts, params, arrivals)
     seconds = time.perf_counter() - begun
-    for output, (_, count) in zip(outputs, workload, strict=True):
+    for output, (_, count) in zip(outputs, requests, strict=True):
         if len(output.outputs[0].token_ids) != count:
             raise RuntimeError(f"a request ended early: {output.outputs[0].stop_reason}")
-    return seconds
+    return seconds, [_time_to_first_token(output) for output in outputs]
 
 
-def build(shape: str, options: dict[str, Any]) -> LLM:
+def _time_to_first_token(output: RequestOutput) -> float:
+    metrics = output.metrics
+    if metrics is None or metrics.first_token_time is None:
+        raise RuntimeError("a request ended without a token")
+    return metrics.first_token_time - metrics.arrival_time
+
+
+def _run_as_they_come(
+    llm: LLM, prompts: list[list[int]], params: list[SamplingParams], arrivals: Sequence[float]
+) -> list[RequestOutput]:
+    begun, added = time.perf_counter(), 0
+    outputs: dict[str, RequestOutput] = {}
+    while added < len(prompts) or llm.engine.has_unfinished_requests:
+        while added < len(prompts) and arrivals[added] <= time.perf_counter() - begun:
+            llm.engine.add_request(str(added), prompts[added], params[added])
+            added += 1
+        for output in llm.engine.step():
+            outputs[output.request_id] = output
+    return [outputs[str(index)] for index in range(len(prompts))]
+
+
+# ---- what to compare with -----------------------------------------------------------------------
+
+
+def floor_seconds(model: str, workload: str) -> float | None:
+    """The simulator's time on a GPU with full rates and no overheads; None: not known to it."""
+    if workload not in FIXED_WORKLOADS:
+        return None
+    config = SimulationConfig(
+        EngineConfig(model),
+        FleetConfig(gpu="h200"),
+        Achieved(
+            bandwidth_fraction=COPY,
+            matmul_fraction=PRODUCT,
+            attention_fraction=PRODUCT,
+            step_overhead_ms=0,
+        ),
+        TrafficConfig(workload=workload),
+    )
+    return float(simulate(design(config), config, None).duration)
+
+
+def vllm_seconds() -> dict[tuple[str, str], float]:
+    """By model and workload."""
+    results = json.loads(VLLM.read_text())["results"]
+    return {(each["model"], each["workload"]): each["seconds"] for each in results}
+
+
+def build(shape: dict[str, Any], options: dict[str, Any]) -> LLM:
+    """An engine with random weights."""
     with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(COMMON | SHAPES[shape]))
+        (Path(folder) / "config.json").write_text(json.dumps(shape))
         return LLM(folder, load_format="dummy", skip_tokenizer_init=True, device="cuda", **options)
 
 
+def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
+    """A few decode steps of 64 requests, for https://ui.perfetto.dev: who waits for whom."""
+    llm.engine.reset()
+    params = SamplingParams(max_tokens=64, ignore_eos=True)
+    for index in range(64):
+        llm.engine.add_request(str(index), [index + 1] * 256, params)
+    for _ in range(16):
+        llm.engine.step()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        for _ in range(num_steps):
+            llm.engine.step()
+        torch.cuda.synchronize()
+    profiled.export_chrome_trace(str(path))
+    llm.engine.reset()
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def measure(llm: LLM, model: str, name: str) -> Score:
+    """The second run of a workload."""
+    requests, arrivals = make_workload(name)
+    run_once(llm, requests, arrivals)
+    seconds, ttfts = run_once(llm, requests, arrivals)
+    ttfts.sort()
+    return Score(
+        name,
+        seconds,
+        floor_seconds(model, name),
+        vllm_seconds().get((model, name)),
+        ttfts[len(ttfts) // 2],
+        ttfts[len(ttfts) * 99 // 100],
+    )
+
+
+def print_scores(title: str, scores: Sequence[Score]) -> None:
+    """A row for each workload."""
+
+    def share(numerator: float | None, score: Score) -> str:
+        return f"{numerator / score.seconds:.2f}" if numerator else ""
+
+    print_table(
+        title,
+        ["workload", "seconds", "vLLM", "vLLM / ours", "floor / ours", "median TTFT", "p99 TTFT"],
+        [
+            [
+                score.workload,
+                f"{score.seconds:.3f}",
+                f"{score.vllm_seconds or ''}",
+                share(score.vllm_seconds, score),
+                share(score.floor, score),
+                f"{score.median_ttft:.3f}",
+                f"{score.p99_ttft:.3f}",
+            ]
+            for score in scores
+        ],
+    )
+
+
 @click.command()
-@click.option("--shape", type=click.Choice(list(SHAPES)), default="0.6b", show_default=True)
-@click.option("--workload", "names", type=click.Choice(list(WORKLOADS)), multiple=True)
-@click.option("--temperature", default=0.6, show_default=True)
-@click.option("--without", type=click.Choice(["graphs", "async", "cascade", "kernels"]))
-@click.option("--output", type=click.Path(path_type=Path), help="Write the numbers as JSON here.")
+@click.option("--model", type=click.Choice(list(PRESETS)), default="qwen3-0.6b", show_default=True)
+@click.option("--workload", "names", type=click.Choice(WORKLOADS), multiple=True)
+@click.option("--without", type=click.Choice(list(SWITCHES)), help="Switch something off.")
+@click.option("--block-size", default=16, show_default=True)
+@click.option("--profile", "profile_path", type=click.Path(path_type=Path), metavar="FILE",
+              help="Record a few steps for Perfetto, and measure nothing.")  # fmt: skip
+@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
 def main(
-    shape: str, names: tuple[str, ...], temperature: float, without: str | None, output: Path | None
+    model: str,
+    names: tuple[str, ...],
+    without: str | None,
+    block_size: int,
+    profile_path: Path | None,
+    folder: Path,
 ) -> None:
-    """Measure the workloads (all, unless some are named) in one shape."""
-    switched_off: dict[str | None, dict[str, Any]] = {
-        None: {},
-        "graphs": {"enforce_eager": True},
-        "async": {"async_scheduling": False},
-        "cascade": {"cascade_attention": False},
-        "kernels": {"attention_backend": "tiled"},
-    }
-    llm = build(shape, switched_off[without])
-    results = {}
-    for name in names or WORKLOADS:
-        workload = WORKLOADS[name]()
-        seconds = [run_once(llm, workload, temperature) for _ in range(2)][-1]
-        theirs = VLLM_SECONDS[shape][name]
-        results[name] = {"seconds": seconds, "vllm_seconds": theirs, "ratio": theirs / seconds}
-        ratio = f"{theirs / seconds:.2f}"
-        print(f"{shape:5}{name:10}{seconds:8.3f} s   vLLM {theirs:6.3f} s   ratio {ratio}")
-    if output:
-        output.write_text(json.dumps({"shape": shape, "without": without, "results": results}))
+    """Measure the workloads (all, unless some are named) with one model."""
+    begun = time.perf_counter()
+    options = SWITCHES[without] if without else {}
+    llm = build(PRESETS[model], {"block_size": block_size, **options})
+    built = time.perf_counter() - begun
+    if profile_path:
+        record_profile(llm, profile_path)
+        return
+    scores = [measure(llm, model, name) for name in names or WORKLOADS]
+    title = model + (f" without {without}" if without else "") + f", ready in {built:.1f} s"
+    print_scores(title, scores)
+    stem = "-".join(["gpu_workloads", model, *([without] if without else [])])
+    settings = {"model": model, "without": without, "block_size": block_size, "ready": built}
+    report(stem, {**settings, "scores": [asdict(score) for score in scores]}, folder)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ from checkpoints import FAMILIES, write_checkpoint
 from hypothesis import settings
 from recorded import record_trace
 
-from tests.view.browser import browser
-
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
@@ -41,6 +39,8 @@ def trace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium():
     """A browser. No longer than a module: while Playwright runs, no other event loop can."""
+    from tests.view.browser import browser  # Playwright is not everywhere where GPU tests run
+
     with browser() as chromium:
         yield chromium
 

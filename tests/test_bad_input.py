@@ -197,13 +197,13 @@ def run(engine):
 
 
 def spoil(llm, monkeypatch, after_forward):
-    """Let ``after_forward(input_ids, hidden)`` look at what the model computes, or raise."""
+    """Let ``after_forward(input_ids, wanted, hidden)`` change what the model computes, or raise."""
     model = llm.engine._runner._state.model
     forward = type(model).forward
 
-    def spoiled(input_ids, *args):
-        hidden = forward(model, input_ids, *args)
-        after_forward(input_ids, hidden)
+    def spoiled(input_ids, positions, caches, step, wanted):
+        hidden = forward(model, input_ids, positions, caches, step, wanted)
+        after_forward(input_ids, wanted, hidden)
         return hidden
 
     monkeypatch.setattr(model, "forward", spoiled)
@@ -214,10 +214,9 @@ def test_nan_ends_only_the_request_that_has_it_and_its_blocks_are_forgotten(
 ):
     llm = make_llm(checkpoint("llama"))
 
-    def poison(input_ids, hidden):
-        start_of_bad = (input_ids == BAD_PROMPT[0]).nonzero().flatten().tolist()
-        if start_of_bad:
-            hidden[start_of_bad[0] : start_of_bad[0] + len(BAD_PROMPT)] = float("nan")
+    def poison(input_ids, wanted, hidden):
+        for start in (input_ids == BAD_PROMPT[0]).nonzero().flatten().tolist():
+            hidden[wanted == start + len(BAD_PROMPT) - 1] = float("nan")
 
     with monkeypatch.context() as patch:
         spoil(llm, patch, poison)
@@ -282,7 +281,7 @@ def test_an_interrupt_in_a_step_leaves_no_request_and_no_nonsense_in_the_cache(
     llm = make_llm(checkpoint("llama"), max_num_seqs=1)
     zeroed = Once(KeyboardInterrupt())
 
-    def zero_then_interrupt(input_ids, hidden):
+    def zero_then_interrupt(input_ids, wanted, hidden):
         if zeroed.calls_left == 1:
             for layer in llm.built.caches:
                 layer.key.zero_()

@@ -1,40 +1,15 @@
-"""The README tells the truth: links lead somewhere, and all that it shows to run runs.
+"""The README tells the truth; ``tests/docs/test_commands.py`` runs what it shows to run."""
 
-Code fences say which is which: ``bash`` and ``python`` are run here; ``console`` holds what is
-not, since it installs or downloads, and ``text`` holds output.
-"""
-
-import os
 import re
-import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
-
-import pytest
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.model.registry import FAMILIES
-from tests.markdown import ROOT, broken_links, code_blocks, read
+from tests.commands import run
+from tests.markdown import broken_links, code_blocks, read
 
 TEXT = read("README.md")
-COMMANDS = [
-    line for block in code_blocks(TEXT, "bash") for line in block.splitlines() if line.strip()
-]
-
-
-def run(arguments):
-    """Run a command in the repository, with this Python's scripts first in the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        arguments,
-        cwd=ROOT,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
 
 
 def section(title):
@@ -45,28 +20,14 @@ def test_every_link_resolves():
     assert broken_links("README.md") == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_runs(command):
-    result = run(["bash", "-euo", "pipefail", "-c", command])
-    assert result.returncode == 0, result.stderr
-    assert result.stdout
-
-
-@pytest.mark.parametrize("snippet", code_blocks(TEXT, "python"))
-def test_a_snippet_runs(snippet):
-    result = run([sys.executable, "-c", snippet])
-    assert result.returncode == 0, result.stderr
-    assert result.stdout
-
-
 def test_all_commands_of_the_tool_are_shown_and_have_help():
-    for name in ("generate", "chat", "info", "simulate"):
-        assert any(f"minimal-vllm {name}" in command for command in COMMANDS)
+    for name in ("generate", "chat", "info", "simulate", "ablate"):
+        assert any(f"minimal-vllm {name}" in block for block in code_blocks(TEXT, "bash"))
         assert run([sys.executable, "-m", "minimal_vllm", name, "--help"]).returncode == 0
 
 
 def test_what_make_demo_prints_is_what_is_shown():
-    (demo,) = (block for block in code_blocks(TEXT, "console") if block.startswith("$ make demo"))
+    (demo,) = (block for block in code_blocks(TEXT, "text") if block.startswith("$ make demo"))
     command, text = demo.splitlines()[1:3]
     assert command.removeprefix(".venv/bin/") in read("Makefile")
     prompt = re.search(r'"(.*)"', command)[1]
@@ -78,7 +39,7 @@ def test_what_make_demo_prints_is_what_is_shown():
 
 
 def test_the_chart_is_what_the_example_draws():
-    (chart,) = code_blocks(TEXT, "text")
+    (chart,) = (block for block in code_blocks(TEXT, "text") if not block.startswith("$"))
     drawn = run([sys.executable, "examples/02_continuous_batching.py"]).stdout.splitlines()
     missing = {line.rstrip() for line in chart.splitlines()} - {line.rstrip() for line in drawn}
     assert missing == set()

@@ -2,12 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
+
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.plugin import Part
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 PositiveInt = Annotated[int, Field(ge=1)]
+
+BUILT_IN = {
+    "attention_backend": ("auto", "reference", "tiled", "triton"),
+    "eviction_policy": tuple(EVICTION_STRATEGIES),
+}
+"""The names of the parts of which there are several."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -70,9 +79,9 @@ class EngineConfig:
     fastest here on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
-    attention_backend: Literal["auto", "reference", "tiled", "triton"] = "auto"
+    attention_backend: Part = "auto"
     """How attention is computed; ``reference`` is the slow, plain one, ``tiled`` that for CPUs,
-    ``triton`` our kernels for GPUs."""
+    ``triton`` our kernels for GPUs; or a class of yours, FILE.py:CLASS."""
     max_model_len: PositiveInt | None = None
     """No request grows beyond so many tokens; None: what the model was trained for, or what the
     memory holds if that is less."""
@@ -83,10 +92,18 @@ class EngineConfig:
     a GPU, or half of the RAM, which is not the engine's alone."""
     num_gpu_blocks_override: PositiveInt | None = None
     """So many blocks, whatever the memory."""
-    eviction_policy: Literal["lru", "lfu", "fifo"] = "lru"
-    """Which cached block is forgotten first."""
+    eviction_policy: Part = "lru"
+    """Which cached block is forgotten first: ``lru``, ``lfu``, ``fifo``; or a class of yours,
+    FILE.py:CLASS."""
+    block_pool: Part | None = None
+    """A class of yours, FILE.py:CLASS, in place of the block pool."""
+    scheduler: Part | None = None
+    """A class of yours, FILE.py:CLASS, in place of the scheduler."""
+    sampler: Part | None = None
+    """A class of yours, FILE.py:CLASS, in place of the sampler."""
     max_num_batched_tokens: PositiveInt | None = None
-    """At most so many tokens are computed in one step; None: 2,048 on a CPU, 8,192 on a GPU."""
+    """At most so many tokens are computed in one step; None: 2,048 on a CPU, 16,384 on a GPU, but
+    8,192 in a server, where others wait for the step to end."""
     max_num_seqs: PositiveInt = 256
     """At most so many requests run at once."""
     enable_prefix_caching: bool = True
@@ -106,7 +123,8 @@ class EngineConfig:
     enforce_eager: bool = False
     """Launch every kernel by itself, instead of replaying CUDA graphs of decode steps."""
     async_scheduling: bool | None = None
-    """Plan and launch a step while the one before it still runs; None: where that is possible."""
+    """Plan and launch a step while the one before it still runs; None: where that is possible, and
+    scheduler and sampler are the built-in ones."""
     cascade_attention: bool = True
     """Read the beginnings that running requests share once per step, not once per request; in
     CUDA graphs of decode steps only."""
@@ -114,3 +132,12 @@ class EngineConfig:
     """Run code that comes with a model: never."""
     seed: int = 0
     """Seeds the requests that have no seed of their own, in the order of their arrival."""
+
+    @field_validator("attention_backend", "eviction_policy", "block_pool", "scheduler", "sampler")
+    @classmethod
+    def _part_is_named(cls, part: Part | None, field: ValidationInfo) -> Part | None:
+        names = BUILT_IN.get(field.field_name or "", ())
+        if isinstance(part, str) and ":" not in part and part not in names:
+            known = f"be one of {', '.join(names)}, or " if names else ""
+            raise ValueError(f"should {known}name a class, as my_file.py:MyClass, not {part!r}")
+        return part

@@ -6,6 +6,7 @@ number too many gives NaN.
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,34 @@ def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
     torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
 
 
+@pytest.mark.parametrize("lengths", [[(1200, 5)], [(2100, 130), (90, 1)], [(1030, 2), (3, 2)]])
+def test_a_few_tokens_behind_a_long_context_are_computed_in_pieces(lengths):
+    case = make_case(lengths, heads=(2, 1))
+    attention = make_attention(case)
+    assert attention.prepare(on_device(case).batch).prefill[None].partials is not None
+    expected = run_reference(case)
+    for _ in range(2):  # the counters are left as they were found
+        result = run(attention, on_device(case), None).cpu()
+        torch.testing.assert_close(result, expected)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 128), st.integers(0, 9000)), min_size=1, max_size=20),
+    st.sampled_from([1, 8, 32]),
+)
+def test_the_pieces_of_a_tile_have_each_of_its_keys_once(tiles, num_heads):
+    tiles = np.array([(0, 0, tokens, position) for tokens, position in tiles])
+    pieces = prefill.cut_tiles(tiles, num_heads, 132, windowed=False)
+    assert prefill.cut_tiles(tiles, num_heads, 132, windowed=True).shape[0] == len(tiles)
+    for index, (_, _, num_tokens, position) in enumerate(tiles):
+        own = pieces[pieces[:, prefill.TILE] == index]
+        keys = [own[0, prefill.FIRST_KEY], *own[:, prefill.END_KEY]]
+        assert (keys[0], keys[-1]) == (0, position + num_tokens)
+        assert keys[1:-1] == own[1:, prefill.FIRST_KEY].tolist()
+        assert all(key % 512 == 0 and key <= position for key in keys[1:-1])
+        assert set(own[:, prefill.NUM_PIECES]) == {len(own)}
+
+
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
 def test_every_head_size_agrees(head_dim):
     case = make_case([(20, 1), (3, 9), (70, 1)], head_dim=head_dim)
@@ -79,9 +108,15 @@ def test_16_bit_numbers_agree(head_dim, mix, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "lengths", [[(0, 1024)], [(0, 1500), (5, 1), (0, 30), (0, 2048), (16, 1100)]]
+    "lengths",
+    [
+        [(0, 1024)],
+        [(7, 1), (0, 1024), (0, 1024), (0, 3)],  # side by side
+        [(0, 1030), (0, 1151), (0, 1152)],  # padded
+        [(0, 1500), (5, 1), (0, 30), (0, 2047), (16, 1100)],
+    ],
 )
-def test_the_librarys_kernel_and_ours_share_a_prompt_rightly(lengths):
+def test_the_librarys_kernel_and_ours_share_a_step_rightly(lengths):
     case = make_case(lengths, heads=(4, 2), head_dim=128, dtype=torch.bfloat16)
     assert make_attention(case).prepare(on_device(case).batch).fresh
     expected = run_reference(case)

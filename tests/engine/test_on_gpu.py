@@ -5,7 +5,10 @@ import torch
 from checkpoints import FAMILIES
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.ablate.policies import ContiguousPool, LongestReserved, StaticBatching
+from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.cache.memory import gpu_free, measure_memory
+from minimal_vllm.sampling.sampler import sample
 
 pytestmark = pytest.mark.gpu
 
@@ -20,6 +23,13 @@ def complete(folder, device, params=GREEDY, **options):
     return [output.outputs[0] for output in outputs]
 
 
+class MySampler:
+    """One of the user's, who is fine with the usual one."""
+
+    def __call__(self, logits, rows):
+        return sample(logits, rows)
+
+
 WAYS = {
     "reference": {"attention_backend": "reference"},
     "tiled": {"attention_backend": "tiled"},
@@ -27,6 +37,15 @@ WAYS = {
     "graphs": {"async_scheduling": False},
     "ahead": {"enforce_eager": True},
     "everything": {},
+    "a sampler of the user's": {"sampler": MySampler},
+    "attention of the user's": {"attention_backend": ReferenceAttention},
+    "static batches, planned ahead": {"scheduler": StaticBatching, "async_scheduling": True},
+    "contiguous memory, planned ahead": {
+        "scheduler": LongestReserved,
+        "block_pool": ContiguousPool,
+        "enable_prefix_caching": False,
+        "async_scheduling": True,
+    },
 }
 
 

@@ -443,7 +443,7 @@ def share_last_block(scheduler):
     [
         (lambda s: s.running.reverse(), "out of order"),
         (lambda s: s.running[1].block_table.pop(), "counts 1 references, has 0"),
-        (lambda s: setattr(s.running[1], "num_computed_tokens", 99), "blocks, but needs"),
+        (lambda s: setattr(s.running[1], "num_computed_tokens", 99), "blocks, 23 too few"),
         (lambda s: setattr(s.running[1], "status", Status.WAITING), "is waiting and has"),
         (share_last_block, "partly filled block is shared"),
         (lambda s: s.running.extend([s.running[1]] * 8), "counts 2 references, has"),

@@ -103,7 +103,7 @@ def test_the_scheduler_gets_what_the_user_chose():
     ("options", "model_len", "device", "expected"),
     [
         ({}, 512, CPU, 2048),
-        ({}, 512, CUDA, 8192),
+        ({}, 512, CUDA, 16_384),
         ({"max_num_seqs": 5000}, 512, CPU, 5000),
         ({}, 40_000, CPU, 2048),
         ({"enable_chunked_prefill": False}, 40_000, CPU, 40_000),

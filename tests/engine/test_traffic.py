@@ -71,6 +71,12 @@ def act_randomly(random, traffic):
         traffic.step()
 
 
+def run_randomly(random, traffic):
+    for _ in range(random.randint(10, 60)):
+        act_randomly(random, traffic)
+    traffic.run()
+
+
 @pytest.mark.parametrize(
     ("eviction", "async_scheduling"),
     [("lru", False), ("lfu", False), ("fifo", False), ("lru", True)],
@@ -85,12 +91,9 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
     @given(st.integers(0, 2**32 - 1))
     def run(seed):
         random = Random(seed)
-        traffic = Traffic(
-            eviction=eviction, async_scheduling=async_scheduling, **random_config(random)
-        )
-        for _ in range(random.randint(10, 60)):
-            act_randomly(random, traffic)
-        traffic.run()
+        config = random_config(random)
+        traffic = Traffic(eviction=eviction, async_scheduling=async_scheduling, **config)
+        run_randomly(random, traffic)
         events.update(traffic.events)
 
     run()

@@ -155,10 +155,19 @@ class FakeRunner:
 class Traffic:
     """An engine on the fake model; ``step`` also checks all invariants."""
 
-    def __init__(self, num_blocks, eviction="lru", async_scheduling=False, observers=(), **config):
+    def __init__(
+        self,
+        num_blocks,
+        eviction="lru",
+        async_scheduling=False,
+        observers=(),
+        scheduler=Scheduler,
+        block_pool=BlockPool,
+        **config,
+    ):
         self.config = SchedulerConfig(**config)
-        self.pool = BlockPool(num_blocks, EVICTION_STRATEGIES[eviction]())
-        self.scheduler = Scheduler(self.config, self.pool)
+        self.pool = block_pool(num_blocks, EVICTION_STRATEGIES[eviction]())
+        self.scheduler = scheduler(self.config, self.pool)
         self.runner = FakeRunner(num_blocks, self.config.block_size, async_scheduling)
         self.records = []
         self.engine = Engine(
@@ -184,7 +193,6 @@ class Traffic:
         request_id = name or str(len(self.asked))
         params = SamplingParams(**{"seed": 0, **params})
         refused = not 0 < len(prompt) < self.config.max_model_len
-        priority = priority if self.config.policy == "priority" else 0
         priority = priority if self.config.policy == "priority" else 0
         try:
             self.engine.add_request(request_id, prompt, params, priority=priority, cache_salt=salt)

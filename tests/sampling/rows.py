@@ -1,11 +1,12 @@
-"""Requests as the sampler sees them, and a plain sampler in float64 to compare with."""
+"""Requests as the sampler sees them, and the probabilities that they are drawn with."""
 
 from array import array
 from dataclasses import dataclass
 
-import numpy as np
-
+from minimal_vllm.check.sampler import plain_probabilities
 from minimal_vllm.sampling_params import SamplingParams
+
+__all__ = ["plain_probabilities", "row"]
 
 
 @dataclass
@@ -32,20 +33,3 @@ def row(prompt=(0,), output=(), seed=0, stop=(), bad_words=(), **params):
         frozenset(stop),
         tuple(bad_words),
     )
-
-
-def plain_probabilities(logits, params):
-    """The distribution after temperature, min_p, top_k and top_p, token by token; float64 [V]."""
-    scaled = np.asarray(logits, np.float64) / params.temperature
-    probs = np.exp(scaled - scaled.max())
-    probs /= probs.sum()
-    probs[probs < params.min_p * probs.max()] = 0
-    order = sorted(range(len(probs)), key=lambda i: (-probs[i], i))
-    if params.top_k > 0:
-        probs[order[params.top_k :]] = 0
-    total, sum_before = probs.sum(), 0.0
-    for token in order:
-        if sum_before >= params.top_p * total:
-            probs[token] = 0
-        sum_before += probs[token]
-    return probs / probs.sum()

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from minimal_vllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from tests.commands import run
 from tests.markdown import broken_links, code_blocks, read
-from tests.server.harness import ENVIRONMENT, process
+from tests.server.harness import process
 
 TEXT = read("docs/server.md")
 ADDRESS = "http://localhost:8000"
@@ -24,13 +25,8 @@ def url():
 @pytest.mark.parametrize("command", code_blocks(TEXT, "bash"))
 def test_a_command_runs(url, command):
     assert ADDRESS in command
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command.replace(ADDRESS, url)],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run(["bash", "-euo", "pipefail", "-c", command.replace(ADDRESS, url)])
+    assert result.returncode == 0, result.stdout
     assert result.stdout
 
 
@@ -43,9 +39,8 @@ def test_the_refusal_is_the_one_that_is_shown(url):
 
 @pytest.mark.parametrize("snippet", code_blocks(TEXT, "python"))
 def test_a_snippet_runs(url, snippet):
-    command = [sys.executable, "-c", snippet.replace(ADDRESS, url)]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", env=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr
+    result = run([sys.executable, "-c", snippet.replace(ADDRESS, url)])
+    assert result.returncode == 0, result.stdout
     assert result.stdout
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine import sizing
+from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sim.config import FleetConfig, SimulationConfig, SyntheticConfig, TrafficConfig
 from minimal_vllm.sim.hardware import CONTEXT_BYTES, GPUS
 from minimal_vllm.sim.presets import PRESETS
@@ -163,3 +165,20 @@ def test_a_simulation_needs_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert json.loads(result.stdout)["completed"] == 1
+
+
+@pytest.mark.parametrize(("option", "base"), [("scheduler", Scheduler), ("block_pool", BlockPool)])
+def test_a_part_of_the_user_s_is_used_as_it_is_and_every_step_is_its_own(option, base):
+    made = []
+
+    class Mine(base):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    options = {"num_gpu_blocks_override": 200, "max_model_len": 2000}
+    options["traffic"] = {"request_rate": 20}
+    options["synthetic"] = {"num_prompts": 60, "prefix_len": 100, "input_len": 100}
+    built_in, mine = run(config(**options)), run(config(**options, **{option: Mine}))
+    assert (mine, len(made)) == (built_in, 1)
+    assert mine.num_preemptions > 0

@@ -32,7 +32,8 @@ REPLAY = """async ({ facts, records }) => {
   for (const record of records) {
     state.apply(record);
     digest.take(record, state);
-    if (record.kind === "step") states.push({ ...(%s)(state), counts: state.counts.slice(), recounted: recount(state) });
+    if (record.kind !== "step") continue;
+    states.push({ ...(%s)(state), counts: state.counts.slice(), recounted: recount(state) });
   }
   return { states, columns: digest.columns.length };
 }"""

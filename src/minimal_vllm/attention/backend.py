@@ -13,6 +13,7 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.ops import Ops, PlainOps
+from minimal_vllm.plugin import Part, make_part, part_name
 
 
 class Attention(Protocol):
@@ -61,14 +62,14 @@ class Backend:
 
 
 def choose_backend(
-    name: str,
+    name: Part,
     config: ModelConfig,
     block_size: int,
     dtype: torch.dtype,
     device: torch.device,
     max_num_seqs: int,
 ) -> Backend:
-    """The implementation of that name, ready for a model.
+    """The implementation of that name, or of the user's, ready for a model.
 
     Args:
         name: as in ``EngineConfig.attention_backend``.
@@ -79,7 +80,7 @@ def choose_backend(
         max_num_seqs: at most so many requests are in a step.
 
     Raises:
-        ValueError: it can't run here.
+        ValueError: it can't run here, or the user's class does not fit.
     """
     windows = frozenset(layer.window for layer in config.layers)
     match backend_name(name, device):
@@ -90,8 +91,10 @@ def choose_backend(
                 windows, block_size, config.num_kv_heads, config.head_dim, device
             )
             return Backend(attention, PlainOps())
-        case _:
+        case "triton":
             return _triton_backend(windows, config, dtype, device, max_num_seqs)
+        case _:
+            return Backend(make_part(name, Attention, device), PlainOps())
 
 
 def _triton_backend(
@@ -121,8 +124,8 @@ def _triton_backend(
     return Backend(attention, TritonOps())
 
 
-def backend_name(name: str, device: torch.device) -> str:
+def backend_name(name: Part, device: torch.device) -> str:
     """The name itself, or for ``auto`` that of the fastest implementation on the device."""
     if name != "auto":
-        return name
+        return part_name(name)
     return "triton" if device.type == "cuda" else "tiled"

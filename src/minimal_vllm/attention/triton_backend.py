@@ -4,23 +4,36 @@ Requests with one new token go to the decode kernel, all others to the prefill k
 step may mix them as it likes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import DecodeWork, Partials, decode_attention
 from minimal_vllm.attention.kernels.pieces import NOBODY, cut, most_pieces
-from minimal_vllm.attention.kernels.prefill import TILE_TOKENS, PrefillWork, prefill_attention
+from minimal_vllm.attention.kernels.prefill import (
+    ROWS,
+    PrefillWork,
+    cut_tiles,
+    prefill_attention,
+    tokens_per_tile,
+)
 from minimal_vllm.attention.kernels.shared import (
     PARTS,
     SharedWork,
     requests_per_tile,
     shared_attention,
 )
-from minimal_vllm.attention.library import PORTION, FreshPrompt, fresh_attention, is_for_library
+from minimal_vllm.attention.library import (
+    LEAST_TOKENS,
+    FreshPrompts,
+    fresh_attention,
+    group_by_length,
+    is_for_library,
+)
 from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch, Int32Array, IntArray
@@ -38,7 +51,7 @@ class TritonMetadata(AttentionMetadata):
     """Used by layers without a window."""
     prefill: dict[int | None, PrefillWork | None]
     """For each window; without one, what ``fresh`` leaves."""
-    fresh: list[FreshPrompt]
+    fresh: list[FreshPrompts]
     """Computed by the library in layers without a window."""
 
 
@@ -64,21 +77,21 @@ class TritonAttention:
         dtype: torch.dtype,
     ) -> None:
         self._windows = windows
-        self._uses_library = is_for_library(device, dtype, shape[2])
+        self._uses_library = None in windows and is_for_library(device, dtype, shape[2])
         self._num_heads, self._num_kv_heads, self._head_dim = shape
         self._num_processors = num_processors
         self._device = device
         # Layers use these in turn, steps too: the GPU does one thing after the other.
         self._partials = self._new_partials(
-            most_pieces(max_num_seqs, self._num_kv_heads, num_processors)
+            most_pieces(max_num_seqs, self._num_kv_heads, num_processors), self._num_heads
         )
-        self._shared_partials = self._new_partials(PARTS * max_num_seqs)
+        self._shared_partials = self._new_partials(PARTS * max_num_seqs, self._num_heads)
         self._arrivals = torch.zeros(
             max_num_seqs * self._num_kv_heads, dtype=torch.int32, device=device
         )
 
-    def _new_partials(self, rows: int) -> Partials:
-        shape = (rows, self._num_heads, self._head_dim)
+    def _new_partials(self, rows: int, num_heads: int) -> Partials:
+        shape = (rows, num_heads, self._head_dim)
         return Partials(
             torch.empty(shape, device=self._device), torch.empty(shape[:2], device=self._device)
         )
@@ -96,31 +109,30 @@ class TritonAttention:
             token, seq_lens, table_row = self._send(rows.astype(np.int32))
             decode = self.plan_decode(token, seq_lens, table_row, tables, None)
         others = np.flatnonzero(num_new != 1)
-        fresh = list(self._find_fresh(batch, others)) if None in self._windows else []
-        done = np.zeros(len(num_new), dtype=np.int64)
-        for request, prompt in fresh:
-            done[request] = prompt.num_tokens
+        is_fresh = self._are_fresh(batch, others)
         prefill = {
-            window: self._plan_prefill(batch, others, done * (window is None), tables)
+            window: self.plan_prefill(
+                batch, others if window else others[~is_fresh], tables, window
+            )
             for window in self._windows
         }
+        spans = np.stack((batch.query_starts[:-1], batch.query_starts[1:]), axis=1)
+        fresh = [slice(*span) for span in spans[others[is_fresh]].tolist()]
         return TritonMetadata(
             slots=self._send(batch.slot_mapping),
             decode=decode,
             shared=None,
             prefill=prefill,
-            fresh=[prompt for _, prompt in fresh],
+            fresh=list(group_by_length(fresh)),
         )
 
-    def _find_fresh(self, batch: Batch, requests: IntArray) -> Iterator[tuple[int, FreshPrompt]]:
-        """The requests whose beginnings go to the library, and these."""
+    def _are_fresh(self, batch: Batch, requests: IntArray) -> npt.NDArray[np.bool_]:
+        """Which of them go to the library, in layers without a window."""
         if not self._uses_library:
-            return
-        for request in requests.tolist():
-            token, end = batch.query_starts[request : request + 2].tolist()
-            num_tokens = (end - token) // PORTION * PORTION
-            if num_tokens and batch.positions[token] == 0:
-                yield request, FreshPrompt(token, num_tokens)
+            return np.zeros(len(requests), dtype=np.bool_)
+        starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
+        is_fresh: npt.NDArray[np.bool_] = batch.positions[starts] == 0
+        return is_fresh & (ends - starts >= LEAST_TOKENS)
 
     def plan_decode(
         self,
@@ -170,25 +182,42 @@ class TritonAttention:
             shared.as_part() if shared else None,
         )
 
-    def _plan_prefill(
-        self, batch: Batch, requests: IntArray, done: IntArray, tables: Tensor
+    def plan_prefill(
+        self, batch: Batch, requests: IntArray, tables: Tensor, window: int | None
     ) -> PrefillWork | None:
-        """Tiles for all tokens of these requests but the first ``done[request]`` of each."""
-        starts, ends = (
-            batch.query_starts[requests] + done[requests],
-            batch.query_starts[requests + 1],
-        )
-        num_tiles = -(-(ends - starts) // TILE_TOKENS)
+        """Cut the new tokens of some requests into tiles, and their contexts into pieces.
+
+        Args:
+            batch: the step's.
+            requests: which of its requests.
+            tables: the batch's block tables, on the GPU.
+            window: of the layers that it is for.
+
+        Returns:
+            None if there are no tokens.
+        """
+        starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
+        most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
+        num_tiles = -(-(ends - starts) // most_tokens)
         owner = np.repeat(np.arange(len(requests)), num_tiles)
         index = np.arange(len(owner)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
         if not len(owner):
             return None
-        token = starts[owner] + index * TILE_TOKENS
-        num_tokens = np.minimum(ends[owner] - token, TILE_TOKENS)
+        token = starts[owner] + index * most_tokens
+        num_tokens = np.minimum(ends[owner] - token, most_tokens)
         position = batch.positions[token]
         longest_first = np.argsort(-position, kind="stable")
         tiles = np.stack((requests[owner], token, num_tokens, position), axis=1)[longest_first]
-        return PrefillWork(self._send(tiles.astype(np.int32)), tables)
+        pieces = cut_tiles(
+            tiles, self._num_kv_heads, self._num_processors, windowed=window is not None
+        )
+        is_cut = len(pieces) > len(tiles)
+        return PrefillWork(
+            self._send(pieces.astype(np.int32)),
+            tables,
+            self._new_partials(len(pieces) * ROWS, self._num_kv_heads) if is_cut else None,
+            torch.zeros(len(tiles) * self._num_kv_heads, dtype=torch.int32, device=self._device),
+        )
 
     def new_shared_work(self, num_requests: int) -> SharedWork:
         """Room for what so many requests share; nobody shares anything yet."""
@@ -238,8 +267,8 @@ class TritonAttention:
         if prefill := metadata.prefill[window]:
             prefill_attention(q, cache, prefill, scale, window, out)
         if window is None:
-            for prompt in metadata.fresh:
-                fresh_attention(q, k, v, prompt, scale, out)
+            for prompts in metadata.fresh:
+                fresh_attention(q, k, v, prompts, scale, out)
         if metadata.decode:
             work = metadata.decode[window]
             if metadata.shared and work.shared:

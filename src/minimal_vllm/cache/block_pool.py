@@ -14,6 +14,8 @@ ids; the tensors behind them are ``kv_cache``'s. Every block is in exactly one o
 
 ``store`` gives a full block its hash, from which on it is immutable and may be shared. A partly
 filled block has one owner and no hash.
+
+Source: Kwon et al., *PagedAttention*, SOSP 2023, sections 4.2 to 4.4.
 """
 
 from collections import Counter
@@ -138,7 +140,7 @@ class BlockPool:
 
     def emptied(self) -> "BlockPool":
         """A new pool of the same size and strategy, in which nothing is cached or referenced."""
-        return BlockPool(self.num_blocks, type(self._evictable)())
+        return type(self)(self.num_blocks, type(self._evictable)())
 
     def take_evicted(self) -> list[int]:
         """The blocks evicted since the last call, in order."""

@@ -7,6 +7,8 @@ answers one question: who goes first?
 Requests release their blocks tail first, so that of one prefix the tail is older than its head.
 LRU and LFU therefore evict a tail before its head. FIFO, which forgets that a head was used
 again, may not: what hung on an evicted head can't be found any more and waits for its own turn.
+
+Source of the strategies: Mattson et al., *Evaluation techniques for storage hierarchies*, 1970.
 """
 
 from abc import ABC, abstractmethod

@@ -17,6 +17,8 @@ def extend_block_hashes(
     changes the KV, or who may share it) in the parent's place for the first. SHA-256 makes equal
     hashes mean equal prefixes: collisions need no check, not even against an adversary.
 
+    Source: vLLM, https://docs.vllm.ai/en/latest/design/prefix_caching/.
+
     Args:
         hashes: one 32-byte digest per full block so far, extended in place.
         token_ids: ``array('i')``, so that a block's tokens are 4 bytes each, without conversion.

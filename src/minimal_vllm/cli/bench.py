@@ -28,7 +28,6 @@ NOT_MEASURED = frozenset(
         "scheduling_policy",
         "max_logprobs",
         "tensor_parallel_size",
-        "enforce_eager",
         "trust_remote_code",
     }
 )
@@ -201,8 +200,20 @@ def throughput(
     defaults=BATCH,
 )
 @bench.command(cls=SectionedCommand, short_help="Complete one batch: seconds.")
-@click.option("--num-iters-warmup", type=click.IntRange(0), default=10, show_default=True)
-@click.option("--num-iters", type=click.IntRange(1), default=30, show_default=True)
+@click.option(
+    "--num-iters-warmup",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="So many batches come first, unmeasured.",
+)
+@click.option(
+    "--num-iters",
+    type=click.IntRange(1),
+    default=30,
+    show_default=True,
+    help="So many are measured.",
+)
 @NUM_OUTPUTS
 @WITHOUT_TEXT
 @OUTPUT_JSON

@@ -5,11 +5,14 @@ import logging
 import click
 
 from minimal_vllm import __version__
+from minimal_vllm.cli.ablate import ablate
 from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
+from minimal_vllm.cli.check import check
 from minimal_vllm.cli.errors import Commands
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
+from minimal_vllm.cli.learn import learn
 from minimal_vllm.cli.serve import serve
 from minimal_vllm.cli.simulate import simulate
 from minimal_vllm.cli.trace import trace
@@ -19,7 +22,10 @@ from minimal_vllm.cli.view import view
 @click.group(
     cls=Commands,
     name="minimal-vllm",
-    commands=[generate, chat, serve, bench, view, trace, simulate, info],
+    commands=[
+        *(generate, chat, serve, bench, view, trace, simulate, ablate),
+        *(check, learn, info),
+    ],
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minimal_vllm.server.service import Service
 
 NOT_FOR_A_SERVER = frozenset(
-    {"model", "skip_tokenizer_init", "tensor_parallel_size", "enforce_eager", "trust_remote_code"}
+    {"model", "skip_tokenizer_init", "tensor_parallel_size", "trust_remote_code"}
 )
 """Engine options: the model is the argument, a server speaks text, and the others can have one
 value only."""

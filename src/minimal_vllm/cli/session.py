@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
 WITHOUT_EFFECT = frozenset(
-    {"seed", "scheduling_policy", "tensor_parallel_size", "enforce_eager", "trust_remote_code"}
+    {"seed", "scheduling_policy", "tensor_parallel_size", "trust_remote_code"}
 )
 """Engine options that would change nothing: --seed is the requests', all have one priority, and
 the others can have one value only."""

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+import numpy as np
+
 from minimal_vllm.engine.request import Request
 from minimal_vllm.sampling.grammar import Grammar, GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
@@ -119,9 +121,10 @@ class Admission:
             tokens = array("i", token_ids if isinstance(token_ids, list) else list(token_ids))
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{name} can't be used: {error}; {expected}") from error
-        for extreme in (min(tokens, default=0), max(tokens, default=0)):
-            if not 0 <= extreme < self._limits.vocab_size:
-                raise ValueError(f"{name} has {extreme}, but {expected}")
+        as_numpy = np.frombuffer(tokens, dtype=np.int32)
+        wrong = as_numpy[(as_numpy < 0) | (as_numpy >= self._limits.vocab_size)]
+        if len(wrong):
+            raise ValueError(f"{name} has {wrong[0]}, but {expected}")
         return tokens
 
     def _check_logprobs(self, name: str, wanted: int | None) -> None:

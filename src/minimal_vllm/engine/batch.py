@@ -46,6 +46,8 @@ class Batch:
     """``[N]``: the tokens whose logits are sampled from, the last of each request that samples."""
     sampling: list[Request]
     """``[N]``: the requests that these logits belong to."""
+    wants_all_logits: bool
+    """Whether somebody asks for the log-probabilities of a prompt."""
     pending: IntArray
     """``[P]``: the tokens that the step before samples, and whose ``input_ids`` are 0 therefore."""
     pending_rows: IntArray
@@ -61,7 +63,6 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     row = np.repeat(np.arange(len(scheduled)), num_new)
     positions = np.arange(query_starts[-1]) - (query_starts[:-1] - starts)[row]
     block_tables = _pad_block_tables([entry.request for entry in scheduled])
-    block = block_tables[row, positions // block_size].astype(np.int64)
     samples = np.array([entry.samples for entry in scheduled])
     pending = [
         index
@@ -71,15 +72,26 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     return Batch(
         input_ids=_join_new_tokens(plan),
         positions=positions,
-        slot_mapping=block * block_size + positions % block_size,
+        slot_mapping=slots(block_tables, row, positions, block_size),
         query_starts=query_starts,
         seq_lens=starts + num_new,
         block_tables=block_tables,
         logit_indices=query_starts[1:][samples] - 1,
         sampling=plan.sampling,
+        wants_all_logits=any(
+            entry.request.params.prompt_logprobs is not None for entry in scheduled
+        ),
         pending=query_starts[1:][pending] - 1,
         pending_rows=np.array([scheduled[index].request.row for index in pending], dtype=np.int64),
     )
+
+
+def slots(
+    block_tables: Int32Array, row: IntArray, positions: IntArray, block_size: int
+) -> IntArray:
+    """The one formula for slots: where the tokens at ``positions`` of the requests ``row`` go."""
+    block = block_tables[row, positions // block_size].astype(np.int64)
+    return block * block_size + positions % block_size
 
 
 def _join_new_tokens(plan: Plan) -> IntArray:

@@ -8,7 +8,7 @@ import torch
 
 from minimal_vllm.attention.backend import backend_name, choose_backend
 from minimal_vllm.cache.block_pool import BlockPool
-from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.cache.eviction import LRU
 from minimal_vllm.cache.kv_cache import LayerCache, allocate_kv_cache
 from minimal_vllm.cache.memory import (
     gpu_free,
@@ -19,6 +19,7 @@ from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
+from minimal_vllm.engine.parts import make_pool, make_scheduler
 from minimal_vllm.engine.runner import ModelState, PlainRunner, Runner
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.sizing import (
@@ -34,7 +35,9 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_folder, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.plugin import make_part
 from minimal_vllm.sampling.grammar import GrammarCompiler
+from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
@@ -129,7 +132,7 @@ def build_engine(
     scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
 
     caches = allocate_kv_cache(files.config, num_blocks, config.block_size, dtype, device)
-    pool = BlockPool(num_blocks, EVICTION_STRATEGIES[config.eviction_policy]())
+    scheduler = make_scheduler(config, scheduler_config, make_pool(config, num_blocks))
     limits = ModelLimits(
         files.config.vocab_size,
         files.eos_token_ids,
@@ -141,7 +144,7 @@ def build_engine(
         _warm_up(runner, scheduler_config, num_blocks, limits)
     admission = Admission(limits, files.tokenizer, config.seed)
     engine = Engine(
-        Scheduler(scheduler_config, pool),
+        scheduler,
         runner,
         admission,
         OutputProcessor(files.tokenizer),
@@ -180,22 +183,33 @@ def _load(
 def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
     """Whether a step is launched before the one before it is done.
 
-    Only with a runner that leaves last tokens on the GPU.
+    Only with a runner that leaves last tokens on the GPU. A scheduler of the user's may not know of
+    pending tokens, so it has to be asked for.
 
     Raises:
         ValueError: it is asked for, and can't be had.
     """
-    possible = backend_name(config.attention_backend, device) == "triton"
+    possible = _runs_on_own_kernels(config, device)
     if config.async_scheduling and not possible:
-        raise ValueError("async_scheduling needs a GPU and attention_backend='triton'")
-    return possible if config.async_scheduling is None else config.async_scheduling
+        raise ValueError(
+            "async_scheduling needs a GPU, attention_backend='triton' and the built-in sampler"
+        )
+    if config.async_scheduling is None:
+        return possible and config.scheduler is None
+    return config.async_scheduling
+
+
+def _runs_on_own_kernels(config: EngineConfig, device: torch.device) -> bool:
+    """Whether steps, from the first layer to the sampled tokens, are made of our kernels."""
+    return backend_name(config.attention_backend, device) == "triton" and config.sampler is None
 
 
 def _choose_runner(
     config: EngineConfig, limits: SchedulerConfig, state: ModelState, progress: bool
 ) -> Runner:
-    if backend_name(config.attention_backend, state.device) != "triton":
-        return PlainRunner(state)
+    if not _runs_on_own_kernels(config, state.device):
+        sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)
+        return PlainRunner(state, sampler)
     # Triton comes with PyTorch for CUDA, and only with that.
     from minimal_vllm.engine.cuda_graph import DecodeGraphs
     from minimal_vllm.engine.cuda_runner import CudaRunner
@@ -217,7 +231,7 @@ def _choose_runner(
 def _warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: ModelLimits) -> None:
     """Let kernels be compiled, and libraries prepare, before the first user waits for it."""
     engine = Engine(
-        Scheduler(config, BlockPool(num_blocks, EVICTION_STRATEGIES["lru"]())),
+        Scheduler(config, BlockPool(num_blocks, LRU())),
         runner,
         Admission(limits, None, seed=0),
         OutputProcessor(None),

@@ -4,6 +4,8 @@ At small batches a kernel runs for a few microseconds, about as long as the CPU 
 A CUDA graph records the launches of a whole step, with all their arguments, and repeats them at one
 command. Addresses and grids are part of the recording: so inputs and outputs stay where they are,
 and there is a recording for each size of batch; a batch is padded to the next size.
+
+Source: CUDA Programming Guide, https://docs.nvidia.com/cuda/cuda-programming-guide/, "CUDA Graphs".
 """
 
 from collections.abc import Iterator, Sequence

@@ -93,12 +93,10 @@ class CudaRunner:
         if len(batch.pending):
             rows = send(batch.pending_rows, device)
             input_ids[send(batch.pending, device)] = table.last_tokens(rows)
-        hidden = forward(self._state, batch, input_ids)
+        hidden, last = forward(self._state, batch, input_ids)
         rows = send(np.array([entry.request.row for entry in plan.scheduled]), device)
         seq_lens = send(batch.seq_lens, device)
-        logits = self._state.model.logits(
-            hidden[send(batch.logit_indices, device)], self._state.backend.ops
-        )
+        logits = self._state.model.logits(last, self._state.backend.ops)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=device)
         table.note_positions(rows, seq_lens - 1)
         if batch.sampling:

@@ -130,6 +130,7 @@ class Engine:
         for: while the GPU runs, the CPU plans and makes outputs.
 
         Raises:
+            ValueError: a scheduler of the user's plans nothing, and would for ever.
             torch.AcceleratorError: the device is lost to this process, and so is the engine. Of
                 all other failures only the requests of their steps die.
         """
@@ -158,6 +159,8 @@ class Engine:
         times = self._watch.begin()
         plan = self.scheduler.schedule()
         if not plan.scheduled:
+            if self.scheduler.has_work and not self._in_flight:
+                raise ValueError("the scheduler plans nothing, though requests wait: for what?")
             return []
         self._watch.planned(plan, times)
         try:

@@ -17,7 +17,7 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.step import Step
 from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling.logprobs import prompt_logprobs
-from minimal_vllm.sampling.sampler import SamplerOutput, sample
+from minimal_vllm.sampling.sampler import Sampler, SamplerOutput, sample
 from minimal_vllm.transfer import send
 
 DEVICE_LOST = torch.AcceleratorError
@@ -87,27 +87,39 @@ class DoneStep:
 class PlainRunner:
     """One step, from beginning to end: the CPU's runner, and the oracle of the GPU's."""
 
-    def __init__(self, state: ModelState) -> None:
+    def __init__(self, state: ModelState, sampler: Sampler = sample) -> None:
         self._state = state
+        self._sample = sampler
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> DoneStep:
         """Compute the whole step."""
         batch = build_batch(plan, self._state.block_size)
-        hidden = forward(self._state, batch, torch.from_numpy(batch.input_ids))
-        wanted = hidden[torch.from_numpy(batch.logit_indices)]
-        logits = self._state.model.logits(wanted, self._state.backend.ops)
-        sampled = sample(logits, batch.sampling)
+        hidden, last = forward(self._state, batch, torch.from_numpy(batch.input_ids))
+        logits = self._state.model.logits(last, self._state.backend.ops)
+        sampled = self._sample(logits, batch.sampling)
         prompt = list(all_prompt_logprobs(self._state, plan, batch, hidden))
         return DoneStep(StepResult(sampled, prompt))
 
 
-def forward(state: ModelState, batch: Batch, input_ids: Tensor) -> Tensor:
-    """The last hidden states of a batch's tokens, ``[T, hidden]``."""
+def forward(state: ModelState, batch: Batch, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the hidden states of a batch.
+
+    Returns:
+        Those that are wanted, ``[T, hidden]`` if they are for the logits of a whole prompt, and
+        those of the tokens that are sampled from, ``[N, hidden]``.
+    """
     backend = state.backend
     step = Step(backend.ops, backend.attention, backend.attention.prepare(batch))
-    positions = send(batch.positions, state.device)
-    return state.model.forward(input_ids.to(state.device), positions, state.caches, step)
+    positions, last = send(batch.positions, state.device), send(batch.logit_indices, state.device)
+    hidden = state.model.forward(
+        input_ids.to(state.device),
+        positions,
+        state.caches,
+        step,
+        None if batch.wants_all_logits else last,
+    )
+    return hidden, hidden[last] if batch.wants_all_logits else hidden
 
 
 def all_prompt_logprobs(

@@ -354,11 +354,11 @@ class Scheduler:
         if len(self.running) > self.config.max_num_seqs:
             raise InvariantError(f"{len(self.running)} requests run at once")
         for request in self.running:
-            needed = self.config.blocks_for(request.num_computed_tokens)
-            if request.status is not Status.RUNNING or len(request.block_table) != needed:
+            missing = self._num_missing_blocks(request, 0)
+            if request.status is not Status.RUNNING or missing != 0:
                 raise InvariantError(
                     f"running request {request.request_id} is {request.status.value} and has "
-                    f"{len(request.block_table)} blocks, but needs {needed}"
+                    f"{len(request.block_table)} blocks, {missing} too few"
                 )
         self._check_partly_filled_blocks()
         rows = [request.row for request in self.running] + self._free_rows

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 SAMPLER_BYTES_PER_LOGIT = 60
 LOGITS_AT_A_TIME = 256
 """Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""

@@ -64,7 +64,12 @@ class Decoder(nn.Module):
         self.rope_table = rope_table(config.rope, config.head_dim, num_positions).to(device)
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, caches: Sequence["LayerCache"], step: "Step"
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        caches: Sequence["LayerCache"],
+        step: "Step",
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Compute the last hidden states of a step's tokens, and store their keys and values.
 
@@ -73,14 +78,17 @@ class Decoder(nn.Module):
             positions: ``[T]`` int64: each token's position in its request, below max_positions.
             caches: the layers' keys and values.
             step: how to compute, and where the tokens belong.
+            wanted: ``[N]`` int64: the tokens whose hidden states are wanted; None: all.
 
         Returns:
-            ``[T, hidden]``, normalised: what ``logits`` wants.
+            ``[N, hidden]``, normalised: what ``logits`` wants.
         """
         residual, x = self.embed_tokens.forward(input_ids), None
         rotation = step.ops.rotation(self.rope_table, positions, residual.dtype)
-        for layer, cache in zip(self.layers, caches, strict=True):
+        *layers, last = zip(self.layers, caches, strict=True)
+        for layer, cache in layers:
             residual, x = layer.forward(residual, x, rotation, step, cache)
+        residual, x = last[0].forward(residual, x, rotation, step, last[1], wanted)
         return step.ops.add_norm(residual, x, self.norm)[1]
 
     def logits(self, hidden: Tensor, ops: "Ops", out: Tensor | None = None) -> Tensor:

@@ -103,6 +103,7 @@ class DecoderLayer(nn.Module):
         rotation: "Rotation",
         step: "Step",
         cache: "LayerCache",
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute one layer.
 
@@ -112,14 +113,18 @@ class DecoderLayer(nn.Module):
             rotation: from ``step.ops.rotation``.
             step: what the tokens have in common in all layers.
             cache: this layer's keys and values.
+            wanted: ``[N]`` int64: the tokens whose results are wanted; of the others only the keys
+                and values are. None: all.
 
         Returns:
-            The residual stream, and what is to be added to it, each ``[T, hidden]``.
+            The residual stream, and what is to be added to it, each ``[N, hidden]``.
         """
         ops, attn, mlp = step.ops, self.self_attn, self.mlp
         residual, qkv = ops.add_norm_linear(residual, x, self.input_layernorm, attn.qkv_proj)
         q, k, v = ops.norm_rotate_store(qkv, attn, rotation, cache, step.metadata)
         out = step.attention(q, k, v, cache, step.metadata, attn.scale, attn.window)
+        if wanted is not None:
+            residual, out = residual[wanted], out[wanted]
         x = ops.linear(out.flatten(1), attn.o_proj.weight, attn.o_proj.bias)
         residual, x = ops.add_norm_gate(
             residual, x, self.post_attention_layernorm, mlp.gate_up_proj

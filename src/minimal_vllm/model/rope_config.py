@@ -9,14 +9,17 @@ from minimal_vllm.model.json_fields import positive
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Position interpolation: positions are divided by ``factor``."""
+    """Position interpolation (Chen et al. 2023): positions are divided by ``factor``."""
 
     factor: float
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's: long wavelengths are stretched by ``factor``, short ones kept."""
+    """Llama 3.1's: long wavelengths are stretched by ``factor``, short ones kept.
+
+    Source: https://github.com/meta-llama/llama-models.
+    """
 
     factor: float
     low_freq_factor: float

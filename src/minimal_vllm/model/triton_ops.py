@@ -40,7 +40,7 @@ class TritonOps:
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
         """One kernel."""
-        if len(x) <= MOST_TOKENS:
+        if _are_few(x):
             return small_linear(x, weight, bias, out)
         if out is not None and bias is None:
             return mm(x, weight.T, out=out)
@@ -50,7 +50,7 @@ class TritonOps:
         self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", proj: "Linear"
     ) -> tuple[Tensor, Tensor]:
         """One kernel for few tokens, else two."""
-        if len(residual) <= MOST_TOKENS:
+        if _are_few(residual):
             return small_add_norm_linear(residual, x, norm.weight, norm.eps, proj.weight, proj.bias)
         residual, normed = self.add_norm(residual, x, norm)
         return residual, linear(normed, proj.weight, proj.bias)
@@ -59,7 +59,7 @@ class TritonOps:
         self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", gate_up: "Linear"
     ) -> tuple[Tensor, Tensor]:
         """One kernel for few tokens, else three."""
-        if len(residual) <= MOST_TOKENS:
+        if _are_few(residual):
             return small_add_norm_linear(
                 residual, x, norm.weight, norm.eps, gate_up.weight, gate_up.bias, gates=True
             )
@@ -91,3 +91,7 @@ class TritonOps:
         sizes = [layer.num_heads, layer.num_kv_heads, layer.num_kv_heads]
         q, k, v = split(qkv.view(len(qkv), -1, layer.head_dim), sizes, dim=1)
         return q, k, v
+
+
+def _are_few(tokens: Tensor) -> bool:
+    return 0 < len(tokens) <= MOST_TOKENS

@@ -30,7 +30,8 @@ def draw(shifted: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
 
     The token is the first for which the weights up to and including it exceed ``uniform * total``.
     The search goes in two steps, first for the block of tokens and then inside it, because a
-    cumulative sum is a much slower operation than a sum.
+    cumulative sum is a much slower operation than a sum. Source: Devroye, *Non-Uniform Random
+    Variate Generation*, 1986, section III.2.
 
     Args:
         shifted: float32 ``[N, V]`` logits, of which the greatest in each row is 0. A row that

@@ -19,7 +19,10 @@ much faster than a large vocabulary is sorted. The result does not depend on it.
 
 
 def keep_min_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Drops tokens less probable than ``min_p`` times the most probable one; in place."""
+    """Drops tokens less probable than ``min_p`` times the most probable one; in place.
+
+    Source: Nguyen et al., 2024, https://arxiv.org/abs/2407.01082.
+    """
     index = [i for i, row in enumerate(rows) if row.params.min_p > 0]
     if index:
         floor = shifted.new_tensor([log(rows[i].params.min_p) for i in index])[:, None]
@@ -30,7 +33,8 @@ def keep_min_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
 def keep_top_k(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Keeps the ``top_k`` most probable tokens; in place.
 
-    Of equally probable tokens at the edge the first in the vocabulary stay.
+    Of equally probable tokens at the edge the first in the vocabulary stay. Source: Fan et al.,
+    2018, https://arxiv.org/abs/1805.04833.
     """
     index = [i for i, row in enumerate(rows) if 0 < row.params.top_k < shifted.shape[1]]
     if index:
@@ -43,6 +47,7 @@ def keep_top_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Keeps the fewest most probable tokens whose probabilities sum to ``top_p``; in place.
 
     Always keeps one. Of equally probable tokens at the edge the first in the vocabulary stay.
+    Source: Holtzman et al., 2020, https://arxiv.org/abs/1904.09751.
     """
     index = [i for i, row in enumerate(rows) if row.params.top_p < 1]
     if not index:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ class SamplerOutput:
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     invalid_rows: list[int]
+
+
+class Sampler(Protocol):
+    """What chooses tokens; ``sample`` is one."""
+
+    def __call__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
+        """One token per row; see ``sample``."""
+        ...
 
 
 @torch.inference_mode()

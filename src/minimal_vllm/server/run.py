@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from minimal_vllm.engine.sizing import choose_device
 from minimal_vllm.llm import LLM
 from minimal_vllm.server.app import make_app
 from minimal_vllm.server.async_engine import AsyncEngine, EngineFailedError, EngineStoppedError
@@ -19,6 +20,8 @@ from minimal_vllm.server.service import Service, choose_model_names
 from minimal_vllm.trace.step_record import StepObserver
 from minimal_vllm.view.live import LiveView
 
+MOST_TOKENS_ON_GPU = 8192
+"""A step's tokens, unless told otherwise: fewer than offline, as others wait for its end."""
 SECONDS_TO_SEND = 5
 """What was generated before the end must be read within this."""
 
@@ -38,6 +41,8 @@ def make_service(
     metrics = Metrics(names[0])
     view = LiveView() if config.view else None
     watchers = [view] if view else []
+    if choose_device(options.get("device", "auto")).type == "cuda":
+        options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
     llm = LLM(model, observers=[metrics.on_step, *watchers, *observers], **options)
     metrics.describe_cache(
         {

@@ -119,6 +119,7 @@ ENGINE_OPTIONS = frozenset(
     {
         *("model", "revision", "download_dir", "dtype", "max_model_len", "block_size"),
         *("gpu_memory_utilization", "num_gpu_blocks_override", "eviction_policy"),
+        *("block_pool", "scheduler"),
         *("max_num_batched_tokens", "max_num_seqs"),
         *("enable_prefix_caching", "enable_chunked_prefill"),
     }

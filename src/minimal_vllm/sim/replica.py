@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import floor, log
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from minimal_vllm.sim.load import load_of_decodes, load_of_plan
 from minimal_vllm.trace.step_record import StepObserver
 
 if TYPE_CHECKING:
-    from minimal_vllm.engine.scheduler import Plan
+    from minimal_vllm.engine.scheduler import Plan, Scheduler
 
 BINS_PER_E = 500
 """Inter-token latencies are counted in bins 0.2 % wide: there can be billions of them."""
@@ -60,6 +60,7 @@ class Replica:
         cost_model: says how long steps take.
         observers: called with the engine's own records, in simulated seconds. They are to see
             every step in full, so while there are any, nobody sleeps.
+        make_scheduler: makes a scheduler of the user's, which plans every step in full.
     """
 
     def __init__(
@@ -68,8 +69,14 @@ class Replica:
         pool: BlockPool,
         cost_model: CostModel,
         observers: Sequence[StepObserver] = (),
+        make_scheduler: "Callable[[SchedulerConfig, BlockPool], Scheduler] | None" = None,
     ) -> None:
-        self.scheduler = LazyScheduler(config, pool, may_sleep=not observers)
+        self.scheduler: Scheduler
+        self._lazy: LazyScheduler | None = None
+        if make_scheduler:
+            self.scheduler = make_scheduler(config, pool)
+        else:
+            self.scheduler = self._lazy = LazyScheduler(config, pool, may_sleep=not observers)
         self.tally = Tally()
         self._cost_model = cost_model
         self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
@@ -94,7 +101,7 @@ class Replica:
     def begin(self, now: float) -> float:
         """Go on at the time ``now`` until something must be decided; when that will be."""
         self._now = now
-        num_steady_steps = self.scheduler.count_steady_steps()
+        num_steady_steps = self._lazy.count_steady_steps() if self._lazy else 0
         if num_steady_steps:
             self._begin_steady_steps(num_steady_steps)
         else:
@@ -123,8 +130,8 @@ class Replica:
         for request in map(simulated, plan.preempted):
             if request.first_token_at is not None and request.stalled_since is None:
                 request.stalled_since = self._now  # when the last step ended, with its last token
-        self._num_asleep = self.scheduler.num_asleep
-        load = load_of_plan(plan, self._num_asleep, self.scheduler.asleep_context)
+        self._num_asleep, context = self._asleep()
+        load = load_of_plan(plan, self._num_asleep, context)
         self._seconds = [self._cost_model.seconds(load)]
         self._ends = [self._now + self._seconds[0]]
 
@@ -151,7 +158,7 @@ class Replica:
 
     def _begin_steady_steps(self, count: int) -> None:
         end = self._now
-        num_requests, context = self.scheduler.num_asleep, self.scheduler.asleep_context
+        num_requests, context = self._asleep()
         for _ in range(count):
             seconds = self._cost_model.seconds(load_of_decodes(num_requests, context))
             end += seconds
@@ -160,6 +167,12 @@ class Replica:
             self._ends.append(end)
 
     def _end_steady_steps(self) -> None:
+        if self._lazy is None:  # no step was in progress
+            return
         for seconds, _ in zip(self._seconds, self._ends, strict=False):  # some were cut off
-            self.tally.add_step(seconds, self.scheduler.num_asleep)
-        self.scheduler.pass_steady_steps(len(self._ends))
+            self.tally.add_step(seconds, self._lazy.num_asleep)
+        self._lazy.pass_steady_steps(len(self._ends))
+
+    def _asleep(self) -> tuple[int, int]:
+        """How many sleep, and the length of their contexts after the next step, together."""
+        return (self._lazy.num_asleep, self._lazy.asleep_context) if self._lazy else (0, 0)

@@ -3,12 +3,12 @@
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from minimal_vllm.cache.block_pool import BlockPool
-from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.engine.parts import make_pool, make_scheduler
 from minimal_vllm.engine.sizing import (
     choose_batched_tokens,
     choose_model_len,
@@ -46,13 +46,23 @@ class Design:
     model: ModelConfig
     scheduler_config: SchedulerConfig
     num_blocks: int
-    eviction_policy: str
+    engine: EngineConfig
+    """Which classes of the user's have parts in it."""
     cost_model: CostModel
 
     def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
-        """An idle engine."""
-        pool = BlockPool(self.num_blocks, EVICTION_STRATEGIES[self.eviction_policy]())
-        return Replica(self.scheduler_config, pool, self.cost_model, observers)
+        """An idle engine.
+
+        Raises:
+            ValueError: a class of the user's can't be had, or does not fit.
+        """
+        return Replica(
+            self.scheduler_config,
+            make_pool(self.engine, self.num_blocks),
+            self.cost_model,
+            observers,
+            partial(make_scheduler, self.engine) if self.engine.scheduler else None,
+        )
 
 
 def design(config: SimulationConfig) -> Design:
@@ -80,7 +90,7 @@ def design(config: SimulationConfig) -> Design:
         model=model,
         scheduler_config=choose_scheduler_config(engine, model_len, batched_tokens, num_blocks),
         num_blocks=num_blocks,
-        eviction_policy=engine.eviction_policy,
+        engine=engine,
         cost_model=LinearCostModel.load(Path(config.fleet.cost_model))
         if config.fleet.cost_model
         else RooflineCostModel(model, gpu, config.achieved, itemsize, kv_itemsize),

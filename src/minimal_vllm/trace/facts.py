@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from minimal_vllm import __version__
 from minimal_vllm.demo import DEMO_MODEL_DIR, DEMO_MODEL_NAME
+from minimal_vllm.plugin import part_name
 
 if TYPE_CHECKING:
     from minimal_vllm.config import EngineConfig
@@ -18,19 +19,29 @@ class EngineFacts:
     program: str
     """Name and version of what ran it."""
     model: str
+    """As it was named; of the built-in model its name."""
     device: str
+    """Where it ran."""
     dtype: str
+    """What weights and cache were held in."""
     num_blocks: int
+    """KV blocks in the pool."""
     block_size: int
     """Tokens per block."""
     max_model_len: int
+    """No request grew beyond so many tokens."""
     max_num_batched_tokens: int
     """The token budget of a step."""
     max_num_seqs: int
+    """At most so many requests ran at once."""
     scheduling_policy: str
+    """Who went first."""
     eviction_policy: str
+    """Which cached block was forgotten first."""
     enable_prefix_caching: bool
+    """Whether blocks were kept and shared."""
     enable_chunked_prefill: bool
+    """Whether prompts were computed in several steps."""
 
 
 def engine_facts(config: "EngineConfig", built: "BuiltEngine") -> EngineFacts:
@@ -47,7 +58,7 @@ def engine_facts(config: "EngineConfig", built: "BuiltEngine") -> EngineFacts:
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_num_seqs=limits.max_num_seqs,
         scheduling_policy=limits.policy,
-        eviction_policy=config.eviction_policy,
+        eviction_policy=part_name(config.eviction_policy),
         enable_prefix_caching=limits.enable_prefix_caching,
         enable_chunked_prefill=limits.enable_chunked_prefill,
     )

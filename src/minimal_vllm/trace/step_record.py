@@ -21,6 +21,7 @@ class RequestRecord:
     arrived: float
     """``time.monotonic()``, in seconds."""
     prompt_token_ids: tuple[int, ...]
+    """The prompt, as the model reads it."""
     priority: int = 0
     """With the priority policy: smaller goes first."""
     params: dict[str, Any] = field(default_factory=dict)
@@ -44,9 +45,11 @@ class ScheduledRecord:
     """What one request did in a step."""
 
     request_id: str
+    """Whose tokens they are."""
     start: int
     """Position of the first token computed."""
     num_tokens: int
+    """How many tokens, from there on, were computed."""
     cached_blocks: tuple[int, ...] = ()
     """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
     new_blocks: tuple[int, ...] = ()
@@ -68,11 +71,15 @@ class PlanRecord:
     """
 
     step: int
+    """The number that its ``StepRecord`` will have."""
     scheduled: tuple[ScheduledRecord, ...]
     """Nothing is sampled yet."""
     admitted: tuple[str, ...] = ()
+    """Ids of the requests that were let in from the queue."""
     preempted: tuple[str, ...] = ()
+    """Ids of those that lost their blocks, and wait again."""
     evicted_blocks: tuple[int, ...] = ()
+    """Blocks whose cached content was forgotten, to be written anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +91,28 @@ class StepRecord:
     started: float
     """``time.monotonic()`` when it began."""
     schedule_seconds: float
+    """Making the plan."""
     run_seconds: float
     """Batch building, the model, and sampling."""
     update_seconds: float
+    """Handing the sampled tokens to their requests, and making outputs."""
     scheduled: tuple[ScheduledRecord, ...]
+    """What each request of the batch did, in their order."""
     admitted: tuple[str, ...]
+    """Ids of the requests that were let in from the queue."""
     preempted: tuple[str, ...]
+    """Ids of those that lost their blocks, and wait again."""
     finished: tuple[tuple[str, str], ...]
     """Request ids, each with its finish reason, in the order in which they ended; those that
     ended since the last step come first."""
     evicted_blocks: tuple[int, ...]
+    """Blocks whose cached content was forgotten, to be written anew."""
     num_running: int
+    """Requests that run after the step."""
     num_waiting: int
+    """Requests that wait after it."""
     num_blocks: int
+    """All blocks of the pool."""
     num_free_blocks: int
     """Free or evictable."""
     num_cached_blocks: int

@@ -1,5 +1,7 @@
 """Paged attention of requests that compute one token each: the kernel of decoding.
 
+Source: Kwon et al., *PagedAttention*, SOSP 2023, section 4.1; flash-decoding, see ``pieces``.
+
 One program reads one piece of one request's context (see ``pieces``) for one kv head, and
 serves all G query heads that share it (grouped-query packing), so that keys and values are read
 from memory once. With a block size of 4 tokens::
@@ -30,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.pieces import Pieces
-from minimal_vllm.attention.kernels.softmax import take_keys
+from minimal_vllm.attention.kernels.softmax import merge_part, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -128,7 +130,7 @@ def decode_attention(
         SHARED_PARTS=shared.num_parts if shared else 0,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
-        num_stages=3,
+        num_stages=2,
         **launch_options(q),
     )
 
@@ -205,66 +207,33 @@ def _decode_kernel(
             q_tile, key, value, place, is_key, exists[None, :], scale,
             peak, total, mean, True, False, PRECISION,
         )  # fmt: skip
+    # ---- a cut context: leave the partial result; who comes last merges them all -----------------
+    arrived = num_pieces - 1
+    if num_pieces > 1:
+        place = piece * (K * G) + heads
+        part = mean / total[:, None]
+        tl.store(partial_out + place[:, None] * D + dim[None, :], part, mask=is_real)
+        tl.store(partial_lse + place, peak + tl.log2(total), mask=row < G)
+        tl.debug_barrier()  # all of this program's threads have written …
+        arrived = tl.atomic_add(arrivals + request * K + head, 1, sem="acq_rel")  # … before this
+    if arrived < num_pieces - 1:
+        return
+    if num_pieces > 1:
+        tl.store(arrivals + request * K + head, 0)
+        peak = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        mean = tl.zeros([ROWS, DIMS], tl.float32)
+        for other in range(first, first + num_pieces):
+            place = other * (K * G) + heads
+            peak, total, mean = merge_part(
+                partial_out, partial_lse, place, row < G, is_real, dim, peak, total, mean, D
+            )
+    num_shared = tl.where(own > 0, SHARED_PARTS, 0)
+    for part_index in range(num_shared):
+        place = (part_index * num_requests + request) * (K * G) + heads
+        peak, total, mean = merge_part(
+            shared_out, shared_lse, place, row < G, is_real, dim, peak, total, mean, D
+        )
     mean = mean / total[:, None]
     out_place = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
-    is_alone = num_pieces == 1
-    if SHARED_PARTS > 0:
-        is_alone = is_alone & (own == 0)
-    if is_alone:
-        tl.store(out + out_place, mean.to(out.dtype.element_ty), mask=is_real)
-        return
-
-    # ---- leave the partial result; who comes last merges them all --------------------------------
-    place = piece * (K * G) + heads
-    tl.store(partial_out + place[:, None] * D + dim[None, :], mean, mask=is_real)
-    tl.store(partial_lse + place, peak + tl.log2(total), mask=row < G)
-    tl.debug_barrier()  # all of this program's threads have written …
-    arrival = arrivals + request * K + head
-    if tl.atomic_add(arrival, 1, sem="acq_rel") < num_pieces - 1:  # … before this is seen
-        return
-    tl.store(arrival, 0)
-
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, DIMS], tl.float32)
-    for other in range(first, first + num_pieces):
-        place = other * (K * G) + heads
-        peak, total, mean = _merge(
-            partial_out, partial_lse, place, row, dim, is_real, peak, total, mean, G, D
-        )
-    num_shared = tl.where(own > 0, SHARED_PARTS, 0)
-    for part in range(num_shared):
-        place = (part * num_requests + request) * (K * G) + heads
-        peak, total, mean = _merge(
-            shared_out, shared_lse, place, row, dim, is_real, peak, total, mean, G, D
-        )
-    mean = mean / total[:, None]
     tl.store(out + out_place, mean.to(out.dtype.element_ty), mask=is_real)
-
-
-@triton.jit
-def _merge(
-    partial_out,
-    partial_lse,
-    place,
-    row,
-    dim,
-    is_real,
-    peak,
-    total,
-    mean,
-    G: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Add one partial result to a running mean."""
-    # ``.cg``: from the L2 cache, which all processors share; the L1 cache may hold what was there.
-    lse = tl.load(partial_lse + place, mask=row < G, other=0.0, cache_modifier=".cg")
-    part = tl.load(
-        partial_out + place[:, None] * D + dim[None, :],
-        mask=is_real,
-        other=0.0,
-        cache_modifier=".cg",
-    )
-    new_peak = tl.maximum(peak, lse)
-    fade, weight = tl.exp2(peak - new_peak), tl.exp2(lse - new_peak)
-    return new_peak, total * fade + weight, mean * fade[:, None] + part * weight[:, None]

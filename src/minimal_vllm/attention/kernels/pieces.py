@@ -23,12 +23,15 @@ from torch import Tensor
 
 from minimal_vllm.launch import launch_options, wait_for_previous
 
-LEAST_PIECE = 64
-"""Tokens of a piece at least, and what its length is a multiple of: the keys of one tile."""
-PROGRAMS_PER_PROCESSOR = 2
-"""How many programs each processor should get, at least, if the contexts are long enough."""
+TILE = 64
+"""Tokens: what a piece's length is a multiple of."""
 PIECES_PER_REQUEST = 2
 """How many pieces a request should have on average: short ones fill the gaps at the end."""
+PROGRAMS_OF_FEW, LEAST_OF_FEW = 2, TILE
+"""How many programs each processor should get, and a piece's tokens at least, if there are fewer
+programs than processors before anything is cut: every cut helps."""
+PROGRAMS_OF_MANY, LEAST_OF_MANY = 16, 256
+"""The same for more requests: a cut costs a merge, and only evens out the end."""
 NOBODY = -1
 
 
@@ -50,8 +53,18 @@ def most_pieces(num_requests: int, num_kv_heads: int, num_processors: int) -> in
 
 
 def _wanted_pieces(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
-    to_fill_the_gpu = -(-PROGRAMS_PER_PROCESSOR * num_processors // num_kv_heads)
-    return to_fill_the_gpu + PIECES_PER_REQUEST * num_requests
+    are_few = _are_few(num_requests, num_kv_heads, num_processors)
+    programs = num_processors * (PROGRAMS_OF_FEW if are_few else PROGRAMS_OF_MANY)
+    return -(-programs // num_kv_heads) + PIECES_PER_REQUEST * num_requests
+
+
+def _least_piece(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
+    are_few = _are_few(num_requests, num_kv_heads, num_processors)
+    return LEAST_OF_FEW if are_few else LEAST_OF_MANY
+
+
+def _are_few(num_requests: int, num_kv_heads: int, num_processors: int) -> bool:
+    return num_requests * num_kv_heads < num_processors
 
 
 def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) -> Pieces:
@@ -75,7 +88,8 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) ->
         num_requests,
         size,
         _wanted_pieces(num_requests, num_kv_heads, num_processors),
-        LEAST=LEAST_PIECE,
+        LEAST=_least_piece(num_requests, num_kv_heads, num_processors),
+        TILE=TILE,
         REQUESTS=triton.next_power_of_2(num_requests),
         PIECES=triton.next_power_of_2(size),
         num_warps=8,
@@ -90,7 +104,8 @@ def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processor
     lengths = (ends - starts).clamp(min=0)
     wanted = _wanted_pieces(num_requests, num_kv_heads, num_processors)
     piece_size = -(-int(lengths.sum()) // wanted)
-    piece_size = max(-(-piece_size // LEAST_PIECE) * LEAST_PIECE, LEAST_PIECE)
+    least = _least_piece(num_requests, num_kv_heads, num_processors)
+    piece_size = max(-(-piece_size // TILE) * TILE, least)
     counts = -(-lengths // piece_size)
     owner = ends.new_full((most_pieces(num_requests, num_kv_heads, num_processors),), NOBODY)
     owned = torch.arange(num_requests, dtype=torch.int32).repeat_interleave(counts)
@@ -113,6 +128,7 @@ def _cut_kernel(
     size,
     wanted,
     LEAST: tl.constexpr,
+    TILE: tl.constexpr,
     REQUESTS: tl.constexpr,
     PIECES: tl.constexpr,
     EARLY: tl.constexpr,
@@ -123,8 +139,8 @@ def _cut_kernel(
     start = tl.load(starts + request, mask=exists, other=0)
     end = tl.load(ends + request, mask=exists, other=0)
     lengths = tl.maximum(end - start, 0)
-    tiles = tl.cdiv(tl.cdiv(tl.sum(lengths), wanted), LEAST)
-    length = tl.maximum(tiles, 1) * LEAST
+    tiles = tl.cdiv(tl.cdiv(tl.sum(lengths), wanted), TILE)
+    length = tl.maximum(tiles * TILE, LEAST)
     counts = tl.cdiv(lengths, length)
     ends_at = tl.cumsum(counts)
     first = ends_at - counts

@@ -1,8 +1,9 @@
 """Paged attention of requests that compute many tokens: the kernel of prompts.
 
-The new tokens of a request are cut into tiles; one program computes one tile for one query head,
-walking over all keys up to its last token, in the paged cache. What was cached before, by an
-earlier chunk or for another request with the same prefix, is not told from what is new::
+The new tokens of a request are cut into tiles; one program computes one tile, for all query heads
+that share a kv head, walking over all keys up to its last token, in the paged cache. What was
+cached before, by an earlier chunk or for another request with the same prefix, is not told from
+what is new::
 
     keys →     0 … context … │ new tokens
     tile 0     ████████████████▙              ▙ diagonal: a token does not see those behind it
@@ -10,7 +11,9 @@ earlier chunk or for another request with the same prefix, is not told from what
     tile 2     ████████████████████████▙
 
 The longest tiles come first, so that the last ones to run are short (Dao, *FlashAttention-2*, 2023,
-for the loop; the tail is the classic one of scheduling by longest processing time).
+for the loop; the tail is the classic one of scheduling by longest processing time). If there are
+few tiles, as of the last tokens of a long prompt, their contexts are cut into pieces, as those of
+the decode kernel are, so that all of the GPU's processors read.
 
 FLOPs: ``4 * D`` per query head and visible pair of tokens; keys and values come from the L2 cache
 for all tiles and query heads but the first, so that the tensor cores' rate is the floor.
@@ -18,30 +21,82 @@ for all tiles and query heads but the first, so that the tensor cores' rate is t
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E
-from minimal_vllm.attention.kernels.softmax import take_keys
+from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials
+from minimal_vllm.attention.kernels.softmax import merge_part, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.engine.batch import IntArray
 from minimal_vllm.launch import launch_options, wait_for_previous
 
-TILE_TOKENS = 128
-"""Tokens of a tile."""
+ROWS = 128
+"""Of a tile: pairs of a token and a query head. Few tokens of many heads fill it, too."""
+
+
+LEAST_PIECE = 512
+"""Keys of a piece at least."""
+TILE, FIRST_KEY, END_KEY, ROW, TOKEN, NUM_TOKENS, POSITION, FIRST_PIECE, NUM_PIECES = range(9)
+"""Columns of the work's table, see ``PrefillWork``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillWork:
-    """The tiles of a step, as the kernel wants them."""
+    """The pieces of a step's tiles, as the kernel wants them."""
 
-    tiles: Tensor
-    """``[tiles, 4]`` int32. Of each tile: its request's row in ``block_tables``; the row of ``q``
-    that is its first token; how many tokens it has, at most ``TILE_TOKENS``; and the first one's
-    place in its request."""
+    pieces: Tensor
+    """``[pieces, 9]`` int32. Of each piece: which tile it belongs to, and which keys it has, from
+    ``FIRST_KEY`` to before ``END_KEY``. Of its tile: its request's row in ``block_tables``; the row
+    of ``q`` that is its first token; how many tokens it has; the first
+    one's place in its request; the first of its pieces, and how many it has."""
     block_tables: Tensor
     """``[R, most blocks]`` int32."""
+    partials: Partials | None
+    """``[pieces * ROWS, K, D]``, if any tile has more than one piece."""
+    arrivals: Tensor
+    """``[tiles * K]`` int32, all 0: how many pieces are done. Left as it was found."""
+
+
+def tokens_per_tile(num_heads: int, num_kv_heads: int) -> int:
+    """How many tokens fill a tile."""
+    return max(ROWS * num_kv_heads // num_heads, 1)
+
+
+def cut_tiles(
+    tiles: IntArray, num_kv_heads: int, num_processors: int, *, windowed: bool
+) -> IntArray:
+    """Cut tiles into pieces, if without it there are fewer than two programs per processor.
+
+    The last piece of a tile has all keys that not all of its tokens see, so that none has a token
+    that sees nothing of it.
+
+    Args:
+        tiles: ``[tiles, 4]``: the columns from ``ROW`` to ``POSITION``.
+        num_kv_heads: each tile is computed by so many programs.
+        num_processors: of the GPU.
+        windowed: what is seen is short anyhow: nothing is cut.
+
+    Returns:
+        ``[pieces, 9]``, see ``PrefillWork``.
+    """
+    seen_by_all = tiles[:, POSITION - ROW]
+    ends = seen_by_all + tiles[:, NUM_TOKENS - ROW]
+    wanted = 0 if windowed else 2 * num_processors // num_kv_heads
+    length = max(-(-int(ends.sum()) // max(wanted, 1)), LEAST_PIECE)
+    length = -(-length // LEAST_PIECE) * LEAST_PIECE
+    counts = np.ones_like(ends)
+    if len(tiles) < wanted:
+        counts = np.maximum(-(-seen_by_all // length), 1)
+    owner = np.repeat(np.arange(len(tiles)), counts)
+    first = np.cumsum(counts) - counts
+    index = np.arange(len(owner)) - first[owner]
+    is_last = index == counts[owner] - 1
+    first_key = index * length
+    end_key = np.where(is_last, ends[owner], first_key + length)
+    return np.column_stack((owner, first_key, end_key, tiles[owner], first[owner], counts[owner]))
 
 
 def prefill_attention(
@@ -63,32 +118,44 @@ def prefill_attention(
         out: ``[T, H, D]``, of which the tiles' rows are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
-    num_heads = q.shape[1]
-    wide = q.dtype == torch.float32
-    _prefill_kernel[(num_heads, len(work.tiles))](
+    dims = max(triton.next_power_of_2(head_dim), LEAST_ROWS)
+    partials = work.partials
+    keys, warps, stages = _tile(q.dtype, dims)
+    _prefill_kernel[(num_kv_heads, len(work.pieces))](
         q,
         cache.key,
         cache.value,
         out,
-        work.tiles,
+        partials.out if partials else out,
+        partials.lse if partials else out,
+        work.pieces,
         work.block_tables,
+        work.arrivals,
         scale * LOG2_E,
         window or 0,
         q.stride(0),
         work.block_tables.stride(0),
-        H=num_heads,
         K=num_kv_heads,
+        G=q.shape[1] // num_kv_heads,
         D=head_dim,
         S=block_size,
-        TOKENS=TILE_TOKENS,
-        DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
-        KEYS=16 if wide else 64,
+        ROWS=ROWS,
+        DIMS=dims,
+        KEYS=keys,
         WINDOWED=window is not None,
-        PRECISION="ieee" if wide else "tf32",
-        num_warps=4,
-        num_stages=2 if wide else 3,
+        CUT=partials is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=warps,
+        num_stages=stages,
         **launch_options(q),
     )
+
+
+def _tile(dtype: torch.dtype, dims: int) -> tuple[int, int, int]:
+    """Keys per step, warps and stages of loads, by what fits into 227 KB of shared memory."""
+    if dtype == torch.float32:
+        return 16, 4, 2
+    return (128, 8, 3) if dims <= 128 else (64, 8, 2)
 
 
 @triton.jit(do_not_specialize=["window", "table_stride"])
@@ -97,61 +164,88 @@ def _prefill_kernel(
     key,
     value,
     out,
-    tiles,
+    partial_out,
+    partial_lse,
+    pieces,
     block_tables,
+    arrivals,
     scale,
     window,
     q_stride,
     table_stride,
-    H: tl.constexpr,
     K: tl.constexpr,
+    G: tl.constexpr,
     D: tl.constexpr,
     S: tl.constexpr,
-    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     WINDOWED: tl.constexpr,
+    CUT: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     wait_for_previous(EARLY)
-    head, tile = tl.program_id(0), tl.program_id(1)
-    kv_head = head // (H // K)
-    row, dim = tl.arange(0, TOKENS), tl.arange(0, DIMS)
-    tiles += tile * 4
-    num_tokens = tl.load(tiles + 2)
-    is_real = (row < num_tokens)[:, None] & (dim < D)[None, :]
-    q_row = tl.load(tiles + 1).to(tl.int64) + row
-    q_tile = tl.load(
-        q + q_row[:, None] * q_stride + head * D + dim[None, :], mask=is_real, other=0.0
-    )
-    first = tl.load(tiles + 3)
-    query_position = first + row
-    end = first + num_tokens
-    table = block_tables + tl.load(tiles).to(tl.int64) * table_stride
+    kv_head, piece = tl.program_id(0), tl.program_id(1)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
+    token, head = row // G, kv_head * G + row % G
+    work = pieces + piece * 9  # its columns are those above
+    is_row = token < tl.load(work + 5)
+    is_real = is_row[:, None] & (dim < D)[None, :]
+    q_row = tl.load(work + 4).to(tl.int64) + token
+    q_place = q_row * q_stride + head * D
+    q_tile = tl.load(q + q_place[:, None] + dim[None, :], mask=is_real, other=0.0)
+    first = tl.load(work + 6)
+    query_position = first + token
+    first_key, end = tl.load(work + 1), tl.load(work + 2)
+    table = block_tables + tl.load(work + 3).to(tl.int64) * table_stride
     key += kv_head * (S * D)
     value += kv_head * (S * D)
 
-    peak = tl.full([TOKENS], -float("inf"), tl.float32)
-    total = tl.zeros([TOKENS], tl.float32)
-    mean = tl.zeros([TOKENS, DIMS], tl.float32)
+    peak = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS, DIMS], tl.float32)
     # Keys that all rows see need no mask: those before the tile's first token, in whole steps.
-    seen_by_all = 0 if WINDOWED else (first + 1) // KEYS * KEYS
-    for start in range(0, seen_by_all, KEYS):
+    seen_by_all = 0 if WINDOWED else tl.minimum(first + 1, end) // KEYS * KEYS
+    for start in range(first_key, seen_by_all, KEYS):
         peak, total, mean = _attend(
             q_tile, key, value, table, start, query_position, end, window, scale,
             peak, total, mean, K, D, S, DIMS, KEYS, False, False, PRECISION,
         )  # fmt: skip
     if WINDOWED:
         seen_by_all = tl.maximum(first - window + 1, 0) // KEYS * KEYS
-    for start in range(seen_by_all, end, KEYS):
+    for start in range(tl.maximum(seen_by_all, first_key), end, KEYS):
         peak, total, mean = _attend(
             q_tile, key, value, table, start, query_position, end, window, scale,
             peak, total, mean, K, D, S, DIMS, KEYS, True, WINDOWED, PRECISION,
         )  # fmt: skip
+    if CUT:
+        # Leave the partial result; who comes last merges them all: see ``decode``.
+        num_pieces, first_piece = tl.load(work + 8), tl.load(work + 7)
+        arrived = num_pieces - 1
+        arrival = arrivals + tl.load(work) * K + kv_head
+        if num_pieces > 1:
+            place = (piece * ROWS + row).to(tl.int64) * K + kv_head
+            part_place = partial_out + place[:, None] * D + dim[None, :]
+            tl.store(part_place, mean / total[:, None], mask=is_real)
+            tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
+            tl.debug_barrier()  # all of this program's threads have written …
+            arrived = tl.atomic_add(arrival, 1, sem="acq_rel")  # … before this is seen
+        if arrived < num_pieces - 1:
+            return
+        if num_pieces > 1:
+            tl.store(arrival, 0)
+            peak = tl.full([ROWS], -float("inf"), tl.float32)
+            total = tl.zeros([ROWS], tl.float32)
+            mean = tl.zeros([ROWS, DIMS], tl.float32)
+            for other in range(first_piece, first_piece + num_pieces):
+                place = (other * ROWS + row).to(tl.int64) * K + kv_head
+                peak, total, mean = merge_part(
+                    partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
+                )
     mean = mean / total[:, None]
-    place = q_row[:, None] * (H * D) + head * D + dim[None, :]
-    tl.store(out + place, mean.to(out.dtype.element_ty), mask=is_real)
+    place = q_row * (K * G * D) + head * D
+    tl.store(out + place[:, None] + dim[None, :], mean.to(out.dtype.element_ty), mask=is_real)
 
 
 @triton.jit

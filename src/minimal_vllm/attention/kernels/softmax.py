@@ -1,4 +1,4 @@
-"""One step of every attention kernel: some more keys come into a running softmax.
+"""What all attention kernels do: take some more keys, or a partial result, into a running softmax.
 
 Online softmax (Milakov and Gimelshein 2018; Dao et al., *FlashAttention*, 2022, section 3.1): with
 each tile of keys the highest score so far may rise; what was summed before fades accordingly.
@@ -58,3 +58,42 @@ def take_keys(  # noqa: ANN201 - Triton's language
     mean = mean * fade[:, None]
     mean = tl.dot(weights.to(values.dtype), values, mean, input_precision=PRECISION)
     return new_peak, total, mean
+
+
+@triton.jit
+def merge_part(  # noqa: ANN201 - Triton's language
+    partial_out,
+    partial_lse,
+    place,
+    is_row,
+    is_real,
+    dim,
+    peak,
+    total,
+    mean,
+    D: tl.constexpr,
+):
+    """Take in what another program has computed over other keys (flash-decoding's merge).
+
+    Args:
+        partial_out: ``[…, D]`` float32: means of values.
+        partial_lse: ``[…]`` float32: base-2 logarithms of the sums of exponentials; -inf: no keys.
+        place: ``[rows]``: where in both the rows are.
+        is_row: ``[rows]``: which of them exist.
+        is_real: ``[rows, dims]``: which of their numbers exist.
+        dim: ``[dims]``.
+        peak: as in ``take_keys``.
+        total: as in ``take_keys``.
+        mean: as in ``take_keys``.
+        D: numbers per row.
+
+    Returns:
+        ``peak``, ``total`` and ``mean`` with the part in them.
+    """
+    # ``.cg``: from the L2 cache, which all processors share; the L1 cache may hold what was there.
+    lse = tl.load(partial_lse + place, mask=is_row, other=0.0, cache_modifier=".cg")
+    part_place = partial_out + place[:, None] * D + dim[None, :]
+    part = tl.load(part_place, mask=is_real, other=0.0, cache_modifier=".cg")
+    new_peak = tl.maximum(peak, lse)
+    fade, weight = tl.exp2(peak - new_peak), tl.exp2(lse - new_peak)
+    return new_peak, total * fade + weight, mean * fade[:, None] + part * weight[:, None]

@@ -1,4 +1,4 @@
-"""SwiGLU's gate, ``silu(gate) * up``, in one pass: read both halves, write one."""
+"""SwiGLU's gate (Shazeer, 2020), ``silu(gate) * up``, in one pass: read both halves, write one."""
 
 import triton
 import triton.language as tl

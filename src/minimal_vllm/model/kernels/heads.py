@@ -9,6 +9,8 @@ queries and keys; here one program holds some heads of one token in registers::
                      in place │ in place and to the cache
 
 Bytes per token: ``(2 H + 3 K + 2 K) * D * itemsize``.
+
+Source of the turning: Su et al., *RoFormer*, 2021, https://arxiv.org/abs/2104.09864.
 """
 
 import triton

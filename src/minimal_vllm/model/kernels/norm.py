@@ -1,5 +1,7 @@
 """Adding to the residual stream and normalising the sum, in one pass over memory.
 
+Source of the norm: Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467.
+
 Plain PyTorch reads and writes the stream several times: to add, to square, to scale. Here one
 program holds one token's vector in registers. Bytes per token: read residual and x, write both:
 ``4 * hidden * itemsize``; memory's rate is the floor.

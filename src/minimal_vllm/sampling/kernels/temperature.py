@@ -1,7 +1,8 @@
 """Sampling by temperature alone, without leaving the GPU: three passes over the logits.
 
-The same decision as ``draw``'s, whose arithmetic this repeats (integer weights, one random number
-per row from a counter), cut into chunks of the vocabulary so that all processors work::
+The same decision as ``draw``'s, which names its source, and the same arithmetic (integer weights,
+one random number per row from a counter), cut into chunks of the vocabulary so that all processors
+work::
 
     logits [N, V]     chunk 0 │ chunk 1 │ chunk 2 …
     1. peaks          highest logit of each chunk, and where

@@ -63,7 +63,7 @@ export function evictionReason({ block, releasedStep, hits, owner, forWhom }, fa
     lru: `nobody references it, and of all such blocks it was released the longest ago, in step ${releasedStep} by #${owner}`,
     fifo: "nobody references it, and of all such blocks it was the first to be released",
     lfu: `nobody references it, and of all such blocks it was found the least often (${plural(hits, "time")})`,
-  }[facts.eviction_policy];
+  }[facts.eviction_policy] ?? `nobody references it, and ${facts.eviction_policy} chose it`;
   return `Block ${block} was evicted for #${forWhom}: ${why}.`;
 }
 

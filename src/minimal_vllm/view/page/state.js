@@ -334,10 +334,10 @@ export class EngineState {
     return this.hashes[block] === null ? FREE : CACHED;
   }
 
-  /** Negative if block `a` is evicted before block `b`. */
+  /** Negative if block `a` is evicted before block `b`; for a strategy of the user's it is a guess. */
   compare(a, b) {
     const keys = { lru: this.released, fifo: this.firstReleased, lfu: this.hits };
-    const key = keys[this.facts.eviction_policy];
+    const key = keys[this.facts.eviction_policy] ?? this.released;
     return key[a] - key[b] || this.released[a] - this.released[b];
   }
 

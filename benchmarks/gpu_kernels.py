@@ -1,0 +1,359 @@
+"""Each of our GPU kernels beside its floor: its bytes at the rate of a copy, or its arithmetic.
+
+python -m benchmarks.gpu_kernels [--heads 32] [--hidden 4096] [--inner 12288]
+
+Shapes are those of a Qwen3 0.6B layer unless told otherwise, in bfloat16. Weights and caches are
+taken in turn from several copies, larger together than the GPU's L2 cache, as the layers of a model
+are. Times are medians of replays of a CUDA graph that holds the kernel many times: no launch by the
+CPU is in them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import RESULTS, print_table, report
+from benchmarks.gpu_workloads import COPY, PRODUCT
+from minimal_vllm.attention.kernels.decode import decode_attention
+from minimal_vllm.attention.kernels.prefill import prefill_attention
+from minimal_vllm.attention.kernels.shared import shared_attention
+from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.engine.batch import Batch
+from minimal_vllm.engine.shared_prefix import SharedPrefix
+from minimal_vllm.model.kernels.gate import silu_and_mul
+from minimal_vllm.model.kernels.heads import norm_rotate_store
+from minimal_vllm.model.kernels.norm import add_norm
+from minimal_vllm.model.kernels.small_batch import small_linear
+from minimal_vllm.sim.hardware import GPUS
+
+BLOCK_SIZE = 16
+BYTES_PER_SECOND = GPUS["h200"].bandwidth * 1e12 * COPY
+FLOPS_PER_SECOND = GPUS["h200"].tflops * 1e12 * PRODUCT
+L2_CACHE = 60e6
+"""Bytes of an H200's."""
+CALLS, REPLAYS = 100, 20
+"""A graph's calls are so many that its own launch does not matter."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer's."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden: int
+    inner: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token."""
+        return 2 * self.num_kv_heads * self.head_dim * 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A kernel's; times in microseconds."""
+
+    kernel: str
+    work: str
+    microseconds: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how large."""
+
+    shape: Shape
+    device: torch.device
+    scale: float
+    """1, or less for a test."""
+
+    def numbers(self, *size: int) -> Tensor:
+        """Random ones."""
+        return torch.randn(size, device=self.device).to(torch.bfloat16)
+
+    def copies(self, num_bytes: float) -> range:
+        """So many that they don't fit into the L2 cache."""
+        return range(max(1, round(self.scale * 3 * L2_CACHE / num_bytes)) if num_bytes else 1)
+
+    def scaled(self, number: int) -> int:
+        """A number of tokens or requests, smaller in a test."""
+        return max(2, round(self.scale * number))
+
+    def microseconds(self, call: Callable[[], object]) -> float:
+        """Of one call, without its launch."""
+        call()
+        if self.device.type == "cpu":
+            return 1.0
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(CALLS):
+                call()
+        times = []
+        for _ in range(REPLAYS):
+            begun = time.perf_counter()
+            graph.replay()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - begun) * 1e6 / CALLS)
+        return median(times)
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Contexts in scattered blocks."""
+
+    caches: list[LayerCache]
+    tables: Tensor
+    attention: TritonAttention
+
+
+def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
+    """Caches of requests of such lengths, the first ``common`` tokens of which they share."""
+    shape, random = bench.shape, Random(0)
+    sizes = [-(-length // BLOCK_SIZE) for length in lengths]
+    shared_blocks = common // BLOCK_SIZE
+    num_blocks = sum(sizes) - shared_blocks * (len(lengths) - 1)
+    blocks = random.sample(range(num_blocks), num_blocks)
+    shared = [blocks.pop() for _ in range(shared_blocks)]
+    tables = np.zeros((len(lengths), max(sizes)), dtype=np.int32)
+    for row, size in zip(tables, sizes, strict=True):
+        row[:size] = shared + [blocks.pop() for _ in range(size - shared_blocks)]
+    of_cache = (num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
+    caches = [
+        LayerCache(bench.numbers(*of_cache), bench.numbers(*of_cache))
+        for _ in bench.copies(num_blocks * BLOCK_SIZE * shape.kv_bytes)
+    ]
+    processors = 4
+    if bench.device.type == "cuda":
+        processors = torch.cuda.get_device_properties(bench.device).multi_processor_count
+    attention = TritonAttention(
+        frozenset({None}),
+        (shape.num_heads, shape.num_kv_heads, shape.head_dim),
+        len(lengths),
+        processors,
+        bench.device,
+        torch.bfloat16,
+    )
+    return Paged(caches, torch.from_numpy(tables).to(bench.device), attention)
+
+
+def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0) -> list[Timing]:
+    """The decode kernel, and with common tokens the shared one before it."""
+    shape, scale = bench.shape, bench.shape.head_dim**-0.5
+    paged = lay_out(bench, lengths, common)
+    everyone = torch.arange(len(lengths), dtype=torch.int32, device=bench.device)
+    seq_lens = torch.tensor(lengths, dtype=torch.int32, device=bench.device)
+    q = bench.numbers(len(lengths), shape.num_heads, shape.head_dim)
+    out, caches, timings, shared = torch.empty_like(q), cycle(paged.caches), [], None
+    if common:
+        shared = paged.attention.new_shared_work(len(lengths))
+        prefix = SharedPrefix(list(range(len(lengths))), common)
+        paged.attention.fill_shared_work(shared, [prefix])
+        timings.append(
+            Timing(
+                "shared",
+                f"{work}: the {common:,} shared tokens",
+                bench.microseconds(
+                    lambda: shared_attention(
+                        q, next(caches), shared, everyone, everyone, paged.tables, scale
+                    )
+                ),
+                _floor_of(
+                    common * shape.kv_bytes,
+                    4 * len(lengths) * common * shape.num_heads * shape.head_dim,
+                ),
+            )
+        )
+    plan = paged.attention.plan_decode(everyone, seq_lens, everyone, paged.tables, shared)[None]
+    own_tokens = sum(lengths) - common * len(lengths)
+    timings.append(
+        Timing(
+            "decode",
+            work,
+            bench.microseconds(lambda: decode_attention(q, next(caches), plan, scale, out)),
+            _floor_of(own_tokens * shape.kv_bytes, 0),
+        )
+    )
+    return timings
+
+
+def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -> Timing:
+    """Requests with ``(tokens in the cache, new tokens)``."""
+    shape = bench.shape
+    paged = lay_out(bench, [cached + new for cached, new in requests])
+    batch = Batch(
+        input_ids=np.zeros(0, dtype=np.int64),
+        positions=np.concatenate([np.arange(cached, cached + new) for cached, new in requests]),
+        slot_mapping=np.zeros(0, dtype=np.int64),
+        query_starts=np.cumsum([0, *(new for _, new in requests)]),
+        seq_lens=np.array([cached + new for cached, new in requests]),
+        block_tables=paged.tables.cpu().numpy(),
+        logit_indices=np.zeros(0, dtype=np.int64),
+        sampling=[],
+        wants_all_logits=False,
+        pending=np.zeros(0, dtype=np.int64),
+        pending_rows=np.zeros(0, dtype=np.int64),
+    )
+    plan = paged.attention.plan_prefill(batch, np.arange(len(requests)), paged.tables, None)
+    if plan is None:
+        raise ValueError("nothing to compute")
+    q = bench.numbers(sum(new for _, new in requests), shape.num_heads, shape.head_dim)
+    out, caches = torch.empty_like(q), cycle(paged.caches)
+    pairs = sum(new * cached + new * (new + 1) // 2 for cached, new in requests)
+    scale = shape.head_dim**-0.5
+    return Timing(
+        "prefill",
+        work,
+        bench.microseconds(lambda: prefill_attention(q, next(caches), plan, scale, None, out)),
+        _floor_of(
+            sum(map(sum, requests)) * shape.kv_bytes, 4 * pairs * shape.num_heads * shape.head_dim
+        ),
+    )
+
+
+# ---- between the products -----------------------------------------------------------------------
+
+
+def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
+    """What a layer does between its products."""
+    shape, work = bench.shape, f"{num_tokens:,} tokens"
+    residual, x = bench.numbers(num_tokens, shape.hidden), bench.numbers(num_tokens, shape.hidden)
+    weight = bench.numbers(shape.hidden)
+    yield Timing(
+        "add_norm",
+        work,
+        bench.microseconds(lambda: add_norm(residual, x, weight, 1e-6)),
+        _floor_of(4 * residual.nbytes, 0),
+    )
+    gate_up = bench.numbers(num_tokens, 2 * shape.inner)
+    yield Timing(
+        "silu_and_mul",
+        work,
+        bench.microseconds(lambda: silu_and_mul(gate_up)),
+        _floor_of(1.5 * gate_up.nbytes, 0),
+    )
+    heads = shape.num_heads + 2 * shape.num_kv_heads
+    qkv, norm = bench.numbers(num_tokens, heads * shape.head_dim), bench.numbers(shape.head_dim)
+    angles = torch.randn(num_tokens, shape.head_dim, device=bench.device)
+    places = torch.arange(num_tokens, device=bench.device)
+    size = (-(-num_tokens // BLOCK_SIZE), shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
+    cache = LayerCache(bench.numbers(*size), bench.numbers(*size))
+    # Read all; write queries and keys in place, and keys and values to the cache.
+    moved = heads + shape.num_heads + 3 * shape.num_kv_heads
+    yield Timing(
+        "norm_rotate_store",
+        work,
+        bench.microseconds(
+            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, places, places, cache)
+        ),
+        _floor_of(moved * shape.head_dim * num_tokens * 2, 0),
+    )
+
+
+def time_products(bench: Bench, num_tokens: int) -> Iterator[Timing]:
+    """The products of weights with few tokens."""
+    shape = bench.shape
+    heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    sizes = {
+        "qkv": (heads, shape.hidden),
+        "o": (shape.hidden, shape.num_heads * shape.head_dim),
+        "gate_up": (2 * shape.inner, shape.hidden),
+        "down": (shape.hidden, shape.inner),
+    }
+    for name, (out_size, in_size) in sizes.items():
+        num_bytes = 2 * out_size * in_size
+        weights = cycle([bench.numbers(out_size, in_size) for _ in bench.copies(num_bytes)])
+        x = bench.numbers(num_tokens, in_size)
+        yield Timing(
+            "small_linear",
+            f"{name}, {num_tokens} token{'s' * (num_tokens > 1)}",
+            bench.microseconds(lambda x=x, weights=weights: small_linear(x, next(weights), None)),  # type: ignore[misc]
+            _floor_of(num_bytes, 0),
+        )
+
+
+def _floor_of(num_bytes: float, flops: float) -> float:
+    """Microseconds."""
+    return max(num_bytes / BYTES_PER_SECOND, flops / FLOPS_PER_SECOND) * 1e6
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def all_timings(bench: Bench) -> Iterator[Timing]:
+    """A few sizes of each kernel."""
+    random = Random(0)
+
+    def ragged(count: int, least: int, most: int) -> list[int]:
+        return [
+            random.randint(bench.scaled(least), bench.scaled(most))
+            for _ in range(bench.scaled(count))
+        ]
+
+    yield from time_decode(bench, "one request of 500 tokens", [bench.scaled(500)])
+    yield from time_decode(bench, "24 of 300 to 1,500", ragged(24, 300, 1500))
+    yield from time_decode(bench, "64 of 500 to 2,000", ragged(64, 500, 2000))
+    yield from time_decode(bench, "256 of 100 to 1,700", ragged(256, 100, 1700))
+    yield from time_decode(bench, "32 of 8,200 to 8,400", ragged(32, 8200, 8400))
+    common = max(BLOCK_SIZE, bench.scaled(2048) // BLOCK_SIZE * BLOCK_SIZE)
+    own = [common + length for length in ragged(256, 64, 128)]
+    yield from time_decode(bench, "256 of 64 to 128 behind a shared beginning", own, common)
+    fresh = [(0, length) for length in ragged(30, 100, 1000)]
+    yield time_prefill(bench, "30 prompts of 100 to 1,000", fresh)
+    behind = [(bench.scaled(2048), bench.scaled(64))] * bench.scaled(64)
+    yield time_prefill(bench, "64 times 64 tokens behind 2,048", behind)
+    yield time_prefill(bench, "4,096 tokens behind 4,096", [(bench.scaled(4096),) * 2])
+    yield time_prefill(bench, "30 tokens behind 8,160", [(bench.scaled(8160), bench.scaled(30))])
+    for num_tokens in (64, 256, 8192):
+        yield from time_between(bench, bench.scaled(num_tokens))
+    for num_tokens in (1, 4):
+        yield from time_products(bench, num_tokens)
+
+
+@click.command()
+@click.option("--heads", default=16, show_default=True)
+@click.option("--kv-heads", default=8, show_default=True)
+@click.option("--head-dim", default=128, show_default=True)
+@click.option("--hidden", default=1024, show_default=True)
+@click.option("--inner", default=3072, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
+def main(heads: int, kv_heads: int, head_dim: int, hidden: int, inner: int, folder: Path) -> None:
+    """Time all kernels in one shape."""
+    shape = Shape(heads, kv_heads, head_dim, hidden, inner)
+    timings = list(all_timings(Bench(shape, torch.device("cuda"), scale=1)))
+    print_table(
+        "Kernels",
+        ["kernel", "work", "µs", "floor", "floor / µs"],
+        [
+            [
+                timing.kernel,
+                timing.work,
+                f"{timing.microseconds:.1f}",
+                f"{timing.floor:.1f}",
+                f"{timing.floor / timing.microseconds:.2f}",
+            ]
+            for timing in timings
+        ],
+    )
+    results = {"shape": asdict(shape), "timings": [asdict(timing) for timing in timings]}
+    report("gpu_kernels", results, folder)
+
+
+if __name__ == "__main__":
+    main()

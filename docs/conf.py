@@ -1,0 +1,52 @@
+"""How the site is built from these pages: ``make docs``."""
+
+import sys
+from pathlib import Path
+
+import minimal_vllm
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "minimal-vllm"
+author = "the authors of minimal-vllm"
+version = release = minimal_vllm.__version__
+html_title = f"{project} {version}"
+html_theme = "furo"
+pygments_dark_style = "github-dark"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_copy_source = False  # of a page that includes a document it would be one line
+smartquotes_action = "D"  # dashes only: quotes are often to be typed as they are
+
+extensions = [
+    "myst_nb",  # pages in Markdown, and notebooks
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "generated",
+    "repository_links",
+]
+included_pages = {  # which page shows a document from outside this folder
+    "README.md": "start/readme",
+    "ARCHITECTURE.md": "start/map",
+    "benchmarks/README.md": "compare/measured",
+    "training/README.md": "reference/training",
+    "src/minimal_vllm/demo/model/README.md": "reference/demo-model",
+}
+exclude_patterns = ["*/code", "**/.ipynb_checkpoints"]
+nitpick_ignore_regex = [("py:.*", r"(?!minimal_vllm\b).*")]  # Python's own, and other libraries'
+
+myst_heading_anchors = 4  # links to headings are written as on a code host: page.md#the-heading
+
+# Notebooks are kept without their output; building the site runs them, and an error in one is one
+# of the build.
+nb_execution_mode = "force"  # results of an older engine must not be shown
+nb_execution_raise_on_error = True
+nb_execution_timeout = 60
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+napoleon_numpy_docstring = False

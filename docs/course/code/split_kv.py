@@ -1,0 +1,63 @@
+"""How a decode step fills a GPU's processors: a program per request, or pieces of contexts.
+
+Counts only: nothing runs on a GPU. Then the real kernel, in Triton's interpreter, on the CPU.
+"""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+
+import heapq
+
+import torch
+from attention import LENGTHS, SCALE, B, D, G, K, S, make_batch
+
+from minimal_vllm.attention.kernels.pieces import cut_reference
+from minimal_vllm.attention.reference import ReferenceAttention
+from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.cache.kv_cache import LayerCache
+
+PROCESSORS = 132  # of an H200
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    ends = torch.tensor(LENGTHS, dtype=torch.int32)
+    pieces = cut_reference(torch.zeros_like(ends), ends, K, PROCESSORS)
+    size = int(pieces.piece_size)
+    in_pieces = [
+        min(size, length - first) for length in LENGTHS for first in range(0, length, size)
+    ]
+    print("contexts are read by   programs   time   processors at work, on average")
+    show("one program each", LENGTHS)
+    show(f"pieces of {size} keys", in_pieces)
+    check_kernel()
+
+
+def show(how: str, contexts: list[int]) -> None:
+    """Each is read by a program per kv head, a key per unit of time; who is free takes the next."""
+    programs = contexts * K
+    ends = [0] * PROCESSORS
+    for length in programs:
+        heapq.heappush(ends, heapq.heappop(ends) + length)
+    at_work = sum(programs) / max(ends)
+    print(f"{how:22} {len(programs):8} {max(ends):6} {at_work:16.1f} of {PROCESSORS}")
+
+
+def check_kernel() -> None:
+    torch.manual_seed(0)
+    batch, cache = make_batch(), LayerCache(*torch.randn(2, B, K, S, D))
+    q, new = torch.randn(len(LENGTHS), K * G, D), torch.empty(0)
+    plain = ReferenceAttention(CPU)
+    ours = TritonAttention(
+        frozenset([None]), (K * G, K, D), len(LENGTHS), PROCESSORS, CPU, torch.float32
+    )
+    expected = plain(q, new, new, cache, plain.prepare(batch), SCALE, None)
+    result = ours(q, new, new, cache, ours.prepare(batch), SCALE, None)
+    torch.testing.assert_close(result, expected)
+    difference = float((result - expected).abs().max())
+    print(f"\nthe kernel and the reference differ by {difference:.0e} at most")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The parts that decide: the built-in ones, or the user's in their places."""
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.plugin import make_part
+
+
+def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
+    """An empty pool.
+
+    Raises:
+        ValueError: a class of the user's can't be had, or does not fit.
+    """
+    policy = config.eviction_policy
+    strategy = EVICTION_STRATEGIES.get(policy, policy) if isinstance(policy, str) else policy
+    eviction = make_part(strategy, EvictionStrategy)
+    return make_part(config.block_pool or BlockPool, BlockPool, num_blocks, eviction)
+
+
+def make_scheduler(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) -> Scheduler:
+    """A scheduler without requests.
+
+    Raises:
+        ValueError: as ``make_pool``; or the limits don't go with the pool.
+    """
+    return make_part(config.scheduler or Scheduler, Scheduler, limits, pool)

@@ -1,0 +1,66 @@
+"""Exercise continuous-batching: put the batch together anew at each step.
+
+The idea. One step of the model takes almost as long for one token as for a hundred, since it reads
+all weights either way. So requests are computed together. A fixed batch waits for its longest
+answer, while seats stand empty. Here the batch is made anew in each step: who is done leaves, who
+waits comes in as soon as there is room (Yu et al., *Orca*, OSDI 2022)::
+
+    step      1  2  3  4  5  6  7
+    A         ▓  ─  ─  ─  ─  ─  ─          ▓ its prompt    ─ one more token
+    B         ▓  ─  ─                      done after step 3 …
+    C                  ▓  ─  ─  ─          … so C comes in at step 4
+
+What you have, in ``self``:
+
+    schedule calls      self._schedule_running(plan, budget)   what is left of the budget
+    config              max_num_seqs, max_num_batched_tokens, block_size, enable_chunked_prefill
+    running             the requests that run, a list
+    waiting             those that wait: len(…), peek() is the next, pop() takes it out
+    pool                the blocks; pool.take_evicted() lists those evicted since the last call
+    _find_cached_prefix(request)               cached blocks that it begins with
+    _has_room_for(request, cached)             whether all of it fits into the pool now
+    _admit(request, cached)                    gives it a seat, and these cached blocks
+    _num_missing_blocks(request, num_new)      blocks it lacks to compute num_new tokens more
+    _compute(plan, request, num_new, missing, cached)
+                                               puts num_new tokens of it into the plan
+
+What to write: ``schedule`` and ``_admit_waiting``.
+
+How it is checked: random requests come, run and are aborted, on a fake model that notices each
+wrong block; and each plan must be the engine's.
+
+    minimal-vllm learn check continuous-batching
+    minimal-vllm learn run continuous-batching
+"""
+
+from minimal_vllm.engine.scheduler import Plan, Scheduler
+
+
+class MyScheduler(Scheduler):
+    """A scheduler that lets requests in in a way of your own."""
+
+    def schedule(self) -> Plan:
+        """Choose what the next step computes: running requests first, then new ones.
+
+        The running ones get what they need of ``config.max_num_batched_tokens``. If none of them
+        had to be preempted (``plan.preempted``), waiting ones are admitted with what is left. The
+        plan ends by listing what the pool has evicted meanwhile, in ``plan.evicted``.
+        """
+        raise NotImplementedError(
+            "make a Plan(), schedule the running, admit the waiting unless plan.preempted, set "
+            "plan.evicted, and return the plan"
+        )
+
+    def _admit_waiting(self, plan: Plan, budget: int) -> None:
+        """Admit requests, in order, while there is a seat, budget and room; at most ``budget``.
+
+        A request computes all of its tokens that are not cached, or as many as the budget allows
+        if chunks are allowed (``config.enable_chunked_prefill``); if not, it waits until all fit.
+        Nobody overtakes: where the first in the queue has no room, all wait. Who is admitted is
+        also listed in ``plan.admitted``.
+        """
+        raise NotImplementedError(
+            "while there is somebody waiting, a seat and budget: peek; see what is cached; stop if "
+            "it does not fit; pop, admit, note it in plan.admitted, compute, and take its tokens "
+            "from the budget"
+        )

@@ -1,0 +1,161 @@
+"""Exercise decode-kernel: attention of one new token, as a GPU computes it.
+
+The idea. A kernel can't hold all scores of a long context: it walks through the keys in tiles, and
+keeps three things per query head: the highest score so far (``peak``), the sum of the exponentials
+(``total``) and the sum of the values weighted with them (``mean``). When a tile brings a higher
+score, what was summed before *fades* (the online softmax: Milakov and Gimelshein, 2018)::
+
+    fade  = 2 ** (old peak - new peak)
+    total = total * fade + sum of 2 ** (score - new peak)
+    mean  = mean  * fade + sum of 2 ** (score - new peak) * value
+
+In the end ``mean / total`` is the result. Powers of two, since GPUs have an instruction for them:
+``scale`` contains log2(e). ``_decode`` below, which is given, runs once for each request and kv
+head, finds the addresses of each tile by the block table, and calls ``take_keys``.
+
+What to write: ``take_keys``, in Triton's language. What you need of it:
+
+    tl.load(pointers, mask=…, other=0.0)       tl.dot(a, b, input_precision=PRECISION)
+    tl.trans(a)                                 tl.dot(a, b, c, input_precision=PRECISION): a b + c
+    tl.where(condition, a, b)                   tl.max(a, 1), tl.sum(a, 1): over the keys
+    tl.maximum(a, b), tl.exp2(a)                a[:, None]: a column
+
+How it is checked: random batches, compared with attention over contiguous tensors. Without a GPU
+it runs in Triton's interpreter. All memory that belongs to nobody holds NaN.
+
+    minimal-vllm learn check decode-kernel
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
+from minimal_vllm.attention.reference import ReferenceAttention
+from minimal_vllm.cache.kv_cache import LayerCache
+
+LOG2_E = 1.4426950408889634
+ROWS = 16
+"""A product on tensor cores has at least so many rows: the query heads are padded to them."""
+
+
+@triton.jit
+def take_keys(
+    q_tile,
+    key,
+    value,
+    place,
+    is_key,
+    visible,
+    scale,
+    peak,
+    total,
+    mean,
+    MASKED: tl.constexpr,
+    MAY_SEE_NONE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Take a tile of keys in.
+
+    Args:
+        q_tile: ``[rows, dims]``.
+        key: the keys' memory; ``key + place`` are pointers to this tile's.
+        value: the values' memory.
+        place: ``[keys, dims]``: where in both the tile is.
+        is_key: ``[keys, dims]``: what of it exists; the rest counts as zeros.
+        visible: ``[rows or 1, keys]``, if ``MASKED``: who sees whom; a hidden score is -inf.
+        scale: of the scores.
+        peak: ``[rows]`` float32: the highest score so far, -inf at first.
+        total: ``[rows]`` float32: the sum of the exponentials.
+        mean: ``[rows, dims]`` float32: the weighted sum of the values.
+        MASKED: whether some keys may be hidden from some rows.
+        MAY_SEE_NONE: whether a row may have seen no key even after this tile; here it never is.
+        PRECISION: of the products.
+
+    Returns:
+        ``peak``, ``total`` and ``mean`` with the tile in them.
+    """
+    raise NotImplementedError(
+        "load the keys; scores = q_tile keys^T * scale; hide what is not visible; find the new "
+        "peak; weights = exp2(scores - new peak); let total and mean fade; add the weights to "
+        "total, and weights times values to mean"
+    )
+
+
+@triton.jit
+def _decode(
+    q,
+    key,
+    value,
+    out,
+    seq_lens,
+    block_tables,
+    scale,
+    table_stride,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """One request's new token, and the G query heads that share one kv head."""
+    head, request = tl.program_id(0), tl.program_id(1)
+    end = tl.load(seq_lens + request)
+    table = block_tables + request * table_stride
+    row, dim = tl.arange(0, ROWS), tl.arange(0, D)
+    is_real = (row < G)[:, None] & (dim < D)[None, :]
+    q_place = (request * K * G + head * G + row)[:, None] * D + dim[None, :]
+    q_tile = tl.load(q + q_place, mask=is_real, other=0.0)
+
+    peak = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS, D], tl.float32)
+    for tile in range(0, end, KEYS):
+        position = tile + tl.arange(0, KEYS)
+        exists = position < end
+        block = tl.load(table + position // S, mask=exists, other=0).to(tl.int64)
+        place = ((block * K + head) * (S * D) + (position % S) * D)[:, None] + dim[None, :]
+        is_key = exists[:, None] & (dim < D)[None, :]
+        peak, total, mean = take_keys(
+            q_tile, key, value, place, is_key, exists[None, :], scale,
+            peak, total, mean, True, False, "ieee",
+        )  # fmt: skip
+    tl.store(out + q_place, mean / total[:, None], mask=is_real)
+
+
+class MyAttention(ReferenceAttention):
+    """Attention for steps in which each request has one new token."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: LayerCache,
+        metadata: AttentionMetadata,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Launch the kernel; ``[R, H, D]``."""
+        assert isinstance(metadata, PagedMetadata)
+        _, num_kv_heads, block_size, head_dim = cache.key.shape
+        out = torch.empty_like(q)
+        _decode[(num_kv_heads, len(q))](
+            q,
+            cache.key,
+            cache.value,
+            out,
+            metadata.seq_lens,
+            metadata.block_tables,
+            scale * LOG2_E,
+            metadata.block_tables.stride(0),
+            K=num_kv_heads,
+            G=q.shape[1] // num_kv_heads,
+            D=head_dim,
+            S=block_size,
+            ROWS=ROWS,
+            KEYS=32,
+        )
+        return out

@@ -1,0 +1,155 @@
+"""Parts of the engine that a user brings along: from a name to a class that fits.
+
+The scheduler, the block pool, the eviction strategy, attention and the sampler can each be replaced
+by a class that has the methods of the built-in one.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
+
+Part = type | str
+"""A class, or where it is: ``my_file.py:MyClass`` or ``package.module:MyClass``."""
+
+T = TypeVar("T")
+
+OPERATORS = ("__call__", "__contains__", "__len__")
+
+
+def load_class(part: Part, interface: type[T]) -> type[T]:
+    """The class that ``part`` is or names.
+
+    A file is run anew each time, as a module of its own name. What lies beside it can't be
+    imported from it: ``sys.path`` is left as it is.
+
+    Args:
+        part: see ``Part``.
+        interface: the class need not be derived from it, but must have its public methods, and
+            these must take its methods' arguments.
+
+    Raises:
+        ValueError: there is no such file, module or class, or it does not fit; the message says
+            what is missing.
+    """
+    found = _find(part) if isinstance(part, str) else part
+    complaints = "; ".join(_complaints(found, interface))
+    if complaints:
+        name = part_name(part)
+        raise ValueError(f"{name} can't take the place of {interface.__name__}: {complaints}")
+    return found
+
+
+def make_part(part: Part, interface: type[T], *arguments: Any) -> T:
+    """An object of the class that ``part`` is or names, made with these arguments.
+
+    Raises:
+        ValueError: as ``load_class``, or if the class can't be made with them.
+    """
+    found = load_class(part, interface)
+    try:
+        inspect.signature(found).bind(*arguments)
+    except TypeError as error:
+        kinds = ", ".join(type(argument).__name__ for argument in arguments)
+        raise ValueError(f"{part_name(part)} must be made with ({kinds}): {error}") from error
+    return found(*arguments)
+
+
+def part_name(part: Part) -> str:
+    """How a part is called where it can only be named."""
+    return part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
+
+
+def _find(spec: str) -> type:
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"{spec!r} names no class: write my_file.py:MyClass, or module:MyClass")
+    module = load_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
+    found = getattr(module, name, None)
+    if not isinstance(found, type):
+        own = [
+            each.__name__ for each in vars(module).values() if _is_class_of(each, module.__name__)
+        ]
+        raise ValueError(f"{place} has no class {name}, but: {', '.join(own) or 'none at all'}")
+    return found
+
+
+def _is_class_of(value: object, module: str) -> bool:
+    return isinstance(value, type) and value.__module__ == module
+
+
+class _PartLoader(SourceFileLoader):
+    """By it one knows the modules that were loaded here: they may be loaded again."""
+
+
+def load_file(path: Path) -> ModuleType:
+    """Run a file of the user's, as ``load_class`` does.
+
+    Raises:
+        ValueError: there is none, or it can't be run.
+    """
+    name = path.stem
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    loaded = sys.modules.get(name)
+    if loaded and not isinstance(getattr(loaded, "__loader__", None), _PartLoader):
+        raise ValueError(f"{path} can't be loaded: another module is called {name}; rename it")
+    spec = spec_from_file_location(name, path, loader=_PartLoader(name, str(path)))
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - a loader is given
+    sys.modules[name] = module = module_from_spec(spec)  # dataclasses look for it there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"{path} can't be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{name} can't be imported: {error}") from error
+
+
+def _complaints(found: type, interface: type) -> Iterator[str]:
+    missing: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
+    for name, wanted in _methods(interface).items():
+        own = next((vars(each)[name] for each in found.__mro__ if name in vars(each)), None)
+        if own is None or name in missing:
+            yield f"it lacks {_described(name, wanted)}"
+        elif not _takes_arguments_of(own, wanted):
+            yield f"its {_described(name, own)} should be {_described(name, wanted)}"
+
+
+def _methods(interface: type) -> dict[str, Any]:
+    """The public methods and properties that an interface itself defines."""
+    return {
+        name: value
+        for name, value in vars(interface).items()
+        if isinstance(value, FunctionType | property)
+        and (name in OPERATORS or not name.startswith("_"))
+    }
+
+
+def _described(name: str, method: Any) -> str:
+    return f"{name}{inspect.signature(method)}" if isinstance(method, FunctionType) else name
+
+
+def _takes_arguments_of(own: Any, wanted: Any) -> bool:
+    if not (isinstance(own, FunctionType) and isinstance(wanted, FunctionType)):
+        return True
+    kinds = inspect.Parameter
+    parameters = inspect.signature(wanted).parameters.values()
+    positional = [each.name for each in parameters if each.kind is not kinds.KEYWORD_ONLY]
+    named = {each.name: None for each in parameters if each.kind is kinds.KEYWORD_ONLY}
+    try:
+        inspect.signature(own).bind(*positional, **named)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""The chapters of the course have one form, and their pictures are what their scripts draw."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.markdown import ROOT, code_blocks, read
+
+CHAPTERS = [
+    path.relative_to(ROOT).as_posix()
+    for path in sorted(ROOT.glob("docs/course/*.md"))
+    if not path.name.startswith("00")
+]
+FORM = [
+    "The problem, measured",
+    "The idea",
+    "The code",
+    "What it was worth",
+    "What vLLM and others do beyond this",
+    "Exercises",
+]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_has_the_form_of_all(chapter):
+    assert re.findall(r"^## (.*)$", read(chapter), re.M)[: len(FORM)] == FORM
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_includes_code_and_pastes_none(chapter):
+    text = read(chapter)
+    assert "{literalinclude}" in text
+    assert code_blocks(text, "python") == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_asks_questions_and_answers_them(chapter):
+    exercises = read(chapter).partition("## Exercises\n")[2]
+    questions, _, answers = exercises.partition("<summary>Answers</summary>")
+    numbers = [re.findall(r"^(\d)\. ", part, re.M) for part in (questions, answers)]
+    assert numbers[0]
+    assert numbers[0] == numbers[1]
+
+
+def test_the_roofline_is_what_its_script_draws_from_the_numbers():
+    command = [sys.executable, "docs/course/code/roofline.py"]
+    drawn = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    assert read("docs/images/roofline.svg") == drawn.stdout

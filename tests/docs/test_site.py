@@ -1,0 +1,68 @@
+"""The site can be built, strictly: links lead somewhere, pages are listed, notebooks run."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+
+from tests.markdown import ROOT
+
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("docs") / "html"
+    options = ["-W", "--keep-going", "-n", "-q", "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(folder)]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+class Links(HTMLParser):
+    """The addresses that a page links to or loads, and the places in it that can be linked to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.targets, self.loaded, self.ids = set(), set(), set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
+        targets = {attributes[name] for name in ("href", "src") if attributes.get(name)}
+        self.targets |= targets
+        if tag != "a":
+            self.loaded |= targets
+
+
+def test_links_lead_to_places_that_exist_and_nothing_is_loaded_from_elsewhere(site):
+    pages = {page: Links(page) for page in site.rglob("*.html")}
+    assert len(pages) > 100
+    broken = []
+    for page, links in pages.items():
+        for target in links.targets:
+            path, _, anchor = unquote(target).partition("#")
+            file = (page.parent / path.partition("?")[0]).resolve() if path else page
+            if "://" in target or target.startswith(("data:", "mailto:")):
+                continue
+            if not file.exists() or (anchor and anchor not in pages[file].ids):
+                broken.append((page.relative_to(site).as_posix(), target))
+    assert broken == []
+    rows_of_rooms = pages[
+        site / "start" / "map.html"
+    ].targets  # in which files stand without folder
+    assert "../source/src/minimal_vllm/model/config.py.html" in rows_of_rooms
+    loaded = {each for links in pages.values() for each in links.loaded}
+    assert {each for each in loaded if "://" in each} == set()
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_kept_without_what_it_prints(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
