@@ -24,10 +24,16 @@ REPLAY = """async ({ facts, records }) => {
   const state = new EngineState(facts);
   const digest = new Digest();
   const states = [];
+  const recount = (now) => {
+    const counts = [0, 0, 0, 0];
+    for (let block = 0; block < facts.num_blocks; block += 1) counts[now.kindOf(block)] += 1;
+    return counts;
+  };
   for (const record of records) {
     state.apply(record);
     digest.take(record, state);
-    if (record.kind === "step") states.push((%s)(state));
+    if (record.kind !== "step") continue;
+    states.push({ ...(%s)(state), counts: state.counts.slice(), recounted: recount(state) });
   }
   return { states, columns: digest.columns.length };
 }"""
@@ -79,6 +85,7 @@ def test_the_page_rebuilds_every_state_of_random_histories(chromium, replay_url)
             replayed = page.evaluate(REPLAY % REBUILD, given)
             assert replayed["columns"] == len(witness.states)
             for state, expected in zip(replayed["states"], witness.states, strict=True):
+                assert state.pop("counts") == state.pop("recounted"), "the counts went astray"
                 assert state == expected, f"history {seed}, step {expected['step']}"
     for event in ("preempted", "evicted", "crashed", "ended by abort", "cached"):
         assert events[event] > 10, f"{event} was hardly tested"

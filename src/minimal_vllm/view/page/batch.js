@@ -1,11 +1,13 @@
 // The batch: a column for each step, a row for each request.
 
-import { colourOf, fitCanvas, theme } from "./theme.js";
+import { firstFrom } from "./digest.js";
+import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 
 const LABELS = 56; // pixels for the names of the rows
 const BUDGET = 54; // pixels for the bars of the token budget
 const AXIS = 18;
 const MAX_ROWS = 400; // pixels
+const MIN_ROW = 4; // rows of fewer pixels are nothing but colours, written into an image
 
 export class BatchView {
   /** @param onSeek called with a step, onSelect with an arrival number */
@@ -13,6 +15,7 @@ export class BatchView {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.rows = [];
+    this.dense = document.createElement("canvas");
     canvas.addEventListener("click", (event) => {
       const { step, row } = this.placeAt(event);
       if (row) onSelect(row.arrival);
@@ -37,14 +40,15 @@ export class BatchView {
     const { context } = this;
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.drawBudget(digest, facts, step);
-    for (const row of this.rows) this.drawRow(row, step, selected);
+    if (this.rowHeight < MIN_ROW) this.drawDense(step, selected);
+    else for (const row of this.rows) this.drawRow(row, step, selected);
     this.drawLabels(step, selected);
     this.drawCursor(step);
   }
 
   /** Which steps and rows are in sight: the present at the right, unless one went back. */
   layOut(digest, step) {
-    const width = this.canvas.parentElement.clientWidth;
+    const width = widthOf(this.canvas.parentElement);
     const lanes = Math.max(digest.lanes.length, 4);
     this.columnWidth = lanes <= 24 ? 20 : lanes <= 100 ? 12 : 6;
     this.rowHeight = Math.min(22, MAX_ROWS / lanes);
@@ -53,6 +57,7 @@ export class BatchView {
     this.last = Math.max(Math.min(newest, step + Math.floor(visible / 3)), visible - 1);
     this.first = this.last - visible + 1;
     this.cursor = step;
+    this.numLanes = lanes;
     this.rows = digest.rows.filter((row) => row.until >= this.first && row.from <= this.last);
     fitCanvas(this.canvas, width, BUDGET + lanes * this.rowHeight + AXIS);
   }
@@ -113,6 +118,30 @@ export class BatchView {
       context.fillRect(this.x(row.until + 1) - 3, top + 1, 3, Math.max(rowHeight - 2, 1));
     }
     context.globalAlpha = 1;
+  }
+
+  /** Very many rows: a pixel for each step of each, in an image that is then stretched. */
+  drawDense(step, selected) {
+    const image = new ImageData(this.last - this.first + 1, this.numLanes);
+    const words = new Uint32Array(image.data.buffer);
+    const [waiting, alarm] = [wordOf(theme.line), wordOf(theme.alarm)];
+    for (const row of this.rows) {
+      const start = row.lane * image.width - this.first;
+      const fades = selected !== null && selected !== row.arrival;
+      const [full, pale] = ["full", "pale"].map((strength) => wordOf(colourOf(row.arrival, strength)));
+      const until = Math.min(row.until, this.last, step);
+      words.fill(waiting, start + Math.max(row.from, this.first), start + until + 1);
+      for (let i = firstFrom(row.cells, this.first); i < row.cells.length; i += 1) {
+        const cell = row.cells[i];
+        if (cell.step > this.last) break;
+        words[start + cell.step] = cell.kind === "preempted" ? alarm : fades || cell.step > step ? pale : full;
+      }
+    }
+    this.dense.width = image.width;
+    this.dense.height = image.height;
+    this.dense.getContext("2d").putImageData(image, 0, 0);
+    this.context.imageSmoothingEnabled = false;
+    this.context.drawImage(this.dense, LABELS, BUDGET, image.width * this.columnWidth, image.height * this.rowHeight);
   }
 
   /** What lies under all else: a dotted line for as long as the request is there. */
@@ -211,17 +240,6 @@ export class BatchView {
     context.font = "bold 12px system-ui, sans-serif";
     context.fillText(String(step), Math.min(this.x(step) + columnWidth / 2, this.canvas.width / devicePixelRatio - 12), height - AXIS / 2);
   }
-}
-
-/** The index of the first cell at a step or after it. */
-function firstFrom(cells, step) {
-  let [low, high] = [0, cells.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (cells[middle].step < step) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }
 
 /** Whether the next cell continues a run of single tokens, on the same side of the present. */

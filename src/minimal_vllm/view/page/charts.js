@@ -1,6 +1,6 @@
 // The numbers, as small charts of the last steps.
 
-import { fitCanvas, theme } from "./theme.js";
+import { fitCanvas, theme, widthOf } from "./theme.js";
 
 const STEPS = 240; // at most
 const FEWEST = 60; // so many have room at least, so that the first ones don't fill the chart
@@ -8,13 +8,12 @@ const HEIGHT = 46;
 
 const percent = (value) => `${(100 * value).toFixed(0)} %`;
 const duration = (seconds) => (seconds < 1 ? `${(1000 * seconds).toFixed(0)} ms` : `${seconds.toFixed(1)} s`);
-const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
 
 /** id in the page -> what to draw of a column (null: nothing), and how to write the last value. */
 const CHARTS = {
   throughput: { value: (c) => c.throughput, text: (v) => `${v.toFixed(0)} /s` },
-  ttft: { value: (c) => (c.ttft.length ? mean(c.ttft) : null), text: duration, dots: true },
-  itl: { value: (c) => (c.itl.length ? mean(c.itl) : null), text: duration },
+  ttft: { value: (c) => c.ttft, text: duration, dots: true },
+  itl: { value: (c) => c.itl, text: duration },
   hits: { value: (c) => c.hitRate, text: percent, top: 1 },
   waste: { value: (c) => c.waste, text: percent, top: 1 },
   running: { value: (c) => c.running, text: String, second: (c) => c.waiting },
@@ -22,9 +21,8 @@ const CHARTS = {
 
 export class Charts {
   draw(digest, step) {
-    const end = digest.columns.findIndex((column) => column.step > step);
-    const past = end < 0 ? digest.columns : digest.columns.slice(0, end);
-    const columns = past.slice(-STEPS);
+    const end = Math.max(step + 1 - digest.firstStep, 0);
+    const columns = digest.columns.slice(Math.max(end - STEPS, 0), end);
     this.room = Math.max(columns.length, FEWEST);
     for (const [id, chart] of Object.entries(CHARTS)) this.drawChart(id, chart, columns);
     this.drawBlocks(columns);
@@ -49,7 +47,7 @@ export class Charts {
 
   prepare(id) {
     const canvas = document.getElementById(`${id}-chart`);
-    const width = canvas.parentElement.clientWidth;
+    const width = widthOf(canvas.parentElement);
     fitCanvas(canvas, width, HEIGHT);
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, width, HEIGHT);

@@ -6,6 +6,11 @@ import { toggleTheme } from "./theme.js";
 const $ = (id) => document.getElementById(id);
 const TRAFFIC = ["requests_per_100_steps", "prompt_tokens", "output_tokens", "shared_prefix_tokens"];
 
+/** What is there already costs no new layout. */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 export class Controls {
   /** @param onSent called with the id of a request that was sent, onTheme when the theme changed */
   constructor(player, { onSent, onTheme, onClear }) {
@@ -79,15 +84,15 @@ export class Controls {
   draw() {
     const { player } = this;
     const [first, last] = [player.history.firstStep, player.history.head.step];
-    $("play").textContent = player.paused ? "▶ Play" : "Pause";
+    write($("play"), player.paused ? "▶ Play" : "Pause");
     $("live").hidden = !player.isLive;
     $("live").disabled = player.follows;
     $("back").disabled = player.position <= player.history.start;
     $("speed").value = this.nearestSpeed();
     Object.assign($("scrub"), { min: first, max: last, value: player.state.step });
-    $("where").textContent = player.state.step < 0 ? "before the first step" : `step ${player.state.step}`;
+    write($("where"), player.state.step < 0 ? "before the first step" : `step ${player.state.step}`);
     const mode = !player.isLive ? "recorded" : player.paused ? "engine paused" : "live";
-    $("mode").textContent = player.isLive && !player.follows ? `${last - player.state.step} steps back` : mode;
+    write($("mode"), player.isLive && !player.follows ? `${last - player.state.step} steps back` : mode);
     $("mode").dataset.mode = mode;
   }
 

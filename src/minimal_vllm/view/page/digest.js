@@ -70,15 +70,18 @@ export class Digest {
 
   takeStep(record, state) {
     const column = { step: record.step, time: state.time, prompt: 0, decode: 0, again: 0, sampled: 0,
-                     ttft: [], itl: [], preempted: record.preempted.length,
+                     ttft: null, itl: null, preempted: record.preempted.length,
                      evicted: record.evicted_blocks.length };
     for (const id of record.preempted) {
       this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0 });
     }
-    for (const entry of record.scheduled) this.addCell(entry, column, state);
-    const [free, cached, referenced, shared] = state.count();
+    const latencies = { ttft: [], itl: [] };
+    for (const entry of record.scheduled) this.addCell(entry, column, latencies, state.facts.block_size);
+    const [free, cached, referenced, shared] = state.counts;
     const waste = state.waste();
     Object.assign(column, {
+      ttft: mean(latencies.ttft),
+      itl: mean(latencies.itl),
       free, cached, referenced, shared,
       running: record.num_running,
       waiting: record.num_waiting,
@@ -92,7 +95,7 @@ export class Digest {
     }
   }
 
-  addCell(entry, column, state) {
+  addCell(entry, column, latencies, blockSize) {
     const row = this.rowOf.get(entry.request_id);
     if (!row) return; // it ended while the step ran
     const end = entry.start + entry.num_tokens;
@@ -102,16 +105,16 @@ export class Digest {
       step: column.step,
       kind,
       count: entry.num_tokens,
-      cached: (entry.cached_blocks?.length ?? 0) * state.facts.block_size,
+      cached: (entry.cached_blocks?.length ?? 0) * blockSize,
     });
     column[kind] += entry.num_tokens;
-    if (entry.sampled_token !== undefined) this.noteToken(row, column);
+    if (entry.sampled_token !== undefined) this.noteToken(row, column, latencies);
   }
 
-  noteToken(row, column) {
+  noteToken(row, column, { ttft, itl }) {
     column.sampled += 1;
-    if (row.lastToken !== null) column.itl.push(column.time - row.lastToken);
-    else if (row.arrived !== null) column.ttft.push(column.time - row.arrived);
+    if (row.lastToken !== null) itl.push(column.time - row.lastToken);
+    else if (row.arrived !== null) ttft.push(column.time - row.arrived);
     row.lastToken = column.time;
   }
 
@@ -130,5 +133,19 @@ export class Digest {
     const keep = this.columns.findIndex((column) => column.step >= step);
     if (keep > 0) this.columns.splice(0, keep);
     this.rows = this.rows.filter((row) => row.until >= step);
+    for (const row of this.rows) row.cells.splice(0, firstFrom(row.cells, step));
   }
+}
+
+const mean = (values) => (values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : null);
+
+/** The index of the first cell at a step or after it. */
+export function firstFrom(cells, step) {
+  let [low, high] = [0, cells.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (cells[middle].step < step) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }

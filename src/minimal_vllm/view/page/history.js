@@ -2,7 +2,7 @@
 
 import { EngineState } from "./state.js";
 
-const MAX_RECORDS = 60_000; // of a live engine; a trace is kept whole
+const MAX_ENTRIES = 1_000_000; // of a live engine's records, each counted as one more; a trace is kept whole
 const BLOCKS_PER_STEP = 200; // how many blocks may be copied for a keyframe, per step between two
 
 export class History {
@@ -13,6 +13,7 @@ export class History {
     this.records = [];
     this.keyframes = [{ position: 0, state: base.clone() }];
     this.spacing = Math.max(64, Math.ceil(base.facts.num_blocks / BLOCKS_PER_STEP));
+    this.numEntries = 0;
     this.dropped = 0; // records that are not kept any more: positions count them too
     this.past = null; // the state that was last asked for, if it is not the head
   }
@@ -26,18 +27,19 @@ export class History {
 
   append(record) {
     this.records.push(record);
+    this.numEntries += sizeOf(record);
     this.head.apply(record);
     const last = this.keyframes.at(-1);
     if (this.end - last.position >= this.spacing) {
       this.keyframes.push({ position: this.end, state: this.head.clone() });
     }
-    if (this.isLive && this.records.length > MAX_RECORDS) this.dropOldest();
+    if (this.isLive && this.numEntries > MAX_ENTRIES && this.keyframes.length > 1) this.dropOldest();
   }
 
   dropOldest() {
     this.keyframes.shift();
     const count = this.start - this.dropped;
-    this.records.splice(0, count);
+    for (const record of this.records.splice(0, count)) this.numEntries -= sizeOf(record);
     this.dropped += count;
   }
 
@@ -88,6 +90,8 @@ export class History {
     return this.start;
   }
 }
+
+const sizeOf = (record) => 1 + (record.scheduled?.length ?? 0);
 
 export function startState(facts, snapshot) {
   return snapshot ? EngineState.fromSnapshot(facts, snapshot) : new EngineState(facts);

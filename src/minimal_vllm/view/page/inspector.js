@@ -23,10 +23,21 @@ export function chip(arrival, note = "") {
   return button;
 }
 
+/** Give an element these children, leaving alone those that are where they should be. */
+function setChildren(element, children) {
+  children.forEach((child, i) => {
+    const there = element.childNodes[i];
+    if (there === undefined) element.append(child);
+    else if (there !== child) there.replaceWith(child);
+  });
+  while (element.childNodes.length > children.length) element.lastChild.remove();
+}
+
 export class Inspector {
   constructor(element, texts) {
     this.element = element;
     this.texts = texts;
+    this.rows = new Map(); // what a row of a block table says -> the row that was drawn last
   }
 
   /** @param selection {arrival, block}, either of which may be null */
@@ -38,7 +49,7 @@ export class Inspector {
     else if (arrival !== null) parts.push(make("p", "hint", `#${arrival} is not there at this step.`));
     else if (block === null) parts.push(make("p", "hint", "Select a block of the pool or a row of the batch, or send a prompt of your own and follow it."));
     const scroll = this.element.scrollTop;
-    this.element.replaceChildren(...parts);
+    setChildren(this.element, parts);
     this.element.scrollTop = scroll;
   }
 
@@ -93,10 +104,23 @@ export class Inspector {
     const table = this.tableOf(request);
     const count = Math.min(Math.ceil(request.numTokens / size), MAX_ROWS);
     const first = Math.max(0, Math.ceil(request.numTokens / size) - MAX_ROWS);
-    return Array.from({ length: count }, (_, i) => {
+    const rows = new Map(Array.from({ length: count }, (_, i) => {
       const index = first + i;
-      return this.blockRow(state, request, index, table[index], table[index] === selected);
-    });
+      const key = this.rowKey(state, request, index, table[index], table[index] === selected);
+      return [key, this.rows.get(key) ?? this.blockRow(state, request, index, table[index], table[index] === selected)];
+    }));
+    this.rows = rows;
+    return [...rows.values()];
+  }
+
+  /** All that a row of the block table depends on. */
+  rowKey(state, request, index, block, isSelected) {
+    const end = (index + 1) * state.facts.block_size;
+    const isShared = block !== undefined && state.references[block] > 1;
+    const owners = isShared ? state.ownersOf(block).map((each) => each.arrival) : [];
+    return [request.arrival, index, block, isSelected, request.status, request.hashes[index],
+            Math.min(request.computed, end), Math.min(request.numTokens, end), owners,
+            colourOf(request.arrival)].join(" ");
   }
 
   blockRow(state, request, index, block, isSelected) {

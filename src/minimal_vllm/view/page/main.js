@@ -205,7 +205,7 @@ class View {
     this.queue.draw(state, this.mine);
     this.charts.draw(this.digest, state.step);
     $("story").textContent = narrate(state).join(" ");
-    const counts = state.count().map((count) => count.toLocaleString("en"));
+    const counts = state.counts.map((count) => count.toLocaleString("en"));
     $("counts").textContent = ["free", "cached", "in use", "shared"]
       .map((name, kind) => `${counts[kind]} ${name}`).join(" · ");
   }

@@ -1,7 +1,7 @@
 // The block pool: a cell for each block, and in large cells a square for each token.
 
 import { CACHED, FREE, SHARED } from "./state.js";
-import { colourOf, fitCanvas, theme, wordOf } from "./theme.js";
+import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 
 const DETAIL = 30; // cells of so many pixels show their tokens
 const LABEL = 44; // … and their number
@@ -15,6 +15,7 @@ export class PoolView {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.drawn = null; // what each cell showed last
+    this.shown = null; // the state, the emphasis and the marked blocks that were drawn last
     this.cursor = null; // the block chosen by keyboard
     canvas.addEventListener("pointermove", (event) => onHover(this.blockAt(event), event));
     canvas.addEventListener("pointerleave", () => onHover(null));
@@ -43,7 +44,14 @@ export class PoolView {
 
   /** The largest cells with which all fit into the panel; tiny ones make it taller. */
   layOut(count) {
-    const { clientWidth } = this.canvas.parentElement;
+    const clientWidth = widthOf(this.canvas.parentElement);
+    const same = clientWidth === this.clientWidth && count === this.count;
+    if (!same) this.measure(clientWidth, count);
+    const resized = fitCanvas(this.canvas, clientWidth, this.tall);
+    if (!same || resized) this.drawn = null;
+  }
+
+  measure(clientWidth, count) {
     const clientHeight = parseFloat(getComputedStyle(this.canvas.parentElement).minHeight);
     let cell = MAX_CELL;
     while (cell > MIN_CELL && Math.floor(clientWidth / cell) * Math.floor(clientHeight / cell) < count) cell -= 1;
@@ -51,10 +59,7 @@ export class PoolView {
     const rows = Math.ceil(count / columns);
     const width = cell < DETAIL ? cell : clientWidth / columns;
     const height = cell < DETAIL ? cell : Math.min(clientHeight / rows, width * 0.9);
-    const same = width === this.width && height === this.height && count === this.count;
-    Object.assign(this, { cell, columns, width, height, count });
-    const resized = fitCanvas(this.canvas, clientWidth, Math.max(rows * height, 1));
-    if (!same || resized) this.drawn = null;
+    Object.assign(this, { clientWidth, count, cell, columns, width, height, tall: Math.max(rows * height, 1) });
   }
 
   /** @param emphasis the blocks that are not dimmed; null: none are */
@@ -63,7 +68,7 @@ export class PoolView {
     if (this.drawn === null) this.begin();
     const evicted = new Set(state.now.evicted.map((each) => each.block));
     const owners = this.cell >= DETAIL ? ownersOfShared(state) : new Map();
-    for (let block = 0; block < this.count; block += 1) {
+    for (const block of this.suspects(state, emphasis, evicted)) {
       const dim = emphasis !== null && !emphasis.has(block);
       const marks = (state.now.written.has(block) ? 1 : 0) | (evicted.has(block) ? 2 : 0)
         | (dim ? 4 : 0) | (block === this.cursor ? 8 : 0);
@@ -78,11 +83,24 @@ export class PoolView {
     if (this.image) this.context.putImageData(this.image, 0, 0);
   }
 
+  /** The blocks that may look otherwise than when they were drawn last. */
+  suspects(state, emphasis, evicted) {
+    const marked = [...state.now.written.keys(), ...evicted, ...(emphasis ?? [])];
+    if (this.cursor !== null) marked.push(this.cursor);
+    const last = this.shown;
+    const touched = state.takeTouched();
+    this.shown = { state, marked, dims: emphasis !== null };
+    const isNext = last !== null && last.state === state && last.dims === this.shown.dims;
+    if (!isNext || this.cell >= DETAIL) return Array(this.count).keys();
+    return new Set([...touched, ...last.marked, ...marked]);
+  }
+
   /** Draw all cells anew. */
   begin() {
     const { width, height } = this.canvas;
     this.context.clearRect(0, 0, width, height);
     this.drawn = new Int32Array(2 * this.count).fill(-1);
+    this.shown = null;
     this.image = this.cell <= DOT ? this.context.createImageData(width, height) : null;
     this.words = this.image && new Uint32Array(this.image.data.buffer);
   }

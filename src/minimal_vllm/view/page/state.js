@@ -27,8 +27,11 @@ export class EngineState {
     this.firstReleased = new Int32Array(n); // the same for its present content: the order of FIFO
     this.hits = new Uint16Array(n); // of its present content: the order of LFU
     this.releasedStep = new Int32Array(n);
-    this.blockOf = new Map(); // hash -> block
+    this.names = new Map(); // hash -> block; null: to be made of the hashes
     this.numReleases = 0;
+    this.counts = [n, 0, 0, 0]; // blocks of each kind
+    this.filled = 0; // slots of referenced blocks that hold a token
+    this.touched = new Set(); // blocks that have changed since it was last asked which
     this.prefixQueries = 0;
     this.prefixHits = 0;
     this.now = nothing(); // what the last step did
@@ -43,8 +46,8 @@ export class EngineState {
     }
     copy.now = { ...this.now, ended: this.now.ended.slice() };
     copy.plans = new Map(this.plans);
-    copy.blockOf = new Map();
-    this.hashes.forEach((hash, block) => { if (hash !== null) copy.blockOf.set(hash, block); });
+    copy.names = null; // most copies are only kept
+    copy.touched = new Set();
     copy.requests = new Map();
     for (const [id, r] of this.requests) copy.requests.set(id, { ...r, table: r.table.slice() });
     return copy;
@@ -59,7 +62,7 @@ export class EngineState {
     for (const [hash, tokens] of Object.entries(snapshot.contents)) {
       const block = state.blockOf.get(hash);
       state.tokens[block] = tokens;
-      state.fill[block] = tokens.length;
+      state.change(block, () => { state.fill[block] = tokens.length; });
     }
     for (const each of snapshot.requests) state.restoreRequest(each);
     for (const block of snapshot.eviction_order) state.noteRelease(block);
@@ -216,8 +219,10 @@ export class EngineState {
   /** Append blocks to a request's table. */
   take(request, blocks) {
     for (const block of blocks) {
-      if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
-      this.references[block] += 1;
+      this.change(block, () => {
+        if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
+        this.references[block] += 1;
+      });
       this.owner[block] = request.arrival;
       request.table.push(block);
     }
@@ -229,7 +234,7 @@ export class EngineState {
     for (let index = Math.floor(start / size); index * size < end; index += 1) {
       const block = request.table[index];
       const first = Math.max(start - index * size, 0);
-      this.fill[block] = Math.min(end - index * size, size);
+      this.change(block, () => { this.fill[block] = Math.min(end - index * size, size); });
       this.tokens[block] = request.tokens;
       this.offset[block] = index * size;
       this.now.written.set(block, [first, this.fill[block]]);
@@ -244,17 +249,17 @@ export class EngineState {
   }
 
   name(block, hash) {
-    this.hashes[block] = hash;
+    this.change(block, () => { this.hashes[block] = hash; });
     this.blockOf.set(hash, block);
   }
 
   release(request) {
     for (const block of request.table.splice(0).reverse()) { // the tail first: it is evicted first
-      this.references[block] -= 1;
-      if (this.references[block] === 0) {
-        if (this.hashes[block] === null) this.fill[block] = 0;
-        else this.noteRelease(block);
-      }
+      this.change(block, () => {
+        this.references[block] -= 1;
+        if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
+      });
+      if (this.kindOf(block) === CACHED) this.noteRelease(block);
     }
   }
 
@@ -280,30 +285,53 @@ export class EngineState {
     const hash = this.hashes[block];
     if (hash === null) return;
     this.blockOf.delete(hash);
-    this.hashes[block] = null;
     this.hits[block] = 0;
     this.firstReleased[block] = 0;
-    if (this.references[block] === 0) this.fill[block] = 0;
+    this.change(block, () => {
+      this.hashes[block] = null;
+      if (this.references[block] === 0) this.fill[block] = 0;
+    });
   }
 
   forgetAll() {
     for (const block of [...this.blockOf.values()]) this.dropContent(block);
   }
 
+  /** All that changes a block's kind or fill goes through here, which keeps the counts. */
+  change(block, edit) {
+    this.weigh(block, -1);
+    edit();
+    this.weigh(block, 1);
+    this.touched.add(block);
+  }
+
+  weigh(block, sign) {
+    const kind = this.kindOf(block);
+    this.counts[kind] += sign;
+    if (kind >= REFERENCED) this.filled += sign * this.fill[block];
+  }
+
   // ---- questions ------------------------------------------------------------------------------
+
+  /** hash -> block */
+  get blockOf() {
+    this.names ??= new Map([...this.hashes.entries()].filter(([, hash]) => hash !== null)
+      .map(([block, hash]) => [hash, block]));
+    return this.names;
+  }
+
+  /** The blocks that have changed since this was last asked; once each. */
+  takeTouched() {
+    const touched = this.touched;
+    this.touched = new Set();
+    return touched;
+  }
 
   kindOf(block) {
     const references = this.references[block];
     if (references > 1) return SHARED;
     if (references === 1) return REFERENCED;
     return this.hashes[block] === null ? FREE : CACHED;
-  }
-
-  /** How many blocks there are of each kind. */
-  count() {
-    const counts = [0, 0, 0, 0];
-    for (let block = 0; block < this.references.length; block += 1) counts[this.kindOf(block)] += 1;
-    return counts;
   }
 
   /** Negative if block `a` is evicted before block `b`; for a strategy of the user's it is a guess. */
@@ -342,15 +370,8 @@ export class EngineState {
 
   /** Slots that are taken but hold no token: the memory lost inside blocks, and all that is taken. */
   waste() {
-    let taken = 0;
-    let filled = 0;
-    for (let block = 0; block < this.references.length; block += 1) {
-      if (this.references[block] > 0) {
-        taken += this.facts.block_size;
-        filled += this.fill[block];
-      }
-    }
-    return { taken, wasted: taken - filled };
+    const taken = (this.counts[REFERENCED] + this.counts[SHARED]) * this.facts.block_size;
+    return { taken, wasted: taken - this.filled };
   }
 }
 

@@ -63,6 +63,20 @@ export function wordOf(colour) {
   return words.get(colour);
 }
 
+const widths = new WeakMap();
+const observer = new ResizeObserver((entries) => {
+  for (const { target } of entries) widths.set(target, target.clientWidth);
+});
+
+/** An element's inner width. The page is asked once and then tells: asking costs a layout. */
+export function widthOf(element) {
+  if (!widths.has(element)) {
+    widths.set(element, element.clientWidth);
+    observer.observe(element);
+  }
+  return widths.get(element);
+}
+
 /** Fit a canvas's pixels to its size on the page; whether that changed anything. */
 export function fitCanvas(canvas, width, height) {
   const scale = devicePixelRatio;
