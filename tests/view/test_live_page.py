@@ -281,6 +281,14 @@ def test_demo_traffic_follows_its_controls(chromium):
             assert all(4 <= total - prompt <= 12 for prompt, total in requests)
             page.fill("#requests_per_100_steps", "0")
             until(page, "view.player.history.head.requests.size === 0")
+            page.select_option("#speed", "0.5")
+            page.fill("#requests_per_100_steps", "1")
+            until(page, "view.player.history.head.requests.size === 1")  # at once, not in 100 steps
+            time.sleep(1.2)
+            assert page.evaluate("view.player.history.head.requests.size") == 1, "it is busy"
+            page.select_option("#speed", "0")
+            page.fill("#requests_per_100_steps", "0")
+            until(page, "view.player.history.head.requests.size === 0")
             pause(page)
             page.fill("#requests_per_100_steps", "60")
             time.sleep(1.2)
