@@ -98,6 +98,7 @@ def test_a_prompt_typed_into_a_paused_page_waits_and_is_followed_to_its_end(page
     page.fill("#prompt", "It was a dark and stormy night, and")
     page.fill("#max-tokens", "5")
     page.press("#prompt", "Enter")
+    assert page.evaluate("document.activeElement.id") == "", "keys would go on into the prompt"
     until(page, "view.player.history.head.requests.size === 1")
     until(page, "document.querySelector('#waiting-count').textContent === '1'")
     assert [each["status"] for each in state_of(server)["requests"]] == ["waiting"]
@@ -112,6 +113,14 @@ def test_a_prompt_typed_into_a_paused_page_waits_and_is_followed_to_its_end(page
     page.click("#play")
     until(page, "document.querySelector('#inspector').innerText.includes('finished')")
     assert state_of(server)["requests"] == []
+
+
+def test_a_click_on_send_sends_the_prompt_that_is_proposed(page, server):
+    pause(page)
+    page.click("#prompt-form button")
+    until(page, "view.player.history.head.requests.size === 1")
+    step(page)
+    until(page, "document.querySelector('#inspector').innerText.includes('stormy')")
 
 
 def test_going_back_shows_the_same_pictures_and_stops_the_engine(page, server):
@@ -186,6 +195,8 @@ def test_the_keyboard_does_what_the_buttons_do(page, server):
     assert page.evaluate("document.documentElement.dataset.theme") != theme
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "prompt"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == ""
 
 
 def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):
@@ -268,6 +279,14 @@ def test_demo_traffic_follows_its_controls(chromium):
             )
             assert all(20 <= prompt <= 60 for prompt, _ in requests)
             assert all(4 <= total - prompt <= 12 for prompt, total in requests)
+            page.fill("#requests_per_100_steps", "0")
+            until(page, "view.player.history.head.requests.size === 0")
+            page.select_option("#speed", "0.5")
+            page.fill("#requests_per_100_steps", "1")
+            until(page, "view.player.history.head.requests.size === 1")  # at once, not in 100 steps
+            time.sleep(1.2)
+            assert page.evaluate("view.player.history.head.requests.size") == 1, "it is busy"
+            page.select_option("#speed", "0")
             page.fill("#requests_per_100_steps", "0")
             until(page, "view.player.history.head.requests.size === 0")
             pause(page)

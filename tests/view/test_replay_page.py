@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.view_frames import write_trace
 from tests.server.harness import process
 from tests.view.browser import page_at, pixels, until
 from tests.view.test_live_page import SMALL, TINY_BUDGET, pause, send, step
@@ -88,3 +89,67 @@ def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_
             (eviction, *_) = page.evaluate("view.player.state.now.evicted")
             assert f"Block {eviction['block']} was evicted for #{eviction['forWhom']}" in told
             assert f"in step {eviction['releasedStep']}" in told
+
+
+CROWD = """async () => {
+  const { colourOf, theme, wordOf } = await import("/view/page/theme.js");
+  const { batch, digest } = view;
+  const wrong = [], kinds = new Set();
+  const image = batch.context.getImageData(0, 0, batch.canvas.width, batch.canvas.height);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (const row of digest.rows) {
+    const kindAt = new Map(row.cells.map(({ step, kind }) => [step, kind]));
+    for (let step = row.from; step <= Math.min(row.until, batch.last); step += 1) {
+      const kind = kindAt.get(step) ?? "waiting", isAhead = step > batch.cursor;
+      if (kind === "waiting" && isAhead) continue;
+      const strength = isAhead ? "pale" : kind === "decode" ? "full" : "bright";
+      const colour = kind === "waiting" ? theme.line : colourOf(row.arrival, strength);
+      const x = batch.x(step) + batch.columnWidth / 2, y = batch.y(row.lane);
+      const shown = pixels[Math.round(y) * image.width + Math.round(x)];
+      if (shown !== wordOf(colour)) wrong.push([row.arrival, step, kind]);
+      kinds.add(`${kind} ${strength}`);
+    }
+  }
+  return { wrong, kinds: [...kinds].sort(), height: batch.rowHeight };
+}"""
+
+
+@pytest.mark.parametrize(("num_requests", "height"), [(150, 2), (450, 1)])
+def test_a_crowded_batch_shows_every_step_of_every_request(
+    chromium, serve_trace, tmp_path, num_requests, height
+):
+    write_trace(tmp_path / "trace.jsonl", num_blocks=1000, num_requests=num_requests, num_steps=6)
+    with page_at(chromium, serve_trace(tmp_path / "trace.jsonl")) as page:
+        until(page, "!view.player.paused")
+        page.click("#play")
+        page.evaluate("view.select({ arrival: null, block: 0 })")
+        page.evaluate("view.player.seekStep(3)")
+        until(page, "!view.stale && !view.wordsAreStale")
+        shown = page.evaluate(CROWD)
+    assert shown["wrong"] == []
+    assert {"decode full", "decode pale", "prompt bright", "waiting bright"} <= set(shown["kinds"])
+    assert shown["height"] == height
+
+
+def test_the_page_forgets_what_the_history_has_forgotten(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        until(page, "!view.player.paused")
+        page.click("#play")
+        forgotten = page.evaluate("""() => {
+          const { player, digest } = view;
+          player.isLive = true;
+          player.moveTo(1);
+          const seen = player.state.step; // a moment that is forgotten while one looks at it
+          player.history.dropOldest();
+          view.take({ kind: "reset" });
+          const first = player.history.firstStep;
+          return {
+            first,
+            wasShown: seen,
+            isShown: player.state.step,
+            columns: digest.firstStep,
+            cells: Math.min(...digest.rows.flatMap((row) => row.cells.map((cell) => cell.step))),
+          };
+        }""")
+    assert forgotten["wasShown"] < forgotten["isShown"] == forgotten["first"]
+    assert forgotten["columns"] == forgotten["cells"] == forgotten["first"]

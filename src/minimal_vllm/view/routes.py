@@ -9,9 +9,10 @@ from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from minimal_vllm.server.pace import PaceState
+from minimal_vllm.view.document import IMAGES, docs_image, docs_page
 from minimal_vllm.view.live import LiveView
 from minimal_vllm.view.snapshot import Snapshot
-from minimal_vllm.view.source import PACKAGE, NoSuchPageError, docs_page, source_page
+from minimal_vllm.view.source import PACKAGE, NoSuchPageError, source_page
 from minimal_vllm.view.traffic_settings import TrafficSettings
 
 PAGE = PACKAGE / "view" / "page"
@@ -59,9 +60,11 @@ def page_routes() -> APIRouter:
         except NoSuchPageError as error:
             raise HTTPException(404, str(error)) from error
 
-    @router.get("/view/docs/{name}")
-    def docs(name: str) -> HTMLResponse:
+    @router.get("/view/docs/{name:path}")
+    def docs(name: str) -> Response:
         try:
+            if name.endswith(IMAGES):
+                return FileResponse(docs_image(name), headers=HEADERS)
             return HTMLResponse(docs_page(name), headers=HEADERS)
         except NoSuchPageError as error:
             raise HTTPException(404, str(error)) from error

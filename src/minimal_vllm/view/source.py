@@ -1,4 +1,4 @@
-"""The source and the documents that the page links to, as pages of their own."""
+"""The source that the page links to, as pages of their own."""
 
 import ast
 import html
@@ -7,8 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 PACKAGE = Path(str(resources.files("minimal_vllm")))
-DOCS = PACKAGE.parent.parent / "docs"
-"""Present where the package runs from the repository; an installed one has none."""
+SOURCES = (".py", ".js", ".css")
 
 
 class NoSuchPageError(ValueError):
@@ -25,20 +24,10 @@ def source_page(name: str, symbol: str | None = None) -> str:
     Raises:
         NoSuchPageError: there is none.
     """
-    path = _inside(PACKAGE, name, (".py", ".js", ".css"))
-    lines = path.read_text(encoding="utf-8").splitlines()
+    path = find_file(PACKAGE, name, SOURCES)
     first, last = find_lines(path, symbol) if symbol else (0, -1)
-    return _page(f"minimal_vllm/{name}", lines, range(first, last + 1))
-
-
-def docs_page(name: str) -> str:
-    """A document, as it is written.
-
-    Raises:
-        NoSuchPageError: there is none.
-    """
-    path = _inside(DOCS, name, (".md",))
-    return _page(f"docs/{name}", path.read_text(encoding="utf-8").splitlines(), range(0))
+    text = path.read_text(encoding="utf-8")
+    return listing_page(f"minimal_vllm/{name}", text, range(first, last + 1))
 
 
 @lru_cache(maxsize=64)
@@ -58,23 +47,43 @@ def find_lines(path: Path, symbol: str) -> tuple[int, int]:
     return node.lineno, node.end_lineno or node.lineno  # type: ignore[union-attr]
 
 
-def _inside(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
+def find_file(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
+    """A file in a folder, or in one below it, of one of these kinds.
+
+    Raises:
+        NoSuchPageError: there is none.
+    """
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder) or path.suffix not in suffixes or not path.is_file():
+    if (
+        not path.is_relative_to(folder.resolve())
+        or path.suffix not in suffixes
+        or not path.is_file()
+    ):
         raise NoSuchPageError(f"there is no {name}")
     return path
 
 
-def _page(title: str, lines: list[str], marked: range) -> str:
+def listing_page(title: str, text: str, marked: range = range(0)) -> str:
+    """A text as it is written, in numbered lines; the first of the marked ones is scrolled to."""
     rows = "".join(
         f'<li id="L{number}" class="{"marked" if number in marked else ""}">{html.escape(line)}\n'
-        for number, line in enumerate(lines, 1)
+        for number, line in enumerate(text.splitlines(), 1)
     )
     target = f' data-line="{marked.start}"' if marked else ""
+    heading = f"<h1>{html.escape(title)}</h1>"
+    return page(title, f'<body class="source"{target}>{heading}<pre><ol>{rows}</ol></pre>')
+
+
+def page(title: str, body: str) -> str:
+    """An HTML page in the style of the view.
+
+    Args:
+        title: what the browser calls it.
+        body: HTML that begins with the tag of the body, which it leaves open.
+    """
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title>"
-        '<link rel="stylesheet" href="/view/page/style.css">'
-        f'<body class="source"{target}><h1>{html.escape(title)}</h1><pre><ol>{rows}</ol></pre>'
-        '<script type="module" src="/view/page/source.js"></script></body></html>'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="/view/page/style.css">'
+        f'{body}<script type="module" src="/view/page/source.js"></script></body></html>'
     )

@@ -21,7 +21,7 @@ MAX_WAITING = 12
 """While so many requests wait, no more are made."""
 
 IDLE_SECONDS = 0.5
-"""An engine without work makes no steps: after so long, one is taken to have passed."""
+"""An engine without work makes no steps: the next request comes after so long, if any is to."""
 
 
 class Traffic:
@@ -53,7 +53,7 @@ class Traffic:
 
     def start(self) -> None:
         """Begin."""
-        self._spawn(self._tick_when_idle())
+        self._spawn(self._end_idleness())
 
     def stop(self) -> None:
         """End, with all requests."""
@@ -66,16 +66,20 @@ class Traffic:
         mean = self.settings.requests_per_100_steps / 100
         count = int(mean) + (self._random.random() < mean % 1)
         for _ in range(min(count, MAX_WAITING - self._engine.num_waiting)):
-            self._spawn(self._complete(self._make_request()))
+            self._send()
 
-    async def _tick_when_idle(self) -> None:
+    def _send(self) -> None:
+        self._spawn(self._complete(self._make_request()))
+
+    async def _end_idleness(self) -> None:
         while True:
             self._ticked.clear()
             try:
                 await asyncio.wait_for(self._ticked.wait(), IDLE_SECONDS)
             except TimeoutError:
-                if not self._is_held():
-                    self.on_step()
+                is_alone = len(self._tasks) == 1  # no request of ours is on its way
+                if is_alone and self.settings.requests_per_100_steps > 0 and not self._is_held():
+                    self._send()
 
     def _make_request(self) -> EngineRequest:
         """The shared prefix, and then a passage of its own, from anywhere within it."""

@@ -6,7 +6,7 @@ import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 const LABELS = 56; // pixels for the names of the rows
 const BUDGET = 54; // pixels for the bars of the token budget
 const AXIS = 18;
-const MAX_ROWS = 400; // pixels
+const MAX_ROWS = 400; // pixels for all rows, as long as each has one
 const MIN_ROW = 4; // rows of fewer pixels are nothing but colours, written into an image
 
 export class BatchView {
@@ -52,6 +52,7 @@ export class BatchView {
     const lanes = Math.max(digest.lanes.length, 4);
     this.columnWidth = lanes <= 24 ? 20 : lanes <= 100 ? 12 : 6;
     this.rowHeight = Math.min(22, MAX_ROWS / lanes);
+    if (this.rowHeight < MIN_ROW) this.rowHeight = Math.max(Math.floor(this.rowHeight), 1);
     const visible = Math.floor((width - LABELS) / this.columnWidth);
     const newest = digest.columns.at(-1)?.step ?? 0;
     this.last = Math.max(Math.min(newest, step + Math.floor(visible / 3)), visible - 1);
@@ -120,7 +121,7 @@ export class BatchView {
     context.globalAlpha = 1;
   }
 
-  /** Very many rows: a pixel for each step of each, in an image that is then stretched. */
+  /** Very many rows: a pixel for each step of each, in an image that is then stretched. Prompts stand out. */
   drawDense(step, selected) {
     const image = new ImageData(this.last - this.first + 1, this.numLanes);
     const words = new Uint32Array(image.data.buffer);
@@ -128,13 +129,14 @@ export class BatchView {
     for (const row of this.rows) {
       const start = row.lane * image.width - this.first;
       const fades = selected !== null && selected !== row.arrival;
-      const [full, pale] = ["full", "pale"].map((strength) => wordOf(colourOf(row.arrival, strength)));
+      const [bright, full, pale] = ["bright", "full", "pale"].map((each) => wordOf(colourOf(row.arrival, each)));
       const until = Math.min(row.until, this.last, step);
       words.fill(waiting, start + Math.max(row.from, this.first), start + until + 1);
       for (let i = firstFrom(row.cells, this.first); i < row.cells.length; i += 1) {
         const cell = row.cells[i];
         if (cell.step > this.last) break;
-        words[start + cell.step] = cell.kind === "preempted" ? alarm : fades || cell.step > step ? pale : full;
+        words[start + cell.step] = cell.kind === "preempted" ? alarm : fades || cell.step > step ? pale
+          : cell.kind === "decode" ? full : bright;
       }
     }
     this.dense.width = image.width;

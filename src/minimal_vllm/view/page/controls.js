@@ -45,7 +45,10 @@ export class Controls {
 
   onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.matches("input[type=text], input[type=password], select, textarea")) return;
+    if (event.target.matches("input[type=text], input[type=password], select, textarea")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
     const keys = { " ": "play", ArrowRight: "step", ArrowLeft: "back", p: "preemption", e: "eviction",
                    l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
                    "/": "prompt" };
@@ -108,10 +111,10 @@ export class Controls {
 
   async send(event) {
     event.preventDefault();
-    const prompt = $("prompt").value;
-    if (!prompt) return;
+    const prompt = $("prompt").value || $("prompt").placeholder;
     const name = `you-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
     $("prompt").value = "";
+    $("prompt").blur(); // keys are for what there is to see now
     this.onSent(name);
     await this.attempt(post("/v1/completions", {
       prompt, request_id: name, max_tokens: Number($("max-tokens").value),

@@ -41,6 +41,7 @@ export class History {
     const count = this.start - this.dropped;
     for (const record of this.records.splice(0, count)) this.numEntries -= sizeOf(record);
     this.dropped += count;
+    if (this.past?.position < this.start) this.past = null; // it can't be stepped on from there
   }
 
   record(position) { return this.records[position - this.dropped]; }

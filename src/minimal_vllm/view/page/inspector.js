@@ -93,7 +93,7 @@ export class Inspector {
 
   headings(request) {
     const count = this.tableOf(request).length;
-    const note = request.status === "finished" ? "its blocks were given back" : `${count} blocks`;
+    const note = request.status === "finished" ? "its blocks were given back" : `${count} block${count === 1 ? "" : "s"}`;
     return make("p", "headings", `Block table, logical → physical (${note})`);
   }
 

@@ -15,7 +15,6 @@ import { loadTheme, watchSystemTheme } from "./theme.js";
 import { showTip } from "./tip.js";
 
 const $ = (id) => document.getElementById(id);
-const KEPT_STEPS = 20_000; // columns of a live engine's charts
 const WORDS_MS = 100; // texts and charts change no more often: most of the time is the pool's
 const MANY_ROWS = 100; // … and so does a batch that is larger than this
 
@@ -95,10 +94,10 @@ class View {
     this.controls.takeTraffic(traffic);
   }
 
+  /** What the history has forgotten can't be gone back to: its charts and cells are of no use. */
   forgetOld() {
-    if (this.digest.columns.length > 2 * KEPT_STEPS) {
-      this.digest.dropBefore(this.digest.columns.at(-KEPT_STEPS).step);
-    }
+    const { firstStep } = this.player.history;
+    if (firstStep > this.digest.firstStep) this.digest.dropBefore(firstStep);
   }
 
   // ---- selection ------------------------------------------------------------------------------

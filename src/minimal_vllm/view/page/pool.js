@@ -62,7 +62,10 @@ export class PoolView {
     Object.assign(this, { clientWidth, count, cell, columns, width, height, tall: Math.max(rows * height, 1) });
   }
 
-  /** @param emphasis the blocks that are not dimmed; null: none are */
+  /**
+   * Takes what the state has noted of touched blocks, so that a state can have one such view only.
+   * @param emphasis the blocks that are not dimmed; null: none are
+   */
   draw(state, emphasis) {
     this.layOut(state.references.length);
     if (this.drawn === null) this.begin();
