@@ -90,12 +90,13 @@ class Replica:
         """When it ends."""
 
     def add(self, request: SimulatedRequest) -> None:
-        """Let a request wait.
+        """Let a request wait that has just arrived, be it that a step is in progress.
 
         Raises:
             ValueError: the engine refuses it.
         """
         self.scheduler.add(request)
+        self._now = request.arrived
         self._watch.note_arrived([request])
 
     def begin(self, now: float) -> float:

@@ -46,6 +46,10 @@ class Design:
     model: ModelConfig
     scheduler_config: SchedulerConfig
     num_blocks: int
+    device: str
+    """As a trace names it."""
+    dtype: str
+    """Of weights and activations."""
     engine: EngineConfig
     """Which classes of the user's have parts in it."""
     cost_model: CostModel
@@ -90,6 +94,8 @@ def design(config: SimulationConfig) -> Design:
         model=model,
         scheduler_config=choose_scheduler_config(engine, model_len, batched_tokens, num_blocks),
         num_blocks=num_blocks,
+        device=f"{config.fleet.gpu} (simulated)",
+        dtype=dtype,
         engine=engine,
         cost_model=LinearCostModel.load(Path(config.fleet.cost_model))
         if config.fleet.cost_model
@@ -130,7 +136,7 @@ def simulate(
         plan: the engines, see ``design``.
         config: how many of them there are, and what is asked of them.
         slo: which requests count as good; None: nobody counts them.
-        observers_of: gives, for a replica's index, who is to see its step records.
+        observers_of: gives, for a replica's index, who is to see its records.
 
     Raises:
         ValueError: there is a mistake in the workload, or in its file.
