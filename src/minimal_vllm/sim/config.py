@@ -50,6 +50,12 @@ class Achieved:
     """Of the arithmetic rate, in attention."""
     step_overhead_ms: NonNegative = 1.4
     """What each step costs beside its kernels: planning, launching, handing tokens over."""
+    launch_ms_per_layer: NonNegative = 0.0
+    """A step with prompts takes at least so long for each layer, if its kernels are launched one by
+    one; 0: they are recorded or compiled, as vLLM's are."""
+    cascade: bool = False
+    """Whether a step of decodes alone reads what several prompts begin with once for all of them:
+    cascade attention, which this engine has on a GPU."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -53,6 +53,8 @@ class Design:
     engine: EngineConfig
     """Which classes of the user's have parts in it."""
     cost_model: CostModel
+    cascade: bool
+    """Whether decodes read once what they share."""
 
     def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
         """An idle engine.
@@ -66,6 +68,7 @@ class Design:
             self.cost_model,
             observers,
             partial(make_scheduler, self.engine) if self.engine.scheduler else None,
+            cascade=self.cascade,
         )
 
 
@@ -100,6 +103,7 @@ def design(config: SimulationConfig) -> Design:
         cost_model=LinearCostModel.load(Path(config.fleet.cost_model))
         if config.fleet.cost_model
         else RooflineCostModel(model, gpu, config.achieved, itemsize, kv_itemsize),
+        cascade=config.achieved.cascade,
     )
 
 
