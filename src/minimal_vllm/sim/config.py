@@ -27,7 +27,8 @@ class FleetConfig:
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """auto: the model's own; fp8: half of that, which the simulator has and the engine has not."""
     cost_model: str | None = None
-    """A file of fitted coefficients, to take the place of the datasheet's rates."""
+    """A trace of a real run (.jsonl), whose steps costs are fitted to, in the place of the
+    datasheet's rates; or a file of coefficients that were fitted before."""
     replicas: PositiveInt = 1
     """So many engines, each on a GPU of its own."""
     routing: Literal["round-robin", "least-loaded", "prefix-aware"] = "round-robin"

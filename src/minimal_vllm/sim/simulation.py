@@ -22,10 +22,10 @@ from minimal_vllm.sim.cluster import Cluster
 from minimal_vllm.sim.config import SimulationConfig
 from minimal_vllm.sim.cost_model import (
     CostModel,
-    LinearCostModel,
     RooflineCostModel,
     kv_bytes_per_token,
 )
+from minimal_vllm.sim.fit import read_cost_model
 from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS
 from minimal_vllm.sim.hardware import CONTEXT_BYTES, GPUS, Gpu
 from minimal_vllm.sim.job import Job
@@ -100,7 +100,7 @@ def design(config: SimulationConfig) -> Design:
         device=f"{config.fleet.gpu} (simulated)",
         dtype=dtype,
         engine=engine,
-        cost_model=LinearCostModel.load(Path(config.fleet.cost_model))
+        cost_model=read_cost_model(Path(config.fleet.cost_model))
         if config.fleet.cost_model
         else RooflineCostModel(model, gpu, config.achieved, itemsize, kv_itemsize),
         cascade=config.achieved.cascade,
