@@ -29,11 +29,12 @@ linkcheck: $(VENV)/.installed-dev
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The pinned environment (constraints.txt) is what the tests have passed in.
+# The pinned environment (constraints.txt) is what the tests have passed in. All that the README's
+# commands need is there from the beginning; only what the tests need is added by them.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("minimal-vllm needs Python 3.11 or newer, but $(PYTHON) is %d.%d: use `make PYTHON=python3.12 …`" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[server,structured,learn]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -1,0 +1,154 @@
+"""What does it cost to be watched, and what does it cost not to be?
+
+python -m benchmarks.watch_cost
+
+The engine steps without its model: a pretended runner gives every request a token at once, so that
+only the engine's own work is left to compare with. All variants step in turn, each with the same
+requests, and a ratio is one of neighbours in time. Times are the thread's own CPU time. The first
+variant has no place for watchers at all: in the second, the one that everybody has who watches
+nothing, each of a step's calls to them finds an empty list.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+from benchmarks.common import RESULTS, print_table, report
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.engine.runner import DoneStep, StepResult
+from minimal_vllm.engine.scheduler import Plan
+from minimal_vllm.engine.step_watch import StepTimes, StepWatch
+from minimal_vllm.outputs import OutputKind
+from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.writer import TraceWriter
+from minimal_vllm.view.live import LiveView
+
+if TYPE_CHECKING:
+    from minimal_vllm.server.async_engine import AsyncEngine
+
+PROMPT = [1] * 200
+TRACE_BYTES = 1 << 30
+
+
+class NoModel:
+    """A runner that computes nothing."""
+
+    def launch(self, plan: Plan) -> DoneStep:
+        """A token for each request that samples."""
+        count = len(plan.sampling)
+        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count, []), []))
+
+
+class NoWatch:
+    """A step's watcher that isn't there."""
+
+    def note_arrived(self, requests: object) -> None:
+        """Nothing."""
+
+    def begin(self) -> StepTimes:
+        """Times that nobody sets."""
+        return StepTimes()
+
+    def planned(self, plan: Plan, times: StepTimes) -> None:
+        """Nothing."""
+
+    def mark(self, times: StepTimes) -> None:
+        """Nothing."""
+
+    def end(self, plan: Plan, requests: object, times: StepTimes) -> None:
+        """Nothing."""
+
+
+def make_engine(num_requests: int, observers: Sequence[StepObserver]) -> LLM:
+    """The built-in model's engine without the model, in which so many requests decode."""
+    llm = LLM(
+        device="cpu",
+        num_gpu_blocks_override=40 * num_requests,
+        max_num_seqs=num_requests,
+        max_num_batched_tokens=num_requests * len(PROMPT),
+        observers=observers,
+    )
+    llm.engine._runner = NoModel()
+    return llm
+
+
+def start(llm: LLM, num_requests: int) -> Callable[[], object]:
+    """Let all requests begin to decode; what makes a step."""
+    params = SamplingParams(max_tokens=None, ignore_eos=True, detokenize=False)
+    for index in range(num_requests):
+        llm.engine.add_request(str(index), PROMPT, params, output_kind=OutputKind.DELTA)
+    llm.engine.step()
+    return llm.engine.step
+
+
+def variants(num_requests: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """Engines that differ in who watches, and how each makes a step."""
+    blind = make_engine(num_requests, [])
+    blind.engine._watch = cast("StepWatch", NoWatch())
+    alone = make_engine(num_requests, [])
+    seen: list[object] = []
+    listed = make_engine(num_requests, [seen.append])
+    view = LiveView()
+    viewed = make_engine(num_requests, [view])
+    view.attach(viewed, cast("AsyncEngine", None))  # it only passes on what a viewer asks
+    writer = TraceWriter(folder / "trace.jsonl", TRACE_BYTES)
+    traced = make_engine(num_requests, [writer])
+    writer.begin(engine_facts(traced.config, traced.built), None)
+    engines = {
+        "no place for watchers": blind,
+        "nobody watches": alone,
+        "a list of records": listed,
+        "the view, no page open": viewed,
+        "a trace file": traced,
+    }
+    return {name: start(llm, num_requests) for name, llm in engines.items()}
+
+
+def measure(num_requests: int, num_steps: int) -> dict[str, list[float]]:
+    """Microseconds of each step of each variant."""
+    times: dict[str, list[float]] = {}
+    with TemporaryDirectory() as folder:
+        steps = list(variants(num_requests, Path(folder)).items())
+        for index in range(num_steps):
+            first = index % len(steps)  # a step after one's own finds its memory in the cache
+            for name, step in steps[first:] + steps[:first]:
+                begun = time.thread_time()
+                step()
+                times.setdefault(name, []).append(1e6 * (time.thread_time() - begun))
+    return times
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; its results, as they are written to the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--steps", type=int, default=300, help="how many are timed")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
+    options = parser.parse_args(arguments)
+    medians: dict[str, dict[str, float]] = {}
+    for num_requests in options.running:
+        times = measure(num_requests, options.steps)
+        for name, each in times.items():
+            medians.setdefault(name, {})[str(num_requests)] = median(each)
+    first = next(iter(medians.values()))
+    print_table(
+        "µs of a step without its model, and how much that is of the first row",
+        ["", *(f"{count} requests" for count in options.running)],
+        [
+            [name, *(f"{each[key]:,.0f} ({each[key] / first[key]:.2f})" for key in first)]
+            for name, each in medians.items()
+        ],
+    )
+    results = {"steps": options.steps, "microseconds": medians}
+    report("watch_cost", results, options.results)
+    return results
+
+
+if __name__ == "__main__":
+    main()
