@@ -143,7 +143,7 @@ def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
     assert finished.stderr == f"{path} will be of the first of 2 replicas\n"
     with open_trace(path) as (_, lines):
         arrivals = [line.arrival for line in lines if isinstance(line, RequestRecord)]
-    assert arrivals == list(range(0, 20, 2))  # requests take turns
+    assert arrivals == list(range(1, 21, 2))  # requests take turns
 
 
 @pytest.mark.parametrize(
