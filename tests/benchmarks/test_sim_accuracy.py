@@ -1,4 +1,5 @@
 import json
+from statistics import median
 
 import pytest
 
@@ -30,8 +31,11 @@ def test_an_error_is_the_share_by_which_the_simulation_is_too_slow(results):
             assert each[f"error of {name}"] == pytest.approx(expected)
 
 
-def test_the_measurements_that_the_defaults_were_chosen_by_are_predicted():
-    outcomes = sim_accuracy.compare_with_measured(sim_accuracy.MEASURED)
+@pytest.mark.parametrize("path", sim_accuracy.MEASURED, ids=lambda path: path.stem)
+def test_the_measurements_that_the_fractions_were_chosen_by_are_predicted(path):
+    outcomes = sim_accuracy.compare_with_measured(path)
     sim_accuracy.add_errors(outcomes)
     assert len(outcomes) == 10
-    assert max(abs(each["error of seconds"]) for each in outcomes) < 0.1
+    chosen_by = [each for each in outcomes if each["workload"] in ("latency1", "prefill64")]
+    assert max(abs(each["error of seconds"]) for each in chosen_by) < 0.03
+    assert median(abs(each["error of seconds"]) for each in outcomes) < 0.05

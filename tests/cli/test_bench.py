@@ -14,6 +14,8 @@ from minimal_vllm.bench.report import SUMMARY
 from minimal_vllm.cli.bench import LISTS
 from minimal_vllm.cli.bench import serve as serve_command
 from minimal_vllm.cli.main import main
+from minimal_vllm.trace.reader import open_trace
+from minimal_vllm.trace.step_record import RequestRecord
 from tests.server.harness import MODEL, metric, process
 
 SHORT = ["--random-input-len=12", "--random-output-len=5"]
@@ -223,6 +225,20 @@ def test_latency_tells_of_the_iterations_behind_the_warm_up(model, tmp_path):
     assert len(saved["latencies"]) == 3
     assert f"Avg latency: {saved['avg_latency']} seconds" in result.stdout
     assert f"99% percentile latency: {saved['percentiles']['99']} seconds" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "num_requests"),
+    [(["throughput", "--num-prompts=2"], 2), (["latency", "--batch-size=1", "--num-iters=2"], 3)],
+)
+def test_what_is_measured_is_traced_with_its_warm_up(command, num_requests, model, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    counts = ["--num-iters-warmup=1"] if command[0] == "latency" else []
+    engine = [f"--model={model}", "--num-gpu-blocks-override=64", f"--trace={path}"]
+    result = invoke(*command, *counts, "--input-len=8", "--output-len=3", *engine)
+    assert result.exit_code == 0, result.output
+    with open_trace(path) as (_, lines):
+        assert sum(isinstance(line, RequestRecord) for line in lines) == num_requests
 
 
 @pytest.mark.parametrize("command", ["throughput", "latency"])

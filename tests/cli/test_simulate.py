@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from io import StringIO
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,9 @@ from minimal_vllm.sim.config import (
     SyntheticConfig,
     TrafficConfig,
 )
+from minimal_vllm.trace.perfetto import export_perfetto
+from minimal_vllm.trace.reader import open_trace
+from minimal_vllm.trace.step_record import RequestRecord, StepRecord
 
 FEW = ["--model=qwen3-0.6b", "--num-prompts=20", "--output-len=20"]
 
@@ -114,6 +118,34 @@ def test_a_comparison_is_drawn(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_trace_tells_every_step_in_simulated_time(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    arguments = [*FEW, "--request-rate=10"]
+    with_trace = run("--json", *arguments, f"--trace={path}")
+    assert with_trace.stderr == ""
+    assert with_trace.stdout == run("--json", *arguments).stdout
+    found = json.loads(with_trace.stdout)
+    with open_trace(path) as (header, lines):
+        records = list(lines)
+    assert (header.engine.model, header.engine.device) == ("qwen3-0.6b", "h200 (simulated)")
+    assert (header.engine.num_blocks, header.started) == (found["num_gpu_blocks"], 0)
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    assert [step.step for step in steps] == list(range(found["num_steps"]))
+    last = steps[-1]
+    ended = last.started + last.schedule_seconds + last.run_seconds + last.update_seconds
+    assert ended == pytest.approx(found["duration"])
+    assert export_perfetto(header, records, StringIO()) > found["num_steps"]
+
+
+def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    finished = run(*FEW, "--replicas=2", f"--trace={path}")
+    assert finished.stderr == f"{path} will be of the first of 2 replicas\n"
+    with open_trace(path) as (_, lines):
+        arrivals = [line.arrival for line in lines if isinstance(line, RequestRecord)]
+    assert arrivals == list(range(1, 21, 2))  # requests take turns
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -121,6 +153,9 @@ def test_a_comparison_is_drawn(tmp_path):
         (["--find-rate", "--slo=ttft:9", "--request-rate=3"], "leave out"),
         (["--slo=fast"], "ttft:500,tpot:50"),
         (["--plot=a.png"], "--plot needs --sweep"),
+        (["--trace=a.jsonl", "--sweep=gpu=h200,l4"], "--trace is of one simulation"),
+        (["--trace=a.jsonl", "--find-rate", "--slo=ttft:9"], "--trace is of one simulation"),
+        (["--trace-max-mb=5", "--sweep=gpu=h200,l4"], "--trace-max-mb needs --trace"),
         (["--sweep=device=cpu,cuda"], "--device"),
         (["--sweep=gpu=h200,h9000"], "gpu"),
         (["--workload=mixed256", "--input-len=3"], "--input-len"),

@@ -23,10 +23,10 @@ COSTS = LinearCostModel(
 )
 
 
-def make_replica(num_blocks=64, eviction="lru", observers=(), costs=COSTS, **config):
+def make_replica(num_blocks=64, eviction="lru", observers=(), costs=COSTS, cascade=False, **config):
     limits = {"max_model_len": 256, "max_num_batched_tokens": 64, "max_num_seqs": 8} | config
     pool = BlockPool(num_blocks, EVICTION_STRATEGIES[eviction]())
-    return Replica(SchedulerConfig(**limits), pool, costs, observers)
+    return Replica(SchedulerConfig(**limits), pool, costs, observers, cascade=cascade)
 
 
 def run(jobs, replicas, routing="round-robin", slo=None):

@@ -8,6 +8,7 @@ import pytest
 from minimal_vllm.sim.cost_model import LinearCostModel
 from minimal_vllm.sim.job import Job
 from minimal_vllm.sim.slo import Slo
+from minimal_vllm.trace.step_record import Recorder, RequestRecord
 from tests.sim.simulated import make_jobs, make_replica, run
 
 COSTS = LinearCostModel(
@@ -122,3 +123,18 @@ def test_simulated_records_follow_on_each_other():
     for before, after in pairwise(records):
         assert after.started == before.started + before.run_seconds
     assert {reason for record in records for _, reason in record.finished} == {"length"}
+
+
+class Everything(list, Recorder):
+    """A recorder that keeps all records."""
+
+    __call__ = list.append
+
+
+def test_a_request_that_comes_in_the_middle_of_a_step_is_recorded_as_coming_then():
+    records = Everything()
+    serve(job(0.0, 10, 3), job(0.5, 10, 1), job(50.0, 10, 1), observers=[records])
+    came = [record.arrived for record in records if isinstance(record, RequestRecord)]
+    assert came == [0.0, 0.5, 50.0]
+    first_step = next(record for record in records if not isinstance(record, RequestRecord))
+    assert (first_step.started, first_step.run_seconds) == (0.0, pytest.approx(2.0))

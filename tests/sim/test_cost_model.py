@@ -106,3 +106,10 @@ def test_a_file_that_holds_no_cost_model_is_refused(tmp_path, text):
     (tmp_path / "costs.json").write_text(text)
     with pytest.raises(ValueError, match=r"per_|JSON"):
         LinearCostModel.load(tmp_path / "costs.json")
+
+
+def test_a_step_with_prompts_waits_for_its_launches_and_one_of_decodes_does_not():
+    launching = replace(ALL_OF_IT, launch_ms_per_layer=0.5)
+    assert seconds(prompt(10), achieved=launching) == pytest.approx(0.5e-3 * QWEN.num_layers)
+    assert seconds(prompt(8192), achieved=launching) == seconds(prompt(8192)) > 0.018
+    assert seconds(decode(8, 10), achieved=launching) == seconds(decode(8, 10)) < 0.018

@@ -11,7 +11,6 @@ from minimal_vllm.sim.config import Achieved
 from tests.markdown import broken_links, code_blocks, read
 
 TEXT = read("docs/simulator.md")
-(FIT,) = code_blocks(TEXT, "python")
 *COMMANDS, WITH_FIT = code_blocks(TEXT, "bash")
 SHOWN = code_blocks(TEXT, "text")
 
@@ -35,7 +34,6 @@ def test_a_command_prints_what_is_shown(command, shown, tmp_path):
 
 
 def test_costs_are_fitted_and_used(tmp_path):
-    assert "per_step" in run([sys.executable, "-c", FIT], tmp_path).stdout
     assert "p99_ttft_ms" in run(["bash", "-euo", "pipefail", "-c", WITH_FIT], tmp_path).stdout
 
 

@@ -31,6 +31,7 @@ def books(pool):
             "max_num_batched_tokens": st.sampled_from([8, 50, 300]),
             "max_num_seqs": st.sampled_from([1, 4, 8]),
             "max_model_len": st.sampled_from([100, 256]),
+            "cascade": st.booleans(),
             "eviction": st.sampled_from(["lru", "lfu", "fifo"]),
         }
     ),

@@ -1,6 +1,9 @@
+from array import array
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minimal_vllm.sim.job import Job
 from minimal_vllm.sim.load import StepLoad, load_of_decodes, load_of_plan, load_of_record
 from tests.sim.simulated import COSTS, make_jobs, make_replica, run
 
@@ -59,3 +62,20 @@ def test_a_record_tells_the_load_that_was_reckoned_with():
     reckoned = costs.loads
     assert [load_of_record(record) for record in records] == reckoned
     assert len(reckoned) > 100
+
+
+def test_decodes_alone_read_once_what_they_share_if_they_can():
+    head = array("i", range(40))  # two full blocks, and a part that each has for itself
+    jobs = [Job(number * 1e-4, head + array("i", [99 + number]), 9) for number in range(3)]
+    loads = []
+    for cascade in (False, True):
+        costs = Noting()
+        run(iter(jobs), [make_replica(costs=costs, cascade=cascade)])
+        loads.append(costs.loads)
+    differences = []
+    for plain, shared in zip(*loads, strict=True):
+        assert shared == plain._replace(kv_tokens=shared.kv_tokens)
+        differences.append(plain.kv_tokens - shared.kv_tokens)
+    # The first one's prompt; its first decode, beside the others' prompts; seven decodes of all
+    # three, after which the first has ended; one of the others.
+    assert differences == [0, 0, *[2 * 32] * 7, 32]

@@ -13,6 +13,7 @@ from minimal_vllm.view.contents import BlockContents
 from minimal_vllm.view.snapshot import take_snapshot
 from tests.engine.test_traffic import act_randomly, random_config
 from tests.engine.traffic import Traffic
+from tests.sim.simulated import make_jobs, make_replica, run
 from tests.view.browser import REBUILD, actual, page_at
 
 pytestmark = pytest.mark.browser
@@ -45,9 +46,9 @@ class Witness(Recorder):
     def __init__(self):
         self.records, self.states = [], []
 
-    def watch(self, traffic):
-        self._scheduler = traffic.scheduler
-        self._contents = BlockContents(traffic.scheduler)
+    def watch(self, scheduler):
+        self._scheduler = scheduler
+        self._contents = BlockContents(scheduler)
 
     def __call__(self, record):
         self._contents(record)
@@ -63,7 +64,7 @@ def random_history(seed):
     config, eviction = random_config(random), random.choice(["lru", "lfu", "fifo"])
     is_async = random.random() < 0.5
     traffic = Traffic(eviction=eviction, async_scheduling=is_async, observers=[witness], **config)
-    witness.watch(traffic)
+    witness.watch(traffic.scheduler)
     for _ in range(40):
         act_randomly(random, traffic)
     facts = {
@@ -89,3 +90,22 @@ def test_the_page_rebuilds_every_state_of_random_histories(chromium, replay_url)
                 assert state == expected, f"history {seed}, step {expected['step']}"
     for event in ("preempted", "evicted", "crashed", "ended by abort", "cached"):
         assert events[event] > 10, f"{event} was hardly tested"
+
+
+def test_the_page_rebuilds_every_state_of_a_simulation(chromium, replay_url):
+    witness = Witness()
+    replica = make_replica(num_blocks=24, observers=[witness])
+    witness.watch(replica.scheduler)
+    run(make_jobs(seed=1), [replica])
+    assert any(record.get("preempted") for record in witness.records)
+    facts = {
+        "num_blocks": 24,
+        "block_size": 16,
+        "eviction_policy": "lru",
+        "scheduling_policy": "fcfs",
+    }
+    with page_at(chromium, replay_url) as page:
+        replayed = page.evaluate(REPLAY % REBUILD, {"facts": facts, "records": witness.records})
+    for state, expected in zip(replayed["states"], witness.states, strict=True):
+        assert state.pop("counts") == state.pop("recounted"), "the counts went astray"
+        assert state == expected, f"step {expected['step']}"

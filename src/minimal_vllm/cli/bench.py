@@ -14,6 +14,7 @@ import click
 from minimal_vllm.bench.config import Load, Workload
 from minimal_vllm.cli.errors import Failure
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
+from minimal_vllm.cli.trace import make_llm, trace_options
 from minimal_vllm.config import EngineConfig
 
 LISTS = ("--request-rate", "--goodput")
@@ -164,6 +165,7 @@ def _extra(what: str) -> Iterator[None]:
         ) from error
 
 
+@trace_options
 @field_options(EngineConfig, without=NOT_MEASURED)
 @field_options(Workload, named=SHORT_NAMES)
 @bench.command(cls=SectionedCommand, short_help="Complete many prompts: tokens per second.")
@@ -177,9 +179,8 @@ def throughput(
     """Complete prompts of random tokens, as many at once as the engine takes."""
     workload = _workload(ctx)
     from minimal_vllm.bench.offline import run_throughput
-    from minimal_vllm.llm import LLM
 
-    llm = LLM(seed=workload.seed, **given_options(ctx, EngineConfig))
+    llm = make_llm(ctx, seed=workload.seed, **given_options(ctx, EngineConfig))
     result = run_throughput(llm, workload, n, detokenize=not disable_detokenize)
     num_output = result["total_num_output_tokens"]
     click.echo(
@@ -192,6 +193,7 @@ def throughput(
     _write(result, output_json)
 
 
+@trace_options
 @field_options(EngineConfig, without=NOT_MEASURED, defaults={"enable_prefix_caching": False})
 @field_options(
     Workload,
@@ -231,11 +233,10 @@ def latency(
     """Complete a batch of prompts of random tokens, the same again and again."""
     workload = Workload(**{name: ctx.params[name] for name in BATCH})
     from minimal_vllm.bench.offline import run_latency
-    from minimal_vllm.llm import LLM
 
     engine = {"enable_prefix_caching": False, **given_options(ctx, EngineConfig)}
     result = run_latency(
-        LLM(seed=workload.seed, **engine),
+        make_llm(ctx, seed=workload.seed, **engine),
         workload,
         n,
         detokenize=not disable_detokenize,

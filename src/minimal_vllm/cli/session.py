@@ -8,7 +8,7 @@ import click
 
 from minimal_vllm.cli.errors import StepFailure
 from minimal_vllm.cli.options import given_options
-from minimal_vllm.cli.trace import begin_traces, open_writers
+from minimal_vllm.cli.trace import make_llm
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
@@ -42,12 +42,7 @@ def load_llm(ctx: click.Context, observers: Sequence[StepObserver]) -> "LLM":
     The sampling options are checked first, so that a mistake costs no waiting.
     """
     _merge(ctx, {})
-    from minimal_vllm.llm import LLM
-
-    writers = open_writers(ctx)
-    llm = LLM(observers=[*observers, *writers], **given_options(ctx, EngineConfig))
-    begin_traces(writers, llm)
-    return llm
+    return make_llm(ctx, observers, **given_options(ctx, EngineConfig))
 
 
 def sampling_params(ctx: click.Context, llm: "LLM") -> SamplingParams:

@@ -11,6 +11,7 @@ import click
 from minimal_vllm.cli.errors import Failure
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
 from minimal_vllm.cli.simulation_text import Outcome, render, table
+from minimal_vllm.cli.trace import open_writers, trace_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.sim.config import (
@@ -23,8 +24,11 @@ from minimal_vllm.sim.config import (
 )
 from minimal_vllm.sim.slo import Slo
 from minimal_vllm.sim.sweep import check_effect, parse_sweep, variants
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.writer import TraceWriter
 
 
+@trace_options
 @field_options(
     EngineConfig, without={field.name for field in fields(EngineConfig)} - ENGINE_OPTIONS
 )
@@ -67,6 +71,7 @@ def simulate(
     sweeps: Sequence[str],
     plot: Path | None,
     as_json: bool,
+    trace: Path | None,
     **_: Any,
 ) -> None:
     """Run the engine's own scheduler and block pool on a cost model: no GPU and no weights needed.
@@ -77,11 +82,16 @@ def simulate(
         raise click.UsageError("--find-rate needs --slo: within which latency?")
     if plot and not sweeps:
         raise click.UsageError("--plot needs --sweep: over what?")
+    if trace and (sweeps or find_rate):
+        raise click.UsageError("--trace is of one simulation: leave out --sweep and --find-rate.")
     config, objective = _config(ctx), Slo.parse(slo) if slo else None
     choices = list(variants(config, [parse_sweep(each) for each in sweeps]))
     attainment = slo_attainment if find_rate else None
+    writers = open_writers(ctx)
+    if writers and config.fleet.replicas > 1:
+        click.echo(f"{trace} will be of the first of {config.fleet.replicas} replicas", err=True)
     if not sweeps:
-        outcome = _run(config, objective, attainment)
+        outcome = _run(config, objective, attainment, writers)
         click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(render(outcome)))
         return
     outcomes = [choice | _try(variant, objective, attainment) for choice, variant in choices]
@@ -114,14 +124,25 @@ def _try(config: SimulationConfig, slo: Slo | None, attainment: float | None) ->
         return {"error": " ".join(str(error).split())}
 
 
-def _run(config: SimulationConfig, slo: Slo | None, attainment: float | None) -> Outcome:
-    """Simulate; if there is an attainment to reach, at the highest rate that reaches it."""
+def _run(
+    config: SimulationConfig,
+    slo: Slo | None,
+    attainment: float | None,
+    writers: Sequence[TraceWriter] = (),
+) -> Outcome:
+    """Simulate; if there is an attainment to reach, at the highest rate that reaches it.
+
+    The writers are told of the first replica.
+    """
     from minimal_vllm.sim.capacity import find_rate
     from minimal_vllm.sim.simulation import design, simulate
 
     plan = design(config)
+    for writer in writers:
+        writer.begin(engine_facts(config.engine, plan), spell=None, started=0.0)
     if slo is None or attainment is None:
-        rate, report = config.traffic.request_rate, simulate(plan, config, slo)
+        rate = config.traffic.request_rate
+        report = simulate(plan, config, slo, lambda replica: () if replica else writers)
     else:
         rate, report = find_rate(plan, config, slo, attainment)
     return {"num_gpu_blocks": plan.num_blocks, "request_rate": rate, **report.to_json()}

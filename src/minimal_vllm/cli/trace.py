@@ -1,7 +1,8 @@
 """``--trace`` on the commands that run an engine, and ``minimal-vllm trace``."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +10,7 @@ from minimal_vllm.cli.errors import Commands
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.perfetto import export_perfetto
 from minimal_vllm.trace.reader import open_trace
+from minimal_vllm.trace.step_record import StepObserver
 from minimal_vllm.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -51,6 +53,21 @@ def open_writers(ctx: click.Context) -> list[TraceWriter]:
     writer = TraceWriter(path, ctx.params["trace_max_mb"] * 10**6)
     ctx.call_on_close(writer.close)
     return [writer]
+
+
+def make_llm(ctx: click.Context, observers: Sequence[StepObserver] = (), **options: Any) -> "LLM":
+    """Load a model, which imports torch, and record what its engine does, if that is wanted.
+
+    Raises:
+        OSError: the trace can't be written.
+        ValueError: as ``LLM``.
+    """
+    from minimal_vllm.llm import LLM
+
+    writers = open_writers(ctx)
+    llm = LLM(observers=[*observers, *writers], **options)
+    begin_traces(writers, llm)
+    return llm
 
 
 def begin_traces(writers: list[TraceWriter], llm: "LLM") -> None:

@@ -23,23 +23,24 @@ class SharedPrefix:
 
 
 def find_shared_prefixes(requests: Sequence[Request], block_size: int) -> list[SharedPrefix]:
-    """Group requests by their first block; a group shares what all its members begin with.
-
-    Returns:
-        The groups, those that save most first; none if it would not pay.
-    """
-    groups = defaultdict(list)
-    for place, request in enumerate(requests):
-        groups[request.block_table[0]].append(place)
-    found = [
-        _shared_by(members, [requests[place] for place in members], block_size)
-        for members in groups.values()
-        if len(members) > 1
-    ]
+    """The groups that share a beginning, those that save most first; none if it would not pay."""
+    found = group_by_beginning(requests, block_size)
     total = sum(request.num_computed_tokens for request in requests)
     if sum(map(_saving, found)) < LEAST_SAVING * total:
         return []
     return sorted((prefix for prefix in found if prefix.num_tokens), key=_saving, reverse=True)
+
+
+def group_by_beginning(requests: Sequence[Request], block_size: int) -> list[SharedPrefix]:
+    """Group requests by their first block; a group shares what all its members begin with."""
+    groups = defaultdict(list)
+    for place, request in enumerate(requests):
+        groups[request.block_table[0]].append(place)
+    return [
+        _shared_by(members, [requests[place] for place in members], block_size)
+        for members in groups.values()
+        if len(members) > 1
+    ]
 
 
 def _saving(prefix: SharedPrefix) -> int:

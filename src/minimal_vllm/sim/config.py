@@ -27,7 +27,8 @@ class FleetConfig:
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """auto: the model's own; fp8: half of that, which the simulator has and the engine has not."""
     cost_model: str | None = None
-    """A file of fitted coefficients, to take the place of the datasheet's rates."""
+    """A trace of a real run (.jsonl), whose steps costs are fitted to, in the place of the
+    datasheet's rates; or a file of coefficients that were fitted before."""
     replicas: PositiveInt = 1
     """So many engines, each on a GPU of its own."""
     routing: Literal["round-robin", "least-loaded", "prefix-aware"] = "round-robin"
@@ -50,6 +51,12 @@ class Achieved:
     """Of the arithmetic rate, in attention."""
     step_overhead_ms: NonNegative = 1.4
     """What each step costs beside its kernels: planning, launching, handing tokens over."""
+    launch_ms_per_layer: NonNegative = 0.0
+    """A step with prompts takes at least so long for each layer, if its kernels are launched one by
+    one; 0: they are recorded or compiled, as vLLM's are."""
+    cascade: bool = False
+    """Whether a step of decodes alone reads what several prompts begin with once for all of them:
+    cascade attention, which this engine has on a GPU."""
 
 
 @dataclass(frozen=True, config=_CONFIG)

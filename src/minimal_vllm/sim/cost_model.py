@@ -53,6 +53,7 @@ class RooflineCostModel:
         self._matmul_rate = gpu.tflops * 1e12 * achieved.matmul_fraction
         self._attention_rate = gpu.tflops * 1e12 * achieved.attention_fraction
         self._overhead = achieved.step_overhead_ms / 1000
+        self._launches = achieved.launch_ms_per_layer / 1000 * model.num_layers
         self._layer_weights = model.num_parameters - embeddings
         self._head_weights = head
         self._itemsize = itemsize
@@ -63,10 +64,14 @@ class RooflineCostModel:
         self._pair_flops = 4 * model.num_layers * model.num_heads * model.head_dim
 
     def seconds(self, load: StepLoad) -> float:
+        """The overhead, and the kernels; a step with prompts waits for their launches, too."""
+        has_prompts = load.num_tokens > load.num_samples
+        return self._overhead + max(self._kernels(load), self._launches if has_prompts else 0)
+
+    def _kernels(self, load: StepLoad) -> float:
         """The layers' products, the LM head's, attention, and the activations in between."""
         return (
-            self._overhead
-            + self._matmul(self._layer_weights, load.num_tokens)
+            self._matmul(self._layer_weights, load.num_tokens)
             + (self._matmul(self._head_weights, load.num_samples) if load.num_samples else 0)
             + max(
                 (load.kv_tokens + load.num_tokens) * self._kv_bytes / self._bandwidth,

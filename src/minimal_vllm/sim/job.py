@@ -54,7 +54,7 @@ def make_request(job: Job, number: int) -> SimulatedRequest:
         token_ids=job.prompt[:],  # it grows by the answer
         num_prompt_tokens=len(job.prompt),
         params=_params(job.num_output_tokens),
-        arrival=number,
+        arrival=number + 1,  # as the engine counts
         arrived=job.arrival,
         output_token=FIRST_OUTPUT_TOKEN + number,
         follow_up=job.follow_up,

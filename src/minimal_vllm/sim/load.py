@@ -1,9 +1,11 @@
 """How much work a step is, in the few numbers that a cost model reckons with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan
+from minimal_vllm.engine.shared_prefix import group_by_beginning
 from minimal_vllm.trace.step_record import StepRecord
 
 
@@ -16,7 +18,8 @@ class StepLoad(NamedTuple):
     num_samples: int
     """Rows of logits: requests that get a token."""
     kv_tokens: int
-    """Tokens whose keys and values are read: each request's context, once."""
+    """Tokens whose keys and values are read: each request's context, once; with cascade attention,
+    what decodes share once for all of them."""
     attended: int
     """Pairs of a computed token and a token that it attends to, itself included."""
 
@@ -43,6 +46,15 @@ def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> St
 def load_of_decodes(count: int, context: int) -> StepLoad:
     """The work of a step in which ``count`` requests get a token, and nothing else happens."""
     return StepLoad(count, count, count, context, context)
+
+
+def count_shared(decoding: Sequence[Request], block_size: int) -> int:
+    """Tokens that a step of these decodes need not read again, with cascade attention.
+
+    The groups are the engine's, but for those that would save it too little to be worth a kernel.
+    """
+    groups = group_by_beginning(decoding, block_size)
+    return sum((len(each.members) - 1) * each.num_tokens for each in groups)
 
 
 def load_of_record(record: StepRecord) -> StepLoad:

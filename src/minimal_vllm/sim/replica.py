@@ -14,7 +14,7 @@ from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.sim.cost_model import CostModel
 from minimal_vllm.sim.job import SimulatedRequest, simulated
 from minimal_vllm.sim.lazy_scheduler import LazyScheduler
-from minimal_vllm.sim.load import load_of_decodes, load_of_plan
+from minimal_vllm.sim.load import count_shared, load_of_decodes, load_of_plan
 from minimal_vllm.trace.step_record import StepObserver
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Replica:
         observers: called with the engine's own records, in simulated seconds. They are to see
             every step in full, so while there are any, nobody sleeps.
         make_scheduler: makes a scheduler of the user's, which plans every step in full.
+        cascade: whether steps of decodes alone read once what their requests share.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Replica:
         cost_model: CostModel,
         observers: Sequence[StepObserver] = (),
         make_scheduler: "Callable[[SchedulerConfig, BlockPool], Scheduler] | None" = None,
+        *,
+        cascade: bool = False,
     ) -> None:
         self.scheduler: Scheduler
         self._lazy: LazyScheduler | None = None
@@ -79,6 +82,7 @@ class Replica:
             self.scheduler = self._lazy = LazyScheduler(config, pool, may_sleep=not observers)
         self.tally = Tally()
         self._cost_model = cost_model
+        self._cascade = cascade
         self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
         self._now = 0.0
         self._times = StepTimes()
@@ -90,12 +94,13 @@ class Replica:
         """When it ends."""
 
     def add(self, request: SimulatedRequest) -> None:
-        """Let a request wait.
+        """Let a request wait that has just arrived, be it that a step is in progress.
 
         Raises:
             ValueError: the engine refuses it.
         """
         self.scheduler.add(request)
+        self._now = request.arrived
         self._watch.note_arrived([request])
 
     def begin(self, now: float) -> float:
@@ -132,6 +137,8 @@ class Replica:
                 request.stalled_since = self._now  # when the last step ended, with its last token
         self._num_asleep, context = self._asleep()
         load = load_of_plan(plan, self._num_asleep, context)
+        if load.num_tokens == load.num_samples:
+            load = load._replace(kv_tokens=load.kv_tokens - self._count_shared())
         self._seconds = [self._cost_model.seconds(load)]
         self._ends = [self._now + self._seconds[0]]
 
@@ -159,8 +166,11 @@ class Replica:
     def _begin_steady_steps(self, count: int) -> None:
         end = self._now
         num_requests, context = self._asleep()
+        num_shared = self._count_shared()  # until a block is full, nothing changes it
         for _ in range(count):
-            seconds = self._cost_model.seconds(load_of_decodes(num_requests, context))
+            load = load_of_decodes(num_requests, context)
+            load = load._replace(kv_tokens=context - num_shared)
+            seconds = self._cost_model.seconds(load)
             end += seconds
             context += num_requests
             self._seconds.append(seconds)
@@ -172,6 +182,12 @@ class Replica:
         for seconds, _ in zip(self._seconds, self._ends, strict=False):  # some were cut off
             self.tally.add_step(seconds, self._lazy.num_asleep)
         self._lazy.pass_steady_steps(len(self._ends))
+
+    def _count_shared(self) -> int:
+        """Tokens that a step in which all decode need not read."""
+        if not self._cascade:
+            return 0
+        return count_shared(self.scheduler.running, self.scheduler.config.block_size)
 
     def _asleep(self) -> tuple[int, int]:
         """How many sleep, and the length of their contexts after the next step, together."""

@@ -22,10 +22,10 @@ from minimal_vllm.sim.cluster import Cluster
 from minimal_vllm.sim.config import SimulationConfig
 from minimal_vllm.sim.cost_model import (
     CostModel,
-    LinearCostModel,
     RooflineCostModel,
     kv_bytes_per_token,
 )
+from minimal_vllm.sim.fit import read_cost_model
 from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS
 from minimal_vllm.sim.hardware import CONTEXT_BYTES, GPUS, Gpu
 from minimal_vllm.sim.job import Job
@@ -46,9 +46,15 @@ class Design:
     model: ModelConfig
     scheduler_config: SchedulerConfig
     num_blocks: int
+    device: str
+    """As a trace names it."""
+    dtype: str
+    """Of weights and activations."""
     engine: EngineConfig
     """Which classes of the user's have parts in it."""
     cost_model: CostModel
+    cascade: bool
+    """Whether decodes read once what they share."""
 
     def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
         """An idle engine.
@@ -62,6 +68,7 @@ class Design:
             self.cost_model,
             observers,
             partial(make_scheduler, self.engine) if self.engine.scheduler else None,
+            cascade=self.cascade,
         )
 
 
@@ -90,10 +97,13 @@ def design(config: SimulationConfig) -> Design:
         model=model,
         scheduler_config=choose_scheduler_config(engine, model_len, batched_tokens, num_blocks),
         num_blocks=num_blocks,
+        device=f"{config.fleet.gpu} (simulated)",
+        dtype=dtype,
         engine=engine,
-        cost_model=LinearCostModel.load(Path(config.fleet.cost_model))
+        cost_model=read_cost_model(Path(config.fleet.cost_model))
         if config.fleet.cost_model
         else RooflineCostModel(model, gpu, config.achieved, itemsize, kv_itemsize),
+        cascade=config.achieved.cascade,
     )
 
 
@@ -130,7 +140,7 @@ def simulate(
         plan: the engines, see ``design``.
         config: how many of them there are, and what is asked of them.
         slo: which requests count as good; None: nobody counts them.
-        observers_of: gives, for a replica's index, who is to see its step records.
+        observers_of: gives, for a replica's index, who is to see its records.
 
     Raises:
         ValueError: there is a mistake in the workload, or in its file.

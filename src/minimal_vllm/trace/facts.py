@@ -10,6 +10,7 @@ from minimal_vllm.plugin import part_name
 if TYPE_CHECKING:
     from minimal_vllm.config import EngineConfig
     from minimal_vllm.engine.build import BuiltEngine
+    from minimal_vllm.sim.simulation import Design
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class EngineFacts:
     """Whether prompts were computed in several steps."""
 
 
-def engine_facts(config: "EngineConfig", built: "BuiltEngine") -> EngineFacts:
-    """The facts of an engine that was built from ``config``."""
+def engine_facts(config: "EngineConfig", built: "BuiltEngine | Design") -> EngineFacts:
+    """The facts of an engine that was built, or designed, from ``config``."""
     limits = built.scheduler_config
     return EngineFacts(
         program=f"minimal-vllm {__version__}",

@@ -32,10 +32,17 @@ class TraceWriter(Recorder):
         self._ended = False
         self._flushed = time.monotonic()
 
-    def begin(self, engine: EngineFacts, spell: Spell | None) -> None:
-        """Write the header; before the first record."""
+    def begin(self, engine: EngineFacts, spell: Spell | None, started: float | None = None) -> None:
+        """Write the header; before the first record.
+
+        Args:
+            engine: whose records will come.
+            spell: None: no texts are known.
+            started: what their clock shows now, in seconds; None: it is ``time.monotonic()``.
+        """
         self._encoder = LineEncoder(spell)
-        self._write(encode_header(Header(engine=engine)))
+        now = time.monotonic() if started is None else started
+        self._write(encode_header(Header(engine=engine, started=now)))
 
     def __call__(self, record: Record) -> None:
         """Write a record."""
