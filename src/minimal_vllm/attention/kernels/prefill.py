@@ -35,8 +35,6 @@ from minimal_vllm.launch import launch_options, wait_for_previous
 
 ROWS = 128
 """Of a tile: pairs of a token and a query head. Few tokens of many heads fill it, too."""
-
-
 LEAST_PIECE = 512
 """Keys of a piece at least."""
 TILE, FIRST_KEY, END_KEY, ROW, TOKEN, NUM_TOKENS, POSITION, FIRST_PIECE, NUM_PIECES = range(9)
@@ -50,8 +48,8 @@ class PrefillWork:
     pieces: Tensor
     """``[pieces, 9]`` int32. Of each piece: which tile it belongs to, and which keys it has, from
     ``FIRST_KEY`` to before ``END_KEY``. Of its tile: its request's row in ``block_tables``; the row
-    of ``q`` that is its first token; how many tokens it has; the first
-    one's place in its request; the first of its pieces, and how many it has."""
+    of ``q`` that is its first token; how many tokens it has; the first one's place in its request;
+    the first of its pieces, and how many it has."""
     block_tables: Tensor
     """``[R, most blocks]`` int32."""
     partials: Partials | None
