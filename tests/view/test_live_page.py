@@ -48,7 +48,7 @@ def pause(page):
 
 
 def send(server, count, max_tokens=40):
-    """Requests from other clients, in threads of their own."""
+    """Requests of other clients, in threads of their own; none may end before all have come."""
     bodies = [
         {
             "prompt": f"{BEGINNING} {word}",
@@ -239,7 +239,10 @@ def test_a_refused_prompt_is_explained(chromium, server):
 
 
 def test_the_numbers_are_those_of_the_records(page, server):
+    pause(page)
     send(server, 2, max_tokens=10)
+    until(page, "view.player.history.head.requests.size === 2")
+    page.click("#play")
     until(page, "view.player.history.head.requests.size === 0")
     state = state_of(server)
     until(page, "!view.stale && !view.wordsAreStale")
