@@ -88,7 +88,7 @@ class LazyScheduler(Scheduler):
 
     def count_steady_steps(self) -> int:
         """How many steps will be steady from now on, up to the length of a block."""
-        if self._awake or len(self.waiting) or len(self.running) > self.pool.num_free:
+        if self._awake or self.waiting or len(self.running) > self.pool.num_free:
             return 0  # in so many steps, each may need one block
         ends = min(simulated(request).ends_at for request in self.running)
         return min(ends - self._step, self.config.block_size)
