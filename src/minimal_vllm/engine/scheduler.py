@@ -194,7 +194,7 @@ class Scheduler:
             missing = self._num_missing_blocks(request, num_new)
             if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new, missing)
+            self._compute(plan, request, num_new)
             budget -= num_new
             position += 1
         return budget
@@ -239,9 +239,7 @@ class Scheduler:
             self._admit(request, cached)
             plan.admitted.append(request)
             num_new = min(num_new, budget)
-            self._compute(
-                plan, request, num_new, self._num_missing_blocks(request, num_new), cached
-            )
+            self._compute(plan, request, num_new, cached)
             budget -= num_new
 
     def _find_cached_prefix(self, request: Request) -> list[int]:
@@ -287,19 +285,13 @@ class Scheduler:
     # ---- blocks ---------------------------------------------------------------------------------
 
     def _compute(
-        self,
-        plan: Plan,
-        request: Request,
-        num_new: int,
-        missing: int,
-        cached: Sequence[int] = (),
+        self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
     ) -> None:
         """Put ``num_new`` tokens of ``request`` into the plan, with the missing blocks for them."""
         start = request.num_computed_tokens
-        new_blocks: Sequence[int] = ()
-        if missing:
-            new_blocks = self.pool.allocate(missing)
-            request.block_table.extend(new_blocks)
+        missing = self._num_missing_blocks(request, num_new)
+        new_blocks = self.pool.allocate(missing) if missing else ()
+        request.block_table.extend(new_blocks)
         request.num_computed_tokens = start + num_new
         self._store_full_blocks(request)
         samples = request.num_uncomputed_tokens == 0

@@ -20,9 +20,8 @@ What you have, in ``self``:
     _find_cached_prefix(request)               cached blocks that it begins with
     _has_room_for(request, cached)             whether all of it fits into the pool now
     _admit(request, cached)                    gives it a seat, and these cached blocks
-    _num_missing_blocks(request, num_new)      blocks it lacks to compute num_new tokens more
-    _compute(plan, request, num_new, missing, cached)
-                                               puts num_new tokens of it into the plan
+    _compute(plan, request, num_new, cached)   puts num_new tokens of it into the plan, and gives it
+                                               the blocks for them
 
 What to write: ``schedule`` and ``_admit_waiting``.
 
