@@ -202,8 +202,7 @@ class Traffic:
             return None
         assert not refused
         self.asked[request_id] = (list(prompt), (salt or "").encode(), params)
-        group = self.engine._outputs.group(request_id)
-        self.requests[request_id] = [completion.request for completion in group.completions]
+        self.requests[request_id] = self.engine._outputs.requests(request_id)
         return request_id
 
     def abort(self, request_id):

@@ -30,7 +30,8 @@ class Detokenizer:
         self._params = params
         self._stops = params.stop_strings
 
-        self._num_tokens = 0
+        self.num_tokens = 0
+        """How many were appended."""
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = True
         self._held_back = ""
@@ -70,7 +71,7 @@ class Detokenizer:
             which it ends; None if there is none yet. Nothing may be appended after one.
         """
         for token_id in token_ids:
-            self._num_tokens += 1
+            self.num_tokens += 1
             stop = self._add(self._utf8.decode(self._bytes(token_id)))
             if stop is not None:
                 return stop
@@ -93,7 +94,7 @@ class Detokenizer:
         text = self._held_back + new
         stop = None
         certain = len(text) - self._num_undecided(text)
-        if self._num_tokens > self._params.min_tokens:
+        if self.num_tokens > self._params.min_tokens:
             found = self._find_stop(text, len(self._held_back))
             if found is not None:
                 end, stop = found
