@@ -55,11 +55,6 @@ class BlockPool:
         return len(self._block_of_hash)
 
     @property
-    def usage(self) -> float:
-        """The share of blocks that requests reference, from 0 to 1."""
-        return 1 - self.num_free / self.num_blocks
-
-    @property
     def hashes(self) -> dict[int, bytes]:
         """Every block that can be found by its hash, referenced or not, with it."""
         return {block: block_hash for block_hash, block in self._block_of_hash.items()}

@@ -13,7 +13,7 @@ from minimal_vllm.outputs import (
     RequestOutput,
     TokenLogprobs,
 )
-from minimal_vllm.text.detokenizer import Detokenizer, decode_logprobs
+from minimal_vllm.text.detokenizer import Detokenizer
 from minimal_vllm.text.tokenizer import Tokenizer
 
 
@@ -150,9 +150,12 @@ class OutputProcessor:
                 completion.logprobs.append(logprobs)
                 completion.cumulative_logprob += logprobs[request.token_ids[-1]].logprob
 
-    def _decode(self, logprobs: list[TokenLogprobs]) -> None:
+    def _decode(self, positions: Iterable[TokenLogprobs]) -> None:
+        """Fill in the tokens' texts."""
         if self._tokenizer is not None:
-            decode_logprobs(self._tokenizer, logprobs)
+            for position in positions:
+                for token_id, logprob in position.items():
+                    logprob.decoded_token = self._tokenizer.token_text(token_id)
 
     def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str]]:
         """Bring texts up to date, and return the requests that a stop string ends, each with it.

@@ -109,11 +109,6 @@ class Request:
         return self.num_planned_tokens - 1 - self.num_prompt_tokens
 
     @property
-    def output_token_ids(self) -> list[int]:
-        """The tokens generated so far."""
-        return self.token_ids[self.num_prompt_tokens :].tolist()
-
-    @property
     def num_uncomputed_tokens(self) -> int:
         """How far the counter is behind the list."""
         return self.num_planned_tokens - self.num_computed_tokens

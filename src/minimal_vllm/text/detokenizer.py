@@ -3,7 +3,6 @@
 import codecs
 from collections.abc import Iterable, Sequence
 
-from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 
@@ -125,10 +124,3 @@ class Detokenizer:
             if any(stop.startswith(end) and stop != end for stop in self._stops):
                 return length
         return 0
-
-
-def decode_logprobs(tokenizer: Tokenizer, positions: Iterable[TokenLogprobs | None]) -> None:
-    """Fills in ``decoded_token`` in the log-probabilities of some positions."""
-    for position in positions:
-        for token_id, logprob in (position or {}).items():
-            logprob.decoded_token = tokenizer.token_text(token_id)
