@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -40,12 +41,9 @@ class Detokenizer:
 
     def _continue_prompt(self, prompt_token_ids: Sequence[int]) -> None:
         """Lets the text begin where the prompt's ends: between words, or within a character."""
-        tail: list[bytes] = []
-        for token_id in reversed(prompt_token_ids):
-            if token_id not in self._skipped and (text := self._tokenizer.token_bytes(token_id)):
-                tail.append(text)
-                if len(tail) == MAX_CHARACTER_BYTES:
-                    break
+        shown = (token for token in reversed(prompt_token_ids) if token not in self._skipped)
+        not_empty = filter(None, map(self._tokenizer.token_bytes, shown))
+        tail = list(islice(not_empty, MAX_CHARACTER_BYTES))  # of each at least a byte
         self._at_start = not tail
         self._utf8.decode(b"".join(reversed(tail)))
 
