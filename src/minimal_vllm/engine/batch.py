@@ -13,6 +13,7 @@ from minimal_vllm.engine.scheduler import Plan
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 UNKNOWN = array("i", [0])
+"""Stands for a pending token."""
 
 
 @dataclass(frozen=True, slots=True)

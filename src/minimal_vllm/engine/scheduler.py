@@ -40,9 +40,13 @@ class Plan:
     """What one step does. Once made it is carried out: the requests' counters include it."""
 
     scheduled: list[ScheduledRequest] = field(default_factory=list)
+    """What is computed: the running requests, then the admitted ones."""
     admitted: list[Request] = field(default_factory=list)
+    """Who was let in from the queue."""
     preempted: list[Request] = field(default_factory=list)
+    """Who lost all blocks, and waits again."""
     evicted: list[int] = field(default_factory=list)
+    """Blocks whose cached content was forgotten, to be written anew."""
 
     @property
     def sampling(self) -> list[Request]:
@@ -194,7 +198,7 @@ class Scheduler:
             missing = self._num_missing_blocks(request, num_new)
             if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new)
+            self._schedule(plan, request, num_new)
             budget -= num_new
             position += 1
         return budget
@@ -239,7 +243,7 @@ class Scheduler:
             self._admit(request, cached)
             plan.admitted.append(request)
             num_new = min(num_new, budget)
-            self._compute(plan, request, num_new, cached)
+            self._schedule(plan, request, num_new, cached)
             budget -= num_new
 
     def _find_cached_prefix(self, request: Request) -> list[int]:
@@ -284,7 +288,7 @@ class Scheduler:
 
     # ---- blocks ---------------------------------------------------------------------------------
 
-    def _compute(
+    def _schedule(
         self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
     ) -> None:
         """Put ``num_new`` tokens of ``request`` into the plan, with the missing blocks for them."""

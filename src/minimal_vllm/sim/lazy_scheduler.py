@@ -55,7 +55,7 @@ class LazyScheduler(Scheduler):
             missing = self._num_missing_blocks(request, num_new)
             if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new)
+            self._schedule(plan, request, num_new)
             budget -= num_new
             num_done += 1
         return budget - self.num_asleep
@@ -102,7 +102,7 @@ class LazyScheduler(Scheduler):
             plan = Plan()
             for request in self._wake():
                 self._settle(request)
-                self._compute(plan, request, 1)
+                self._schedule(plan, request, 1)
             self.update(plan, [simulated(each).output_token for each in plan.sampling])
         self.pool.take_evicted()
 

@@ -20,7 +20,7 @@ What you have, in ``self``:
     _find_cached_prefix(request)               cached blocks that it begins with
     _has_room_for(request, cached)             whether all of it fits into the pool now
     _admit(request, cached)                    gives it a seat, and these cached blocks
-    _compute(plan, request, num_new, cached)   puts num_new tokens of it into the plan, and gives it
+    _schedule(plan, request, num_new, cached)  puts num_new tokens of it into the plan, and gives it
                                                the blocks for them
 
 What to write: ``schedule`` and ``_admit_waiting``.
@@ -60,6 +60,6 @@ class MyScheduler(Scheduler):
         """
         raise NotImplementedError(
             "while somebody waits, and there is a seat and budget: see what is cached; stop if it "
-            "does not fit; take it out, admit it, note it in plan.admitted, compute, and take its "
+            "does not fit; take it out, admit it, note it in plan.admitted, schedule it, take its "
             "tokens from the budget"
         )
