@@ -94,7 +94,8 @@ class Engine:
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
         self._watch.note_arrived(requests)
-        group = RequestGroup(request_id, prompt, list(prompt_token_ids), output_kind)
+        prompt_tokens = requests[0].token_ids.tolist()
+        group = RequestGroup(request_id, prompt, prompt_tokens, output_kind)
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
