@@ -31,7 +31,7 @@ class InvariantError(AssertionError):
 class BlockPool:
     """Allocates, shares, caches and evicts the ids ``0 … num_blocks - 1``.
 
-    No operation's cost depends on the number of blocks in the pool.
+    What a step asks of it takes no longer in a larger pool.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionStrategy) -> None:
