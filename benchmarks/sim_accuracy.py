@@ -136,7 +136,7 @@ def compare_with_measured(path: Path) -> list[Outcome]:
             TrafficConfig(workload=result["workload"]),
         )
         found = simulate(design(config), config)
-        predicted = {"seconds": found.duration, "median_ttft_ms": found.ttft.median}
+        predicted = {"seconds": found.duration, **found.latencies}
         outcomes.append(
             {"model": result["model"], "workload": result["workload"]}
             | {f"measured {key}": result[key] for key in predicted if key in result}

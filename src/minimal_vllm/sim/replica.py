@@ -30,10 +30,9 @@ class Tally:
 
     num_steps: int = 0
     busy_seconds: float = 0.0
-    sum_of_gaps: float = 0.0
-    """Of all times between two tokens of a request, in seconds."""
     gaps: Counter[int] = field(default_factory=Counter)
-    """How many of them are in the bin from ``e ** (b / BINS_PER_E)`` seconds on."""
+    """How many times between two tokens of a request are in the bin from ``e ** (b / BINS_PER_E)``
+    seconds on."""
 
     def add_step(self, seconds: float, num_gaps: int) -> None:
         """A step passed; so many requests got a token now, and their last one when it began."""
@@ -45,7 +44,6 @@ class Tally:
     def add_gaps(self, seconds: float, count: int) -> None:
         """So many requests waited so long between two tokens."""
         self.gaps[floor(BINS_PER_E * log(max(seconds, 1e-9)))] += count
-        self.sum_of_gaps += seconds * count
 
 
 class Replica:
