@@ -90,6 +90,8 @@ class Replica:
         """How long each step in progress takes."""
         self._ends: list[float] = []
         """When it ends."""
+        self._was_idle = True
+        """Whether nothing ran just before the step in progress."""
 
     def add(self, request: SimulatedRequest) -> None:
         """Let a request wait that has just arrived, be it that a step is in progress.
@@ -123,6 +125,7 @@ class Replica:
             ended = self._end_step(self._plan)
         else:
             self._end_steady_steps()
+        self._was_idle = not self._ends
         self._seconds, self._ends, self._plan = [], [], None
         return ended
 
@@ -136,7 +139,9 @@ class Replica:
         self._num_asleep, context = self._asleep()
         load = load_of_plan(plan, self._num_asleep, context)
         if load.num_tokens == load.num_samples:
-            load = load._replace(kv_tokens=load.kv_tokens - self._count_shared())
+            load = load.sharing(self._count_shared())
+        if self._was_idle:  # else requests are taken in while the step before runs
+            load = load._replace(admitted=sum(each.num_prompt_tokens for each in plan.admitted))
         self._seconds = [self._cost_model.seconds(load)]
         self._ends = [self._now + self._seconds[0]]
 
@@ -166,8 +171,7 @@ class Replica:
         num_requests, context = self._asleep()
         num_shared = self._count_shared()  # until a block is full, nothing changes it
         for _ in range(count):
-            load = load_of_decodes(num_requests, context)
-            load = load._replace(kv_tokens=context - num_shared)
+            load = load_of_decodes(num_requests, context).sharing(num_shared)
             seconds = self._cost_model.seconds(load)
             end += seconds
             context += num_requests
@@ -182,7 +186,7 @@ class Replica:
         self._lazy.pass_steady_steps(len(self._ends))
 
     def _count_shared(self) -> int:
-        """Tokens that a step in which all decode need not read."""
+        """Pairs of a step in which all decode that need no reading of their own."""
         if not self._cascade:
             return 0
         return count_shared(self.scheduler.running, self.scheduler.config.block_size)

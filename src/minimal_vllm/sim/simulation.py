@@ -20,11 +20,7 @@ from minimal_vllm.engine.sizing import (
 from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
 from minimal_vllm.sim.cluster import Cluster
 from minimal_vllm.sim.config import SimulationConfig
-from minimal_vllm.sim.cost_model import (
-    CostModel,
-    RooflineCostModel,
-    kv_bytes_per_token,
-)
+from minimal_vllm.sim.cost_model import CostModel, RooflineCostModel, kv_bytes_per_token
 from minimal_vllm.sim.fit import read_cost_model
 from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS
 from minimal_vllm.sim.hardware import CONTEXT_BYTES, GPUS, Gpu
