@@ -7,8 +7,8 @@ steps of one, and the other is simulated with them; then the other way round. Th
 ones (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
 
 Then against files of measurements on GPUs, with the datasheet's rates and what the file's engine
-achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen by
-``latency1`` and ``prefill64``. ``median_ttft_ms`` is compared where a result has it.
+achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen without
+``mixed256``, ``prefix256`` and ``long32``. ``median_ttft_ms`` is compared where a result has it.
 """
 
 import argparse
