@@ -43,7 +43,7 @@ myst_heading_anchors = 4  # links to headings are written as on a code host: pag
 # of the build.
 nb_execution_mode = "force"  # results of an older engine must not be shown
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_timeout = 600
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"

@@ -33,11 +33,16 @@ def browser():
             chromium.close()
 
 
+def new_page(chromium, **options):
+    page = chromium.new_page(**options)
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
+
+
 @contextmanager
 def page_at(chromium, url, may_complain_of="nothing", **options):
     """A page of the view, which must not complain of anything else."""
-    page = chromium.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
-    page.set_default_timeout(1000 * PATIENCE)
+    page = new_page(chromium, **{"viewport": {"width": 1280, "height": 900}, **options})
     complaints = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

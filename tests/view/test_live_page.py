@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from tests.server.harness import ENVIRONMENT, PATIENCE, process
-from tests.view.browser import actual, page_at, pixels, rebuilt, until
+from tests.view.browser import actual, new_page, page_at, pixels, rebuilt, until
 
 pytestmark = pytest.mark.browser
 SMALL = ["--num-gpu-blocks-override=12", "--max-model-len=96", "--max-num-seqs=4"]
@@ -335,7 +335,7 @@ def test_demo_traffic_follows_its_controls(chromium):
 
 def test_a_key_is_asked_for_and_then_used(chromium):
     with process("--view", "--api-key=secret") as server:
-        page = chromium.new_page()
+        page = new_page(chromium)
         page.goto(f"{server.url}/view")
         until(page, "document.querySelector('#key-dialog').open")
         page.fill("#key", "secret")
