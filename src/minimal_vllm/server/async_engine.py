@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 10.0
 """Seconds to wait for the last step."""
+RESTRICTIONS = ("allowed_token_ids", "bad_words", "structured_outputs")
+"""Parameters that may forbid all tokens, alone or together."""
 
 Mailbox = asyncio.Queue[RequestOutput | Exception]
 
@@ -118,7 +120,7 @@ class AsyncEngine:
             Outputs as they come, each with the place of its request in ``requests``.
 
         Raises:
-            RequestRefusedError: one of them can't be served.
+            RequestRefusedError: one of them can't be served, or lets no token come next.
             EngineFailedError: one of them could not be computed.
             EngineStoppedError: the server shuts down.
         """
@@ -141,7 +143,7 @@ class AsyncEngine:
                     del unfinished[output.request_id]
                 (completion,) = output.outputs
                 if completion.finish_reason == "error":
-                    raise EngineFailedError(f"the engine failed: {completion.stop_reason}")
+                    raise _why_ended(requests[place], completion.stop_reason)
                 yield place, output
         finally:
             self._leave(mailbox)
@@ -253,6 +255,14 @@ class AsyncEngine:
                 del self._mailboxes[output.request_id]
                 self._metrics.ended(output)
         self._loop.call_soon_threadsafe(_put_all, mail)
+
+
+def _why_ended(request: EngineRequest, reason: object) -> Exception:
+    """Of all tokens, a request may have left none to choose from: that is no fault of ours."""
+    restricted_by = [name for name in RESTRICTIONS if getattr(request.params, name)]
+    if restricted_by and str(reason).startswith("no token could be sampled"):
+        return RequestRefusedError(f"{reason}; tokens are restricted by {', '.join(restricted_by)}")
+    return EngineFailedError(f"the engine failed: {reason}")
 
 
 def _why_not_added(error: Exception) -> Exception:
