@@ -43,7 +43,6 @@ def test_a_completion_is_what_the_offline_api_gives(complete, expect):
 def test_a_stream_says_the_same_piece_by_piece(complete):
     chunks = list(complete(seed=1, stream=True))
     assert text_of(chunks) == complete(seed=1).choices[0].text
-    assert len(chunks) > 10
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [
         "length"
     ]

@@ -9,7 +9,7 @@ Two threads, and each piece of state belongs to one of them:
  mailbox ◀──── outputs, in one call per step ◀──────────── Engine.step
 ```
 
-Nothing waits for a reader: a mailbox takes what comes, and its reader may be slow or gone.
+Nothing waits for a reader, who may be slow or gone: see ``mailbox``.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from threading import Thread
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.mailbox import Mailbox
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.pace import Pace
 
@@ -32,8 +33,6 @@ STOP_TIMEOUT = 10.0
 """Seconds to wait for the last step."""
 RESTRICTIONS = ("allowed_token_ids", "bad_words", "structured_outputs")
 """Parameters that may forbid all tokens, alone or together."""
-
-Mailbox = asyncio.Queue[RequestOutput | Exception]
 
 
 class RequestRefusedError(Exception):
@@ -126,7 +125,7 @@ class AsyncEngine:
         """
         if self._refusal is not None:
             raise self._refusal.with_traceback(None)
-        mailbox: Mailbox = asyncio.Queue()
+        mailbox = Mailbox()
         unfinished = {request.request_id: place for place, request in enumerate(requests)}
         if len(unfinished) < len(requests):
             raise RequestRefusedError("two requests have the same id")
@@ -136,15 +135,12 @@ class AsyncEngine:
         try:
             while unfinished:
                 output = await mailbox.get()
-                if isinstance(output, Exception):
-                    raise output
                 place = unfinished[output.request_id]
                 if output.finished:
                     del unfinished[output.request_id]
-                (completion,) = output.outputs
-                if completion.finish_reason == "error":
-                    raise _why_ended(requests[place], completion.stop_reason)
                 yield place, output
+        except EngineFailedError as error:
+            raise _whose_fault(error, requests[0].params) from error
         finally:
             self._leave(mailbox)
             if unfinished:
@@ -161,7 +157,7 @@ class AsyncEngine:
     def end_all(self, reason: Exception) -> None:
         """End all requests that have not ended, with this error."""
         for mailbox in self._readers:
-            mailbox.put_nowait(reason)
+            mailbox.fail(reason)
 
     async def wait_until_idle(self) -> None:
         """Return once nobody waits for outputs."""
@@ -221,7 +217,7 @@ class AsyncEngine:
                 added.append(request.request_id)
         except Exception as error:  # whatever one request does to us, others go on
             self._abort(added, mailbox)
-            self._loop.call_soon_threadsafe(mailbox.put_nowait, _why_not_added(error))
+            self._loop.call_soon_threadsafe(mailbox.fail, _why_not_added(error))
 
     def _add_one(self, request: EngineRequest) -> None:
         self._engine.add_request(
@@ -257,12 +253,13 @@ class AsyncEngine:
         self._loop.call_soon_threadsafe(_put_all, mail)
 
 
-def _why_ended(request: EngineRequest, reason: object) -> Exception:
-    """Of all tokens, a request may have left none to choose from: that is no fault of ours."""
-    restricted_by = [name for name in RESTRICTIONS if getattr(request.params, name)]
-    if restricted_by and str(reason).startswith("no token could be sampled"):
-        return RequestRefusedError(f"{reason}; tokens are restricted by {', '.join(restricted_by)}")
-    return EngineFailedError(f"the engine failed: {reason}")
+def _whose_fault(error: EngineFailedError, params: SamplingParams) -> Exception:
+    """A request may itself leave no token to choose from; all of one call have such parameters."""
+    reason = str(error).removeprefix("the engine failed: ")
+    restricted_by = ", ".join(name for name in RESTRICTIONS if getattr(params, name))
+    if restricted_by and reason.startswith("no token could be sampled"):
+        return RequestRefusedError(f"{reason}; tokens are restricted by {restricted_by}")
+    return error
 
 
 def _why_not_added(error: Exception) -> Exception:
@@ -274,4 +271,8 @@ def _why_not_added(error: Exception) -> Exception:
 
 def _put_all(mail: Sequence[tuple[Mailbox, RequestOutput]]) -> None:
     for mailbox, output in mail:
-        mailbox.put_nowait(output)
+        (completion,) = output.outputs
+        if completion.finish_reason == "error":
+            mailbox.fail(EngineFailedError(f"the engine failed: {completion.stop_reason}"))
+        else:
+            mailbox.put(output)
