@@ -129,12 +129,14 @@ def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
                 assert (await client.post(f"{url}{COMPLETIONS}", json=short)).status_code == 200
             await until(lambda: not scheduler.has_work)
             assert service.engine._readers  # it is computed, but could not be sent
-            num_tokens = 0
-            while (line := (await reader.readline()).decode()) != "data: [DONE]\n":
-                if line.startswith("data: "):
-                    event = json.loads(line.removeprefix("data: "))
-                    num_tokens += len(event["choices"][0]["token_ids"])
-            assert num_tokens == 300
+            answer = b""
+            while b"data: [DONE]" not in answer:
+                answer += await reader.read(2**16)
+            lines = [line for line in answer.decode().splitlines() if line.startswith("data: {")]
+            choices = [json.loads(line[6:])["choices"][0] for line in lines]
+            assert sum(len(choice["token_ids"]) for choice in choices) == 300
+            assert sum(len(choice["logprobs"]["tokens"]) for choice in choices) == 300
+            assert len(choices) < 300, "what waited for the client was not merged"
 
     asyncio.run(run())
 

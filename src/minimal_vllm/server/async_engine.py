@@ -9,7 +9,7 @@ Two threads, and each piece of state belongs to one of them:
  mailbox ◀──── outputs, in one call per step ◀──────────── Engine.step
 ```
 
-Nothing waits for a reader: a mailbox takes what comes, and its reader may be slow or gone.
+Nothing waits for a reader, who may be slow or gone: see ``mailbox``.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from threading import Thread
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.mailbox import Mailbox
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.pace import Pace
 
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 10.0
 """Seconds to wait for the last step."""
-
-Mailbox = asyncio.Queue[RequestOutput | Exception]
 
 
 class RequestRefusedError(Exception):
@@ -124,7 +123,7 @@ class AsyncEngine:
         """
         if self._refusal is not None:
             raise self._refusal.with_traceback(None)
-        mailbox: Mailbox = asyncio.Queue()
+        mailbox = Mailbox()
         unfinished = {request.request_id: place for place, request in enumerate(requests)}
         if len(unfinished) < len(requests):
             raise RequestRefusedError("two requests have the same id")
@@ -134,14 +133,9 @@ class AsyncEngine:
         try:
             while unfinished:
                 output = await mailbox.get()
-                if isinstance(output, Exception):
-                    raise output
                 place = unfinished[output.request_id]
                 if output.finished:
                     del unfinished[output.request_id]
-                (completion,) = output.outputs
-                if completion.finish_reason == "error":
-                    raise EngineFailedError(f"the engine failed: {completion.stop_reason}")
                 yield place, output
         finally:
             self._leave(mailbox)
@@ -159,7 +153,7 @@ class AsyncEngine:
     def end_all(self, reason: Exception) -> None:
         """End all requests that have not ended, with this error."""
         for mailbox in self._readers:
-            mailbox.put_nowait(reason)
+            mailbox.fail(reason)
 
     async def wait_until_idle(self) -> None:
         """Return once nobody waits for outputs."""
@@ -219,7 +213,7 @@ class AsyncEngine:
                 added.append(request.request_id)
         except Exception as error:  # whatever one request does to us, others go on
             self._abort(added, mailbox)
-            self._loop.call_soon_threadsafe(mailbox.put_nowait, _why_not_added(error))
+            self._loop.call_soon_threadsafe(mailbox.fail, _why_not_added(error))
 
     def _add_one(self, request: EngineRequest) -> None:
         self._engine.add_request(
@@ -264,4 +258,8 @@ def _why_not_added(error: Exception) -> Exception:
 
 def _put_all(mail: Sequence[tuple[Mailbox, RequestOutput]]) -> None:
     for mailbox, output in mail:
-        mailbox.put_nowait(output)
+        (completion,) = output.outputs
+        if completion.finish_reason == "error":
+            mailbox.fail(EngineFailedError(f"the engine failed: {completion.stop_reason}"))
+        else:
+            mailbox.put(output)

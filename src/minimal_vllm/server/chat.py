@@ -13,16 +13,11 @@ from minimal_vllm.server.logprobs import TokenNames, chat_logprobs, prompt_logpr
 from minimal_vllm.server.message import CallPart, MessagePart, Reader
 from minimal_vllm.server.protocol import ChatCompletionRequest
 from minimal_vllm.server.responses import (
-    CallDelta,
     CalledFunction,
     ChatChoice,
-    ChatChunkChoice,
     ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
     ChatLogprobs,
     ChatMessage,
-    FunctionDelta,
     MessageCall,
     Usage,
 )
@@ -31,6 +26,8 @@ from minimal_vllm.server.service import Service
 
 class ChatAnswer(Answer):
     """Messages of the assistant."""
+
+    chunk_object = "chat.completion.chunk"
 
     def __init__(
         self, service: Service, response_id: str, body: ChatCompletionRequest, dialogue: Dialogue
@@ -73,16 +70,10 @@ class ChatAnswer(Answer):
             else:
                 chunks.append(self._role(place))
         part = self._read(place, completion)
-        choice = ChatChunkChoice(
-            index=place, delta=_delta(part), **self._details(place, completion)
-        )
-        if part or choice.finish_reason or choice.logprobs or choice.token_ids:
-            chunks.append({"choices": [choice]})
+        details = self._details(place, completion)
+        if part or any(details.get(name) for name in ("finish_reason", "logprobs", "token_ids")):
+            chunks.append({"choices": [{"index": place, "delta": _delta(part), **details}]})
         return chunks
-
-    def chunk(self, fields: dict[str, Any]) -> ChatCompletionChunk:
-        """A chunk with these fields."""
-        return ChatCompletionChunk(object="chat.completion.chunk", **self.envelope, **fields)
 
     def _read(self, place: int, completion: CompletionOutput) -> MessagePart:
         """What the new text of a choice says."""
@@ -112,8 +103,8 @@ class ChatAnswer(Answer):
 
     @staticmethod
     def _role(place: int) -> dict[str, Any]:
-        delta = ChatDelta(role="assistant", content="")
-        choice = ChatChunkChoice(index=place, delta=delta, logprobs=None, finish_reason=None)
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": place, "delta": delta, "logprobs": None, "finish_reason": None}
         return {"choices": [choice]}
 
     def _write_logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
@@ -132,14 +123,14 @@ def _message(part: MessagePart) -> ChatMessage:
     return ChatMessage(role="assistant", content=content, **others)
 
 
-def _delta(part: MessagePart) -> ChatDelta:
+def _delta(part: MessagePart) -> dict[str, Any]:
     """What is new of a message."""
-    others = _reasoning(part)
+    delta = _reasoning(part)
     if part.calls:
-        others["tool_calls"] = [_call_delta(place, call) for place, call in part.calls.items()]
-    if part.content or not others:
-        others["content"] = part.content
-    return ChatDelta(**others)
+        delta["tool_calls"] = [_call_delta(place, call) for place, call in part.calls.items()]
+    if part.content or not delta:
+        delta["content"] = part.content
+    return delta
 
 
 def _reasoning(part: MessagePart) -> dict[str, Any]:
@@ -154,11 +145,12 @@ def _message_call(call: CallPart) -> MessageCall:
     return MessageCall(id=call.id, type="function", function=function)
 
 
-def _call_delta(place: int, call: CallPart) -> CallDelta:
+def _call_delta(place: int, call: CallPart) -> dict[str, Any]:
+    """What is new of a call; the first part has its id, type and name."""
     if not call.id:
-        return CallDelta(index=place, function=FunctionDelta(arguments=call.arguments))
-    function = FunctionDelta(name=call.name, arguments=call.arguments)
-    return CallDelta(index=place, id=call.id, type="function", function=function)
+        return {"index": place, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": place, "id": call.id, "type": "function", "function": function}
 
 
 def make_router(service: Service) -> APIRouter:

@@ -22,6 +22,8 @@ DEFAULT_MAX_TOKENS = 16
 class CompletionAnswer(Answer):
     """Text, and the prompt before it if it is to be echoed."""
 
+    chunk_object = "text_completion"
+
     def __init__(
         self, service: Service, response_id: str, body: CompletionRequest, params: SamplingParams
     ) -> None:
@@ -51,38 +53,38 @@ class CompletionAnswer(Answer):
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> Completion:
         """The whole answer."""
-        choices = [self._choice(place, output) for place, output in enumerate(outputs)]
-        return self.chunk({"choices": choices, "usage": usage})
+        choices = [
+            CompletionChoice(**self._choice(place, output)) for place, output in enumerate(outputs)
+        ]
+        return Completion(object="text_completion", **self.envelope, choices=choices, usage=usage)
 
     def chunks(self, place: int, output: RequestOutput) -> list[dict[str, Any]]:
         """The new part of a choice, if there is any."""
         choice = self._choice(place, output)
-        has_news = choice.text or choice.finish_reason or choice.logprobs or choice.token_ids
+        has_news = any(
+            choice.get(name) for name in ("text", "finish_reason", "logprobs", "token_ids")
+        )
         return [{"choices": [choice]}] if has_news else []
 
-    def chunk(self, fields: dict[str, Any]) -> Completion:
-        """A chunk with these fields."""
-        return Completion(object="text_completion", **self.envelope, **fields)
-
-    def _choice(self, place: int, output: RequestOutput) -> CompletionChoice:
-        """What ``output`` has; to the first of a place, what comes before it is added."""
+    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
+        """A ``CompletionChoice`` of what is new; to a place's first, what comes before is added."""
         (completion,) = output.outputs
         is_first = place not in self._begun
         self._begun.add(place)
         echoed = self._prompt_text(place) if self._body.echo and is_first else ""
-        choice = CompletionChoice(
-            index=place,
-            text=echoed + completion.text,
-            logprobs=self._write_logprobs(place, output, is_first),
-            finish_reason=completion.finish_reason,
-            stop_reason=completion.stop_reason,
-        )
+        choice = {
+            "index": place,
+            "text": echoed + completion.text,
+            "logprobs": self._write_logprobs(place, output, is_first),
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
         if self._body.return_token_ids:
-            choice.token_ids = completion.token_ids
+            choice["token_ids"] = completion.token_ids
             if is_first:
-                choice.prompt_token_ids = output.prompt_token_ids
+                choice["prompt_token_ids"] = output.prompt_token_ids
         if self._body.prompt_logprobs is not None:
-            choice.prompt_logprobs = prompt_logprobs(output.prompt_logprobs or [])
+            choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs or [])
         return choice
 
     def _prompt_text(self, place: int) -> str:

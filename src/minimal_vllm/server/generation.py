@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.outputs import RequestOutput
@@ -79,9 +80,12 @@ class Answer(ABC):
     """How an endpoint writes what the engine gives. A choice is known by its place.
 
     Attributes:
+        chunk_object: what a chunk of a stream is called.
         response_id: of the answer.
         envelope: the fields that the answer and all its chunks have.
     """
+
+    chunk_object: str
 
     def __init__(self, service: Service, response_id: str, model: str | None) -> None:
         self.response_id = response_id
@@ -103,9 +107,13 @@ class Answer(ABC):
     def chunks(self, place: int, output: RequestOutput) -> list[dict[str, Any]]:
         """What a stream says of one choice's new output, beside the envelope; may be nothing."""
 
-    @abstractmethod
-    def chunk(self, fields: dict[str, Any]) -> BaseModel:
-        """A chunk of a stream: the envelope and these fields."""
+    def chunk(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A chunk of a stream: the envelope and these fields.
+
+        There is one for each token: to build and to check a model of it would take ten times as
+        long as to write it.
+        """
+        return {**self.envelope, "object": self.chunk_object, **fields}
 
 
 def new_id(prefix: str, request: Request, chosen: str | None) -> str:
@@ -201,7 +209,7 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, outputs: Outputs, events: AsyncGenerator[str, None], headers: dict[str, str]
+        self, outputs: Outputs, events: AsyncGenerator[bytes, None], headers: dict[str, str]
     ) -> None:
         super().__init__(events, headers={"Cache-Control": "no-cache", **headers})
         self._outputs = outputs
@@ -219,7 +227,7 @@ async def _events(
     answer: Answer,
     usage: UsageCounter,
     options: StreamOptions,
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[bytes, None]:
     try:
         async for place, output in _chain(first, outputs):
             for fields in answer.chunks(place, output):
@@ -234,7 +242,7 @@ async def _events(
         if not isinstance(error, EngineFailedError | EngineStoppedError):
             logger.exception("request_id=%s: the stream failed", answer.response_id)
         yield _event(as_api_error(error).body)
-    yield "data: [DONE]\n\n"
+    yield b"data: [DONE]\n\n"
 
 
 async def _chain(first: tuple[int, RequestOutput], others: Outputs) -> Outputs:
@@ -243,5 +251,5 @@ async def _chain(first: tuple[int, RequestOutput], others: Outputs) -> Outputs:
         yield each
 
 
-def _event(content: BaseModel) -> str:
-    return f"data: {content.model_dump_json(exclude_unset=True)}\n\n"
+def _event(content: BaseModel | dict[str, Any]) -> bytes:
+    return b"data: " + to_json(content) + b"\n\n"

@@ -192,6 +192,7 @@ class Metrics:
         self._queries.inc(record.prefix_queries - self._seen_queries)
         self._hits.inc(record.prefix_hits - self._seen_hits)
         self._seen_queries, self._seen_hits = record.prefix_queries, record.prefix_hits
+        num_sampled = 0
         for entry in record.scheduled:
             timeline = self._timelines[entry.request_id]
             if timeline.admitted is None:  # else it may have been preempted, and comes again
@@ -199,10 +200,11 @@ class Metrics:
                 timeline.num_cached_tokens = entry.start
                 self._queue.observe(record.started - timeline.arrival)
             if entry.sampled_token is not None:
+                num_sampled += 1
                 self._on_token(timeline, now)
+        self._generation_tokens.inc(num_sampled)
 
     def _on_token(self, timeline: Timeline, now: float) -> None:
-        self._generation_tokens.inc()
         timeline.num_output_tokens += 1
         if timeline.last_token is None:
             timeline.first_token = now

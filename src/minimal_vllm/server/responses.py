@@ -1,4 +1,4 @@
-"""What the server answers, in OpenAI's shapes with vLLM's additions."""
+"""What the server answers, in OpenAI's shapes with vLLM's additions; for streams see ``Answer``."""
 
 from typing import Literal
 
@@ -133,48 +133,11 @@ class ChatMessage(BaseModel):
     tool_calls: list[MessageCall] | None = None
 
 
-class FunctionDelta(BaseModel):
-    """What is new of a call; the first has the name."""
-
-    name: str | None = None
-    arguments: str
-
-
-class CallDelta(BaseModel):
-    """What is new of a call; the first has the id and the type."""
-
-    index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionDelta
-
-
-class ChatDelta(BaseModel):
-    """What is new of it; the first has the role."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[CallDelta] | None = None
-
-
 class ChatChoice(BaseModel):
     """One answer to the conversation."""
 
     index: int
     message: ChatMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """What is new of one answer."""
-
-    index: int
-    delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
@@ -192,18 +155,6 @@ class ChatCompletion(BaseModel):
     usage: Usage
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
-
-
-class ChatCompletionChunk(BaseModel):
-    """One chunk of the answer of ``/v1/chat/completions``."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-    prompt_token_ids: list[int] | None = None
 
 
 # ---- the others ---------------------------------------------------------------------------------
