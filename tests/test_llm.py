@@ -2,6 +2,7 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from checkpoints import BYTES, EOS_TOKEN, FAMILIES, SPECIAL_TOKENS, write_checkpoint, write_json
 
@@ -52,11 +53,11 @@ def complete(llm, prompt=TEXT, **params):
 
 def test_a_prompt_may_come_as_text_or_ids_bare_or_in_a_dict(llm):
     ids = llm.get_tokenizer().encode(TEXT)
-    forms = [TEXT, ids, tuple(ids), {"prompt": TEXT}, {"prompt_token_ids": ids}]
+    forms = [TEXT, ids, tuple(ids), {"prompt": TEXT}, {"prompt_token_ids": ids}, np.array(ids)]
     outputs = [generate(llm, form)[0] for form in forms] + generate(llm, forms)
     assert len({tuple(tokens) for tokens in tokens_of(outputs)}) == 1
     assert all(output.prompt_token_ids == ids for output in outputs)
-    assert [output.prompt for output in outputs[:5]] == [TEXT, None, None, TEXT, None]
+    assert [output.prompt for output in outputs[:6]] == [TEXT, None, None, TEXT, None, None]
 
 
 def test_a_text_given_beside_its_ids_is_only_handed_back(llm):

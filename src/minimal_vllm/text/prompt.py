@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
     several: list[Any] = list(prompts)
-    return [several] if several and isinstance(several[0], int) else several
+    return [several] if several and isinstance(several[0], Integral) else several
 
 
 def tokenize_prompts(
@@ -51,7 +52,9 @@ def _parse(prompt: Prompt) -> tuple[str | None, Sequence[int] | None, str | None
     if isinstance(prompt, str):
         return prompt, None, None
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
-        raise ValueError(f"a prompt is {prompt!r}, but should be a text, or a list of token ids")
+        raise ValueError(
+            f"a prompt is {prompt!r}, but should be a text, token ids, or a mapping to them"
+        )
     if not isinstance(prompt, Mapping):
         return None, prompt, None
     unknown = prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"}
