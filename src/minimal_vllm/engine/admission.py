@@ -71,7 +71,7 @@ class Admission:
             )
         params = replace(params)  # a copy: the user may change theirs while the request runs
         # The prompt's log-probabilities are the same for all completions: one computes them.
-        params_of_others = replace(params, prompt_logprobs=None)
+        params_of_others = replace(params, prompt_logprobs=None) if params.n > 1 else params
         seed = self._seeds.getrandbits(63) if params.seed in (None, -1) else params.seed
         bad_word_ids = tuple(self._tokenize_bad_words(params.bad_words or ()))
         requests = []

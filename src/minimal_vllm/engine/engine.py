@@ -94,8 +94,9 @@ class Engine:
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
         self._watch.note_arrived(requests)
-        prompt_tokens = requests[0].token_ids.tolist()
-        group = RequestGroup(request_id, prompt, prompt_tokens, output_kind)
+        # A list has its integers already; to make new ones takes as long as all else here.
+        tokens = prompt_token_ids if isinstance(prompt_token_ids, list) else requests[0].token_ids
+        group = RequestGroup(request_id, prompt, list(tokens), output_kind)
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:

@@ -74,13 +74,13 @@ class RequestGroup:
         """Whether all completions are."""
         return all(completion.request.finished for completion in self.completions)
 
-    def note_times(self) -> None:
+    def note_times(self, *, finished: bool) -> None:
         """Note when the first token came, and the end."""
         if self.metrics.first_token_time is None and any(
             completion.request.num_output_tokens for completion in self.completions
         ):
             self.metrics.first_token_time = time.monotonic()
-        if self.finished:
+        if finished:
             self.metrics.finished_time = time.monotonic()
 
     def take_prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
@@ -184,15 +184,16 @@ class OutputProcessor:
                 completion.detokenize()
             elif group.output_kind is OutputKind.FINAL_ONLY and group.metrics.first_token_time:
                 continue  # as in most steps of a request whose user waits for its end
-            group.note_times()
             groups[group.request_id] = group
-        return [
-            self._make_output(group)
-            for group in groups.values()
-            if group.output_kind is not OutputKind.FINAL_ONLY or group.finished
-        ]
+        outputs = []
+        for group in groups.values():
+            finished = group.finished
+            group.note_times(finished=finished)
+            if finished or group.output_kind is not OutputKind.FINAL_ONLY:
+                outputs.append(self._make_output(group, finished=finished))
+        return outputs
 
-    def _make_output(self, group: RequestGroup) -> RequestOutput:
+    def _make_output(self, group: RequestGroup, *, finished: bool) -> RequestOutput:
         first = group.completions[0].request
         output = RequestOutput(
             request_id=group.request_id,
@@ -204,11 +205,11 @@ class OutputProcessor:
                 for completion in group.completions
                 if group.output_kind is not OutputKind.DELTA or self._has_news(completion)
             ],
-            finished=group.finished,
+            finished=finished,
             num_cached_tokens=first.num_cached_tokens or 0,
             metrics=group.metrics,
         )
-        if group.finished:
+        if finished:
             self._forget(group)
         return output
 

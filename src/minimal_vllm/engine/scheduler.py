@@ -7,7 +7,7 @@ beside the running decodes. Preemption by recomputation (Kwon et al., *PagedAtte
 section 4.5): when blocks run out, the last request gives up all of its own and waits again.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -172,7 +172,7 @@ class Scheduler:
             self.running.remove(request)
             self._release(request)
         elif request.status is Status.WAITING:
-            self.waiting.remove(request)
+            del self.waiting[bisect_left(self.waiting, self._key(request), key=self._key)]
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -267,9 +267,11 @@ class Scheduler:
         It must leave each running one a block to grow into: who is admitted should not have to be
         preempted at once.
         """
-        missing = self.config.blocks_for(request.num_tokens) - len(cached)
-        taken_by_sharing = sum(self.pool.is_evictable(block) for block in cached)
-        return missing + taken_by_sharing + len(self.running) <= self.pool.num_free
+        wanted = self.config.blocks_for(request.num_tokens) + len(self.running)
+        if wanted <= self.pool.num_free:
+            return True  # whatever of it is shared
+        held_by_others = sum(not self.pool.is_evictable(block) for block in cached)
+        return wanted - held_by_others <= self.pool.num_free
 
     def _admit(self, request: Request, cached: list[int]) -> None:
         num_cached = len(cached) * self.config.block_size

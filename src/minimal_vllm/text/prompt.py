@@ -23,6 +23,8 @@ class TokenizedPrompt:
 
 def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt or several: a list of integers is one prompt."""
+    if hasattr(prompts, "tolist"):  # an array, of NumPy's or PyTorch's integers
+        prompts = prompts.tolist()
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
     several: list[Any] = list(prompts)
