@@ -53,6 +53,8 @@ def check_unharmed(llm, good_tokens):
         ({"prompt_token_ids": [1, None]}, "prompt_token_ids can't be used"),
         ({"prompt_token_ids": None}, "should have 'prompt' or 'prompt_token_ids'"),
         ({"prompt": 5}, "a prompt's text is 5"),
+        (None, "a prompt is None, but should be a text, token ids"),
+        (5, "prompt_token_ids can't be used"),
         ({}, "should have 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "a", "multi_modal_data": 1}, "multi_modal_data"),
     ],

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from checkpoints import BYTES, EOS_TOKEN, FAMILIES, SPECIAL_TOKENS, write_checkpoint, write_json
 
@@ -51,11 +52,12 @@ def complete(llm, prompt=TEXT, **params):
 
 def test_a_prompt_may_come_as_text_or_ids_bare_or_in_a_dict(llm):
     ids = llm.get_tokenizer().encode(TEXT)
-    forms = [TEXT, ids, tuple(ids), {"prompt": TEXT}, {"prompt_token_ids": ids}]
+    forms = [TEXT, ids, tuple(ids), {"prompt": TEXT}, {"prompt_token_ids": ids}, np.array(ids)]
     outputs = [generate(llm, form)[0] for form in forms] + generate(llm, forms)
     assert len({tuple(tokens) for tokens in tokens_of(outputs)}) == 1
     assert all(output.prompt_token_ids == ids for output in outputs)
-    assert [output.prompt for output in outputs[:5]] == [TEXT, None, None, TEXT, None]
+    assert [output.prompt for output in outputs[:6]] == [TEXT, None, None, TEXT, None, None]
+    assert {type(token) for output in outputs for token in output.prompt_token_ids} == {int}
 
 
 def test_a_text_given_beside_its_ids_is_only_handed_back(llm):
@@ -219,11 +221,12 @@ def test_special_tokens_are_shown_only_if_wanted(llm):
 
 def test_logprobs_cover_every_token_and_say_their_text(llm):
     completion = complete(llm, logprobs=2, max_tokens=5)
+    token_text = llm.get_tokenizer().token_text
     assert len(completion.logprobs) == 5
     for token, entry in zip(completion.token_ids, completion.logprobs, strict=True):
         assert entry[token].rank == 1
         assert 2 <= len(entry) <= 3
-        assert entry[token].decoded_token is not None
+        assert all(each.decoded_token == token_text(id_) for id_, each in entry.items())
     pairs = zip(completion.token_ids, completion.logprobs, strict=True)
     total = sum(entry[token].logprob for token, entry in pairs)
     assert completion.cumulative_logprob == pytest.approx(total)

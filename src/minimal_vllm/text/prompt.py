@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -22,9 +23,9 @@ class TokenizedPrompt:
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several: a list of integers is one prompt."""
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, str | Mapping) or prompts is None:
         return [prompts]
-    if len(prompts) and isinstance(prompts[0], int):
+    if len(prompts) and isinstance(prompts[0], Integral):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 
@@ -51,6 +52,8 @@ def _parse(prompt: Prompt) -> tuple[str | None, Sequence[int] | None, str | None
     """Its text, tokens and salt; text or tokens are there."""
     if isinstance(prompt, str):
         return prompt, None, None
+    if prompt is None:
+        raise ValueError("a prompt is None, but should be a text, token ids, or a mapping to them")
     if not isinstance(prompt, Mapping):
         return None, prompt, None
     unknown = prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"}
