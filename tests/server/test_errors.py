@@ -143,6 +143,11 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "messages.0.refusal",
             "not supported here",
         ),
+        (
+            {"messages": HELLO, "response_format": "json_object"},
+            "response_format",
+            "response_format: should be a JSON object",
+        ),
         ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
         (
             {"messages": HELLO, "logprobs": True, "top_logprobs": 21},
@@ -171,13 +176,17 @@ def test_a_bad_chat_request_is_a_400_that_says_what_is_wrong(server, body, param
 @pytest.mark.parametrize(
     ("content", "headers", "message"),
     [
-        (b"{", JSON, "not valid JSON"),
-        (b"", JSON, "missing"),
-        (b"[]", JSON, "should be a JSON object"),
-        (b"{}", {}, "should be a JSON object, sent as application/json"),
-        (b'{"prompt": "\xff"}', JSON, "parsing the body"),
-        (b"[" * 100_000, JSON, "parsing the body"),
-        (b'{"n": ' + b"9" * 10_000 + b"}", JSON, "parsing the body"),
+        (b'{"n": 1,}', JSON, "not valid JSON at character 8"),
+        (b"", JSON, "the body should be a JSON object, sent as application/json"),
+        (b"[]", JSON, "the body should be a JSON object, sent as application/json"),
+        (b"{}", {}, "the body should be a JSON object, sent as application/json"),
+        (
+            b'{"prompt": "\xff"}',
+            JSON,
+            "can't be read as JSON: 'utf-8' codec can't decode byte 0xff",
+        ),
+        (b"[" * 100_000, JSON, "can't be read as JSON: maximum recursion depth"),
+        (b'{"n": ' + b"9" * 10_000 + b"}", JSON, "can't be read as JSON: Exceeds the limit"),
     ],
 )
 def test_a_malformed_body_is_a_400(server, path, content, headers, message):
