@@ -11,7 +11,7 @@ from minimal_vllm.cli.main import main
 from minimal_vllm.server.config import ServerConfig
 from tests.server.harness import PATIENCE, Gate, make_demo_service, process, running, until
 
-STREAM = {"prompt": "It was", "max_tokens": 400, "ignore_eos": True, "stream": True}
+STREAM = {"prompt": "It was", "max_tokens": 40, "ignore_eos": True, "stream": True}
 
 DIES = """
 from minimal_vllm.cli.main import main
@@ -34,7 +34,7 @@ def test_an_idle_server_ends_at_once():
 def test_after_sigterm_running_requests_finish_and_new_ones_are_refused():
     async def run():
         gate = Gate()
-        service = make_demo_service(gate)
+        service = make_demo_service(gate, ServerConfig(shutdown_timeout=PATIENCE))
         async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
             gate.shut()
             stream = asyncio.create_task(client.post(f"{url}/v1/completions", json=STREAM))
