@@ -27,7 +27,7 @@ CORE = {
         "engine/request.py",
     ),
     "who computes what": (
-        "engine/waiting_queue.py",
+        "engine/scheduling_policies.py",
         "engine/scheduler.py",
         "cache/block_pool.py",
         "cache/prefix_hash.py",

@@ -58,6 +58,7 @@ def test_a_prompt_may_come_as_text_or_ids_bare_or_in_a_dict(llm):
     assert len({tuple(tokens) for tokens in tokens_of(outputs)}) == 1
     assert all(output.prompt_token_ids == ids for output in outputs)
     assert [output.prompt for output in outputs[:6]] == [TEXT, None, None, TEXT, None, None]
+    assert {type(token) for output in outputs for token in output.prompt_token_ids} == {int}
 
 
 def test_a_text_given_beside_its_ids_is_only_handed_back(llm):
@@ -233,11 +234,12 @@ def test_special_tokens_are_shown_only_if_wanted(llm):
 
 def test_logprobs_cover_every_token_and_say_their_text(llm):
     completion = complete(llm, logprobs=2, max_tokens=5)
+    token_text = llm.get_tokenizer().token_text
     assert len(completion.logprobs) == 5
     for token, entry in zip(completion.token_ids, completion.logprobs, strict=True):
         assert entry[token].rank == 1
         assert 2 <= len(entry) <= 3
-        assert entry[token].decoded_token is not None
+        assert all(each.decoded_token == token_text(id_) for id_, each in entry.items())
     pairs = zip(completion.token_ids, completion.logprobs, strict=True)
     total = sum(entry[token].logprob for token, entry in pairs)
     assert completion.cumulative_logprob == pytest.approx(total)

@@ -23,7 +23,7 @@ class StallsDecodes(Scheduler):
             missing = self._num_missing_blocks(request, num_new)
             if not num_new or (missing and not self._make_room(request, missing, plan)):
                 break
-            self._compute(plan, request, num_new, missing)
+            self._schedule(plan, request, num_new)
             budget -= num_new
         return budget
 

@@ -26,6 +26,7 @@ IDEAS = [
     "engine/scheduler.py",  # continuous batching, chunked prefill, preemption
     "model/layers.py",
     "model/rope.py",
+    "model/rope_frequencies.py",
     "sampling/draw.py",
     "sampling/logit_rules.py",  # penalties
     "sampling/uniform.py",

@@ -22,7 +22,7 @@ from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.request import Status
 from minimal_vllm.engine.runner import DoneStep, StepResult
 from minimal_vllm.engine.scheduler import Scheduler
-from minimal_vllm.engine.waiting_queue import SCHEDULING_POLICIES
+from minimal_vllm.engine.scheduling_policies import SCHEDULING_POLICIES
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import SamplerOutput
 from minimal_vllm.sampling_params import SamplingParams
@@ -202,8 +202,7 @@ class Traffic:
             return None
         assert not refused
         self.asked[request_id] = (list(prompt), (salt or "").encode(), params)
-        group = self.engine._outputs.group(request_id)
-        self.requests[request_id] = [completion.request for completion in group.completions]
+        self.requests[request_id] = self.engine._outputs.requests(request_id)
         return request_id
 
     def abort(self, request_id):
@@ -294,7 +293,7 @@ class Traffic:
         waiting = [each for each in self.live() if each.status is Status.WAITING]
         if plan.admitted and waiting:
             assert key(plan.admitted[-1]) < key(waiting[0]), "one waits who should go first"
-        assert len(self.scheduler.waiting) == len(waiting)
+        assert self.scheduler.waiting == waiting
 
     def _count_events(self, plan):
         self.events["evicted"] += len(plan.evicted)

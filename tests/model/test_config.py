@@ -178,6 +178,15 @@ def test_what_is_not_supported_is_refused_by_name(name):
         read(LLAMA, **changes)
 
 
+def test_a_quantized_checkpoint_is_refused_in_a_line_and_nobody_is_told_to_edit_it():
+    weights = {"num_bits": 4, "symmetric": True}
+    ignored = [f"model.layers.{layer}.mlp.down_proj" for layer in range(100)]
+    quantization = {"quant_method": "compressed-tensors", "weights": weights, "ignore": ignored}
+    with pytest.raises(ValueError, match="choose a checkpoint without it") as raised:
+        read(LLAMA, quantization_config=quantization)
+    assert len(str(raised.value)) < 500
+
+
 def test_a_window_that_contradicts_the_layer_types_is_refused():
     mixed = ["sliding_attention", "full_attention", "full_attention"]
     with pytest.raises(ValueError, match="layer_types contradicts"):

@@ -190,7 +190,7 @@ def test_a_bad_chat_request_is_a_400_that_says_what_is_wrong(server, body, param
     ],
 )
 def test_a_malformed_body_is_a_400(server, path, content, headers, message):
-    response = httpx2.post(f"{server.url}{path}", content=content, headers=headers)
+    response = server.request("POST", path, content=content, headers=headers)
     assert response.status_code == 400
     assert message in error_of(response)["message"]
 
@@ -215,7 +215,7 @@ def test_an_unknown_field_of_a_part_is_named_whatever_it_is_called(server):
 )
 def test_half_of_a_surrogate_pair_is_the_client_s_error(server, body):
     content = json.dumps(body).encode()  # in which it is written as \ud800
-    response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
+    response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
     assert response.status_code in (400, 404)
     assert error_of(response)["message"]
 
@@ -223,7 +223,7 @@ def test_half_of_a_surrogate_pair_is_the_client_s_error(server, body):
 def test_half_of_a_surrogate_pair_in_a_message_is_the_client_s_error(server):
     body = {"messages": [{"role": "user", "content": "half \ud800"}]}
     for path in (CHAT, "/tokenize"):
-        response = httpx2.post(f"{server.url}{path}", content=json.dumps(body), headers=JSON)
+        response = server.request("POST", path, content=json.dumps(body), headers=JSON)
         assert response.status_code == 400
         assert "surrogate" in error_of(response)["message"]
 
@@ -252,7 +252,7 @@ def test_of_a_million_mistakes_few_are_written_down(model, body):
 
 def test_infinity_is_no_number(server):
     content = b'{"prompt": "a", "temperature": Infinity}'
-    response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
+    response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["param"] == "temperature"
 
@@ -262,9 +262,8 @@ def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):
         for _ in range(12):
             yield b" " * 2**20
 
-    url = f"{server.url}{COMPLETIONS}"
     for content in (b" " * 12 * 2**20, pieces()):
-        response = httpx2.post(url, content=content, headers=JSON, timeout=60)
+        response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
         assert response.status_code == 413
         assert "longer than 10,485,760 bytes" in error_of(response)["message"]
 

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimal_vllm.outputs import Logprob
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.text.detokenizer import Detokenizer, decode_logprobs
+from minimal_vllm.text.detokenizer import Detokenizer
 from tests.text.tiny_tokenizers import FORMATS
 
 
@@ -247,11 +246,3 @@ def test_cost_grows_in_proportion_to_the_output(tokenizers):
     short = min(seconds(4) for _ in range(3))
     long = min(seconds(32) for _ in range(3))
     assert long < 8 * short * 3  # quadratic cost would be 64 times as much
-
-
-def test_decode_logprobs_names_the_tokens(tokenizers):
-    tokenizer = tokenizers["llama2"]
-    token = tokenizer.encode("dark and")[-1]
-    position = {token: Logprob(-0.5, 1), tokenizer.eos_token_id: Logprob(-1.0, 2)}
-    decode_logprobs(tokenizer, [None, position])
-    assert [logprob.decoded_token for logprob in position.values()] == [" and", "</s>"]

@@ -109,7 +109,7 @@ class MemoryWatch:
 def _waits_for_memory(scheduler: Scheduler) -> bool:
     """Not if a prompt is still being computed: then it is the budget that others wait for."""
     in_prompt = any(request.num_uncomputed_tokens > 1 for request in scheduler.running)
-    return bool(len(scheduler.waiting)) and not in_prompt
+    return bool(scheduler.waiting) and not in_prompt
 
 
 def count_slots(running: Sequence[Request], block_size: int, num_blocks: int) -> Slots:

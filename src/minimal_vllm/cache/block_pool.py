@@ -31,7 +31,7 @@ class InvariantError(AssertionError):
 class BlockPool:
     """Allocates, shares, caches and evicts the ids ``0 … num_blocks - 1``.
 
-    No operation's cost depends on the number of blocks in the pool.
+    What a step asks of it takes no longer in a larger pool.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionStrategy) -> None:
@@ -53,11 +53,6 @@ class BlockPool:
     def num_cached(self) -> int:
         """How many blocks can be found by their hash, referenced or not."""
         return len(self._block_of_hash)
-
-    @property
-    def usage(self) -> float:
-        """The share of blocks that requests reference, from 0 to 1."""
-        return 1 - self.num_free / self.num_blocks
 
     @property
     def hashes(self) -> dict[int, bytes]:

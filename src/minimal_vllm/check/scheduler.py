@@ -441,11 +441,12 @@ class _Play:
             if request.finish_reason in (FinishReason.ABORT, None):
                 continue
             prompt = request.token_ids[: request.num_prompt_tokens]
+            output = request.token_ids[request.num_prompt_tokens :].tolist()
             expected = expected_output(prompt, request.max_num_tokens)
-            if request.output_token_ids != expected:
+            if output != expected:
                 raise Broken(
                     ALL_FINISH,
-                    f"{request.request_id} ended with {request.output_token_ids}",
+                    f"{request.request_id} ended with {output}",
                     f"{expected}",
                 )
 

@@ -13,6 +13,7 @@ from minimal_vllm.engine.scheduler import Plan
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 UNKNOWN = array("i", [0])
+"""Stands for a pending token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +64,23 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     row = np.repeat(np.arange(len(scheduled)), num_new)
     positions = np.arange(query_starts[-1]) - (query_starts[:-1] - starts)[row]
     block_tables = _pad_block_tables([entry.request for entry in scheduled])
+    seq_lens = starts + num_new
     samples = np.array([entry.samples for entry in scheduled])
-    pending = [
-        index
-        for index, entry in enumerate(scheduled)
-        if entry.start + entry.num_new > entry.request.num_tokens
-    ]
+    ends_pending = seq_lens > np.array([entry.request.num_tokens for entry in scheduled])
     return Batch(
         input_ids=_join_new_tokens(plan),
         positions=positions,
         slot_mapping=slots(block_tables, row, positions, block_size),
         query_starts=query_starts,
-        seq_lens=starts + num_new,
+        seq_lens=seq_lens,
         block_tables=block_tables,
         logit_indices=query_starts[1:][samples] - 1,
         sampling=plan.sampling,
         wants_all_logits=any(
             entry.request.params.prompt_logprobs is not None for entry in scheduled
         ),
-        pending=query_starts[1:][pending] - 1,
-        pending_rows=np.array([scheduled[index].request.row for index in pending], dtype=np.int64),
+        pending=query_starts[1:][ends_pending] - 1,
+        pending_rows=np.array([entry.request.row for entry in scheduled])[ends_pending],
     )
 
 

@@ -1,7 +1,6 @@
 """The engine: requests go in, ``step`` is called again and again, outputs come out."""
 
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from minimal_vllm.engine.request import FinishReason
 from minimal_vllm.engine.runner import DEVICE_LOST, Runner, RunningStep, StepResult
 from minimal_vllm.engine.scheduler import Plan, Scheduler
 from minimal_vllm.engine.step_watch import StepTimes, StepWatch
-from minimal_vllm.outputs import OutputKind, RequestMetrics, RequestOutput
+from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.trace.step_record import StepObserver
 
@@ -25,8 +24,7 @@ class StepInFlight:
     """A step between its planning and its end."""
 
     plan: Plan
-    running: RunningStep | None
-    """None: it could not be launched."""
+    running: RunningStep
     times: StepTimes
     """See ``StepWatch``."""
 
@@ -96,22 +94,15 @@ class Engine:
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
         self._watch.note_arrived(requests)
-        group = RequestGroup(
-            request_id,
-            prompt,
-            list(prompt_token_ids),
-            output_kind,
-            RequestMetrics(time.monotonic()),
-        )
+        prompt_tokens = requests[0].token_ids.tolist()
+        group = RequestGroup(request_id, prompt, prompt_tokens, output_kind)
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request, whatever its state; what it has generated, or None if it is not there."""
         if request_id not in self._outputs:
             return None
-        requests = [
-            completion.request for completion in self._outputs.group(request_id).completions
-        ]
+        requests = self._outputs.requests(request_id)
         unfinished = [request for request in requests if not request.finished]
         for request in unfinished:
             self.scheduler.finish(request, FinishReason.ABORT)
@@ -164,28 +155,24 @@ class Engine:
             return []
         self._watch.planned(plan, times)
         try:
-            self._in_flight.append(StepInFlight(plan, self._runner.launch(plan), times))
-        except DEVICE_LOST:
-            raise
+            running = self._runner.launch(plan)
         except Exception as error:
-            return self._fail(StepInFlight(plan, None, times), error)
+            return self._fail(plan, times, error)
+        self._in_flight.append(StepInFlight(plan, running, times))
         return []
 
     def _finish_oldest(self) -> list[RequestOutput]:
         """Wait for the step that was launched first, and take in what it sampled."""
         step = self._in_flight.popleft()
-        assert step.running is not None  # noqa: S101 - only launched ones are in flight
         try:
             result = step.running.wait()
-        except DEVICE_LOST:
-            raise
         except Exception as error:
-            return self._fail(step, error)
+            return self._fail(step.plan, step.times, error)
         self._watch.mark(step.times)
-        return self._update(step, result)
+        return self._update(step.plan, step.times, result)
 
-    def _update(self, step: StepInFlight, result: StepResult) -> list[RequestOutput]:
-        plan, sampled = step.plan, result.sampled
+    def _update(self, plan: Plan, times: StepTimes, result: StepResult) -> list[RequestOutput]:
+        sampled = result.sampled
         # Those that ended since the step was planned have got their last outputs.
         alive = [not request.finished for request in plan.sampling]
         requests = list(compress(plan.sampling, alive))
@@ -195,20 +182,22 @@ class Engine:
         for request, stop_string in self._outputs.update_texts(requests):
             self.scheduler.finish(request, FinishReason.STOP, stop_string)
         outputs = self._outputs.make_outputs(requests)
-        self._watch.end(plan, requests, step.times)
+        self._watch.end(plan, requests, times)
         return outputs
 
-    def _fail(self, step: StepInFlight, error: BaseException) -> list[RequestOutput]:
+    def _fail(self, plan: Plan, times: StepTimes, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that could not be computed.
 
         Blocks that it should have filled may be cached already, so nothing cached can be trusted.
         """
+        if isinstance(error, DEVICE_LOST):
+            raise error
         logger.error("A step failed; its requests end with an error", exc_info=error)
-        requests = [entry.request for entry in step.plan.scheduled if not entry.request.finished]
+        requests = [entry.request for entry in plan.scheduled if not entry.request.finished]
         for request in requests:
             self.scheduler.fail(request, f"{type(error).__name__}: {error}")
         self.scheduler.pool.forget_all()
         outputs = self._outputs.make_outputs(requests)
-        self._watch.mark(step.times)
-        self._watch.end(step.plan, requests, step.times)
+        self._watch.mark(times)
+        self._watch.end(plan, requests, times)
         return outputs

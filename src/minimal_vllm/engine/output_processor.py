@@ -13,7 +13,7 @@ from minimal_vllm.outputs import (
     RequestOutput,
     TokenLogprobs,
 )
-from minimal_vllm.text.detokenizer import Detokenizer, decode_logprobs
+from minimal_vllm.text.detokenizer import Detokenizer
 from minimal_vllm.text.tokenizer import Tokenizer
 
 
@@ -27,7 +27,6 @@ class Completion:
     detokenizer: Detokenizer | None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
-    num_detokenized: int = 0
     text_is_final: bool = False
     num_given: int = 0
     """With ``DELTA``: output tokens that the user has already."""
@@ -39,9 +38,8 @@ class Completion:
         if self.detokenizer is None or self.text_is_final:
             return None
         request = self.request
-        start = request.num_prompt_tokens + self.num_detokenized
+        start = request.num_prompt_tokens + self.detokenizer.num_tokens
         end = request.num_tokens - self._hides_last_token
-        self.num_detokenized = end - request.num_prompt_tokens
         stop = self.detokenizer.append(request.token_ids[start:end])
         if request.finished and stop is None:
             self.detokenizer.finish()
@@ -67,7 +65,7 @@ class RequestGroup:
     prompt: str | None
     prompt_token_ids: list[int]
     output_kind: OutputKind
-    metrics: RequestMetrics
+    metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
     completions: list[Completion] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
@@ -112,8 +110,7 @@ class OutputProcessor:
     def add(self, group: RequestGroup, requests: list[Request]) -> None:
         """Follow a user's request, which the scheduler sees as one or several."""
         self._groups[group.request_id] = group
-        first = requests[0]
-        if first.params.prompt_logprobs is not None:
+        if requests[0].params.prompt_logprobs is not None:
             group.prompt_logprobs = [None]
         for index, request in enumerate(requests):
             completion = Completion(index, request, group, self._make_detokenizer(request))
@@ -126,9 +123,9 @@ class OutputProcessor:
         prompt = request.token_ids[: request.num_prompt_tokens]
         return Detokenizer(self._tokenizer, request.params, prompt)
 
-    def group(self, request_id: str) -> RequestGroup:
-        """The user's request of this id; raises KeyError if it has ended or never was."""
-        return self._groups[request_id]
+    def requests(self, request_id: str) -> list[Request]:
+        """What the scheduler knows the user's request as; KeyError if it has ended or never was."""
+        return [completion.request for completion in self._groups[request_id].completions]
 
     # ---- taking in a step's results -------------------------------------------------------------
 
@@ -153,9 +150,12 @@ class OutputProcessor:
                 completion.logprobs.append(logprobs)
                 completion.cumulative_logprob += logprobs[request.token_ids[-1]].logprob
 
-    def _decode(self, logprobs: list[TokenLogprobs]) -> None:
+    def _decode(self, positions: Iterable[TokenLogprobs]) -> None:
+        """Fill in the tokens' texts."""
         if self._tokenizer is not None:
-            decode_logprobs(self._tokenizer, logprobs)
+            for position in positions:
+                for token_id, logprob in position.items():
+                    logprob.decoded_token = self._tokenizer.token_text(token_id)
 
     def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str]]:
         """Bring texts up to date, and return the requests that a stop string ends, each with it.

@@ -37,8 +37,9 @@ class Request:
     ``token_ids`` the keys and values are in the cache; each step computes some more; when the
     counter has caught up with the list, the model's logits give the list one token more.
 
-    A step may be planned while the one before it still runs: the tokens that it samples belong to
-    the list already, at their places, but are *pending*: nobody knows them yet.
+    A step may be planned while the one before it still runs. The tokens that this one samples have
+    their places behind the list already, and are counted, but nobody knows them yet: they are
+    *pending*.
     """
 
     request_id: str
@@ -107,11 +108,6 @@ class Request:
     def next_output_index(self) -> int:
         """The place, in the output, of the token that the step planned last samples."""
         return self.num_planned_tokens - 1 - self.num_prompt_tokens
-
-    @property
-    def output_token_ids(self) -> list[int]:
-        """The tokens generated so far."""
-        return self.token_ids[self.num_prompt_tokens :].tolist()
 
     @property
     def num_uncomputed_tokens(self) -> int:

@@ -16,7 +16,7 @@ from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.request import FinishReason, Request, Status
-from minimal_vllm.engine.waiting_queue import SCHEDULING_POLICIES, WaitingQueue
+from minimal_vllm.engine.scheduling_policies import SCHEDULING_POLICIES
 from minimal_vllm.sampling.row import NO_TOKEN
 
 
@@ -40,9 +40,13 @@ class Plan:
     """What one step does. Once made it is carried out: the requests' counters include it."""
 
     scheduled: list[ScheduledRequest] = field(default_factory=list)
+    """What is computed: the running requests, then the admitted ones."""
     admitted: list[Request] = field(default_factory=list)
+    """Who was let in from the queue."""
     preempted: list[Request] = field(default_factory=list)
+    """Who lost all blocks, and waits again."""
     evicted: list[int] = field(default_factory=list)
+    """Blocks whose cached content was forgotten, to be written anew."""
 
     @property
     def sampling(self) -> list[Request]:
@@ -65,8 +69,8 @@ class PrefixCacheStats:
 class Scheduler:
     """Owns the waiting and the running requests and their blocks.
 
-    Invariants, proved by ``check``: ``running`` is in the policy's order; a running request's
-    table has just the blocks that its computed tokens need; nobody else has any.
+    Invariants, proved by ``check``: ``waiting`` and ``running`` are in the policy's order; a
+    running request's table has just the blocks that its computed tokens need; nobody else has any.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
@@ -80,14 +84,14 @@ class Scheduler:
         self.pool = pool
         self.prefix_cache_stats = PrefixCacheStats()
         self._key = SCHEDULING_POLICIES[config.policy]
-        self.waiting = WaitingQueue(self._key)
+        self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._free_rows = _all_rows(config)
 
     def reset(self) -> None:
         """Forget all requests and all that is cached, whatever state it was left in."""
         self.pool = self.pool.emptied()
-        self.waiting = WaitingQueue(self._key)
+        self.waiting = []
         self.running = []
         self._free_rows = _all_rows(self.config)
 
@@ -108,12 +112,12 @@ class Scheduler:
         wanted = request.params.max_tokens
         most = self.config.max_model_len
         request.max_num_tokens = min(most, request.num_tokens + wanted) if wanted else most
-        self.waiting.push(request)
+        self._wait(request)
 
     @property
     def has_work(self) -> bool:
         """Whether any request is not finished."""
-        return bool(self.running or len(self.waiting))
+        return bool(self.running or self.waiting)
 
     def needs_pending_tokens(self) -> bool:
         """Whether what comes next depends, beyond the logits, on tokens that nobody knows yet."""
@@ -168,7 +172,7 @@ class Scheduler:
             self.running.remove(request)
             self._release(request)
         elif request.status is Status.WAITING:
-            self.waiting.discard()
+            self.waiting.remove(request)
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -194,7 +198,7 @@ class Scheduler:
             missing = self._num_missing_blocks(request, num_new)
             if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new, missing)
+            self._schedule(plan, request, num_new)
             budget -= num_new
             position += 1
         return budget
@@ -213,26 +217,33 @@ class Scheduler:
         self._release(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
-        self.waiting.push(request)
+        self._wait(request)
 
     # ---- the waiting requests -------------------------------------------------------------------
 
+    def _wait(self, request: Request) -> None:
+        """Let ``request`` wait for its turn, be it for the first time or again.
+
+        Its key is always the same. So one that was preempted is before all who arrived after it:
+        no other mechanism is needed to make it resume first.
+        """
+        request.status = Status.WAITING
+        insort(self.waiting, request, key=self._key)
+
     def _admit_waiting(self, plan: Plan, budget: int) -> None:
-        while len(self.waiting) and len(self.running) < self.config.max_num_seqs and budget > 0:
-            request = self.waiting.peek()
+        while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
+            request = self.waiting[0]
             cached = self._find_cached_prefix(request)
             num_new = request.num_tokens - len(cached) * self.config.block_size
             if num_new > budget and not self.config.enable_chunked_prefill:
                 break
             if not self._has_room_for(request, cached):
                 break
-            self.waiting.pop()
+            self.waiting.pop(0)
             self._admit(request, cached)
             plan.admitted.append(request)
             num_new = min(num_new, budget)
-            self._compute(
-                plan, request, num_new, self._num_missing_blocks(request, num_new), cached
-            )
+            self._schedule(plan, request, num_new, cached)
             budget -= num_new
 
     def _find_cached_prefix(self, request: Request) -> list[int]:
@@ -277,20 +288,14 @@ class Scheduler:
 
     # ---- blocks ---------------------------------------------------------------------------------
 
-    def _compute(
-        self,
-        plan: Plan,
-        request: Request,
-        num_new: int,
-        missing: int,
-        cached: Sequence[int] = (),
+    def _schedule(
+        self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
     ) -> None:
         """Put ``num_new`` tokens of ``request`` into the plan, with the missing blocks for them."""
         start = request.num_computed_tokens
-        new_blocks: Sequence[int] = ()
-        if missing:
-            new_blocks = self.pool.allocate(missing)
-            request.block_table.extend(new_blocks)
+        missing = self._num_missing_blocks(request, num_new)
+        new_blocks = self.pool.allocate(missing) if missing else ()
+        request.block_table.extend(new_blocks)
         request.num_computed_tokens = start + num_new
         self._store_full_blocks(request)
         samples = request.num_uncomputed_tokens == 0
@@ -349,8 +354,9 @@ class Scheduler:
             InvariantError: naming the request or block and what is wrong with it.
         """
         self.pool.check(request.block_table for request in self.running)
-        if self.running != sorted(self.running, key=self._key):
-            raise InvariantError("the running requests are out of order")
+        for requests in (self.waiting, self.running):
+            if requests != sorted(requests, key=self._key):
+                raise InvariantError("the requests are out of order")
         if len(self.running) > self.config.max_num_seqs:
             raise InvariantError(f"{len(self.running)} requests run at once")
         for request in self.running:

@@ -1,6 +1,7 @@
 """What a checkpoint's config.json says about the model, checked, and without torch."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +174,9 @@ def _dtype(raw: Mapping[str, Any]) -> str:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key, supported in _ONLY_SUPPORTED_AS.items():
         if key in raw and raw[key] != supported:
-            instead = "leave it out" if supported is None else f"only {supported!r} is"
-            raise ValueError(f"config.json: {key} = {raw[key]!r} is not supported; {instead}")
+            instead = f"only {supported!r} is" if supported else "choose a checkpoint without it"
+            found = reprlib.repr(raw[key])  # a quantization's is long
+            raise ValueError(f"config.json: {key} = {found} is not supported; {instead}")
 
 
 def _check_heads(config: ModelConfig, *, head_dim_given: bool) -> None:

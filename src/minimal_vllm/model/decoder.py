@@ -85,10 +85,11 @@ class Decoder(nn.Module):
         """
         residual, x = self.embed_tokens.forward(input_ids), None
         rotation = step.ops.rotation(self.rope_table, positions, residual.dtype)
-        *layers, last = zip(self.layers, caches, strict=True)
-        for layer, cache in layers:
-            residual, x = layer.forward(residual, x, rotation, step, cache)
-        residual, x = last[0].forward(residual, x, rotation, step, last[1], wanted)
+        last = self.layers[-1]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            # Behind the last layer nobody needs the other tokens any more.
+            wanted_here = wanted if layer is last else None
+            residual, x = layer.forward(residual, x, rotation, step, cache, wanted_here)
         return step.ops.add_norm(residual, x, self.norm)[1]
 
     def logits(self, hidden: Tensor, ops: "Ops", out: Tensor | None = None) -> Tensor:

@@ -1,6 +1,5 @@
 """What the sampler must know of a request."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from minimal_vllm.sampling_params import SamplingParams
@@ -17,17 +16,20 @@ NO_TOKEN = -1
 class SamplingRow(Protocol):
     """The request that a row of logits belongs to; ``engine.request.Request`` is one."""
 
-    @property
-    def params(self) -> SamplingParams:
-        """What was asked for."""
-
-    @property
-    def token_ids(self) -> "array[int]":
-        """Prompt and output so far, as far as they are known, as ``array('i')``."""
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """How many of ``token_ids`` are the prompt."""
+    params: SamplingParams
+    """What was asked for."""
+    token_ids: "array[int]"
+    """Prompt and output so far, as far as they are known, as ``array('i')``."""
+    num_prompt_tokens: int
+    """How many of ``token_ids`` are the prompt."""
+    seed: int
+    """The random numbers are a function of this and of ``next_output_index``."""
+    stop_token_ids: frozenset[int]
+    """Tokens that end the output."""
+    bad_word_ids: tuple[tuple[int, ...], ...]
+    """The bad words, as tokens."""
+    grammar: "Grammar | None"
+    """What the output must match; None: anything."""
 
     @property
     def next_output_index(self) -> int:
@@ -35,22 +37,6 @@ class SamplingRow(Protocol):
 
         ``token_ids`` may be behind: those sampled last may not be known yet.
         """
-
-    @property
-    def seed(self) -> int:
-        """The random numbers are a function of this and of ``next_output_index``."""
-
-    @property
-    def stop_token_ids(self) -> frozenset[int]:
-        """Tokens that end the output."""
-
-    @property
-    def bad_word_ids(self) -> Sequence[tuple[int, ...]]:
-        """The bad words, as tokens."""
-
-    @property
-    def grammar(self) -> "Grammar | None":
-        """What the output must match; None: anything."""
 
 
 def needs_history(row: SamplingRow) -> bool:

@@ -39,6 +39,9 @@ UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 
 LONGEST_INPUT = 100
 
+ENGINE_ERRORS = (RequestRefusedError, EngineStoppedError, EngineFailedError)
+"""What the engine may say of a request."""
+
 
 class ApiError(HTTPException):
     """Ends a request with this status and OpenAI's error body."""
@@ -161,11 +164,5 @@ def add_error_handlers(app: FastAPI) -> None:
         request.state.error = api_error.detail
         return api_error.response
 
-    for kind in (
-        HTTPException,
-        RequestValidationError,
-        RequestRefusedError,
-        EngineStoppedError,
-        EngineFailedError,
-    ):
+    for kind in (HTTPException, RequestValidationError, *ENGINE_ERRORS):
         app.add_exception_handler(kind, handle)

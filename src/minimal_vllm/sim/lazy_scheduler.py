@@ -55,7 +55,7 @@ class LazyScheduler(Scheduler):
             missing = self._num_missing_blocks(request, num_new)
             if missing and not self._make_room(request, missing, plan):
                 break
-            self._compute(plan, request, num_new, missing)
+            self._schedule(plan, request, num_new)
             budget -= num_new
             num_done += 1
         return budget - self.num_asleep
@@ -88,7 +88,7 @@ class LazyScheduler(Scheduler):
 
     def count_steady_steps(self) -> int:
         """How many steps will be steady from now on, up to the length of a block."""
-        if self._awake or len(self.waiting) or len(self.running) > self.pool.num_free:
+        if self._awake or self.waiting or len(self.running) > self.pool.num_free:
             return 0  # in so many steps, each may need one block
         ends = min(simulated(request).ends_at for request in self.running)
         return min(ends - self._step, self.config.block_size)
@@ -102,7 +102,7 @@ class LazyScheduler(Scheduler):
             plan = Plan()
             for request in self._wake():
                 self._settle(request)
-                self._compute(plan, request, 1, self._num_missing_blocks(request, 1))
+                self._schedule(plan, request, 1)
             self.update(plan, [simulated(each).output_token for each in plan.sampling])
         self.pool.take_evicted()
 

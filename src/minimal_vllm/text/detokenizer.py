@@ -2,8 +2,8 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
-from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 
@@ -30,7 +30,8 @@ class Detokenizer:
         self._params = params
         self._stops = params.stop_strings
 
-        self._num_tokens = 0
+        self.num_tokens = 0
+        """How many were appended."""
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = True
         self._held_back = ""
@@ -40,12 +41,9 @@ class Detokenizer:
 
     def _continue_prompt(self, prompt_token_ids: Sequence[int]) -> None:
         """Lets the text begin where the prompt's ends: between words, or within a character."""
-        tail: list[bytes] = []
-        for token_id in reversed(prompt_token_ids):
-            if token_id not in self._skipped and (text := self._tokenizer.token_bytes(token_id)):
-                tail.append(text)
-                if len(tail) == MAX_CHARACTER_BYTES:
-                    break
+        shown = (token for token in reversed(prompt_token_ids) if token not in self._skipped)
+        not_empty = filter(None, map(self._tokenizer.token_bytes, shown))
+        tail = list(islice(not_empty, MAX_CHARACTER_BYTES))  # of each at least a byte
         self._at_start = not tail
         self._utf8.decode(b"".join(reversed(tail)))
 
@@ -70,7 +68,7 @@ class Detokenizer:
             which it ends; None if there is none yet. Nothing may be appended after one.
         """
         for token_id in token_ids:
-            self._num_tokens += 1
+            self.num_tokens += 1
             stop = self._add(self._utf8.decode(self._bytes(token_id)))
             if stop is not None:
                 return stop
@@ -93,7 +91,7 @@ class Detokenizer:
         text = self._held_back + new
         stop = None
         certain = len(text) - self._num_undecided(text)
-        if self._num_tokens > self._params.min_tokens:
+        if self.num_tokens > self._params.min_tokens:
             found = self._find_stop(text, len(self._held_back))
             if found is not None:
                 end, stop = found
@@ -124,10 +122,3 @@ class Detokenizer:
             if any(stop.startswith(end) and stop != end for stop in self._stops):
                 return length
         return 0
-
-
-def decode_logprobs(tokenizer: Tokenizer, positions: Iterable[TokenLogprobs | None]) -> None:
-    """Fills in ``decoded_token`` in the log-probabilities of some positions."""
-    for position in positions:
-        for token_id, logprob in (position or {}).items():
-            logprob.decoded_token = tokenizer.token_text(token_id)

@@ -51,7 +51,7 @@ class Snapshot:
 def take_snapshot(scheduler: Scheduler, contents: BlockContents, step: int) -> Snapshot:
     """Copy the state; called in the engine's thread, between two steps."""
     pool, stats = scheduler.pool, scheduler.prefix_cache_stats
-    requests = [*scheduler.running, *scheduler.waiting.in_order()]
+    requests = [*scheduler.running, *scheduler.waiting]
     return Snapshot(
         step=step,
         requests=tuple(_request_state(request, contents) for request in requests),

@@ -27,7 +27,6 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Scheduler
-from minimal_vllm.engine.waiting_queue import WaitingQueue
 
 
 def place(request: Request) -> tuple[int, int]:
@@ -48,4 +47,3 @@ class MyScheduler(Scheduler):
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
         super().__init__(config, pool)
         self._key = place
-        self.waiting = WaitingQueue(place)

@@ -19,7 +19,8 @@ What you have, in ``self``:
     _num_missing_blocks(request, num_new)      blocks it lacks to compute num_new tokens more
     _make_room(request, missing, plan)         preempts from the back of self.running until so many
                                                blocks are free; False if the request went itself
-    _compute(plan, request, num_new, missing)  puts num_new tokens of it into the plan
+    _schedule(plan, request, num_new)          puts num_new tokens of it into the plan, and gives it
+                                               the blocks for them
     request.num_uncomputed_tokens              how far its counter is behind its tokens
     request.awaits_its_end                     it needs no token any more: pass it over
 
@@ -47,5 +48,5 @@ class MyScheduler(Scheduler):
         raise NotImplementedError(
             "go through self.running by position, since it may become shorter; num_new is "
             "min(what the request needs, budget - how many are behind it); make room if blocks are "
-            "missing; compute; take it from the budget"
+            "missing; schedule it; take it from the budget"
         )

@@ -15,14 +15,13 @@ What you have, in ``self``:
     schedule calls      self._schedule_running(plan, budget)   what is left of the budget
     config              max_num_seqs, max_num_batched_tokens, block_size, enable_chunked_prefill
     running             the requests that run, a list
-    waiting             those that wait: len(…), peek() is the next, pop() takes it out
+    waiting             those that wait, a list in the order of service
     pool                the blocks; pool.take_evicted() lists those evicted since the last call
     _find_cached_prefix(request)               cached blocks that it begins with
     _has_room_for(request, cached)             whether all of it fits into the pool now
     _admit(request, cached)                    gives it a seat, and these cached blocks
-    _num_missing_blocks(request, num_new)      blocks it lacks to compute num_new tokens more
-    _compute(plan, request, num_new, missing, cached)
-                                               puts num_new tokens of it into the plan
+    _schedule(plan, request, num_new, cached)  puts num_new tokens of it into the plan, and gives it
+                                               the blocks for them
 
 What to write: ``schedule`` and ``_admit_waiting``.
 
@@ -60,7 +59,7 @@ class MyScheduler(Scheduler):
         also listed in ``plan.admitted``.
         """
         raise NotImplementedError(
-            "while there is somebody waiting, a seat and budget: peek; see what is cached; stop if "
-            "it does not fit; pop, admit, note it in plan.admitted, compute, and take its tokens "
-            "from the budget"
+            "while somebody waits, and there is a seat and budget: see what is cached; stop if it "
+            "does not fit; take it out, admit it, note it in plan.admitted, schedule it, take its "
+            "tokens from the budget"
         )

@@ -14,7 +14,7 @@ its keys and values can be computed again when it comes back (Kwon et al., *Page
 Why from the back: then the first in line is never preempted for the sake of others; it ends, its
 blocks become free, and the next one is the first.
 
-What you have: ``self.running`` (in the order of service), ``self.waiting.push(request)``,
+What you have: ``self.running`` (in the order of service), ``self._wait(request)``,
 ``self.pool.num_free``, ``self._release(request)`` (gives its blocks and its seat back), and
 ``plan.preempted``, a list.
 
