@@ -81,7 +81,8 @@ class Tokenizer:
             )
         except TypeError as error:
             raise ValueError(
-                "a text can't be tokenized: it should be a string without halves of surrogate pairs"
+                "a text can't be tokenized: it has halves of surrogate pairs, as a string has "
+                "that was read from bytes that are not UTF-8"
             ) from error
         return [encoding.ids for encoding in encodings]
 
