@@ -33,6 +33,7 @@ clean:
 # commands need is there from the beginning; only what the tests need is added by them.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("minimal-vllm needs Python 3.11 or newer, but $(PYTHON) is %d.%d: use `make PYTHON=python3.12 …`" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "Installing into $(VENV), this once. PyTorch is large: the README has how to get it without CUDA."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[server,structured,learn]'
 	touch $@

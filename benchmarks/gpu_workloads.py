@@ -147,6 +147,7 @@ def floor_seconds(model: str, workload: str) -> float | None:
             matmul_fraction=PRODUCT,
             attention_fraction=PRODUCT,
             step_overhead_ms=0,
+            cascade=True,
         ),
         TrafficConfig(workload=workload),
     )

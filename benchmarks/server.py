@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-START_TIMEOUT = 120.0
+START_TIMEOUT = 600.0
 """Seconds until the server must be ready."""
 
 

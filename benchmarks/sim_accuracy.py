@@ -7,8 +7,8 @@ steps of one, and the other is simulated with them; then the other way round. Th
 ones (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
 
 Then against files of measurements on GPUs, with the datasheet's rates and what the file's engine
-achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen by
-``latency1`` and ``prefill64``. ``median_ttft_ms`` is compared where a result has it.
+achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen without
+``mixed256``, ``prefix256`` and ``long32``. ``median_ttft_ms`` is compared where a result has it.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def compare_with_measured(path: Path) -> list[Outcome]:
             TrafficConfig(workload=result["workload"]),
         )
         found = simulate(design(config), config)
-        predicted = {"seconds": found.duration, "median_ttft_ms": found.ttft.median}
+        predicted = {"seconds": found.duration, **found.latencies}
         outcomes.append(
             {"model": result["model"], "workload": result["workload"]}
             | {f"measured {key}": result[key] for key in predicted if key in result}

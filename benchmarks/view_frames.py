@@ -69,6 +69,14 @@ MEASURE = """async () => {
 }"""
 
 
+HAS_COME = """(() => {
+  const player = window.view?.player;
+  return player?.history != null && player.history.head.step >= 0
+    && (!player.paused || player.isAtEnd);
+})()"""
+"""Whether the page has read the whole trace; it then plays it, by now perhaps to its end."""
+
+
 class StubRunner:
     """Gives every request the same token."""
 
@@ -136,11 +144,11 @@ def open_page(path: Path) -> Iterator[Page]:
     thread.start()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=ARGUMENTS
+            executable_path=shutil.which("chromium"), args=ARGUMENTS, timeout=0
         )
         page = chromium.new_page(viewport={"width": 1920, "height": 1080})
-        page.goto("http://{}:{}/view".format(*listener.getsockname()))
-        while page.evaluate("!window.view?.player.history || view.player.paused"):
+        page.goto("http://{}:{}/view".format(*listener.getsockname()), timeout=0)
+        while not page.evaluate(HAS_COME):
             page.wait_for_timeout(100)
         yield page
         chromium.close()

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from nbclient import NotebookClient
+
 import minimal_vllm
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -43,7 +45,8 @@ myst_heading_anchors = 4  # links to headings are written as on a code host: pag
 # of the build.
 nb_execution_mode = "force"  # results of an older engine must not be shown
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_timeout = 600
+NotebookClient.startup_timeout.default_value = nb_execution_timeout  # no option tells it
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"

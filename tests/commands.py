@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tests.markdown import ROOT
 
+PATIENCE = 1800
+"""Seconds after which a command hangs, however slow the machine."""
+
 
 def run(arguments, folder=ROOT):
     """Run a command with this Python's scripts first in the path; its output, as on a screen.
@@ -23,5 +26,5 @@ def run(arguments, folder=ROOT):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
-        timeout=300,
+        timeout=PATIENCE,
     )

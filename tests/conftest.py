@@ -4,14 +4,21 @@ import shutil
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 from recorded import record_trace
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
-settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
+# The same examples each time, however slow the machine. To look for others:
+# pytest --hypothesis-profile=exploring --hypothesis-seed=1
+exploring = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("exploring", **exploring)
+settings.register_profile("deterministic", derandomize=True, **exploring)
 settings.load_profile("deterministic")
+# Hypothesis would try constants of whatever modules were imported before: others in each process.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 @pytest.fixture(scope="session")

@@ -53,16 +53,23 @@ def check_unharmed(llm, good_tokens):
         ({"prompt_token_ids": [1, None]}, "prompt_token_ids can't be used"),
         ({"prompt_token_ids": None}, "should have 'prompt' or 'prompt_token_ids'"),
         ({"prompt": 5}, "a prompt's text is 5"),
-        (None, "a prompt is None, but should be a text, token ids"),
-        (5, "prompt_token_ids can't be used"),
         ({}, "should have 'prompt' or 'prompt_token_ids'"),
         ({"prompt": "a", "multi_modal_data": 1}, "multi_modal_data"),
+        (None, "a prompt is None, but should be a text, token ids"),
+        (5, "a prompt is 5, but"),
+        (b"a", "a prompt is b'a', but"),
     ],
 )
 def test_a_bad_prompt_is_refused_and_no_other_of_its_call_runs(llm, good_tokens, prompt, message):
     with pytest.raises(ValueError, match=message):
         llm.generate([GOOD_PROMPT, prompt], GOOD, use_tqdm=False)
     check_unharmed(llm, good_tokens)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"a"])
+def test_a_lone_prompt_that_is_neither_text_nor_tokens_is_refused(llm, prompt):
+    with pytest.raises(ValueError, match="but should be a text, token ids, or a mapping"):
+        llm.generate(prompt, GOOD, use_tqdm=False)
 
 
 @pytest.mark.parametrize(

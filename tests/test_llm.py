@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,6 +74,18 @@ def test_outputs_come_in_the_prompts_order_whoever_ends_first(llm):
     assert [output.request_id for output in outputs] == sorted(
         (output.request_id for output in outputs), key=int
     )
+
+
+def test_threads_take_turns(llm):
+    prompts = [[seed] * 9 for seed in range(12)]
+    alone = [tokens_of(generate(llm, [prompt])) for prompt in prompts]
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        together = threads.map(lambda prompt: tokens_of(generate(llm, [prompt])), prompts)
+    assert list(together) == alone
+
+
+def test_prompts_may_come_one_by_one(llm):
+    assert tokens_of(generate(llm, iter(CROWD))) == tokens_of(generate(llm, CROWD))
 
 
 def test_no_prompts_give_no_outputs(llm):

@@ -3,6 +3,7 @@
 ``from minimal_vllm import LLM, SamplingParams``, as with vLLM. ``ARCHITECTURE.md`` is the map.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
@@ -10,6 +11,10 @@ from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
+
+# OpenMP reads it as torch is imported. By default its threads spin while they wait for each other:
+# on cores that have other work to do, they mostly wait for one that spins. That is tenfold slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,6 +1,7 @@
 """The offline API, with vLLM's names: prompts in, completions out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import RLock
 from typing import Any
 
 from tqdm import tqdm
@@ -19,6 +20,7 @@ Message = Mapping[str, Any]
 """``{"role": …, "content": …}``, as in OpenAI's API."""
 
 MakeBar = Callable[..., "tqdm[Any]"]
+PromptParamsPriority = tuple[TokenizedPrompt, SamplingParams, int]
 
 
 class LLM:
@@ -46,6 +48,7 @@ class LLM:
         self.built = build_engine(self.config, observers=observers, progress=True)
         self.engine = self.built.engine
         self._num_requests = 0
+        self._turn = RLock()
         tokenizer = self.built.files.tokenizer
         self._chat_template = (
             load_chat_template(tokenizer, self.config.chat_template) if tokenizer else None
@@ -70,7 +73,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | MakeBar = True,
@@ -91,26 +94,18 @@ class LLM:
             ValueError: a prompt can't be completed; then none is.
 
         A request whose computation fails ends with the ``finish_reason`` ``"error"``; the others
-        go on.
+        go on. Threads may call this at once, and take turns.
         """
-        if self.engine.has_unfinished_requests:
-            raise ValueError("the engine is at work on requests that were added to it: end them")
         tokenized = tokenize_prompts(as_list(prompts), self.get_tokenizer)
         params = self._params_for(len(tokenized), sampling_params)
         priorities = self._priorities_for(len(tokenized), priority)
-        request_ids: list[str] = []
-        try:
-            for prompt, param, rank in zip(tokenized, params, priorities, strict=True):
-                request_ids.append(self._add(prompt, param, rank))
-        except BaseException:  # one is refused, or Ctrl-C: the engine is unharmed
-            for request_id in request_ids:
-                self.engine.abort(request_id)
-            raise
-        try:
-            return self._run(request_ids, use_tqdm)
-        except BaseException:  # be it Ctrl-C: a step may be half done
-            self.engine.reset()
-            raise
+        with self._turn:
+            request_ids = self._add_all(zip(tokenized, params, priorities, strict=True))
+            try:
+                return self._run(request_ids, use_tqdm)
+            except BaseException:  # be it Ctrl-C: a step may be half done
+                self.engine.reset()
+                raise
 
     def chat(
         self,
@@ -190,19 +185,28 @@ class LLM:
             raise ValueError(f"there are {count} prompts but {len(given)} priorities")
         return given or [0] * count
 
-    def _add(self, prompt: TokenizedPrompt, params: SamplingParams, priority: int) -> str:
-        request_id = str(self._num_requests)
-        self.engine.add_request(
-            request_id,
-            prompt.token_ids,
-            params,
-            prompt=prompt.text,
-            output_kind=OutputKind.FINAL_ONLY,
-            priority=priority,
-            cache_salt=prompt.cache_salt,
-        )
-        self._num_requests += 1
-        return request_id
+    def _add_all(self, requests: Iterable[PromptParamsPriority]) -> list[str]:
+        if self.engine.has_unfinished_requests:
+            raise ValueError("the engine is at work on requests that were added to it: end them")
+        request_ids: list[str] = []
+        try:
+            for prompt, params, priority in requests:
+                request_ids.append(str(self._num_requests))
+                self.engine.add_request(
+                    request_ids[-1],
+                    prompt.token_ids,
+                    params,
+                    prompt=prompt.text,
+                    output_kind=OutputKind.FINAL_ONLY,
+                    priority=priority,
+                    cache_salt=prompt.cache_salt,
+                )
+                self._num_requests += 1
+        except BaseException:  # one is refused, or Ctrl-C: the engine is unharmed
+            for request_id in request_ids:
+                self.engine.abort(request_id)
+            raise
+        return request_ids
 
     def _run(self, request_ids: list[str], use_tqdm: bool | MakeBar) -> list[RequestOutput]:
         make_bar = use_tqdm if callable(use_tqdm) else tqdm

@@ -60,7 +60,7 @@ def test_all_tokens_come_and_all_is_told_with_and_without_an_idea(folder, name):
     told = measure(config_without(config, IDEAS[name]) if name else config)
     assert (told["completed"], told["failed"]) == (6, 0)
     assert told["p99_ttft_ms"] >= told["median_ttft_ms"] > 0
-    assert told["num_steps"] > 8
+    assert told["num_steps"] >= 8
     assert 0 < told["peak_blocks"] <= 16
     assert told["prefix_cache_hit_rate"] >= 0
     assert sum(told["kv_shares"].values()) in (0, pytest.approx(1))

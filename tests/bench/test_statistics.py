@@ -3,12 +3,13 @@ import pytest
 from minimal_vllm.bench.statistics import (
     Outcome,
     count_good,
-    distribution,
     latency_result,
     serve_details,
     serve_result,
     throughput_result,
 )
+from minimal_vllm.stats.latency import distribution
+from minimal_vllm.stats.slo import Slo
 
 
 def outcome(start, *arrivals, tokens=None, error=""):
@@ -32,22 +33,7 @@ def test_time_per_token_counts_tokens_and_not_events():
     assert outcome(0, 1.0).tpot is None
 
 
-def test_a_distribution_is_in_milliseconds_with_interpolated_percentiles():
-    fields = distribution("ttft", [0.001, 0.002, 0.003, 0.010], [25, 99.9])
-    assert fields == {
-        "mean_ttft_ms": pytest.approx(4.0),
-        "median_ttft_ms": pytest.approx(2.5),
-        "std_ttft_ms": pytest.approx(3.5355339),
-        "p25_ttft_ms": pytest.approx(1.75),
-        "p99.9_ttft_ms": pytest.approx(9.979),
-    }
-
-
-def test_a_distribution_of_nothing_is_no_number():
-    assert set(distribution("tpot", [], [99]).values()) == {None}
-
-
-def test_a_good_request_keeps_to_all_goals_and_a_failed_one_to_none():
+def test_a_good_request_meets_the_objective_and_a_failed_one_never_does():
     outcomes = [
         outcome(0, 0.1, 0.2),  # ttft 100 ms, tpot 100 ms
         outcome(0, 0.3, 0.4),
@@ -55,10 +41,10 @@ def test_a_good_request_keeps_to_all_goals_and_a_failed_one_to_none():
         outcome(0, 0.05),  # one token: no tpot
         outcome(0, 0.1, 0.2, error="lost"),
     ]
-    assert count_good(outcomes, {"ttft": 100}) == 3
-    assert count_good(outcomes, {"ttft": 100, "tpot": 100}) == 2
-    assert count_good(outcomes, {"e2el": 250}) == 2
-    assert count_good(outcomes, {"ttft": 99}) == 1
+    assert count_good(outcomes, Slo(ttft=100)) == 3
+    assert count_good(outcomes, Slo(ttft=100, tpot=100)) == 2
+    assert count_good(outcomes, Slo(e2el=250)) == 2
+    assert count_good(outcomes, Slo(ttft=99)) == 1
 
 
 def test_a_serving_result_has_vllm_s_fields_and_leaves_out_who_failed():
@@ -68,7 +54,7 @@ def test_a_serving_result_has_vllm_s_fields_and_leaves_out_who_failed():
         outcome(0.5, 2.25),
         outcome(1.0, 9.0, tokens=7, error="lost"),
     ]
-    result = serve_result(outcomes, 4.0, {"ttft": 1000}, ["ttft", "itl"], [99])
+    result = serve_result(outcomes, 4.0, Slo(ttft=1000), ["ttft", "itl"], [99])
     assert result == {
         "duration": 4.0,
         "completed": 3,
@@ -86,18 +72,18 @@ def test_a_serving_result_has_vllm_s_fields_and_leaves_out_who_failed():
     }
 
 
-def test_without_goals_there_is_no_goodput():
-    result = serve_result([outcome(0, 1.0)], 1.0, {}, [], [])
+def test_without_an_objective_there_is_no_goodput():
+    result = serve_result([outcome(0, 1.0)], 1.0, None, [], [])
     assert result["request_goodput"] is None
 
 
 def test_a_request_that_starts_as_another_ends_is_not_beside_it():
-    result = serve_result([outcome(0, 1.0), outcome(1.0, 2.0)], 2.0, {}, [], [])
+    result = serve_result([outcome(0, 1.0), outcome(1.0, 2.0)], 2.0, None, [], [])
     assert result["max_concurrent_requests"] == 1
 
 
 def test_a_run_in_which_all_failed_has_a_result():
-    result = serve_result([outcome(0, error="lost")], 1.0, {"ttft": 1}, ["tpot"], [99])
+    result = serve_result([outcome(0, error="lost")], 1.0, Slo(ttft=1), ["tpot"], [99])
     assert (result["completed"], result["failed"], result["request_goodput"]) == (0, 1, 0)
     assert (result["max_output_tokens_per_s"], result["mean_tpot_ms"]) == (0, None)
 

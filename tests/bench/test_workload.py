@@ -1,11 +1,9 @@
-import math
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from minimal_vllm.bench.config import Workload
-from minimal_vllm.bench.workload import arrival_times, make_requests
+from minimal_vllm.bench.workload import make_requests
 
 SYMBOLS = 50
 
@@ -63,35 +61,3 @@ def test_a_seed_repeats_a_run_and_another_run_has_other_prompts_of_the_same_leng
     assert first == again
     assert [len(each.prompt) for each in first] == [len(each.prompt) for each in other]
     assert all(one.prompt[:4] != two.prompt[:4] for one, two in zip(first, other, strict=True))
-
-
-def times(burstiness, seed=0, rate=10.0, count=4000):
-    return np.array(arrival_times(count, rate, burstiness, np.random.default_rng(seed)))
-
-
-def test_an_infinite_rate_sends_all_at_once():
-    assert arrival_times(3, math.inf, 1.0, np.random.default_rng(0)) == [0, 0, 0]
-
-
-@pytest.mark.parametrize("burstiness", [0.001, 0.2, 1.0, 5.0])
-def test_arrivals_come_in_order_and_keep_to_the_rate(burstiness):
-    arrivals = times(burstiness)
-    assert np.all(np.diff(arrivals) >= 0)
-    assert arrivals[0] >= 0
-    assert arrivals[-1] == pytest.approx(400)
-
-
-@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
-def test_the_times_between_arrivals_vary_as_a_gamma_distribution_of_this_shape_does(burstiness):
-    """Its coefficient of variation is 1 / sqrt(shape); for a Poisson process it is 1."""
-    gaps = np.diff(times(burstiness))
-    assert gaps.std() / gaps.mean() == pytest.approx(burstiness**-0.5, rel=0.1)
-
-
-def test_a_poisson_process_has_as_many_arrivals_in_a_second_as_their_variance():
-    counts = np.bincount(times(1.0).astype(int), minlength=400)[:400]
-    assert counts.var() == pytest.approx(counts.mean(), rel=0.2)
-
-
-def test_arrivals_of_which_all_gaps_round_to_0_are_still_numbers():
-    assert all(map(math.isfinite, arrival_times(1, 10.0, 1e-6, np.random.default_rng(0))))

@@ -1,12 +1,11 @@
 """The benchmarks as commands: against real servers, and on the engine with a tiny model."""
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
-import time
 
-import httpx2
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +15,7 @@ from minimal_vllm.cli.bench import serve as serve_command
 from minimal_vllm.cli.main import main
 from minimal_vllm.trace.reader import open_trace
 from minimal_vllm.trace.step_record import RequestRecord
-from tests.server.harness import MODEL, metric, process
+from tests.server.harness import MODEL, metric, process, until
 
 SHORT = ["--random-input-len=12", "--random-output-len=5"]
 VLLM_FIELDS = {
@@ -67,7 +66,7 @@ def test_a_run_is_reported_and_saved_with_vllm_s_fields_and_exact_lengths(bench,
     assert (saved["completed"], saved["failed"]) == (6, 0)
     assert (saved["total_input_tokens"], saved["total_output_tokens"]) == (72, 30)
     assert saved["request_goodput"] == saved["request_throughput"] > 0
-    assert saved["mean_e2el_ms"] > saved["mean_ttft_ms"] > 0
+    assert saved["mean_e2el_ms"] >= saved["mean_ttft_ms"] > 0  # equal if all is read at once
     assert "Successful requests:                     6\n" in result.stdout
     assert f"Mean TPOT (ms):                          {saved['mean_tpot_ms']:.2f}" in result.stdout
 
@@ -112,7 +111,7 @@ def test_several_rates_are_run_with_new_prompts_and_drawn(server, bench, tmp_pat
     assert hits() == before
     saved = read(results)
     assert {each["request_rate"] for each in saved} == {20.0, 50.0}
-    assert {each["p90_itl_ms"] is None for each in saved} == {False}
+    assert {f"p{percent}_itl_ms" in each for each in saved for percent in (50, 90)} == {True}
     assert {len(each["ttfts"]) for each in saved} == {4}
     assert saved[0]["generated_texts"][0]
     assert "<svg" in plot.read_text()
@@ -186,7 +185,7 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
             ["--dataset-name=prefix_repetition", "--random-input-len=4"],
             "--random-input-len is for --dataset-name=random",
         ),
-        (["--goodput", "ttft"], "goodput: 'ttft' should be like ttft:100"),
+        (["--goodput", "ttft"], "goodput: an objective is one or several of"),
         (["--num-prompts", "1", "2"], "unexpected extra argument (2)"),
         (["--goodput"], "requires an argument"),
     ],
@@ -275,10 +274,9 @@ def test_without_its_libraries_the_command_says_what_to_install(library, argumen
 
 
 def test_the_server_is_clean_after_all_this(server):
-    for _ in range(100):  # a client that went away is noticed between two steps
-        text = httpx2.get(f"{server.url}/metrics").text
-        if metric(text, "vllm:num_requests_running") == 0:
-            break
-        time.sleep(0.1)
-    assert metric(text, "vllm:num_requests_running") == 0
-    assert metric(text, "vllm:kv_cache_usage_perc") == 0
+    def value(name):
+        return metric(server.get("/metrics").text, f"vllm:{name}")
+
+    # A client that went away is noticed between two steps.
+    asyncio.run(until(lambda: value("num_requests_running") == 0))
+    assert value("kv_cache_usage_perc") == 0

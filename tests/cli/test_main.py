@@ -8,26 +8,21 @@ import subprocess
 import sys
 
 import pytest
+from checkpoints import FAMILIES, write_checkpoint
 
 from minimal_vllm import __version__
 
 COMMAND = [sys.executable, "-m", "minimal_vllm"]
-LONG = ["--max-tokens=none", "--ignore-eos", "the"]
 
 
 @pytest.fixture
 def start(model):
-    """Start ``generate`` on the tiny model."""
+    """Start ``generate``, on the tiny model."""
     processes = []
 
-    def start(*arguments, **options):
-        command = [
-            *COMMAND,
-            "generate",
-            f"--model={model}",
-            "--num-gpu-blocks-override=64",
-            *arguments,
-        ]
+    def start(*arguments, model=model, blocks=64, **options):
+        engine = [f"--model={model}", f"--num-gpu-blocks-override={blocks}"]
+        command = [*COMMAND, "generate", *engine, *arguments]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         processes.append(subprocess.Popen(command, **{**pipes, **options}))
         return processes[-1]
@@ -68,20 +63,29 @@ def test_an_error_is_no_traceback(start):
     assert stderr.count(b"\n") == 1
 
 
-def test_text_is_streamed_and_ctrl_c_ends_quietly(start):
-    process = start(*LONG)
-    assert process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert (process.returncode, stderr) == (130, b"")
+@pytest.fixture
+def endless(start, tmp_path):
+    """``generate`` on a model that knows so many positions that it does not come to an end."""
+    num_positions = 50_000
+    model = write_checkpoint(
+        tmp_path, {**FAMILIES["llama"], "max_position_embeddings": num_positions}
+    )
+    arguments = ["--max-tokens=none", "--ignore-eos", "the"]
+    return start(*arguments, model=model, blocks=num_positions // 16)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(start):
-    process = start(*LONG)
-    assert process.stdout.read(1)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 1
+def test_text_is_streamed_and_ctrl_c_ends_quietly(endless):
+    assert endless.stdout.read(1)
+    endless.send_signal(signal.SIGINT)
+    _, stderr = endless.communicate()
+    assert (endless.returncode, stderr) == (130, b"")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(endless):
+    assert endless.stdout.read(1)
+    endless.stdout.close()
+    assert endless.stderr.read() == b""
+    assert endless.wait() == 1
 
 
 def test_a_terminal_shows_prompt_and_completion_as_one_text(start):

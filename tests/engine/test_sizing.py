@@ -2,6 +2,7 @@ import pytest
 import torch
 from checkpoints import FAMILIES, write_json
 
+from minimal_vllm import LLM
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine import sizing
@@ -65,6 +66,25 @@ def test_too_little_memory_is_an_error_that_says_where_it_went(model):
     memory = DeviceMemory("cpu", total=100 * MIB, free=20 * MIB, used_by_process=60 * MIB)
     with pytest.raises(ValueError, match=r"no memory is left .* 50% of 0.10 GiB, .* 0.02 GiB are"):
         sizing.choose_num_blocks(config(), model, torch.float32, memory, 2048)
+
+
+def test_a_model_that_cannot_be_loaded_is_not_said_to_leave_less_than_nothing(model):
+    memory = DeviceMemory("cuda", total=100 * MIB, free=-20 * MIB, used_by_process=120 * MIB)
+    with pytest.raises(ValueError, match=r"0.00 GiB are free; .* or choose a smaller model"):
+        sizing.choose_num_blocks(config(), model, torch.float32, memory, 2048)
+
+
+def test_weights_larger_than_what_is_free_are_refused(model):
+    weights = 4 * model.num_parameters
+    sizing.check_weights_fit(model, torch.float32, DeviceMemory("cpu", 2**30, weights, 0))
+    with pytest.raises(ValueError, match=r"its weights take .* in float32, .* the cpu's 1.00 GiB"):
+        sizing.check_weights_fit(model, torch.float32, DeviceMemory("cpu", 2**30, weights - 1, 0))
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path):
+    write_json(tmp_path / "config.json", FAMILIES["llama"] | {"hidden_size": 2**20})
+    with pytest.raises(ValueError, match="the model does not fit"):
+        LLM(str(tmp_path), skip_tokenizer_init=True)
 
 
 def test_the_models_length_is_the_limit(model):

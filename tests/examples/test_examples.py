@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import PATIENCE
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # What follows from the code alone, not from the machine or the model's words.
@@ -53,7 +55,7 @@ def test_an_example_runs_and_shows_what_it_teaches(name, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0, result.stderr
     assert [line for line in SHOWN[name] if line not in result.stdout] == []

@@ -160,16 +160,16 @@ def test_what_can_not_be_used_is_refused_by_its_name(compiler, wanted, message):
 
 
 def test_a_grammar_that_takes_too_long_is_refused(compiler, monkeypatch):
-    monkeypatch.setattr(grammar_check, "MAX_COMPILE_SECONDS", 0.5)
+    monkeypatch.setattr(grammar_check, "MAX_COMPILE_SECONDS", 1)
     patterns = [{"type": "string", "pattern": f"a.*b{i}.*"} for i in range(30)]
-    with pytest.raises(ValueError, match=r"json can't be used: .* more than 0\.5 s$"):
+    with pytest.raises(ValueError, match=r"json can't be used: .* more than 1 s$"):
         start(compiler, json={"allOf": patterns})
 
 
 def test_a_conversion_that_takes_too_long_is_refused(compiler, monkeypatch):
-    monkeypatch.setattr(grammar_check, "MAX_COMPILE_SECONDS", 0.5)
+    monkeypatch.setattr(grammar_check, "MAX_COMPILE_SECONDS", 1)
     rules = [f'r{i} ::= "x{i}" r{i + 1} | "y{i}"' for i in range(5000)]
-    with pytest.raises(ValueError, match=r"grammar can't be used: .* more than 0\.5 s$"):
+    with pytest.raises(ValueError, match=r"grammar can't be used: .* more than 1 s$"):
         start(compiler, grammar="\n".join(["root ::= r0", *rules, 'r5000 ::= "z"']))
 
 

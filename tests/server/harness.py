@@ -1,6 +1,7 @@
 """Servers to test with: a real process, and one in this process whose engine can be looked into."""
 
 import asyncio
+import math
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
 from tempfile import TemporaryFile
-from threading import Event
+from threading import Condition
 
 import httpx2
 import openai
@@ -22,7 +23,8 @@ MODEL = "minimal-vllm-demo"
 TOOL_MODEL = "tools"
 FEW_BLOCKS = 512
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-PATIENCE = 60
+PATIENCE = 300
+"""Seconds after which a wait is hopeless; no other time matters to a test."""
 
 
 class Process:
@@ -61,17 +63,24 @@ class Process:
         self._process.communicate()
         self._log.close()
 
-    def client(self, key="none", **options):
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+    def client(self, key="none"):
+        return openai.OpenAI(**self._as_told(key))
 
     def async_client(self):
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        return openai.AsyncOpenAI(**self._as_told("none"))
+
+    def _as_told(self, key):
+        url = f"{self.url}/v1"
+        return {"base_url": url, "api_key": key, "max_retries": 0, "timeout": PATIENCE}
+
+    def request(self, method, path, **options):
+        return httpx2.request(method, f"{self.url}{path}", timeout=PATIENCE, **options)
 
     def post(self, path, **body):
-        return httpx2.post(f"{self.url}{path}", json=body, timeout=PATIENCE)
+        return self.request("POST", path, json=body)
 
-    def get(self, path):
-        return httpx2.get(f"{self.url}{path}", timeout=PATIENCE)
+    def get(self, path, **options):
+        return self.request("GET", path, **options)
 
 
 @contextmanager
@@ -84,27 +93,41 @@ def process(*arguments, **options):
 
 
 class Gate:
-    """An observer of the engine that holds it after each step while the gate is shut."""
+    """An observer of the engine that holds it after each step while the gate is shut.
+
+    What a step gave is told only when the engine goes on.
+    """
 
     def __init__(self):
-        self._open = Event()
-        self._open.set()
-        self._held = Event()
+        self._changed = Condition()
+        self._steps_left = math.inf
+        self._is_held = False
 
     def __call__(self, record):
-        if not self._open.is_set():
-            self._held.set()
-            assert self._open.wait(PATIENCE)
+        with self._changed:
+            self._steps_left -= 1
+            self._is_held = self._steps_left <= 0
+            assert self._changed.wait_for(lambda: self._steps_left > 0, PATIENCE)
 
     def shut(self):
-        self._held.clear()
-        self._open.clear()
+        self.allow(0)
 
     def open(self):
-        self._open.set()
+        self.allow(math.inf)
+
+    def allow(self, count):
+        """Let the engine make so many steps, and hold it then."""
+        with self._changed:
+            self._steps_left, self._is_held = count, False
+            self._changed.notify()
+
+    async def step(self, count=1):
+        """Wait until the engine, which is held, has made so many steps more."""
+        self.allow(count)
+        await self.wait_until_held()
 
     async def wait_until_held(self):
-        await until(self._held.is_set)
+        await until(lambda: self._is_held)
 
 
 async def until(condition):

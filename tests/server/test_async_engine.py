@@ -14,7 +14,7 @@ from minimal_vllm.server.async_engine import (
     EngineStoppedError,
     RequestRefusedError,
 )
-from tests.server.harness import FEW_BLOCKS, Gate, make_demo_service, metric, until
+from tests.server.harness import FEW_BLOCKS, PATIENCE, Gate, make_demo_service, metric, until
 
 LONG = SamplingParams(temperature=0, max_tokens=1000, ignore_eos=True)
 MEDIUM = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
@@ -135,19 +135,18 @@ def test_an_abandoned_request_is_aborted_in_every_state(kind):
             def start(*requests):
                 return asyncio.create_task(collect(service, *requests))
 
+            gate.shut()
             decoding = start(request("decoding", LONG, kind=kind))
-            await until(lambda: service.metrics._timelines.get("decoding"))
-            await until(lambda: service.metrics._timelines["decoding"].num_output_tokens > 2)
+            await gate.wait_until_held()
             prefilling = start(request("prefilling", LONG, range(100, 900), kind))
-            await until(lambda: len(scheduler.running) == 2)
-            gate.shut()
-            await gate.wait_until_held()
+            await until(lambda: service.engine.num_waiting == 1)
+            await gate.step()
+            assert len(scheduler.running) == 2
             assert 0 < scheduler.running[1].num_computed_tokens < 800
-            gate.open()
             queued = start(request("queued", LONG, kind=kind))
-            await until(lambda: len(scheduler.waiting) == 1)
-            gate.shut()
-            await gate.wait_until_held()
+            await until(lambda: service.engine.num_waiting == 1)
+            await gate.step()
+            assert len(scheduler.waiting) == 1
             in_inbox = start(request("in inbox", LONG, kind=kind))
             await until(lambda: service.engine.num_waiting == 2)
             for task in (in_inbox, queued, prefilling, decoding):
@@ -163,11 +162,17 @@ def test_an_abandoned_request_is_aborted_in_every_state(kind):
 
 def test_a_reader_that_stops_early_aborts_the_rest():
     async def run():
-        async with started() as service:
+        gate = Gate()
+        async with started(gate) as service:
+            gate.shut()
             async with aclosing(
                 service.engine.generate([request("a", LONG), request("b", LONG)])
             ) as outputs:
-                await anext(outputs)
+                first = asyncio.create_task(anext(outputs))
+                await gate.wait_until_held()
+                await gate.step()
+                await first
+            gate.open()
             await until_clean(service)
             assert num_aborted(service) == 2
 
@@ -244,7 +249,7 @@ def test_a_late_abort_does_not_hit_the_next_request_of_that_id():
             first.cancel()
             await asyncio.wait({first})
             gate.open()
-            assert len((await asyncio.wait_for(second, 60))[0]) == 5
+            assert len((await asyncio.wait_for(second, PATIENCE))[0]) == 5
 
     asyncio.run(run())
 
@@ -279,7 +284,7 @@ def test_if_the_loop_dies_its_requests_end_and_no_more_are_taken():
             scheduler_of(service).schedule = fail
             with pytest.raises(EngineFailedError, match="has died: RuntimeError: all is lost"):
                 await collect(service, request())
-            await asyncio.wait_for(service.engine.wait_until_dead(), 10)
+            await asyncio.wait_for(service.engine.wait_until_dead(), PATIENCE)
             with pytest.raises(EngineFailedError, match="all is lost"):
                 await collect(service, request())
 
@@ -288,13 +293,16 @@ def test_if_the_loop_dies_its_requests_end_and_no_more_are_taken():
 
 def test_draining_takes_no_more_and_tells_when_the_last_has_ended():
     async def run():
-        async with started() as service:
+        gate = Gate()
+        async with started(gate) as service:
+            gate.shut()
             running = asyncio.create_task(collect(service, request(params=MEDIUM)))
-            await until(lambda: scheduler_of(service).running)
+            await gate.wait_until_held()
             service.engine.refuse(EngineStoppedError("closing"))
             with pytest.raises(EngineStoppedError, match="closing"):
                 await collect(service, request("late"))
-            await asyncio.wait_for(service.engine.wait_until_idle(), 60)
+            gate.open()
+            await asyncio.wait_for(service.engine.wait_until_idle(), PATIENCE)
             assert len((await running)[0]) == 200
 
     asyncio.run(run())
@@ -302,12 +310,15 @@ def test_draining_takes_no_more_and_tells_when_the_last_has_ended():
 
 def test_those_that_do_not_end_in_time_are_ended_with_the_reason():
     async def run():
-        async with started() as service:
+        gate = Gate()
+        async with started(gate) as service:
+            gate.shut()
             running = asyncio.create_task(collect(service, request(params=LONG)))
-            await until(lambda: scheduler_of(service).running)
+            await gate.wait_until_held()
             service.engine.end_all(EngineStoppedError("time is up"))
             with pytest.raises(EngineStoppedError, match="time is up"):
                 await running
+            gate.open()
             await until_clean(service)
             assert num_aborted(service) == 1
 
@@ -337,7 +348,7 @@ def test_a_long_text_is_tokenized_while_others_are_served():
 
             def slow(texts, **options):
                 begun.set()
-                assert may_end.wait(60)
+                assert may_end.wait(PATIENCE)
                 return encode(texts, **options)
 
             tokenizer.encode_batch = slow

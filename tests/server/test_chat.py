@@ -173,3 +173,10 @@ def test_an_answer_can_be_sent_back_as_a_message(chat):
     message = chat(seed=1).choices[0].message
     again = chat([*MESSAGES, message.model_dump(), {"role": "user", "content": "Why?"}])
     assert again.choices[0].message.content
+
+
+def test_an_answer_of_openai_s_can_be_sent_on_as_a_message(chat):
+    answer = {"role": "assistant", "content": "No.", "refusal": None, "annotations": []}
+    assert chat([*MESSAGES, answer, *MESSAGES]).choices
+    with pytest.raises(openai.BadRequestError, match="annotations: not supported here"):
+        chat([answer | {"annotations": [{"type": "url_citation"}]}])

@@ -9,6 +9,7 @@ import pytest
 from minimal_vllm.server import middleware
 from tests.server.harness import (
     FEW_BLOCKS,
+    PATIENCE,
     Gate,
     make_demo_service,
     metric,
@@ -25,13 +26,19 @@ BODIES = {
 }
 
 
+async def until_gone(service, gate):
+    """Wait until the server knows that all clients went away, and let the engine go on."""
+    await until(lambda: not service.engine._readers)
+    gate.open()
+
+
 async def check_clean(service, url):
     """Nothing is left of those who went away; none ran to its end; the next one is served."""
     scheduler = service.llm.engine.scheduler
     await until(lambda: not scheduler.has_work and service.engine.num_waiting == 0)
     scheduler.check()
     assert scheduler.pool.num_free == FEW_BLOCKS
-    async with httpx2.AsyncClient(timeout=60) as client:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as client:
         text = (await client.get(f"{url}/metrics")).text
         for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
             assert metric(text, f"vllm:{name}") == 0
@@ -44,14 +51,17 @@ async def check_clean(service, url):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_frees_its_blocks(path, stream):
     async def run():
-        service = make_demo_service()
+        gate = Gate()
+        service = make_demo_service(gate)
         async with running(service) as url:
-            scheduler = service.llm.engine.scheduler
+            gate.shut()
             reader, writer = await open_request(url, path, {**BODIES[path], "stream": stream})
+            await gate.wait_until_held()
             if stream:
+                await gate.step()
                 await reader.readuntil(b"data: ")
-            await until(lambda: scheduler.running)
             writer.transport.abort()
+            await until_gone(service, gate)
             await check_clean(service, url)
 
     asyncio.run(run())
@@ -65,18 +75,19 @@ def test_a_client_may_go_away_while_its_request_waits_or_its_prompt_is_computed(
         async with running(service) as url:
             scheduler = service.llm.engine.scheduler
             body = {**BODIES[COMPLETIONS], "stream": stream}
-            _, decoding = await open_request(url, COMPLETIONS, body)
-            await until(lambda: len(scheduler.running) == 1)
-            _, prefilling = await open_request(url, COMPLETIONS, {**body, "prompt": "a " * 1000})
-            await until(lambda: len(scheduler.running) == 2)
             gate.shut()
+            _, decoding = await open_request(url, COMPLETIONS, body)
             await gate.wait_until_held()
+            _, prefilling = await open_request(url, COMPLETIONS, {**body, "prompt": "a " * 1000})
+            await until(lambda: service.engine.num_waiting == 1)
+            await gate.step()
+            assert len(scheduler.running) == 2
             assert scheduler.running[1].num_uncomputed_tokens > 0
             _, queued = await open_request(url, COMPLETIONS, body)
             await until(lambda: service.engine.num_waiting == 1)
             for writer in (decoding, prefilling, queued):
                 writer.transport.abort()
-            gate.open()
+            await until_gone(service, gate)
             await check_clean(service, url)
 
     asyncio.run(run())
@@ -84,13 +95,19 @@ def test_a_client_may_go_away_while_its_request_waits_or_its_prompt_is_computed(
 
 def test_a_crowd_that_vanishes_leaves_nothing_behind():
     async def run():
-        service = make_demo_service(max_num_seqs=16)
+        gate = Gate()
+        service = make_demo_service(gate, max_num_seqs=16)
         async with running(service) as url:
+            gate.shut()
             body = {**BODIES[COMPLETIONS], "n": 2, "stream": True}
             connections = [await open_request(url, COMPLETIONS, body) for _ in range(40)]
+            await until(lambda: len(service.engine._readers) == 40)
+            await gate.wait_until_held()
+            await gate.step()
             await connections[0][0].readuntil(b"data: ")
             for _, writer in connections:
                 writer.transport.abort()
+            await until_gone(service, gate)
             await check_clean(service, url)
 
     asyncio.run(run())
@@ -98,17 +115,23 @@ def test_a_crowd_that_vanishes_leaves_nothing_behind():
 
 def test_200_clients_that_vanish_in_mid_stream_leave_nothing_behind():
     async def run():
-        service = make_demo_service()
+        gate = Gate()
+        service = make_demo_service(gate)
         async with running(service) as url:
+            gate.shut()
             paths = (COMPLETIONS, CHAT) * 100
             opening = [open_request(url, path, {**BODIES[path], "stream": True}) for path in paths]
             connections = await asyncio.gather(*opening)
+            await until(lambda: len(service.engine._readers) == 200)
+            await gate.wait_until_held()
+            await gate.step(5)  # all prompts are computed, and their first tokens told
             for reader, _ in connections:
                 await reader.readuntil(b"data: ")
             scheduler = service.llm.engine.scheduler
             assert len(scheduler.running) + len(scheduler.waiting) == 200
             for _, writer in connections:
                 writer.transport.abort()
+            await until_gone(service, gate)
             await check_clean(service, url)
 
     asyncio.run(run())
@@ -116,15 +139,18 @@ def test_200_clients_that_vanish_in_mid_stream_leave_nothing_behind():
 
 def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
     async def run():
-        service = make_demo_service()
+        gate = Gate()
+        service = make_demo_service(gate)
         async with running(service, send_buffer=4096) as url:
             scheduler = service.llm.engine.scheduler
+            gate.shut()
             # Far more bytes than fit into the buffers on the way.
             body = {"prompt": "It was", "max_tokens": 300, "ignore_eos": True, "stream": True}
             body |= {"logprobs": 20, "return_token_ids": True}
             reader, _ = await open_request(url, COMPLETIONS, body, receive_buffer=4096)
-            await until(lambda: scheduler.running)
-            async with httpx2.AsyncClient(timeout=60) as client:
+            await gate.wait_until_held()
+            gate.open()
+            async with httpx2.AsyncClient(timeout=PATIENCE) as client:
                 short = {"prompt": "a", "max_tokens": 2}
                 assert (await client.post(f"{url}{COMPLETIONS}", json=short)).status_code == 200
             await until(lambda: not scheduler.has_work)
@@ -142,15 +168,18 @@ def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
 
 
 def test_a_client_that_never_reads_is_given_up(monkeypatch):
-    monkeypatch.setattr(middleware, "SEND_TIMEOUT", 0.5)
-
     async def run():
-        service = make_demo_service()
+        gate = Gate()
+        service = make_demo_service(gate)
         async with running(service, send_buffer=4096) as url:
+            gate.shut()
             body = {**BODIES[COMPLETIONS], "stream": True, "logprobs": 20}
             _, writer = await open_request(url, COMPLETIONS, body, receive_buffer=4096)
-            await until(lambda: service.engine._readers)
-            await until(lambda: not service.engine._readers)
+            await gate.wait_until_held()
+            with monkeypatch.context() as patch:
+                patch.setattr(middleware, "SEND_TIMEOUT", 0.5)
+                gate.allow(300)  # far more bytes than fit into the buffers on the way
+                await until_gone(service, gate)
             await check_clean(service, url)
             writer.transport.abort()
 
@@ -161,7 +190,7 @@ def test_the_server_answers_others_while_a_step_is_computed():
     async def run():
         gate = Gate()
         service = make_demo_service(gate)
-        async with running(service) as url, httpx2.AsyncClient(timeout=60) as client:
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
             gate.shut()
             body = {"prompt": "a", "max_tokens": 2}
             answer = asyncio.create_task(client.post(f"{url}{COMPLETIONS}", json=body))
@@ -189,7 +218,7 @@ def test_a_failed_step_is_a_500_with_a_reason_and_the_next_request_is_served(str
 
         runner.launch = fail
         async with running(service) as url:
-            async with httpx2.AsyncClient(timeout=60) as client:
+            async with httpx2.AsyncClient(timeout=PATIENCE) as client:
                 body = {**BODIES[COMPLETIONS], "stream": stream}
                 response = await client.post(f"{url}{COMPLETIONS}", json=body)
             assert response.status_code == 500
@@ -204,22 +233,23 @@ def test_a_failed_step_is_a_500_with_a_reason_and_the_next_request_is_served(str
 def test_a_step_that_fails_in_mid_stream_ends_the_stream_with_the_reason():
     async def run():
         service = make_demo_service()
+        runner = service.llm.engine._runner
+        original, steps = runner.launch, iter(range(10**6))
+
+        def fail_once(plan):
+            if next(steps) == 3:
+                raise RuntimeError("out of luck")
+            return original(plan)
+
+        runner.launch = fail_once
         async with running(service) as url:
             body = {**BODIES[COMPLETIONS], "stream": True}
             async with (
-                httpx2.AsyncClient(timeout=60) as client,
+                httpx2.AsyncClient(timeout=PATIENCE) as client,
                 client.stream("POST", f"{url}{COMPLETIONS}", json=body) as response,
             ):
-                lines = response.aiter_lines()
-                assert "choices" in await anext(lines)
-
-                def fail(plan):
-                    del runner.launch
-                    raise RuntimeError("out of luck")
-
-                runner = service.llm.engine._runner
-                runner.launch = fail
-                *_, error, done = [line async for line in lines if line]
+                first, *_, error, done = [line async for line in response.aiter_lines() if line]
+            assert "choices" in first
             assert "out of luck" in json.loads(error.removeprefix("data: "))["error"]["message"]
             assert done == "data: [DONE]"
             await check_clean(service, url)

@@ -143,6 +143,11 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "messages.0.refusal",
             "not supported here",
         ),
+        (
+            {"messages": HELLO, "response_format": "json_object"},
+            "response_format",
+            "response_format: should be a JSON object",
+        ),
         ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
         (
             {"messages": HELLO, "logprobs": True, "top_logprobs": 21},
@@ -171,17 +176,21 @@ def test_a_bad_chat_request_is_a_400_that_says_what_is_wrong(server, body, param
 @pytest.mark.parametrize(
     ("content", "headers", "message"),
     [
-        (b"{", JSON, "not valid JSON"),
-        (b"", JSON, "missing"),
-        (b"[]", JSON, "should be a JSON object"),
-        (b"{}", {}, "should be a JSON object, sent as application/json"),
-        (b'{"prompt": "\xff"}', JSON, "parsing the body"),
-        (b"[" * 100_000, JSON, "parsing the body"),
-        (b'{"n": ' + b"9" * 10_000 + b"}", JSON, "parsing the body"),
+        (b'{"n": 1,}', JSON, "not valid JSON at character 8"),
+        (b"", JSON, "the body should be a JSON object, sent as application/json"),
+        (b"[]", JSON, "the body should be a JSON object, sent as application/json"),
+        (b"{}", {}, "the body should be a JSON object, sent as application/json"),
+        (
+            b'{"prompt": "\xff"}',
+            JSON,
+            "can't be read as JSON: 'utf-8' codec can't decode byte 0xff",
+        ),
+        (b"[" * 100_000, JSON, "can't be read as JSON: maximum recursion depth"),
+        (b'{"n": ' + b"9" * 10_000 + b"}", JSON, "can't be read as JSON: Exceeds the limit"),
     ],
 )
 def test_a_malformed_body_is_a_400(server, path, content, headers, message):
-    response = httpx2.post(f"{server.url}{path}", content=content, headers=headers)
+    response = server.request("POST", path, content=content, headers=headers)
     assert response.status_code == 400
     assert message in error_of(response)["message"]
 
@@ -206,7 +215,7 @@ def test_an_unknown_field_of_a_part_is_named_whatever_it_is_called(server):
 )
 def test_half_of_a_surrogate_pair_is_the_client_s_error(server, body):
     content = json.dumps(body).encode()  # in which it is written as \ud800
-    response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
+    response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
     assert response.status_code in (400, 404)
     assert error_of(response)["message"]
 
@@ -214,7 +223,7 @@ def test_half_of_a_surrogate_pair_is_the_client_s_error(server, body):
 def test_half_of_a_surrogate_pair_in_a_message_is_the_client_s_error(server):
     body = {"messages": [{"role": "user", "content": "half \ud800"}]}
     for path in (CHAT, "/tokenize"):
-        response = httpx2.post(f"{server.url}{path}", content=json.dumps(body), headers=JSON)
+        response = server.request("POST", path, content=json.dumps(body), headers=JSON)
         assert response.status_code == 400
         assert "surrogate" in error_of(response)["message"]
 
@@ -243,7 +252,7 @@ def test_of_a_million_mistakes_few_are_written_down(model, body):
 
 def test_infinity_is_no_number(server):
     content = b'{"prompt": "a", "temperature": Infinity}'
-    response = httpx2.post(f"{server.url}{COMPLETIONS}", content=content, headers=JSON)
+    response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["param"] == "temperature"
 
@@ -253,9 +262,8 @@ def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):
         for _ in range(12):
             yield b" " * 2**20
 
-    url = f"{server.url}{COMPLETIONS}"
     for content in (b" " * 12 * 2**20, pieces()):
-        response = httpx2.post(url, content=content, headers=JSON, timeout=60)
+        response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
         assert response.status_code == 413
         assert "longer than 10,485,760 bytes" in error_of(response)["message"]
 

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from minimal_vllm import SamplingParams
-from tests.server.harness import FEW_BLOCKS, make_demo_service, metric, running, until
+from tests.server.harness import FEW_BLOCKS, PATIENCE, make_demo_service, metric, running, until
 
 NUM_CLIENTS = 20
 REASON = "the engine failed: RuntimeError: out of luck"
@@ -54,7 +54,7 @@ def test_of_twenty_clients_those_in_a_failed_step_get_its_reason_and_the_others_
     async def run():
         service = make_demo_service(max_num_seqs=4)
         break_steps(service, lambda step: step % every == every - 1)
-        async with running(service) as url, httpx2.AsyncClient(timeout=60) as client:
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
             results = await asyncio.gather(*(ask(client, url, i) for i in range(NUM_CLIENTS)))
             scheduler = service.llm.engine.scheduler
             await until(lambda: not scheduler.has_work)

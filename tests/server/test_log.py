@@ -8,7 +8,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.server.harness import MODEL, make_demo_service, process, running
+from tests.server.harness import MODEL, PATIENCE, make_demo_service, process, running
 
 
 def test_every_answer_s_id_is_in_the_log_and_every_refusal_s_with_its_reason():
@@ -17,7 +17,7 @@ def test_every_answer_s_id_is_in_the_log_and_every_refusal_s_with_its_reason():
             answer = client.completions.create(model=MODEL, prompt="a", max_tokens=2, user="Ann\n")
             with pytest.raises(openai.BadRequestError) as caught:
                 client.completions.create(model=MODEL, prompt="a", top_p=2)
-        refused = httpx2.get(f"{server.url}/v1/models")
+        refused = server.get("/v1/models")
         server.terminate()
         status, log = server.wait()
     assert status == 0, log
@@ -44,7 +44,7 @@ def test_what_nobody_foresaw_is_a_500_whose_id_finds_the_traceback(caplog):
             raise KeyError("secret of the house")
 
         tokenizer.decode = fail
-        async with running(service) as url, httpx2.AsyncClient() as client:
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
             return await client.post(f"{url}/detokenize", json={"tokens": [5]})
 
     with caplog.at_level(logging.INFO, logger="minimal_vllm"):

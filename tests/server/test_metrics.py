@@ -1,6 +1,5 @@
 """What Prometheus and vLLM's Grafana dashboards find at /metrics."""
 
-import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -111,7 +110,7 @@ def families():
             assert server.post("/v1/completions", **body).status_code == 200
         assert server.post("/v1/completions", **body, top_p=2).status_code == 400
         assert server.get("/v1/nothing").status_code == 404
-        assert httpx2.request("BREW", f"{server.url}/v1/models").status_code == 405
+        assert server.request("BREW", "/v1/models").status_code == 405
         assert server.get("/health").status_code == 200
         text = server.get("/metrics").text
     return list(text_string_to_metric_families(text))

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.server.harness import process
+from tests.server.harness import PATIENCE, process
 
 CHECKS = [
     not_a_server_error,
@@ -56,11 +56,11 @@ def test_no_body_gets_a_500_or_an_answer_that_is_not_described(api, path, mode):
     def check(case, stream):
         if stream and path.startswith("/v1") and isinstance(case.body, dict):
             case.body["stream"] = True
-        response = case.call_and_validate(checks=CHECKS)
+        response = case.call_and_validate(checks=CHECKS, timeout=PATIENCE)
         while response.status_code in (400, 404) and (wrong := wrong_field(case, response)):
             case.body.pop(wrong)
             case.body = {**BODIES[path], **case.body}
-            response = case.call_and_validate(checks=CHECKS)
+            response = case.call_and_validate(checks=CHECKS, timeout=PATIENCE)
         statuses.add(response.status_code)
 
     check()

@@ -19,6 +19,7 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.protocol import ChatCompletionRequest, CompletionRequest
 from tests.server.harness import (
     ENVIRONMENT,
+    PATIENCE,
     Gate,
     make_demo_service,
     open_request,
@@ -94,7 +95,7 @@ def test_an_api_key_guards_all_but_monitoring():
             assert server.client(key).models.list().data
         for key in ("third", "firs", "first2", "é"):
             headers = {"authorization": f"Bearer {key}".encode()}
-            assert httpx2.get(f"{server.url}/v1/models", headers=headers).status_code == 401
+            assert server.get("/v1/models", headers=headers).status_code == 401
         with pytest.raises(openai.AuthenticationError) as caught:
             server.client("third").completions.create(model="any", prompt="a")
         assert caught.value.code == "invalid_api_key"
@@ -130,16 +131,16 @@ def test_https_with_a_certificate_of_one_s_own(tmp_path):
     with process(f"--ssl-certfile={cert}", f"--ssl-keyfile={key}") as server:
         assert server.url.startswith("https://")
         context = ssl.create_default_context(cafile=cert)
-        assert httpx2.get(f"{server.url}/health", verify=context).status_code == 200
+        assert server.get("/health", verify=context).status_code == 200
 
 
 def test_web_pages_are_let_in_from_where_they_may_come():
     with process("--allowed-origins=https://good.example", "--api-key=key") as server:
         for origin, allowed in (("https://good.example", True), ("https://bad.example", False)):
             headers = {"origin": origin, "access-control-request-method": "POST"}
-            preflight = httpx2.options(f"{server.url}/v1/completions", headers=headers)
+            preflight = server.request("OPTIONS", "/v1/completions", headers=headers)
             assert (preflight.status_code == 200) == allowed
-            refused = httpx2.get(f"{server.url}/v1/models", headers={"origin": origin})
+            refused = server.get("/v1/models", headers={"origin": origin})
             assert refused.status_code == 401
             assert refused.headers.get("access-control-allow-origin") == (
                 origin if allowed else None
@@ -151,7 +152,7 @@ def test_while_too_many_wait_more_are_refused():
         gate = Gate()
         config = ServerConfig(max_waiting_requests=2)
         service = make_demo_service(gate, config, max_num_seqs=1)
-        async with running(service) as url, httpx2.AsyncClient(timeout=60) as client:
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
             body = {"prompt": "a", "max_tokens": 2}
             gate.shut()
             connections = []

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 
+from minimal_vllm.server import pace as pace_module
 from minimal_vllm.server.pace import Pace, PaceState
 from tests.trace.records import step_record
 
@@ -31,11 +34,14 @@ def test_steps_that_were_allowed_are_forgotten_when_the_engine_goes_on(pace):
     assert pace.seconds_to_wait() is None
 
 
-def test_the_interval_counts_from_the_last_steps_beginning(pace):
+def test_the_interval_counts_from_the_last_steps_beginning(pace, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
+    monkeypatch.setattr(pace_module, "time", clock)
     pace.change(PaceState(interval=60))
     assert pace.seconds_to_wait() == 0
     pace.step_begins()
-    assert 59 < pace.seconds_to_wait() <= 60
+    clock.now += 15
+    assert pace.seconds_to_wait() == 45
 
 
 @pytest.mark.parametrize(

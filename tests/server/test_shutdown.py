@@ -1,15 +1,17 @@
 """The end of a server process, as who started it sees it."""
 
+import asyncio
+import os
+import signal
+
 import httpx2
-import openai
-import pytest
 from click.testing import CliRunner
 
 from minimal_vllm.cli.main import main
-from tests.server.harness import MODEL, process
+from minimal_vllm.server.config import ServerConfig
+from tests.server.harness import PATIENCE, Gate, make_demo_service, process, running, until
 
-LONG = {"model": MODEL, "prompt": "It was", "max_tokens": 1500}
-EXTRA = {"ignore_eos": True}
+STREAM = {"prompt": "It was", "max_tokens": 400, "ignore_eos": True, "stream": True}
 
 DIES = """
 from minimal_vllm.cli.main import main
@@ -30,36 +32,44 @@ def test_an_idle_server_ends_at_once():
 
 
 def test_after_sigterm_running_requests_finish_and_new_ones_are_refused():
-    with process() as server, server.client() as client:
-        stream = client.completions.create(
-            **{**LONG, "max_tokens": 400}, extra_body=EXTRA, stream=True
-        )
-        next(stream)
-        server.terminate()
-        refused = None
-        rest = []
-        for chunk in stream:
-            if refused is None and server.get("/health").status_code == 503:
-                refused = server.post("/v1/completions", prompt="a")
-            rest.append(chunk)
-        assert refused.status_code == 503
-        assert refused.headers["retry-after"]
-        assert refused.json()["error"]["message"] == "the server is shutting down"
-        assert rest[-1].choices[0].finish_reason == "length"
-        status, stderr = server.wait()
-        assert status == 0, stderr
-        with pytest.raises(httpx2.ConnectError):
-            server.get("/health")
+    async def run():
+        gate = Gate()
+        service = make_demo_service(gate)
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
+            gate.shut()
+            stream = asyncio.create_task(client.post(f"{url}/v1/completions", json=STREAM))
+            await gate.wait_until_held()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: service.engine.refusal)
+            assert (await client.get(f"{url}/health")).status_code == 503
+            refused = await client.post(f"{url}/v1/completions", json={"prompt": "a"})
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert refused.json()["error"]["message"] == "the server is shutting down"
+            gate.open()
+            answer = (await stream).text
+        assert '"finish_reason":"length"' in answer
+        assert answer.endswith("data: [DONE]\n\n")
+
+    asyncio.run(run())
 
 
 def test_requests_that_do_not_finish_in_time_are_told():
-    with process("--shutdown-timeout=0.2") as server, server.client() as client:
-        stream = client.completions.create(**LONG, extra_body=EXTRA, stream=True)
-        next(stream)
-        server.terminate()
-        with pytest.raises(openai.APIError, match=r"was not finished within 0.2 s"):
-            list(stream)
-        assert server.wait()[0] == 0
+    async def run():
+        gate = Gate()
+        service = make_demo_service(gate, ServerConfig(shutdown_timeout=0.2))
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
+            gate.shut()
+            stream = asyncio.create_task(client.post(f"{url}/v1/completions", json=STREAM))
+            await gate.wait_until_held()
+            await gate.step()  # so that the first token is told
+            os.kill(os.getpid(), signal.SIGTERM)
+            answer = (await stream).text
+            gate.open()
+        assert "choices" in answer
+        assert "was not finished within 0.2 s" in answer
+
+    asyncio.run(run())
 
 
 def test_a_server_whose_engine_dies_says_why_and_ends_with_an_error():

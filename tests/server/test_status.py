@@ -20,7 +20,7 @@ def test_the_models_are_listed(client):
 def test_health_ping_and_version(server):
     assert server.get("/health").json() == {"status": "ok"}
     assert server.get("/ping").status_code == 200
-    assert httpx2.post(f"{server.url}/ping").status_code == 200
+    assert server.post("/ping").status_code == 200
     assert server.get("/version").json() == {"version": __version__}
 
 

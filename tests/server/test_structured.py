@@ -199,6 +199,19 @@ def test_what_can_not_be_matched_is_a_400_that_names_the_field(
     assert error["message"].startswith(param or "response_format")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_leaves_no_token_to_choose_from_is_a_400_that_says_by_what(
+    tool_server, stream
+):
+    (token,) = tool_server.post("/tokenize", prompt="b").json()["tokens"]
+    wanted = {"structured_outputs": {"regex": "aa"}, "allowed_token_ids": [token]}
+    response = tool_server.post(COMPLETIONS, prompt="a", stream=stream, **wanted)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.startswith("no token could be sampled: ")
+    assert message.endswith("; tokens are restricted by allowed_token_ids, structured_outputs")
+
+
 def test_the_client_sees_a_bad_request(chat):
     with pytest.raises(openai.BadRequestError) as caught:
         chat(response_format=json_schema({"type": "strin"}))

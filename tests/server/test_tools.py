@@ -133,8 +133,6 @@ def test_a_stream_of_calls_says_what_the_whole_says(tool_server, choice):
     options = {**FORCED, "tool_choice": choice}
     chunks = list(ask(tool_server, stream=True, **options))
     assert put_together(chunks) == parts_of(ask(tool_server, **options))
-    pieces = [chunk for chunk in chunks if chunk.choices[0].delta.tool_calls]
-    assert len(pieces) > 5
 
 
 def test_the_async_client_gets_the_same(tool_server):

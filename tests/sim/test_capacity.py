@@ -6,7 +6,7 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm.sim.capacity import LEAST_SECONDS, PRECISION, bisect, find_rate
 from minimal_vllm.sim.config import FleetConfig, SimulationConfig, SyntheticConfig, TrafficConfig
 from minimal_vllm.sim.simulation import design
-from minimal_vllm.sim.slo import Slo
+from minimal_vllm.stats.slo import Slo
 
 CONFIG = SimulationConfig(
     EngineConfig(model="qwen3-8b", max_num_seqs=16),

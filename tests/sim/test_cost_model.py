@@ -113,3 +113,33 @@ def test_a_step_with_prompts_waits_for_its_launches_and_one_of_decodes_does_not(
     assert seconds(prompt(10), achieved=launching) == pytest.approx(0.5e-3 * QWEN.num_layers)
     assert seconds(prompt(8192), achieved=launching) == seconds(prompt(8192)) > 0.018
     assert seconds(decode(8, 10), achieved=launching) == seconds(decode(8, 10)) < 0.018
+
+
+def test_each_row_of_logits_is_written_once_and_read_three_times():
+    prompt_of = [StepLoad(1, 300, num_samples, 0, 0) for num_samples in (1, 65)]
+    one, many = map(seconds, prompt_of)
+    assert many - one == pytest.approx(64 * 4 * QWEN.vocab_size * 2 / 4.8e12)
+
+
+def test_only_a_batch_waits_between_the_general_kernels():
+    waiting = replace(ALL_OF_IT, batch_us_per_layer=20)
+    for load in (decode(5, 100), prompt(100)):
+        more = seconds(load, achieved=waiting) - seconds(load)
+        assert more == pytest.approx(20e-6 * QWEN.num_layers)
+    assert seconds(decode(4, 100), achieved=waiting) == seconds(decode(4, 100))
+
+
+def test_kernels_wait_until_a_prompt_is_taken_in():
+    admitting = replace(ALL_OF_IT, admission_us_per_token=0.1)
+    for load in (prompt(10), prompt(8192)):
+        more = seconds(load._replace(admitted=50_000), achieved=admitting) - seconds(load)
+        assert more == pytest.approx(0.005)
+
+
+def test_what_is_shared_is_not_read_again_but_still_multiplied():
+    num_pairs = 63 * 2048
+    apart = decode(64, 2100)
+    saved = seconds(apart) - seconds(apart.sharing(num_pairs))
+    read = num_pairs * QWEN.kv_bytes_per_token("bfloat16") / 4.8e12
+    multiplied = num_pairs * 4 * 36 * 32 * 128 / 989e12
+    assert saved == pytest.approx(read - multiplied)

@@ -164,16 +164,40 @@ def test_continues_the_final_message_as_transformers_does(folder, template):
     assert ours.endswith("Farewell" if "trim" in template else "Farewell ")
 
 
-def test_continues_the_last_text_of_a_message_in_parts():
-    template = ChatTemplate("{% for p in messages[0].content %}[{{ p.text }}]{% endfor %}")
+def test_the_texts_of_a_content_in_parts_are_lines():
+    template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    text = template.render(
-        [{"role": "user", "content": parts}],
-        continue_final_message=True,
-        add_generation_prompt=False,
-    )
-    assert text == "[a][b"
+    messages = [{"role": "user", "content": parts}] * 2
+    assert template.render(messages) == "[a\nb][a\nb]"
+    open_end = {"add_generation_prompt": False, "continue_final_message": True}
+    assert template.render(messages, **open_end) == "[a\nb][a\nb"
     assert parts[1]["text"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ({"type": "image_url", "image_url": {}}, "image_url"),
+        ("a", "str"),
+        ({"type": "text"}, "text"),
+    ],
+)
+def test_what_is_no_text_is_refused_and_not_written_into_the_prompt(part, kind):
+    with pytest.raises(ValueError, match=f"message 1 has content of the type '{kind}'; only texts"):
+        ChatTemplate("{{ messages }}").render([*CHATS["one"], {"role": "user", "content": [part]}])
+
+
+@pytest.mark.parametrize("wrap", [lambda f: {"function": f}, lambda f: f])
+def test_arguments_of_calls_may_be_json_as_openai_has_them(wrap):
+    def render(arguments):
+        call = wrap({"name": "f", "arguments": arguments})
+        message = {"role": "assistant", "tool_calls": [call]}
+        return ChatTemplate("{{ messages[0].tool_calls[0] | tojson }}").render([message])
+
+    assert render('{"é": [1, null]}') == render({"é": [1, None]})
+    assert render("") == render({})
+    with pytest.raises(ValueError, match="message 0 has a tool call whose arguments are no JSON"):
+        render("{")
 
 
 def test_a_template_in_the_configuration_is_found(folder, tmp_path):
@@ -241,6 +265,7 @@ def test_templates_without_a_default_are_refused_when_rendered():
         ([{"role": "assistant", "content": "Hi"}], "Roles must alternate"),
         ([{"role": "user"}], "the chat template rejects these messages"),
         ([{"role": "user", "content": 1}], "the chat template rejects these messages"),
+        ([{"role": "user", "content": "Hi", "tool_calls": ["f"]}], "a tool call that is 'f', but"),
     ],
 )
 def test_malformed_messages_are_refused_with_a_sentence(messages, match):
@@ -256,7 +281,7 @@ def test_what_cannot_be_continued_is_refused():
             [message], continue_final_message=True, add_generation_prompt=False
         )
 
-    for content in (None, [], [{"type": "image"}]):
+    for content in (None, 1):
         with pytest.raises(ValueError, match="a final message with text to continue"):
             render("{{ messages[0].content }}", content)
     with pytest.raises(ValueError, match="does not work with this chat template"):

@@ -17,7 +17,7 @@ from minimal_vllm.trace.step_record import Recorder, RequestRecord, StepRecord
 from tests.engine.test_traffic import act_randomly, random_config
 from tests.engine.traffic import Traffic
 from tests.trace.records import FACTS
-from tests.view.browser import until
+from tests.view.browser import new_page, until
 
 QUERY = """async (sql) => {
   const rows = [];
@@ -115,7 +115,7 @@ def perfetto(exported, chromium):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever).start()
     url = "http://{}:{}".format(*server.server_address)
-    page = chromium.new_page()
+    page = new_page(chromium)
     page.goto(f"{url}/index.html#!/?url={url}/ours.json")
     until(page, "window.app?.trace?.engine != null")
     yield lambda sql: dict(page.evaluate(QUERY, sql))

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import sync_playwright
 
-PATIENCE = 30
+from tests.server.harness import PATIENCE
+
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     "--headless",
@@ -23,17 +24,25 @@ ARGUMENTS = [
 @contextmanager
 def browser():
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, timeout=1000 * PATIENCE
+        )
         try:
             yield chromium
         finally:
             chromium.close()
 
 
+def new_page(chromium, **options):
+    page = chromium.new_page(**options)
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
+
+
 @contextmanager
 def page_at(chromium, url, may_complain_of="nothing", **options):
     """A page of the view, which must not complain of anything else."""
-    page = chromium.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+    page = new_page(chromium, **{"viewport": {"width": 1280, "height": 900}, **options})
     complaints = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -51,6 +60,14 @@ def until(page, condition):
         assert time.monotonic() < deadline, f"waited in vain: {condition}"
         time.sleep(0.02)
 
+
+def stop(page):
+    """Stop a trace, which plays by itself once it has come in, and may have come to its end."""
+    until(page, f"!view.player.paused || {AT_END}")
+    page.evaluate("view.player.pause()")
+
+
+AT_END = "(view.player.isAtEnd && view.player.history.head.step >= 0)"
 
 REBUILD = """(state) => {
   const ordered = [...state.inOrder("running"), ...state.inOrder("waiting")];

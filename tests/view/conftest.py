@@ -19,6 +19,7 @@ def serve_trace():
         thread.start()
         servers.append((server, thread))
         while not server.started:
+            assert thread.is_alive()
             time.sleep(0.01)
         return "http://{}:{}/view".format(*listener.getsockname())
 

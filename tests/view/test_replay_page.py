@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.view_frames import write_trace
 from tests.server.harness import process
-from tests.view.browser import page_at, pixels, until
+from tests.view.browser import AT_END, page_at, pixels, stop, until
 from tests.view.test_live_page import SMALL, TINY_BUDGET, pause, send, step
 
 pytestmark = pytest.mark.browser
@@ -26,8 +26,7 @@ def test_a_replayed_run_looks_like_the_live_one_at_every_step(chromium, serve_tr
         server.terminate()
         server.wait()
     with page_at(chromium, serve_trace(trace)) as page:
-        until(page, "!view.player.paused")
-        page.click("#play")
+        stop(page)
         page.evaluate("view.select({ arrival: null, block: 0 })")
         for number, picture in live.items():
             page.evaluate(f"view.player.seekStep({number})")
@@ -37,11 +36,12 @@ def test_a_replayed_run_looks_like_the_live_one_at_every_step(chromium, serve_tr
 
 def test_a_trace_plays_by_itself_and_stops_at_its_end(chromium, replay_url):
     with page_at(chromium, replay_url) as page:
-        until(page, "!view.player.paused")
         page.select_option("#speed", "0")
-        until(page, "view.player.paused && view.player.isAtEnd")
+        until(page, f"view.player.paused && {AT_END}")
+        until(page, "!view.stale")
         last = page.evaluate("view.player.history.head.step")
         assert page.inner_text("#where") == f"step {last}"
+        page.select_option("#speed", "0.5")  # so that it does not come to its end again
         page.click("#play")
         until(page, f"!view.player.paused && view.player.state.step < {last}")
 
@@ -53,8 +53,7 @@ def test_the_buttons_go_from_one_occasion_of_a_trace_to_the_next(
     chromium, replay_url, button, field
 ):
     with page_at(chromium, replay_url) as page:
-        until(page, "!view.player.paused")
-        page.click("#play")
+        stop(page)
         page.evaluate("view.player.moveTo(0)")
         steps = []
         for _ in range(2):
@@ -68,7 +67,7 @@ def test_the_buttons_go_from_one_occasion_of_a_trace_to_the_next(
 
 def test_the_scrub_bar_and_a_click_on_the_batch_go_to_a_step(chromium, replay_url):
     with page_at(chromium, replay_url) as page:
-        until(page, "!view.player.paused")
+        stop(page)
         page.fill("#scrub", "5")
         until(page, "view.player.state.step === 5")
         until(page, "!view.stale && !view.wordsAreStale")
@@ -80,8 +79,7 @@ def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_
     for scheme in ("light", "dark"):
         with page_at(chromium, replay_url, color_scheme=scheme) as page:
             assert page.evaluate("document.documentElement.dataset.theme") == scheme
-            until(page, "!view.player.paused")
-            page.click("#play")
+            stop(page)
             page.evaluate("view.player.moveTo(0)")
             page.click("#eviction")
             until(page, "!view.stale && !view.wordsAreStale")
@@ -120,8 +118,7 @@ def test_a_crowded_batch_shows_every_step_of_every_request(
 ):
     write_trace(tmp_path / "trace.jsonl", num_blocks=1000, num_requests=num_requests, num_steps=6)
     with page_at(chromium, serve_trace(tmp_path / "trace.jsonl")) as page:
-        until(page, "!view.player.paused")
-        page.click("#play")
+        stop(page)
         page.evaluate("view.select({ arrival: null, block: 0 })")
         page.evaluate("view.player.seekStep(3)")
         until(page, "!view.stale && !view.wordsAreStale")
@@ -133,8 +130,7 @@ def test_a_crowded_batch_shows_every_step_of_every_request(
 
 def test_the_page_forgets_what_the_history_has_forgotten(chromium, replay_url):
     with page_at(chromium, replay_url) as page:
-        until(page, "!view.player.paused")
-        page.click("#play")
+        stop(page)
         forgotten = page.evaluate("""() => {
           const { player, digest } = view;
           player.isLive = true;

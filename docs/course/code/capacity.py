@@ -62,11 +62,12 @@ def show(config: SimulationConfig, rate: int) -> None:
     )
     seen.append((report.duration, 0))
     at_once = sum(n * (end - begin) for (begin, n), (end, _) in pairwise(seen)) / report.duration
-    expected = report.completed / report.duration * (report.e2el.mean or 0) / 1000
+    expected = report.completed / report.duration * (report.latencies["mean_e2el_ms"] or 0) / 1000
     assert abs(at_once - expected) < 0.02 * expected  # Little's law
+    tpot, ttft = report.latencies["p99_tpot_ms"], report.latencies["p99_ttft_ms"]
     print(
         f"{rate:7} /s   {at_once:7.1f}   {expected:11.1f}   "
-        f"{report.tpot.p99:5.0f} ms   {report.ttft.p99:5.0f} ms   {report.busy:4.0%}"
+        f"{tpot:5.0f} ms   {ttft:5.0f} ms   {report.busy:4.0%}"
     )
 
 

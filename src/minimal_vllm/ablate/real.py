@@ -90,7 +90,7 @@ def really_run(config: SimulationConfig, clock: Clock) -> Fields:
     ends = [each.start_time + each.latency for each in outcomes]
     duration = max(ends) - outcomes[0].start_time + jobs[0].arrival
     result = {
-        **serve_result(outcomes, duration, {}, METRICS, [99]),
+        **serve_result(outcomes, duration, None, METRICS, [99]),
         "prefix_cache_hit_rate": (after.prefix_hits - before.prefix_hits) / max(1, queries),
         "num_preemptions": count.num_preemptions,
         "num_steps": count.num_steps,

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -196,7 +196,7 @@ async def connect(load: Load) -> AsyncGenerator[Client, None]:
 async def send_all(
     client: Client,
     requests: list[SampleRequest],
-    times: list[float],
+    times: Iterable[float],
     max_concurrency: int | None = None,
     on_end: Callable[[Outcome], object] = lambda _: None,
 ) -> list[Outcome]:

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from minimal_vllm.stats.slo import Slo
+
 _CONFIG = ConfigDict(extra="forbid")
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -109,8 +111,9 @@ class Load:
 
     @field_validator("goodput")
     @classmethod
-    def _goals_are_numbers(cls, pairs: list[str] | None) -> list[str] | None:
-        parse_goals(pairs or [])
+    def _goodput_is_an_objective(cls, pairs: list[str] | None) -> list[str] | None:
+        if pairs:
+            Slo.parse(" ".join(pairs))
         return pairs
 
     @field_validator("percentile_metrics")
@@ -144,32 +147,14 @@ class Load:
         return self.request_rate or [float("inf")]
 
     @property
-    def goals(self) -> dict[str, float]:
-        """Metric -> the most milliseconds that a good request takes."""
-        return parse_goals(self.goodput or [])
+    def slo(self) -> Slo | None:
+        """What a good request keeps to."""
+        return Slo.parse(" ".join(self.goodput)) if self.goodput else None
 
     @property
     def percentiles(self) -> list[float]:
         """Between 0 and 100."""
         return parse_percentiles(self.metric_percentiles)
-
-
-def parse_goals(pairs: list[str]) -> dict[str, float]:
-    """``["ttft:100"]`` as ``{"ttft": 100.0}``.
-
-    Raises:
-        ValueError: one is not like that.
-    """
-    goals: dict[str, float] = {}
-    for pair in pairs:
-        name, _, milliseconds = pair.partition(":")
-        try:
-            goals[name] = float(milliseconds)
-        except ValueError:
-            raise ValueError(f"{pair!r} should be like ttft:100, in milliseconds") from None
-        if name not in METRICS or name == "itl" or not goals[name] >= 0:
-            raise ValueError(f"{pair!r} should be ttft, tpot or e2el, and no negative number")
-    return goals
 
 
 def parse_percentiles(text: str) -> list[float]:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from math import isinf
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from minimal_vllm.bench.client import Client, connect, send_all
 from minimal_vllm.bench.config import Load, Workload
 from minimal_vllm.bench.statistics import Fields, serve_details, serve_result
-from minimal_vllm.bench.workload import arrival_times, make_requests
+from minimal_vllm.bench.workload import make_requests
+from minimal_vllm.stats.arrivals import arrival_times
 
 WARMUP = 0
 """The run whose prompts are the warm-up's; those that count begin at 1."""
@@ -42,8 +42,9 @@ async def run_serve(workload: Workload, load: Load) -> list[Fields]:
 
 async def _run_at(client: Client, workload: Workload, load: Load, rate: float, run: int) -> Fields:
     requests = make_requests(workload, client.num_symbols, run)
-    rng = np.random.default_rng([workload.seed, run])
-    times = arrival_times(len(requests), rate, load.burstiness, rng)
+    times = arrival_times(
+        rate, load.burstiness, [workload.seed, run], stretched_to=workload.num_prompts
+    )
     begun = time.perf_counter()
     with tqdm(total=len(requests), desc=f"{rate:g} requests/s", disable=None) as bar:
         outcomes = await send_all(
@@ -58,7 +59,7 @@ async def _run_at(client: Client, workload: Workload, load: Load, rate: float, r
     metrics = load.percentile_metrics.split(",")
     return {
         **_setup(client, workload, load, rate),
-        **serve_result(outcomes, duration, load.goals, metrics, load.percentiles),
+        **serve_result(outcomes, duration, load.slo, metrics, load.percentiles),
         **serve_details(outcomes),
     }
 

@@ -1,11 +1,14 @@
 """What all benchmarks make of their measurements, under the names of ``vllm bench``."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from minimal_vllm.stats.latency import distribution
+from minimal_vllm.stats.slo import Slo
 
 LATENCY_PERCENTILES = (10, 25, 50, 75, 90, 99)
 """What ``bench latency`` tells."""
@@ -60,33 +63,18 @@ def measured(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
     }
 
 
-def distribution(name: str, seconds: Sequence[float], percentiles: Sequence[float]) -> Fields:
-    """Mean, median, standard deviation and percentiles (interpolated), in ms; None of nothing."""
-    names = ["mean", "median", "std", *(f"p{each:g}" for each in percentiles)]
-    if not seconds:
-        return {f"{each}_{name}_ms": None for each in names}
-    ms = 1e3 * np.asarray(seconds)
-    values = [ms.mean(), np.median(ms), ms.std(), *np.percentile(ms, percentiles)]
-    return {f"{each}_{name}_ms": float(value) for each, value in zip(names, values, strict=True)}
-
-
-def count_good(outcomes: Sequence[Outcome], goals: Mapping[str, float]) -> int:
-    """How many requests kept to all goals, which are in ms (DistServe, arXiv 2401.09670).
-
-    A failed one did not; one with a single token keeps to any ``tpot``.
-    """
-    return sum(not each.error and _keeps(each, goals) for each in outcomes)
-
-
-def _keeps(outcome: Outcome, goals: Mapping[str, float]) -> bool:
-    seconds = {"ttft": outcome.ttft, "tpot": outcome.tpot or 0.0, "e2el": outcome.latency}
-    return all(1e3 * seconds[name] <= most for name, most in goals.items())
+def count_good(outcomes: Sequence[Outcome], slo: Slo) -> int:
+    """How many requests met the objective: no failed one, and as to TPOT, any with one token."""
+    return sum(
+        not each.error and slo.is_met(each.ttft, each.tpot or 0.0, each.latency)
+        for each in outcomes
+    )
 
 
 def serve_result(
     outcomes: Sequence[Outcome],
     duration: float,
-    goals: Mapping[str, float],
+    slo: Slo | None,
     metrics: Sequence[str],
     percentiles: Sequence[float],
 ) -> Fields:
@@ -95,7 +83,7 @@ def serve_result(
     Args:
         outcomes: of all requests.
         duration: seconds from the first request to the last token.
-        goals: see ``count_good``; empty: no goodput is told.
+        slo: which requests count as good; None: no goodput is told.
         metrics: names of those whose distribution is told.
         percentiles: between 0 and 100.
     """
@@ -110,7 +98,7 @@ def serve_result(
         "total_input_tokens": num_input,
         "total_output_tokens": num_output,
         "request_throughput": len(completed) / duration,
-        "request_goodput": count_good(outcomes, goals) / duration if goals else None,
+        "request_goodput": count_good(outcomes, slo) / duration if slo else None,
         "output_throughput": num_output / duration,
         "total_token_throughput": (num_input + num_output) / duration,
         "max_output_tokens_per_s": _most_tokens_in_a_second(completed),

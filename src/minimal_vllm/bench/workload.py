@@ -74,26 +74,3 @@ def _uniform(rng: np.random.Generator, mean: int, ratio: float, count: int) -> l
 def _draw(rng: np.random.Generator, num_symbols: int, count: int) -> list[int]:
     symbols: list[int] = rng.integers(0, num_symbols, count).tolist()
     return symbols
-
-
-def arrival_times(
-    count: int, rate: float, burstiness: float, rng: np.random.Generator
-) -> list[float]:
-    """When requests are sent, in seconds after the start; never falling.
-
-    Times between arrivals are gamma-distributed with mean ``1 / rate`` and shape ``burstiness``: at
-    shape 1 exponential, which makes a Poisson process. They are then scaled, as vLLM's are, so that
-    the last arrives at ``count / rate``: two seeds offer the same load.
-
-    Args:
-        count: of the requests.
-        rate: requests per second; infinite: all are sent at once.
-        burstiness: below 1 more bursts than a Poisson process has, above 1 fewer.
-        rng: draws the times.
-    """
-    if np.isinf(rate):
-        return [0.0] * count
-    times = np.cumsum(rng.gamma(burstiness, 1 / (rate * burstiness), count))
-    last = times[-1] or 1.0  # so bursty that all times are 0, as floating-point numbers
-    scaled: list[float] = (times * (count / rate / last)).tolist()
-    return scaled

@@ -22,8 +22,8 @@ from minimal_vllm.sim.config import (
     SyntheticConfig,
     TrafficConfig,
 )
-from minimal_vllm.sim.slo import Slo
 from minimal_vllm.sim.sweep import check_effect, parse_sweep, variants
+from minimal_vllm.stats.slo import Slo
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.writer import TraceWriter
 

@@ -23,6 +23,7 @@ from minimal_vllm.engine.parts import make_pool, make_scheduler
 from minimal_vllm.engine.runner import ModelState, PlainRunner, Runner
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.sizing import (
+    check_weights_fit,
     choose_batched_tokens,
     choose_device,
     choose_dtype,
@@ -117,6 +118,7 @@ def build_engine(
     model_len = choose_model_len(config, files.config)
 
     free_at_start = gpu_free(device)
+    check_weights_fit(files.config, dtype, measure_memory(device))
     model = _load(config, files, dtype, device, model_len, progress)
     backend = choose_backend(
         config.attention_backend,

@@ -67,6 +67,21 @@ def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len or limit
 
 
+def check_weights_fit(model: ModelConfig, dtype: "torch.dtype", memory: DeviceMemory) -> None:
+    """Refuse weights that are larger than what is free: a system may end who takes all its RAM.
+
+    Raises:
+        ValueError: they are.
+    """
+    weights = model.num_parameters * dtype.itemsize
+    if weights > memory.free:
+        raise ValueError(
+            f"the model does not fit: its weights take {_gib(weights)} in "
+            f"{str(dtype).removeprefix('torch.')}, and {_gib(memory.free)} are free of the "
+            f"{memory.device_type}'s {_gib(memory.total)}: choose another model or dtype"
+        )
+
+
 def choose_num_blocks(
     config: EngineConfig,
     model: ModelConfig,
@@ -98,9 +113,10 @@ def count_fitting_blocks(
     if num_blocks < 1:
         raise ValueError(
             f"no memory is left for the KV cache: this process may use {share:.0%} of "
-            f"{_gib(memory.total)}, of which {_gib(memory.free)} are free; it uses "
+            f"{_gib(memory.total)}, of which {_gib(max(0, memory.free))} are free; it uses "
             f"{_gib(memory.used_by_process)} already and a step takes up to {_gib(activations)}: "
-            f"raise gpu_memory_utilization, or lower max_num_batched_tokens and max_num_seqs"
+            f"raise gpu_memory_utilization, lower max_num_batched_tokens and max_num_seqs, or "
+            f"choose a smaller model"
         )
     return num_blocks
 

@@ -55,7 +55,7 @@ def _tail(scheduler: type | None, history: History) -> float:
         report = _simulate(scheduler, seed)
         if report.completed != SYNTHETIC["num_prompts"]:
             raise Broken(ALL_END, f"{report.completed} ended", f"{SYNTHETIC['num_prompts']}")
-        tails.append(report.ttft.p99 or 0.0)
+        tails.append(report.latencies["p99_ttft_ms"] or 0.0)
     shown = ", ".join(f"{tail:,.0f}" for tail in tails)
     history.note(f"{name}: p99 TTFT {shown} ms with seeds {', '.join(map(str, SEEDS))}")
     return sum(tails) / len(tails)

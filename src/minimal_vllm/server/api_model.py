@@ -15,6 +15,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "tools": ([],),
+    "annotations": ([],),
     "disable_additional_properties": (False,),
     "disable_fallback": (False,),
 }

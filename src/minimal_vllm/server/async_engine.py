@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 10.0
 """Seconds to wait for the last step."""
+RESTRICTIONS = ("allowed_token_ids", "bad_words", "structured_outputs")
+"""Parameters that may forbid all tokens, alone or together."""
 
 
 class RequestRefusedError(Exception):
@@ -117,7 +119,7 @@ class AsyncEngine:
             Outputs as they come, each with the place of its request in ``requests``.
 
         Raises:
-            RequestRefusedError: one of them can't be served.
+            RequestRefusedError: one of them can't be served, or lets no token come next.
             EngineFailedError: one of them could not be computed.
             EngineStoppedError: the server shuts down.
         """
@@ -137,6 +139,8 @@ class AsyncEngine:
                 if output.finished:
                     del unfinished[output.request_id]
                 yield place, output
+        except EngineFailedError as error:
+            raise _whose_fault(error, requests[0].params) from error
         finally:
             self._leave(mailbox)
             if unfinished:
@@ -247,6 +251,15 @@ class AsyncEngine:
                 del self._mailboxes[output.request_id]
                 self._metrics.ended(output)
         self._loop.call_soon_threadsafe(_put_all, mail)
+
+
+def _whose_fault(error: EngineFailedError, params: SamplingParams) -> Exception:
+    """A request may itself leave no token to choose from; all of one call have such parameters."""
+    reason = str(error).removeprefix("the engine failed: ")
+    restricted_by = ", ".join(name for name in RESTRICTIONS if getattr(params, name))
+    if restricted_by and reason.startswith("no token could be sampled"):
+        return RequestRefusedError(f"{reason}; tokens are restricted by {restricted_by}")
+    return error
 
 
 def _why_not_added(error: Exception) -> Exception:

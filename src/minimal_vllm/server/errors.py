@@ -39,6 +39,9 @@ UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 
 LONGEST_INPUT = 100
 
+ENGINE_ERRORS = (RequestRefusedError, EngineStoppedError, EngineFailedError)
+"""What the engine may say of a request."""
+
 
 class ApiError(HTTPException):
     """Ends a request with this status and OpenAI's error body."""
@@ -82,6 +85,8 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case RequestValidationError() | ValidationError():
             return _from_validation(error.errors())
+        case HTTPException(status_code=400, __cause__=Exception() as cause):  # FastAPI's reader
+            return ApiError(400, f"the body can't be read as JSON: {cause}")
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case RequestRefusedError():
@@ -133,12 +138,15 @@ def _complaint(details: Mapping[str, Any]) -> str:
     match details["type"]:
         case kind if kind in UNSUPPORTED:
             return "not supported here"
+        case "missing" | "model_attributes_type" | "model_type" if not _names(details):
+            return "the body should be a JSON object, sent as application/json"
         case "missing":
             return "missing"
         case "json_invalid":
-            return f"the body is not valid JSON: {details['ctx']['error']}"
+            place = details["loc"][-1]
+            return f"the body is not valid JSON at character {place}: {details['ctx']['error']}"
         case "model_attributes_type" | "model_type":
-            return "should be a JSON object, sent as application/json"
+            return "should be a JSON object"
         case "value_error":
             return str(details["msg"]).removeprefix("Value error, ")
     message = str(details["msg"]).removeprefix("Input ")
@@ -156,11 +164,5 @@ def add_error_handlers(app: FastAPI) -> None:
         request.state.error = api_error.detail
         return api_error.response
 
-    for kind in (
-        HTTPException,
-        RequestValidationError,
-        RequestRefusedError,
-        EngineStoppedError,
-        EngineFailedError,
-    ):
+    for kind in (HTTPException, RequestValidationError, *ENGINE_ERRORS):
         app.add_exception_handler(kind, handle)

@@ -15,12 +15,8 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.outputs import RequestOutput
-from minimal_vllm.server.async_engine import (
-    EngineFailedError,
-    EngineRequest,
-    EngineStoppedError,
-)
-from minimal_vllm.server.errors import as_api_error
+from minimal_vllm.server.async_engine import EngineRequest
+from minimal_vllm.server.errors import ENGINE_ERRORS, as_api_error
 from minimal_vllm.server.protocol import SamplingFields, StreamOptions
 from minimal_vllm.server.responses import PromptTokensDetails, Usage
 from minimal_vllm.server.service import Service
@@ -239,7 +235,7 @@ async def _events(
         if options.include_usage:
             yield _event(answer.chunk({"choices": [], "usage": usage.usage}))
     except Exception as error:
-        if not isinstance(error, EngineFailedError | EngineStoppedError):
+        if not isinstance(error, ENGINE_ERRORS):
             logger.exception("request_id=%s: the stream failed", answer.response_id)
         yield _event(as_api_error(error).body)
     yield b"data: [DONE]\n\n"

@@ -223,7 +223,7 @@ class Message(ApiModel):
             "role": self.role,
             "content": self.text,
             "name": self.name,
-            "tool_calls": [call.as_dict() for call in self.tool_calls] if self.tool_calls else None,
+            "tool_calls": [call.model_dump() for call in self.tool_calls or ()] or None,
             "tool_call_id": self.tool_call_id,
             "reasoning_content": self.reasoning_content or self.reasoning,
         }

@@ -22,6 +22,9 @@ from minimal_vllm.view.live import LiveView
 
 MOST_TOKENS_ON_GPU = 8192
 """A step's tokens, unless told otherwise: fewer than offline, as others wait for its end."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than clients use one again (aiohttp 15, httpx 5),
+or a request may come in just as it is closed."""
 SECONDS_TO_SEND = 5
 """What was generated before the end must be read within this."""
 
@@ -147,6 +150,7 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
         access_log=False,
         ssl_certfile=service.config.ssl_certfile,
         ssl_keyfile=service.config.ssl_keyfile,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SECONDS_TO_SEND,
     )
 

@@ -7,7 +7,7 @@ from math import ceil
 from minimal_vllm.sim.config import SimulationConfig
 from minimal_vllm.sim.metrics import Report
 from minimal_vllm.sim.simulation import Design, simulate
-from minimal_vllm.sim.slo import Slo
+from minimal_vllm.stats.slo import Slo
 
 PRECISION = 1.02
 """The rate is found up to 2 %."""

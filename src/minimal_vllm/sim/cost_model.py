@@ -20,6 +20,11 @@ from minimal_vllm.sim.load import StepLoad
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+LOGITS_PASSES = 4
+"""The LM head writes them; the sampler reads them for the peak, for the sum and for the choice."""
+FEW_TOKENS = 4
+"""Up to so many tokens there may be special kernels, which begin before the last one has ended."""
+
 
 class CostModel(Protocol):
     """Predicts a step's time from its load alone."""
@@ -54,31 +59,41 @@ class RooflineCostModel:
         self._attention_rate = gpu.tflops * 1e12 * achieved.attention_fraction
         self._overhead = achieved.step_overhead_ms / 1000
         self._launches = achieved.launch_ms_per_layer / 1000 * model.num_layers
+        self._pauses = achieved.batch_us_per_layer / 1e6 * model.num_layers
+        self._admission = achieved.admission_us_per_token / 1e6
         self._layer_weights = model.num_parameters - embeddings
         self._head_weights = head
         self._itemsize = itemsize
         self._kv_bytes = kv_bytes_per_token(model, kv_itemsize)
         self._activation_bytes = activation_numbers(model) * itemsize
+        self._logits_bytes = LOGITS_PASSES * model.vocab_size * itemsize
         # Two products, of queries with keys and of weights with values, each a multiplication
         # and an addition per head dimension.
         self._pair_flops = 4 * model.num_layers * model.num_heads * model.head_dim
 
     def seconds(self, load: StepLoad) -> float:
-        """The overhead, and the kernels; a step with prompts waits for their launches, too."""
+        """The CPU's work, and the kernels; a step with prompts waits for their launches, too."""
+        cpu = self._overhead + load.admitted * self._admission
         has_prompts = load.num_tokens > load.num_samples
-        return self._overhead + max(self._kernels(load), self._launches if has_prompts else 0)
+        return cpu + max(self._kernels(load), self._launches if has_prompts else 0)
 
     def _kernels(self, load: StepLoad) -> float:
-        """The layers' products, the LM head's, attention, and the activations in between."""
+        """Products, attention, what is moved in between, and the pauses from kernel to kernel."""
+        moved = load.num_tokens * self._activation_bytes + load.num_samples * self._logits_bytes
         return (
             self._matmul(self._layer_weights, load.num_tokens)
+            + self._attention(load)
             + (self._matmul(self._head_weights, load.num_samples) if load.num_samples else 0)
-            + max(
-                (load.kv_tokens + load.num_tokens) * self._kv_bytes / self._bandwidth,
-                load.attended * self._pair_flops / self._attention_rate,
-            )
-            + load.num_tokens * self._activation_bytes / self._bandwidth
+            + moved / self._bandwidth
+            + (self._pauses if load.num_tokens > FEW_TOKENS else 0)
         )
+
+    def _attention(self, load: StepLoad) -> float:
+        """Keys and values are read once; a kernel of its own multiplies what several share."""
+        memory = (load.kv_tokens + load.num_tokens) * self._kv_bytes / self._bandwidth
+        shared = load.shared * self._pair_flops / self._attention_rate
+        own = (load.attended - load.shared) * self._pair_flops / self._attention_rate
+        return shared + max(memory, own)
 
     def _matmul(self, num_weights: int, num_rows: int) -> float:
         """Each weight is read once, and multiplied and added once for each row."""

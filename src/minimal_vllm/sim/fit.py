@@ -25,8 +25,10 @@ def fit_cost_model(records: Iterable[StepRecord]) -> LinearCostModel:
     """
     steps = list(records)
     seconds = np.array(list(_own_seconds(steps)))
-    loads = np.array([[1, *load_of_record(each)] for each in steps], dtype=float)
     num_coefficients = 6
+    loads = np.array(
+        [[1, *load_of_record(each)[: num_coefficients - 1]] for each in steps], dtype=float
+    )
     if len(steps) < 2 * num_coefficients or not (seconds > 0).all():
         raise ValueError(
             f"a cost model is fitted to at least {2 * num_coefficients} steps that took time, not "

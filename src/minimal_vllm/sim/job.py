@@ -1,5 +1,6 @@
 """What is asked of the simulated engines: prompts, and how long each answer will be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -9,11 +10,13 @@ from minimal_vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable
 
 FIRST_OUTPUT_TOKEN = 1 << 30
 """Request ``i`` answers with the token ``FIRST_OUTPUT_TOKEN + i`` again and again: no vocabulary
 reaches so far, so that no two requests ever share what they generated."""
+
+FollowUp = Callable[["array[int]", float], "Job | None"]
+"""Given all tokens, prompt and answer, and the time of the last: what is sent next, if anything."""
 
 
 @dataclass(slots=True)
@@ -24,9 +27,7 @@ class Job:
     """Seconds since the start."""
     prompt: "array[int]"
     num_output_tokens: int
-    follow_up: "Callable[[array[int], float], Job | None] | None" = None
-    """Given all tokens, prompt and answer, and the time of the last: what is sent next, if
-    anything."""
+    follow_up: FollowUp | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -44,7 +45,7 @@ class SimulatedRequest(Request):
     """The first step after its sleep."""
     ends_at: int = 0
     """The step that will give it its last token, unless it is preempted."""
-    follow_up: "Callable[[array[int], float], Job | None] | None" = None
+    follow_up: FollowUp | None = None
 
 
 def make_request(job: Job, number: int) -> SimulatedRequest:

@@ -18,10 +18,18 @@ class StepLoad(NamedTuple):
     num_samples: int
     """Rows of logits: requests that get a token."""
     kv_tokens: int
-    """Tokens whose keys and values are read: each request's context, once; with cascade attention,
-    what decodes share once for all of them."""
+    """Tokens whose keys and values are read: each request's context, once; what is ``shared``, once
+    for all."""
     attended: int
     """Pairs of a computed token and a token that it attends to, itself included."""
+    shared: int = 0
+    """Of these, pairs whose second token is read for another request anyway: cascade attention."""
+    admitted: int = 0
+    """Prompt tokens, cached or not, that the CPU takes in while the GPU has nothing to do."""
+
+    def sharing(self, num_pairs: int) -> "StepLoad":
+        """The same work, if so many pairs need no reading of their own."""
+        return self._replace(kv_tokens=self.kv_tokens - num_pairs, shared=num_pairs)
 
 
 def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> StepLoad:
@@ -49,7 +57,7 @@ def load_of_decodes(count: int, context: int) -> StepLoad:
 
 
 def count_shared(decoding: Sequence[Request], block_size: int) -> int:
-    """Tokens that a step of these decodes need not read again, with cascade attention.
+    """Pairs of these decodes' step whose token is read for another anyway, by cascade attention.
 
     The groups are the engine's, but for those that would save it too little to be worth a kernel.
     """

@@ -5,27 +5,19 @@ token after the first, of a request), ITL (inter-token latency: each gap between
 E2EL (end-to-end latency).
 """
 
-import math
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, nan
 from typing import Any
 
-import numpy as np
-
 from minimal_vllm.sim.job import SimulatedRequest
-from minimal_vllm.sim.replica import BINS_PER_E, Replica, Tally
-from minimal_vllm.sim.slo import Slo
+from minimal_vllm.sim.replica import BINS_PER_E, Replica
+from minimal_vllm.stats.latency import distribution
+from minimal_vllm.stats.slo import Slo
 
-
-@dataclass(frozen=True)
-class Spread:
-    """How a latency is spread, in milliseconds; None: nothing was measured."""
-
-    mean: float | None
-    median: float | None
-    p99: float | None
+PERCENTILES = (99,)
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,8 @@ class Report:
     total_output_tokens: int
     num_good: int | None
     """Requests that met the objective; None: there was none."""
-    ttft: Spread
-    tpot: Spread
-    itl: Spread
-    e2el: Spread
+    latencies: dict[str, float | None]
+    """Such as ``p99_ttft_ms``; None: nothing was measured."""
     prefix_cache_hit_rate: float
     num_preemptions: int
     num_steps: int
@@ -60,8 +50,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Flat, with vLLM's keys where it has one; latencies in milliseconds, rates per second."""
-        seconds = self.duration or math.nan
-        spreads = {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2el": self.e2el}
+        seconds = self.duration or nan
         return {
             "completed": self.completed,
             "refused": self.refused,
@@ -73,11 +62,7 @@ class Report:
             "output_throughput": self.total_output_tokens / seconds,
             "total_token_throughput": (self.total_input_tokens + self.total_output_tokens)
             / seconds,
-            **{
-                f"{statistic}_{name}_ms": getattr(spread, statistic)
-                for name, spread in spreads.items()
-                for statistic in ("mean", "median", "p99")
-            },
+            **self.latencies,
             "slo_attainment": self.attainment,
             "prefix_cache_hit_rate": self.prefix_cache_hit_rate,
             "num_preemptions": self.num_preemptions,
@@ -106,8 +91,8 @@ class Metrics:
     def add_ended(self, request: SimulatedRequest, now: float) -> None:
         """A request got its last token."""
         assert request.first_token_at is not None  # noqa: S101 - narrows the type
-        ttft = 1000 * (request.first_token_at - request.arrived)
-        e2el = 1000 * (now - request.arrived)
+        ttft = request.first_token_at - request.arrived
+        e2el = now - request.arrived
         num_later = request.num_output_tokens - 1
         tpot = (e2el - ttft) / num_later if num_later else 0.0
         self._ttft.append(ttft)
@@ -126,6 +111,8 @@ class Metrics:
         caches = [each.scheduler.prefix_cache_stats for each in replicas]
         tallies = [each.tally for each in replicas]
         busy_seconds = sum(each.busy_seconds for each in tallies)
+        gaps = sum((each.gaps for each in tallies), Counter[int]())
+        bins = [exp((each + 0.5) / BINS_PER_E) for each in gaps]
         return Report(
             completed=len(self._ttft),
             refused=self._num_refused,
@@ -133,34 +120,15 @@ class Metrics:
             total_input_tokens=self._num_input,
             total_output_tokens=self._num_output,
             num_good=None if self._slo is None else self._num_good,
-            ttft=_spread(self._ttft),
-            tpot=_spread(self._tpot),
-            itl=_spread_of_gaps(tallies),
-            e2el=_spread(self._e2el),
+            latencies={
+                **distribution("ttft", self._ttft, PERCENTILES),
+                **distribution("tpot", self._tpot, PERCENTILES),
+                **distribution("itl", bins, PERCENTILES, list(gaps.values())),
+                **distribution("e2el", self._e2el, PERCENTILES),
+            },
             prefix_cache_hit_rate=sum(cache.hits for cache in caches)
             / max(1, sum(cache.queries for cache in caches)),
             num_preemptions=self._num_preemptions,
             num_steps=sum(each.num_steps for each in tallies),
             busy=busy_seconds / max(len(replicas) * self._ended_at, 1e-9),
         )
-
-
-def _spread(milliseconds: "array[float]") -> Spread:
-    if not milliseconds:
-        return Spread(None, None, None)
-    median, p99 = np.percentile(milliseconds, (50, 99)).tolist()
-    return Spread(float(np.mean(milliseconds)), median, p99)
-
-
-def _spread_of_gaps(tallies: Sequence[Tally]) -> Spread:
-    gaps = sum((each.gaps for each in tallies), Counter[int]())
-    if not gaps:
-        return Spread(None, None, None)
-    bins = np.array(sorted(gaps))
-    ranks = np.cumsum([gaps[each] for each in bins.tolist()])
-    median, p99 = (
-        1000 * math.exp((bins[np.searchsorted(ranks, q * ranks[-1])] + 0.5) / BINS_PER_E)
-        for q in (0.5, 0.99)
-    )
-    mean = 1000 * sum(each.sum_of_gaps for each in tallies) / int(ranks[-1])
-    return Spread(mean, median, p99)

@@ -30,10 +30,9 @@ class Tally:
 
     num_steps: int = 0
     busy_seconds: float = 0.0
-    sum_of_gaps: float = 0.0
-    """Of all times between two tokens of a request, in seconds."""
     gaps: Counter[int] = field(default_factory=Counter)
-    """How many of them are in the bin from ``e ** (b / BINS_PER_E)`` seconds on."""
+    """How many times between two tokens of a request are in the bin from ``e ** (b / BINS_PER_E)``
+    seconds on."""
 
     def add_step(self, seconds: float, num_gaps: int) -> None:
         """A step passed; so many requests got a token now, and their last one when it began."""
@@ -45,7 +44,6 @@ class Tally:
     def add_gaps(self, seconds: float, count: int) -> None:
         """So many requests waited so long between two tokens."""
         self.gaps[floor(BINS_PER_E * log(max(seconds, 1e-9)))] += count
-        self.sum_of_gaps += seconds * count
 
 
 class Replica:
@@ -92,6 +90,8 @@ class Replica:
         """How long each step in progress takes."""
         self._ends: list[float] = []
         """When it ends."""
+        self._was_idle = True
+        """Whether nothing ran just before the step in progress."""
 
     def add(self, request: SimulatedRequest) -> None:
         """Let a request wait that has just arrived, be it that a step is in progress.
@@ -125,6 +125,7 @@ class Replica:
             ended = self._end_step(self._plan)
         else:
             self._end_steady_steps()
+        self._was_idle = not self._ends
         self._seconds, self._ends, self._plan = [], [], None
         return ended
 
@@ -138,7 +139,9 @@ class Replica:
         self._num_asleep, context = self._asleep()
         load = load_of_plan(plan, self._num_asleep, context)
         if load.num_tokens == load.num_samples:
-            load = load._replace(kv_tokens=load.kv_tokens - self._count_shared())
+            load = load.sharing(self._count_shared())
+        if self._was_idle:  # else requests are taken in while the step before runs
+            load = load._replace(admitted=sum(each.num_prompt_tokens for each in plan.admitted))
         self._seconds = [self._cost_model.seconds(load)]
         self._ends = [self._now + self._seconds[0]]
 
@@ -168,8 +171,7 @@ class Replica:
         num_requests, context = self._asleep()
         num_shared = self._count_shared()  # until a block is full, nothing changes it
         for _ in range(count):
-            load = load_of_decodes(num_requests, context)
-            load = load._replace(kv_tokens=context - num_shared)
+            load = load_of_decodes(num_requests, context).sharing(num_shared)
             seconds = self._cost_model.seconds(load)
             end += seconds
             context += num_requests
@@ -184,7 +186,7 @@ class Replica:
         self._lazy.pass_steady_steps(len(self._ends))
 
     def _count_shared(self) -> int:
-        """Tokens that a step in which all decode need not read."""
+        """Pairs of a step in which all decode that need no reading of their own."""
         if not self._cascade:
             return 0
         return count_shared(self.scheduler.running, self.scheduler.config.block_size)

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from minimal_vllm.cache.memory import DeviceMemory
@@ -17,14 +18,9 @@ from minimal_vllm.engine.sizing import (
     estimate_activations,
 )
 from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
-from minimal_vllm.sim.arrivals import arrival_times
 from minimal_vllm.sim.cluster import Cluster
 from minimal_vllm.sim.config import SimulationConfig
-from minimal_vllm.sim.cost_model import (
-    CostModel,
-    RooflineCostModel,
-    kv_bytes_per_token,
-)
+from minimal_vllm.sim.cost_model import CostModel, RooflineCostModel, kv_bytes_per_token
 from minimal_vllm.sim.fit import read_cost_model
 from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS
 from minimal_vllm.sim.hardware import CONTEXT_BYTES, GPUS, Gpu
@@ -34,8 +30,9 @@ from minimal_vllm.sim.presets import read_model_shape
 from minimal_vllm.sim.recorded import recorded_jobs
 from minimal_vllm.sim.replica import Replica
 from minimal_vllm.sim.routing import ROUTERS
-from minimal_vllm.sim.slo import Slo
 from minimal_vllm.sim.synthetic import synthetic_jobs
+from minimal_vllm.stats.arrivals import arrival_times
+from minimal_vllm.stats.slo import Slo
 from minimal_vllm.trace.step_record import StepObserver
 
 
@@ -118,7 +115,7 @@ def make_jobs(config: SimulationConfig) -> Iterator[Job]:
         raise ValueError("burstiness is that of requests that come at a request_rate: give one")
     if traffic.is_recorded:
         return recorded_jobs(Path(traffic.workload), traffic.seed)
-    arrivals = arrival_times(traffic.request_rate, traffic.burstiness, traffic.seed)
+    arrivals = arrival_times(traffic.request_rate or inf, traffic.burstiness, traffic.seed)
     if traffic.workload == "synthetic":
         return synthetic_jobs(config.synthetic, traffic.seed, arrivals)
     requests = FIXED_WORKLOADS[traffic.workload]()

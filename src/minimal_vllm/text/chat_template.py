@@ -27,6 +27,9 @@ REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 class ChatTemplate:
     """Renders messages as ``transformers``' ``apply_chat_template(tokenize=False)`` does.
 
+    But, as vLLM does, it lets messages be as OpenAI's API has them: with a list of texts as
+    content, and with a JSON string as the arguments of a tool call. Most templates know neither.
+
     Attributes:
         names: of the templates that there are; ``default`` and ``tool_use`` choose themselves.
 
@@ -53,7 +56,7 @@ class ChatTemplate:
         """The prompt's text; it is to be encoded with ``add_special_tokens=False``.
 
         Args:
-            messages: dictionaries with ``role`` and mostly ``content``, as in OpenAI's API.
+            messages: dictionaries with ``role`` and mostly ``content``.
             add_generation_prompt: end with the header of the assistant's next message.
             continue_final_message: leave the last message open, to be continued.
             tools: JSON schemas of functions that the model may call.
@@ -197,21 +200,47 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         reasoning = next((present[key] for key in REASONING_FIELDS if key in present), None)
         if reasoning is not None:
             present = {"thinking": reasoning, **present, "reasoning_content": reasoning}
-        chat.append(_plain(present))
+        present = _plain(present)
+        if isinstance(present.get("content"), list):
+            present["content"] = "\n".join(_text(i, part) for part in present["content"])
+        calls = present.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            _parse_arguments(i, call)
+        chat.append(present)
     return chat
 
 
+def _text(i: int, part: Any) -> str:
+    """The text of one part of message ``i``'s content."""
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise ValueError(
+            f"message {i} has content of the type {kind!r}; only texts are supported, as "
+            "{'type': 'text', 'text': …}"
+        )
+    return str(part["text"])
+
+
+def _parse_arguments(i: int, call: Any) -> None:
+    """Makes the arguments of one of message ``i``'s tool calls an object, in place."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise ValueError(f"message {i} has a tool call that is {call!r}, but should be an object")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            function["arguments"] = json.loads(arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"message {i} has a tool call whose arguments are no JSON") from error
+
+
 def _mark_final_text(message: dict[str, Any]) -> str:
-    """Marks the end of a message's last text, in place; returns the text without the mark."""
+    """Marks the end of a message's text, in place; returns the text without the mark."""
     content = message.get("content")
-    if isinstance(content, str):
-        message["content"] = content + CONTINUE_HERE
-        return content
-    for part in reversed(content or []):
-        if isinstance(part, dict) and isinstance(text := part.get("text"), str):
-            part["text"] = text + CONTINUE_HERE
-            return text
-    raise ValueError("continue_final_message needs a final message with text to continue")
+    if not isinstance(content, str):
+        raise ValueError("continue_final_message needs a final message with text to continue")
+    message["content"] = content + CONTINUE_HERE
+    return content
 
 
 def _cut_at_mark(text: str, final_text: str) -> str:

@@ -1,6 +1,6 @@
 """The forms in which a prompt may be given, made one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -21,13 +21,12 @@ class TokenizedPrompt:
     cache_salt: str | None = None
 
 
-def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt or several: a list of integers is one prompt."""
-    if isinstance(prompts, str | Mapping) or prompts is None:
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
-    if len(prompts) and isinstance(prompts[0], Integral):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    several: list[Any] = list(prompts)
+    return [several] if several and isinstance(several[0], Integral) else several
 
 
 def tokenize_prompts(
@@ -52,8 +51,10 @@ def _parse(prompt: Prompt) -> tuple[str | None, Sequence[int] | None, str | None
     """Its text, tokens and salt; text or tokens are there."""
     if isinstance(prompt, str):
         return prompt, None, None
-    if prompt is None:
-        raise ValueError("a prompt is None, but should be a text, token ids, or a mapping to them")
+    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+        raise ValueError(
+            f"a prompt is {prompt!r}, but should be a text, token ids, or a mapping to them"
+        )
     if not isinstance(prompt, Mapping):
         return None, prompt, None
     unknown = prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"}

@@ -87,9 +87,3 @@ class ToolCall(ApiModel):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
-
-    def as_dict(self) -> dict[str, Any]:
-        """As chat templates know it: with its arguments as an object."""
-        arguments = json.loads(self.function.arguments or "{}")
-        function = {"name": self.function.name, "arguments": arguments}
-        return {"id": self.id, "type": self.type, "function": function}

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A service level objective: limits of a request's latencies, in milliseconds."""
+    """A service level objective: limits of a request's latencies, in milliseconds.
+
+    The rate of requests that meet one is the *goodput* (DistServe, arXiv 2401.09670).
+    """
 
     ttft: float = math.inf
     """To the first token."""
@@ -30,14 +33,11 @@ class Slo:
         except (ValueError, TypeError):
             pass
         raise ValueError(
-            f"an slo is one or several of ttft, tpot and e2el with milliseconds, such as "
+            f"an objective is one or several of ttft, tpot and e2el with milliseconds, such as "
             f"ttft:500,tpot:50, not {text!r}"
         )
 
     def is_met(self, ttft: float, tpot: float, e2el: float) -> bool:
-        """Whether a request with these latencies was fast enough."""
-        return ttft <= self.ttft and tpot <= self.tpot and e2el <= self.e2el
-
-    def __str__(self) -> str:
-        limits = {"ttft": self.ttft, "tpot": self.tpot, "e2el": self.e2el}
-        return ",".join(f"{name}:{ms:g}" for name, ms in limits.items() if ms < math.inf)
+        """Whether a request with these latencies, in seconds, was fast enough."""
+        limits = ((ttft, self.ttft), (tpot, self.tpot), (e2el, self.e2el))
+        return all(1e3 * seconds <= most for seconds, most in limits)

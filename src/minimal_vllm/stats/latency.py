@@ -1,0 +1,36 @@
+"""How latencies are spread, under the names of ``vllm bench``."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def distribution(
+    name: str,
+    seconds: Sequence[float],
+    percentiles: Sequence[float],
+    counts: Sequence[int] | None = None,
+) -> dict[str, float | None]:
+    """Mean, median, standard deviation and percentiles, in ms; None of nothing.
+
+    Args:
+        name: of the latency, such as ``ttft``.
+        seconds: its values.
+        percentiles: between 0 and 100.
+        counts: how often each value was seen; a percentile is then one of the values. None: once,
+            and percentiles are interpolated.
+    """
+    names = ["mean", "median", "std", *(f"p{each:g}" for each in percentiles)]
+    if not seconds:
+        return {f"{each}_{name}_ms": None for each in names}
+    ms = 1e3 * np.asarray(seconds)
+    mean = np.average(ms, weights=counts)
+    std = np.sqrt(np.average((ms - mean) ** 2, weights=counts))
+    median, *others = np.percentile(
+        ms,
+        [50, *percentiles],
+        weights=counts,
+        method="linear" if counts is None else "inverted_cdf",
+    )
+    values = [mean, median, std, *others]
+    return {f"{each}_{name}_ms": float(value) for each, value in zip(names, values, strict=True)}

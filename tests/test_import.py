@@ -1,0 +1,23 @@
+"""What ``import minimal_vllm`` does beside giving names."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, sys, minimal_vllm
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_openmp_is_told_before_torch_that_its_threads_should_not_spin(given, expected):
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    printed = subprocess.check_output(
+        [sys.executable, "-c", PROGRAM], env=others | given, text=True
+    )
+    assert printed.split() == [expected, "False"]
