@@ -83,7 +83,7 @@ class StubRunner:
     def launch(self, plan: Plan) -> DoneStep:
         """As any runner, without a model."""
         count = len(plan.sampling)
-        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count, []), []))
+        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count), []))
 
 
 def write_trace(path: Path, num_blocks: int, num_requests: int, num_steps: int) -> None:

@@ -42,7 +42,7 @@ class NoModel:
     def launch(self, plan: Plan) -> DoneStep:
         """A token for each request that samples."""
         count = len(plan.sampling)
-        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count, []), []))
+        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count), []))
 
 
 class NoWatch:

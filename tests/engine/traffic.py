@@ -111,7 +111,7 @@ class FakeRunner:
             for request, token in zip(batch.sampling, token_ids, strict=True)
         ]
         self.sampled = dict(zip(batch.sampling, token_ids, strict=True))
-        return StepResult(SamplerOutput(token_ids, [None] * len(token_ids), []), [])
+        return StepResult(SamplerOutput(token_ids, [None] * len(token_ids)), [])
 
     def _known(self, entry):
         """The request's tokens, with the one that the engine does not know yet."""

@@ -45,7 +45,7 @@ class PretendedStep:
     def wait(self) -> StepResult:
         """Its tokens, once the time is over."""
         time.sleep(max(0.0, self.ends - time.perf_counter()))
-        return StepResult(SamplerOutput([0] * self.num_tokens, [None] * self.num_tokens, []), [])
+        return StepResult(SamplerOutput([0] * self.num_tokens, [None] * self.num_tokens), [])
 
 
 class PretendedGpu:

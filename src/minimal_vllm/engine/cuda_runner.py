@@ -27,7 +27,7 @@ from minimal_vllm.engine.runner import (
 )
 from minimal_vllm.engine.scheduler import Plan
 from minimal_vllm.sampling.kernels.temperature import sample_by_temperature
-from minimal_vllm.sampling.row import NO_TOKEN, needs_only_temperature
+from minimal_vllm.sampling.row import needs_only_temperature
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 from minimal_vllm.transfer import Fetch, send
 
@@ -52,8 +52,7 @@ class QueuedStep:
             else None
             for place in range(len(token_ids))
         ]
-        invalid = [place for place, token in enumerate(token_ids) if token == NO_TOKEN]
-        return StepResult(SamplerOutput(token_ids, logprobs, invalid), self.prompt_logprobs)
+        return StepResult(SamplerOutput(token_ids, logprobs), self.prompt_logprobs)
 
 
 class CudaRunner:

@@ -30,14 +30,13 @@ HOTTEST = 1e6
 class SamplerOutput:
     """What was sampled: one entry per row of logits.
 
-    ``invalid_rows`` lists the rows from which nothing can be sampled, because a logit is NaN or
-    +inf or because every token is forbidden. Their token is ``NO_TOKEN``, their log-probabilities
-    are None; the other rows are what they would be without them.
+    From some rows nothing can be sampled, because a logit is NaN or +inf or because every token is
+    forbidden. Their token is ``NO_TOKEN``, their log-probabilities are None; the other rows are
+    what they would be without them.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
-    invalid_rows: list[int]
 
 
 class Sampler(Protocol):
@@ -83,9 +82,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
             asking, top_logprobs(raw_logprobs, chosen[asking], wanted), strict=True
         ):
             logprobs[i] = entry if token_ids[i] != NO_TOKEN else None
-    return SamplerOutput(
-        token_ids, logprobs, [i for i, token in enumerate(token_ids) if token == NO_TOKEN]
-    )
+    return SamplerOutput(token_ids, logprobs)
 
 
 def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
