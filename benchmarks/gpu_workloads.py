@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -197,8 +198,7 @@ def measure(llm: LLM, model: str, name: str) -> Score:
         seconds,
         floor_seconds(model, name),
         vllm_seconds().get((model, name)),
-        ttfts[len(ttfts) // 2],
-        ttfts[len(ttfts) * 99 // 100],
+        *np.percentile(ttfts, [50, 99]).tolist(),
     )
 
 
