@@ -192,7 +192,6 @@ def measure(llm: LLM, model: str, name: str) -> Score:
     requests, arrivals = make_workload(name)
     run_once(llm, requests, arrivals)
     seconds, ttfts = run_once(llm, requests, arrivals)
-    ttfts.sort()
     return Score(
         name,
         seconds,
