@@ -164,7 +164,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
     if common:
         shared = paged.attention.new_shared_work(len(lengths))
         prefix = SharedPrefix(list(range(len(lengths))), common)
-        paged.attention.fill_shared_work(shared, [prefix])
+        paged.attention.fill_shared_work(shared, [prefix], len(lengths))
         timings.append(
             Timing(
                 "shared",
@@ -207,8 +207,8 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
         logit_indices=np.zeros(0, dtype=np.int64),
         sampling=[],
         wants_all_logits=False,
+        rows=np.arange(len(requests)),
         pending=np.zeros(0, dtype=np.int64),
-        pending_rows=np.zeros(0, dtype=np.int64),
     )
     plan = paged.attention.plan_prefill(batch, np.arange(len(requests)), paged.tables, None)
     if plan is None:

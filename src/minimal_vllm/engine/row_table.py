@@ -2,7 +2,8 @@
 
 A steady decode step needs nothing from the CPU: each request's last token was sampled on the GPU,
 its position is one further than before, and its block table is there. The CPU sends only what it
-decides: a whole row when a request is admitted, and one cell when it gets another block::
+decides: a whole row when a request is admitted, a cell when it gets another block, and how far it
+is as long as its prompt is computed::
 
     row   token  position  prompt length  temperature  seed (2)   block 0   1   2  …
      0     412      87          60            0.7        …           7      2   9
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.engine.batch import Int32Array
-from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
 from minimal_vllm.transfer import send
 
@@ -72,15 +72,14 @@ class RowTable:
         """Columns, and what is in them and the next ones from now on."""
         request = entry.request
         if is_admitted:
-            yield 0, _whole_row(request, entry.start)
+            yield 0, _whole_row(entry)
             self._in_prompt.add(request.row)
         elif entry.new_blocks:
             used = len(request.block_table) - len(entry.new_blocks)
             yield FIRST_BLOCK + used, array("i", entry.new_blocks)
         if request.row in self._in_prompt:
-            # The token that it computes next is no sampled one.
             if not is_admitted:
-                yield TOKEN, request.token_ids[entry.start : entry.start + 1]
+                yield TOKEN, _next_token(entry)
             if entry.samples:
                 self._in_prompt.discard(request.row)
 
@@ -92,17 +91,23 @@ class RowTable:
         """These rows have sampled these tokens."""
         self.cells[rows, TOKEN] = tokens.int()
 
-    def note_positions(self, rows: Tensor, seq_lens: Tensor) -> None:
-        """These rows have so many tokens in the cache: the next one's position."""
-        self.cells[rows, POSITION] = seq_lens.int()
+
+def _next_token(entry: ScheduledRequest) -> "array[int]":
+    """Token and position of what the step computes, if it is one token of a prompt.
+
+    If it samples, the position is that of its last token, from which the sampler goes on; else that
+    of the first token of the next step. The token is of use if there is no other.
+    """
+    position = entry.start + entry.num_new - entry.samples
+    return array("i", [entry.request.token_ids[entry.start], position])
 
 
-def _whole_row(request: Request, start: int) -> "array[int]":
+def _whole_row(entry: ScheduledRequest) -> "array[int]":
+    request = entry.request
     temperature = np.float32(request.params.temperature).view(np.int32)
     seed = np.array([request.seed % MOST_SEED], dtype=np.uint64).view(np.int32)
-    known = request.token_ids[start] if start < request.num_tokens else 0
-    fields = [known, start, request.num_prompt_tokens, int(temperature), *seed.tolist()]
-    return array("i", fields) + request.block_table
+    fields = [request.num_prompt_tokens, int(temperature), *seed.tolist()]
+    return _next_token(entry) + array("i", fields) + request.block_table
 
 
 def padded_order(rows: list[int], size: int, nobody: int) -> Int32Array:

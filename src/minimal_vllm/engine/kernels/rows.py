@@ -1,4 +1,4 @@
-"""The beginning and the end of a decode step, on the table of requests; see ``row_table``."""
+"""The beginning and the end of a step, on the table of requests; see ``row_table``."""
 
 from dataclasses import dataclass
 
@@ -107,6 +107,77 @@ def _begin_kernel(
     tl.store(seeds + index, (high << 32) | low, mask=exists)
     place = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
     tl.store(places + index, place.to(tl.int64), mask=exists)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """What the model wants to know of some tokens."""
+
+    tokens: Tensor
+    """``[T]`` int64."""
+    positions: Tensor
+    """``[T]`` int64."""
+    slots: Tensor
+    """``[T]`` int64: where their keys and values go; negative for padding."""
+
+
+def place_tokens(
+    table: RowTable, tokens: Tensor, positions: Tensor, rows: Tensor, block_size: int
+) -> TokenInputs:
+    """Find the slots of any tokens, and those tokens that only the table knows.
+
+    Args:
+        table: has their requests.
+        tokens: ``[T]`` int32; negative: the one that its request has sampled last.
+        positions: ``[T]`` int32: in their requests.
+        rows: ``[T]`` int32: their requests', or nobody's.
+        block_size: tokens per block.
+    """
+    n = len(tokens)
+    ids, places, slots = tokens.new_empty(3, n, dtype=torch.int64)
+    _place_kernel[(triton.cdiv(n, 128),)](
+        table.cells, table.cells.stride(0), tokens, positions, rows, ids, places, slots, n,
+        table.nobody, block_size, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK, BLOCK=128,
+        **launch_options(tokens),
+    )  # fmt: skip
+    return TokenInputs(ids, places, slots)
+
+
+@triton.jit(
+    do_not_specialize=["n", "nobody"],
+    do_not_specialize_on_alignment=["ids", "places", "slots"],
+)
+def _place_kernel(
+    cells,
+    width,
+    tokens,
+    positions,
+    rows,
+    ids,
+    places,
+    slots,
+    n,
+    nobody,
+    block_size,
+    TOKEN: tl.constexpr,
+    FIRST_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = index < n
+    row = tl.load(rows + index, mask=exists, other=0)
+    is_real = exists & (row != nobody)
+    row_start = cells + row.to(tl.int64) * width
+    token = tl.load(tokens + index, mask=is_real, other=0)
+    sampled = tl.maximum(tl.load(row_start + TOKEN, mask=is_real, other=0), 0)
+    position = tl.load(positions + index, mask=is_real, other=0)
+    block = tl.load(row_start + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
+    slot = block.to(tl.int64) * block_size + position % block_size
+    tl.store(ids + index, tl.where(token < 0, sampled, token).to(tl.int64), mask=exists)
+    tl.store(places + index, position.to(tl.int64), mask=exists)
+    tl.store(slots + index, tl.where(is_real, slot, -1), mask=exists)
 
 
 def end_step(table: RowTable, order: Tensor, tokens: Tensor) -> None:
