@@ -22,7 +22,7 @@ from minimal_vllm.engine.row_table import RowTable, padded_order
 from minimal_vllm.engine.runner import ModelState
 from minimal_vllm.engine.shared_prefix import find_shared_prefixes
 from minimal_vllm.model.step import Step
-from minimal_vllm.sampling.kernels.temperature import sample_by_temperature
+from minimal_vllm.sampling.kernels.sample import sample_rows
 from minimal_vllm.transfer import send
 
 
@@ -128,7 +128,7 @@ class DecodeGraphs:
         step = Step(state.backend.ops, self._attention, metadata)
         hidden = state.model.forward(rows.tokens, rows.positions, state.caches, step)
         state.model.logits(hidden, state.backend.ops, out=logits)
-        sample_by_temperature(logits, rows.temperature, rows.seeds, rows.places, tokens)
+        sample_rows(logits, rows.sampling, tokens)
         end_step(self._table, order, tokens)
 
     def _shared_of(self, size: int) -> SharedWork:

@@ -26,8 +26,8 @@ from minimal_vllm.engine.runner import (
     forward,
 )
 from minimal_vllm.engine.scheduler import Plan
-from minimal_vllm.sampling.kernels.temperature import sample_by_temperature
-from minimal_vllm.sampling.row import needs_only_temperature
+from minimal_vllm.sampling.kernels.sample import sample_rows
+from minimal_vllm.sampling.row import needs_only_numbers
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 from minimal_vllm.transfer import Fetch, send
 
@@ -101,7 +101,7 @@ class CudaRunner:
         if batch.sampling:
             order = np.array([request.row for request in batch.sampling], dtype=np.int32)
             known = begin_step(table, send(order, device), self._state.block_size)
-            sample_by_temperature(logits, known.temperature, known.seeds, known.places, tokens)
+            sample_rows(logits, known.sampling, tokens)
             table.note_tokens(send(order.astype(np.int64), device), tokens)
         table.note_positions(rows, seq_lens)
         prompt = list(all_prompt_logprobs(self._state, plan, batch, hidden))
@@ -114,9 +114,9 @@ class CudaRunner:
         tokens: Tensor,
         prompt_logprobs: list[PromptLogprobs],
     ) -> QueuedStep:
-        """Let the full sampler choose for those who ask for more than a temperature."""
+        """Let the full sampler choose for those who ask for more than numbers can tell."""
         places = [
-            place for place, request in enumerate(requests) if not needs_only_temperature(request)
+            place for place, request in enumerate(requests) if not needs_only_numbers(request)
         ]
         sampled = None
         if places:
