@@ -8,8 +8,8 @@ kernels for each size that is new to it. ``chat`` is not in vLLM's table: mostly
 some long, arriving one by one (a Poisson process).
 
 The floor is the simulator's time for the same schedule on a GPU that has the rates of a large copy
-and of a large matrix product all the time, with nothing between its kernels. Seconds are compared with
-vLLM's on the kind of card that vLLM ran on alone; shares of the floor, on any.
+and of a large matrix product all the time, with nothing between its kernels. Seconds are compared
+with vLLM's on the kind of card that vLLM ran on alone; shares of the floor, on any.
 """
 
 import json

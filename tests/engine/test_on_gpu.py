@@ -128,9 +128,10 @@ def test_logprobs_in_16_bits_are_close_to_those_in_float32(checkpoint, dtype):
     assert all(abs(ours - theirs) < 0.25 for ours, theirs in same)
 
 
-def test_seeded_samples_on_the_gpu_are_those_of_the_cpu(checkpoint):
+@pytest.mark.parametrize("penalty", [1.0, 1.1])  # in the graph, and behind it
+def test_seeded_samples_on_the_gpu_are_those_of_the_cpu(checkpoint, penalty):
     params = SamplingParams(
-        seed=3, max_tokens=20, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.1
+        seed=3, max_tokens=20, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=penalty
     )
     expected = complete(checkpoint("llama"), "cpu", params, dtype="float32")
     got = complete(checkpoint("llama"), "cuda", params, dtype="float32")

@@ -22,7 +22,7 @@ from minimal_vllm.engine.row_table import RowTable, padded_order
 from minimal_vllm.engine.runner import ModelState
 from minimal_vllm.engine.shared_prefix import find_shared_prefixes
 from minimal_vllm.model.step import Step
-from minimal_vllm.sampling.kernels.temperature import sample_by_temperature
+from minimal_vllm.sampling.kernels.sample import sample_rows
 from minimal_vllm.transfer import send
 
 
@@ -102,7 +102,7 @@ def sample_and_end(
     """
     logits, tokens = outputs.logits, outputs.tokens
     state.model.logits(hidden, state.backend.ops, out=logits)
-    sample_by_temperature(logits, rows.temperature, rows.seeds, rows.places, tokens)
+    sample_rows(logits, rows.sampling, tokens)
     end_step(table, order, tokens)
 
 

@@ -25,7 +25,7 @@ from minimal_vllm.engine.runner import (
     forward,
 )
 from minimal_vllm.engine.scheduler import Plan
-from minimal_vllm.sampling.row import needs_only_temperature
+from minimal_vllm.sampling.row import needs_only_numbers
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 from minimal_vllm.transfer import Fetch, send
 
@@ -113,10 +113,10 @@ class CudaRunner:
         outputs: StepOutputs,
         prompt_logprobs: list[PromptLogprobs],
     ) -> QueuedStep:
-        """Let the full sampler choose for those who ask for more than a temperature."""
+        """Let the full sampler choose for those who ask for more than numbers can tell."""
         logits, tokens = outputs.logits, outputs.tokens
         places = [
-            place for place, request in enumerate(requests) if not needs_only_temperature(request)
+            place for place, request in enumerate(requests) if not needs_only_numbers(request)
         ]
         sampled = None
         if places:

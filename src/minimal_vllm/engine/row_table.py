@@ -5,15 +5,16 @@ its position is one further than before, and its block table is there. The CPU s
 decides: a whole row when a request is admitted, a cell when it gets another block, and how far it
 is as long as its prompt is computed::
 
-    row   token  position  prompt length  temperature  seed (2)   block 0   1   2  …
-     0     412      87          60            0.7        …           7      2   9
-     1      13     230         200            0.0        …          11      5   4
+    row   token  position  prompt length  temperature  seed (2)  filters (4)  block 0   1   2  …
+     0     412      87          60            0.7        …          …           7      2   9
+     1      13     230         200            0.0        …          …          11      5   4
      2      …
     last    0       -1                              (nobody's: what pads a batch)
 """
 
 from array import array
 from collections.abc import Iterator
+from math import inf, log
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,12 @@ from minimal_vllm.engine.batch import Int32Array
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
 from minimal_vllm.transfer import send
 
-TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE, SEED, FIRST_BLOCK = 0, 1, 2, 3, 4, 6
-"""Columns. A seed takes two; a temperature's bits are a float32's."""
+TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE = 0, 1, 2, 3
+SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
+"""Columns. A seed takes two. So do the bits of top_p, a float64; those of the temperature and of
+min_p's logarithm are a float32's."""
 MOST_SEED = 2**64
+MOST_TOP_K = 2**31 - 1
 
 
 class RowTable:
@@ -103,11 +107,23 @@ def _next_token(entry: ScheduledRequest) -> "array[int]":
 
 
 def _whole_row(entry: ScheduledRequest) -> "array[int]":
-    request = entry.request
-    temperature = np.float32(request.params.temperature).view(np.int32)
-    seed = np.array([request.seed % MOST_SEED], dtype=np.uint64).view(np.int32)
-    fields = [request.num_prompt_tokens, int(temperature), *seed.tolist()]
+    request, params = entry.request, entry.request.params
+    temperature = 0.0 if params.greedy else params.temperature
+    min_p = log(params.min_p) if params.min_p > 0 else -inf
+    fields = [
+        request.num_prompt_tokens,
+        *_bits(np.float32(temperature)),
+        *_bits(np.uint64(request.seed % MOST_SEED)),
+        min(params.top_k, MOST_TOP_K),
+        *_bits(np.float32(min_p)),
+        *_bits(np.float64(params.top_p)),
+    ]
     return _next_token(entry) + array("i", fields) + request.block_table
+
+
+def _bits(number: np.generic) -> list[int]:
+    """As one int32 or two, the lower first."""
+    return [int(part) for part in np.frombuffer(number.tobytes(), np.int32)]
 
 
 def padded_order(rows: list[int], size: int, nobody: int) -> Int32Array:
