@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -114,30 +113,18 @@ class TritonAttention:
             token, seq_lens, table_row = self._send(rows.astype(np.int32))
             decode = self.plan_decode(token, seq_lens, table_row, tables, None)
         others = np.flatnonzero(num_new != 1)
-        is_fresh = self._are_fresh(batch, others)
+        starts, ends = batch.query_starts[others], batch.query_starts[others + 1]
+        is_fresh = (batch.positions[starts] == 0) & (ends - starts >= LEAST_TOKENS)
+        is_fresh &= self._uses_library
         prefill = {
             window: self.plan_prefill(
                 batch, others if window else others[~is_fresh], tables, window
             )
             for window in self.windows
         }
-        spans = np.stack((batch.query_starts[:-1], batch.query_starts[1:]), axis=1)
-        fresh = [slice(*span) for span in spans[others[is_fresh]].tolist()]
-        return TritonMetadata(
-            slots=self._send(batch.slot_mapping),
-            decode=decode,
-            shared=None,
-            prefill=prefill,
-            fresh=list(group_by_length(fresh)),
-        )
-
-    def _are_fresh(self, batch: Batch, requests: IntArray) -> npt.NDArray[np.bool_]:
-        """Which of them go to the library, in layers without a window."""
-        if not self._uses_library:
-            return np.zeros(len(requests), dtype=np.bool_)
-        starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
-        is_fresh: npt.NDArray[np.bool_] = batch.positions[starts] == 0
-        return is_fresh & (ends - starts >= LEAST_TOKENS)
+        prompts = [slice(*span) for span in np.stack((starts, ends), axis=1)[is_fresh].tolist()]
+        slots, fresh = self._send(batch.slot_mapping), list(group_by_length(prompts))
+        return TritonMetadata(slots, decode, None, prefill, fresh)
 
     def plan_decode(
         self,
@@ -156,36 +143,20 @@ class TritonAttention:
             block_tables: see ``DecodeWork``.
             shared: beginnings that are read once for several requests.
         """
-        return {
-            window: self._plan_window(token, seq_lens, table_row, block_tables, shared, window)
-            for window in self.windows
-        }
-
-    def _plan_window(
-        self,
-        token: Tensor,
-        seq_lens: Tensor,
-        table_row: Tensor,
-        block_tables: Tensor,
-        shared: SharedWork | None,
-        window: int | None,
-    ) -> DecodeWork:
-        if window is not None:
-            shared = None
-            starts = (seq_lens - window).clamp_(min=0)
-        else:
-            starts = shared.lengths if shared else torch.zeros_like(seq_lens)
-        return DecodeWork(
-            token,
-            seq_lens,
-            table_row,
-            block_tables,
-            starts,
-            cut(starts, seq_lens, self._num_kv_heads, self._num_processors),
-            self._partials,
-            self._arrivals,
-            shared.as_part() if shared else None,
-        )
+        works = {}
+        for window in self.windows:
+            here = shared if window is None else None
+            starts = here.lengths if here else torch.zeros_like(seq_lens)
+            if window is not None:
+                starts = (seq_lens - window).clamp_(min=0)
+            pieces = cut(starts, seq_lens, self._num_kv_heads, self._num_processors)
+            works[window] = DecodeWork(
+                *(token, seq_lens, table_row, block_tables, starts, pieces),
+                self._partials,
+                self._arrivals,
+                here.as_part() if here else None,
+            )
+        return works
 
     def plan_prefill(
         self, batch: Batch, requests: IntArray, tables: Tensor, window: int | None
@@ -231,12 +202,9 @@ class TritonAttention:
         position = batch.positions[token]
         longest_first = np.argsort(-position, kind="stable")
         tiles = np.stack((table_rows[requests[owner]], token, num_tokens, position), axis=1)
-        return cut_tiles(
-            tiles[longest_first],
-            self._num_kv_heads,
-            self._num_processors,
-            windowed=window is not None,
-        ).astype(np.int32)
+        programs = (self._num_kv_heads, self._num_processors)
+        pieces = cut_tiles(tiles[longest_first], *programs, windowed=window is not None)
+        return pieces.astype(np.int32)
 
     def most_prefill_pieces(self, num_tokens: int, num_prompts: int) -> int:
         """No step of so many has more pieces."""

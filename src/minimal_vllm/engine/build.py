@@ -258,8 +258,9 @@ def _warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: M
         OutputProcessor(None),
     )
     params = SamplingParams(max_tokens=2, ignore_eos=True)
-    largest_step = [1024] + [900] * (config.max_num_batched_tokens // 900)
-    for lengths in ([32], [2] * 5, largest_step):  # alone, with others, and launched by the CPU
+    # Alone, with others, and launched by the CPU: with prompts as the library wants them, and not.
+    largest_step = [1024, 1030] + [900] * (config.max_num_batched_tokens // 900)
+    for lengths in ([32], [2] * 5, largest_step):
         for index, length in enumerate(lengths):
             prompt = [0] * min(length, config.max_model_len - 1)
             engine.add_request(str(index), prompt, params, cache_salt=str(index))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minimal_vllm.attention.kernels.shared import SharedWork
 from minimal_vllm.attention.triton_backend import TritonAttention, TritonMetadata
 from minimal_vllm.engine.kernels.rows import RowInputs, begin_step, end_step
-from minimal_vllm.engine.recording import Recorder, Recording, batch_sizes
+from minimal_vllm.engine.recording import Recorder, Recording, batch_sizes, next_size
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.row_table import RowTable, padded_order
 from minimal_vllm.engine.runner import ModelState
@@ -118,7 +118,7 @@ class DecodeGraphs:
 
     def replay(self, requests: Sequence[Request]) -> StepOutputs:
         """Compute a token for each request, all of which are in the table."""
-        size = next(size for size in self._memory.batch_sizes if size >= len(requests))
+        size = next_size(self._memory.batch_sizes, len(requests))
         if requests != self._known:
             self._send_order(requests, size)
         if (size, self._shares) not in self._recordings:

@@ -25,6 +25,7 @@ from minimal_vllm.engine.runner import (
     forward,
 )
 from minimal_vllm.engine.scheduler import Plan
+from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling.row import needs_only_numbers
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 from minimal_vllm.transfer import Fetch, send
@@ -43,21 +44,17 @@ class QueuedStep:
     """A step in the GPU's queue."""
 
     tokens: Fetch
-    special: dict[int, int]
-    """Rows of the full sampler's output, by their places among all."""
-    sampled: SamplerOutput | None
-    """The full sampler's."""
+    special: list[int]
+    """The places, among all, of the rows that the full sampler has chosen for."""
+    logprobs: list[TokenLogprobs | None]
+    """Of these."""
     prompt_logprobs: list[PromptLogprobs]
 
     def wait(self) -> StepResult:
         """Its tokens, once they are there."""
         token_ids = self.tokens.wait()
-        logprobs = [
-            self.sampled.logprobs[self.special[place]]
-            if self.sampled and place in self.special
-            else None
-            for place in range(len(token_ids))
-        ]
+        known = dict(zip(self.special, self.logprobs, strict=True))
+        logprobs = [known.get(place) for place in range(len(token_ids))]
         return StepResult(SamplerOutput(token_ids, logprobs), self.prompt_logprobs)
 
 
@@ -115,17 +112,16 @@ class CudaRunner:
     ) -> QueuedStep:
         """Let the full sampler choose for those who ask for more than numbers can tell."""
         logits, tokens = outputs.logits, outputs.tokens
-        places = [
+        special = [
             place for place, request in enumerate(requests) if not needs_only_numbers(request)
         ]
-        sampled = None
-        if places:
-            device = self._state.device
-            index = send(np.array(places), device)
-            sampled = sample(logits[index], [requests[place] for place in places])
-            chosen = send(np.array(sampled.token_ids), device)
+        logprobs: list[TokenLogprobs | None] = []
+        if special:
+            device, chosen_for = self._state.device, [requests[place] for place in special]
+            index = send(np.array(special), device)
+            sampled = sample(logits[index], chosen_for)
+            logprobs, chosen = sampled.logprobs, send(np.array(sampled.token_ids), device)
             tokens[index] = chosen
-            rows = send(np.array([requests[place].row for place in places]), device)
+            rows = send(np.array([request.row for request in chosen_for]), device)
             self._table.note_tokens(rows, chosen)
-        special = {place: row for row, place in enumerate(places)}
-        return QueuedStep(Fetch(tokens), special, sampled, prompt_logprobs)
+        return QueuedStep(Fetch(tokens), special, logprobs, prompt_logprobs)

@@ -27,7 +27,7 @@ from minimal_vllm.attention.triton_backend import TritonMetadata
 from minimal_vllm.engine.batch import Batch, Int32Array, IntArray
 from minimal_vllm.engine.cuda_graph import GraphMemory, StepOutputs, sample_and_end
 from minimal_vllm.engine.kernels.rows import begin_step, place_tokens
-from minimal_vllm.engine.recording import Recorder, Recording, token_counts
+from minimal_vllm.engine.recording import Recorder, Recording, next_size, token_counts
 from minimal_vllm.engine.scheduler import Plan
 from minimal_vllm.model.step import Step
 from minimal_vllm.transfer import send
@@ -38,6 +38,8 @@ FEW_REQUESTS = 32
 LINE = 4
 """Regions begin at multiples of 16 bytes: so kernels are compiled once, whatever the sizes."""
 PENDING = -1
+TOKEN_INPUTS = ("tokens", "positions", "rows")
+DECODE_INPUTS = ("decoding", "seq_lens", "decoding_rows")
 
 
 class InputMemory:
@@ -87,15 +89,12 @@ class MixedGraphs:
         self._decode_counts = sorted({min(FEW_REQUESTS, most_requests), most_requests})
         most_numbers = attention.most_prefill_pieces(most_tokens, MOST_PROMPTS) * PIECE_COLUMNS
         regions = {
-            "tokens": (most_tokens, 0),
-            "positions": (most_tokens, 0),
-            "rows": (most_tokens, table.nobody),
-            "decoding": (most_requests, 0),
-            "seq_lens": (most_requests, 0),
-            "decoding_rows": (most_requests, 0),
+            **dict.fromkeys(TOKEN_INPUTS, (most_tokens, 0)),
+            **dict.fromkeys(DECODE_INPUTS, (most_requests, 0)),
             "last": (most_requests, 0),
-            "sampling_rows": (most_requests, table.nobody),
             **{f"pieces {window}": (most_numbers, 0) for window in attention.windows},
+            "rows": (most_tokens, table.nobody),
+            "sampling_rows": (most_requests, table.nobody),
         }
         self._inputs = InputMemory(regions, memory.state.device)
         self._prefill = {
@@ -122,12 +121,12 @@ class MixedGraphs:
         memory, num_sampling = self._memory, len(batch.sampling)
         decoding = np.flatnonzero(batch.num_new == 1)
         self._inputs.set(self._numbers_of(batch, decoding))
-        num_tokens = _next(self._token_counts, len(batch.input_ids))
-        num_decoding = min(_next(self._decode_counts, len(decoding)), num_tokens)
+        num_tokens = next_size(self._token_counts, len(batch.input_ids))
+        num_decoding = min(next_size(self._decode_counts, len(decoding)), num_tokens)
         memory.share([plan.scheduled[place].request for place in decoding], num_decoding)
         self._bodies[num_tokens, num_decoding].replay()
         if num_sampling:
-            self._heads[_next(memory.batch_sizes, num_sampling)].replay()
+            self._heads[next_size(memory.batch_sizes, num_sampling)].replay()
         return memory.outputs.first(num_sampling)
 
     def _numbers_of(self, batch: Batch, decoding: IntArray) -> dict[str, IntArray | Int32Array]:
@@ -170,13 +169,9 @@ class MixedGraphs:
         """The hidden states of all tokens; leaves ``_hidden``."""
         memory, inputs = self._memory, self._inputs
         state, attention, tables = memory.state, memory.attention, memory.table.block_tables
-        tokens, positions, rows = (
-            inputs[name][:num_tokens] for name in ("tokens", "positions", "rows")
-        )
+        tokens, positions, rows = (inputs[name][:num_tokens] for name in TOKEN_INPUTS)
         placed = place_tokens(memory.table, tokens, positions, rows, state.block_size)
-        token, seq_lens, row = (
-            inputs[name][:num_decoding] for name in ("decoding", "seq_lens", "decoding_rows")
-        )
+        token, seq_lens, row = (inputs[name][:num_decoding] for name in DECODE_INPUTS)
         shared = memory.shared(num_decoding) if memory.cascade else None
         decode = attention.plan_decode(token, seq_lens, row, tables, shared)
         num_prompts = min(MOST_PROMPTS, num_tokens // 2)
@@ -196,7 +191,3 @@ class MixedGraphs:
         rows = begin_step(table, order, state.block_size)
         hidden = self._hidden.index_select(0, self._inputs["last"][:count])
         sample_and_end(state, table, order, rows, hidden, self._memory.outputs.first(count))
-
-
-def _next(sizes: list[int], least: int) -> int:
-    return next(size for size in sizes if size >= least)

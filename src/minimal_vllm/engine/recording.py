@@ -7,7 +7,8 @@ a recording for each of some sizes of a step; a step is padded to the next one.
 Source: CUDA Programming Guide, https://docs.nvidia.com/cuda/cuda-programming-guide/, "CUDA Graphs".
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -75,6 +76,11 @@ def token_counts(most: int) -> Iterator[int]:
     dense = [power * quarters // 4 for power in powers for quarters in (5, 6, 7, 8)]
     yield from (size for size in [16, 32, 64, 128, 192, 256, *dense] if size < most)
     yield most
+
+
+def next_size(sizes: Sequence[int], least: int) -> int:
+    """What a step is padded to."""
+    return sizes[bisect_left(sizes, least)]
 
 
 def most_recorded_tokens(num_parameters: int, most: int) -> int:
