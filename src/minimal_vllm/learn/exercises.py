@@ -214,6 +214,13 @@ EXERCISES = {
             },
         ),
         Exercise(
+            "run-ahead",
+            "11-cuda-graphs",
+            "launch a step before the last one's tokens are there",
+            _function("check_ahead:check_ahead"),
+            {"MyEngine.step": "minimal_vllm.engine.engine:Engine.step"},
+        ),
+        Exercise(
             "merge",
             "12-shared-prefix",
             "attention over a whole from its parts, in Triton",
