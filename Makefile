@@ -18,12 +18,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # Strict: a link that leads nowhere, or a name that isn't documented, is an error.
-docs: $(VENV)/.installed-dev
+docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -n -b html docs build/docs
 	@echo "Open build/docs/index.html."
 
 # The links to other sites, which need the network.
-linkcheck: $(VENV)/.installed-dev
+linkcheck: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build --keep-going -b linkcheck docs build/linkcheck
 
 clean:
@@ -36,6 +36,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), this once. PyTorch is large: the README has how to get it without CUDA."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[server,structured,learn]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -1,4 +1,5 @@
 import sys
+from importlib import import_module
 from textwrap import dedent
 from typing import Protocol
 
@@ -91,14 +92,21 @@ def test_a_file_can_t_take_the_place_of_a_module_that_others_use(write):
     assert sys.modules["queue"] is queue
 
 
+def test_a_file_that_was_imported_already_is_that_module(write, monkeypatch):
+    path = write(FITTING)
+    monkeypatch.syspath_prepend(path.parent)
+    imported = import_module(path.stem)
+    assert load_class(f"{path}:Polite", Greeter) is imported.Polite
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
         (
             "pass",
-            r"Mine can't take the place of Greeter: it lacks greet\(self, name: str, \*, loud",
+            r"Mine can't take the place of Greeter: it lacks greet\(self, name, \*, loud\)$",
         ),
-        ("def greet(self): ...", r"its greet\(self\) should be greet\(self, name: str"),
+        ("def greet(self): ...", r"its greet\(self\) should be greet\(self, name, "),
         ("def greet(self, name): ...", r"its greet\(self, name\) should be greet"),
     ],
 )
@@ -119,7 +127,7 @@ def test_an_abstract_method_that_was_forgotten_is_missed(write):
             def __contains__(self, block): ...
             def __len__(self): ...
     """)
-    with pytest.raises(ValueError, match=r"it lacks evict\(self\) -> int$"):
+    with pytest.raises(ValueError, match=r"it lacks evict\(self\)$"):
         load_class(f"{path}:Forgetful", EvictionStrategy)
 
 

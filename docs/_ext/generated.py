@@ -164,7 +164,8 @@ class MetricsDirective(SphinxDirective):
         """A list of all that ``GET /metrics`` can give."""
         listed = addnodes.desc(domain="std", objtype="metric", classes=["metric"])
         for family in text_string_to_metric_families(rendered_metrics()):
-            if family.name.startswith("process_"):  # the library's own, and not on every system
+            # The library's own: the process's are not on every system, and times are no news.
+            if family.name.startswith("process_") or family.name.endswith("_created"):
                 continue
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             suffix = "_total" if family.type == "counter" else ""

@@ -25,8 +25,8 @@ OPERATORS = ("__call__", "__contains__", "__len__")
 def load_class(part: Part, interface: type[T]) -> type[T]:
     """The class that ``part`` is or names.
 
-    A file is run anew each time, as a module of its own name. What lies beside it can't be
-    imported from it: ``sys.path`` is left as it is.
+    A file is run anew each time, as a module of its own name, unless somebody has imported it. What
+    lies beside it can't be imported from it: ``sys.path`` is left as it is.
 
     Args:
         part: see ``Part``.
@@ -98,6 +98,8 @@ def load_file(path: Path) -> ModuleType:
         raise ValueError(f"there is no file {path}")
     loaded = sys.modules.get(name)
     if loaded and not isinstance(getattr(loaded, "__loader__", None), _PartLoader):
+        if Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
+            return loaded
         raise ValueError(f"{path} can't be loaded: another module is called {name}; rename it")
     spec = spec_from_file_location(name, path, loader=_PartLoader(name, str(path)))
     assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - a loader is given
@@ -138,7 +140,13 @@ def _methods(interface: type) -> dict[str, Any]:
 
 
 def _described(name: str, method: Any) -> str:
-    return f"{name}{inspect.signature(method)}" if isinstance(method, FunctionType) else name
+    """A method as one calls it: types, which are not checked, would hide its arguments."""
+    if not isinstance(method, FunctionType):
+        return name
+    parameters = inspect.signature(method).parameters.values()
+    return (
+        f"{name}{inspect.Signature([each.replace(annotation=each.empty) for each in parameters])}"
+    )
 
 
 def _takes_arguments_of(own: Any, wanted: Any) -> bool:

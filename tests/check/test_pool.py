@@ -123,7 +123,7 @@ MUTANTS = {
     SharesWithoutCounting: rules.BOOKS,
     KeepsNamesOfEvicted: rules.GIVES_WAY,
     ForgetsToTellWhatWasEvicted: rules.EVICTED,
-    ChecksNothing: rules.BOOKS,
+    ChecksNothing: rules.COMPLAINS,
     IsEmptiedInPlace: rules.EMPTIED,
     CountsInTheClass: REPEATABLE,
     Raises: RAISES,

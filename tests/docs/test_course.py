@@ -13,6 +13,8 @@ CHAPTERS = [
     for path in sorted(ROOT.glob("docs/course/*.md"))
     if not path.name.startswith("00")
 ]
+ELSEWHERE = {"gate_proj", "up_proj", "build_batch"}
+"""What is said to be in a checkpoint, or in another chapter's code."""
 FORM = [
     "The problem, measured",
     "The idea",
@@ -33,6 +35,17 @@ def test_a_chapter_includes_code_and_pastes_none(chapter):
     text = read(chapter)
     assert "{literalinclude}" in text
     assert code_blocks(text, "python") == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_is_to_be_noticed_in_code_is_in_the_code_that_is_shown(chapter):
+    text = read(chapter)
+    files = set(re.findall(r"{literalinclude} (\S+)", text))
+    shown = [(ROOT / chapter).parent.joinpath(file).read_text("utf-8") for file in files]
+    prose = re.sub(r"^```.*?^```$", "<code>", text, flags=re.DOTALL | re.MULTILINE)
+    notices = re.findall(r"^\*Notice:\*.*?(?=<code>|^#)", prose, re.DOTALL | re.MULTILINE)
+    names = set(re.findall(r"`(\w+_\w+)`", "".join(notices))) - ELSEWHERE
+    assert names - set(re.findall(r"\w+", "\n".join(shown))) == set()
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from tests.markdown import ROOT
+from tests.view.browser import new_page
 
 DOCS = ROOT / "docs"
 
@@ -60,6 +61,38 @@ def test_links_lead_to_places_that_exist_and_nothing_is_loaded_from_elsewhere(si
     assert "../source/src/minimal_vllm/model/config.py.html" in rows_of_rooms
     loaded = {each for links in pages.values() for each in links.loaded}
     assert {each for each in loaded if "://" in each} == set()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_is_wider_than_its_screen(site, chromium, width):
+    screen = new_page(chromium, viewport={"width": width, "height": 844})
+    too_wide = []
+    for page in sorted(site.rglob("*.html")):
+        if page.relative_to(site).parts[0] not in ("source", "_modules"):
+            screen.goto(page.as_uri())
+            if screen.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                too_wide.append(page.name)
+    screen.close()
+    assert too_wide == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("preemption", "9. Preemption"),
+        ("chunked prefill", "8. Chunked prefill and the token budget"),
+        ("max_num_seqs", "minimal_vllm.config.EngineConfig.max_num_seqs"),
+    ],
+)
+def test_what_is_searched_for_is_found_first(site, chromium, words, place):
+    screen = new_page(chromium)
+    screen.goto((site / "index.html").as_uri())
+    screen.fill("input.sidebar-search", words)
+    screen.press("input.sidebar-search", "Enter")
+    assert screen.locator("#search-results li > a").first.text_content() == place
+    screen.close()
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.name)

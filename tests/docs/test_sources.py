@@ -24,7 +24,10 @@ IDEAS = [
     "cache/eviction.py",
     "cache/prefix_hash.py",
     "engine/cuda_graph.py",
+    "engine/engine.py",  # asynchronous scheduling
     "engine/scheduler.py",  # continuous batching, chunked prefill, preemption
+    "engine/scheduling_policies.py",
+    "engine/shared_prefix.py",
     "model/layers.py",
     "model/rope.py",
     "model/rope_frequencies.py",
@@ -32,6 +35,7 @@ IDEAS = [
     "sampling/logit_rules.py",  # penalties
     "sampling/uniform.py",
     "sim/cost_model.py",
+    "stats/slo.py",
 ]
 
 

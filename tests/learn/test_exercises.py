@@ -8,12 +8,20 @@ from click.testing import CliRunner
 
 from minimal_vllm.cli.main import main
 from minimal_vllm.learn.exercises import EXERCISES
+from minimal_vllm.learn.progress import FILE_NAME
 from tests.learn.solutions import solution
+from tests.markdown import read
 
 
 def needs(name):
     lacks_triton = EXERCISES[name].needs_triton and find_spec("triton") is None
     return pytest.param(name, marks=pytest.mark.skipif(lacks_triton, reason="needs Triton"))
+
+
+def test_what_a_learner_writes_is_neither_git_s_nor_the_linter_s():
+    ignored = read(".gitignore").splitlines()
+    written = [FILE_NAME, *(exercise.file_name for exercise in EXERCISES.values())]
+    assert {f"/{name}" for name in written} <= set(ignored)
 
 
 ALL = [needs(name) for name in EXERCISES]

@@ -89,7 +89,13 @@ EVICTED = Rule(
     "06-prefix-caching",
 )
 BOOKS = Rule(
-    "check() accepts books that are right, and raises InvariantError for tables that are not.",
+    "The pool's books agree with the block tables: check() has nothing to complain of.",
+    "A block that counts fewer owners than it has is handed out under one of them; one that counts "
+    "more is never free again.",
+    "03-paging",
+)
+COMPLAINS = Rule(
+    "check() raises InvariantError for block tables that do not agree with the books.",
     "All other tests of the engine rely on it to find what is wrong.",
     "03-paging",
 )
@@ -317,14 +323,14 @@ class _Play:
         try:
             self._pool.check(self._tables)
         except InvariantError as error:
-            raise Broken(
-                BOOKS, f"InvariantError: {error}", "nothing: the books are right"
-            ) from None
+            raise Broken(BOOKS, f"InvariantError: {error}", "nothing") from None
         try:
             self._pool.check([*self._tables, [0]])
         except InvariantError:
             return
-        raise Broken(BOOKS, "nothing was raised", "InvariantError: nobody gave that table block 0")
+        raise Broken(
+            COMPLAINS, "nothing was raised", "InvariantError: nobody gave that table block 0"
+        )
 
     def _call(self, name: str, *arguments: object) -> list[int]:
         result: list[int] = self._history.call(

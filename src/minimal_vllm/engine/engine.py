@@ -1,4 +1,8 @@
-"""The engine: requests go in, ``step`` is called again and again, outputs come out."""
+"""The engine: requests go in, ``step`` is called again and again, outputs come out.
+
+Planning a step while the one before it runs is vLLM's asynchronous scheduling (its
+``v1/core/sched/async_scheduler.py``, 2025), and SGLang's overlap scheduler (2024).
+"""
 
 import logging
 from collections import deque

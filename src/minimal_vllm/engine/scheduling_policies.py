@@ -1,4 +1,9 @@
-"""Who is served first."""
+"""Who is served first.
+
+The two policies of vLLM, under its names (``--scheduling-policy``,
+https://docs.vllm.ai/en/latest/cli/serve/). Here each is a key: among unequal requests it never
+changes its mind, so that who waits and who runs stand in one order.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,8 @@
-"""Which decoding requests begin with the same blocks, so that these can be read once for all."""
+"""Which decoding requests begin with the same blocks, so that these can be read once for all.
+
+Source: Juravsky et al., *Hydragen*, 2024, https://arxiv.org/abs/2402.05099; Ye et al., *Cascade
+Inference*, 2024. Here the block tables say who shares what, so that nobody has to declare it.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence

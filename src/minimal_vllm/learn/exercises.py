@@ -85,6 +85,7 @@ MODEL = "minimal_vllm.model.config:ModelConfig"
 REFERENCE = "minimal_vllm.attention.reference"
 FILTERS = "minimal_vllm.sampling.filters"
 KERNELS = "minimal_vllm.attention.kernels"
+DETOKENIZER = "minimal_vllm.text.detokenizer:Detokenizer"
 METHODS = ("__init__", "insert", "remove", "evict", "in_order", "__contains__", "__len__")
 """Of an eviction strategy."""
 
@@ -213,12 +214,29 @@ EXERCISES = {
             },
         ),
         Exercise(
+            "run-ahead",
+            "11-cuda-graphs",
+            "launch a step before the last one's tokens are there",
+            _function("check_ahead:check_ahead"),
+            {"MyEngine.step": "minimal_vllm.engine.engine:Engine.step"},
+        ),
+        Exercise(
             "merge",
             "12-shared-prefix",
             "attention over a whole from its parts, in Triton",
             _function("check_kernels:check_merge"),
             {"merge_part": f"{KERNELS}.softmax:merge_part"},
             needs_triton=True,
+        ),
+        Exercise(
+            "stream-text",
+            "13-serving",
+            "give out only text that is certain",
+            _function("check_stream:check_stream"),
+            {
+                f"MyDetokenizer.{name}": f"{DETOKENIZER}.{name}"
+                for name in ("_add", "_num_undecided")
+            },
         ),
         Exercise(
             "beat-fcfs",

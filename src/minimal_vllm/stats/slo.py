@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Slo:
     """A service level objective: limits of a request's latencies, in milliseconds.
 
-    The rate of requests that meet one is the *goodput* (DistServe, arXiv 2401.09670).
+    The rate of requests that meet one is the *goodput* (Zhong et al., *DistServe*, OSDI 2024).
     """
 
     ttft: float = math.inf
