@@ -5,6 +5,7 @@ import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 
 const DETAIL = 30; // cells of so many pixels show their tokens
 const LABEL = 44; // … and their number
+const WIDE = 76; // … and, of those that were evicted, the word beside it
 const DOT = 5; // cells up to this are nothing but a colour, written into an image
 const MAX_CELL = 130;
 const MIN_CELL = 2;
@@ -55,8 +56,9 @@ export class PoolView {
     const clientHeight = parseFloat(getComputedStyle(this.canvas.parentElement).minHeight);
     let cell = MAX_CELL;
     while (cell > MIN_CELL && Math.floor(clientWidth / cell) * Math.floor(clientHeight / cell) < count) cell -= 1;
-    const columns = Math.max(1, Math.floor(clientWidth / cell));
-    const rows = Math.ceil(count / columns);
+    const most = Math.max(1, Math.floor(clientWidth / cell));
+    const rows = Math.ceil(count / most);
+    const columns = cell < DETAIL ? most : Math.ceil(count / rows); // large ones fill their rows evenly
     const width = cell < DETAIL ? cell : clientWidth / columns;
     const height = cell < DETAIL ? cell : Math.min(clientHeight / rows, width * 0.9);
     Object.assign(this, { clientWidth, count, cell, columns, width, height, tall: Math.max(rows * height, 1) });
@@ -198,7 +200,8 @@ export class PoolView {
     context.fillStyle = kind === FREE ? theme.muted : theme.ink;
     context.textAlign = "left";
     context.fillText(String(block), x + 7, y + 11);
-    const note = marks & 2 ? "evicted" : kind === SHARED ? `×${state.references[block]}` : "";
+    const isWide = width >= WIDE;
+    const note = marks & 2 ? (isWide ? "evicted" : "✕") : kind === SHARED ? `×${state.references[block]}` : "";
     context.fillStyle = marks & 2 ? theme.alarm : theme.ink;
     context.textAlign = "right";
     context.fillText(note, x + width - 2, y + 11);
