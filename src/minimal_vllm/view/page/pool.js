@@ -143,12 +143,17 @@ export class PoolView {
     return kind === FREE ? theme.slot : colourOf(owner, kind === CACHED ? "pale" : "full");
   }
 
-  /** One square, with a smaller one in it if it is shared. */
+  /** One square, with a smaller one in it if it is shared, and hollow as far as it is empty. */
   drawSmall(state, block, marks, owner, x, y) {
     const { context } = this;
     const size = this.cell - 1;
     context.fillStyle = this.smallColour(state, block, marks, owner);
     context.fillRect(x, y, size, size);
+    const empty = 1 - state.fill[block] / state.facts.block_size;
+    if (empty > 0 && state.references[block] > 0) {
+      context.fillStyle = theme.slot;
+      context.fillRect(x + 1, y + 1, size - 2, (size - 2) * empty);
+    }
     if (state.kindOf(block) === SHARED) {
       context.fillStyle = theme.ink;
       context.fillRect(x + size / 3, y + size / 3, size / 3, size / 3);
