@@ -114,6 +114,35 @@ def test_blocks_that_are_evicted_for_the_same_reason_are_told_of_together(chromi
         ]
 
 
+SMALL_CELLS = """async () => {
+  const { theme, wordOf } = await import("/view/page/theme.js");
+  const { pool, player: { state } } = view;
+  const { data, width } = pool.context.getImageData(0, 0, pool.canvas.width, pool.canvas.height);
+  const pixels = new Uint32Array(data.buffer);
+  const isEmptyAt = (block, share) => {
+    const x = (block % pool.columns) * pool.cell + 2;
+    const y = Math.floor(block / pool.columns) * pool.cell + Math.round(share * (pool.cell - 1));
+    return pixels[y * width + x] === wordOf(theme.slot);
+  };
+  return [...state.references.keys()].filter((block) => state.references[block] === 1)
+    .map((b) => [state.fill[b] / state.facts.block_size, isEmptyAt(b, 0.2), isEmptyAt(b, 0.9)]);
+}"""
+
+
+def test_a_small_cell_is_filled_as_far_as_its_block(chromium, serve_trace, tmp_path):
+    write_trace(tmp_path / "trace.jsonl", num_blocks=400, num_requests=20, num_steps=6)
+    with page_at(chromium, serve_trace(tmp_path / "trace.jsonl")) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        until(page, "!view.stale")
+        cells = page.evaluate(SMALL_CELLS)
+    by_fill = {fill: looks for fill, *looks in cells}
+    assert by_fill[1.0] == [False, False]
+    partial = [looks for fill, looks in by_fill.items() if 0.2 < fill < 0.7]
+    assert partial
+    assert all(looks == [True, False] for looks in partial)
+
+
 @pytest.mark.parametrize("width", [800, 1280, 1920])
 def test_all_panels_have_room(chromium, replay_url, width):
     with page_at(chromium, replay_url, viewport={"width": width, "height": 900}) as page:
