@@ -1,10 +1,11 @@
 """How large the core is: ``python -m benchmarks.core_lines``.
 
 The core is what every request passes through from ``LLM.generate`` to the kernels and back, on a
-CPU or on a GPU. Not in it: what runs at start-up only (loading, sizing), what watches
-(``StepWatch``, traces), what only some requests have (grammars), what holds or translates (options,
-outputs, the tokenizer around its library), and the plain attention that the fast ones are held to,
-which nobody meets who doesn't ask for it. The kernels are counted on a line of their own.
+CPU or on a GPU. Not in it: what runs at start-up only (loading, sizing, the recording of graphs),
+what watches (``StepWatch``, traces), what only some requests have (grammars), what holds or
+translates (options, outputs, the tokenizer around its library), and the plain attention that the
+fast ones are held to, which nobody meets who doesn't ask for it. The kernels are counted on a line
+of their own.
 
 A line of code is one that holds code: no blank line, no comment, no docstring.
 """
@@ -42,6 +43,7 @@ CORE = {
         "engine/shared_prefix.py",
         "engine/cuda_runner.py",
         "engine/cuda_graph.py",
+        "engine/mixed_graph.py",
     ),
     "the network": (
         "model/decoder.py",

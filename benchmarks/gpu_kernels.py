@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, print_table, report
-from benchmarks.gpu_workloads import COPY, PRODUCT
+from benchmarks.gpu_workloads import COPY, PRODUCT, this_gpu
 from minimal_vllm.attention.kernels.decode import decode_attention
 from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
@@ -37,8 +37,6 @@ from minimal_vllm.model.kernels.small_batch import small_linear
 from minimal_vllm.sim.hardware import GPUS
 
 BLOCK_SIZE = 16
-BYTES_PER_SECOND = GPUS["h200"].bandwidth * 1e12 * COPY
-FLOPS_PER_SECOND = GPUS["h200"].tflops * 1e12 * PRODUCT
 L2_CACHE = 60e6
 """Bytes of an H200's."""
 CALLS, REPLAYS = 100, 20
@@ -164,7 +162,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
     if common:
         shared = paged.attention.new_shared_work(len(lengths))
         prefix = SharedPrefix(list(range(len(lengths))), common)
-        paged.attention.fill_shared_work(shared, [prefix])
+        paged.attention.fill_shared_work(shared, [prefix], len(lengths))
         timings.append(
             Timing(
                 "shared",
@@ -207,8 +205,8 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
         logit_indices=np.zeros(0, dtype=np.int64),
         sampling=[],
         wants_all_logits=False,
+        rows=np.arange(len(requests)),
         pending=np.zeros(0, dtype=np.int64),
-        pending_rows=np.zeros(0, dtype=np.int64),
     )
     plan = paged.attention.plan_prefill(batch, np.arange(len(requests)), paged.tables, None)
     if plan is None:
@@ -290,7 +288,10 @@ def time_products(bench: Bench, num_tokens: int) -> Iterator[Timing]:
 
 def _floor_of(num_bytes: float, flops: float) -> float:
     """Microseconds."""
-    return max(num_bytes / BYTES_PER_SECOND, flops / FLOPS_PER_SECOND) * 1e6
+    name = this_gpu() or "h200"
+    gpu = GPUS[name]
+    bytes_per_second = gpu.bandwidth * 1e12 * COPY[name]
+    return max(num_bytes / bytes_per_second, flops / (gpu.tflops * 1e12 * PRODUCT)) * 1e6
 
 
 # ---- the command --------------------------------------------------------------------------------

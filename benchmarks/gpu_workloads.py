@@ -3,12 +3,13 @@
 python -m benchmarks.gpu_workloads [--model qwen3-8b] [--workload chat] [--without graphs]
 
 Random weights in the shape of a known model, in bfloat16; random prompts, exact output lengths, the
-end-of-text token ignored. Each workload runs twice, and the second time is told: the first also
-prepares what is compiled or planned by size. ``chat`` is not in vLLM's table: mostly short lengths,
+end-of-text token ignored. Each workload runs twice: in the first run the library also plans its
+kernels for each size that is new to it. ``chat`` is not in vLLM's table: mostly short lengths,
 some long, arriving one by one (a Poisson process).
 
 The floor is the simulator's time for the same schedule on a GPU that has the rates of a large copy
-and of a large matrix product all the time, with nothing between its kernels.
+and of a large matrix product all the time, with nothing between its kernels. Seconds are compared
+with vLLM's on the kind of card that vLLM ran on alone; shares of the floor, on any.
 """
 
 import json
@@ -19,7 +20,7 @@ from math import exp, log
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -37,8 +38,12 @@ from minimal_vllm.sim.presets import PRESETS
 from minimal_vllm.sim.simulation import design, simulate
 
 VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
-COPY, PRODUCT = 4.3 / 4.8, 790 / 989
-"""The rates of a large copy and of a large product on an H200, as shares of the datasheet's."""
+Gpu = Literal["h200", "h100"]
+COPY: dict[Gpu, float] = {"h200": 4.3 / 4.8, "h100": 3.0 / 3.35}
+"""The rate of a large copy, measured, as a share of the datasheet's, by GPU."""
+PRODUCT = 790 / 989
+"""The same of a large product, on either."""
+VLLM_RAN_ON: Gpu = "h200"
 SWITCHES: dict[str, dict[str, Any]] = {
     "graphs": {"enforce_eager": True},
     "async": {"async_scheduling": False},
@@ -54,9 +59,13 @@ class Score:
     """How a workload went; times in seconds."""
 
     workload: str
+    first_seconds: float
+    """Of the first run."""
     seconds: float
     floor: float | None
     vllm_seconds: float | None
+    vllm_floor: float | None
+    """On the GPU that it ran on."""
     median_ttft: float
     p99_ttft: float
 
@@ -136,15 +145,21 @@ def _run_as_they_come(
 # ---- what to compare with -----------------------------------------------------------------------
 
 
-def floor_seconds(model: str, workload: str) -> float | None:
+def this_gpu() -> Gpu | None:
+    """Which of those in ``COPY`` it is; None: another, or none."""
+    name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
+    return next((gpu for gpu in COPY if gpu in name), None)
+
+
+def floor_seconds(model: str, workload: str, gpu: Gpu | None) -> float | None:
     """The simulator's time on a GPU with full rates and no overheads; None: not known to it."""
-    if workload not in FIXED_WORKLOADS:
+    if workload not in FIXED_WORKLOADS or gpu is None:
         return None
     config = SimulationConfig(
         EngineConfig(model),
-        FleetConfig(gpu="h200"),
+        FleetConfig(gpu=gpu),
         Achieved(
-            bandwidth_fraction=COPY,
+            bandwidth_fraction=COPY[gpu],
             matmul_fraction=PRODUCT,
             attention_fraction=PRODUCT,
             step_overhead_ms=0,
@@ -190,13 +205,15 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
 def measure(llm: LLM, model: str, name: str) -> Score:
     """The second run of a workload."""
     requests, arrivals = make_workload(name)
-    run_once(llm, requests, arrivals)
+    first_seconds, _ = run_once(llm, requests, arrivals)
     seconds, ttfts = run_once(llm, requests, arrivals)
     return Score(
         name,
+        first_seconds,
         seconds,
-        floor_seconds(model, name),
+        floor_seconds(model, name, this_gpu()),
         vllm_seconds().get((model, name)),
+        floor_seconds(model, name, VLLM_RAN_ON),
         *np.percentile(ttfts, [50, 99]).tolist(),
     )
 
@@ -204,19 +221,25 @@ def measure(llm: LLM, model: str, name: str) -> Score:
 def print_scores(title: str, scores: Sequence[Score]) -> None:
     """A row for each workload."""
 
-    def share(numerator: float | None, score: Score) -> str:
-        return f"{numerator / score.seconds:.2f}" if numerator else ""
+    def ratio(numerator: float | None, denominator: float | None) -> str:
+        return f"{numerator / denominator:.2f}" if numerator and denominator else ""
 
+    same_gpu = this_gpu() == VLLM_RAN_ON
     print_table(
         title,
-        ["workload", "seconds", "vLLM", "vLLM / ours", "floor / ours", "median TTFT", "p99 TTFT"],
+        [
+            *("workload", "first run", "seconds", "floor / ours", "vLLM on an H200"),
+            *("its floor / vLLM", "vLLM / ours", "median TTFT", "p99 TTFT"),
+        ],
         [
             [
                 score.workload,
+                f"{score.first_seconds:.3f}",
                 f"{score.seconds:.3f}",
+                ratio(score.floor, score.seconds),
                 f"{score.vllm_seconds or ''}",
-                share(score.vllm_seconds, score),
-                share(score.floor, score),
+                ratio(score.vllm_floor, score.vllm_seconds),
+                ratio(score.vllm_seconds, score.seconds) if same_gpu else "",
                 f"{score.median_ttft:.3f}",
                 f"{score.p99_ttft:.3f}",
             ]
@@ -250,10 +273,17 @@ def main(
         record_profile(llm, profile_path)
         return
     scores = [measure(llm, model, name) for name in names or WORKLOADS]
-    title = model + (f" without {without}" if without else "") + f", ready in {built:.1f} s"
+    gpu = torch.cuda.get_device_name()
+    title = model + (f" without {without}" if without else "") + f", {gpu}, ready in {built:.1f} s"
     print_scores(title, scores)
     stem = "-".join(["gpu_workloads", model, *([without] if without else [])])
-    settings = {"model": model, "without": without, "block_size": block_size, "ready": built}
+    settings = {
+        "model": model,
+        "gpu": gpu,
+        "without": without,
+        "block_size": block_size,
+        "ready": built,
+    }
     report(stem, {**settings, "scores": [asdict(score) for score in scores]}, folder)
 
 

@@ -24,13 +24,16 @@ class Fetch:
     """The values of a tensor on their way to the CPU."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._values = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         self._values.copy_(tensor, non_blocking=True)
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._arrived.record()
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
 
     def wait(self) -> list[Any]:
         """They, once they are there."""
-        self._arrived.synchronize()
+        if self._arrived:
+            self._arrived.synchronize()
         values: list[Any] = self._values.tolist()
         return values

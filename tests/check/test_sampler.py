@@ -5,7 +5,7 @@ import torch
 
 from minimal_vllm.check import sampler as rules
 from minimal_vllm.check.sampler import check_sampler
-from minimal_vllm.sampling.row import needs_only_temperature
+from minimal_vllm.sampling.row import needs_only_numbers
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 
 
@@ -30,7 +30,7 @@ class LastOfEquals:
         last = logits.shape[1] - 1 - logits.flip(-1).nan_to_num().argmax(-1)
         tokens = [
             int(last[index])
-            if needs_only_temperature(row) and row.params.greedy and token >= 0
+            if needs_only_numbers(row) and row.params.greedy and token >= 0
             else token
             for index, (token, row) in enumerate(zip(asked.token_ids, rows, strict=True))
         ]

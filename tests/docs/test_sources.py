@@ -14,7 +14,8 @@ YEAR_OR_ADDRESS = re.compile(r"\b(?:19|20)\d\d\b|https://")
 
 OWN = {
     "engine/kernels/rows.py",  # how this engine keeps its table
-    "sampling/kernels/temperature.py",  # says that it repeats sampling/draw.py
+    "sampling/kernels/sample.py",  # says that it repeats sampling/sampler.py and draw.py
+    "sampling/kernels/weights.py",  # the same
 }
 KERNELS = [file for file in kernels() if not file.endswith("__init__.py") and file not in OWN]
 IDEAS = [

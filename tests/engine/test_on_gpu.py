@@ -75,7 +75,41 @@ def test_what_requests_share_is_read_right_once_for_all(checkpoint, family, casc
     assert [each.outputs[0].token_ids for each in got] == [
         each.outputs[0].token_ids for each in expected
     ]
-    assert llms[1].engine._runner._graphs._shares is cascade
+    assert llms[1].engine._runner._graphs.decode._shares is cascade
+
+
+def test_beginnings_shared_in_pairs_are_read_right(checkpoint):
+    prompts = [[(3 * i + 40 * pair) % 250 for i in range(64)] + [own, pair]
+               for pair in range(4) for own in (1, 2)]  # fmt: skip
+    expected, got = (
+        LLM(str(checkpoint("qwen3")), device=device, dtype="float32", max_model_len=256,
+            num_gpu_blocks_override=100, max_num_seqs=8).generate(prompts, GREEDY, use_tqdm=False)
+        for device in ("cpu", "cuda")
+    )  # fmt: skip
+    assert [each.outputs[0].token_ids for each in got] == [
+        each.outputs[0].token_ids for each in expected
+    ]
+
+
+@pytest.mark.parametrize("way", ["everything", "kernels"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral-window"])
+def test_requests_that_come_while_others_run_get_the_cpus_tokens(checkpoint, family, way):
+    tokens = {}
+    for device, options in (("cpu", {}), ("cuda", WAYS[way])):
+        engine = LLM(
+            str(checkpoint(family)), device=device, dtype="float32", max_model_len=256,
+            num_gpu_blocks_override=60, max_num_seqs=40, **options,
+        ).engine  # fmt: skip
+        got, waiting = {}, list(enumerate(PROMPTS * 8))
+        while waiting or engine.has_unfinished_requests:
+            if waiting:
+                index, prompt = waiting.pop(0)
+                engine.add_request(str(index), [*prompt, index], GREEDY)
+            for output in engine.step():
+                got[output.request_id] = output.outputs[0].token_ids
+        engine.scheduler.check()
+        tokens[device] = got
+    assert tokens["cuda"] == tokens["cpu"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -94,9 +128,10 @@ def test_logprobs_in_16_bits_are_close_to_those_in_float32(checkpoint, dtype):
     assert all(abs(ours - theirs) < 0.25 for ours, theirs in same)
 
 
-def test_seeded_samples_on_the_gpu_are_those_of_the_cpu(checkpoint):
+@pytest.mark.parametrize("penalty", [1.0, 1.1])  # in the graph, and behind it
+def test_seeded_samples_on_the_gpu_are_those_of_the_cpu(checkpoint, penalty):
     params = SamplingParams(
-        seed=3, max_tokens=20, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.1
+        seed=3, max_tokens=20, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=penalty
     )
     expected = complete(checkpoint("llama"), "cpu", params, dtype="float32")
     got = complete(checkpoint("llama"), "cuda", params, dtype="float32")

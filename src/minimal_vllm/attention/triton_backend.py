@@ -20,6 +20,7 @@ from minimal_vllm.attention.kernels.prefill import (
     cut_tiles,
     prefill_attention,
     tokens_per_tile,
+    wanted_tiles,
 )
 from minimal_vllm.attention.kernels.shared import (
     PARTS,
@@ -76,7 +77,7 @@ class TritonAttention:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._windows = windows
+        self.windows = windows
         self._uses_library = None in windows and is_for_library(device, dtype, shape[2])
         self._num_heads, self._num_kv_heads, self._head_dim = shape
         self._num_processors = num_processors
@@ -84,6 +85,10 @@ class TritonAttention:
         # Layers use these in turn, steps too: the GPU does one thing after the other.
         self._partials = self._new_partials(
             most_pieces(max_num_seqs, self._num_kv_heads, num_processors), self._num_heads
+        )
+        # Only fewer tiles than are wanted are cut, into as many pieces more at most.
+        self._prefill_partials = self._new_partials(
+            2 * wanted_tiles(self._num_kv_heads, num_processors) * ROWS, self._num_kv_heads
         )
         self._shared_partials = self._new_partials(PARTS * max_num_seqs, self._num_heads)
         self._arrivals = torch.zeros(
@@ -100,7 +105,7 @@ class TritonAttention:
 
     def prepare(self, batch: Batch) -> TritonMetadata:
         """Move the batch to the GPU, its decoding requests apart from the others."""
-        num_new = np.diff(batch.query_starts)
+        num_new = batch.num_new
         tables = self._send(batch.block_tables)
         decoding = np.flatnonzero(num_new == 1)
         decode = None
@@ -114,7 +119,7 @@ class TritonAttention:
             window: self.plan_prefill(
                 batch, others if window else others[~is_fresh], tables, window
             )
-            for window in self._windows
+            for window in self.windows
         }
         spans = np.stack((batch.query_starts[:-1], batch.query_starts[1:]), axis=1)
         fresh = [slice(*span) for span in spans[others[is_fresh]].tolist()]
@@ -153,7 +158,7 @@ class TritonAttention:
         """
         return {
             window: self._plan_window(token, seq_lens, table_row, block_tables, shared, window)
-            for window in self._windows
+            for window in self.windows
         }
 
     def _plan_window(
@@ -185,60 +190,88 @@ class TritonAttention:
     def plan_prefill(
         self, batch: Batch, requests: IntArray, tables: Tensor, window: int | None
     ) -> PrefillWork | None:
+        """Send the work of a step to the GPU; see ``cut_prompts``; None if there is none.
+
+        ``tables`` are the batch's block tables, on the GPU.
+        """
+        pieces = self.cut_prompts(batch, requests, np.arange(len(batch.seq_lens)), window)
+        if not len(pieces):
+            return None
+        return self.new_prefill_work(self._send(pieces), tables)
+
+    def new_prefill_work(self, pieces: Tensor, tables: Tensor) -> PrefillWork:
+        """Work on these pieces, which may be filled in later."""
+        num_tiles = len(pieces)  # at most
+        arrivals = torch.zeros(
+            num_tiles * self._num_kv_heads, dtype=torch.int32, device=self._device
+        )
+        return PrefillWork(pieces, tables, self._prefill_partials, arrivals)
+
+    def cut_prompts(
+        self, batch: Batch, requests: IntArray, table_rows: IntArray, window: int | None
+    ) -> Int32Array:
         """Cut the new tokens of some requests into tiles, and their contexts into pieces.
 
         Args:
             batch: the step's.
             requests: which of its requests.
-            tables: the batch's block tables, on the GPU.
+            table_rows: ``[R]``: where the block table of each of its requests is.
             window: of the layers that it is for.
 
         Returns:
-            None if there are no tokens.
+            ``[pieces, 9]``, see ``PrefillWork``.
         """
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
         most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
         num_tiles = -(-(ends - starts) // most_tokens)
         owner = np.repeat(np.arange(len(requests)), num_tiles)
         index = np.arange(len(owner)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
-        if not len(owner):
-            return None
         token = starts[owner] + index * most_tokens
         num_tokens = np.minimum(ends[owner] - token, most_tokens)
         position = batch.positions[token]
         longest_first = np.argsort(-position, kind="stable")
-        tiles = np.stack((requests[owner], token, num_tokens, position), axis=1)[longest_first]
-        pieces = cut_tiles(
-            tiles, self._num_kv_heads, self._num_processors, windowed=window is not None
-        )
-        is_cut = len(pieces) > len(tiles)
-        return PrefillWork(
-            self._send(pieces.astype(np.int32)),
-            tables,
-            self._new_partials(len(pieces) * ROWS, self._num_kv_heads) if is_cut else None,
-            torch.zeros(len(tiles) * self._num_kv_heads, dtype=torch.int32, device=self._device),
-        )
+        tiles = np.stack((table_rows[requests[owner]], token, num_tokens, position), axis=1)
+        return cut_tiles(
+            tiles[longest_first],
+            self._num_kv_heads,
+            self._num_processors,
+            windowed=window is not None,
+        ).astype(np.int32)
+
+    def most_prefill_pieces(self, num_tokens: int, num_prompts: int) -> int:
+        """No step of so many has more pieces."""
+        full_tiles = num_tokens // tokens_per_tile(self._num_heads, self._num_kv_heads)
+        return full_tiles + num_prompts + wanted_tiles(self._num_kv_heads, self._num_processors)
 
     def new_shared_work(self, num_requests: int) -> SharedWork:
         """Room for what so many requests share; nobody shares anything yet."""
         per_tile = requests_per_tile(self._num_heads, self._num_kv_heads)
-        shape = (self.num_shared_tiles(num_requests), per_tile)
+        shape = (self._num_shared_tiles(num_requests), per_tile)
         members = torch.full(shape, NOBODY, dtype=torch.int32, device=self._device)
         lengths = torch.zeros(num_requests, dtype=torch.int32, device=self._device)
         return SharedWork(members, lengths, self._shared_partials)
 
-    def num_shared_tiles(self, num_requests: int) -> int:
+    def part_of_shared_work(self, work: SharedWork, num_requests: int) -> SharedWork:
+        """The room in it that so many requests need."""
+        num_tiles = self._num_shared_tiles(num_requests)
+        return SharedWork(work.members[:num_tiles], work.lengths[:num_requests], work.partials)
+
+    def _num_shared_tiles(self, num_requests: int) -> int:
         """Twice as many as are full: a group may leave its last tile half empty."""
         return 2 * -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
 
-    def fill_shared_work(self, work: SharedWork, prefixes: Sequence[SharedPrefix]) -> None:
-        """Say who shares what; groups that find no room in the tiles share nothing."""
-        num_tiles, per_tile = work.members.shape
-        members = np.full((num_tiles, per_tile), NOBODY, dtype=np.int32)
+    def fill_shared_work(
+        self, work: SharedWork, prefixes: Sequence[SharedPrefix], num_requests: int
+    ) -> None:
+        """Say who shares what, for ``part_of_shared_work(work, num_requests)`` to be read.
+
+        Groups that find no room in its tiles share nothing.
+        """
+        members = np.full(work.members.shape, NOBODY, dtype=np.int32)
         lengths = np.zeros(len(work.lengths), dtype=np.int32)
-        used = 0
+        used, num_tiles = 0, self._num_shared_tiles(num_requests)
         for prefix in prefixes:
-            needed = -(-len(prefix.members) // per_tile)
+            needed = -(-len(prefix.members) // members.shape[1])
             if used + needed <= num_tiles:
                 members[used : used + needed].reshape(-1)[: len(prefix.members)] = prefix.members
                 lengths[prefix.members] = prefix.num_tokens

@@ -49,10 +49,16 @@ class Batch:
     """``[N]``: the requests that these logits belong to."""
     wants_all_logits: bool
     """Whether somebody asks for the log-probabilities of a prompt."""
+    rows: IntArray
+    """``[R]``: the requests' rows in what a GPU keeps of them; see ``row_table``."""
     pending: IntArray
-    """``[P]``: the tokens that the step before samples, and whose ``input_ids`` are 0 therefore."""
-    pending_rows: IntArray
-    """``[P]``: their requests' rows, where a GPU keeps the last token of each."""
+    """``[P]``: the requests whose last token is being sampled by the step before. It is 0 in
+    ``input_ids``; the GPU has it."""
+
+    @property
+    def num_new(self) -> IntArray:
+        """``[R]``: how many tokens of each request are computed."""
+        return np.diff(self.query_starts)
 
 
 def build_batch(plan: Plan, block_size: int) -> Batch:
@@ -79,8 +85,8 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
         wants_all_logits=any(
             entry.request.params.prompt_logprobs is not None for entry in scheduled
         ),
-        pending=query_starts[1:][ends_pending] - 1,
-        pending_rows=np.array([entry.request.row for entry in scheduled])[ends_pending],
+        rows=np.array([entry.request.row for entry in scheduled]),
+        pending=np.flatnonzero(ends_pending),
     )
 
 

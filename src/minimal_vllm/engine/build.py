@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -42,6 +43,10 @@ from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
+
+if TYPE_CHECKING:
+    from minimal_vllm.engine.cuda_runner import StepGraphs
+    from minimal_vllm.engine.row_table import RowTable
 
 
 @dataclass(frozen=True)
@@ -213,21 +218,35 @@ def _choose_runner(
         sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)
         return PlainRunner(state, sampler)
     # Triton comes with PyTorch for CUDA, and only with that.
-    from minimal_vllm.engine.cuda_graph import DecodeGraphs
     from minimal_vllm.engine.cuda_runner import CudaRunner
     from minimal_vllm.engine.row_table import RowTable
 
     table = RowTable(limits.max_num_seqs, limits.blocks_for(limits.max_model_len), state.device)
-    graphs = None
-    if not config.enforce_eager:
-        graphs = DecodeGraphs(
-            state,
-            table,
-            limits.max_num_seqs,
-            cascade=config.cascade_attention,
-            progress=progress,
-        )
+    graphs = None if config.enforce_eager else _record(config, limits, state, table, progress)
     return CudaRunner(state, table, graphs)
+
+
+def _record(
+    config: EngineConfig,
+    limits: SchedulerConfig,
+    state: ModelState,
+    table: "RowTable",
+    progress: bool,
+) -> "StepGraphs":
+    from minimal_vllm.engine.cuda_graph import DecodeGraphs, GraphMemory
+    from minimal_vllm.engine.cuda_runner import StepGraphs
+    from minimal_vllm.engine.mixed_graph import MixedGraphs
+    from minimal_vllm.engine.recording import Recorder, compile_side_by_side, most_recorded_tokens
+
+    cascade, recorder = config.cascade_attention, Recorder()
+    memory = GraphMemory(state, table, limits.max_num_seqs, cascade=cascade)
+    num_parameters = sum(each.numel() for each in state.model.parameters())
+    most_tokens = most_recorded_tokens(num_parameters, limits.max_num_batched_tokens)
+    graphs = StepGraphs(DecodeGraphs(memory, recorder), MixedGraphs(memory, recorder, most_tokens))
+    compile_side_by_side([*graphs.mixed.small_steps(), *graphs.decode.small_steps()])
+    graphs.mixed.record(progress=progress)  # first: all others fit into the memory of the largest
+    graphs.decode.record(progress=progress)
+    return graphs
 
 
 def _warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: ModelLimits) -> None:
@@ -239,10 +258,10 @@ def _warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: M
         OutputProcessor(None),
     )
     params = SamplingParams(max_tokens=2, ignore_eos=True)
-    for index, length in enumerate([32, 2, 2, 2, 2, 2]):
-        prompt = [0] * min(length, config.max_model_len - 1)
-        engine.add_request(str(index), prompt, params)
-        while index == 0 and engine.has_unfinished_requests:  # alone, then with others
+    largest_step = [1024] + [900] * (config.max_num_batched_tokens // 900)
+    for lengths in ([32], [2] * 5, largest_step):  # alone, with others, and launched by the CPU
+        for index, length in enumerate(lengths):
+            prompt = [0] * min(length, config.max_model_len - 1)
+            engine.add_request(str(index), prompt, params, cache_salt=str(index))
+        while engine.has_unfinished_requests:
             engine.step()
-    while engine.has_unfinished_requests:
-        engine.step()

@@ -1,14 +1,13 @@
 """Decode steps as recorded graphs: hundreds of kernels, one launch.
 
 At small batches a kernel runs for a few microseconds, about as long as the CPU needs to launch it.
-A CUDA graph records the launches of a whole step, with all their arguments, and repeats them at one
-command. Addresses and grids are part of the recording: so inputs and outputs stay where they are,
-and there is a recording for each size of batch; a batch is padded to the next size.
-
-Source: CUDA Programming Guide, https://docs.nvidia.com/cuda/cuda-programming-guide/, "CUDA Graphs".
+``recording`` says how that is avoided. In a steady decode step nothing is sent to the GPU at all:
+who is in the batch is known there, and all else is in the table of rows (see ``row_table``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,72 +15,116 @@ from tqdm import tqdm
 
 from minimal_vllm.attention.kernels.shared import SharedWork
 from minimal_vllm.attention.triton_backend import TritonAttention, TritonMetadata
-from minimal_vllm.engine.kernels.rows import begin_step, end_step
+from minimal_vllm.engine.kernels.rows import RowInputs, begin_step, end_step
+from minimal_vllm.engine.recording import Recorder, Recording, batch_sizes
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.row_table import RowTable, padded_order
 from minimal_vllm.engine.runner import ModelState
 from minimal_vllm.engine.shared_prefix import find_shared_prefixes
 from minimal_vllm.model.step import Step
-from minimal_vllm.sampling.kernels.temperature import sample_by_temperature
+from minimal_vllm.sampling.kernels.sample import sample_rows
 from minimal_vllm.transfer import send
 
 
-class DecodeGraphs:
-    """Records decode steps, and replays them.
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """Where a step leaves what it computes; graphs do so until the next one is replayed."""
+
+    logits: Tensor
+    """``[N, V]``"""
+    tokens: Tensor
+    """``[N]`` int64."""
+
+    @classmethod
+    def for_requests(cls, state: ModelState, count: int) -> "StepOutputs":
+        """Room for so many."""
+        weight = state.model.embed_tokens.weight
+        logits = torch.empty(count, len(weight), dtype=weight.dtype, device=state.device)
+        return cls(logits, torch.empty(count, dtype=torch.int64, device=state.device))
+
+    def first(self, count: int) -> "StepOutputs":
+        """Those of so many requests."""
+        return StepOutputs(self.logits[:count], self.tokens[:count])
+
+
+class GraphMemory:
+    """What all graphs read and write.
 
     Args:
         state: a model on a GPU, with the Triton backend.
-        table: the rows that steps read and write.
+        table: the rows of requests.
         max_num_seqs: the largest batch.
         cascade: whether beginnings that requests share are read once for all of them.
-        progress: whether to show a bar while recording.
     """
 
     def __init__(
-        self,
-        state: ModelState,
-        table: RowTable,
-        max_num_seqs: int,
-        *,
-        cascade: bool,
-        progress: bool = False,
+        self, state: ModelState, table: RowTable, max_num_seqs: int, *, cascade: bool
     ) -> None:
         attention = state.backend.attention
         assert isinstance(attention, TritonAttention)  # noqa: S101 - the caller chose it
-        self._state, self._table, self._attention = state, table, attention
-        self._cascade = cascade
-        self._sizes = list(batch_sizes(max_num_seqs))
-        self._order = torch.full(
-            (self._sizes[-1],), table.nobody, dtype=torch.int32, device=state.device
-        )
-        self._shared = attention.new_shared_work(self._sizes[-1])
-        vocab_size, dtype = state.model.embed_tokens.weight.shape[0], state.caches[0].key.dtype
-        self._logits = torch.empty(self._sizes[-1], vocab_size, dtype=dtype, device=state.device)
-        self._tokens = torch.empty_like(self._order, dtype=torch.int64)
+        self.state, self.table, self.attention = state, table, attention
+        self.outputs = StepOutputs.for_requests(state, max_num_seqs)
+        self.batch_sizes = list(batch_sizes(max_num_seqs))
+        self.cascade = cascade
+        self._shared = attention.new_shared_work(max_num_seqs)
+        self._is_clean = True
+
+    def share(self, requests: Sequence[Request], size: int) -> bool:
+        """Tell a graph for ``size`` requests which of them share a beginning; whether any do."""
+        prefixes = find_shared_prefixes(requests, self.state.block_size) if self.cascade else []
+        if prefixes or not self._is_clean:
+            self.attention.fill_shared_work(self._shared, prefixes, size)
+        self._is_clean = not prefixes
+        return bool(prefixes)
+
+    def shared(self, size: int) -> SharedWork:
+        """What they share."""
+        return self.attention.part_of_shared_work(self._shared, size)
+
+
+def sample_and_end(
+    state: ModelState,
+    table: RowTable,
+    order: Tensor,
+    rows: RowInputs,
+    hidden: Tensor,
+    outputs: StepOutputs,
+) -> None:
+    """From the last hidden states of some rows to their next tokens, which the table then knows.
+
+    Args:
+        state: what to compute with.
+        table: has the rows.
+        order: ``[N]`` int32: which.
+        rows: what ``begin_step`` says of them.
+        hidden: ``[N, hidden]``.
+        outputs: of ``N`` requests; written.
+    """
+    logits, tokens = outputs.logits, outputs.tokens
+    state.model.logits(hidden, state.backend.ops, out=logits)
+    sample_rows(logits, rows.sampling, tokens)
+    end_step(table, order, tokens)
+
+
+class DecodeGraphs:
+    """Records steps in which each request computes one token, and replays them."""
+
+    def __init__(self, memory: GraphMemory, recorder: Recorder) -> None:
+        self._memory, self._recorder = memory, recorder
+        self._order = torch.full_like(memory.outputs.tokens, memory.table.nobody, dtype=torch.int32)
         self._known: Sequence[Request] = []
         self._shares = False
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._recordings: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        # The largest first: the others fit into its memory.
-        for size in tqdm(
-            self._sizes[::-1], desc="Recording graphs", disable=None if progress else True
-        ):
-            self._record(size, shares=False)
+        self._recordings: dict[tuple[int, bool], Recording] = {}
 
-    def replay(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
-        """Compute a token for each request, all of which are in the table.
-
-        Returns:
-            Logits ``[N, V]`` and tokens ``[N]`` int64, valid until the next replay.
-        """
-        size = next(size for size in self._sizes if size >= len(requests))
+    def replay(self, requests: Sequence[Request]) -> StepOutputs:
+        """Compute a token for each request, all of which are in the table."""
+        size = next(size for size in self._memory.batch_sizes if size >= len(requests))
         if requests != self._known:
             self._send_order(requests, size)
         if (size, self._shares) not in self._recordings:
             self._record(size, shares=self._shares)
         self._recordings[size, self._shares].replay()
-        return self._logits[: len(requests)], self._tokens[: len(requests)]
+        return self._memory.outputs.first(len(requests))
 
     def forget_order(self) -> None:
         """Other steps have run: requests may have moved to other blocks."""
@@ -90,57 +133,41 @@ class DecodeGraphs:
     def _send_order(self, requests: Sequence[Request], size: int) -> None:
         """Tell the graphs who is in the batch, and who of them shares a beginning."""
         self._known = requests
-        order = padded_order([request.row for request in requests], size, self._table.nobody)
-        self._order[:size].copy_(send(order, self._state.device))
-        if self._cascade:
-            prefixes = find_shared_prefixes(requests, self._state.block_size)
-            if prefixes or self._shares:
-                self._attention.fill_shared_work(self._shared, prefixes)
-            self._shares = bool(prefixes)
+        rows = [request.row for request in requests]
+        order = padded_order(rows, size, self._memory.table.nobody)
+        self._order[:size].copy_(send(order, self._order.device))
+        self._shares = self._memory.share(requests, size)
 
-    @torch.inference_mode()
+    # ---- record ---------------------------------------------------------------------------------
+
+    def small_steps(self) -> Iterator[Callable[[], None]]:
+        """What needs all kernels that recordings need: those for few tokens depend on how many."""
+        for size in self._memory.batch_sizes[:4]:
+            yield partial(self._compute, size, shares=False)
+
+    def record(self, *, progress: bool) -> None:
+        """Record all sizes. Those with shared beginnings are recorded when they are needed."""
+        sizes = self._memory.batch_sizes[::-1]
+        for size in tqdm(sizes, desc="Recording graphs", disable=None if progress else True):
+            self._record(size, shares=False)
+
     def _record(self, size: int, *, shares: bool) -> None:
         known = self._order.clone()
-        self._order.fill_(self._table.nobody)  # what is computed while recording touches nobody
-        self._compute(size, shares=shares)  # compiles what isn't yet, and lets libraries prepare
-        graph = torch.cuda.CUDAGraph()
-        # As torch.cuda.graph does, but for collecting garbage, which takes longer than all else.
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool)
-            self._compute(size, shares=shares)
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        # What is computed while recording touches nobody.
+        self._order.fill_(self._memory.table.nobody)
+        compute = partial(self._compute, size, shares=shares)
+        self._recordings[size, shares] = self._recorder.record(compute)
         self._order.copy_(known)
-        self._recordings[size, shares] = graph
 
     def _compute(self, size: int, *, shares: bool) -> None:
-        """One step of the rows in ``_order``; leaves ``_logits`` and ``_tokens``."""
-        state, order = self._state, self._order[:size]
-        logits, tokens = self._logits[:size], self._tokens[:size]
-        shared = self._shared_of(size) if shares else None
-        rows = begin_step(self._table, order, state.block_size)
+        """One step of the rows in ``_order``."""
+        memory, order = self._memory, self._order[:size]
+        state, table, attention = memory.state, memory.table, memory.attention
+        shared = memory.shared(size) if shares else None
+        rows = begin_step(table, order, state.block_size)
         everyone = torch.arange(size, dtype=torch.int32, device=state.device)
-        decode = self._attention.plan_decode(
-            everyone, rows.seq_lens, order, self._table.block_tables, shared
-        )
+        decode = attention.plan_decode(everyone, rows.seq_lens, order, table.block_tables, shared)
         metadata = TritonMetadata(rows.slots, decode, shared, dict.fromkeys(decode), [])
-        step = Step(state.backend.ops, self._attention, metadata)
+        step = Step(state.backend.ops, attention, metadata)
         hidden = state.model.forward(rows.tokens, rows.positions, state.caches, step)
-        state.model.logits(hidden, state.backend.ops, out=logits)
-        sample_by_temperature(logits, rows.temperature, rows.seeds, rows.places, tokens)
-        end_step(self._table, order, tokens)
-
-    def _shared_of(self, size: int) -> SharedWork:
-        """The part of the shared work that a batch of this size can have."""
-        num_tiles = self._attention.num_shared_tiles(size)
-        return SharedWork(
-            self._shared.members[:num_tiles], self._shared.lengths[:size], self._shared.partials
-        )
-
-
-def batch_sizes(most: int) -> Iterator[int]:
-    """The batch sizes that are recorded: dense where a step's time depends on it."""
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most, 16)]
-    yield from (size for size in sizes if size < most)
-    yield most
+        sample_and_end(state, table, order, rows, hidden, memory.outputs.first(size))

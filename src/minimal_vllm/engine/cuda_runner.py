@@ -3,19 +3,18 @@
 A step is only *launched* here: its work is put into the GPU's queue, and its tokens are fetched by
 whoever waits for them, when the next step is in the queue already. Last tokens, positions and block
 tables stay on the GPU (see ``row_table``), so that the next step can be launched before anyone
-knows what this one samples. Steps in which every request computes one token are replayed from
-recorded graphs.
+knows what this one samples. All steps but the largest are replayed from recorded graphs.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from minimal_vllm.engine.batch import build_batch
-from minimal_vllm.engine.cuda_graph import DecodeGraphs
+from minimal_vllm.engine.batch import Batch, build_batch
+from minimal_vllm.engine.cuda_graph import DecodeGraphs, StepOutputs, sample_and_end
 from minimal_vllm.engine.kernels.rows import begin_step
+from minimal_vllm.engine.mixed_graph import MixedGraphs
 from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.row_table import RowTable
 from minimal_vllm.engine.runner import (
@@ -26,10 +25,17 @@ from minimal_vllm.engine.runner import (
     forward,
 )
 from minimal_vllm.engine.scheduler import Plan
-from minimal_vllm.sampling.kernels.temperature import sample_by_temperature
-from minimal_vllm.sampling.row import needs_only_temperature
+from minimal_vllm.sampling.row import needs_only_numbers
 from minimal_vllm.sampling.sampler import SamplerOutput, sample
 from minimal_vllm.transfer import Fetch, send
+
+
+@dataclass(frozen=True, slots=True)
+class StepGraphs:
+    """The recordings of steps in which all requests decode, and of all others."""
+
+    decode: DecodeGraphs
+    mixed: MixedGraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class CudaRunner:
         graphs: None: every step is launched kernel by kernel.
     """
 
-    def __init__(self, state: ModelState, table: RowTable, graphs: DecodeGraphs | None) -> None:
+    def __init__(self, state: ModelState, table: RowTable, graphs: StepGraphs | None) -> None:
         self._state = state
         self._table = table
         self._graphs = graphs
@@ -73,50 +79,44 @@ class CudaRunner:
     def launch(self, plan: Plan) -> QueuedStep:
         """Put the step into the GPU's queue."""
         self._table.update(plan)
-        if self._graphs and all(entry.num_new == 1 and entry.samples for entry in plan.scheduled):
-            return self._replay(self._graphs, plan)
-        return self._compute(plan)
-
-    def _replay(self, graphs: DecodeGraphs, plan: Plan) -> QueuedStep:
-        requests = plan.sampling
-        logits, tokens = graphs.replay(requests)
-        return self._finish(requests, logits, tokens, [])
-
-    def _compute(self, plan: Plan) -> QueuedStep:
-        """Without a graph: lengths differ, and so do the kernels' grids."""
-        device, table = self._state.device, self._table
-        if self._graphs:
-            self._graphs.forget_order()
+        graphs = self._graphs
+        if graphs and all(entry.num_new == 1 and entry.samples for entry in plan.scheduled):
+            requests = plan.sampling
+            return self._finish(requests, graphs.decode.replay(requests), [])
         batch = build_batch(plan, self._state.block_size)
+        if graphs:
+            graphs.decode.forget_order()
+            if graphs.mixed.fit(batch):
+                return self._finish(batch.sampling, graphs.mixed.replay(plan, batch), [])
+        return self._compute(plan, batch)
+
+    def _compute(self, plan: Plan, batch: Batch) -> QueuedStep:
+        """Without a graph: each kernel is launched by the CPU."""
+        state, table, device = self._state, self._table, self._state.device
         input_ids = send(batch.input_ids, device)
         if len(batch.pending):
-            rows = send(batch.pending_rows, device)
-            input_ids[send(batch.pending, device)] = table.last_tokens(rows)
-        hidden, last = forward(self._state, batch, input_ids)
-        rows = send(np.array([entry.request.row for entry in plan.scheduled]), device)
-        seq_lens = send(batch.seq_lens, device)
-        logits = self._state.model.logits(last, self._state.backend.ops)
-        tokens = torch.empty(len(logits), dtype=torch.int64, device=device)
-        table.note_positions(rows, seq_lens - 1)
+            places = send(batch.query_starts[batch.pending + 1] - 1, device)
+            input_ids[places] = table.last_tokens(send(batch.rows[batch.pending], device))
+        hidden, last = forward(state, batch, input_ids)
+        outputs = StepOutputs.for_requests(state, len(batch.sampling))
         if batch.sampling:
-            order = np.array([request.row for request in batch.sampling], dtype=np.int32)
-            known = begin_step(table, send(order, device), self._state.block_size)
-            sample_by_temperature(logits, known.temperature, known.seeds, known.places, tokens)
-            table.note_tokens(send(order.astype(np.int64), device), tokens)
-        table.note_positions(rows, seq_lens)
-        prompt = list(all_prompt_logprobs(self._state, plan, batch, hidden))
-        return self._finish(batch.sampling, logits, tokens, prompt)
+            sampling_rows = np.array([request.row for request in batch.sampling], dtype=np.int32)
+            order = send(sampling_rows, device)
+            rows = begin_step(table, order, state.block_size)
+            sample_and_end(state, table, order, rows, last, outputs)
+        prompt = list(all_prompt_logprobs(state, plan, batch, hidden))
+        return self._finish(batch.sampling, outputs, prompt)
 
     def _finish(
         self,
         requests: list[Request],
-        logits: Tensor,
-        tokens: Tensor,
+        outputs: StepOutputs,
         prompt_logprobs: list[PromptLogprobs],
     ) -> QueuedStep:
-        """Let the full sampler choose for those who ask for more than a temperature."""
+        """Let the full sampler choose for those who ask for more than numbers can tell."""
+        logits, tokens = outputs.logits, outputs.tokens
         places = [
-            place for place, request in enumerate(requests) if not needs_only_temperature(request)
+            place for place, request in enumerate(requests) if not needs_only_numbers(request)
         ]
         sampled = None
         if places:

@@ -2,17 +2,19 @@
 
 A steady decode step needs nothing from the CPU: each request's last token was sampled on the GPU,
 its position is one further than before, and its block table is there. The CPU sends only what it
-decides: a whole row when a request is admitted, and one cell when it gets another block::
+decides: a whole row when a request is admitted, a cell when it gets another block, and how far it
+is as long as its prompt is computed::
 
-    row   token  position  prompt length  temperature  seed (2)   block 0   1   2  …
-     0     412      87          60            0.7        …           7      2   9
-     1      13     230         200            0.0        …          11      5   4
+    row   token  position  prompt length  temperature  seed (2)  filters (4)  block 0   1   2  …
+     0     412      87          60            0.7        …          …           7      2   9
+     1      13     230         200            0.0        …          …          11      5   4
      2      …
     last    0       -1                              (nobody's: what pads a batch)
 """
 
 from array import array
 from collections.abc import Iterator
+from math import inf, log
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +22,15 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.engine.batch import Int32Array
-from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
 from minimal_vllm.transfer import send
 
-TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE, SEED, FIRST_BLOCK = 0, 1, 2, 3, 4, 6
-"""Columns. A seed takes two; a temperature's bits are a float32's."""
+TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE = 0, 1, 2, 3
+SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
+"""Columns. A seed takes two. So do the bits of top_p, a float64; those of the temperature and of
+min_p's logarithm are a float32's."""
 MOST_SEED = 2**64
+MOST_TOP_K = 2**31 - 1
 
 
 class RowTable:
@@ -72,15 +76,14 @@ class RowTable:
         """Columns, and what is in them and the next ones from now on."""
         request = entry.request
         if is_admitted:
-            yield 0, _whole_row(request, entry.start)
+            yield 0, _whole_row(entry)
             self._in_prompt.add(request.row)
         elif entry.new_blocks:
             used = len(request.block_table) - len(entry.new_blocks)
             yield FIRST_BLOCK + used, array("i", entry.new_blocks)
         if request.row in self._in_prompt:
-            # The token that it computes next is no sampled one.
             if not is_admitted:
-                yield TOKEN, request.token_ids[entry.start : entry.start + 1]
+                yield TOKEN, _next_token(entry)
             if entry.samples:
                 self._in_prompt.discard(request.row)
 
@@ -92,17 +95,35 @@ class RowTable:
         """These rows have sampled these tokens."""
         self.cells[rows, TOKEN] = tokens.int()
 
-    def note_positions(self, rows: Tensor, seq_lens: Tensor) -> None:
-        """These rows have so many tokens in the cache: the next one's position."""
-        self.cells[rows, POSITION] = seq_lens.int()
+
+def _next_token(entry: ScheduledRequest) -> "array[int]":
+    """Token and position of what the step computes, if it is one token of a prompt.
+
+    If it samples, the position is that of its last token, from which the sampler goes on; else that
+    of the first token of the next step. The token is of use if there is no other.
+    """
+    position = entry.start + entry.num_new - entry.samples
+    return array("i", [entry.request.token_ids[entry.start], position])
 
 
-def _whole_row(request: Request, start: int) -> "array[int]":
-    temperature = np.float32(request.params.temperature).view(np.int32)
-    seed = np.array([request.seed % MOST_SEED], dtype=np.uint64).view(np.int32)
-    known = request.token_ids[start] if start < request.num_tokens else 0
-    fields = [known, start, request.num_prompt_tokens, int(temperature), *seed.tolist()]
-    return array("i", fields) + request.block_table
+def _whole_row(entry: ScheduledRequest) -> "array[int]":
+    request, params = entry.request, entry.request.params
+    temperature = 0.0 if params.greedy else params.temperature
+    min_p = log(params.min_p) if params.min_p > 0 else -inf
+    fields = [
+        request.num_prompt_tokens,
+        *_bits(np.float32(temperature)),
+        *_bits(np.uint64(request.seed % MOST_SEED)),
+        min(params.top_k, MOST_TOP_K),
+        *_bits(np.float32(min_p)),
+        *_bits(np.float64(params.top_p)),
+    ]
+    return _next_token(entry) + array("i", fields) + request.block_table
+
+
+def _bits(number: np.generic) -> list[int]:
+    """As one int32 or two, the lower first."""
+    return [int(part) for part in np.frombuffer(number.tobytes(), np.int32)]
 
 
 def padded_order(rows: list[int], size: int, nobody: int) -> Int32Array:

@@ -9,7 +9,7 @@ from minimal_vllm.model.kernels.gate import silu_and_mul
 from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.small_batch import (
-    MOST_TOKENS,
+    SMALL_BATCHES,
     small_add_norm_linear,
     small_linear,
 )
@@ -94,4 +94,4 @@ class TritonOps:
 
 
 def _are_few(tokens: Tensor) -> bool:
-    return 0 < len(tokens) <= MOST_TOKENS
+    return len(tokens) in SMALL_BATCHES

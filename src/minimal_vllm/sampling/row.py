@@ -50,9 +50,11 @@ def penalises(params: SamplingParams) -> bool:
     return penalties != (1, 0, 0)
 
 
-def needs_only_temperature(row: SamplingRow) -> bool:
-    """Whether its logits are all that its next token depends on, beside temperature and seed."""
+def needs_only_numbers(row: SamplingRow) -> bool:
+    """Whether its next token depends on its logits, its seed and a few numbers alone.
+
+    These are temperature, top_k, top_p and min_p, which a GPU keeps in its table of requests.
+    """
     params = row.params
-    filters = params.min_p > 0 or params.top_k > 0 or params.top_p < 1
     rules = params.allowed_token_ids is not None or params.logit_bias or params.min_tokens > 0
-    return not (filters or rules or needs_history(row) or params.logprobs is not None)
+    return not (rules or needs_history(row) or params.logprobs is not None)

@@ -137,7 +137,7 @@ def decode_attention(
 
 @triton.jit(
     do_not_specialize=["num_requests", "table_stride"],
-    do_not_specialize_on_alignment=["token", "starts", "seq_lens", "table_row"],
+    do_not_specialize_on_alignment=["token", "starts", "seq_lens", "table_row", "block_tables"],
 )
 def _decode_kernel(
     q,

@@ -90,8 +90,9 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) ->
         _wanted_pieces(num_requests, num_kv_heads, num_processors),
         LEAST=_least_piece(num_requests, num_kv_heads, num_processors),
         TILE=TILE,
-        REQUESTS=triton.next_power_of_2(num_requests),
-        PIECES=triton.next_power_of_2(size),
+        # At least so many that a server's batches all have the same kernel.
+        REQUESTS=max(triton.next_power_of_2(num_requests), 256),
+        PIECES=max(triton.next_power_of_2(size), 2048),
         num_warps=8,
         **launch_options(ends),
     )

@@ -19,7 +19,7 @@ FLOPs: ``4 * D`` per query head and visible pair of tokens; keys and values come
 for all tiles and query heads but the first, so that the tensor cores' rate is the floor.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ ROWS = 128
 """Of a tile: pairs of a token and a query head. Few tokens of many heads fill it, too."""
 LEAST_PIECE = 512
 """Keys of a piece at least."""
+PIECE_COLUMNS = 9
 TILE, FIRST_KEY, END_KEY, ROW, TOKEN, NUM_TOKENS, POSITION, FIRST_PIECE, NUM_PIECES = range(9)
 """Columns of the work's table, see ``PrefillWork``."""
 
@@ -49,13 +50,17 @@ class PrefillWork:
     """``[pieces, 9]`` int32. Of each piece: which tile it belongs to, and which keys it has, from
     ``FIRST_KEY`` to before ``END_KEY``. Of its tile: its request's row in ``block_tables``; the row
     of ``q`` that is its first token; how many tokens it has; the first one's place in its request;
-    the first of its pieces, and how many it has."""
+    the first of its pieces, and how many it has. A piece that there isn't is all zeros."""
     block_tables: Tensor
     """``[R, most blocks]`` int32."""
-    partials: Partials | None
-    """``[pieces * ROWS, K, D]``, if any tile has more than one piece."""
+    partials: Partials
+    """``[pieces * ROWS, K, D]``, with room for as many pieces as there are if any tile is cut."""
     arrivals: Tensor
-    """``[tiles * K]`` int32, all 0: how many pieces are done. Left as it was found."""
+    """``[at least tiles * K]`` int32, all 0: how many pieces are done. Left as it was found."""
+
+    def first(self, num_pieces: int) -> "PrefillWork":
+        """The first so many pieces of it."""
+        return replace(self, pieces=self.pieces[:num_pieces])
 
 
 def tokens_per_tile(num_heads: int, num_kv_heads: int) -> int:
@@ -63,10 +68,15 @@ def tokens_per_tile(num_heads: int, num_kv_heads: int) -> int:
     return max(ROWS * num_kv_heads // num_heads, 1)
 
 
+def wanted_tiles(num_kv_heads: int, num_processors: int) -> int:
+    """With so many there are two programs per processor: nothing is cut."""
+    return 2 * num_processors // num_kv_heads
+
+
 def cut_tiles(
     tiles: IntArray, num_kv_heads: int, num_processors: int, *, windowed: bool
 ) -> IntArray:
-    """Cut tiles into pieces, if without it there are fewer than two programs per processor.
+    """Cut tiles into pieces, if there are fewer than ``wanted_tiles``: into as many more at most.
 
     The last piece of a tile has all keys that not all of its tokens see, so that none has a token
     that sees nothing of it.
@@ -82,7 +92,7 @@ def cut_tiles(
     """
     seen_by_all = tiles[:, POSITION - ROW]
     ends = seen_by_all + tiles[:, NUM_TOKENS - ROW]
-    wanted = 0 if windowed else 2 * num_processors // num_kv_heads
+    wanted = 0 if windowed else wanted_tiles(num_kv_heads, num_processors)
     length = max(-(-int(ends.sum()) // max(wanted, 1)), LEAST_PIECE)
     length = -(-length // LEAST_PIECE) * LEAST_PIECE
     counts = np.ones_like(ends)
@@ -117,15 +127,14 @@ def prefill_attention(
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     dims = max(triton.next_power_of_2(head_dim), LEAST_ROWS)
-    partials = work.partials
     keys, warps, stages = _tile(q.dtype, dims)
     _prefill_kernel[(num_kv_heads, len(work.pieces))](
         q,
         cache.key,
         cache.value,
         out,
-        partials.out if partials else out,
-        partials.lse if partials else out,
+        work.partials.out,
+        work.partials.lse,
         work.pieces,
         work.block_tables,
         work.arrivals,
@@ -141,7 +150,6 @@ def prefill_attention(
         DIMS=dims,
         KEYS=keys,
         WINDOWED=window is not None,
-        CUT=partials is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=warps,
         num_stages=stages,
@@ -156,7 +164,10 @@ def _tile(dtype: torch.dtype, dims: int) -> tuple[int, int, int]:
     return (128, 8, 3) if dims <= 128 else (64, 8, 2)
 
 
-@triton.jit(do_not_specialize=["window", "table_stride"])
+@triton.jit(
+    do_not_specialize=["window", "table_stride"],
+    do_not_specialize_on_alignment=["block_tables"],
+)
 def _prefill_kernel(
     q,
     key,
@@ -179,7 +190,6 @@ def _prefill_kernel(
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     WINDOWED: tl.constexpr,
-    CUT: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -188,7 +198,10 @@ def _prefill_kernel(
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     token, head = row // G, kv_head * G + row % G
     work = pieces + piece * 9  # its columns are those above
-    is_row = token < tl.load(work + 5)
+    num_tokens = tl.load(work + 5)
+    if num_tokens == 0:  # there are fewer pieces than programs
+        return
+    is_row = token < num_tokens
     is_real = is_row[:, None] & (dim < D)[None, :]
     q_row = tl.load(work + 4).to(tl.int64) + token
     q_place = q_row * q_stride + head * D
@@ -217,30 +230,29 @@ def _prefill_kernel(
             q_tile, key, value, table, start, query_position, end, window, scale,
             peak, total, mean, K, D, S, DIMS, KEYS, True, WINDOWED, PRECISION,
         )  # fmt: skip
-    if CUT:
-        # Leave the partial result; who comes last merges them all: see ``decode``.
-        num_pieces, first_piece = tl.load(work + 8), tl.load(work + 7)
-        arrived = num_pieces - 1
-        arrival = arrivals + tl.load(work) * K + kv_head
-        if num_pieces > 1:
-            place = (piece * ROWS + row).to(tl.int64) * K + kv_head
-            part_place = partial_out + place[:, None] * D + dim[None, :]
-            tl.store(part_place, mean / total[:, None], mask=is_real)
-            tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
-            tl.debug_barrier()  # all of this program's threads have written …
-            arrived = tl.atomic_add(arrival, 1, sem="acq_rel")  # … before this is seen
-        if arrived < num_pieces - 1:
-            return
-        if num_pieces > 1:
-            tl.store(arrival, 0)
-            peak = tl.full([ROWS], -float("inf"), tl.float32)
-            total = tl.zeros([ROWS], tl.float32)
-            mean = tl.zeros([ROWS, DIMS], tl.float32)
-            for other in range(first_piece, first_piece + num_pieces):
-                place = (other * ROWS + row).to(tl.int64) * K + kv_head
-                peak, total, mean = merge_part(
-                    partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
-                )
+    # Leave the partial result; who comes last merges them all: see ``decode``.
+    num_pieces, first_piece = tl.load(work + 8), tl.load(work + 7)
+    arrived = num_pieces - 1
+    arrival = arrivals + tl.load(work) * K + kv_head
+    if num_pieces > 1:
+        place = (piece * ROWS + row).to(tl.int64) * K + kv_head
+        part_place = partial_out + place[:, None] * D + dim[None, :]
+        tl.store(part_place, mean / total[:, None], mask=is_real)
+        tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
+        tl.debug_barrier()  # all of this program's threads have written …
+        arrived = tl.atomic_add(arrival, 1, sem="acq_rel")  # … before this is seen
+    if arrived < num_pieces - 1:
+        return
+    if num_pieces > 1:
+        tl.store(arrival, 0)
+        peak = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        mean = tl.zeros([ROWS, DIMS], tl.float32)
+        for other in range(first_piece, first_piece + num_pieces):
+            place = (other * ROWS + row).to(tl.int64) * K + kv_head
+            peak, total, mean = merge_part(
+                partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
+            )
     mean = mean / total[:, None]
     place = q_row * (K * G * D) + head * D
     tl.store(out + place[:, None] + dim[None, :], mean.to(out.dtype.element_ty), mask=is_real)

@@ -111,7 +111,7 @@ def shared_attention(
 
 @triton.jit(
     do_not_specialize=["num_requests", "table_stride"],
-    do_not_specialize_on_alignment=["token", "table_row"],
+    do_not_specialize_on_alignment=["token", "table_row", "block_tables"],
 )
 def _shared_kernel(
     q,

@@ -1,4 +1,4 @@
-"""The beginning and the end of a decode step, on the table of requests; see ``row_table``."""
+"""The beginning and the end of a step, on the table of requests; see ``row_table``."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,18 @@ from torch import Tensor
 
 from minimal_vllm.engine.row_table import (
     FIRST_BLOCK,
+    MIN_P,
     POSITION,
     PROMPT_LENGTH,
     SEED,
     TEMPERATURE,
     TOKEN,
+    TOP_K,
+    TOP_P,
     RowTable,
 )
 from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.sampling.kernels.sample import SamplingInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,8 @@ class RowInputs:
     """``[N]`` int64: where their keys and values go; negative for padding."""
     seq_lens: Tensor
     """``[N]`` int32: tokens in the cache, these included; 0 for padding."""
-    temperature: Tensor
-    """``[N]`` float32."""
-    seeds: Tensor
-    """``[N]`` int64."""
-    places: Tensor
-    """``[N]`` int64: of the tokens that follow these, in their outputs."""
+    sampling: SamplingInputs
+    """For the tokens that follow these."""
 
 
 def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
@@ -48,21 +48,31 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
         block_size: tokens per block.
     """
     n = len(order)
-    tokens, positions, slots, seeds, places = order.new_empty(5, n, dtype=torch.int64)
-    seq_lens, temperature = torch.empty_like(order), order.new_empty(n, dtype=torch.float32)
+    tokens, positions, slots, seeds, places, top_p = order.new_empty(6, n, dtype=torch.int64)
+    seq_lens, top_k, temperature, min_p = order.new_empty(4, n)
     _begin_kernel[(triton.cdiv(n, 32),)](
         table.cells, table.cells.stride(0), order, tokens, positions, slots, seq_lens,
-        temperature.view(torch.int32), seeds, places, n, block_size,
+        temperature, seeds, places, top_k, top_p, min_p, n, block_size,
         TOKEN=TOKEN, POSITION=POSITION, PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE,
-        SEED=SEED, FIRST_BLOCK=FIRST_BLOCK, BLOCK=32, num_warps=1, **launch_options(order),
+        SEED=SEED, TOP_K=TOP_K, MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK,
+        BLOCK=32, num_warps=1, **launch_options(order),
     )  # fmt: skip
-    return RowInputs(tokens, positions, slots, seq_lens, temperature, seeds, places)
+    sampling = SamplingInputs(
+        temperature=temperature.view(torch.float32),
+        seeds=seeds,
+        places=places,
+        top_k=top_k,
+        top_p=top_p.view(torch.float64),
+        min_p=min_p.view(torch.float32),
+    )
+    return RowInputs(tokens, positions, slots, seq_lens, sampling)
 
 
 @triton.jit(
     do_not_specialize=["n"],
     do_not_specialize_on_alignment=[
-        *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "places")
+        *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "places"),
+        *("top_k", "top_p", "min_p"),
     ],
 )
 def _begin_kernel(
@@ -76,6 +86,9 @@ def _begin_kernel(
     temperature,
     seeds,
     places,
+    top_k,
+    top_p,
+    min_p,
     n,
     block_size,
     TOKEN: tl.constexpr,
@@ -83,6 +96,9 @@ def _begin_kernel(
     PROMPT_LENGTH: tl.constexpr,
     TEMPERATURE: tl.constexpr,
     SEED: tl.constexpr,
+    TOP_K: tl.constexpr,
+    MIN_P: tl.constexpr,
+    TOP_P: tl.constexpr,
     FIRST_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
@@ -102,11 +118,90 @@ def _begin_kernel(
     tl.store(slots + index, tl.where(is_real, slot, -1), mask=exists)
     tl.store(seq_lens + index, position + 1, mask=exists)
     tl.store(temperature + index, tl.load(row + TEMPERATURE, mask=is_real, other=0), mask=exists)
-    low = tl.load(row + SEED, mask=is_real, other=0).to(tl.uint32, bitcast=True).to(tl.int64)
-    high = tl.load(row + SEED + 1, mask=is_real, other=0).to(tl.int64)
-    tl.store(seeds + index, (high << 32) | low, mask=exists)
+    tl.store(seeds + index, _load_two(row + SEED, is_real), mask=exists)
+    tl.store(top_k + index, tl.load(row + TOP_K, mask=is_real, other=0), mask=exists)
+    tl.store(min_p + index, tl.load(row + MIN_P, mask=is_real, other=0), mask=exists)
+    tl.store(top_p + index, _load_two(row + TOP_P, is_real), mask=exists)
     place = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
     tl.store(places + index, place.to(tl.int64), mask=exists)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """What the model wants to know of some tokens."""
+
+    tokens: Tensor
+    """``[T]`` int64."""
+    positions: Tensor
+    """``[T]`` int64."""
+    slots: Tensor
+    """``[T]`` int64: where their keys and values go; negative for padding."""
+
+
+def place_tokens(
+    table: RowTable, tokens: Tensor, positions: Tensor, rows: Tensor, block_size: int
+) -> TokenInputs:
+    """Find the slots of any tokens, and those tokens that only the table knows.
+
+    Args:
+        table: has their requests.
+        tokens: ``[T]`` int32; negative: the one that its request has sampled last.
+        positions: ``[T]`` int32: in their requests.
+        rows: ``[T]`` int32: their requests', or nobody's.
+        block_size: tokens per block.
+    """
+    n = len(tokens)
+    ids, places, slots = tokens.new_empty(3, n, dtype=torch.int64)
+    _place_kernel[(triton.cdiv(n, 128),)](
+        table.cells, table.cells.stride(0), tokens, positions, rows, ids, places, slots, n,
+        table.nobody, block_size, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK, BLOCK=128,
+        **launch_options(tokens),
+    )  # fmt: skip
+    return TokenInputs(ids, places, slots)
+
+
+@triton.jit(
+    do_not_specialize=["n", "nobody"],
+    do_not_specialize_on_alignment=["ids", "places", "slots"],
+)
+def _place_kernel(
+    cells,
+    width,
+    tokens,
+    positions,
+    rows,
+    ids,
+    places,
+    slots,
+    n,
+    nobody,
+    block_size,
+    TOKEN: tl.constexpr,
+    FIRST_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = index < n
+    row = tl.load(rows + index, mask=exists, other=0)
+    is_real = exists & (row != nobody)
+    row_start = cells + row.to(tl.int64) * width
+    token = tl.load(tokens + index, mask=is_real, other=0)
+    sampled = tl.maximum(tl.load(row_start + TOKEN, mask=is_real, other=0), 0)
+    position = tl.load(positions + index, mask=is_real, other=0)
+    block = tl.load(row_start + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
+    slot = block.to(tl.int64) * block_size + position % block_size
+    tl.store(ids + index, tl.where(token < 0, sampled, token).to(tl.int64), mask=exists)
+    tl.store(places + index, position.to(tl.int64), mask=exists)
+    tl.store(slots + index, tl.where(is_real, slot, -1), mask=exists)
+
+
+@triton.jit
+def _load_two(cells, mask):
+    """Two cells as an int64; the second is the higher."""
+    low = tl.load(cells, mask=mask, other=0).to(tl.uint32, bitcast=True).to(tl.int64)
+    return (tl.load(cells + 1, mask=mask, other=0).to(tl.int64) << 32) | low
 
 
 def end_step(table: RowTable, order: Tensor, tokens: Tensor) -> None:

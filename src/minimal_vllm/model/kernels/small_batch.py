@@ -22,8 +22,9 @@ from torch import Tensor, empty_like
 from minimal_vllm.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.gate import gated
 
-MOST_TOKENS = 4
-"""From so many tokens on a library's product is as fast."""
+SMALL_BATCHES = (1, 2, 4)
+"""Tokens. Each is a kernel of its own, so there are as few as are worth it: other batches that
+small are padded or rare. With more tokens a library's product is as fast."""
 
 
 def small_linear(
@@ -32,7 +33,7 @@ def small_linear(
     """``x @ weight.T + bias``.
 
     Args:
-        x: ``[T, in]``, contiguous, with at most ``MOST_TOKENS`` tokens.
+        x: ``[T, in]``, contiguous, with ``SMALL_BATCHES`` tokens.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
         out: where to put the result; None: into new memory.

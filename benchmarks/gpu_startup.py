@@ -1,0 +1,95 @@
+"""From the command to the first token on a GPU, loading from disk included.
+
+python -m benchmarks.gpu_startup [--model qwen3-8b]
+
+Each start is a process of its own on a checkpoint of random weights. The first one finds no
+compiled kernels, as on a new machine; the others find them in Triton's cache, and the weights in
+the file cache.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import torch
+
+from benchmarks.common import RESULTS, print_table, report
+from benchmarks.gpu_vs_transformers import write_checkpoint
+from minimal_vllm.sim.presets import PRESETS
+
+PROGRAM = """
+import json, sys, time
+times = [time.time()]
+from minimal_vllm import LLM, SamplingParams
+times.append(time.time())
+llm = LLM(sys.argv[1], skip_tokenizer_init=True, device="cuda")
+times.append(time.time())
+llm.generate([[1, 2, 3, 4]], SamplingParams(max_tokens=1, ignore_eos=True), use_tqdm=False)
+times.append(time.time())
+print(json.dumps(times))
+"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds."""
+
+    name: str
+    imports: float
+    ready: float
+    """Weights loaded, cache allocated, kernels compiled, graphs recorded."""
+    first_token: float
+    total: float
+    """From the start of the process."""
+
+
+def start(name: str, folder: Path, triton_cache: Path) -> Start:
+    """Start an engine in a new process."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(triton_cache)}
+    begun = time.time()
+    output = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    running, imported, ready, done = json.loads(output.splitlines()[-1])
+    return Start(name, imported - running, ready - imported, done - ready, done - begun)
+
+
+@click.command()
+@click.option("--model", type=click.Choice(list(PRESETS)), default="qwen3-0.6b", show_default=True)
+@click.option("--repeats", default=2, show_default=True, help="Starts with compiled kernels.")
+@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
+def main(model: str, repeats: int, folder: Path) -> None:
+    """Time some starts."""
+    with TemporaryDirectory() as checkpoint, TemporaryDirectory() as cache:
+        write_checkpoint(model, Path(checkpoint))
+        torch.cuda.empty_cache()
+        names = ["the first, nothing compiled", *["later"] * repeats]
+        starts = [start(name, Path(checkpoint), Path(cache)) for name in names]
+    print_table(
+        f"{model}, {torch.cuda.get_device_name()}: seconds",
+        ["", "imports", "until ready", "first token", "from the command on"],
+        [
+            [each.name, *(f"{value:.2f}" for value in list(asdict(each).values())[1:])]
+            for each in starts
+        ],
+    )
+    gpu = torch.cuda.get_device_name()
+    report(
+        f"gpu_startup-{model}",
+        {"model": model, "gpu": gpu, "starts": [asdict(each) for each in starts]},
+        folder,
+    )
+
+
+if __name__ == "__main__":
+    main()

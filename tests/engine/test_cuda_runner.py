@@ -1,0 +1,197 @@
+"""The GPU's runner, in Triton's interpreter where there is no GPU, against the CPU's.
+
+What would be recorded is computed again instead of replayed: everything but CUDA's own part.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.attention.backend import Backend
+from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.engine.cuda_graph import DecodeGraphs, GraphMemory
+from minimal_vllm.engine.cuda_runner import CudaRunner, StepGraphs
+from minimal_vllm.engine.engine import Engine
+from minimal_vllm.engine.mixed_graph import InputMemory, MixedGraphs
+from minimal_vllm.engine.output_processor import OutputProcessor
+from minimal_vllm.engine.recording import (
+    most_recorded_tokens,
+    token_counts,
+)
+from minimal_vllm.engine.row_table import RowTable
+from minimal_vllm.engine.runner import ModelState
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.model import triton_ops
+from minimal_vllm.model.triton_ops import TritonOps
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_on_gpu does the same")
+CPU = torch.device("cpu")
+MAX_NUM_SEQS, BUDGET = 6, 48
+LIMITS = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": BUDGET, "max_model_len": 128}
+
+
+@pytest.fixture(autouse=True)
+def products_by_the_library(monkeypatch):
+    """The kernels for few tokens have tests of their own, and take the interpreter long."""
+    monkeypatch.setattr(triton_ops, "SMALL_BATCHES", ())
+
+
+class Again:
+    """A recording that computes what was recorded."""
+
+    def __init__(self, compute):
+        self.replay = torch.inference_mode()(compute)
+
+
+class Repeater:
+    """Records nothing."""
+
+    def __init__(self):
+        self.num_replays = 0
+
+    def record(self, compute):
+        def counted():
+            self.num_replays += 1
+            compute()
+
+        return Again(counted)
+
+
+def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, graphs=True):
+    """The CPU's own, and one that runs on the GPU's runner, with its recorder."""
+    llm = LLM(str(folder), device="cpu", num_gpu_blocks_override=num_blocks, **LIMITS)
+    old = llm.engine._runner._state
+    layers = old.model.layers
+    first = layers[0].self_attn
+    attention = TritonAttention(
+        frozenset(layer.self_attn.window for layer in layers),
+        (first.num_heads, first.num_kv_heads, first.head_dim),
+        MAX_NUM_SEQS,
+        4,
+        CPU,
+        torch.float32,
+    )
+    caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
+    state = ModelState(old.model, Backend(attention, TritonOps()), caches, old.block_size, CPU)
+    config = llm.engine.scheduler.config
+    table = RowTable(MAX_NUM_SEQS, config.blocks_for(config.max_model_len), CPU)
+    memory, recorder = GraphMemory(state, table, MAX_NUM_SEQS, cascade=cascade), Repeater()
+    both = StepGraphs(DecodeGraphs(memory, recorder), MixedGraphs(memory, recorder, most_tokens))
+    for compute in both.mixed.small_steps():
+        torch.inference_mode()(compute)()
+    both.decode.record(progress=False)
+    both.mixed.record(progress=False)
+    runner = CudaRunner(state, table, both if graphs else None)
+    scheduler = Scheduler(config, llm.engine.scheduler.pool.emptied())
+    engine = Engine(
+        scheduler,
+        runner,
+        llm.engine._admission,
+        OutputProcessor(llm.engine._outputs._tokenizer),
+        async_scheduling=True,
+    )
+    return llm.engine, engine, recorder
+
+
+def complete(engine, prompts, params, *, arrive_every=2):
+    """Tokens by request, of requests that come while others run."""
+    tokens, step = {}, 0
+    waiting = list(enumerate(prompts))
+    while waiting or engine.has_unfinished_requests:
+        if waiting and step % arrive_every == 0:
+            index, prompt = waiting.pop(0)
+            engine.add_request(str(index), prompt, params)
+        for output in engine.step():
+            tokens[output.request_id] = output.outputs[0].token_ids
+        step += 1
+    engine.scheduler.check()
+    return [tokens[str(index)] for index in range(len(prompts))]
+
+
+PROMPTS = [[(7 * i + 3 * n) % 250 for i in range(n)] for n in (5, 70, 1, 33, 16, 2)]
+GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral-window"])
+def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
+    expected, got, recorder = make_engines(checkpoint(family))
+    tokens = complete(expected, PROMPTS, GREEDY)
+    assert complete(got, PROMPTS, GREEDY) == tokens
+    assert recorder.num_replays > 0
+
+
+@pytest.mark.parametrize("options", [{"graphs": False}, {"most_tokens": 20}])
+def test_steps_without_a_recording_give_the_cpus_tokens(checkpoint, options):
+    expected, got, _ = make_engines(checkpoint("llama"), **options)
+    assert complete(got, PROMPTS, GREEDY) == complete(expected, PROMPTS, GREEDY)
+
+
+def test_requests_that_are_preempted_go_on_rightly(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"), num_blocks=8)
+    preempted = []
+    got.scheduler._preempt = lambda each: (
+        preempted.append(each) or Scheduler._preempt(got.scheduler, each)
+    )
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    prompts = [[(7 * i + n) % 250 for i in range(n)] for n in (29, 30, 31)]
+    outputs = complete(got, prompts, params, arrive_every=1)
+    assert outputs == complete(expected, prompts, params, arrive_every=1)
+    assert preempted
+
+
+def test_seeded_samples_are_the_cpus(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    params = SamplingParams(temperature=0.9, seed=5, max_tokens=6, ignore_eos=True)
+    assert complete(got, PROMPTS[:4], params) == complete(expected, PROMPTS[:4], params)
+
+
+def test_prompt_logprobs_are_computed_without_a_recording(checkpoint):
+    expected, got, _ = make_engines(checkpoint("llama"))
+    params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1, ignore_eos=True)
+    assert complete(got, PROMPTS[:2], params) == complete(expected, PROMPTS[:2], params)
+
+
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_beginnings_shared_in_pairs_are_read_rightly(checkpoint, pairs):
+    """Three pairs need more tiles than a batch of so few would have if each tile were full."""
+    prompts = [
+        [(11 * i + 50 * pair) % 250 for i in range(33)] + [pair, own]
+        for pair in range(pairs)
+        for own in (1, 2)
+    ]
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    outputs = complete(got, prompts, GREEDY, arrive_every=1)
+    assert outputs == complete(expected, prompts, GREEDY, arrive_every=1)
+
+
+# ---- sizes and inputs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 16, 17, 48, 300, 4096])
+def test_every_number_of_tokens_has_a_recording_that_is_not_much_larger(most):
+    sizes = list(token_counts(most))
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    assert all(size <= 2 * before for before, size in pairwise(sizes))
+
+
+def test_a_large_model_has_recordings_of_small_steps_only():
+    assert most_recorded_tokens(600_000_000, 16_384) == 4096
+    assert most_recorded_tokens(8_000_000_000, 16_384) == 562
+    assert most_recorded_tokens(70_000_000_000, 16_384) == 512
+    assert most_recorded_tokens(600_000_000, 64) == 64
+
+
+def test_what_is_not_set_is_what_it_was_at_first():
+    memory = InputMemory({"a": (3, 0), "b": (5, 7)}, CPU)
+    memory.set({"a": np.array([1, 2, 3]), "b": np.array([4])})
+    assert memory["a"].tolist() == [1, 2, 3]
+    assert memory["b"].tolist() == [4, 7, 7, 7, 7]
+    memory.set({"b": np.array([[5, 6]])})
+    assert memory["a"].tolist() == [0, 0, 0]
+    assert memory["b"].tolist() == [5, 6, 7, 7, 7]
