@@ -53,13 +53,17 @@ def test_what_is_off_anyway_can_t_be_switched_off(name, options):
 
 
 def test_variants_take_turns_and_the_engine_with_all_ideas_is_the_first():
-    seen = []
+    seen, written = [], []
 
-    def measure(config):
+    def measure(config, writers):
         seen.append(config.engine)
+        written.append(writers)
         return {"output_throughput": len(seen)}
 
-    runs = list(run_study(SimulationConfig(SETTLED), ["lru", "preemption"], measure, 2))
+    runs = list(
+        run_study(SimulationConfig(SETTLED), ["lru", "preemption"], measure, 2, {"lru": "a writer"})
+    )
+    assert written == [[], ["a writer"], [], [], [], []], "the first time is enough"
     assert [name for name, _ in runs] == ["all on", "lru", "preemption"] * 2
     assert [each.eviction_policy for each in seen] == ["lru", "fifo", "lru"] * 2
     assert seen[0] == seen[3] == SETTLED

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from click.testing import CliRunner
 
 from minimal_vllm.cli.main import main
+from minimal_vllm.trace.reader import open_trace
+from minimal_vllm.trace.step_record import RequestRecord, StepRecord
 
 SIMULATED = ["--simulate", "--model=qwen3-0.6b", "--max-model-len=2048", "--num-prompts=20"]
 TINY = {
@@ -85,6 +88,33 @@ def test_a_shape_with_random_weights_runs_on_this_machine(tmp_path):
     assert [line.split("  ")[0] for line in told[1:]] == ["all on", "lru"]
 
 
+def check_traces(folder, *, num_requests):
+    """There are two, each of all requests and of nothing before them, which a page can replay."""
+    names = {"a-all-on.jsonl": "lru", "a-without-lru.jsonl": "fifo"}
+    assert {path.name for path in folder.glob("*.jsonl")} == names.keys()
+    for name, policy in names.items():
+        with open_trace(folder / name) as (header, lines):
+            assert header.engine.eviction_policy == policy
+            kinds = Counter(type(line) for line in lines)
+        assert kinds.keys() == {RequestRecord, StepRecord}
+        assert kinds[RequestRecord] == num_requests
+        assert kinds[StepRecord] > 1
+
+
+def test_a_trace_is_written_of_each_variant_of_the_real_engine(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    engine = ["--load-format=dummy", "--skip-tokenizer-init", "--device=cpu"]
+    traffic = ["--num-prompts=4", "--input-len=8", "--output-len=4", "--request-rate=500"]
+    traced = ["--without=lru", "--repeats=2", f"--trace={tmp_path}/a.jsonl"]
+    lines(f"--model={tmp_path}", *engine, *traffic, "--num-gpu-blocks-override=8", *traced)
+    check_traces(tmp_path, num_requests=4)
+
+
+def test_a_trace_is_written_of_each_variant_of_a_simulation(tmp_path):
+    lines(*SIMULATED, "--without=lru", f"--trace={tmp_path}/a.jsonl")
+    check_traces(tmp_path, num_requests=20)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -94,6 +124,9 @@ def test_a_shape_with_random_weights_runs_on_this_machine(tmp_path):
         (["--cpu-time"], "--cpu-time is for --device cpu"),
         (["--claims", "--num-prompts=3"], "--num-prompts is not for --claims"),
         (["--claims", "--plot=x.svg"], "are not for --claims"),
+        (["--claims", "--trace=x.jsonl"], "are not for --claims"),
+        ([*SIMULATED, "--trace=/nowhere/a.jsonl"], "No such file or directory"),
+        (["--trace-max-mb=5"], "--trace-max-mb needs --trace"),
         (["--workload=latency1", "--input-len=3"], "--input-len is for the workload synthetic"),
         (["--model=qwen3-8b"], "run it with --load-format dummy, or --simulate it"),
         ([*SIMULATED, "--without=cuda-graphs"], "cuda-graphs is not on here"),

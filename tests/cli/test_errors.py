@@ -51,6 +51,7 @@ def test_a_validation_error_becomes_one_line_that_names_the_option(cls, values, 
     [
         (ValueError("one\n  two"), 2, "minimal-vllm: error: one two\n"),
         (OSError("no space"), 2, "minimal-vllm: error: no space\n"),
+        (OSError(2, "No such file", "a.json"), 2, "minimal-vllm: error: a.json: No such file\n"),
         (Failure("bad luck"), 2, "minimal-vllm: error: bad luck\n"),
         (StepFailure("bad luck"), 1, "minimal-vllm: error: bad luck\n"),
         (KeyboardInterrupt(), 130, ""),

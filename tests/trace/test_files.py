@@ -7,7 +7,12 @@ import pytest
 
 from minimal_vllm.trace.lines import EndRecord, Header, encode_header
 from minimal_vllm.trace.reader import TraceError, open_trace
-from minimal_vllm.trace.step_record import RequestRecord
+from minimal_vllm.trace.step_record import (
+    AbortRecord,
+    PlanRecord,
+    RequestRecord,
+    ScheduledRecord,
+)
 from minimal_vllm.trace.writer import TraceWriter
 from tests.trace.records import FACTS, step_record
 
@@ -52,6 +57,50 @@ def test_a_line_that_a_killed_process_left_unfinished_is_passed_over(tmp_path):
     write(path, [step_record(0), step_record(1)])
     path.write_bytes(path.read_bytes()[:-20])
     assert [record.step for record in read(path)] == [0]
+
+
+def entry(request_id, start, num_tokens):
+    return ScheduledRecord(request_id, start, num_tokens)
+
+
+A, B = (RequestRecord(name, number, 2.5, (3, 4, 5)) for number, name in enumerate("ab", 1))
+RUN = [
+    A,
+    step_record(0, scheduled=(entry("a", 0, 2),)),
+    step_record(1, scheduled=(entry("a", 2, 1),)),
+    B,
+    step_record(2, preempted=("a",), scheduled=(entry("b", 0, 3),)),
+    step_record(3, scheduled=(entry("b", 3, 1),), finished=(("b", "length"),)),
+    step_record(4, scheduled=(entry("a", 0, 4),)),
+    AbortRecord("a"),
+    step_record(5, finished=(("a", "abort"),), num_aborted=1),
+]
+
+
+def test_a_run_with_all_that_can_happen_is_in_order(tmp_path):
+    write(tmp_path / "trace.jsonl", RUN)
+    assert read(tmp_path / "trace.jsonl") == RUN
+
+
+@pytest.mark.parametrize(
+    ("records", "complaint"),
+    [
+        (RUN[1:], "line 2: no line before it says that request a came"),
+        (RUN[:3] + RUN[4:], "line 5: no line before it says that request b came"),
+        ([*RUN[:2], *RUN[6:]], "line 4: step 4 goes on at token 0 of request a, but 2 of its"),
+        ([*RUN[:2], RUN[1]], "line 4: step 0 comes after step 0"),
+        ([AbortRecord("c")], "line 2: no line before it says that request c came"),
+        ([A, PlanRecord(0, (entry("b", 0, 1),))], "line 3: no line before it says that request b"),
+        ([step_record(0, preempted=("a",))], "line 2: no line before it says that request a came"),
+        ([A, step_record(0, finished=(("b", "stop"),))], "line 3: no line before it says that req"),
+    ],
+)
+def test_lines_that_are_missing_or_in_disorder_are_noticed(tmp_path, records, complaint):
+    path = tmp_path / "trace.jsonl"
+    write(path, records)
+    with pytest.raises(TraceError) as caught:
+        read(path)
+    assert f"{path} is broken in {complaint}" in str(caught.value)
 
 
 def header(**changes):

@@ -7,19 +7,28 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minimal_vllm.trace.lines import ADAPTERS, decode, decode_header
 from minimal_vllm.trace.step_record import StepRecord
-from tests.markdown import ROOT, code_blocks, read
+from tests.markdown import ROOT, broken_links, code_blocks, read
 from tests.server.harness import ENVIRONMENT
 
+SIZES = ("1280", "1920")
 VIEW, FORMAT = read("docs/view.md"), read("docs/trace-format.md")
 
 
-@pytest.mark.parametrize("text", [VIEW, FORMAT])
-def test_every_link_resolves(text):
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+@pytest.mark.parametrize("page", ["docs/view.md", "docs/trace-format.md"])
+def test_every_link_resolves(page):
+    assert broken_links(page) == []
+
+
+def test_the_view_is_shown_light_and_dark_on_a_laptop_and_on_a_projector():
+    shown = re.findall(r"\]\(images/view-(light|dark)-(\d+)\.png\)", VIEW)
+    assert set(shown) == {(scheme, width) for scheme in ("light", "dark") for width in SIZES}
+    for scheme, width in shown:
+        with Image.open(ROOT / "docs" / "images" / f"view-{scheme}-{width}.png") as image:
+            assert image.size[0] == int(width)
 
 
 @pytest.mark.parametrize("command", code_blocks(VIEW, "bash"))

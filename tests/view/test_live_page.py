@@ -238,12 +238,89 @@ def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):
     until(page, f"view.selection.block === {shared + 1}")
 
 
-def test_a_refused_prompt_is_explained(chromium, server):
+def test_a_refused_prompt_is_explained_and_can_be_mended(chromium, server):
     with page_at(chromium, f"{server.url}/view", may_complain_of="status of 400") as page:
         page.fill("#prompt", "word " * 200)
         page.press("#prompt", "Enter")
         until(page, "!document.querySelector('#message').hidden")
         assert "max_model_len is 96" in page.inner_text("#message")
+        assert page.input_value("#prompt") == "word " * 200
+        page.fill("#prompt", "A word")
+        page.press("#prompt", "Enter")
+        assert page.is_hidden("#message"), "that was the last prompt's"
+
+
+def test_a_prompt_is_shown_as_it_comes_whatever_one_looked_at(page, server):
+    pause(page)
+    send(server, 2)
+    for _ in range(3):
+        step(page)
+    page.click("#back")
+    page.click("#running-list .chip")
+    until(page, "view.selection.arrival !== null && !view.player.follows")
+    page.fill("#prompt", "Good evening")
+    page.press("#prompt", "Enter")
+    until(page, "view.player.follows && view.mine.has(view.selection.arrival)")
+    until(page, "document.querySelector('#inspector').innerText.includes('your prompt')")
+    assert "waiting" in page.inner_text("#inspector")
+
+
+def test_the_names_of_requests_can_be_clicked_and_focused_while_the_engine_runs(page, server):
+    pause(page)
+    send(server, 3)
+    for _ in range(4):
+        step(page)
+    until(page, "document.querySelectorAll('#running-list .chip').length === 3")
+    for place in ("#running-list .chip:nth-child(2)", "#inspector .with .chip"):
+        page.focus(place)
+        page.hover(place)
+        wanted = page.evaluate("(place) => document.querySelector(place).dataset.arrival", place)
+        page.mouse.down()
+        step_by_key(page)
+        step_by_key(page)
+        focused = page.evaluate("document.activeElement.dataset.arrival")
+        page.mouse.up()
+        assert focused == wanted
+        assert page.evaluate("view.selection.arrival") == int(wanted)
+
+
+def step_by_key(page):
+    """One step on, without the pointer, and everything drawn."""
+    before = page.evaluate("view.player.history.head.step")
+    page.keyboard.press("ArrowRight")
+    until(page, f"view.player.history.head.step === {before + 1}")
+    until(page, "!view.stale && !view.wordsAreStale")
+
+
+def test_a_request_under_the_pointer_shows_its_blocks_and_what_it_did(page, server):
+    pause(page)
+    send(server, 3)
+    for _ in range(4):
+        step(page)
+    tables = {each["arrival"]: each["block_table"] for each in state_of(server)["requests"]}
+    shown = "[...document.querySelectorAll('#inspector .physical')].map((e) => +e.dataset.block)"
+    last = max(tables)
+    page.hover(f"#running-list [data-arrival='{last}']")
+    until(page, f"{shown}.join() === '{','.join(map(str, tables[last]))}'")
+    assert sorted(page.evaluate("[...view.emphasis(view.player.state)]")) == sorted(tables[last])
+    first = min(tables)
+    x, y = page.evaluate(
+        """(arrival) => { const { batch, digest } = view;
+        const row = digest.rows.find((each) => each.arrival === arrival);
+        return [batch.x(row.cells[0].step) + 3, batch.y(row.lane) + 3]; }""",
+        first,
+    )
+    page.hover("#batch", position={"x": x, "y": y})
+    until(page, f"{shown}.join() === '{','.join(map(str, tables[first]))}'")
+    assert re.search(rf"#{first} .*\nstep \d+: \d+ tokens of its prompt", page.inner_text("#tip"))
+    page.evaluate(f"view.select({{ arrival: {last}, block: null }})")
+    until(
+        page, f"{shown}.join() === '{','.join(map(str, tables[last]))}'"
+    )  # the pointer lies still
+    page.keyboard.press("Escape")
+    page.hover("#where")
+    until(page, "view.pointed.arrival === null")
+    assert page.evaluate("view.emphasis(view.player.state)") is None
 
 
 def test_the_numbers_are_those_of_the_records(page, server):
@@ -314,6 +391,14 @@ def test_demo_traffic_follows_its_controls(chromium):
             )
             assert all(20 <= prompt <= 60 for prompt, _ in requests)
             assert all(4 <= total - prompt <= 12 for prompt, total in requests)
+            page.focus("#shared_prefix_tokens")
+            page.keyboard.press("ArrowRight")
+            until(page, "window.traffic.shared_prefix_tokens === 48")
+            assert not page.evaluate("view.player.paused"), "the key was the slider's alone"
+            page.keyboard.press(" ")
+            until(page, "view.player.paused")
+            page.keyboard.press(" ")
+            until(page, "!view.player.paused")
             set_traffic(page, requests_per_100_steps=0)
             until_idle(url)
             set_speed(page, "0.5")

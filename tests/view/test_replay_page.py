@@ -89,6 +89,72 @@ def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_
             assert f"in step {eviction['releasedStep']}" in told
 
 
+NARRATE = """async (evicted) => {
+  const { narrate } = await import("/view/page/narrate.js");
+  const { state } = view.player;
+  const now = { ...state.now, evicted, preempted: [], admitted: [], found: [], ended: [] };
+  return narrate({ ...state, now });
+}"""
+
+
+def test_blocks_that_are_evicted_for_the_same_reason_are_told_of_together(chromium, replay_url):
+    def evicted(block, owner, whom):
+        return {"block": block, "releasedStep": 7, "hits": 0, "owner": owner, "forWhom": whom}
+
+    why = "of all such blocks {} released the longest ago, in step 7 by #{}."
+    with page_at(chromium, replay_url) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        blocks = [evicted(4, 1, 5), evicted(9, 2, 5), evicted(2, 1, 5), evicted(3, 1, 6)]
+        assert page.evaluate(NARRATE, blocks)[:-1] == [
+            "Blocks 4 and 2 were evicted for #5: nobody references them, and "
+            + why.format("they were", 1),
+            "Block 9 was evicted for #5: nobody references it, and " + why.format("it was", 2),
+            "1 more block was evicted.",
+        ]
+
+
+SMALL_CELLS = """async () => {
+  const { theme, wordOf } = await import("/view/page/theme.js");
+  const { pool, player: { state } } = view;
+  const { data, width } = pool.context.getImageData(0, 0, pool.canvas.width, pool.canvas.height);
+  const pixels = new Uint32Array(data.buffer);
+  const isEmptyAt = (block, share) => {
+    const x = (block % pool.columns) * pool.cell + 2;
+    const y = Math.floor(block / pool.columns) * pool.cell + Math.round(share * (pool.cell - 1));
+    return pixels[y * width + x] === wordOf(theme.slot);
+  };
+  return [...state.references.keys()].filter((block) => state.references[block] === 1)
+    .map((b) => [state.fill[b] / state.facts.block_size, isEmptyAt(b, 0.2), isEmptyAt(b, 0.9)]);
+}"""
+
+
+def test_a_small_cell_is_filled_as_far_as_its_block(chromium, serve_trace, tmp_path):
+    write_trace(tmp_path / "trace.jsonl", num_blocks=400, num_requests=20, num_steps=6)
+    with page_at(chromium, serve_trace(tmp_path / "trace.jsonl")) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        until(page, "!view.stale")
+        cells = page.evaluate(SMALL_CELLS)
+    by_fill = {fill: looks for fill, *looks in cells}
+    assert by_fill[1.0] == [False, False]
+    partial = [looks for fill, looks in by_fill.items() if 0.2 < fill < 0.7]
+    assert partial
+    assert all(looks == [True, False] for looks in partial)
+
+
+@pytest.mark.parametrize("width", [800, 1280, 1920])
+def test_all_panels_have_room(chromium, replay_url, width):
+    with page_at(chromium, replay_url, viewport={"width": width, "height": 900}) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        boxes = page.evaluate("""() => [...document.querySelectorAll(".panel")]
+          .filter((each) => each.offsetParent !== null)
+          .map((e) => [e.className, e.clientHeight, e.scrollWidth > e.clientWidth])""")
+        assert len(boxes) == 5
+        assert [name for name, height, is_cut in boxes if is_cut or height < 100] == []
+
+
 CROWD = """async () => {
   const { colourOf, theme, wordOf } = await import("/view/page/theme.js");
   const { batch, digest } = view;

@@ -145,8 +145,8 @@ def run_claim(claim: Claim, config: SimulationConfig, measure: Measure) -> Itera
         config: its ``settings``, settled.
         measure: see ``Stage``.
     """
-    full = measure(config)
+    full = measure(config, ())
     yield {"system": ALL_ON, "measured": claim.measured(full, full), **full}
     for name, idea in claim.variants.items():
-        result = measure(config_without(config, idea))
+        result = measure(config_without(config, idea), ())
         yield {"system": name, "measured": claim.measured(full, result), **result}

@@ -22,7 +22,9 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.sim.config import SimulationConfig
 from minimal_vllm.sim.job import Job
 from minimal_vllm.sim.presets import PRESETS
-from minimal_vllm.trace.step_record import StepRecord
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.step_record import Record, Recorder, StepRecord
+from minimal_vllm.trace.writer import TraceWriter
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
@@ -71,18 +73,42 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def really_run(config: SimulationConfig, clock: Clock) -> Fields:
+class Gate(Recorder):
+    """Lets records through to others, once it is open."""
+
+    def __init__(self, others: Sequence[TraceWriter]) -> None:
+        self.is_open = False
+        self._others = others
+
+    def __call__(self, record: Record) -> None:
+        """Something happened."""
+        if self.is_open:
+            for other in self._others:
+                other(record)
+
+
+def really_run(
+    config: SimulationConfig, clock: Clock, writers: Sequence[TraceWriter] = ()
+) -> Fields:
     """Build the engine, serve the workload, and tell how it went.
+
+    Args:
+        config: the engine, and what is asked of it.
+        clock: by which requests come.
+        writers: each writes a trace, of what comes after the warm-up.
 
     Raises:
         ValueError: the engine can't be built, or a request failed.
     """
-    count, watch = StepCount(), MemoryWatch()
+    count, watch, gate = StepCount(), MemoryWatch(), Gate(writers)
     with model_folder(config.engine) as engine:
-        built = build_engine(engine, observers=[count])
+        built = build_engine(engine, observers=[count, gate] if writers else [count])
     jobs = fitting_jobs(config, built.files.config.vocab_size, built.scheduler_config.max_model_len)
     _warm_up(built, jobs, clock)
     before, count.num_steps, count.num_preemptions = count.last, 0, 0
+    for writer in writers:
+        writer.begin(engine_facts(config.engine, built), spell=None)
+    gate.is_open = True
     outcomes = drive(built.engine, jobs, watch, clock)
     after = count.last
     assert before is not None and after is not None  # noqa: S101, PT018 - there are requests

@@ -1,5 +1,6 @@
 """Run a workload through a simulated engine, on a GPU that isn't here."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from minimal_vllm.ablate.memory import MemoryWatch
@@ -11,7 +12,9 @@ from minimal_vllm.sim.config import SimulationConfig
 from minimal_vllm.sim.metrics import Metrics
 from minimal_vllm.sim.routing import ROUTERS
 from minimal_vllm.sim.simulation import design
+from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.step_record import StepRecord
+from minimal_vllm.trace.writer import TraceWriter
 
 
 def settle_simulated(config: SimulationConfig) -> EngineConfig:
@@ -29,8 +32,12 @@ def settle_simulated(config: SimulationConfig) -> EngineConfig:
     )
 
 
-def run_simulated(config: SimulationConfig) -> Fields:
+def run_simulated(config: SimulationConfig, writers: Sequence[TraceWriter] = ()) -> Fields:
     """Simulate one engine, and tell the same as of a real one.
+
+    Args:
+        config: the engine, and what is asked of it.
+        writers: each writes a trace.
 
     Raises:
         ValueError: see ``design``.
@@ -41,7 +48,9 @@ def run_simulated(config: SimulationConfig) -> Fields:
         seconds = record.schedule_seconds + record.run_seconds + record.update_seconds
         watch.look(replica.scheduler, record.started + seconds)
 
-    replica = plan.make_replica([look])
+    for writer in writers:
+        writer.begin(engine_facts(config.engine, plan), spell=None, started=0.0)
+    replica = plan.make_replica([look, *writers])
     limits, metrics = plan.scheduler_config, Metrics(None)
     jobs = fitting_jobs(config, plan.model.vocab_size, limits.max_model_len)
     Cluster([replica], ROUTERS["round-robin"](1, limits.block_size), metrics).run(jobs)

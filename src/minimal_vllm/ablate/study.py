@@ -1,17 +1,20 @@
 """One workload, served with all ideas and then without each: what is each worth?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from minimal_vllm.ablate.ideas import ALL_ON, IDEAS, Idea, without
 from minimal_vllm.bench.statistics import Fields
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sim.config import SimulationConfig
+from minimal_vllm.trace.writer import TraceWriter
 
-Measure = Callable[[SimulationConfig], Fields]
-"""Serves a workload; the numbers, by the names of ``vllm bench serve`` where it has one."""
+Measure = Callable[[SimulationConfig, Sequence[TraceWriter]], Fields]
+"""Serves a workload, of which these write traces; the numbers, by the names of ``vllm bench serve``
+where it has one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ def this_machine(*, cpu_time: bool) -> Stage:
     clock = CpuClock() if cpu_time else WallClock()
     if cpu_time:
         use_one_thread()
-    return Stage(lambda config: settle(config.engine), lambda config: really_run(config, clock))
+    return Stage(
+        lambda config: settle(config.engine),
+        lambda config, writers: really_run(config, clock, writers),
+    )
 
 
 def simulation() -> Stage:
@@ -72,7 +78,11 @@ def _has_own_kernels(config: EngineConfig) -> bool:
 
 
 def run_study(
-    config: SimulationConfig, names: Sequence[str], measure: Measure, repeats: int
+    config: SimulationConfig,
+    names: Sequence[str],
+    measure: Measure,
+    repeats: int,
+    writers: Mapping[str, TraceWriter] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Fields]]:
     """Results as they come: with all ideas, then without each of these; then all that again.
 
@@ -81,11 +91,13 @@ def run_study(
         names: of ideas.
         measure: see ``Stage``.
         repeats: how often.
+        writers: by the names of variants; each writes a trace of the first time.
     """
     variants = {ALL_ON: config} | {name: config_without(config, IDEAS[name]) for name in names}
-    for _ in range(repeats):
+    for repeat in range(repeats):
         for name, variant in variants.items():
-            yield name, measure(variant)
+            is_written = repeat == 0 and name in writers
+            yield name, measure(variant, [writers[name]] if is_written else [])
 
 
 def medians(runs: Sequence[tuple[str, Fields]]) -> list[Fields]:

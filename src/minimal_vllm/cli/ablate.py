@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from minimal_vllm.ablate.ideas import IDEAS
+from minimal_vllm.ablate.ideas import ALL_ON, IDEAS
 from minimal_vllm.cli.errors import Failure
 from minimal_vllm.cli.options import FieldOption, SectionedCommand, field_options, given_options
+from minimal_vllm.cli.trace import open_writers_of, trace_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.plugin import part_name
@@ -28,6 +29,7 @@ from minimal_vllm.sim.config import (
 if TYPE_CHECKING:
     from minimal_vllm.ablate.study import Stage
     from minimal_vllm.bench.statistics import Fields
+    from minimal_vllm.trace.writer import TraceWriter
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -54,6 +56,7 @@ SMALL_SYNTHETIC = {
 @field_options(TrafficConfig)
 @field_options(Achieved)
 @field_options(FleetConfig, without={"replicas", "routing"})
+@trace_options
 @click.command(cls=SectionedCommand, short_help="Measure what each idea is worth.")
 @click.option(
     "--without",
@@ -106,6 +109,9 @@ def ablate(
 
     Without --model: the built-in model, 256 blocks, a budget of 256 tokens, and 64 requests of a
     chat-like kind, 8 a second, each behind one of 8 prefixes of 128 tokens.
+
+    --trace writes a file for each variant, with its name in it: a.jsonl becomes a-all-on.jsonl,
+    a-without-paging.jsonl and so on.
     """
     _check_options(ctx, claims, simulated, names, plot)
     from minimal_vllm.ablate.study import simulation, this_machine
@@ -115,7 +121,7 @@ def ablate(
     if claims:
         found = _run_claims(config, stage)
     else:
-        found = _run_study(config, stage, names, repeats, simulated=simulated, plot=plot)
+        found = _run_study(ctx, config, stage, names, repeats, simulated=simulated, plot=plot)
     if json_file:
         json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         click.echo(f"Written to {json_file}")
@@ -152,8 +158,8 @@ def _check_options(
     if claims:
         _refuse(ctx, TrafficConfig, "is not for --claims, which have traffic of their own")
         _refuse(ctx, SyntheticConfig, "is not for --claims, which have traffic of their own")
-        if names or plot or ctx.params["repeats"] > 1:
-            raise click.UsageError("--without, --repeats and --plot are not for --claims.")
+        if names or plot or ctx.params["trace"] or ctx.params["repeats"] > 1:
+            raise click.UsageError("--without, --repeats, --plot and --trace are not for --claims.")
     elif ctx.params["workload"] != "synthetic":
         _refuse(ctx, SyntheticConfig, "is for the workload synthetic")
 
@@ -170,6 +176,7 @@ def _refuse(
 
 
 def _run_study(
+    ctx: click.Context,
     config: SimulationConfig,
     stage: "Stage",
     names: Sequence[str],
@@ -187,7 +194,7 @@ def _run_study(
     config = replace(config, engine=stage.settle(config))
     chosen = possible_ideas(config.engine, names, simulated=simulated)
     bar = tqdm(
-        run_study(config, chosen, stage.measure, repeats),
+        run_study(config, chosen, stage.measure, repeats, _writers(ctx, chosen)),
         desc="Runs",
         total=repeats * (1 + len(chosen)),
         disable=None,  # unless somebody watches
@@ -197,6 +204,13 @@ def _run_study(
     if plot and draw:
         draw(results, plot)
     return {"config": _described(config), "results": results}
+
+
+def _writers(ctx: click.Context, chosen: Sequence[str]) -> "dict[str, TraceWriter]":
+    """For each variant of the study, if traces are wanted."""
+    in_files = {ALL_ON: ALL_ON.replace(" ", "-")} | {name: f"without-{name}" for name in chosen}
+    writers = open_writers_of(ctx, list(in_files.values()))
+    return {name: writers[in_file] for name, in_file in in_files.items() if in_file in writers}
 
 
 def _run_claims(config: SimulationConfig, stage: "Stage") -> dict[str, Any]:

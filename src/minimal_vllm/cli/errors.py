@@ -43,7 +43,11 @@ class Commands(click.Group):
             raise  # click ends quietly: whoever reads our output has seen enough
         except ValidationError as error:
             raise Failure(describe_validation_error(error)) from error
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            is_about_a_file = error.filename and error.strerror
+            message = f"{error.filename}: {error.strerror}" if is_about_a_file else str(error)
+            raise Failure(message) from error
+        except ValueError as error:
             raise Failure(str(error)) from error
 
 

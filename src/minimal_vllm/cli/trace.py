@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from minimal_vllm.cli.errors import Commands
 from minimal_vllm.trace.facts import engine_facts
@@ -45,14 +46,34 @@ def open_writers(ctx: click.Context) -> list[TraceWriter]:
     Raises:
         OSError: the file can't be written.
     """
-    path = ctx.params["trace"]
+    path = _path(ctx)
+    return [_open(ctx, path)] if path else []
+
+
+def open_writers_of(ctx: click.Context, names: Sequence[str]) -> dict[str, TraceWriter]:
+    """Observers that write a trace for each name, if any is wanted, to FILE with the name in it.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    path = _path(ctx)
     if path is None:
-        if ctx.get_parameter_source("trace_max_mb") is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError("--trace-max-mb needs --trace.")
-        return []
+        return {}
+    return {name: _open(ctx, path.with_stem(f"{path.stem}-{name}")) for name in names}
+
+
+def _path(ctx: click.Context) -> Path | None:
+    path: Path | None = ctx.params["trace"]
+    is_bounded = ctx.get_parameter_source("trace_max_mb") is not ParameterSource.DEFAULT
+    if path is None and is_bounded:
+        raise click.UsageError("--trace-max-mb needs --trace.")
+    return path
+
+
+def _open(ctx: click.Context, path: Path) -> TraceWriter:
     writer = TraceWriter(path, ctx.params["trace_max_mb"] * 10**6)
     ctx.call_on_close(writer.close)
-    return [writer]
+    return writer
 
 
 def make_llm(ctx: click.Context, observers: Sequence[StepObserver] = (), **options: Any) -> "LLM":

@@ -64,4 +64,8 @@ def read_model_shape(model: str, revision: str | None, download_dir: str | None)
         return ModelConfig.from_dict(PRESETS[model.lower()])
     if model.endswith(".json"):
         return ModelConfig.from_dict(read_json(Path(model).expanduser()))
-    return ModelConfig.from_folder(resolve_model(model, revision, download_dir, weights=False))
+    try:
+        folder = resolve_model(model, revision, download_dir, weights=False)
+    except ValueError as error:
+        raise ValueError(f"{error}; known by name are {', '.join(PRESETS)}") from error
+    return ModelConfig.from_folder(folder)

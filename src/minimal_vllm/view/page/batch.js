@@ -54,7 +54,7 @@ export class BatchView {
     this.rowHeight = Math.min(22, MAX_ROWS / lanes);
     if (this.rowHeight < MIN_ROW) this.rowHeight = Math.max(Math.floor(this.rowHeight), 1);
     const visible = Math.floor((width - LABELS) / this.columnWidth);
-    const newest = digest.columns.at(-1)?.step ?? 0;
+    const newest = digest.columns.at(-1)?.step ?? step;
     this.last = Math.max(Math.min(newest, step + Math.floor(visible / 3)), visible - 1);
     this.first = this.last - visible + 1;
     this.cursor = step;

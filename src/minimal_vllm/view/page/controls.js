@@ -45,10 +45,11 @@ export class Controls {
 
   onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.matches("input[type=text], input[type=password], select, textarea")) {
+    if (event.target.matches("input:not([type=range]), select")) {
       if (event.key === "Escape") event.target.blur();
       return;
     }
+    if (event.target.matches(".traffic input") && event.key.startsWith("Arrow")) return; // they move it
     const keys = { " ": "play", ArrowRight: "step", ArrowLeft: "back", p: "preemption", e: "eviction",
                    l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
                    "/": "prompt" };
@@ -95,7 +96,8 @@ export class Controls {
     Object.assign($("scrub"), { min: first, max: last, value: player.state.step });
     write($("where"), player.state.step < 0 ? "before the first step" : `step ${player.state.step}`);
     const mode = !player.isLive ? "recorded" : player.paused ? "engine paused" : "live";
-    write($("mode"), player.isLive && !player.follows ? `${last - player.state.step} steps back` : mode);
+    const back = last - player.state.step;
+    write($("mode"), player.isLive && !player.follows ? `${back} step${back === 1 ? "" : "s"} back` : mode);
     $("mode").dataset.mode = mode;
   }
 
@@ -115,10 +117,15 @@ export class Controls {
     const name = `you-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
     $("prompt").value = "";
     $("prompt").blur(); // keys are for what there is to see now
+    this.say("");
+    this.player.goLive(); // it is not in the past
     this.onSent(name);
-    await this.attempt(post("/v1/completions", {
-      prompt, request_id: name, max_tokens: Number($("max-tokens").value),
-    }));
+    try {
+      await post("/v1/completions", { prompt, request_id: name, max_tokens: Number($("max-tokens").value) });
+    } catch (error) {
+      this.say(error.message);
+      $("prompt").value ||= prompt; // to be mended
+    }
   }
 
   // ---- traffic --------------------------------------------------------------------------------

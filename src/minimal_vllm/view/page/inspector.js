@@ -1,43 +1,19 @@
 // One request or one block from near: its text, block by block, and where each is.
 
+import { chip, Kept, make, setChildren } from "./elements.js";
 import { CACHED, FREE } from "./state.js";
 import { colourOf } from "./theme.js";
 
 const MAX_ROWS = 64;
 const KINDS = ["free", "cached", "referenced", "shared"];
 
-/** An element with text or children in it. */
-export function make(tag, className, ...children) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children);
-  return element;
-}
-
-/** A request's name in its colour, which selects it. */
-export function chip(arrival, note = "") {
-  const button = make("button", "chip", `#${arrival}${note}`);
-  button.dataset.arrival = arrival;
-  button.style.setProperty("--colour", colourOf(arrival));
-  button.style.setProperty("--pale", colourOf(arrival, "pale"));
-  return button;
-}
-
-/** Give an element these children, leaving alone those that are where they should be. */
-function setChildren(element, children) {
-  children.forEach((child, i) => {
-    const there = element.childNodes[i];
-    if (there === undefined) element.append(child);
-    else if (there !== child) there.replaceWith(child);
-  });
-  while (element.childNodes.length > children.length) element.lastChild.remove();
-}
-
 export class Inspector {
-  constructor(element, texts) {
+  /** @param mine arrival numbers of the requests from this page */
+  constructor(element, texts, mine) {
     this.element = element;
     this.texts = texts;
-    this.rows = new Map(); // what a row of a block table says -> the row that was drawn last
+    this.mine = mine;
+    this.kept = new Kept();
   }
 
   /** @param selection {arrival, block}, either of which may be null */
@@ -48,17 +24,21 @@ export class Inspector {
     if (request) parts.push(...this.requestParts(state, request, block));
     else if (arrival !== null) parts.push(make("p", "hint", `#${arrival} is not there at this step.`));
     else if (block === null) parts.push(make("p", "hint", "Select a block of the pool or a row of the batch, or send a prompt of your own and follow it."));
-    const scroll = this.element.scrollTop;
     setChildren(this.element, parts);
-    this.element.scrollTop = scroll;
+    this.kept.turn();
   }
 
   // ---- a request ------------------------------------------------------------------------------
 
   requestParts(state, request, block) {
-    const title = make("h3", "", chip(request.arrival), ` ${request.id}`);
     const rows = this.blockRows(state, request, block);
-    return [title, this.summary(request), this.counter(request), this.headings(request), ...rows];
+    return [this.title(request), this.summary(request), this.counter(request), this.headings(request), ...rows];
+  }
+
+  title({ arrival, id }) {
+    const name = this.mine.has(arrival) ? "your prompt" : id;
+    return this.kept.get(["title", arrival, name, colourOf(arrival)].join(" "),
+                         () => make("h3", "", chip(arrival), ` ${name}`));
   }
 
   summary(request) {
@@ -104,13 +84,11 @@ export class Inspector {
     const table = this.tableOf(request);
     const count = Math.min(Math.ceil(request.numTokens / size), MAX_ROWS);
     const first = Math.max(0, Math.ceil(request.numTokens / size) - MAX_ROWS);
-    const rows = new Map(Array.from({ length: count }, (_, i) => {
+    return Array.from({ length: count }, (_, i) => {
       const index = first + i;
-      const key = this.rowKey(state, request, index, table[index], table[index] === selected);
-      return [key, this.rows.get(key) ?? this.blockRow(state, request, index, table[index], table[index] === selected)];
-    }));
-    this.rows = rows;
-    return [...rows.values()];
+      const place = [state, request, index, table[index], table[index] === selected];
+      return this.kept.get(this.rowKey(...place), () => this.blockRow(...place));
+    });
   }
 
   /** All that a row of the block table depends on. */
@@ -118,7 +96,7 @@ export class Inspector {
     const end = (index + 1) * state.facts.block_size;
     const isShared = block !== undefined && state.references[block] > 1;
     const owners = isShared ? state.ownersOf(block).map((each) => each.arrival) : [];
-    return [request.arrival, index, block, isSelected, request.status, request.hashes[index],
+    return ["row", request.arrival, index, block, isSelected, request.status, request.hashes[index],
             Math.min(request.computed, end), Math.min(request.numTokens, end), owners,
             colourOf(request.arrival)].join(" ");
   }
@@ -171,14 +149,18 @@ export class Inspector {
   // ---- a block --------------------------------------------------------------------------------
 
   blockCard(state, block) {
-    const card = make("div", "block-card");
     const kind = state.kindOf(block);
-    card.append(make("h3", "", `Block ${block}: ${KINDS[kind]}`));
-    const owners = state.ownersOf(block);
-    if (owners.length) card.append(make("p", "summary", "in the table of ", ...owners.slice(0, 12).map((each) => chip(each.arrival))));
-    card.append(make("p", "summary", this.story(state, block, kind)));
-    if (kind !== FREE) card.append(this.contents(state, block));
-    return card;
+    const owners = state.ownersOf(block).slice(0, 12).map((each) => each.arrival);
+    const story = this.story(state, block, kind);
+    const content = [state.owner[block], state.offset[block], state.fill[block]];
+    const key = ["card", block, kind, owners, owners.map((each) => colourOf(each)), story, content].join(" ");
+    return this.kept.get(key, () => {
+      const card = make("div", "block-card", make("h3", "", `Block ${block}: ${KINDS[kind]}`));
+      if (owners.length) card.append(make("p", "summary", "in the table of ", ...owners.map((each) => chip(each))));
+      card.append(make("p", "summary", story));
+      if (kind !== FREE) card.append(this.contents(state, block));
+      return card;
+    });
   }
 
   story(state, block, kind) {

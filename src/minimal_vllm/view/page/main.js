@@ -7,7 +7,7 @@ import { Digest } from "./digest.js";
 import { follow, RefusedError } from "./feed.js";
 import { History, startState } from "./history.js";
 import { Inspector } from "./inspector.js";
-import { narrate } from "./narrate.js";
+import { narrate, narrateCell } from "./narrate.js";
 import { Player } from "./player.js";
 import { PoolView } from "./pool.js";
 import { Queue } from "./queue.js";
@@ -17,13 +17,15 @@ import { showTip } from "./tip.js";
 const $ = (id) => document.getElementById(id);
 const WORDS_MS = 100; // texts and charts change no more often: most of the time is the pool's
 const MANY_ROWS = 100; // … and so does a batch that is larger than this
+const NOTHING = { arrival: null, block: null };
 
 class View {
   constructor() {
     this.texts = new Map(); // token id -> its text
-    this.selection = { arrival: null, block: null };
+    this.selection = NOTHING;
     this.isShown = false; // whether what is selected was chosen here, and not by the user
-    this.hovered = null; // a block
+    this.pointed = NOTHING; // what is under the pointer
+    this.isNear = false; // whether that is the inspector's own
     this.sent = new Set(); // ids of requests from this page
     this.mine = new Set(); // … and their arrival numbers
     this.facts = null;
@@ -32,21 +34,25 @@ class View {
     this.controls = new Controls(this.player, {
       onSent: (name) => this.sent.add(`cmpl-${name}-0`),
       onTheme: () => this.themeChanged(),
-      onClear: () => this.select({ arrival: null, block: null }),
+      onClear: () => this.select(NOTHING),
     });
     this.pool = new PoolView($("pool"), {
-      onHover: (block, event) => this.hover(block, event),
+      onHover: (block, event) => this.point({ arrival: null, block }, block === null ? null : this.describe(block), event),
       onSelect: (block) => this.selectBlock(block),
     });
     this.batch = new BatchView($("batch"), {
       onSeek: (step) => this.controls.attempt(this.player.seekStep(step)),
       onSelect: (arrival) => this.select({ arrival, block: null }),
-      onHover: (place, event) => showTip(place?.row ? `#${place.row.arrival} ${place.row.id}` : null, event),
+      onHover: (place, event) => {
+        const row = place?.row;
+        this.point({ arrival: row?.arrival ?? null, block: null }, row ? narrateCell(place) : null, event);
+      },
     });
-    this.inspector = new Inspector($("inspector"), this.texts);
-    this.queue = new Queue(document);
+    this.inspector = new Inspector($("inspector"), this.texts, this.mine);
+    this.queue = new Queue(document, this.mine);
     this.charts = new Charts();
     document.addEventListener("click", (event) => this.onChip(event));
+    document.addEventListener("pointerover", (event) => this.onPointer(event));
     new ResizeObserver(() => this.changed()).observe(document.body);
     watchSystemTheme(() => this.themeChanged());
   }
@@ -74,9 +80,10 @@ class View {
 
   begin(header) {
     this.facts = header.engine;
-    const { model, num_blocks, block_size, device } = this.facts;
+    const { model, num_blocks, block_size, device, max_num_batched_tokens } = this.facts;
     $("facts").textContent = `${model} on ${device} · ${num_blocks.toLocaleString("en")} blocks of ${block_size} tokens`;
-    document.querySelectorAll(".block-size").forEach((each) => { each.textContent = block_size; });
+    $("block-size").textContent = block_size;
+    $("budget").textContent = max_num_batched_tokens.toLocaleString("en");
     this.restart(null, false);
   }
 
@@ -105,6 +112,7 @@ class View {
   select(selection) {
     this.selection = selection;
     this.isShown = selection.arrival === null && selection.block === null;
+    this.pointed = NOTHING; // the pointer may lie still where it was
     this.changed();
   }
 
@@ -119,22 +127,29 @@ class View {
 
   /** The block, and one of those who have it; again: the next of them. */
   selectBlock(block) {
-    if (block === null) return this.select({ arrival: null, block: null });
+    if (block === null) return this.select(NOTHING);
     const owners = this.player.state.ownersOf(block).map((request) => request.arrival);
     const again = this.selection.block === block ? owners.indexOf(this.selection.arrival) + 1 : 0;
     this.select({ block, arrival: owners[again % owners.length] ?? null });
   }
 
-  hover(block, event) {
-    if (!this.player.history) return;
-    showTip(block === null ? null : this.describe(block), event);
-    if (block !== this.hovered) {
-      this.hovered = block;
-      this.changed();
-    }
+  /** @param pointed {arrival, block}, either of which may be null */
+  point(pointed, tip = null, event = null) {
+    showTip(tip, event);
+    if (pointed.arrival === this.pointed.arrival && pointed.block === this.pointed.block) return;
+    this.pointed = pointed;
+    this.changed();
+  }
+
+  /** The pointer has come to another element: the name of a request, the cell of a block, or neither. */
+  onPointer({ target }) {
+    const { arrival, block } = target.closest("[data-arrival], [data-block]")?.dataset ?? {};
+    this.isNear = target.closest("#inspector") !== null;
+    this.point({ arrival: arrival ? Number(arrival) : null, block: block ? Number(block) : null });
   }
 
   describe(block) {
+    if (!this.player.history) return null;
     const state = this.player.state;
     const kind = ["free", "cached", "in use", "shared"][state.kindOf(block)];
     const owners = state.ownersOf(block).map((request) => `#${request.arrival}`).slice(0, 8).join(", ");
@@ -150,13 +165,20 @@ class View {
     this.select({ arrival: Number(target.dataset.arrival), block: null });
   }
 
-  /** The blocks that are not dimmed: those of who is selected, or under the pointer. */
+  /** The request that stands out: the one under the pointer, or else what the user selected. */
+  get outstanding() {
+    if (this.pointed.arrival !== null) return { arrival: this.pointed.arrival, block: null };
+    return this.isShown ? NOTHING : this.selection;
+  }
+
+  /** The blocks that are not dimmed; null: none are. */
   emphasis(state) {
-    if (this.isShown) return null;
-    const request = state.byArrival(this.selection.arrival);
-    const blocks = new Set(request?.table ?? []);
-    for (const block of [this.selection.block, this.hovered]) if (block !== null) blocks.add(block);
-    return request?.table.length || this.selection.block !== null ? blocks : null;
+    const { arrival, block } = this.outstanding;
+    const blocks = new Set(state.byArrival(arrival)?.table ?? []);
+    if (block !== null) blocks.add(block);
+    if (blocks.size === 0) return null;
+    if (this.pointed.block !== null) blocks.add(this.pointed.block);
+    return blocks;
   }
 
   // ---- drawing --------------------------------------------------------------------------------
@@ -194,16 +216,17 @@ class View {
   }
 
   drawBatch(state) {
-    this.batch.draw(this.digest, this.facts, state.step, this.isShown ? null : this.selection.arrival);
+    this.batch.draw(this.digest, this.facts, state.step, this.outstanding.arrival);
   }
 
   drawWords() {
     const { state } = this.player;
     if (this.digest.lanes.length > MANY_ROWS) this.drawBatch(state);
-    this.inspector.draw(state, this.selection);
-    this.queue.draw(state, this.mine);
+    const isPreviewed = this.pointed.arrival !== null && !this.isNear;
+    this.inspector.draw(state, isPreviewed ? this.pointed : this.selection);
+    this.queue.draw(state);
     this.charts.draw(this.digest, state.step);
-    $("story").textContent = narrate(state).join(" ");
+    $("story").textContent = $("story").title = narrate(state).join(" ");
     const counts = state.counts.map((count) => count.toLocaleString("en"));
     $("counts").textContent = ["free", "cached", "in use", "shared"]
       .map((name, kind) => `${counts[kind]} ${name}`).join(" · ");

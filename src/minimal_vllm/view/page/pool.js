@@ -5,6 +5,7 @@ import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 
 const DETAIL = 30; // cells of so many pixels show their tokens
 const LABEL = 44; // … and their number
+const WIDE = 76; // … and, of those that were evicted, the word beside it
 const DOT = 5; // cells up to this are nothing but a colour, written into an image
 const MAX_CELL = 130;
 const MIN_CELL = 2;
@@ -55,8 +56,9 @@ export class PoolView {
     const clientHeight = parseFloat(getComputedStyle(this.canvas.parentElement).minHeight);
     let cell = MAX_CELL;
     while (cell > MIN_CELL && Math.floor(clientWidth / cell) * Math.floor(clientHeight / cell) < count) cell -= 1;
-    const columns = Math.max(1, Math.floor(clientWidth / cell));
-    const rows = Math.ceil(count / columns);
+    const most = Math.max(1, Math.floor(clientWidth / cell));
+    const rows = Math.ceil(count / most);
+    const columns = cell < DETAIL ? most : Math.ceil(count / rows); // large ones fill their rows evenly
     const width = cell < DETAIL ? cell : clientWidth / columns;
     const height = cell < DETAIL ? cell : Math.min(clientHeight / rows, width * 0.9);
     Object.assign(this, { clientWidth, count, cell, columns, width, height, tall: Math.max(rows * height, 1) });
@@ -141,12 +143,17 @@ export class PoolView {
     return kind === FREE ? theme.slot : colourOf(owner, kind === CACHED ? "pale" : "full");
   }
 
-  /** One square, with a smaller one in it if it is shared. */
+  /** One square, with a smaller one in it if it is shared, and hollow as far as it is empty. */
   drawSmall(state, block, marks, owner, x, y) {
     const { context } = this;
     const size = this.cell - 1;
     context.fillStyle = this.smallColour(state, block, marks, owner);
     context.fillRect(x, y, size, size);
+    const empty = 1 - state.fill[block] / state.facts.block_size;
+    if (empty > 0 && state.references[block] > 0) {
+      context.fillStyle = theme.slot;
+      context.fillRect(x + 1, y + 1, size - 2, (size - 2) * empty);
+    }
     if (state.kindOf(block) === SHARED) {
       context.fillStyle = theme.ink;
       context.fillRect(x + size / 3, y + size / 3, size / 3, size / 3);
@@ -198,7 +205,8 @@ export class PoolView {
     context.fillStyle = kind === FREE ? theme.muted : theme.ink;
     context.textAlign = "left";
     context.fillText(String(block), x + 7, y + 11);
-    const note = marks & 2 ? "evicted" : kind === SHARED ? `×${state.references[block]}` : "";
+    const isWide = width >= WIDE;
+    const note = marks & 2 ? (isWide ? "evicted" : "✕") : kind === SHARED ? `×${state.references[block]}` : "";
     context.fillStyle = marks & 2 ? theme.alarm : theme.ink;
     context.textAlign = "right";
     context.fillText(note, x + width - 2, y + 11);

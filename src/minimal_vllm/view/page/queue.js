@@ -1,34 +1,44 @@
 // Who waits, who runs, and who has ended.
 
-import { chip, make } from "./inspector.js";
+import { chip, Kept, make, setChildren } from "./elements.js";
+import { colourOf } from "./theme.js";
 
 const MAX_CHIPS = 40;
 
 export class Queue {
-  constructor(document) {
+  /** @param mine arrival numbers of the requests from this page */
+  constructor(document, mine) {
+    this.mine = mine;
+    this.chips = new Kept();
     this.lists = {};
     for (const name of ["waiting", "running", "ended"]) {
       this.lists[name] = [document.getElementById(`${name}-list`), document.getElementById(`${name}-count`)];
     }
   }
 
-  draw(state, mine) {
-    this.fill("waiting", state.inOrder("waiting"), (r) => (r.preemptions ? " ⟲" : ""), mine);
-    this.fill("running", state.inOrder("running"), () => "", mine);
+  draw(state) {
+    this.fill("waiting", state.inOrder("waiting"), (r) => (r.preemptions ? " ⟲" : ""));
+    this.fill("running", state.inOrder("running"), () => "");
     const last = state.ended.slice(-12).reverse();
-    this.fill("ended", last, (r) => ` ${r.reason}`, mine, state.numEnded);
+    this.fill("ended", last, (r) => ` ${r.reason}`, state.numEnded);
+    this.chips.turn();
   }
 
-  fill(name, requests, note, mine, count = requests.length) {
+  fill(name, requests, note, count = requests.length) {
     const [list, counter] = this.lists[name];
     counter.textContent = count;
-    const chips = requests.slice(0, MAX_CHIPS).map((request) => {
-      const button = chip(request.arrival, note(request));
-      if (mine.has(request.arrival)) button.classList.add("mine");
-      button.title = `${request.id}: ${request.numPrompt} prompt tokens`;
+    const chips = requests.slice(0, MAX_CHIPS).map((request) => this.chip(name, request, note(request)));
+    if (requests.length > MAX_CHIPS) chips.push(make("span", "hint", `+${requests.length - MAX_CHIPS}`));
+    setChildren(list, chips);
+  }
+
+  chip(name, request, note) {
+    const isMine = this.mine.has(request.arrival);
+    return this.chips.get([name, request.arrival, note, isMine, colourOf(request.arrival)].join(" "), () => {
+      const button = chip(request.arrival, note);
+      button.classList.toggle("mine", isMine);
+      button.title = `${isMine ? "your prompt" : request.id}: ${request.numPrompt} prompt tokens`;
       return button;
     });
-    if (requests.length > MAX_CHIPS) chips.push(make("span", "hint", `+${requests.length - MAX_CHIPS}`));
-    list.replaceChildren(...chips);
   }
 }
