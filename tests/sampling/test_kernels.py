@@ -101,7 +101,13 @@ def peak_above_ties(logits):
     return result
 
 
-SHAPES = [torch.clone, some_ties, all_equal, many_impossible, peak_above_ties]
+def zeros_of_both_signs(logits):
+    return torch.where(logits > 0, 0.0, -0.0)
+
+
+SHAPES = [
+    torch.clone, some_ties, all_equal, many_impossible, peak_above_ties, zeros_of_both_signs
+]  # fmt: skip
 
 
 def filtered_rows(seed=0):

@@ -188,7 +188,8 @@ def _last_kept(
     count_lo = count_hi * 0
     measure_lo = lo * 0
     middle = _bound(group_gap, goal, by_weight, limit)
-    while count_hi - count_lo > CANDIDATES:
+    # The second follows from the first, and makes sure that no numbers let this run forever.
+    while (count_hi - count_lo > CANDIDATES) & (hi - lo > 1):
         count, measure, gap = _measure(the_row, middle, by_weight, GROUP, TILE_GROUPS)
         reached = measure.to(tl.float64) >= goal
         # If the nearer half is full of ties, halving their gap would come to no end.

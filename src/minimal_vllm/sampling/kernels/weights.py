@@ -39,7 +39,8 @@ def is_sound(peaks):  # noqa: ANN201 - Triton's language
 def gaps(values, peak, heat):  # noqa: ANN201 - Triton's language
     """Not negative; ``heat``, the temperature, is bounded as in ``sampler.HOTTEST``."""
     # Triton's own division is off by a bit or two, which can tie two tokens, or untie them.
-    return tl.div_rn(peak - values, tl.minimum(heat, 1e6))
+    # And abs, because 0 - 0 is -0 if the peak is, whose bits are not in order.
+    return tl.div_rn(tl.abs(peak - values), tl.minimum(heat, 1e6))
 
 
 @triton.jit
