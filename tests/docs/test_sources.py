@@ -23,8 +23,8 @@ IDEAS = [
     "cache/block_pool.py",  # paging
     "cache/eviction.py",
     "cache/prefix_hash.py",
-    "engine/cuda_graph.py",
     "engine/engine.py",  # asynchronous scheduling
+    "engine/recording.py",  # CUDA graphs
     "engine/scheduler.py",  # continuous batching, chunked prefill, preemption
     "engine/scheduling_policies.py",
     "engine/shared_prefix.py",
