@@ -121,13 +121,13 @@ class EngineConfig:
     tensor_parallel_size: Literal[1] = 1
     """How many GPUs share the model: one."""
     enforce_eager: bool = False
-    """Launch every kernel by itself, instead of replaying CUDA graphs of decode steps."""
+    """Launch every kernel by itself, instead of replaying CUDA graphs of steps."""
     async_scheduling: bool | None = None
     """Plan and launch a step while the one before it still runs; None: where that is possible, and
     scheduler and sampler are the built-in ones."""
     cascade_attention: bool = True
     """Read the beginnings that running requests share once per step, not once per request; in
-    CUDA graphs of decode steps only."""
+    CUDA graphs only."""
     trust_remote_code: Literal[False] = False
     """Run code that comes with a model: never."""
     seed: int = 0
