@@ -288,7 +288,7 @@ def time_products(bench: Bench, num_tokens: int) -> Iterator[Timing]:
 
 def _floor_of(num_bytes: float, flops: float) -> float:
     """Microseconds."""
-    name = this_gpu() or "h200"
+    name = this_gpu() or "h200"  # of other GPUs nobody has measured what they achieve
     gpu = GPUS[name]
     bytes_per_second = gpu.bandwidth * 1e12 * COPY[name]
     return max(num_bytes / bytes_per_second, flops / (gpu.tflops * 1e12 * PRODUCT)) * 1e6

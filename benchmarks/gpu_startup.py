@@ -1,10 +1,10 @@
-"""From the command to the first token on a GPU, loading from disk included.
+"""From the command to the first token on a GPU, loading of the weights included.
 
 python -m benchmarks.gpu_startup [--model qwen3-8b]
 
-Each start is a process of its own on a checkpoint of random weights. The first one finds no
-compiled kernels, as on a new machine; the others find them in Triton's cache, and the weights in
-the file cache.
+Each start is a process of its own on a checkpoint of random weights, which has just been written:
+its files are read from the system's cache. The first start finds no compiled kernels, the others
+find them in Triton's cache.
 """
 
 import json
@@ -57,7 +57,7 @@ def start(name: str, folder: Path, triton_cache: Path) -> Start:
         [sys.executable, "-c", PROGRAM, str(folder)],
         env=environment,
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     ).stdout
     running, imported, ready, done = json.loads(output.splitlines()[-1])

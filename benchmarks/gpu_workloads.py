@@ -41,6 +41,8 @@ VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
 Gpu = Literal["h200", "h100"]
 COPY: dict[Gpu, float] = {"h200": 4.3 / 4.8, "h100": 3.0 / 3.35}
 """The rate of a large copy, measured, as a share of the datasheet's, by GPU."""
+CARDS: dict[str, Gpu] = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
+"""Others of the same name have other memory."""
 PRODUCT = 790 / 989
 """The same of a large product, on either."""
 VLLM_RAN_ON: Gpu = "h200"
@@ -147,8 +149,8 @@ def _run_as_they_come(
 
 def this_gpu() -> Gpu | None:
     """Which of those in ``COPY`` it is; None: another, or none."""
-    name = torch.cuda.get_device_name().lower() if torch.cuda.is_available() else ""
-    return next((gpu for gpu in COPY if gpu in name), None)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return CARDS.get(name)
 
 
 def floor_seconds(model: str, workload: str, gpu: Gpu | None) -> float | None:

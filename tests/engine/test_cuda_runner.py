@@ -3,6 +3,7 @@
 What would be recorded is computed again instead of replayed: everything but CUDA's own part.
 """
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ pytest.importorskip("triton")
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention.backend import Backend
 from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.engine import mixed_graph
 from minimal_vllm.engine.cuda_graph import DecodeGraphs, GraphMemory
 from minimal_vllm.engine.cuda_runner import CudaRunner, StepGraphs
 from minimal_vllm.engine.engine import Engine
@@ -52,11 +54,11 @@ class Repeater:
     """Records nothing."""
 
     def __init__(self):
-        self.num_replays = 0
+        self.replays = Counter()
 
     def record(self, compute):
         def counted():
-            self.num_replays += 1
+            self.replays[compute.func.__qualname__] += 1
             compute()
 
         return Again(counted)
@@ -99,18 +101,25 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
 
 
 def complete(engine, prompts, params, *, arrive_every=2):
-    """Tokens by request, of requests that come while others run."""
-    tokens, step = {}, 0
+    """Tokens by request, of requests that come while others run; 0: all come at once."""
+    outputs = complete_all(engine, prompts, params, arrive_every=arrive_every)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def complete_all(engine, prompts, params, *, arrive_every=2):
+    outputs, step = {}, 0
     waiting = list(enumerate(prompts))
     while waiting or engine.has_unfinished_requests:
-        if waiting and step % arrive_every == 0:
+        while waiting and (not arrive_every or step % arrive_every == 0):
             index, prompt = waiting.pop(0)
             engine.add_request(str(index), prompt, params)
+            if arrive_every:
+                break
         for output in engine.step():
-            tokens[output.request_id] = output.outputs[0].token_ids
+            outputs[output.request_id] = output
         step += 1
     engine.scheduler.check()
-    return [tokens[str(index)] for index in range(len(prompts))]
+    return [outputs[str(index)] for index in range(len(prompts))]
 
 
 PROMPTS = [[(7 * i + 3 * n) % 250 for i in range(n)] for n in (5, 70, 1, 33, 16, 2)]
@@ -122,13 +131,27 @@ def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
     expected, got, recorder = make_engines(checkpoint(family))
     tokens = complete(expected, PROMPTS, GREEDY)
     assert complete(got, PROMPTS, GREEDY) == tokens
-    assert recorder.num_replays > 0
+    assert set(recorder.replays) == {
+        "MixedGraphs._compute",
+        "MixedGraphs._sample",
+        "DecodeGraphs._compute",
+    }
 
 
 @pytest.mark.parametrize("options", [{"graphs": False}, {"most_tokens": 20}])
 def test_steps_without_a_recording_give_the_cpus_tokens(checkpoint, options):
-    expected, got, _ = make_engines(checkpoint("llama"), **options)
+    expected, got, recorder = make_engines(checkpoint("llama"), **options)
     assert complete(got, PROMPTS, GREEDY) == complete(expected, PROMPTS, GREEDY)
+    assert bool(recorder.replays) is options.get("graphs", True)
+
+
+def test_more_prompts_than_a_recording_holds_are_computed_without_one(checkpoint, monkeypatch):
+    monkeypatch.setattr(mixed_graph, "MOST_PROMPTS", 1)
+    expected, got, recorder = make_engines(checkpoint("qwen3"))
+    prompts = [prompt[:9] for prompt in PROMPTS]
+    outputs = [complete(each, prompts, GREEDY, arrive_every=0) for each in (got, expected)]
+    assert outputs[0] == outputs[1]
+    assert not recorder.replays["MixedGraphs._compute"]
 
 
 def test_requests_that_are_preempted_go_on_rightly(checkpoint):
@@ -151,22 +174,82 @@ def test_seeded_samples_are_the_cpus(checkpoint):
 
 
 def test_prompt_logprobs_are_computed_without_a_recording(checkpoint):
-    expected, got, _ = make_engines(checkpoint("llama"))
+    expected, got, recorder = make_engines(checkpoint("llama"))
     params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1, ignore_eos=True)
-    assert complete(got, PROMPTS[:2], params) == complete(expected, PROMPTS[:2], params)
+    ours, theirs = (complete_all(engine, PROMPTS[:2], params) for engine in (got, expected))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+        ranks = [
+            [each and {token: value.rank for token, value in each.items()} for each in known]
+            for known in (mine.prompt_logprobs, other.prompt_logprobs)
+        ]
+        assert ranks[0] == ranks[1]
+    assert not recorder.replays["MixedGraphs._compute"]
 
 
-@pytest.mark.parametrize("pairs", [1, 3])
-def test_beginnings_shared_in_pairs_are_read_rightly(checkpoint, pairs):
-    """Three pairs need more tiles than a batch of so few would have if each tile were full."""
-    prompts = [
+def test_what_the_full_sampler_chooses_is_what_goes_on(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    params = SamplingParams(
+        temperature=0, max_tokens=6, repetition_penalty=1.3, logprobs=2, ignore_eos=True
+    )
+    ours, theirs = (complete_all(engine, PROMPTS[:3], params) for engine in (got, expected))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+        assert list(map(set, mine.outputs[0].logprobs)) == list(map(set, other.outputs[0].logprobs))
+
+
+def make_pairs(count):
+    return [
         [(11 * i + 50 * pair) % 250 for i in range(33)] + [pair, own]
-        for pair in range(pairs)
+        for pair in range(count)
         for own in (1, 2)
     ]
+
+
+@pytest.mark.parametrize(("pairs", "cascade"), [(1, True), (3, True), (1, False)])
+def test_beginnings_shared_in_pairs_are_read_rightly(checkpoint, pairs, cascade, monkeypatch):
+    """Three pairs need more tiles than a batch of so few has."""
+    told = []
+    fill = TritonAttention.fill_shared_work
+    monkeypatch.setattr(
+        TritonAttention,
+        "fill_shared_work",
+        lambda self, work, prefixes, count: (
+            told.append((len(prefixes), count)) or fill(self, work, prefixes, count)
+        ),
+    )
+    expected, got, _ = make_engines(checkpoint("qwen3"), cascade=cascade)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    outputs = complete(got, make_pairs(pairs), params, arrive_every=0)
+    assert outputs == complete(expected, make_pairs(pairs), params, arrive_every=0)
+    assert max((number for number, _ in told), default=0) == (pairs if cascade else 0)
+
+
+OTHERS = [[(13 * i + 5 * k) % 250 for i in range(40)] for k in range(4)]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_some_shared_is_not_read_by_others(checkpoint, monkeypatch, interrupted):
+    """Not even if Ctrl-C comes when it was just noted, and the engine is reset."""
     expected, got, _ = make_engines(checkpoint("qwen3"))
-    outputs = complete(got, prompts, GREEDY, arrive_every=1)
-    assert outputs == complete(expected, prompts, GREEDY, arrive_every=1)
+    with monkeypatch.context() as patch:
+        if interrupted:
+            fill = TritonAttention.fill_shared_work
+
+            def interrupt(self, work, prefixes, count):
+                fill(self, work, prefixes, count)
+                if prefixes:
+                    raise KeyboardInterrupt
+
+            patch.setattr(TritonAttention, "fill_shared_work", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                complete(got, make_pairs(1), GREEDY, arrive_every=1)
+            got.reset()
+        else:
+            complete(got, make_pairs(1), GREEDY, arrive_every=1)
+    outputs = complete(got, OTHERS, GREEDY, arrive_every=1)
+    assert outputs == complete(expected, OTHERS, GREEDY, arrive_every=1)
+    assert not got._runner._graphs.mixed._memory.shared(MAX_NUM_SEQS).lengths.any()
 
 
 # ---- sizes and inputs ---------------------------------------------------------------------------

@@ -225,7 +225,7 @@ class TritonAttention:
         return SharedWork(work.members[:num_tiles], work.lengths[:num_requests], work.partials)
 
     def _num_shared_tiles(self, num_requests: int) -> int:
-        """Twice as many as are full: a group may leave its last tile half empty."""
+        """Twice as many as are full; of many small groups the last share nothing."""
         return 2 * -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
 
     def fill_shared_work(

@@ -69,12 +69,13 @@ class GraphMemory:
         self._shared = attention.new_shared_work(max_num_seqs)
         self._is_clean = True
 
-    def share(self, requests: Sequence[Request], size: int) -> bool:
+    def note_shared(self, requests: Sequence[Request], size: int) -> bool:
         """Tell a graph for ``size`` requests which of them share a beginning; whether any do."""
         prefixes = find_shared_prefixes(requests, self.state.block_size) if self.cascade else []
         if prefixes or not self._is_clean:
+            self._is_clean = False  # should what follows be left half done
             self.attention.fill_shared_work(self._shared, prefixes, size)
-        self._is_clean = not prefixes
+            self._is_clean = not prefixes
         return bool(prefixes)
 
     def shared(self, size: int) -> SharedWork:
@@ -127,7 +128,7 @@ class DecodeGraphs:
         return self._memory.outputs.first(len(requests))
 
     def forget_order(self) -> None:
-        """Other steps have run: requests may have moved to other blocks."""
+        """Other steps have run: requests may have moved, and what is noted as shared is theirs."""
         self._known = []
 
     def _send_order(self, requests: Sequence[Request], size: int) -> None:
@@ -136,7 +137,7 @@ class DecodeGraphs:
         rows = [request.row for request in requests]
         order = padded_order(rows, size, self._memory.table.nobody)
         self._order[:size].copy_(send(order, self._order.device))
-        self._shares = self._memory.share(requests, size)
+        self._shares = self._memory.note_shared(requests, size)
 
     # ---- record ---------------------------------------------------------------------------------
 
@@ -156,8 +157,10 @@ class DecodeGraphs:
         # What is computed while recording touches nobody.
         self._order.fill_(self._memory.table.nobody)
         compute = partial(self._compute, size, shares=shares)
-        self._recordings[size, shares] = self._recorder.record(compute)
-        self._order.copy_(known)
+        try:
+            self._recordings[size, shares] = self._recorder.record(compute)
+        finally:
+            self._order.copy_(known)
 
     def _compute(self, size: int, *, shares: bool) -> None:
         """One step of the rows in ``_order``."""

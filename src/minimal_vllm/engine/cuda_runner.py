@@ -3,7 +3,8 @@
 A step is only *launched* here: its work is put into the GPU's queue, and its tokens are fetched by
 whoever waits for them, when the next step is in the queue already. Last tokens, positions and block
 tables stay on the GPU (see ``row_table``), so that the next step can be launched before anyone
-knows what this one samples. All steps but the largest are replayed from recorded graphs.
+knows what this one samples. Most steps are replayed from recorded graphs; the largest,
+and those that ask for log-probabilities of prompts, are launched kernel by kernel.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from minimal_vllm.transfer import Fetch, send
 
 @dataclass(frozen=True, slots=True)
 class StepGraphs:
-    """The recordings of steps in which all requests decode, and of all others."""
+    """The recordings of steps in which all requests decode, and of others that ``mixed.fits``."""
 
     decode: DecodeGraphs
     mixed: MixedGraphs
@@ -83,7 +84,7 @@ class CudaRunner:
         batch = build_batch(plan, self._state.block_size)
         if graphs:
             graphs.decode.forget_order()
-            if graphs.mixed.fit(batch):
+            if graphs.mixed.fits(batch):
                 return self._finish(batch.sampling, graphs.mixed.replay(plan, batch), [])
         return self._compute(plan, batch)
 

@@ -7,7 +7,7 @@ much at most; programs that find nothing to do end at once::
 
     tokens     A A A A A A B C D · ·    6 of A's prompt, three that decode; padded to the next size
     pieces     A0 A1 ·  ·  ·  ·         of prompts, see ``prefill``; all zeros where there is none
-    decoding   B  C  D  ·               padded to few or to all requests
+    decoding   B  C  D  ·               padded to few or to all requests (not more than tokens)
     sampling   A  B  C  D  ·  ·         a recording of its own: any number of requests may sample
 
 All these numbers lie in one piece of memory, which the CPU sends at once.
@@ -33,13 +33,15 @@ from minimal_vllm.model.step import Step
 from minimal_vllm.transfer import send
 
 MOST_PROMPTS = 64
+"""Of a recorded step: each may leave its last tile of tokens nearly empty."""
 FEW_REQUESTS = 32
 """A grid for fewer decoding requests saves the time in which programs find nothing to do."""
 LINE = 4
 """Regions begin at multiples of 16 bytes: so kernels are compiled once, whatever the sizes."""
 PENDING = -1
-TOKEN_INPUTS = ("tokens", "positions", "rows")
-DECODE_INPUTS = ("decoding", "seq_lens", "decoding_rows")
+"""Stands for a token that only the table of rows knows."""
+TOKEN_INPUTS = ("tokens", "positions", "token_rows")
+DECODE_INPUTS = ("decoding_tokens", "seq_lens", "decoding_rows")
 
 
 class InputMemory:
@@ -89,12 +91,13 @@ class MixedGraphs:
         self._decode_counts = sorted({min(FEW_REQUESTS, most_requests), most_requests})
         most_numbers = attention.most_prefill_pieces(most_tokens, MOST_PROMPTS) * PIECE_COLUMNS
         regions = {
-            **dict.fromkeys(TOKEN_INPUTS, (most_tokens, 0)),
+            "tokens": (most_tokens, 0),
+            "positions": (most_tokens, 0),
+            "token_rows": (most_tokens, table.nobody),
             **dict.fromkeys(DECODE_INPUTS, (most_requests, 0)),
-            "last": (most_requests, 0),
-            **{f"pieces {window}": (most_numbers, 0) for window in attention.windows},
-            "rows": (most_tokens, table.nobody),
+            "last_tokens": (most_requests, 0),
             "sampling_rows": (most_requests, table.nobody),
+            **{f"pieces {window}": (most_numbers, 0) for window in attention.windows},
         }
         self._inputs = InputMemory(regions, memory.state.device)
         self._prefill = {
@@ -108,7 +111,7 @@ class MixedGraphs:
         self._bodies: dict[tuple[int, int], Recording] = {}
         self._heads: dict[int, Recording] = {}
 
-    def fit(self, batch: Batch) -> bool:
+    def fits(self, batch: Batch) -> bool:
         """Whether there is a recording for such a step."""
         return (
             len(batch.input_ids) <= self._token_counts[-1]
@@ -123,7 +126,7 @@ class MixedGraphs:
         self._inputs.set(self._numbers_of(batch, decoding))
         num_tokens = next_size(self._token_counts, len(batch.input_ids))
         num_decoding = min(next_size(self._decode_counts, len(decoding)), num_tokens)
-        memory.share([plan.scheduled[place].request for place in decoding], num_decoding)
+        memory.note_shared([plan.scheduled[place].request for place in decoding], num_decoding)
         self._bodies[num_tokens, num_decoding].replay()
         if num_sampling:
             self._heads[next_size(memory.batch_sizes, num_sampling)].replay()
@@ -136,11 +139,11 @@ class MixedGraphs:
         return {
             "tokens": tokens,
             "positions": batch.positions,
-            "rows": np.repeat(batch.rows, batch.num_new),
-            "decoding": batch.query_starts[decoding],
+            "token_rows": np.repeat(batch.rows, batch.num_new),
+            "decoding_tokens": batch.query_starts[decoding],
             "seq_lens": batch.seq_lens[decoding],
             "decoding_rows": batch.rows[decoding],
-            "last": batch.logit_indices,
+            "last_tokens": batch.logit_indices,
             "sampling_rows": np.array([request.row for request in batch.sampling], dtype=np.int64),
             **{
                 f"pieces {window}": cut(batch, prompts, batch.rows, window)
@@ -189,5 +192,5 @@ class MixedGraphs:
         state, table = self._memory.state, self._memory.table
         order = self._inputs["sampling_rows"][:count]
         rows = begin_step(table, order, state.block_size)
-        hidden = self._hidden.index_select(0, self._inputs["last"][:count])
+        hidden = self._hidden.index_select(0, self._inputs["last_tokens"][:count])
         sample_and_end(state, table, order, rows, hidden, self._memory.outputs.first(count))

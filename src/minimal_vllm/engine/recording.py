@@ -16,8 +16,10 @@ import torch
 
 LAUNCHES_TAKE = 9e12
 """Operations of a GPU (at 600 TFLOP/s) while the CPU launches a step's kernels (15 ms)."""
-MOST_TOKENS, LEAST_MOST_TOKENS = 4096, 512
-"""Bounds of what is recorded: for more tokens the library's kernel is better, and memory counts."""
+MOST_TOKENS = 4096
+"""For more the library's kernel is better than ours, and recordings take memory."""
+ALWAYS_RECORDED = 512
+"""Tokens: whatever the model."""
 
 
 class Recording(Protocol):
@@ -43,12 +45,14 @@ class Recorder:
         """
         compute()
         graph = torch.cuda.CUDAGraph()
-        # As torch.cuda.graph does, but for collecting garbage, which takes longer than all else.
+        # As torch.cuda.graph does, but for emptying caches, which takes longer than all else.
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool)
-            compute()
-            graph.capture_end()
+            try:
+                compute()
+            finally:  # an error must not leave all that follows in the recording
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph
 
@@ -91,4 +95,4 @@ def most_recorded_tokens(num_parameters: int, most: int) -> int:
         most: no step has more tokens.
     """
     worth = round(LAUNCHES_TAKE / (2 * num_parameters))
-    return min(max(worth, LEAST_MOST_TOKENS), MOST_TOKENS, most)
+    return min(max(worth, ALWAYS_RECORDED), MOST_TOKENS, most)

@@ -88,7 +88,7 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) ->
         num_requests,
         size,
         _wanted_pieces(num_requests, num_kv_heads, num_processors),
-        LEAST=_least_piece(num_requests, num_kv_heads, num_processors),
+        _least_piece(num_requests, num_kv_heads, num_processors),
         TILE=TILE,
         # At least so many that a server's batches all have the same kernel.
         REQUESTS=max(triton.next_power_of_2(num_requests), 256),
@@ -116,7 +116,7 @@ def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processor
 
 
 @triton.jit(
-    do_not_specialize=["num_requests", "size", "wanted"],
+    do_not_specialize=["num_requests", "size", "wanted", "least"],
     do_not_specialize_on_alignment=["starts", "ends"],
 )
 def _cut_kernel(
@@ -128,7 +128,7 @@ def _cut_kernel(
     num_requests,
     size,
     wanted,
-    LEAST: tl.constexpr,
+    least,
     TILE: tl.constexpr,
     REQUESTS: tl.constexpr,
     PIECES: tl.constexpr,
@@ -141,7 +141,7 @@ def _cut_kernel(
     end = tl.load(ends + request, mask=exists, other=0)
     lengths = tl.maximum(end - start, 0)
     tiles = tl.cdiv(tl.cdiv(tl.sum(lengths), wanted), TILE)
-    length = tl.maximum(tiles * TILE, LEAST)
+    length = tl.maximum(tiles * TILE, least)
     counts = tl.cdiv(lengths, length)
     ends_at = tl.cumsum(counts)
     first = ends_at - counts
