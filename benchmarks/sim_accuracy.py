@@ -8,7 +8,8 @@ ones (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
 
 Then against files of measurements on GPUs, with the datasheet's rates and what the file's engine
 achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen without
-``mixed256``, ``prefix256`` and ``long32``. ``median_ttft_ms`` is compared where a result has it.
+``mixed256``, ``prefix256`` and ``long32``, and without Llamas. ``median_ttft_ms`` is compared where
+a result has it; ``engine`` of a result goes before that of the file.
 """
 
 import argparse
@@ -36,7 +37,9 @@ from minimal_vllm.sim.simulation import design, simulate
 from minimal_vllm.trace.step_record import StepRecord
 
 FOLDER = Path(__file__).parent / "measured"
-MEASURED = [FOLDER / "vllm_h200.json", FOLDER / "minimal_vllm_h200.json"]
+MEASURED = [
+    FOLDER / f"{name}.json" for name in ("vllm_h200", "minimal_vllm_h200", "minimal_vllm_h100")
+]
 NUM_BLOCKS = 4000
 
 Requests = list[tuple[list[int], int]]
@@ -128,7 +131,8 @@ def compare_with_measured(path: Path) -> list[Outcome]:
     content = json.loads(path.read_text(encoding="utf-8"))
     outcomes = []
     for result in content["results"]:
-        engine = EngineConfig(model=result["model"], **content["engine"])
+        options = content["engine"] | result.get("engine", {})
+        engine = EngineConfig(model=result["model"], **options)
         config = SimulationConfig(
             engine,
             FleetConfig(gpu=content["gpu"]),

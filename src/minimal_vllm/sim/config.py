@@ -53,7 +53,7 @@ class Achieved:
     """What each step costs beside its kernels: planning, launching, handing tokens over."""
     launch_ms_per_layer: NonNegative = 0.0
     """A step with prompts takes at least so long for each layer, if its kernels are launched one by
-    one; 0: they are recorded or compiled, as vLLM's are."""
+    one; 0: they are recorded or compiled, as vLLM's are and this engine's."""
     batch_us_per_layer: NonNegative = 0.0
     """What each layer takes beside bytes and arithmetic in a step with more than four tokens: the
     GPU fills up and runs empty with each kernel; 0: not more than with fewer tokens, which is in

@@ -72,7 +72,7 @@ class RooflineCostModel:
         self._pair_flops = 4 * model.num_layers * model.num_heads * model.head_dim
 
     def seconds(self, load: StepLoad) -> float:
-        """The CPU's work, and the kernels; a step with prompts waits for their launches, too."""
+        """The CPU's work, and the kernels; without graphs, prompts wait for their launches, too."""
         cpu = self._overhead + load.admitted * self._admission
         has_prompts = load.num_tokens > load.num_samples
         return cpu + max(self._kernels(load), self._launches if has_prompts else 0)
