@@ -41,10 +41,10 @@ VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
 Gpu = Literal["h200", "h100"]
 COPY: dict[Gpu, float] = {"h200": 4.3 / 4.8, "h100": 3.0 / 3.35}
 """The rate of a large copy, measured, as a share of the datasheet's, by GPU."""
-CARDS: dict[str, Gpu] = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
-"""Others of the same name have other memory."""
 PRODUCT = 790 / 989
 """The same of a large product, on either."""
+CARDS: dict[str, Gpu] = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
+"""Those that were measured; other cards of these names have other memory."""
 VLLM_RAN_ON: Gpu = "h200"
 SWITCHES: dict[str, dict[str, Any]] = {
     "graphs": {"enforce_eager": True},

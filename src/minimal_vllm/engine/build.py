@@ -263,6 +263,7 @@ def _warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: M
     for lengths in ([32], [2] * 5, largest_step):
         for index, length in enumerate(lengths):
             prompt = [0] * min(length, config.max_model_len - 1)
+            # Salted, or all but the first would be found in the cache.
             engine.add_request(str(index), prompt, params, cache_salt=str(index))
         while engine.has_unfinished_requests:
             engine.step()

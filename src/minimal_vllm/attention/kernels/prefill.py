@@ -38,7 +38,9 @@ ROWS = 128
 LEAST_PIECE = 512
 """Keys of a piece at least."""
 PIECE_COLUMNS = 9
-TILE, FIRST_KEY, END_KEY, ROW, TOKEN, NUM_TOKENS, POSITION, FIRST_PIECE, NUM_PIECES = range(9)
+TILE, FIRST_KEY, END_KEY, ROW, TOKEN, NUM_TOKENS, POSITION, FIRST_PIECE, NUM_PIECES = range(
+    PIECE_COLUMNS
+)
 """Columns of the work's table, see ``PrefillWork``."""
 
 

@@ -109,13 +109,11 @@ def _begin_kernel(
     row = cells + tl.load(order + index, mask=exists, other=0).to(tl.int64) * width
     position = tl.load(row + POSITION, mask=exists, other=-1)
     is_real = position >= 0
-    block = tl.load(row + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
-    slot = block.to(tl.int64) * block_size + position % block_size
-    # After NO_TOKEN a request is computed once more, before the CPU knows that it has ended.
-    token = tl.maximum(tl.load(row + TOKEN, mask=is_real, other=0), 0)
+    slot = _slot_of(row, position, block_size, is_real, FIRST_BLOCK)
+    token = _last_token(row, is_real, TOKEN)
     tl.store(tokens + index, token.to(tl.int64), mask=exists)
     tl.store(positions + index, tl.maximum(position, 0).to(tl.int64), mask=exists)
-    tl.store(slots + index, tl.where(is_real, slot, -1), mask=exists)
+    tl.store(slots + index, slot, mask=exists)
     tl.store(seq_lens + index, position + 1, mask=exists)
     tl.store(temperature + index, tl.load(row + TEMPERATURE, mask=is_real, other=0), mask=exists)
     tl.store(seeds + index, _load_two(row + SEED, is_real), mask=exists)
@@ -188,13 +186,29 @@ def _place_kernel(
     is_real = exists & (row != nobody)
     row_start = cells + row.to(tl.int64) * width
     token = tl.load(tokens + index, mask=is_real, other=0)
-    sampled = tl.maximum(tl.load(row_start + TOKEN, mask=is_real, other=0), 0)
+    sampled = _last_token(row_start, is_real, TOKEN)
     position = tl.load(positions + index, mask=is_real, other=0)
-    block = tl.load(row_start + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
-    slot = block.to(tl.int64) * block_size + position % block_size
+    slot = _slot_of(row_start, position, block_size, is_real, FIRST_BLOCK)
     tl.store(ids + index, tl.where(token < 0, sampled, token).to(tl.int64), mask=exists)
     tl.store(places + index, position.to(tl.int64), mask=exists)
-    tl.store(slots + index, tl.where(is_real, slot, -1), mask=exists)
+    tl.store(slots + index, slot, mask=exists)
+
+
+@triton.jit
+def _slot_of(row, position, block_size, is_real, FIRST_BLOCK: tl.constexpr):
+    """Where a position's keys and values go: ``slots`` in ``engine/batch.py``; -1 for padding."""
+    block = tl.load(row + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
+    slot = block.to(tl.int64) * block_size + position % block_size
+    return tl.where(is_real, slot, -1)
+
+
+@triton.jit
+def _last_token(row, is_real, TOKEN: tl.constexpr):
+    """What a row has sampled last; 0 for ``NO_TOKEN``.
+
+    After that a request is computed once more, before the CPU knows that it has ended.
+    """
+    return tl.maximum(tl.load(row + TOKEN, mask=is_real, other=0), 0)
 
 
 @triton.jit
