@@ -20,7 +20,7 @@ import click
 import torch
 
 from benchmarks.common import RESULTS, print_table, report
-from benchmarks.gpu_vs_transformers import write_checkpoint
+from benchmarks.models import write_random_model
 from minimal_vllm.sim.presets import PRESETS
 
 PROGRAM = """
@@ -71,7 +71,7 @@ def start(name: str, folder: Path, triton_cache: Path) -> Start:
 def main(model: str, repeats: int, folder: Path) -> None:
     """Time some starts."""
     with TemporaryDirectory() as checkpoint, TemporaryDirectory() as cache:
-        write_checkpoint(model, Path(checkpoint))
+        write_random_model(Path(checkpoint), PRESETS[model], torch.bfloat16, device="cuda")
         torch.cuda.empty_cache()
         names = ["the first, nothing compiled", *["later"] * repeats]
         starts = [start(name, Path(checkpoint), Path(cache)) for name in names]

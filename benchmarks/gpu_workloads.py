@@ -3,8 +3,9 @@
 python -m benchmarks.gpu_workloads [--model qwen3-8b] [--workload chat] [--without graphs]
 
 Random weights in the shape of a known model, in bfloat16; random prompts, exact output lengths, the
-end-of-text token ignored. Each workload runs twice: in the first run the library also plans its
-kernels for each size that is new to it. ``chat`` is not in vLLM's table: mostly short lengths,
+end-of-text token ignored. The first run of a workload is told by itself, since in it the library
+also plans its kernels for each size that is new to it; the seconds are those of the median of as
+many runs as fill two seconds. ``chat`` is not in vLLM's table: mostly short lengths,
 some long, arriving one by one (a Poisson process).
 
 The floor is the simulator's time for the same schedule on a GPU that has the rates of a large copy
@@ -14,6 +15,7 @@ with vLLM's on the kind of card that vLLM ran on alone; shares of the floor, on 
 
 import json
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
@@ -29,11 +31,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.config import EngineConfig
+from minimal_vllm.garbage import only_new_garbage
 from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.sim.config import Achieved, FleetConfig, SimulationConfig, TrafficConfig
+from minimal_vllm.sim.config import Achieved, FleetConfig, SimulationConfig
 from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS, Workload
+from minimal_vllm.sim.job import Job
 from minimal_vllm.sim.presets import PRESETS
 from minimal_vllm.sim.simulation import design, simulate
 
@@ -53,6 +57,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "prefix-caching": {"enable_prefix_caching": False},
     "kernels": {"attention_backend": "tiled"},
 }
+LEAST_SECONDS = 2.0
 CHAT_REQUESTS, CHAT_RATE = 512, 100.0
 
 
@@ -64,6 +69,7 @@ class Score:
     first_seconds: float
     """Of the first run."""
     seconds: float
+    """Of the median of the others; so are the times to the first token."""
     floor: float | None
     vllm_seconds: float | None
     vllm_floor: float | None
@@ -135,12 +141,13 @@ def _run_as_they_come(
 ) -> list[RequestOutput]:
     begun, added = time.perf_counter(), 0
     outputs: dict[str, RequestOutput] = {}
-    while added < len(prompts) or llm.engine.has_unfinished_requests:
-        while added < len(prompts) and arrivals[added] <= time.perf_counter() - begun:
-            llm.engine.add_request(str(added), prompts[added], params[added])
-            added += 1
-        for output in llm.engine.step():
-            outputs[output.request_id] = output
+    with only_new_garbage():
+        while added < len(prompts) or llm.engine.has_unfinished_requests:
+            while added < len(prompts) and arrivals[added] <= time.perf_counter() - begun:
+                llm.engine.add_request(str(added), prompts[added], params[added])
+                added += 1
+            for output in llm.engine.step():
+                outputs[output.request_id] = output
     return [outputs[str(index)] for index in range(len(prompts))]
 
 
@@ -153,9 +160,12 @@ def this_gpu() -> Gpu | None:
     return CARDS.get(name)
 
 
-def floor_seconds(model: str, workload: str, gpu: Gpu | None) -> float | None:
-    """The simulator's time on a GPU with full rates and no overheads; None: not known to it."""
-    if workload not in FIXED_WORKLOADS or gpu is None:
+def floor_seconds(model: str, requests: Workload, gpu: Gpu | None) -> float | None:
+    """The simulator's time, all requests at once, on a GPU with full rates and no overheads.
+
+    None: it does not know the GPU.
+    """
+    if gpu is None:
         return None
     config = SimulationConfig(
         EngineConfig(model),
@@ -167,9 +177,9 @@ def floor_seconds(model: str, workload: str, gpu: Gpu | None) -> float | None:
             step_overhead_ms=0,
             cascade=True,
         ),
-        TrafficConfig(workload=workload),
     )
-    return float(simulate(design(config), config, None).duration)
+    jobs = [Job(0.0, array("i", prompt), num_tokens) for prompt, num_tokens in requests]
+    return float(simulate(design(config), config, jobs=jobs).duration)
 
 
 def vllm_seconds() -> dict[tuple[str, str], float]:
@@ -205,17 +215,21 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
 
 
 def measure(llm: LLM, model: str, name: str) -> Score:
-    """The second run of a workload."""
+    """Run a workload, first once and then as often as fills ``LEAST_SECONDS``."""
     requests, arrivals = make_workload(name)
     first_seconds, _ = run_once(llm, requests, arrivals)
-    seconds, ttfts = run_once(llm, requests, arrivals)
+    runs = [run_once(llm, requests, arrivals)]
+    while sum(seconds for seconds, _ in runs) < LEAST_SECONDS:
+        runs.append(run_once(llm, requests, arrivals))
+    seconds, ttfts = sorted(runs)[len(runs) // 2]
+    at_once = not any(arrivals)
     return Score(
         name,
         first_seconds,
         seconds,
-        floor_seconds(model, name, this_gpu()),
+        floor_seconds(model, requests, this_gpu()) if at_once else None,
         vllm_seconds().get((model, name)),
-        floor_seconds(model, name, VLLM_RAN_ON),
+        floor_seconds(model, requests, VLLM_RAN_ON) if at_once else None,
         *np.percentile(ttfts, [50, 99]).tolist(),
     )
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from minimal_vllm.demo import DEMO_MODEL_DIR
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {
+        "architectures": ["LlamaForCausalLM"],
         "vocab_size": 49152,
         "hidden_size": 576,
         "intermediate_size": 1536,
@@ -25,7 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "eos_token_id": 0,
     },
 }
-"""Name -> what its config.json says; all are Llamas."""
+"""Name -> what its config.json says."""
 
 SPREAD = 0.4
 """Standard deviation of the logarithm of the embeddings' lengths, see ``write_random_model``."""
@@ -51,6 +52,7 @@ def write_random_model(
     shape: dict[str, Any],
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "10GB",
+    device: str = "cpu",
 ) -> None:
     """Write a checkpoint of random weights whose greedy tokens are well determined.
 
@@ -62,8 +64,10 @@ def write_random_model(
     each token predict itself.
     """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=dtype)
-    with torch.no_grad():
+    model_type = shape["architectures"][0].removesuffix("ForCausalLM").lower()
+    config = AutoConfig.for_model(model_type, **shape)
+    with torch.no_grad(), torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         for name, weight in model.named_parameters():
             if "embed_tokens" in name:
                 weight.normal_(std=0.02)

@@ -43,10 +43,10 @@ def test_chats_are_mostly_short_and_come_one_by_one():
 @pytest.mark.parametrize("workload", FIXED_WORKLOADS)
 @pytest.mark.parametrize("model", ["qwen3-0.6b", "qwen3-8b"])
 def test_the_floor_is_below_what_vllm_needed(model, workload):
-    theirs = vllm_seconds()[model, workload]
-    assert theirs / 20 < floor_seconds(model, workload, "h200") < theirs
-    assert floor_seconds(model, workload, "h200") < floor_seconds(model, workload, "h100")
-    assert floor_seconds(model, workload, None) is None
+    theirs, requests = vllm_seconds()[model, workload], FIXED_WORKLOADS[workload]()
+    assert theirs / 20 < floor_seconds(model, requests, "h200") < theirs
+    assert floor_seconds(model, requests, "h200") < floor_seconds(model, requests, "h100")
+    assert floor_seconds(model, requests, None) is None
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """From a configuration to a report."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -130,6 +130,7 @@ def simulate(
     config: SimulationConfig,
     slo: Slo | None = None,
     observers_of: Callable[[int], Sequence[StepObserver]] = lambda _: (),
+    jobs: Iterable[Job] | None = None,
 ) -> Report:
     """Run a simulation to its end.
 
@@ -138,6 +139,7 @@ def simulate(
         config: how many of them there are, and what is asked of them.
         slo: which requests count as good; None: nobody counts them.
         observers_of: gives, for a replica's index, who is to see its records.
+        jobs: the requests, in the order of their arrival; None: those of the config's traffic.
 
     Raises:
         ValueError: there is a mistake in the workload, or in its file.
@@ -145,7 +147,7 @@ def simulate(
     fleet, metrics = config.fleet, Metrics(slo)
     replicas = [plan.make_replica(observers_of(each)) for each in range(fleet.replicas)]
     router = ROUTERS[fleet.routing](fleet.replicas, plan.scheduler_config.block_size)
-    Cluster(replicas, router, metrics).run(make_jobs(config))
+    Cluster(replicas, router, metrics).run(make_jobs(config) if jobs is None else jobs)
     return metrics.report(replicas)
 
 
