@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
+from minimal_vllm.ablate import simulated
 from minimal_vllm.cli.main import main
 from minimal_vllm.trace.reader import open_trace
 from minimal_vllm.trace.step_record import RequestRecord, StepRecord
@@ -61,6 +62,20 @@ def test_a_line_for_each_idea_and_the_same_numbers_in_the_file(tmp_path):
     assert [each["idea"] for each in found["results"]] == names
     assert f"{found['results'][0]['output_throughput']:,.0f}" in rows[0]
     assert found["config"]["engine"]["num_gpu_blocks_override"] > 1000
+
+
+def test_what_was_measured_is_in_the_file_when_the_rest_is_interrupted(tmp_path, monkeypatch):
+    measure, names = simulated.run_simulated, iter(range(3))
+
+    def interrupted(*arguments):
+        if next(names) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(simulated, "run_simulated", interrupted)
+    assert run(*SIMULATED, f"--json={tmp_path}/a.json").exit_code != 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [each["idea"] for each in found["results"]] == ["all on", "continuous-batching"]
 
 
 def test_a_study_of_one_idea_is_drawn(tmp_path):

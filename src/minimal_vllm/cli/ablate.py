@@ -1,7 +1,8 @@
 """``minimal-vllm ablate``: what is each idea of the engine worth?"""
 
 import json
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from textwrap import fill
@@ -119,11 +120,13 @@ def ablate(
     config = _config(ctx)
     stage = simulation() if simulated else this_machine(cpu_time=cpu_time)
     if claims:
-        found = _run_claims(config, stage)
+        findings = _run_claims(config, stage)
     else:
-        found = _run_study(ctx, config, stage, names, repeats, simulated=simulated, plot=plot)
+        findings = _run_study(ctx, config, stage, names, repeats, simulated, plot)
+    for found in findings:
+        if json_file:  # if it is interrupted, what was measured so far is not lost
+            json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if json_file:
-        json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         click.echo(f"Written to {json_file}")
 
 
@@ -181,10 +184,10 @@ def _run_study(
     stage: "Stage",
     names: Sequence[str],
     repeats: int,
-    *,
     simulated: bool,
     plot: Path | None,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """What was found so far, after each run; at the end it is shown."""
     from tqdm import tqdm
 
     from minimal_vllm.ablate.report import table
@@ -199,11 +202,16 @@ def _run_study(
         total=repeats * (1 + len(chosen)),
         disable=None,  # unless somebody watches
     )
-    results = medians(list(bar))
+    runs, results = [], []
+    for name, result in bar:
+        if not simulated:  # which takes minutes
+            bar.write(f"{name}: {result['output_throughput']:,.0f} tokens/s", file=sys.stderr)
+        runs.append((name, result))
+        results = medians(runs)
+        yield {"config": _described(config), "results": results}
     click.echo("\n".join(table(results)))
     if plot and draw:
         draw(results, plot)
-    return {"config": _described(config), "results": results}
 
 
 def _writers(ctx: click.Context, chosen: Sequence[str]) -> "dict[str, TraceWriter]":
@@ -213,10 +221,11 @@ def _writers(ctx: click.Context, chosen: Sequence[str]) -> "dict[str, TraceWrite
     return {name: writers[in_file] for name, in_file in in_files.items() if in_file in writers}
 
 
-def _run_claims(config: SimulationConfig, stage: "Stage") -> dict[str, Any]:
+def _run_claims(config: SimulationConfig, stage: "Stage") -> Iterator[dict[str, Any]]:
+    """What was found so far, after each claim."""
     from minimal_vllm.ablate.claims import CLAIMS, run_claim, settings
 
-    found = {}
+    found: dict[str, Any] = {}
     for name, claim in CLAIMS.items():
         own = settings(claim, config)
         own = replace(own, engine=stage.settle(own))
@@ -228,7 +237,7 @@ def _run_claims(config: SimulationConfig, stage: "Stage") -> dict[str, Any]:
             results.append(result)
         click.echo()
         found[name] = {"config": _described(own), "published": claim.published, "results": results}
-    return found
+        yield found
 
 
 def _wrapped(label: str, text: str) -> str:
