@@ -198,6 +198,7 @@ def main(
         for name in installed():
             try:
                 runs[name] = run_engine(name, Path(checkpoint), "cuda", jobs, repeats, patience)
+                print(f"{name}: {median(runs[name].seconds):.2f} s", flush=True)
             except RuntimeError as error:
                 print(f"{name} is left out: {error}", flush=True)
     if next(iter(ENGINES)) not in runs:

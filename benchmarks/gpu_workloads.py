@@ -13,6 +13,7 @@ and of a large matrix product all the time, with nothing between its kernels. Se
 with vLLM's on the kind of card that vLLM ran on alone; shares of the floor, on any.
 """
 
+import gc
 import json
 import time
 from array import array
@@ -31,7 +32,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.garbage import only_new_garbage
 from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
@@ -117,6 +117,7 @@ def run_once(
         SamplingParams(temperature=temperature, max_tokens=count, ignore_eos=True)
         for _, count in requests
     ]
+    gc.collect()  # what an earlier run has left is not to be collected in this one
     begun = time.perf_counter()
     if not any(arrivals):
         outputs = llm.generate(prompts, params, use_tqdm=False)
@@ -141,13 +142,12 @@ def _run_as_they_come(
 ) -> list[RequestOutput]:
     begun, added = time.perf_counter(), 0
     outputs: dict[str, RequestOutput] = {}
-    with only_new_garbage():
-        while added < len(prompts) or llm.engine.has_unfinished_requests:
-            while added < len(prompts) and arrivals[added] <= time.perf_counter() - begun:
-                llm.engine.add_request(str(added), prompts[added], params[added])
-                added += 1
-            for output in llm.engine.step():
-                outputs[output.request_id] = output
+    while added < len(prompts) or llm.engine.has_unfinished_requests:
+        while added < len(prompts) and arrivals[added] <= time.perf_counter() - begun:
+            llm.engine.add_request(str(added), prompts[added], params[added])
+            added += 1
+        for output in llm.engine.step():
+            outputs[output.request_id] = output
     return [outputs[str(index)] for index in range(len(prompts))]
 
 
@@ -222,6 +222,7 @@ def measure(llm: LLM, model: str, name: str) -> Score:
     while sum(seconds for seconds, _ in runs) < LEAST_SECONDS:
         runs.append(run_once(llm, requests, arrivals))
     seconds, ttfts = sorted(runs)[len(runs) // 2]
+    print(f"{name}: {seconds:.3f} s", flush=True)
     at_once = not any(arrivals)
     return Score(
         name,
