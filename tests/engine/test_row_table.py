@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from minimal_vllm.engine.kernels.rows import begin_step, end_step
 from minimal_vllm.engine.request import Request
-from minimal_vllm.engine.row_table import RowTable, padded_order
+from minimal_vllm.engine.row_table import RowTable
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
 from minimal_vllm.sampling_params import SamplingParams
 
@@ -38,7 +38,8 @@ def admitted_rows():
 
 
 def step_of(table, rows, size):
-    order = torch.from_numpy(padded_order(rows, size, table.nobody)).to(DEVICE)
+    padding = [table.nobody] * (size - len(rows))
+    order = torch.tensor(rows + padding, dtype=torch.int32, device=DEVICE)
     return order, begin_step(table, order, block_size=4)
 
 

@@ -96,9 +96,8 @@ class Admission:
     def _check(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, not {params!r}")
-        self._check_choice("stop_token_ids", params.stop_token_ids or ())
-        self._check_choice("allowed_token_ids", params.allowed_token_ids or ())
-        self._check_choice("logit_bias", params.logit_bias or ())
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            self._check_choice(name, getattr(params, name) or ())
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
         if self._tokenizer is None and (

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from minimal_vllm.attention.triton_backend import TritonAttention, TritonMetadat
 from minimal_vllm.engine.kernels.rows import RowInputs, begin_step, end_step
 from minimal_vllm.engine.recording import Recorder, Recording, batch_sizes, next_size
 from minimal_vllm.engine.request import Request
-from minimal_vllm.engine.row_table import RowTable, padded_order
+from minimal_vllm.engine.row_table import RowTable
 from minimal_vllm.engine.runner import ModelState
 from minimal_vllm.engine.shared_prefix import find_shared_prefixes
 from minimal_vllm.model.step import Step
@@ -134,8 +135,8 @@ class DecodeGraphs:
     def _send_order(self, requests: Sequence[Request], size: int) -> None:
         """Tell the graphs who is in the batch, and who of them shares a beginning."""
         self._known = requests
-        rows = [request.row for request in requests]
-        order = padded_order(rows, size, self._memory.table.nobody)
+        order = np.full(size, self._memory.table.nobody, dtype=np.int32)
+        order[: len(requests)] = [request.row for request in requests]
         self._order[:size].copy_(send(order, self._order.device))
         self._shares = self._memory.note_shared(requests, size)
 

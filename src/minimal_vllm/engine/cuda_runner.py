@@ -45,18 +45,12 @@ class QueuedStep:
     """A step in the GPU's queue."""
 
     tokens: Fetch
-    special: list[int]
-    """The places, among all, of the rows that the full sampler has chosen for."""
     logprobs: list[TokenLogprobs | None]
-    """Of these."""
     prompt_logprobs: list[PromptLogprobs]
 
     def wait(self) -> StepResult:
         """Its tokens, once they are there."""
-        token_ids = self.tokens.wait()
-        known = dict(zip(self.special, self.logprobs, strict=True))
-        logprobs = [known.get(place) for place in range(len(token_ids))]
-        return StepResult(SamplerOutput(token_ids, logprobs), self.prompt_logprobs)
+        return StepResult(SamplerOutput(self.tokens.wait(), self.logprobs), self.prompt_logprobs)
 
 
 class CudaRunner:
@@ -116,13 +110,14 @@ class CudaRunner:
         special = [
             place for place, request in enumerate(requests) if not needs_only_numbers(request)
         ]
-        logprobs: list[TokenLogprobs | None] = []
+        logprobs: list[TokenLogprobs | None] = [None] * len(requests)
         if special:
             device, chosen_for = self._state.device, [requests[place] for place in special]
             index = send(np.array(special), device)
             sampled = sample(logits[index], chosen_for)
-            logprobs, chosen = sampled.logprobs, send(np.array(sampled.token_ids), device)
-            tokens[index] = chosen
+            for place, known in zip(special, sampled.logprobs, strict=True):
+                logprobs[place] = known
+            tokens[index] = chosen = send(np.array(sampled.token_ids), device)
             rows = send(np.array([request.row for request in chosen_for]), device)
             self._table.note_tokens(rows, chosen)
-        return QueuedStep(Fetch(tokens), special, logprobs, prompt_logprobs)
+        return QueuedStep(Fetch(tokens), logprobs, prompt_logprobs)

@@ -21,7 +21,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minimal_vllm.engine.batch import Int32Array
 from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
 from minimal_vllm.transfer import send
 
@@ -124,10 +123,3 @@ def _whole_row(entry: ScheduledRequest) -> "array[int]":
 def _bits(number: np.generic) -> list[int]:
     """As one int32 or two, the lower first."""
     return [int(part) for part in np.frombuffer(number.tobytes(), np.int32)]
-
-
-def padded_order(rows: list[int], size: int, nobody: int) -> Int32Array:
-    """The rows of a batch, and nobody's for the rest."""
-    order = np.full(size, nobody, dtype=np.int32)
-    order[: len(rows)] = rows
-    return order
