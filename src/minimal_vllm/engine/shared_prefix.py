@@ -14,6 +14,8 @@ from minimal_vllm.engine.request import Request
 
 LEAST_SAVING = 0.125
 """The share of all tokens that sharing must spare the step from reading, to be worth a kernel."""
+LEAST_TOKENS = 8192
+"""And so many it must be: in most models they are read in the 10 µs that the kernel takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ def find_shared_prefixes(requests: Sequence[Request], block_size: int) -> list[S
     """The groups that share a beginning, those that save most first; none if it would not pay."""
     found = group_by_beginning(requests, block_size)
     total = sum(request.num_computed_tokens for request in requests)
-    if sum(map(_saving, found)) < LEAST_SAVING * total:
+    if sum(map(_saving, found)) < max(LEAST_TOKENS, LEAST_SAVING * total):
         return []
     return sorted((prefix for prefix in found if prefix.num_tokens), key=_saving, reverse=True)
 
