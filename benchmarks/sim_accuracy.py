@@ -2,9 +2,10 @@
 
 python -m benchmarks.sim_accuracy [--measured FILE …]
 
-First on this machine: the engine runs the built-in model on two workloads. Costs are fitted to the
-steps of one, and the other is simulated with them; then the other way round. The steps are the same
-ones (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
+First on this machine: the engine runs the built-in model on two kinds of traffic, and on other
+requests of the same two kinds. Each of the first is simulated with costs that were fitted to the
+steps of other requests of its kind, and with those of the other kind. The steps are the same ones
+as the engine's (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
 
 Then against files of measurements on GPUs, with the datasheet's rates and what the file's engine
 achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen without
@@ -46,9 +47,9 @@ Requests = list[tuple[list[int], int]]
 Outcome = dict[str, Any]
 
 
-def cpu_workloads(scale: float) -> dict[str, Requests]:
+def cpu_workloads(scale: float, seed: int) -> dict[str, Requests]:
     """Two that differ in what their steps consist of."""
-    random = Random(0)
+    random = Random(seed)
 
     def tokens(count: int) -> list[int]:
         return [random.randrange(4096) for _ in range(count)]
@@ -109,11 +110,17 @@ def summarize(records: Sequence[StepRecord]) -> dict[str, float]:
 
 
 def compare_on_cpu(scale: float, threads: int) -> list[Outcome]:
-    """Each of two workloads, simulated with the costs of the other."""
-    workloads = cpu_workloads(scale)
-    runs = {name: run_engine(requests, threads) for name, requests in workloads.items()}
+    """Each of two workloads, simulated with the costs of others."""
+    workloads = cpu_workloads(scale, seed=0)
+    others = {f"other {name}": each for name, each in cpu_workloads(scale, seed=1).items()}
+    runs = {name: run_engine(each, threads) for name, each in (workloads | others).items()}
     outcomes = []
-    for name, other in (("mixed", "prefix"), ("prefix", "mixed")):
+    for name, other in (
+        ("mixed", "other mixed"),
+        ("prefix", "other prefix"),
+        ("mixed", "prefix"),
+        ("prefix", "mixed"),
+    ):
         config, records = runs[name]
         costs = fit_cost_model(runs[other][1])
         simulated = run_simulator(workloads[name], config, costs)

@@ -16,12 +16,21 @@ def results(tmp_path_factory):
     return sim_accuracy.main(arguments)
 
 
-def test_both_workloads_are_simulated_with_the_costs_of_the_other(results):
+def test_both_workloads_are_simulated_with_the_costs_of_others(results):
     pairs = [(each["workload"], each["costs of"]) for each in results["this CPU"]]
-    assert pairs == [("mixed", "prefix"), ("prefix", "mixed")]
+    assert pairs == [
+        *(("mixed", "other mixed"), ("prefix", "other prefix")),
+        *(("mixed", "prefix"), ("prefix", "mixed")),
+    ]
     for each in results["this CPU"]:
         assert each["simulated seconds"] > 0
         assert each["measured median_ttft_ms"] > 0
+
+
+def test_costs_are_never_fitted_to_the_run_that_they_are_to_predict():
+    one, other = (sim_accuracy.cpu_workloads(0.1, seed) for seed in (0, 1))
+    assert one.keys() == other.keys()
+    assert all(one[name] != other[name] for name in one)
 
 
 def test_an_error_is_the_share_by_which_the_simulation_is_too_slow(results):
