@@ -207,6 +207,29 @@ def test_the_keyboard_does_what_the_buttons_do(page, server):
     assert page.evaluate("document.activeElement.id") == ""
 
 
+def test_up_and_down_go_through_the_requests_of_the_batch(page, server):
+    pause(page)
+    send(server, 3)
+    step(page)
+    arrivals = {each["arrival"] for each in state_of(server)["requests"]}
+    until(page, "!view.stale")
+    rows = page.evaluate("view.digest.rows.map((row) => [row.lane, row.arrival])")
+    there = [arrival for _, arrival in sorted(rows) if arrival in arrivals]  # from top to bottom
+    assert len(there) == 3
+    page.evaluate(f"view.select({{ arrival: {there[0]}, block: null }})")
+    until(page, "!view.stale")
+    page.focus("#batch")
+    for key, expected in (
+        *(("ArrowDown", there[1]), ("ArrowDown", there[2]), ("ArrowDown", there[2])),
+        *(("ArrowUp", there[1]), ("ArrowUp", there[0]), ("ArrowUp", there[0])),
+    ):
+        page.keyboard.press(key)
+        until(page, "!view.stale")
+        assert page.evaluate("view.selection.arrival") == expected
+    page.keyboard.press("ArrowRight")  # still goes on in time
+    until(page, f"view.player.state.step === {state_of(server)['step']}")
+
+
 def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):
     pause(page)
     send(server, 3)

@@ -23,6 +23,19 @@ export class BatchView {
     });
     canvas.addEventListener("pointermove", (event) => onHover(this.placeAt(event), event));
     canvas.addEventListener("pointerleave", () => onHover(null));
+    canvas.addEventListener("keydown", (event) => this.onKey(event, onSelect));
+  }
+
+  /** Up and down go to the next row of those whose requests are there at the present step. */
+  onKey(event, onSelect) {
+    const move = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const present = this.rows.filter((row) => row.from <= this.cursor && row.until >= this.cursor)
+      .sort((one, other) => one.lane - other.lane);
+    const chosen = present.findIndex((row) => row.arrival === this.selected);
+    const next = present[chosen < 0 ? 0 : chosen + move];
+    if (next) onSelect(next.arrival);
   }
 
   placeAt({ offsetX, offsetY }) {
@@ -37,6 +50,7 @@ export class BatchView {
 
   draw(digest, facts, step, selected) {
     this.layOut(digest, step);
+    this.selected = selected;
     const { context } = this;
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.drawBudget(digest, facts, step);
