@@ -191,7 +191,7 @@ def main(
         )
     requests = FIXED_WORKLOADS[workload]()[:num_requests]
     jobs = [Job(prompt, num_tokens) for prompt, num_tokens in requests]
-    runs = {}
+    runs, left_out = {}, {}
     with TemporaryDirectory() as checkpoint:
         write_random_model(Path(checkpoint), PRESETS[model], torch.bfloat16, device="cuda")
         torch.cuda.empty_cache()
@@ -200,6 +200,7 @@ def main(
                 runs[name] = run_engine(name, Path(checkpoint), "cuda", jobs, repeats, patience)
                 print(f"{name}: {median(runs[name].seconds):.2f} s", flush=True)
             except RuntimeError as error:
+                left_out[name] = str(error)
                 print(f"{name} is left out: {error}", flush=True)
     if next(iter(ENGINES)) not in runs:
         raise click.ClickException("without our own run there is nothing to compare with")
@@ -210,7 +211,7 @@ def main(
     print_scores(title, scores, floor)
     stem = f"gpu_engines-{model}-{workload}"
     results = {"model": model, "workload": workload, "num_requests": len(jobs), "gpu": gpu}
-    results |= {"floor": floor, "scores": [asdict(score) for score in scores]}
+    results |= {"floor": floor, "scores": [asdict(score) for score in scores], "left_out": left_out}
     report(stem, results, folder)
     plot(title, scores, folder / f"{stem}.svg")
 
