@@ -136,6 +136,13 @@ def test_kernels_wait_until_a_prompt_is_taken_in():
         assert more == pytest.approx(0.005)
 
 
+def test_the_first_step_takes_longer_where_none_runs():
+    starting = replace(ALL_OF_IT, idle_start_ms=2)
+    assert seconds(prompt(10), achieved=starting) == seconds(prompt(10))
+    more = seconds(prompt(10)._replace(admitted=10), achieved=starting) - seconds(prompt(10))
+    assert more == pytest.approx(0.002)
+
+
 def test_what_is_shared_is_not_read_again_but_still_multiplied():
     num_pairs = 63 * 2048
     apart = decode(64, 2100)

@@ -61,6 +61,7 @@ class RooflineCostModel:
         self._launches = achieved.launch_ms_per_layer / 1000 * model.num_layers
         self._pauses = achieved.batch_us_per_layer / 1e6 * model.num_layers
         self._admission = achieved.admission_us_per_token / 1e6
+        self._idle_start = achieved.idle_start_ms / 1000
         self._layer_weights = model.num_parameters - embeddings
         self._head_weights = head
         self._itemsize = itemsize
@@ -73,7 +74,9 @@ class RooflineCostModel:
 
     def seconds(self, load: StepLoad) -> float:
         """The CPU's work, and the kernels; without graphs, prompts wait for their launches, too."""
-        cpu = self._overhead + load.admitted * self._admission
+        cpu = self._overhead
+        if load.admitted:
+            cpu += self._idle_start + load.admitted * self._admission
         has_prompts = load.num_tokens > load.num_samples
         return cpu + max(self._kernels(load), self._launches if has_prompts else 0)
 
