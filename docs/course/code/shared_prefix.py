@@ -8,7 +8,7 @@ from minimal_vllm.attention.reference import attend
 from minimal_vllm.engine.shared_prefix import find_shared_prefixes
 
 PROMPT = "The old captain looked at the sea, and"
-NUM_REQUESTS, NUM_SHARED, NUM_STEPS = 16, 512, 5
+NUM_REQUESTS, NUM_SHARED, NUM_STEPS = 32, 512, 5
 HEADS, KV_HEADS, DIM = 6, 2, 64  # H, K and D of the built-in model
 
 
