@@ -35,16 +35,19 @@ from minimal_vllm.trace.step_record import StepRecord
 WEIGHTS, GATHER, ARITHMETIC = "products with weights", "attention: gather", "attention: arithmetic"
 ATTENTION = (GATHER, ARITHMETIC)
 
-SECTIONS: Sections = {
-    "batch building": [(runner, "build_batch")],
-    "attention: plan": [(tiled.TiledAttention, "prepare")],
-    WEIGHTS: [(ops, "linear")],
-    "attention: write to cache": [(ops, "write_to_cache")],
-    GATHER: [(tiled.TiledAttention, "_gather")],
-    ARITHMETIC: [(tiled.TiledAttention, "__call__")],
-    "sampling": [],  # the runner has its sampler from its maker, not from its module
-    "rest of the model": [(runner.PlainRunner, "launch")],
-}
+
+def sections_of(ours: Ours) -> Sections:
+    """The parts of a step; the runner has its sampler from its maker, not from its module."""
+    return {
+        "batch building": [(runner, "build_batch")],
+        "attention: plan": [(tiled.TiledAttention, "prepare")],
+        WEIGHTS: [(ops, "linear")],
+        "attention: write to cache": [(ops, "write_to_cache")],
+        GATHER: [(tiled.TiledAttention, "_gather")],
+        ARITHMETIC: [(tiled.TiledAttention, "__call__")],
+        "sampling": [(ours.llm.engine._runner, "_sample")],
+        "rest of the model": [(runner.PlainRunner, "launch")],
+    }
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,8 @@ def print_scores(scores: Sequence[Score], num_jobs: int) -> None:
 def take_apart(ours: Ours, jobs: Sequence[Job], rates: MachineRates) -> list[Part]:
     """One more run, section by section."""
     stopwatch = Stopwatch()
-    sampler = [(ours.llm.engine._runner, "_sample")]
-    with stopwatch.watch({**SECTIONS, "sampling": sampler}):
+    sections = sections_of(ours)
+    with stopwatch.watch(sections):
         ours.complete(jobs)
     steps, config, dtype = ours.steps, ours.llm.built.files.config, ours.llm.built.dtype
     floors = {
@@ -138,7 +141,7 @@ def take_apart(ours: Ours, jobs: Sequence[Job], rates: MachineRates) -> list[Par
     }
     seconds = {
         "schedule": sum(step.schedule_seconds for step in steps),
-        **{section: stopwatch.seconds[section] for section in SECTIONS},
+        **{section: stopwatch.seconds[section] for section in sections},
         "update": sum(step.update_seconds for step in steps),
     }
     return [Part(name, each, floors.get(name)) for name, each in seconds.items()]

@@ -1,21 +1,25 @@
 """Throughput on a GPU: this engine, transformers and, where it is installed, vLLM.
 
-python -m benchmarks.gpu_engines [--model qwen3-0.6b] [--workload mixed256] [--num-requests 64]
+python -m benchmarks.gpu_engines [--model qwen3-0.6b] [--workload mixed256] [--num-requests 16]
 
 They load the same checkpoint, of random weights in bfloat16, and complete the first requests of a
 workload greedily, one engine after the other on one GPU, each in a process of its own that has the
 GPU to itself. One that fails or takes too long is left out, and named. To warm up, each first
 completes the same prompts with a few tokens.
 
-The floor is that of ``gpu_workloads``. In bfloat16 the two greatest logits are now and then equal
-but for rounding, so tokens are compared only up to the first difference.
+The floor is that of ``gpu_workloads``, without a prefix cache. In bfloat16 the two greatest logits
+are now and then equal but for rounding, so tokens are compared only up to the first difference.
 """
 
+import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -43,7 +47,7 @@ class Run:
     seconds: list[float]
     """Of each repeat."""
     ready: float
-    """Seconds from a process without anything loaded to an engine that is warm."""
+    """Seconds until the checkpoint was loaded and the engine warm."""
     tokens: list[list[int]]
     """Of each job."""
 
@@ -67,7 +71,7 @@ class Score:
 def run_engine(
     engine: str, folder: Path, device: str, jobs: Sequence[Job], repeats: int, patience: float
 ) -> Run:
-    """Let an engine complete the jobs, in a process that ends with it.
+    """Let an engine complete the jobs, in a process that ends with it, and with its own processes.
 
     Raises:
         RuntimeError: it failed, or took more than ``patience`` seconds; the message says which.
@@ -84,16 +88,23 @@ def run_engine(
     except EOFError as error:
         raise RuntimeError("its process ended without a result") from error
     finally:
-        process.kill()
-        process.join()
+        _end(process)
     if isinstance(result, str):
         raise RuntimeError(result)
     return result  # type: ignore[no-any-return] # what _work sends
 
 
+def _end(process: SpawnProcess) -> None:
+    with suppress(ProcessLookupError):  # it has no group of its own yet
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
 def _work(
     sender: Connection, engine: str, folder: Path, device: str, jobs: Sequence[Job], repeats: int
 ) -> None:
+    os.setpgid(0, 0)  # whatever it starts ends with it
     try:
         begun = time.perf_counter()
         complete = ENGINES[engine](folder, device, jobs)
@@ -104,6 +115,8 @@ def _work(
             begun = time.perf_counter()
             tokens = complete(jobs)
             seconds.append(time.perf_counter() - begun)
+        if [len(each) for each in tokens] != [job.num_tokens for job in jobs]:
+            raise RuntimeError("a request ended early")
         sender.send(Run(seconds, ready, tokens))
     except Exception:
         sender.send(format_exc())
@@ -194,7 +207,6 @@ def main(
     runs, left_out = {}, {}
     with TemporaryDirectory() as checkpoint:
         write_random_model(Path(checkpoint), PRESETS[model], torch.bfloat16, device="cuda")
-        torch.cuda.empty_cache()
         for name in installed():
             try:
                 runs[name] = run_engine(name, Path(checkpoint), "cuda", jobs, repeats, patience)
@@ -202,12 +214,12 @@ def main(
             except RuntimeError as error:
                 left_out[name] = str(error)
                 print(f"{name} is left out: {error}", flush=True)
-    if next(iter(ENGINES)) not in runs:
-        raise click.ClickException("without our own run there is nothing to compare with")
+            if not runs:
+                raise click.ClickException("without our own run there is nothing to compare with")
     scores = compare(runs, jobs)
     gpu = torch.cuda.get_device_name()
     title = f"{model}, {len(jobs)} requests of {workload}, {gpu}"
-    floor = floor_seconds(model, requests, this_gpu())
+    floor = floor_seconds(model, requests, this_gpu(), enable_prefix_caching=False)
     print_scores(title, scores, floor)
     stem = f"gpu_engines-{model}-{workload}"
     results = {"model": model, "workload": workload, "num_requests": len(jobs), "gpu": gpu}

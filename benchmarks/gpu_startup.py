@@ -72,7 +72,6 @@ def main(model: str, repeats: int, folder: Path) -> None:
     """Time some starts."""
     with TemporaryDirectory() as checkpoint, TemporaryDirectory() as cache:
         write_random_model(Path(checkpoint), PRESETS[model], torch.bfloat16, device="cuda")
-        torch.cuda.empty_cache()
         names = ["the first, nothing compiled", *["later"] * repeats]
         starts = [start(name, Path(checkpoint), Path(cache)) for name in names]
     print_table(

@@ -160,7 +160,9 @@ def this_gpu() -> Gpu | None:
     return CARDS.get(name)
 
 
-def floor_seconds(model: str, requests: Workload, gpu: Gpu | None) -> float | None:
+def floor_seconds(
+    model: str, requests: Workload, gpu: Gpu | None, *, enable_prefix_caching: bool = True
+) -> float | None:
     """The simulator's time, all requests at once, on a GPU with full rates and no overheads.
 
     None: it does not know the GPU.
@@ -168,7 +170,7 @@ def floor_seconds(model: str, requests: Workload, gpu: Gpu | None) -> float | No
     if gpu is None:
         return None
     config = SimulationConfig(
-        EngineConfig(model),
+        EngineConfig(model, enable_prefix_caching=enable_prefix_caching),
         FleetConfig(gpu=gpu),
         Achieved(
             bandwidth_fraction=COPY[gpu],

@@ -1,5 +1,6 @@
 """The models that the benchmarks run: the built-in one, or random weights in a known shape."""
 
+import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,6 @@ def write_random_model(
             elif weight.dim() == 2:
                 weight.normal_(std=2 * weight.shape[1] ** -0.5)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()  # others are to have the GPU's memory

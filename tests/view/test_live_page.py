@@ -226,8 +226,9 @@ def test_up_and_down_go_through_the_requests_of_the_batch(page, server):
         page.keyboard.press(key)
         until(page, "!view.stale")
         assert page.evaluate("view.selection.arrival") == expected
+    before = state_of(server)["step"]
     page.keyboard.press("ArrowRight")  # still goes on in time
-    until(page, f"view.player.state.step === {state_of(server)['step']}")
+    until(page, f"view.player.state.step === {before + 1}")
 
 
 def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):

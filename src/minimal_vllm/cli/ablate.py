@@ -204,7 +204,7 @@ def _run_study(
     )
     runs, results = [], []
     for name, result in bar:
-        if not simulated:  # which takes minutes
+        if not simulated:  # the real engine takes minutes
             bar.write(f"{name}: {result['output_throughput']:,.0f} tokens/s", file=sys.stderr)
         runs.append((name, result))
         results = medians(runs)

@@ -15,7 +15,7 @@ from minimal_vllm.engine.request import Request
 LEAST_SAVING = 0.125
 """The share of all tokens that sharing must spare the step from reading, to be worth a kernel."""
 LEAST_TOKENS = 8192
-"""And so many it must be: in most models they are read in the 10 µs that the kernel takes."""
+"""And so many it must be: to share costs a layer 10 µs, in which these can be read."""
 
 
 @dataclass(frozen=True, slots=True)

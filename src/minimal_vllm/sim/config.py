@@ -62,8 +62,8 @@ class Achieved:
     """What the CPU takes to check, copy and hash a prompt, cached or not; it counts where the GPU
     waits for it, since no step runs."""
     idle_start_ms: NonNegative = 0.0
-    """How much longer the first step takes where none runs: the CPU plans and launches it while the
-    GPU waits, and not beside the step before."""
+    """How much longer the first step takes where none runs: chosen by measured times to the first
+    token. Probably the CPU plans and launches it while the GPU waits."""
     cascade: bool = False
     """Whether a step of decodes alone reads what several prompts begin with once for all of them:
     cascade attention, which this engine has on a GPU."""
