@@ -97,7 +97,8 @@ class Admission:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, not {params!r}")
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            self._check_choice(name, getattr(params, name) or ())
+            if token_ids := getattr(params, name):
+                self._check_choice(name, token_ids)
         self._check_logprobs("logprobs", params.logprobs)
         self._check_logprobs("prompt_logprobs", params.prompt_logprobs)
         if self._tokenizer is None and (
