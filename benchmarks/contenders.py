@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from minimal_vllm import LLM, SamplingParams
+import minimal_vllm
+from minimal_vllm import LLM
 
 if TYPE_CHECKING:
     from minimal_vllm.trace.step_record import StepRecord
@@ -62,6 +63,23 @@ class Contender(Protocol):
         ...
 
 
+def complete_together(api: Any, llm: Any, jobs: Sequence[Job]) -> list[list[int]]:
+    """The tokens of each job, from an engine of a package that has vLLM's Python API.
+
+    Args:
+        api: the package: this one, or vLLM.
+        llm: its ``LLM``.
+        jobs: computed in one continuous batch.
+    """
+    params = [
+        api.SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True)
+        for job in jobs
+    ]
+    prompts = [{"prompt_token_ids": job.prompt} for job in jobs]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
 class Ours:
     """All jobs in one continuous batch."""
 
@@ -82,12 +100,7 @@ class Ours:
         """With an empty prefix cache: what an earlier call has left would be unfair."""
         self.llm.engine.scheduler.pool.forget_all()
         self.steps.clear()
-        params = [
-            SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True)
-            for job in jobs
-        ]
-        outputs = self.llm.generate([job.prompt for job in jobs], params, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        return complete_together(minimal_vllm, self.llm, jobs)
 
 
 class HuggingFace:

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from benchmarks.contenders import HuggingFace, Job, load_hugging_face
+from benchmarks.contenders import HuggingFace, Job, complete_together, load_hugging_face
 
 Complete = Callable[[Sequence[Job]], list[list[int]]]
 Make = Callable[[Path, str, Sequence[Job]], Complete]
@@ -39,17 +39,7 @@ def with_the_api_of_vllm(package: str, folder: Path, device: str, jobs: Sequence
         max_model_len=_longest(jobs),
         **options,
     )
-
-    def complete(jobs: Sequence[Job]) -> list[list[int]]:
-        params = [
-            api.SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True)
-            for job in jobs
-        ]
-        prompts = [{"prompt_token_ids": job.prompt} for job in jobs]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
-
-    return complete
+    return partial(complete_together, api, llm)
 
 
 def continuous_batching(folder: Path, device: str, jobs: Sequence[Job]) -> Complete:

@@ -95,8 +95,9 @@ def run_engine(
 
 
 def _end(process: SpawnProcess) -> None:
+    assert process.pid is not None  # it was started
     with suppress(ProcessLookupError):  # it has no group of its own yet
-        os.killpg(process.pid or 0, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
 

@@ -122,7 +122,7 @@ def ablate(
     if claims:
         findings = _run_claims(config, stage)
     else:
-        findings = _run_study(ctx, config, stage, names, repeats, simulated, plot)
+        findings = _run_study(ctx, config, stage, names, repeats, simulated=simulated, plot=plot)
     for found in findings:
         if json_file:  # if it is interrupted, what was measured so far is not lost
             json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -184,6 +184,7 @@ def _run_study(
     stage: "Stage",
     names: Sequence[str],
     repeats: int,
+    *,
     simulated: bool,
     plot: Path | None,
 ) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ export class BatchView {
     const move = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!move) return;
     event.preventDefault();
-    const present = this.rows.filter((row) => row.from <= this.cursor && row.until >= this.cursor)
+    const present = this.rows.filter((row) => isThere(row, this.cursor))
       .sort((one, other) => one.lane - other.lane);
     const chosen = present.findIndex((row) => row.arrival === this.selected);
     const next = present[chosen < 0 ? 0 : chosen + move];
@@ -41,10 +41,9 @@ export class BatchView {
   placeAt({ offsetX, offsetY }) {
     const step = this.first + Math.floor((offsetX - LABELS) / this.columnWidth);
     const lane = Math.floor((offsetY - BUDGET) / this.rowHeight);
-    const within = (row) => row.lane === lane && row.from <= step && row.until >= step;
     const row = offsetX < LABELS
       ? this.rows.findLast((each) => each.lane === lane && each.from <= this.cursor)
-      : this.rows.find(within);
+      : this.rows.find((each) => each.lane === lane && isThere(each, step));
     return { step: step >= this.first && step <= this.last ? step : null, row };
   }
 
@@ -231,7 +230,7 @@ export class BatchView {
     context.textAlign = "right";
     context.textBaseline = "middle";
     for (const row of this.rows) {
-      if (row.from > step || row.until < step) continue;
+      if (!isThere(row, step)) continue;
       context.fillStyle = selected === null || selected === row.arrival ? colourOf(row.arrival, "bright") : theme.muted;
       context.fillText(`#${row.arrival}`, LABELS - 6, this.y(row.lane) + rowHeight / 2);
     }
@@ -257,6 +256,9 @@ export class BatchView {
     context.fillText(String(step), Math.min(this.x(step) + columnWidth / 2, this.canvas.width / devicePixelRatio - 12), height - AXIS / 2);
   }
 }
+
+/** Whether the row's request waits or runs in this step. */
+function isThere(row, step) { return row.from <= step && row.until >= step; }
 
 /** Whether the next cell continues a run of single tokens, on the same side of the present. */
 function isSame(cell, next, last, step) {
