@@ -10,8 +10,8 @@ const MAX_ROWS = 400; // pixels for all rows, as long as each has one
 const MIN_ROW = 4; // rows of fewer pixels are nothing but colours, written into an image
 
 export class BatchView {
-  /** @param onSeek called with a step, onSelect with an arrival number */
-  constructor(canvas, { onSeek, onSelect, onHover }) {
+  /** @param onSeek called with a step, onSelect with an arrival number, which getSelected gives */
+  constructor(canvas, { onSeek, onSelect, onHover, getSelected }) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.rows = [];
@@ -23,17 +23,17 @@ export class BatchView {
     });
     canvas.addEventListener("pointermove", (event) => onHover(this.placeAt(event), event));
     canvas.addEventListener("pointerleave", () => onHover(null));
-    canvas.addEventListener("keydown", (event) => this.onKey(event, onSelect));
+    canvas.addEventListener("keydown", (event) => this.onKey(event, getSelected(), onSelect));
   }
 
   /** Up and down go to the next row of those whose requests are there at the present step. */
-  onKey(event, onSelect) {
+  onKey(event, selected, onSelect) {
     const move = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!move) return;
     event.preventDefault();
     const present = this.rows.filter((row) => isThere(row, this.cursor))
       .sort((one, other) => one.lane - other.lane);
-    const chosen = present.findIndex((row) => row.arrival === this.selected);
+    const chosen = present.findIndex((row) => row.arrival === selected);
     const next = present[chosen < 0 ? 0 : chosen + move];
     if (next) onSelect(next.arrival);
   }
@@ -49,7 +49,6 @@ export class BatchView {
 
   draw(digest, facts, step, selected) {
     this.layOut(digest, step);
-    this.selected = selected;
     const { context } = this;
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.drawBudget(digest, facts, step);

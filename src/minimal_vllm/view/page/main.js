@@ -43,6 +43,7 @@ class View {
     this.batch = new BatchView($("batch"), {
       onSeek: (step) => this.controls.attempt(this.player.seekStep(step)),
       onSelect: (arrival) => this.select({ arrival, block: null }),
+      getSelected: () => this.selection.arrival,
       onHover: (place, event) => {
         const row = place?.row;
         this.point({ arrival: row?.arrival ?? null, block: null }, row ? narrateCell(place) : null, event);
