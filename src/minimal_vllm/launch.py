@@ -5,9 +5,13 @@ two the GPU idles for about a microsecond, which is much when a kernel takes thr
 *programmatic dependent launch* (CUDA programming guide, section of that name; Hopper and later) the
 next kernel starts early, loads what nobody changes, such as weights, and waits only then.
 
-So every kernel of ours calls ``wait_for_previous`` before it touches anything that another kernel
-writes or reads, and does so in all its programs, also in those that have nothing to do: a kernel's
-end must mean that all kernels before it have ended.
+So every kernel that is launched like this calls ``wait_for_previous`` before it touches anything
+that another kernel writes or reads, and does so in all its programs, also in those that have
+nothing to do: a kernel's end must mean that all kernels before it have ended.
+
+What a step's plan says may be read without waiting, too. Between the kernels that make it and the
+layers stands the embedding, which is PyTorch's and launched as ever: it starts when all before it
+have ended. And nobody changes a plan before the layers that read it have ended.
 """
 
 from functools import lru_cache

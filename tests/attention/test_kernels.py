@@ -96,6 +96,15 @@ def test_every_head_size_agrees(head_dim):
     torch.testing.assert_close(run_kernels(case), run_reference(case))
 
 
+@pytest.mark.parametrize("num_tokens", [600, 5 * 64 + 1])  # ten pieces and six: four at a time
+def test_more_pieces_than_are_merged_at_once_are_all_merged(num_tokens):
+    case = make_case([(num_tokens, 1)], heads=(2, 1))
+    attention = make_attention(case)
+    decode = attention.prepare(on_device(case).batch).decode
+    assert decode[None].pieces.first_piece.tolist() == [0, num_tokens // 64 + 1]
+    torch.testing.assert_close(run_kernels(case), run_reference(case))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1.6e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("mix", MIXES)
@@ -111,6 +120,7 @@ def test_16_bit_numbers_agree(head_dim, mix, dtype, tolerance):
     "lengths",
     [
         [(0, 1024)],
+        [(0, 1024), (0, 1024)],  # the whole step
         [(7, 1), (0, 1024), (0, 1024), (0, 3)],  # side by side
         [(0, 1030), (0, 1151), (0, 1152)],  # padded
         [(0, 1500), (5, 1), (0, 30), (0, 2047), (16, 1100)],

@@ -74,7 +74,7 @@ def padded_length(num_tokens: int) -> int:
 
 def fresh_attention(
     q: Tensor, k: Tensor, v: Tensor, prompts: FreshPrompts, scale: float, out: Tensor
-) -> None:
+) -> Tensor:
     """Attend causally with the tokens of each prompt over themselves.
 
     Args:
@@ -83,15 +83,22 @@ def fresh_attention(
         v: ``[T, K, D]``.
         prompts: which of the tokens.
         scale: what the scores are multiplied by.
-        out: ``[T, H, D]``, of which the prompts' rows are written.
+        out: ``[T, H, D]``, of which the prompts' rows are written, unless they are all there is.
+
+    Returns:
+        ``out``, or, if the prompts are all there is, the library's result, to save a copy.
     """
     queries, keys, values = (_stack(heads, prompts) for heads in (q, k, v))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         result = scaled_dot_product_attention(
             queries, keys, values, is_causal=True, scale=scale, enable_gqa=True
         )
+    result = result.transpose(1, 2)
+    if prompts.are_side_by_side and result.numel() == out.numel():
+        return result.flatten(0, 1)
     for rows, heads in zip(prompts.rows, result, strict=True):
-        out[rows] = heads[:, : rows.stop - rows.start].transpose(0, 1)
+        out[rows] = heads[: rows.stop - rows.start]
+    return out
 
 
 def _stack(heads: Tensor, prompts: FreshPrompts) -> Tensor:

@@ -269,7 +269,7 @@ class TritonAttention:
             prefill_attention(q, cache, prefill, scale, window, out)
         if window is None:
             for prompts in metadata.fresh:
-                fresh_attention(q, k, v, prompts, scale, out)
+                out = fresh_attention(q, k, v, prompts, scale, out)
         if metadata.decode:
             work = metadata.decode[window]
             if metadata.shared and work.shared:

@@ -25,7 +25,7 @@ class Embedding(nn.Module):
         self.weight = parameter(num_tokens, size)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """``[T]`` int64 -> ``[T, size]``."""
+        """``[T]`` int64 -> ``[T, size]``; PyTorch's, on which ``launch`` relies."""
         return embedding(input_ids, self.weight)
 
 

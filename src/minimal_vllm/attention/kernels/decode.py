@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.pieces import Pieces
-from minimal_vllm.attention.kernels.softmax import merge_part, take_keys
+from minimal_vllm.attention.kernels.softmax import merge_parts, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -40,6 +40,12 @@ LEAST_ROWS = 16
 """Rows and columns that a matrix product on tensor cores has at least: G query heads and small D
 are padded to them."""
 LOG2_E = 1.4426950408889634
+AT_ONCE = tl.constexpr(4)
+"""Partial results that are merged at once."""
+MOST_LOOKED_UP_AHEAD = 32
+"""Up to so many requests, the block table's entries are read one tile ahead of the keys (a third
+stage of the loop): a link less in the chain of waits. With more, the registers that this takes are
+better used by one more program per processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,7 @@ def decode_attention(
         SHARED_PARTS=shared.num_parts if shared else 0,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
-        num_stages=2,
+        num_stages=3 if len(work.token) <= MOST_LOOKED_UP_AHEAD else 2,
         **launch_options(q),
     )
 
@@ -172,10 +178,10 @@ def _decode_kernel(
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait_for_previous(EARLY)
     head, piece = tl.program_id(0), tl.program_id(1)
     request = tl.load(owner + piece)
     if request < 0:
+        wait_for_previous(EARLY)
         return
     first = tl.load(first_piece + request)
     num_pieces = tl.load(first_piece + request + 1) - first
@@ -189,6 +195,7 @@ def _decode_kernel(
     is_real = (row < G)[:, None] & (dim < D)[None, :]
     heads = head * G + row
     q_row = tl.load(token + request).to(tl.int64)
+    wait_for_previous(EARLY)  # until here only the plan was read
     q_tile = tl.load(
         q + q_row * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
     )
@@ -223,17 +230,16 @@ def _decode_kernel(
         peak = tl.full([ROWS], -float("inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         mean = tl.zeros([ROWS, DIMS], tl.float32)
-        for other in range(first, first + num_pieces):
-            place = other * (K * G) + heads
-            peak, total, mean = merge_part(
-                partial_out, partial_lse, place, row < G, is_real, dim, peak, total, mean, D
-            )
-    num_shared = tl.where(own > 0, SHARED_PARTS, 0)
-    for part_index in range(num_shared):
-        place = (part_index * num_requests + request) * (K * G) + heads
-        peak, total, mean = merge_part(
-            shared_out, shared_lse, place, row < G, is_real, dim, peak, total, mean, D
-        )
+        peak, total, mean = merge_parts(
+            partial_out, partial_lse, first * (K * G) + heads, K * G, num_pieces,
+            row < G, is_real, dim, peak, total, mean, D, AT_ONCE,
+        )  # fmt: skip
+    if SHARED_PARTS:
+        num_shared = tl.where(own > 0, SHARED_PARTS, 0)
+        peak, total, mean = merge_parts(
+            shared_out, shared_lse, request * (K * G) + heads, num_requests * (K * G), num_shared,
+            row < G, is_real, dim, peak, total, mean, D, AT_ONCE,
+        )  # fmt: skip
     mean = mean / total[:, None]
     out_place = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
     tl.store(out + out_place, mean.to(out.dtype.element_ty), mask=is_real)

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials
-from minimal_vllm.attention.kernels.softmax import merge_part, take_keys
+from minimal_vllm.attention.kernels.softmax import merge_parts, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import IntArray
 from minimal_vllm.launch import launch_options, wait_for_previous
@@ -250,11 +250,11 @@ def _prefill_kernel(
         peak = tl.full([ROWS], -float("inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         mean = tl.zeros([ROWS, DIMS], tl.float32)
-        for other in range(first_piece, first_piece + num_pieces):
-            place = (other * ROWS + row).to(tl.int64) * K + kv_head
-            peak, total, mean = merge_part(
-                partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
-            )
+        place = (first_piece * ROWS + row).to(tl.int64) * K + kv_head
+        peak, total, mean = merge_parts(
+            partial_out, partial_lse, place, ROWS * K, num_pieces,
+            is_row, is_real, dim, peak, total, mean, D, 1,
+        )  # fmt: skip  # no registers are left for more at once
     mean = mean / total[:, None]
     place = q_row * (K * G * D) + head * D
     tl.store(out + place[:, None] + dim[None, :], mean.to(out.dtype.element_ty), mask=is_real)

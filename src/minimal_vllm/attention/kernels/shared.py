@@ -140,24 +140,25 @@ def _shared_kernel(
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait_for_previous(EARLY)
     head, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     one = tl.load(members + tile * MEMBERS)  # any member will do for what they share
     if one < 0:
+        wait_for_previous(EARLY)
         return
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     member = tl.load(members + tile * MEMBERS + row // G, mask=row < MEMBERS * G, other=-1)
     is_real = (member >= 0)[:, None] & (dim < D)[None, :]
     heads = head * G + row % G
     q_row = tl.load(token + member, mask=member >= 0, other=0).to(tl.int64)
-    q_tile = tl.load(
-        q + q_row[:, None] * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
-    )
     shared = tl.load(lengths + one)
     length = tl.cdiv(tl.cdiv(shared, PARTS), KEYS) * KEYS
     start = part * length
     end = tl.minimum(start + length, shared)
     table = block_tables + tl.load(table_row + one).to(tl.int64) * table_stride
+    wait_for_previous(EARLY)  # until here only the plan was read
+    q_tile = tl.load(
+        q + q_row[:, None] * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
+    )
 
     peak = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)

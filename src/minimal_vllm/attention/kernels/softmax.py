@@ -97,3 +97,38 @@ def merge_part(  # noqa: ANN201 - Triton's language
     new_peak = tl.maximum(peak, lse)
     fade, weight = tl.exp2(peak - new_peak), tl.exp2(lse - new_peak)
     return new_peak, total * fade + weight, mean * fade[:, None] + part * weight[:, None]
+
+
+@triton.jit
+def merge_parts(  # noqa: ANN201 - Triton's language
+    partial_out,
+    partial_lse,
+    place,
+    step,
+    count,
+    is_row,
+    is_real,
+    dim,
+    peak,
+    total,
+    mean,
+    D: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Take in ``count`` parts, the rows of each ``step`` behind those of the one before.
+
+    So many are read at once: one after the other would be a wait each. All else is as in
+    ``merge_part``, with the ``place`` of the first part.
+    """
+    for start in range(0, count, AT_ONCE):
+        for index in tl.static_range(AT_ONCE):
+            part = tl.minimum(start + index, count - 1)
+            new_peak, new_total, new_mean = merge_part(
+                partial_out, partial_lse, place + part * step, is_row, is_real, dim,
+                peak, total, mean, D,
+            )  # fmt: skip
+            exists = start + index < count
+            peak = tl.where(exists, new_peak, peak)
+            total = tl.where(exists, new_total, total)
+            mean = tl.where(exists, new_mean, mean)
+    return peak, total, mean

@@ -90,12 +90,22 @@ def _heads_kernel(
     TURNS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait_for_previous(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     pair = tl.arange(0, HALF)[None, :]
     exists = (head < H + 2 * K) & (pair < D // 2)
     is_value = head >= H + K
+    if NORMS:
+        weights = tl.where(head < H, q_weight, k_weight) + pair
+        weight_a = tl.load(weights, mask=exists, other=0.0)
+        weight_b = tl.load(weights + D // 2, mask=exists, other=0.0)
+    if TURNS:
+        angle = rope_table + tl.load(positions + token) * D + pair
+        cos = tl.load(angle, mask=pair < D // 2, other=0.0)
+        sin = tl.load(angle + D // 2, mask=pair < D // 2, other=0.0)
+    slot = tl.load(slots + token)
+    wait_for_previous(EARLY)  # until here only weights and the plan were read
+
     place = token * ((H + 2 * K) * D) + head * D + pair
     raw_a = tl.load(qkv + place, mask=exists, other=0.0)
     raw_b = tl.load(qkv + place + D // 2, mask=exists, other=0.0)
@@ -105,14 +115,10 @@ def _heads_kernel(
     if NORMS:
         mean = (tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D
         scale = tl.rsqrt(mean + eps)[:, None]
-        weights = tl.where(head < H, q_weight, k_weight) + pair
-        a = (a * scale).to(dtype) * tl.load(weights, mask=exists, other=0.0)
-        b = (b * scale).to(dtype) * tl.load(weights + D // 2, mask=exists, other=0.0)
+        a = (a * scale).to(dtype) * weight_a
+        b = (b * scale).to(dtype) * weight_b
         a, b = a.to(tl.float32), b.to(tl.float32)
     if TURNS:
-        angle = rope_table + tl.load(positions + token) * D + pair
-        cos = tl.load(angle, mask=pair < D // 2, other=0.0)
-        sin = tl.load(angle + D // 2, mask=pair < D // 2, other=0.0)
         cos, sin = cos.to(dtype).to(tl.float32), sin.to(dtype).to(tl.float32)
         a, b = a * cos - b * sin, b * cos + a * sin
     a = tl.where(is_value, raw_a, a.to(dtype))
@@ -120,7 +126,6 @@ def _heads_kernel(
     tl.store(qkv + place, a, mask=exists & (head < H + K))
     tl.store(qkv + place + D // 2, b, mask=exists & (head < H + K))
 
-    slot = tl.load(slots + token)
     kv_head = tl.where(is_value, head - H - K, head - H)
     first_cached = tl.where(slot >= 0, H, H + 2 * K)
     cached = exists & (head >= first_cached)
