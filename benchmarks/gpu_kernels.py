@@ -20,6 +20,7 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.gpu_workloads import COPY, PRODUCT, this_gpu
@@ -31,9 +32,11 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch
 from minimal_vllm.engine.shared_prefix import SharedPrefix
 from minimal_vllm.model.kernels.gate import silu_and_mul
+from minimal_vllm.model.kernels.gated_product import HOPPER, gated_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
+from minimal_vllm.model.kernels.matvec import matvec
 from minimal_vllm.model.kernels.norm import add_norm
-from minimal_vllm.model.kernels.small_batch import small_linear
+from minimal_vllm.model.kernels.split import is_for_split, split_linear
 from minimal_vllm.sim.hardware import GPUS
 
 BLOCK_SIZE = 16
@@ -92,6 +95,8 @@ class Bench:
 
     def microseconds(self, call: Callable[[], object]) -> float:
         """Of one call, without its launch."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # plans are complete: see ``launch``
         call()
         if self.device.type == "cpu":
             return 1.0
@@ -264,26 +269,65 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     )
 
 
-def time_products(bench: Bench, num_tokens: int) -> Iterator[Timing]:
-    """The products of weights with few tokens."""
+def time_products(bench: Bench) -> Iterator[Timing]:
+    """Products with weights, where they are ours, beside the library's."""
     shape = bench.shape
     heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     sizes = {
         "qkv": (heads, shape.hidden),
         "o": (shape.hidden, shape.num_heads * shape.head_dim),
-        "gate_up": (2 * shape.inner, shape.hidden),
+        "gate and up": (2 * shape.inner, shape.hidden),
         "down": (shape.hidden, shape.inner),
     }
     for name, (out_size, in_size) in sizes.items():
         num_bytes = 2 * out_size * in_size
-        weights = cycle([bench.numbers(out_size, in_size) for _ in bench.copies(num_bytes)])
-        x = bench.numbers(num_tokens, in_size)
-        yield Timing(
-            "small_linear",
-            f"{name}, {num_tokens} token{'s' * (num_tokens > 1)}",
-            bench.microseconds(lambda x=x, weights=weights: small_linear(x, next(weights), None)),  # type: ignore[misc]
-            _floor_of(num_bytes, 0),
-        )
+        copies = [bench.numbers(out_size, in_size) for _ in bench.copies(num_bytes)]
+        yield from time_matvec(bench, name, copies)
+        for num_tokens in (16, 64, 256):
+            if is_for_split(bench.numbers(num_tokens, in_size), copies[0]):
+                yield from time_split(bench, f"{name}, {num_tokens} tokens", copies, num_tokens)
+
+
+def time_matvec(bench: Bench, name: str, copies: list[Tensor]) -> Iterator[Timing]:
+    """A product with one token."""
+    x, weights = bench.numbers(1, copies[0].shape[1]), cycle(copies)
+    calls: dict[str, Callable[[], object]] = {
+        "library": lambda: linear(x, next(weights)),
+        "matvec": lambda: matvec(x, next(weights), None),
+    }
+    for kernel, call in calls.items():
+        floor = _floor_of(copies[0].nbytes, 0)
+        yield Timing(kernel, f"{name}, one token", bench.microseconds(call), floor)
+
+
+def time_split(bench: Bench, work: str, copies: list[Tensor], num_tokens: int) -> Iterator[Timing]:
+    """A product with some tokens, and the norm behind it, which adds up its parts."""
+    out_size, in_size = copies[0].shape
+    x, weights = bench.numbers(num_tokens, in_size), cycle(copies)
+    residual, norm = bench.numbers(num_tokens, out_size), bench.numbers(out_size)
+    calls: dict[str, Callable[[], object]] = {
+        "library": lambda: add_norm(residual, linear(x, next(weights)), norm, 1e-6),
+        "split_linear": lambda: add_norm(
+            residual, split_linear(x, next(weights), None), norm, 1e-6
+        ),
+    }
+    for kernel, call in calls.items():
+        floor = _floor_of(copies[0].nbytes, 2 * num_tokens * out_size * in_size)
+        yield Timing(kernel, f"{work} and the norm", bench.microseconds(call), floor)
+
+
+def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
+    """The product of a prompt's tokens with gate and up, whose weights are small beside these."""
+    shape = bench.shape
+    x = bench.numbers(num_tokens, shape.hidden)
+    weight = bench.numbers(2 * shape.inner, shape.hidden)
+    calls: dict[str, Callable[[], object]] = {
+        "library": lambda: silu_and_mul(linear(x, weight)),
+        "gated_product": lambda: gated_product(x, weight),
+    }
+    for kernel, call in calls.items():
+        floor = _floor_of(weight.nbytes, 4 * num_tokens * shape.hidden * shape.inner)
+        yield Timing(kernel, f"gate and up, {num_tokens:,} tokens", bench.microseconds(call), floor)
 
 
 def _floor_of(num_bytes: float, flops: float) -> float:
@@ -323,8 +367,9 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
     yield time_prefill(bench, "30 tokens behind 8,160", [(bench.scaled(8160), bench.scaled(30))])
     for num_tokens in (64, 256, 8192):
         yield from time_between(bench, bench.scaled(num_tokens))
-    for num_tokens in (1, 4):
-        yield from time_products(bench, num_tokens)
+    yield from time_products(bench)
+    if bench.device.type == "cpu" or torch.cuda.get_device_capability()[0] == HOPPER:
+        yield from time_gated_product(bench, bench.scaled(16384))
 
 
 @click.command()

@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 
 from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
 from minimal_vllm.model.layers import Linear, RMSNorm
 from minimal_vllm.model.ops import PlainOps
 from minimal_vllm.model.triton_ops import TritonOps
@@ -43,7 +44,7 @@ def assert_close(got, expected, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
-@pytest.mark.parametrize("num_tokens", [1, 4, 9])  # two by the kernels for few tokens
+@pytest.mark.parametrize("num_tokens", [1, 4, 9])  # the first by our kernel
 @pytest.mark.parametrize(("hidden", "out_size"), [(64, 96), (72, 50)])
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
@@ -65,6 +66,69 @@ def test_what_is_between_residual_and_attention(hidden, out_size, num_tokens, ad
         PlainOps().add_norm(residual.clone(), x, norm)[1],
         DTYPES[dtype],
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("num_tokens", "hidden", "in_size", "parts"),
+    [
+        (1, 128, 1024, None),  # another kernel's
+        (2, 1024, 1024, 8),
+        (16, 2048, 512, 4),
+        (70, 1024, 512, 4),
+        (20, 960, 512, None),  # the library's, as 60 programs would be too few
+        pytest.param(256, 1024, 2048, 2, marks=HALVES),
+        (300, 1024, 512, None),  # the library's
+        (7, 96, 512, None),
+    ],
+)
+def test_a_product_in_parts_is_added_up_by_the_norm(
+    num_tokens, hidden, in_size, parts, bias, dtype
+):
+    x = numbers(num_tokens, in_size, dtype=dtype)
+    proj = make_linear(hidden, in_size, dtype, bias=bias)
+    norm, residual = make_norm(hidden, dtype), numbers(num_tokens, hidden, dtype=dtype)
+    to_add = TritonOps().linear_to_add(x, proj)
+    assert to_add.shape == (*([parts] if parts else []), num_tokens, hidden)
+    plain = PlainOps()
+    expected = plain.add_norm(residual.clone(), plain.linear_to_add(x, proj), norm)
+    got = TritonOps().add_norm(residual.clone(), to_add, norm)
+    for one, other in zip(got, expected, strict=True):
+        assert_close(one, other, DTYPES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_tokens", "in_size", "inner"),
+    [
+        (torch.float32, 3, 64, 128),
+        (torch.float32, 130, 128, 256),
+        pytest.param(torch.bfloat16, 4096, 1024, 3072, marks=HALVES),
+        pytest.param(torch.float16, 5001, 192, 384, marks=HALVES),
+    ],
+)
+def test_a_product_that_gates_at_its_end_equals_one_that_is_gated_behind(
+    dtype, num_tokens, in_size, inner
+):
+    if DEVICE.type == "cuda" and (
+        dtype == torch.float32 or torch.cuda.get_device_capability()[0] != 9
+    ):
+        pytest.skip("it is for Hopper, and 16-bit numbers; float32 is for the interpreter")
+    x = numbers(num_tokens, in_size, dtype=dtype)
+    proj = make_linear(2 * inner, in_size, dtype, bias=False)
+    if DEVICE.type == "cuda":
+        assert is_for_gated_product(x, proj.weight, None)
+    expected = torch.nn.functional.linear(x, proj.weight)
+    gate, up = expected.chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    assert_close(gated_product(x, proj.weight), expected, DTYPES[dtype])
+
+
+def test_a_layer_of_which_no_token_is_wanted_has_nothing_to_add():
+    residual, x = torch.empty(0, 64, device=DEVICE), torch.empty(0, 512, device=DEVICE)
+    proj, norm = make_linear(64, 512, torch.float32, bias=False), make_norm(64, torch.float32)
+    for each in TritonOps().add_norm(residual, TritonOps().linear_to_add(x, proj), norm):
+        assert each.shape == (0, 64)
 
 
 class Heads:

@@ -26,6 +26,9 @@ from minimal_vllm.model.step import Step
 from minimal_vllm.sampling.kernels.sample import sample_rows
 from minimal_vllm.transfer import send
 
+KINDS_OF_BATCHES = (1, 2, 17, 33, 65, 129)
+"""From so many requests on, up to the next number, a step of most models has the same kernels."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
@@ -143,8 +146,9 @@ class DecodeGraphs:
     # ---- record ---------------------------------------------------------------------------------
 
     def small_steps(self) -> Iterator[Callable[[], None]]:
-        """What needs all kernels that recordings need: those for few tokens depend on how many."""
-        for size in self._memory.batch_sizes[:4]:
+        """What needs most of the kernels that recordings need, by how many tokens there are."""
+        sizes = self._memory.batch_sizes
+        for size in {next_size(sizes, min(least, sizes[-1])) for least in KINDS_OF_BATCHES}:
             yield partial(self._compute, size, shares=False)
 
     def record(self, *, progress: bool) -> None:

@@ -154,8 +154,8 @@ class MixedGraphs:
     # ---- record ---------------------------------------------------------------------------------
 
     def small_steps(self) -> Iterator[Callable[[], None]]:
-        """What needs all kernels that recordings need."""
-        yield partial(self._compute, self._token_counts[0], 1)
+        """What needs most of the kernels that recordings need."""
+        yield from (partial(self._compute, self._token_counts[0], n) for n in self._decode_counts)
         yield partial(self._sample, self._memory.batch_sizes[-1])
 
     def record(self, *, progress: bool) -> None:

@@ -109,7 +109,8 @@ class DecoderLayer(nn.Module):
 
         Args:
             residual: the residual stream, ``[T, hidden]``; not to be used any more.
-            x: what the layer before left to be added to it; None in the first layer.
+            x: what the layer before left to be added to it (see ``linear_to_add``); None in the
+                first layer.
             rotation: from ``step.ops.rotation``.
             step: what the tokens have in common in all layers.
             cache: this layer's keys and values.
@@ -117,7 +118,7 @@ class DecoderLayer(nn.Module):
                 and values are. None: all.
 
         Returns:
-            The residual stream, and what is to be added to it, each ``[N, hidden]``.
+            The residual stream, ``[N, hidden]``, and what is to be added to it.
         """
         ops, attn, mlp = step.ops, self.self_attn, self.mlp
         residual, qkv = ops.add_norm_linear(residual, x, self.input_layernorm, attn.qkv_proj)
@@ -125,8 +126,8 @@ class DecoderLayer(nn.Module):
         out = step.attention(q, k, v, cache, step.metadata, attn.scale, attn.window)
         if wanted is not None:
             residual, out = residual[wanted], out[wanted]
-        x = ops.linear(out.flatten(1), attn.o_proj.weight, attn.o_proj.bias)
+        x = ops.linear_to_add(out.flatten(1), attn.o_proj)
         residual, x = ops.add_norm_gate(
             residual, x, self.post_attention_layernorm, mlp.gate_up_proj
         )
-        return residual, ops.linear(x, mlp.down_proj.weight, mlp.down_proj.bias)
+        return residual, ops.linear_to_add(x, mlp.down_proj)

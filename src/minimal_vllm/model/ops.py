@@ -1,7 +1,7 @@
-"""What a layer does between attention and the residual stream, as six operations.
+"""What a layer does between attention and the residual stream, as seven operations.
 
 They are cut where a GPU gains from computing several steps of a layer at once: each is a line or
-two of PyTorch here, and one or two kernels in ``triton_ops``. Which are used is chosen once, with
+two of PyTorch here, and one to three kernels in ``triton_ops``. Which are used is chosen once, with
 the attention that they belong to; the layers don't know.
 """
 
@@ -47,7 +47,7 @@ class Ops(Protocol):
 
         Args:
             residual: ``[T, hidden]``; may be overwritten, and is not to be used any more.
-            x: ``[T, hidden]``; None: nothing is added.
+            x: from ``linear_to_add``; None: nothing is added.
             norm: of the sum.
 
         Returns:
@@ -59,6 +59,14 @@ class Ops(Protocol):
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
         """``[T, in]`` -> ``[T, out]``, with weights ``[out, in]``; in ``out``, if given."""
+        ...
+
+    def linear_to_add(self, x: Tensor, proj: "Linear") -> Tensor:
+        """The product that ends a sub-layer, which the next ``add_norm…`` adds to the stream.
+
+        Returns:
+            ``[T, hidden]``, or whatever else the implementation's own ``add_norm`` takes for that.
+        """
         ...
 
     def add_norm_linear(
@@ -120,6 +128,10 @@ class PlainOps:
         """PyTorch's."""
         result = linear(x, weight, bias)
         return result if out is None else out.copy_(result)
+
+    def linear_to_add(self, x: Tensor, proj: "Linear") -> Tensor:
+        """PyTorch's."""
+        return linear(x, proj.weight, proj.bias)
 
     def add_norm_linear(
         self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", proj: "Linear"

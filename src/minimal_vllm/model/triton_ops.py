@@ -2,17 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, mm, split
+from torch import Tensor, mm
 from torch.nn.functional import linear
 
 from minimal_vllm.model.kernels.gate import silu_and_mul
+from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
+from minimal_vllm.model.kernels.matvec import add_norm_matvec, is_for_matvec, matvec
 from minimal_vllm.model.kernels.norm import add_norm
-from minimal_vllm.model.kernels.small_batch import (
-    SMALL_BATCHES,
-    small_add_norm_linear,
-    small_linear,
-)
+from minimal_vllm.model.kernels.split import is_for_split, split_linear
 from minimal_vllm.model.ops import Heads, Rotation
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TritonOps:
-    """See ``Ops``. With very few tokens the projections are ours, else the library's."""
+    """See ``Ops``. Products are ours where that is faster than the library's."""
 
     def rotation(self, table: Tensor, positions: Tensor, dtype: "torch.dtype") -> Rotation:  # noqa: ARG002
         """The kernel looks the angles up itself."""
@@ -39,32 +37,40 @@ class TritonOps:
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
-        """One kernel."""
-        if _are_few(x):
-            return small_linear(x, weight, bias, out)
+        """One kernel: ours for one token, else the library's."""
+        if is_for_matvec(x):
+            return matvec(x, weight, bias, out)
         if out is not None and bias is None:
             return mm(x, weight.T, out=out)
         return linear(x, weight, bias)
 
+    def linear_to_add(self, x: Tensor, proj: "Linear") -> Tensor:
+        """One kernel; for some tokens and few columns in parts, ``[parts, T, hidden]`` float32."""
+        if not is_for_matvec(x) and is_for_split(x, proj.weight):
+            return split_linear(x, proj.weight, proj.bias)
+        return self.linear(x, proj.weight, proj.bias)
+
     def add_norm_linear(
         self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", proj: "Linear"
     ) -> tuple[Tensor, Tensor]:
-        """One kernel for few tokens, else two."""
-        if _are_few(residual):
-            return small_add_norm_linear(residual, x, norm.weight, norm.eps, proj.weight, proj.bias)
+        """One kernel for one token, else two."""
+        if is_for_matvec(residual):
+            return add_norm_matvec(residual, x, norm.weight, norm.eps, proj.weight, proj.bias)
         residual, normed = self.add_norm(residual, x, norm)
         return residual, linear(normed, proj.weight, proj.bias)
 
     def add_norm_gate(
         self, residual: Tensor, x: Tensor | None, norm: "RMSNorm", gate_up: "Linear"
     ) -> tuple[Tensor, Tensor]:
-        """One kernel for few tokens, else three."""
-        if _are_few(residual):
-            return small_add_norm_linear(
+        """One kernel for one token, two for very many, else three."""
+        if is_for_matvec(residual):
+            return add_norm_matvec(
                 residual, x, norm.weight, norm.eps, gate_up.weight, gate_up.bias, gates=True
             )
-        residual, both = self.add_norm_linear(residual, x, norm, gate_up)
-        return residual, silu_and_mul(both)
+        residual, normed = self.add_norm(residual, x, norm)
+        if is_for_gated_product(normed, gate_up.weight, gate_up.bias):
+            return residual, gated_product(normed, gate_up.weight)
+        return residual, silu_and_mul(linear(normed, gate_up.weight, gate_up.bias))
 
     def norm_rotate_store(
         self,
@@ -89,9 +95,5 @@ class TritonOps:
             cache,
         )
         sizes = [layer.num_heads, layer.num_kv_heads, layer.num_kv_heads]
-        q, k, v = split(qkv.view(len(qkv), -1, layer.head_dim), sizes, dim=1)
+        q, k, v = qkv.view(len(qkv), -1, layer.head_dim).split_with_sizes(sizes, dim=1)
         return q, k, v
-
-
-def _are_few(tokens: Tensor) -> bool:
-    return len(tokens) in SMALL_BATCHES

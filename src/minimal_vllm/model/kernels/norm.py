@@ -4,7 +4,8 @@ Source of the norm: Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467.
 
 Plain PyTorch reads and writes the stream several times: to add, to square, to scale. Here one
 program holds one token's vector in registers. Bytes per token: read residual and x, write both:
-``4 * hidden * itemsize``; memory's rate is the floor.
+``4 * hidden * itemsize``; memory's rate is the floor. If x comes in parts (see ``split``), they are
+added up on the way: ``4 * hidden`` bytes each.
 """
 
 import triton
@@ -21,7 +22,8 @@ def add_norm(
 
     Args:
         residual: ``[T, hidden]``, contiguous; changed.
-        x: ``[T, hidden]``, contiguous; None: nothing to add.
+        x: ``[T, hidden]``, or the parts of that, ``[parts, T, hidden]``; contiguous. None: nothing
+            to add.
         weight: ``[hidden]``.
         eps: added to the mean of the squares.
 
@@ -30,6 +32,7 @@ def add_norm(
     """
     normed = empty_like(residual)
     tokens, size = residual.shape
+    num_parts = 0 if x is None else len(x) if x.dim() > residual.dim() else 1
     _add_norm_kernel[(tokens,)](
         residual,
         residual if x is None else x,
@@ -38,7 +41,7 @@ def add_norm(
         eps,
         SIZE=size,
         BLOCK=triton.next_power_of_2(size),
-        ADDS=x is not None,
+        PARTS=num_parts,
         num_warps=4 if size <= 2048 else 8,
         **launch_options(residual),
     )
@@ -54,7 +57,7 @@ def _add_norm_kernel(
     eps,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
-    ADDS: tl.constexpr,
+    PARTS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     column = tl.arange(0, BLOCK)
@@ -63,8 +66,12 @@ def _add_norm_kernel(
     wait_for_previous(EARLY)
     place = tl.program_id(0).to(tl.int64) * SIZE + column
     value = tl.load(residual + place, mask=exists, other=0.0)
-    if ADDS:
-        value += tl.load(x + place, mask=exists, other=0.0)
+    if PARTS:
+        added = tl.zeros([BLOCK], tl.float32)
+        for part in tl.static_range(PARTS):
+            behind = part * tl.num_programs(0) * SIZE
+            added += tl.load(x + behind + place, mask=exists, other=0.0).to(tl.float32)
+        value += added.to(value.dtype)
         tl.store(residual + place, value, mask=exists)
     wide = value.to(tl.float32)
     unit = wide * tl.rsqrt(tl.sum(wide * wide) / SIZE + eps)

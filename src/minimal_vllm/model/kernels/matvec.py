@@ -1,16 +1,18 @@
-"""Products of weights with very few tokens: at that size only the reading of the weights counts.
+"""Products of weights with one token, where only the reading of the weights counts.
 
 With one token a product has 1 FLOP per byte of weights; the fastest possible one reads each weight
 once, at the memory's rate. Libraries reach half to three quarters of it, since their kernels are
 cut for large tiles. Here a program reads some rows of the weights in long, contiguous pieces, with
-no tensor cores, and multiplies them with all tokens in registers::
+no tensor cores, and multiplies them with the token's vector in registers::
 
-    weights [out, in]   row 0 ────────────►   ×  x[token 0], x[token 1] …  = y[token, 0]
-                        row 1 ────────────►                                 = y[token, 1]
+    weights [out, in]   row 0 ────────────►   ×  x  = y[0]
+                        row 1 ────────────►         = y[1]
 
-What comes before the product is computed by every program anew: the vectors are short and in the
+What comes before the product is computed by every program anew: the vector is short and in the
 L2 cache, and a launch costs more. There are two such beginnings: the norm of the residual stream,
 and SwiGLU's gate, whose product with the rows for ``gate`` and ``up`` is taken together.
+
+With two tokens and more, tensor cores win: each weight would be turned into float32 once per token.
 
 Source of the reckoning, the roofline: Williams et al., CACM 2009.
 """
@@ -22,35 +24,34 @@ from torch import Tensor, empty_like
 from minimal_vllm.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.gate import gated
 
-SMALL_BATCHES = (1, 2, 4)
-"""Tokens. Each is a kernel of its own, so there are as few as are worth it: other batches that
-small are padded or rare. With more tokens a library's product is as fast."""
+
+def is_for_matvec(x: Tensor) -> bool:
+    """Whether there is only one token."""
+    return len(x) == 1
 
 
-def small_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
-) -> Tensor:
+def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``.
 
     Args:
-        x: ``[T, in]``, contiguous, with ``SMALL_BATCHES`` tokens.
+        x: ``[1, in]``, contiguous.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
         out: where to put the result; None: into new memory.
     """
     out_size, in_size = weight.shape
-    y = x.new_empty(len(x), out_size) if out is None else out
+    y = x.new_empty(1, out_size) if out is None else out
     rows, columns, warps = _tile(in_size)
-    _linear_kernel[(triton.cdiv(out_size, rows),)](
+    _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
-        T=len(x), OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
+        OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
         BIAS=bias is not None, NORM=False, ADDS=False, GATES=False, num_warps=warps,
         **launch_options(x),
     )  # fmt: skip
     return y
 
 
-def small_add_norm_linear(
+def add_norm_matvec(
     residual: Tensor,
     x: Tensor | None,
     norm_weight: Tensor,
@@ -63,8 +64,8 @@ def small_add_norm_linear(
     """``residual + x``, and the product of ``weight`` with its norm.
 
     Args:
-        residual: ``[T, in]``, contiguous; unchanged, since other programs still read it.
-        x: ``[T, in]``, contiguous, or None.
+        residual: ``[1, in]``, contiguous; unchanged, since other programs still read it.
+        x: ``[1, in]``, contiguous, or None.
         norm_weight: ``[in]``.
         eps: of the norm.
         weight: ``[out, in]``.
@@ -72,16 +73,16 @@ def small_add_norm_linear(
         gates: the first half of the product is SwiGLU's gate, for the second.
 
     Returns:
-        The new residual stream ``[T, in]``, and ``[T, out]``, or ``[T, out / 2]`` if it gates.
+        The new residual stream ``[1, in]``, and ``[1, out]``, or ``[1, out / 2]`` if it gates.
     """
     out_size, in_size = weight.shape[0] // (2 if gates else 1), weight.shape[1]
-    y = residual.new_empty(len(residual), out_size)
+    y = residual.new_empty(1, out_size)
     total = residual if x is None else empty_like(residual)
     rows, columns, warps = _tile(in_size)
-    _linear_kernel[(triton.cdiv(out_size, rows),)](
+    _matvec_kernel[(triton.cdiv(out_size, rows),)](
         residual, residual if x is None else x, total, norm_weight, weight,
         weight if bias is None else bias, y, eps,
-        T=len(residual), OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
+        OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
         BIAS=bias is not None, NORM=True, ADDS=x is not None, GATES=gates, num_warps=warps,
         **launch_options(residual),
     )  # fmt: skip
@@ -97,7 +98,7 @@ def _tile(in_size: int) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _linear_kernel(
+def _matvec_kernel(
     residual,
     x,
     new_residual,
@@ -106,7 +107,6 @@ def _linear_kernel(
     bias,
     y,
     eps,
-    T: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -123,41 +123,39 @@ def _linear_kernel(
     first = _load_weights(weight, row, 0, OUT, IN, COLUMNS)
     first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, COLUMNS) if GATES else first
     wait_for_previous(EARLY)
-    for token in tl.static_range(T):
-        squares = tl.zeros([COLUMNS], tl.float32)
-        products = tl.zeros([ROWS, COLUMNS], tl.float32)
-        up_products = tl.zeros([ROWS, COLUMNS], tl.float32)
-        for start in tl.static_range(0, IN, COLUMNS):
-            column = start + tl.arange(0, COLUMNS)
-            place = token * IN + column
-            part = tl.load(residual + place, mask=column < IN, other=0.0)
-            if ADDS:
-                part += tl.load(x + place, mask=column < IN, other=0.0)
-                written = tl.where(tl.program_id(0) == 0, IN, 0)  # by the first program alone
-                tl.store(new_residual + place, part, mask=column < written)
-            wide = part.to(tl.float32)
-            if NORM:
-                squares += wide * wide
-                wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
-            rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, COLUMNS)
-            products += rows.to(tl.float32) * wide[None, :]
-            if GATES:
-                ups = first_up
-                if start > 0:
-                    ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, COLUMNS)
-                up_products += ups.to(tl.float32) * wide[None, :]
-        # A norm is one factor for the whole vector: it may as well come after the product.
-        scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
-        result = tl.sum(products, 1) * scale
-        if BIAS:
-            result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
-        result = result.to(y.dtype.element_ty)
+    squares = tl.zeros([COLUMNS], tl.float32)
+    products = tl.zeros([ROWS, COLUMNS], tl.float32)
+    up_products = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in tl.static_range(0, IN, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        part = tl.load(residual + column, mask=column < IN, other=0.0)
+        if ADDS:
+            part += tl.load(x + column, mask=column < IN, other=0.0)
+            written = tl.where(tl.program_id(0) == 0, IN, 0)  # by the first program alone
+            tl.store(new_residual + column, part, mask=column < written)
+        wide = part.to(tl.float32)
+        if NORM:
+            squares += wide * wide
+            wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
+        rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, COLUMNS)
+        products += rows.to(tl.float32) * wide[None, :]
         if GATES:
-            up_result = tl.sum(up_products, 1) * scale
-            if BIAS:
-                up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
-            result = gated(result, up_result.to(y.dtype.element_ty))
-        tl.store(y + token * OUT + row, result, mask=is_row)
+            ups = first_up
+            if start > 0:
+                ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, COLUMNS)
+            up_products += ups.to(tl.float32) * wide[None, :]
+    # A norm is one factor for the whole vector: it may as well come after the product.
+    scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
+    result = tl.sum(products, 1) * scale
+    if BIAS:
+        result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
+    result = result.to(y.dtype.element_ty)
+    if GATES:
+        up_result = tl.sum(up_products, 1) * scale
+        if BIAS:
+            up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
+        result = gated(result, up_result.to(y.dtype.element_ty))
+    tl.store(y + row, result, mask=is_row)
 
 
 @triton.jit
