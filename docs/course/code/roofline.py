@@ -16,7 +16,7 @@ GREY, BLUE, ORANGE = "#808890", "#3f8fdc", "#e0812f"
 
 # What, FLOPs per byte, TFLOP/s, and where its name stands: beside it on the right or the left.
 KERNELS = [
-    ("8B, one token: products", 1.0, 15.14e9 / (2.14 / 512) / 1e12, "right"),
+    ("8B, one token: products", 1.0, 15.14e9 / (2.12 / 512) / 1e12, "right"),
     ("decode attention, G = 2", 2.0, 2.0 * 0.91 * BANDWIDTH, "right"),
     ("decode attention, G = 4", 4.0, 4.0 * 0.94 * BANDWIDTH, "right"),
     ("prompts, our kernel", 0.4 * 4096, 370.0, "left"),

@@ -55,8 +55,8 @@ class Achieved:
     """A step with prompts takes at least so long for each layer, if its kernels are launched one by
     one; 0: they are recorded or compiled, as vLLM's are and this engine's."""
     batch_us_per_layer: NonNegative = 0.0
-    """What each layer takes beside bytes and arithmetic in a step with more than four tokens: the
-    GPU fills up and runs empty with each kernel; 0: not more than with fewer tokens, which is in
+    """What each layer takes beside bytes and arithmetic in a step with more than one token: the
+    GPU fills up and runs empty with each kernel; 0: not more than with one token, which is in
     step_overhead_ms."""
     admission_us_per_token: NonNegative = 0.0
     """What the CPU takes to check, copy and hash a prompt, cached or not; it counts where the GPU

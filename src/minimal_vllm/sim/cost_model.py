@@ -22,7 +22,7 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 LOGITS_PASSES = 4
 """The LM head writes them; the sampler reads them for the peak, for the sum and for the choice."""
-FEW_TOKENS = 4
+FEW_TOKENS = 1
 """Up to so many tokens there may be special kernels, which begin before the last one has ended."""
 
 
