@@ -12,7 +12,8 @@ What comes before the product is computed by every program anew: the vector is s
 L2 cache, and a launch costs more. There are two such beginnings: the norm of the residual stream,
 and SwiGLU's gate, whose product with the rows for ``gate`` and ``up`` is taken together.
 
-With two tokens and more, tensor cores win: each weight would be turned into float32 once per token.
+With two tokens and more a library's kernel wins, on tensor cores: here each weight would be turned
+into float32 once per token.
 
 Source of the reckoning, the roofline: Williams et al., CACM 2009.
 """
