@@ -32,7 +32,12 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.pieces import Pieces
-from minimal_vllm.attention.kernels.softmax import merge_parts, take_keys
+from minimal_vllm.attention.kernels.softmax import (
+    leave_part,
+    merge_parts,
+    nothing_seen,
+    take_keys,
+)
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -200,9 +205,7 @@ def _decode_kernel(
         q + q_row * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
     )
 
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, DIMS], tl.float32)
+    peak, total, mean = nothing_seen(ROWS, DIMS)
     for tile in range(start, end, KEYS):
         position = tile + tl.arange(0, KEYS)
         exists = position < end
@@ -217,19 +220,15 @@ def _decode_kernel(
     # ---- a cut context: leave the partial result; who comes last merges them all -----------------
     arrived = num_pieces - 1
     if num_pieces > 1:
-        place = piece * (K * G) + heads
-        part = mean / total[:, None]
-        tl.store(partial_out + place[:, None] * D + dim[None, :], part, mask=is_real)
-        tl.store(partial_lse + place, peak + tl.log2(total), mask=row < G)
-        tl.debug_barrier()  # all of this program's threads have written …
-        arrived = tl.atomic_add(arrivals + request * K + head, 1, sem="acq_rel")  # … before this
+        arrived = leave_part(
+            partial_out, partial_lse, piece * (K * G) + heads, arrivals + request * K + head,
+            row < G, is_real, dim, peak, total, mean, D,
+        )  # fmt: skip
     if arrived < num_pieces - 1:
         return
     if num_pieces > 1:
         tl.store(arrivals + request * K + head, 0)
-        peak = tl.full([ROWS], -float("inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        mean = tl.zeros([ROWS, DIMS], tl.float32)
+        peak, total, mean = nothing_seen(ROWS, DIMS)
         peak, total, mean = merge_parts(
             partial_out, partial_lse, first * (K * G) + heads, K * G, num_pieces,
             row < G, is_real, dim, peak, total, mean, D, AT_ONCE,

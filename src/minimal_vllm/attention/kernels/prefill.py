@@ -28,7 +28,12 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials
-from minimal_vllm.attention.kernels.softmax import merge_parts, take_keys
+from minimal_vllm.attention.kernels.softmax import (
+    leave_part,
+    merge_parts,
+    nothing_seen,
+    take_keys,
+)
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import IntArray
 from minimal_vllm.launch import launch_options, wait_for_previous
@@ -215,9 +220,7 @@ def _prefill_kernel(
     key += kv_head * (S * D)
     value += kv_head * (S * D)
 
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, DIMS], tl.float32)
+    peak, total, mean = nothing_seen(ROWS, DIMS)
     # Keys that all rows see need no mask: those before the tile's first token, in whole steps.
     seen_by_all = 0 if WINDOWED else tl.minimum(first + 1, end) // KEYS * KEYS
     for start in range(first_key, seen_by_all, KEYS):
@@ -238,18 +241,15 @@ def _prefill_kernel(
     arrival = arrivals + tl.load(work) * K + kv_head
     if num_pieces > 1:
         place = (piece * ROWS + row).to(tl.int64) * K + kv_head
-        part_place = partial_out + place[:, None] * D + dim[None, :]
-        tl.store(part_place, mean / total[:, None], mask=is_real)
-        tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
-        tl.debug_barrier()  # all of this program's threads have written …
-        arrived = tl.atomic_add(arrival, 1, sem="acq_rel")  # … before this is seen
+        arrived = leave_part(
+            partial_out, partial_lse, place, arrival,
+            is_row, is_real, dim, peak, total, mean, D,
+        )  # fmt: skip
     if arrived < num_pieces - 1:
         return
     if num_pieces > 1:
         tl.store(arrival, 0)
-        peak = tl.full([ROWS], -float("inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        mean = tl.zeros([ROWS, DIMS], tl.float32)
+        peak, total, mean = nothing_seen(ROWS, DIMS)
         place = (first_piece * ROWS + row).to(tl.int64) * K + kv_head
         peak, total, mean = merge_parts(
             partial_out, partial_lse, place, ROWS * K, num_pieces,

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials, SharedPart
-from minimal_vllm.attention.kernels.softmax import take_keys
+from minimal_vllm.attention.kernels.softmax import nothing_seen, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.launch import launch_options, wait_for_previous
 
@@ -160,9 +160,7 @@ def _shared_kernel(
         q + q_row[:, None] * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
     )
 
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, DIMS], tl.float32)
+    peak, total, mean = nothing_seen(ROWS, DIMS)
     for first in range(start, end, KEYS):
         position = first + tl.arange(0, KEYS)
         exists = position < end

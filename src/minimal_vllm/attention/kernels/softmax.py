@@ -9,6 +9,13 @@ import triton.language as tl
 
 
 @triton.jit
+def nothing_seen(ROWS: tl.constexpr, DIMS: tl.constexpr):  # noqa: ANN201 - Triton's language
+    """``peak``, ``total`` and ``mean`` before any keys; see ``take_keys``."""
+    peak = tl.full([ROWS], -float("inf"), tl.float32)
+    return peak, tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, DIMS], tl.float32)
+
+
+@triton.jit
 def take_keys(  # noqa: ANN201 - Triton's language
     q_tile,
     key,
@@ -58,6 +65,32 @@ def take_keys(  # noqa: ANN201 - Triton's language
     mean = mean * fade[:, None]
     mean = tl.dot(weights.to(values.dtype), values, mean, input_precision=PRECISION)
     return new_peak, total, mean
+
+
+@triton.jit
+def leave_part(  # noqa: ANN201 - Triton's language
+    partial_out,
+    partial_lse,
+    place,
+    arrival,
+    is_row,
+    is_real,
+    dim,
+    peak,
+    total,
+    mean,
+    D: tl.constexpr,
+):
+    """Leave a partial result for the program that comes last, which merges them all.
+
+    All but ``arrival`` is as in ``merge_part``: an int32, how many programs have left theirs. It is
+    counted up, and what it was is returned.
+    """
+    part_place = partial_out + place[:, None] * D + dim[None, :]
+    tl.store(part_place, mean / total[:, None], mask=is_real)
+    tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
+    tl.debug_barrier()  # all of this program's threads have written …
+    return tl.atomic_add(arrival, 1, sem="acq_rel")  # … before this is seen
 
 
 @triton.jit
