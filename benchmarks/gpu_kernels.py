@@ -32,12 +32,14 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.engine.batch import Batch
 from minimal_vllm.engine.shared_prefix import SharedPrefix
 from minimal_vllm.model.kernels.gate import silu_and_mul
-from minimal_vllm.model.kernels.gated_product import HOPPER, gated_product
+from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matvec import matvec
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import is_for_split, split_linear
 from minimal_vllm.sim.hardware import GPUS
+
+Calls = dict[str, Callable[[], object]]
 
 BLOCK_SIZE = 16
 L2_CACHE = 60e6
@@ -95,11 +97,11 @@ class Bench:
 
     def microseconds(self, call: Callable[[], object]) -> float:
         """Of one call, without its launch."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()  # plans are complete: see ``launch``
-        call()
         if self.device.type == "cpu":
+            call()
             return 1.0
+        torch.cuda.synchronize()  # plans are complete: see ``launch``
+        call()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -284,36 +286,33 @@ def time_products(bench: Bench) -> Iterator[Timing]:
         copies = [bench.numbers(out_size, in_size) for _ in bench.copies(num_bytes)]
         yield from time_matvec(bench, name, copies)
         for num_tokens in (16, 64, 256):
-            if is_for_split(bench.numbers(num_tokens, in_size), copies[0]):
-                yield from time_split(bench, f"{name}, {num_tokens} tokens", copies, num_tokens)
+            x = bench.numbers(num_tokens, in_size)
+            if is_for_split(x, copies[0]):
+                yield from time_split(bench, f"{name}, {num_tokens} tokens", x, copies)
 
 
 def time_matvec(bench: Bench, name: str, copies: list[Tensor]) -> Iterator[Timing]:
     """A product with one token."""
     x, weights = bench.numbers(1, copies[0].shape[1]), cycle(copies)
-    calls: dict[str, Callable[[], object]] = {
+    calls: Calls = {
         "library": lambda: linear(x, next(weights)),
         "matvec": lambda: matvec(x, next(weights), None),
     }
-    for kernel, call in calls.items():
-        floor = _floor_of(copies[0].nbytes, 0)
-        yield Timing(kernel, f"{name}, one token", bench.microseconds(call), floor)
+    yield from time_calls(bench, f"{name}, one token", _floor_of(copies[0].nbytes, 0), calls)
 
 
-def time_split(bench: Bench, work: str, copies: list[Tensor], num_tokens: int) -> Iterator[Timing]:
+def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iterator[Timing]:
     """A product with some tokens, and the norm behind it, which adds up its parts."""
-    out_size, in_size = copies[0].shape
-    x, weights = bench.numbers(num_tokens, in_size), cycle(copies)
-    residual, norm = bench.numbers(num_tokens, out_size), bench.numbers(out_size)
-    calls: dict[str, Callable[[], object]] = {
+    out_size, weights = len(copies[0]), cycle(copies)
+    residual, norm = bench.numbers(len(x), out_size), bench.numbers(out_size)
+    calls: Calls = {
         "library": lambda: add_norm(residual, linear(x, next(weights)), norm, 1e-6),
         "split_linear": lambda: add_norm(
             residual, split_linear(x, next(weights), None), norm, 1e-6
         ),
     }
-    for kernel, call in calls.items():
-        floor = _floor_of(copies[0].nbytes, 2 * num_tokens * out_size * in_size)
-        yield Timing(kernel, f"{work} and the norm", bench.microseconds(call), floor)
+    floor = _floor_of(copies[0].nbytes, 2 * x.numel() * out_size)
+    yield from time_calls(bench, f"{work} and the norm", floor, calls)
 
 
 def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
@@ -321,13 +320,17 @@ def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     shape = bench.shape
     x = bench.numbers(num_tokens, shape.hidden)
     weight = bench.numbers(2 * shape.inner, shape.hidden)
-    calls: dict[str, Callable[[], object]] = {
-        "library": lambda: silu_and_mul(linear(x, weight)),
-        "gated_product": lambda: gated_product(x, weight),
-    }
+    calls: Calls = {"library": lambda: silu_and_mul(linear(x, weight))}
+    if bench.device.type == "cpu" or is_for_gated_product(x, weight, None):
+        calls["gated_product"] = lambda: gated_product(x, weight)
+    floor = _floor_of(weight.nbytes, 2 * x.numel() * len(weight))
+    yield from time_calls(bench, f"gate and up, {num_tokens:,} tokens", floor, calls)
+
+
+def time_calls(bench: Bench, work: str, floor: float, calls: Calls) -> Iterator[Timing]:
+    """Kernels that do the same work, by name."""
     for kernel, call in calls.items():
-        floor = _floor_of(weight.nbytes, 4 * num_tokens * shape.hidden * shape.inner)
-        yield Timing(kernel, f"gate and up, {num_tokens:,} tokens", bench.microseconds(call), floor)
+        yield Timing(kernel, work, bench.microseconds(call), floor)
 
 
 def _floor_of(num_bytes: float, flops: float) -> float:
@@ -368,8 +371,7 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
     for num_tokens in (64, 256, 8192):
         yield from time_between(bench, bench.scaled(num_tokens))
     yield from time_products(bench)
-    if bench.device.type == "cpu" or torch.cuda.get_device_capability()[0] == HOPPER:
-        yield from time_gated_product(bench, bench.scaled(16384))
+    yield from time_gated_product(bench, bench.scaled(16384))
 
 
 @click.command()

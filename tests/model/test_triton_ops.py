@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
+from minimal_vllm.model.kernels.gated_product import HOPPER, gated_product, is_for_gated_product
 from minimal_vllm.model.layers import Linear, RMSNorm
 from minimal_vllm.model.ops import PlainOps
 from minimal_vllm.model.triton_ops import TritonOps
@@ -111,7 +111,7 @@ def test_a_product_that_gates_at_its_end_equals_one_that_is_gated_behind(
     dtype, num_tokens, in_size, inner
 ):
     if DEVICE.type == "cuda" and (
-        dtype == torch.float32 or torch.cuda.get_device_capability()[0] != 9
+        dtype == torch.float32 or torch.cuda.get_device_capability()[0] != HOPPER
     ):
         pytest.skip("it is for Hopper, and 16-bit numbers; float32 is for the interpreter")
     x = numbers(num_tokens, in_size, dtype=dtype)

@@ -22,8 +22,6 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 LOGITS_PASSES = 4
 """The LM head writes them; the sampler reads them for the peak, for the sum and for the choice."""
-FEW_TOKENS = 1
-"""Up to so many tokens there may be special kernels, which begin before the last one has ended."""
 
 
 class CostModel(Protocol):
@@ -88,7 +86,8 @@ class RooflineCostModel:
             + self._attention(load)
             + (self._matmul(self._head_weights, load.num_samples) if load.num_samples else 0)
             + moved / self._bandwidth
-            + (self._pauses if load.num_tokens > FEW_TOKENS else 0)
+            # One token may have kernels of its own, which begin before the last one has ended.
+            + (self._pauses if load.num_tokens > 1 else 0)
         )
 
     def _attention(self, load: StepLoad) -> float:
