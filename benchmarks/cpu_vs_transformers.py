@@ -27,9 +27,9 @@ from benchmarks.floor import MachineRates, attention_floor, measure_rates, weigh
 from benchmarks.models import SHAPES, model_folder
 from benchmarks.stopwatch import Sections, Stopwatch
 from minimal_vllm.attention import tiled
-from minimal_vllm.engine import runner
 from minimal_vllm.model import ops
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.runner import plain
 from minimal_vllm.trace.step_record import StepRecord
 
 WEIGHTS, GATHER, ARITHMETIC = "products with weights", "attention: gather", "attention: arithmetic"
@@ -39,14 +39,14 @@ ATTENTION = (GATHER, ARITHMETIC)
 def sections_of(ours: Ours) -> Sections:
     """The parts of a step; the runner has its sampler from its maker, not from its module."""
     return {
-        "batch building": [(runner, "build_batch")],
+        "batch building": [(plain, "build_batch")],
         "attention: plan": [(tiled.TiledAttention, "prepare")],
         WEIGHTS: [(ops, "linear")],
         "attention: write to cache": [(ops, "write_to_cache")],
         GATHER: [(tiled.TiledAttention, "_gather")],
         ARITHMETIC: [(tiled.TiledAttention, "__call__")],
         "sampling": [(ours.llm.engine._runner, "_sample")],
-        "rest of the model": [(runner.PlainRunner, "launch")],
+        "rest of the model": [(plain.PlainRunner, "launch")],
     }
 
 

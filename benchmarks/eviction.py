@@ -28,9 +28,9 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, _SmallestKeyFirst
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm.config import SchedulerConfig
-from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request
 
 BLOCK_SIZE = 16
 VOCAB_SIZE = 50_000

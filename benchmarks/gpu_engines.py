@@ -34,8 +34,8 @@ from benchmarks.contenders import Job
 from benchmarks.gpu_contenders import ENGINES, installed
 from benchmarks.gpu_workloads import floor_seconds, this_gpu
 from benchmarks.models import write_random_model
-from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS
-from minimal_vllm.sim.presets import PRESETS
+from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
+from minimal_vllm_lab.sim.presets import PRESETS
 
 WARM_UP_TOKENS = 8
 

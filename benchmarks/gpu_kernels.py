@@ -29,15 +29,15 @@ from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch
-from minimal_vllm.engine.shared_prefix import SharedPrefix
 from minimal_vllm.model.kernels.gate import silu_and_mul
 from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matvec import matvec
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import is_for_split, split_linear
-from minimal_vllm.sim.hardware import GPUS
+from minimal_vllm.step.batch import Batch
+from minimal_vllm.step.shared_prefix import SharedPrefix
+from minimal_vllm_lab.sim.hardware import GPUS
 
 Calls = dict[str, Callable[[], object]]
 

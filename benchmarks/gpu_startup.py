@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.models import write_random_model
-from minimal_vllm.sim.presets import PRESETS
+from minimal_vllm_lab.sim.presets import PRESETS
 
 PROGRAM = """
 import json, sys, time

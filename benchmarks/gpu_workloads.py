@@ -35,11 +35,11 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.sim.config import Achieved, FleetConfig, SimulationConfig
-from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS, Workload
-from minimal_vllm.sim.job import Job
-from minimal_vllm.sim.presets import PRESETS
-from minimal_vllm.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.config import Achieved, FleetConfig, SimulationConfig
+from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS, Workload
+from minimal_vllm_lab.sim.job import Job
+from minimal_vllm_lab.sim.presets import PRESETS
+from minimal_vllm_lab.sim.simulation import design, simulate
 
 VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
 Gpu = Literal["h200", "h100"]

@@ -24,10 +24,10 @@ import numpy as np
 
 from benchmarks.common import MB, RESULTS, print_table, report
 from benchmarks.server import Server, serving
-from minimal_vllm.bench.client import connect, send_all
-from minimal_vllm.bench.config import Load, Workload
-from minimal_vllm.bench.statistics import Outcome
-from minimal_vllm.bench.workload import make_requests
+from minimal_vllm_lab.bench.client import connect, send_all
+from minimal_vllm_lab.bench.config import Load, Workload
+from minimal_vllm_lab.bench.statistics import Outcome
+from minimal_vllm_lab.bench.workload import make_requests
 
 SMALL_POOL = 512
 """Blocks: the requests of the memory test fill them within its first 1,000."""

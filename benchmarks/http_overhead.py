@@ -21,11 +21,11 @@ from typing import Any
 
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.server import Server, serving
-from minimal_vllm.bench.client import Client, connect, send_all
-from minimal_vllm.bench.config import Load, Workload
-from minimal_vllm.bench.workload import SampleRequest, make_requests
 from minimal_vllm.llm import LLM
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm_lab.bench.client import Client, connect, send_all
+from minimal_vllm_lab.bench.config import Load, Workload
+from minimal_vllm_lab.bench.workload import SampleRequest, make_requests
 
 PROMPT = 32
 """Tokens of a prompt."""

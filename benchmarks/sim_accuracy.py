@@ -5,7 +5,7 @@ python -m benchmarks.sim_accuracy [--measured FILE …]
 First on this machine: the engine runs the built-in model on two kinds of traffic, and on other
 requests of the same two kinds. Each of the first is simulated with costs that were fitted to the
 steps of other requests of its kind, and with those of the other kind. The steps are the same ones
-as the engine's (``tests/sim/test_same_as_engine.py``), so what is compared is their times.
+as the engine's (``tests/lab/sim/test_same_as_engine.py``), so what is compared is their times.
 
 Then against files of measurements on GPUs, with the datasheet's rates and what the file's engine
 achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen without
@@ -26,16 +26,16 @@ from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.config import EngineConfig, SchedulerConfig
-from minimal_vllm.sim.cluster import Cluster
-from minimal_vllm.sim.config import Achieved, FleetConfig, SimulationConfig, TrafficConfig
-from minimal_vllm.sim.cost_model import LinearCostModel
-from minimal_vllm.sim.fit import fit_cost_model
-from minimal_vllm.sim.job import Job
-from minimal_vllm.sim.metrics import Metrics
-from minimal_vllm.sim.replica import Replica
-from minimal_vllm.sim.routing import RoundRobin
-from minimal_vllm.sim.simulation import design, simulate
 from minimal_vllm.trace.step_record import StepRecord
+from minimal_vllm_lab.sim.cluster import Cluster
+from minimal_vllm_lab.sim.config import Achieved, FleetConfig, SimulationConfig, TrafficConfig
+from minimal_vllm_lab.sim.cost_model import LinearCostModel
+from minimal_vllm_lab.sim.fit import fit_cost_model
+from minimal_vllm_lab.sim.job import Job
+from minimal_vllm_lab.sim.metrics import Metrics
+from minimal_vllm_lab.sim.replica import Replica
+from minimal_vllm_lab.sim.routing import RoundRobin
+from minimal_vllm_lab.sim.simulation import design, simulate
 
 FOLDER = Path(__file__).parent / "measured"
 MEASURED = [

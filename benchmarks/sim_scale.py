@@ -19,8 +19,13 @@ from typing import Any
 
 from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.sim.config import FleetConfig, SimulationConfig, SyntheticConfig, TrafficConfig
-from minimal_vllm.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.config import (
+    FleetConfig,
+    SimulationConfig,
+    SyntheticConfig,
+    TrafficConfig,
+)
+from minimal_vllm_lab.sim.simulation import design, simulate
 
 
 @dataclass(frozen=True)

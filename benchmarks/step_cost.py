@@ -22,10 +22,10 @@ from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.config import SchedulerConfig
-from minimal_vllm.engine.batch import build_batch
-from minimal_vllm.engine.request import Request
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.batch import build_batch
+from minimal_vllm.step.request import Request
 
 BLOCK_SIZE = 16
 CONTEXT = 500

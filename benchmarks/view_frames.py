@@ -30,13 +30,15 @@ from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
-from minimal_vllm.engine.runner import DoneStep, StepResult
-from minimal_vllm.engine.scheduler import Plan, Scheduler
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.runner.interface import StepResult
+from minimal_vllm.runner.plain import DoneStep
 from minimal_vllm.sampling.sampler import SamplerOutput
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.plan import Plan
 from minimal_vllm.trace.facts import EngineFacts
 from minimal_vllm.trace.writer import TraceWriter
-from minimal_vllm.view.replay import replay_server
+from minimal_vllm_lab.view.replay import replay_server
 
 BLOCK_SIZE = 16
 CONTEXT = 1000

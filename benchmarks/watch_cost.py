@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.engine.runner import DoneStep, StepResult
-from minimal_vllm.engine.scheduler import Plan
 from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind
+from minimal_vllm.runner.interface import StepResult
+from minimal_vllm.runner.plain import DoneStep
 from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.step.plan import Plan
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.step_record import StepObserver
 from minimal_vllm.trace.writer import TraceWriter
-from minimal_vllm.view.live import LiveView
+from minimal_vllm_lab.view.live import LiveView
 
 if TYPE_CHECKING:
     from minimal_vllm.server.async_engine import AsyncEngine

@@ -11,7 +11,7 @@ this run:
 Nothing in the engine says "prefill" or "decode". A request is a list of tokens and a counter of
 those computed; the scheduler lets the counter catch up, and the chart is what comes of it.
 
-Read next: engine/request.py, engine/scheduler.py, engine/batch.py (in src/minimal_vllm).
+Read next: step/request.py, engine/scheduler.py, step/batch.py (in src/minimal_vllm).
 Run: python examples/02_continuous_batching.py
 """
 

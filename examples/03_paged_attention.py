@@ -9,7 +9,7 @@ implementations on one layer's cache with scattered blocks, and shows, measured 
 3. that the same blocks laid out in one piece give the same result,
 4. what is read, and what padding to the longest request would read.
 
-Read next: attention/reference.py, attention/tiled.py, engine/batch.py (in src/minimal_vllm).
+Read next: attention/reference.py, attention/tiled.py, step/batch.py (in src/minimal_vllm).
 Run: python examples/03_paged_attention.py
 """
 
@@ -26,9 +26,9 @@ from minimal_vllm.attention.metadata import write_to_cache
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch, build_batch
-from minimal_vllm.engine.request import Request
-from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
+from minimal_vllm.step.batch import Batch, build_batch
+from minimal_vllm.step.plan import Plan, ScheduledRequest
+from minimal_vllm.step.request import Request
 
 NUM_BLOCKS, BLOCK = 96, 16
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 64

@@ -46,7 +46,7 @@ def trace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium():
     """A browser. No longer than a module: while Playwright runs, no other event loop can."""
-    from tests.view.browser import browser  # Playwright is not everywhere where GPU tests run
+    from tests.lab.view.browser import browser  # Playwright is not everywhere where GPU tests run
 
     with browser() as chromium:
         yield chromium

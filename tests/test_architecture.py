@@ -94,6 +94,6 @@ def test_the_way_of_a_request_leads_through_functions_that_exist():
 
 
 def test_up_to_the_batch_there_is_no_torch():
-    imports = "import minimal_vllm, minimal_vllm.engine.batch, minimal_vllm.cli.main"
+    imports = "import minimal_vllm, minimal_vllm.step.batch, minimal_vllm.cli.main"
     program = f"{imports}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -4,8 +4,8 @@ import torch
 
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
-from minimal_vllm.check.paged_case import make_case
-from minimal_vllm.check.paged_case import run_case as run
+from minimal_vllm_lab.check.paged_case import make_case
+from minimal_vllm_lab.check.paged_case import run_case as run
 
 __all__ = ["make_case", "run", "run_reference", "run_tiled"]
 

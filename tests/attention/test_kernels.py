@@ -19,7 +19,7 @@ from minimal_vllm.attention.kernels import decode, prefill
 from minimal_vllm.attention.kernels.pieces import cut, cut_reference
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.shared_prefix import SharedPrefix
+from minimal_vllm.step.shared_prefix import SharedPrefix
 from tests.attention.paged import make_case, run, run_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ from benchmarks.gpu_workloads import (
     run_once,
     vllm_seconds,
 )
-from minimal_vllm.sim.fixed_workloads import FIXED_WORKLOADS
+from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
 
 TINY = {
     "architectures": ["Qwen3ForCausalLM"],

@@ -10,7 +10,15 @@ from minimal_vllm.model.config import ModelConfig
 def test_every_layer_has_zeroed_keys_and_values_of_its_own(tmp_path, dtype):
     write_json(tmp_path / "config.json", FAMILIES["qwen3"])
     config = ModelConfig.from_folder(tmp_path)
-    caches = allocate_kv_cache(config, 5, 8, dtype, torch.device("cpu"))
+    caches = allocate_kv_cache(
+        num_layers=config.num_layers,
+        num_blocks=5,
+        num_kv_heads=config.num_kv_heads,
+        block_size=8,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
     assert len(caches) == 3
     for layer in caches:
         for tensor in layer:

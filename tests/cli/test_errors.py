@@ -3,7 +3,8 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from minimal_vllm.cli.errors import Commands, Failure, StepFailure, describe_validation_error
+from minimal_vllm.cli.commands import Commands
+from minimal_vllm.cli.errors import Failure, StepFailure, describe_validation_error
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
 

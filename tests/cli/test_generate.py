@@ -175,7 +175,7 @@ def test_a_step_that_fails_is_one_line_and_exit_code_1(run, monkeypatch, argumen
     def fail(self, plan):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("minimal_vllm.engine.runner.PlainRunner.launch", fail)
+    monkeypatch.setattr("minimal_vllm.runner.plain.PlainRunner.launch", fail)
     result = run("generate", *arguments)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("minimal-vllm: error: ")

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from minimal_vllm.cli.main import main
-from minimal_vllm.trace.reader import open_trace
 from minimal_vllm.trace.step_record import RequestRecord, StepRecord
+from minimal_vllm_lab.trace.reader import open_trace
 
 
 def invoke(*arguments):

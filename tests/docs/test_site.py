@@ -8,8 +8,8 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
+from tests.lab.view.browser import new_page
 from tests.markdown import ROOT
-from tests.view.browser import new_page
 
 DOCS = ROOT / "docs"
 

@@ -13,7 +13,7 @@ from minimal_vllm.sampling import filters
 YEAR_OR_ADDRESS = re.compile(r"\b(?:19|20)\d\d\b|https://")
 
 OWN = {
-    "engine/kernels/rows.py",  # how this engine keeps its table
+    "runner/kernels/rows.py",  # how this engine keeps its table
     "sampling/kernels/sample.py",  # says that it repeats sampling/sampler.py and draw.py
     "sampling/kernels/weights.py",  # the same
 }
@@ -24,16 +24,16 @@ IDEAS = [
     "cache/eviction.py",
     "cache/prefix_hash.py",
     "engine/engine.py",  # asynchronous scheduling
-    "engine/recording.py",  # CUDA graphs
+    "runner/recording.py",  # CUDA graphs
     "engine/scheduler.py",  # continuous batching, chunked prefill, preemption
-    "engine/scheduling_policies.py",
-    "engine/shared_prefix.py",
+    "engine/scheduler.py",
+    "step/shared_prefix.py",
     "model/layers.py",
     "model/rope.py",
-    "model/rope_frequencies.py",
+    "model/rope.py",
     "sampling/draw.py",
     "sampling/logit_rules.py",  # penalties
-    "sampling/uniform.py",
+    "sampling/draw.py",
     "sim/cost_model.py",
     "stats/slo.py",
 ]

@@ -1,10 +1,5 @@
-"""Small batches share, too: what they would save is less than a real engine begins with."""
+"""Small batches share prefixes here."""
 
-import pytest
+from sharing import sharing_pays_always
 
-from minimal_vllm.engine import shared_prefix
-
-
-@pytest.fixture(autouse=True)
-def sharing_pays_always(monkeypatch):
-    monkeypatch.setattr(shared_prefix, "LEAST_TOKENS", 0)
+__all__ = ["sharing_pays_always"]

@@ -5,10 +5,10 @@ import torch
 from checkpoints import FAMILIES
 
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.ablate.policies import ContiguousPool, LongestReserved, StaticBatching
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.cache.memory import gpu_free, measure_memory
 from minimal_vllm.sampling.sampler import sample
+from minimal_vllm_lab.ablate.policies import ContiguousPool, LongestReserved, StaticBatching
 
 pytestmark = pytest.mark.gpu
 

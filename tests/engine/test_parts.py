@@ -131,7 +131,7 @@ def test_asynchronous_scheduling_with_a_sampler_of_the_user_s_is_refused():
 
 def test_a_scheduler_that_lets_all_wait_for_ever_is_found_out():
     class Idle(Scheduler):
-        def _admit_waiting(self, plan, budget):
+        def admit_waiting(self, plan, budget):
             pass
 
     with pytest.raises(ValueError, match="plans nothing, though requests wait"):

@@ -5,9 +5,9 @@ import pytest
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.eviction import LRU
 from minimal_vllm.config import SchedulerConfig
-from minimal_vllm.engine.request import FinishReason, Status
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import FinishReason, Status
 from tests.engine.traffic import Traffic
 
 

@@ -2,9 +2,9 @@ from array import array
 
 import pytest
 
-from minimal_vllm.engine.request import Request
-from minimal_vllm.engine.scheduling_policies import SCHEDULING_POLICIES
+from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,16 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
-from minimal_vllm.engine.batch import build_batch
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
-from minimal_vllm.engine.request import Status
-from minimal_vllm.engine.runner import DoneStep, StepResult
-from minimal_vllm.engine.scheduler import Scheduler
-from minimal_vllm.engine.scheduling_policies import SCHEDULING_POLICIES
+from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES, Scheduler
+from minimal_vllm.runner.interface import StepResult
+from minimal_vllm.runner.plain import DoneStep
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import SamplerOutput
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.batch import build_batch
+from minimal_vllm.step.request import Status
 
 EOS = 11
 VOCAB_SIZE = 12

@@ -7,8 +7,7 @@ import torch
 from checkpoints import FAMILIES, tensor_shapes
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.layer_config import LayerConfig
+from minimal_vllm.model.config import LayerConfig, ModelConfig
 from minimal_vllm.model.registry import FAMILIES as ARCHITECTURES
 from minimal_vllm.model.rope_config import Llama3Scaling, RopeConfig, YarnScaling
 

@@ -4,9 +4,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from minimal_vllm.model.rope import rope_table, rotate, rotation
+from minimal_vllm.model.rope import attention_factor, rope_frequencies, rope_table, rotate, rotation
 from minimal_vllm.model.rope_config import RopeConfig
-from minimal_vllm.model.rope_frequencies import attention_factor, rope_frequencies
 
 HEAD_DIM = 64
 LLAMA3 = {

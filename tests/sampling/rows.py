@@ -3,8 +3,8 @@
 from array import array
 from dataclasses import dataclass
 
-from minimal_vllm.check.sampler import plain_probabilities
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm_lab.check.sampler import plain_probabilities
 
 __all__ = ["plain_probabilities", "row"]
 

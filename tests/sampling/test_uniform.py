@@ -1,7 +1,7 @@
 import numpy as np
 from scipy.stats import kstest, pearsonr
 
-from minimal_vllm.sampling.uniform import GOLDEN_GAMMA, _mix, uniforms
+from minimal_vllm.sampling.draw import GOLDEN_GAMMA, _mix, uniforms
 from tests.sampling.rows import row
 
 

@@ -6,7 +6,6 @@ import logging
 import pytest
 
 from minimal_vllm.trace.lines import EndRecord, Header, encode_header
-from minimal_vllm.trace.reader import TraceError, open_trace
 from minimal_vllm.trace.step_record import (
     AbortRecord,
     PlanRecord,
@@ -14,6 +13,7 @@ from minimal_vllm.trace.step_record import (
     ScheduledRecord,
 )
 from minimal_vllm.trace.writer import TraceWriter
+from minimal_vllm_lab.trace.reader import TraceError, open_trace
 from tests.trace.records import FACTS, step_record
 
 

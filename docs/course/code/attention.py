@@ -13,9 +13,9 @@ from minimal_vllm.attention.backend import Attention
 from minimal_vllm.attention.reference import ReferenceAttention, gather_pages
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch, build_batch
-from minimal_vllm.engine.request import Request
-from minimal_vllm.engine.scheduler import Plan, ScheduledRequest
+from minimal_vllm.step.batch import Batch, build_batch
+from minimal_vllm.step.plan import Plan, ScheduledRequest
+from minimal_vllm.step.request import Request
 
 LENGTHS = [1024, 700, 500, 300, 200, 150, 100, 90, 80, 60, 40, 30]
 B, K, G, S, D = 256, 2, 3, 16, 64

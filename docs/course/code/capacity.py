@@ -4,10 +4,15 @@ from itertools import pairwise
 from typing import Final
 
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.sim.config import FleetConfig, SimulationConfig, SyntheticConfig, TrafficConfig
-from minimal_vllm.sim.cost_model import kv_bytes_per_token
-from minimal_vllm.sim.hardware import GPUS
-from minimal_vllm.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.config import (
+    FleetConfig,
+    SimulationConfig,
+    SyntheticConfig,
+    TrafficConfig,
+)
+from minimal_vllm_lab.sim.cost_model import kv_bytes_per_token
+from minimal_vllm_lab.sim.hardware import GPUS
+from minimal_vllm_lab.sim.simulation import design, simulate
 
 MODEL = "llama-3.2-3b"
 GPU: Final = "l4"

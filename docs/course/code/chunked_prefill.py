@@ -9,8 +9,8 @@ from math import ceil
 from typing import Any
 
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.sim.load import load_of_record
 from minimal_vllm.trace.step_record import StepRecord
+from minimal_vllm_lab.sim.load import load_of_record
 
 PROMPT = "The old captain looked at the sea, and"
 LONG = 1200

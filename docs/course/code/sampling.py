@@ -9,8 +9,8 @@ from statistics import median
 import torch
 
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.engine.request import Request
 from minimal_vllm.sampling.sampler import sample
+from minimal_vllm.step.request import Request
 
 PROMPT = "The old captain looked at the sea, and"
 OTHERS = ["My dear sister,", "It was a dark and stormy night, and", "The door opened, and"]

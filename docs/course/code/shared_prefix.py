@@ -5,7 +5,7 @@ from torch import Tensor
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention.reference import attend
-from minimal_vllm.engine.shared_prefix import find_shared_prefixes
+from minimal_vllm.step.shared_prefix import find_shared_prefixes
 
 PROMPT = "The old captain looked at the sea, and"
 NUM_REQUESTS, NUM_SHARED, NUM_STEPS = 32, 512, 5

@@ -5,7 +5,7 @@ time of a step with tokens in one row, and of one in which all requests are as l
 """
 
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.engine.batch import build_batch
+from minimal_vllm.step.batch import build_batch
 from minimal_vllm.trace.step_record import StepRecord
 
 BLOCK = 4

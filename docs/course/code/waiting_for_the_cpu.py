@@ -14,9 +14,10 @@ from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
-from minimal_vllm.engine.runner import StepResult
-from minimal_vllm.engine.scheduler import Plan, Scheduler
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.runner.interface import StepResult
 from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.step.plan import Plan
 
 PROMPT = "The old captain looked at the sea, and"
 NUM_REQUESTS, NUM_STEPS = 256, 50

@@ -10,10 +10,10 @@ from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.ops import Ops, PlainOps
 from minimal_vllm.plugin import Part, make_part, part_name
+from minimal_vllm.step.batch import Batch
 
 
 class Attention(Protocol):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch
+from minimal_vllm.step.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch
+from minimal_vllm.step.batch import Batch
 
 
 class ReferenceAttention:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch, IntArray
+from minimal_vllm.step.batch import Batch, IntArray
 
 PROMPT_TILE = 32
 """Tokens per tile of a prompt: enough rows for an efficient matrix product."""

@@ -36,9 +36,9 @@ from minimal_vllm.attention.library import (
 )
 from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import Batch, Int32Array, IntArray
-from minimal_vllm.engine.shared_prefix import SharedPrefix
-from minimal_vllm.transfer import send
+from minimal_vllm.device.transfer import send
+from minimal_vllm.step.batch import Batch, Int32Array, IntArray
+from minimal_vllm.step.shared_prefix import SharedPrefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimal_vllm.model.config import ModelConfig
-
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, each ``[num_blocks, num_kv_heads, block_size, head_dim]``."""
@@ -22,18 +20,21 @@ class LayerCache(NamedTuple):
 
 
 def allocate_kv_cache(
-    config: ModelConfig,
+    *,
+    num_layers: int,
     num_blocks: int,
+    num_kv_heads: int,
     block_size: int,
+    head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[LayerCache]:
-    """The caches of all layers, zeroed.
+    """Allocate the caches of all layers, filled with zeros.
 
-    Zeroed, not empty: attention multiplies masked-out values by zero, and 0 * NaN would be NaN.
+    They are zeroed, not left empty: attention multiplies masked values by zero, and 0 * NaN is NaN.
     """
-    shape = (2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
-    return [LayerCache(*_zeros(shape, dtype, device)) for _ in range(config.num_layers)]
+    shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
+    return [LayerCache(*_zeros(shape, dtype, device)) for _ in range(num_layers)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -26,31 +26,6 @@ class StepFailure(Failure):
     exit_code = 1
 
 
-class Commands(click.Group):
-    """A group of commands whose errors are one line each, and which Ctrl-C ends quietly."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that ``ctx`` names.
-
-        Raises:
-            Failure: in place of any ValueError or OSError.
-        """
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            ctx.exit(130)  # 128 + SIGINT, as the shell has it
-        except BrokenPipeError:
-            raise  # click ends quietly: whoever reads our output has seen enough
-        except ValidationError as error:
-            raise Failure(describe_validation_error(error)) from error
-        except OSError as error:
-            is_about_a_file = error.filename and error.strerror
-            message = f"{error.filename}: {error.strerror}" if is_about_a_file else str(error)
-            raise Failure(message) from error
-        except ValueError as error:
-            raise Failure(str(error)) from error
-
-
 def describe_validation_error(error: ValidationError) -> str:
     """All complaints in one line, such as ``top_p: should be less than or equal to 1, not 2.0``."""
     return "; ".join(map(_describe, error.errors()))

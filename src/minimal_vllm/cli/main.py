@@ -5,27 +5,18 @@ import logging
 import click
 
 from minimal_vllm import __version__
-from minimal_vllm.cli.ablate import ablate
-from minimal_vllm.cli.bench import bench
 from minimal_vllm.cli.chat import chat
-from minimal_vllm.cli.check import check
-from minimal_vllm.cli.errors import Commands
+from minimal_vllm.cli.commands import ENTRY_POINT_GROUP, Commands
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.info import info
-from minimal_vllm.cli.learn import learn
 from minimal_vllm.cli.serve import serve
-from minimal_vllm.cli.simulate import simulate
-from minimal_vllm.cli.trace import trace
-from minimal_vllm.cli.view import view
 
 
 @click.group(
     cls=Commands,
     name="minimal-vllm",
-    commands=[
-        *(generate, chat, serve, bench, view, trace, simulate, ablate),
-        *(check, learn, info),
-    ],
+    commands=[generate, chat, serve, info],
+    entry_point_group=ENTRY_POINT_GROUP,
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main() -> None:

@@ -14,19 +14,22 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
-from minimal_vllm.bench.config import Load, Workload
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.config import ServerConfig
-from minimal_vllm.sim.config import Achieved, FleetConfig, SyntheticConfig, TrafficConfig
-from minimal_vllm.view.traffic_settings import TrafficSettings
 
 
 class FieldOption(click.Option):
     """The option of one field of the dataclass ``owner``."""
 
     def __init__(
-        self, owner: type, field_name: str, name: str, hint: Any, default: Any, doc: str
+        self,
+        owner: type,
+        field_name: str,
+        name: str,
+        hint: Any,
+        default: Any,
+        doc: str,
+        heading: str,
     ) -> None:
         required = default is MISSING
         kind = _type_of(hint, default)
@@ -38,6 +41,7 @@ class FieldOption(click.Option):
             **kind,
         )
         self.owner = owner
+        self.heading = heading
 
 
 class SectionedCommand(click.Command):
@@ -45,31 +49,24 @@ class SectionedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then those of each dataclass."""
-        headings = {
-            None: "Options",
-            SamplingParams: "Sampling (what the model's generation_config.json asks for comes "
-            "before the defaults shown)",
-            ServerConfig: "Server",
-            TrafficSettings: "Demo traffic",
-            Load: "Load",
-            Workload: "Workload",
-            FleetConfig: "Hardware",
-            Achieved: "What is had of the hardware",
-            TrafficConfig: "Traffic",
-            SyntheticConfig: "Synthetic traffic",
-            EngineConfig: "Engine",
-        }
-        for owner, heading in headings.items():
-            rows = [
-                row
-                for param in self.get_params(ctx)
-                if isinstance(param, click.Option)
-                and getattr(param, "owner", None) is owner
-                and (row := param.get_help_record(ctx))
-            ]
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if row:
+                heading = param.heading if isinstance(param, FieldOption) else "Options"
+                sections.setdefault(heading, []).append(row)
+        for heading, rows in sections.items():
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
+
+
+HEADINGS: dict[type, str] = {
+    EngineConfig: "Engine",
+    SamplingParams: "Sampling (what the model's generation_config.json asks for comes before the "
+    "defaults shown)",
+}
+"""Headings of the dataclasses that several commands take options from."""
 
 
 def field_options(
@@ -78,6 +75,7 @@ def field_options(
     without: Collection[str] = (),
     defaults: Mapping[str, Any] = {},
     named: Mapping[str, str] = {},
+    heading: str | None = None,
 ) -> Callable[[click.Command], click.Command]:
     """Decorates a command with an option for each field of a dataclass.
 
@@ -86,8 +84,10 @@ def field_options(
         without: fields that get no option.
         defaults: what the command takes for some fields in place of the dataclass's defaults.
         named: what it calls some options, which else have their fields' names.
+        heading: title of the options' section in ``--help``. Default: the one in ``HEADINGS``.
     """
     hints, docs = get_type_hints(owner), _field_docs(owner)
+    section = heading or HEADINGS.get(owner, "Options")
 
     def decorate(command: click.Command) -> click.Command:
         for field in fields(owner):
@@ -95,7 +95,9 @@ def field_options(
                 hint, doc = hints[field.name], docs[field.name]
                 default = defaults.get(field.name, field.default)
                 name = named.get(field.name, field.name.replace("_", "-"))
-                command.params.append(FieldOption(owner, field.name, name, hint, default, doc))
+                command.params.append(
+                    FieldOption(owner, field.name, name, hint, default, doc, section)
+                )
         return command
 
     return decorate

@@ -33,7 +33,7 @@ KEY_VARIABLE = "MINIMAL_VLLM_API_KEY"
 
 @trace_options
 @field_options(EngineConfig, without=NOT_FOR_A_SERVER)
-@field_options(ServerConfig)
+@field_options(ServerConfig, heading="Server")
 @click.command(cls=SectionedCommand, short_help="Serve a model over HTTP, with OpenAI's API.")
 @click.argument("model", required=False)
 @click.pass_context

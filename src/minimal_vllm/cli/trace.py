@@ -1,4 +1,4 @@
-"""``--trace`` on the commands that run an engine, and ``minimal-vllm trace``."""
+"""``--trace`` on the commands that run an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from minimal_vllm.cli.errors import Commands
 from minimal_vllm.trace.facts import engine_facts
-from minimal_vllm.trace.perfetto import export_perfetto
-from minimal_vllm.trace.reader import open_trace
 from minimal_vllm.trace.step_record import StepObserver
 from minimal_vllm.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
-
-TRACE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def trace_options(command: click.Command) -> click.Command:
@@ -97,24 +92,3 @@ def begin_traces(writers: list[TraceWriter], llm: "LLM") -> None:
     for writer in writers:
         facts = engine_facts(llm.config, llm.built)
         writer.begin(facts, tokenizer.token_text if tokenizer else None)
-
-
-@click.group(cls=Commands, short_help="Work with recorded traces.")
-def trace() -> None:
-    """Work with what --trace has recorded; 'minimal-vllm view' shows it."""
-
-
-@trace.command(short_help="Convert a trace for Perfetto and chrome://tracing.")
-@click.argument("trace_file", metavar="TRACE", type=TRACE)
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The JSON file to write.",
-)
-def export(trace_file: Path, output: Path) -> None:
-    """Convert TRACE to a file that https://ui.perfetto.dev and chrome://tracing open."""
-    with open_trace(trace_file) as (header, lines), output.open("w", encoding="utf-8") as file:
-        count = export_perfetto(header, lines, file)
-    click.echo(f"{output}: {count:,} events")

@@ -7,9 +7,9 @@ from random import Random
 
 import numpy as np
 
-from minimal_vllm.engine.request import Request
 from minimal_vllm.sampling.grammar import Grammar, GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request
 from minimal_vllm.text.tokenizer import Tokenizer
 
 

@@ -21,7 +21,6 @@ from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.parts import make_pool, make_scheduler
-from minimal_vllm.engine.runner import ModelState, PlainRunner, Runner
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.sizing import (
     check_weights_fit,
@@ -38,6 +37,8 @@ from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_folder, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.plugin import make_part
+from minimal_vllm.runner.interface import ModelState, Runner
+from minimal_vllm.runner.plain import PlainRunner
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.sampling_params import SamplingParams
@@ -45,8 +46,8 @@ from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import StepObserver
 
 if TYPE_CHECKING:
-    from minimal_vllm.engine.cuda_runner import StepGraphs
-    from minimal_vllm.engine.row_table import RowTable
+    from minimal_vllm.runner.cuda import StepGraphs
+    from minimal_vllm.runner.table import RowTable
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,15 @@ def build_engine(
     num_blocks = choose_num_blocks(config, files.config, dtype, memory, batched_tokens)
     scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
 
-    caches = allocate_kv_cache(files.config, num_blocks, config.block_size, dtype, device)
+    caches = allocate_kv_cache(
+        num_layers=files.config.num_layers,
+        num_blocks=num_blocks,
+        num_kv_heads=files.config.num_kv_heads,
+        block_size=config.block_size,
+        head_dim=files.config.head_dim,
+        dtype=dtype,
+        device=device,
+    )
     scheduler = make_scheduler(config, scheduler_config, make_pool(config, num_blocks))
     limits = ModelLimits(
         files.config.vocab_size,
@@ -218,8 +227,8 @@ def _choose_runner(
         sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)
         return PlainRunner(state, sampler)
     # Triton comes with PyTorch for CUDA, and only with that.
-    from minimal_vllm.engine.cuda_runner import CudaRunner
-    from minimal_vllm.engine.row_table import RowTable
+    from minimal_vllm.runner.cuda import CudaRunner
+    from minimal_vllm.runner.table import RowTable
 
     table = RowTable(limits.max_num_seqs, limits.blocks_for(limits.max_model_len), state.device)
     graphs = None if config.enforce_eager else _record(config, limits, state, table, progress)
@@ -233,10 +242,10 @@ def _record(
     table: "RowTable",
     progress: bool,
 ) -> "StepGraphs":
-    from minimal_vllm.engine.cuda_graph import DecodeGraphs, GraphMemory
-    from minimal_vllm.engine.cuda_runner import StepGraphs
-    from minimal_vllm.engine.mixed_graph import MixedGraphs
-    from minimal_vllm.engine.recording import Recorder, compile_side_by_side, most_recorded_tokens
+    from minimal_vllm.runner.cuda import StepGraphs
+    from minimal_vllm.runner.cuda_graph import DecodeGraphs, GraphMemory
+    from minimal_vllm.runner.mixed_graph import MixedGraphs
+    from minimal_vllm.runner.recording import Recorder, compile_side_by_side, most_recorded_tokens
 
     cascade, recorder = config.cascade_attention, Recorder()
     memory = GraphMemory(state, table, limits.max_num_seqs, cascade=cascade)

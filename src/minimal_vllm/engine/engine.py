@@ -12,12 +12,13 @@ from itertools import compress
 
 from minimal_vllm.engine.admission import Admission
 from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
-from minimal_vllm.engine.request import FinishReason
-from minimal_vllm.engine.runner import DEVICE_LOST, Runner, RunningStep, StepResult
-from minimal_vllm.engine.scheduler import Plan, Scheduler
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind, RequestOutput
+from minimal_vllm.runner.interface import DEVICE_LOST, Runner, RunningStep, StepResult
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.plan import Plan
+from minimal_vllm.step.request import FinishReason
 from minimal_vllm.trace.step_record import StepObserver
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: SchedulerInterface,
         runner: Runner,
         admission: Admission,
         outputs: OutputProcessor,

@@ -4,8 +4,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from minimal_vllm.engine.request import FinishReason, Request
-from minimal_vllm.engine.runner import PromptLogprobs
 from minimal_vllm.outputs import (
     CompletionOutput,
     OutputKind,
@@ -13,6 +11,8 @@ from minimal_vllm.outputs import (
     RequestOutput,
     TokenLogprobs,
 )
+from minimal_vllm.runner.interface import PromptLogprobs
+from minimal_vllm.step.request import FinishReason, Request
 from minimal_vllm.text.detokenizer import Detokenizer
 from minimal_vllm.text.tokenizer import Tokenizer
 

@@ -4,6 +4,7 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.plugin import make_part
 
 
@@ -19,10 +20,12 @@ def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
     return make_part(config.block_pool or BlockPool, BlockPool, num_blocks, eviction)
 
 
-def make_scheduler(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) -> Scheduler:
+def make_scheduler(
+    config: EngineConfig, limits: SchedulerConfig, pool: BlockPool
+) -> SchedulerInterface:
     """A scheduler without requests.
 
     Raises:
         ValueError: as ``make_pool``; or the limits don't go with the pool.
     """
-    return make_part(config.scheduler or Scheduler, Scheduler, limits, pool)
+    return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)

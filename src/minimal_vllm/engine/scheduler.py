@@ -9,61 +9,39 @@ section 4.5): when blocks run out, the last request gives up all of its own and 
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm.config import SchedulerConfig
-from minimal_vllm.engine.request import FinishReason, Request, Status
-from minimal_vllm.engine.scheduling_policies import SCHEDULING_POLICIES
+from minimal_vllm.engine.scheduler_interface import PrefixCacheStats
 from minimal_vllm.sampling.row import NO_TOKEN
+from minimal_vllm.step.plan import Plan, ScheduledRequest
+from minimal_vllm.step.request import FinishReason, Request, Status
+
+SchedulingKey = Callable[[Request], tuple[int, int]]
+"""Gives each request a unique place, which it keeps: the smallest is served first and preempted
+last."""
 
 
-@dataclass(slots=True)
-class ScheduledRequest:
-    """Compute ``num_new`` tokens of ``request``, beginning with token ``start``."""
-
-    request: Request
-    start: int
-    num_new: int
-    samples: bool
-    """Whether the counter catches up with the tokens, so that the logits give the next one."""
-    cached_blocks: Sequence[int] = ()
-    """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
-    new_blocks: Sequence[int] = ()
-    """What its block table was then extended by."""
+def first_come_first_served(request: Request) -> tuple[int, int]:
+    """By arrival alone."""
+    return 0, request.arrival
 
 
-@dataclass(slots=True)
-class Plan:
-    """What one step does. Once made it is carried out: the requests' counters include it."""
+def by_priority(request: Request) -> tuple[int, int]:
+    """By priority (smaller first), then by arrival."""
+    return request.priority, request.arrival
 
-    scheduled: list[ScheduledRequest] = field(default_factory=list)
-    """What is computed: the running requests, then the admitted ones."""
-    admitted: list[Request] = field(default_factory=list)
-    """Who was let in from the queue."""
-    preempted: list[Request] = field(default_factory=list)
-    """Who lost all blocks, and waits again."""
-    evicted: list[int] = field(default_factory=list)
-    """Blocks whose cached content was forgotten, to be written anew."""
 
-    @property
-    def sampling(self) -> list[Request]:
-        """The requests whose counters catch up, in order: each gets a token."""
-        return [entry.request for entry in self.scheduled if entry.samples]
+SCHEDULING_POLICIES: dict[str, SchedulingKey] = {
+    "fcfs": first_come_first_served,
+    "priority": by_priority,
+}
 
 
 def _all_rows(config: SchedulerConfig) -> list[int]:
     return list(reversed(range(config.max_num_seqs)))  # popped from the end: 0 first
-
-
-@dataclass(slots=True)
-class PrefixCacheStats:
-    """Prompt tokens looked up in the prefix cache, and found, since the start."""
-
-    queries: int = 0
-    hits: int = 0
 
 
 class Scheduler:
@@ -83,7 +61,7 @@ class Scheduler:
         self.config = config
         self.pool = pool
         self.prefix_cache_stats = PrefixCacheStats()
-        self._key = SCHEDULING_POLICIES[config.policy]
+        self.key = SCHEDULING_POLICIES[config.policy]
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._free_rows = _all_rows(config)
@@ -112,7 +90,7 @@ class Scheduler:
         wanted = request.params.max_tokens
         most = self.config.max_model_len
         request.max_num_tokens = min(most, request.num_tokens + wanted) if wanted else most
-        self._wait(request)
+        self.enqueue(request)
 
     @property
     def has_work(self) -> bool:
@@ -131,9 +109,9 @@ class Scheduler:
         The plan may be empty if a step is in flight: all may wait for their last token.
         """
         plan = Plan()
-        budget = self._schedule_running(plan, self.config.max_num_batched_tokens)
+        budget = self.schedule_running(plan, self.config.max_num_batched_tokens)
         if not plan.preempted:
-            self._admit_waiting(plan, budget)
+            self.admit_waiting(plan, budget)
         plan.evicted = self.pool.take_evicted()
         return plan
 
@@ -153,8 +131,8 @@ class Scheduler:
                 self.fail(request, f"no token could be sampled: {reason}")
             else:
                 request.token_ids.append(token_id)
-                self._store_full_blocks(request)
-                self._finish_if_done(request, token_id)
+                self.store_full_blocks(request)
+                self.finish_if_done(request, token_id)
 
     def finish(
         self, request: Request, reason: FinishReason, stop_reason: int | str | None = None
@@ -170,9 +148,9 @@ class Scheduler:
             return
         if request.status is Status.RUNNING:
             self.running.remove(request)
-            self._release(request)
+            self.release(request)
         elif request.status is Status.WAITING:
-            del self.waiting[bisect_left(self.waiting, self._key(request), key=self._key)]
+            del self.waiting[bisect_left(self.waiting, self.key(request), key=self.key)]
         request.status = Status.FINISHED
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -185,7 +163,8 @@ class Scheduler:
 
     # ---- the running requests -------------------------------------------------------------------
 
-    def _schedule_running(self, plan: Plan, budget: int) -> int:
+    def schedule_running(self, plan: Plan, budget: int) -> int:
+        """Give each running request tokens to compute, in order, and return the budget left."""
         position = 0
         while position < len(self.running):
             request = self.running[position]
@@ -195,73 +174,75 @@ class Scheduler:
             # Each request behind this one is owed a token, so that no prompt stalls a decode.
             behind = len(self.running) - position - 1
             num_new = min(request.num_uncomputed_tokens, budget - behind)
-            missing = self._num_missing_blocks(request, num_new)
-            if missing and not self._make_room(request, missing, plan):
+            missing = self.num_missing_blocks(request, num_new)
+            if missing and not self.make_room(request, missing, plan):
                 break
-            self._schedule(plan, request, num_new)
+            self.schedule_tokens(plan, request, num_new)
             budget -= num_new
             position += 1
         return budget
 
-    def _make_room(self, request: Request, missing: int, plan: Plan) -> bool:
+    def make_room(self, request: Request, missing: int, plan: Plan) -> bool:
         """Preempt from the back until so many blocks are free; False if ``request`` went itself."""
         while missing > self.pool.num_free:
             victim = self.running.pop()
-            self._preempt(victim)
+            self.preempt(victim)
             plan.preempted.append(victim)
             if victim is request:
                 return False
         return True
 
-    def _preempt(self, request: Request) -> None:
-        self._release(request)
+    def preempt(self, request: Request) -> None:
+        """Take all blocks from a request that left ``running``, and let it wait again."""
+        self.release(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
-        self._wait(request)
+        self.enqueue(request)
 
     # ---- the waiting requests -------------------------------------------------------------------
 
-    def _wait(self, request: Request) -> None:
+    def enqueue(self, request: Request) -> None:
         """Let ``request`` wait for its turn, be it for the first time or again.
 
         Its key is always the same. So one that was preempted is before all who arrived after it:
         no other mechanism is needed to make it resume first.
         """
         request.status = Status.WAITING
-        insort(self.waiting, request, key=self._key)
+        insort(self.waiting, request, key=self.key)
 
-    def _admit_waiting(self, plan: Plan, budget: int) -> None:
+    def admit_waiting(self, plan: Plan, budget: int) -> None:
+        """Admit waiting requests, in order, while the budget, the limits and the pool allow."""
         while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
             request = self.waiting[0]
-            cached = self._find_cached_prefix(request)
+            cached = self.find_cached_prefix(request)
             num_new = request.num_tokens - len(cached) * self.config.block_size
             if num_new > budget and not self.config.enable_chunked_prefill:
                 break
-            if not self._has_room_for(request, cached):
+            if not self.has_room_for(request, cached):
                 break
             self.waiting.pop(0)
-            self._admit(request, cached)
+            self.admit(request, cached)
             plan.admitted.append(request)
             num_new = min(num_new, budget)
-            self._schedule(plan, request, num_new, cached)
+            self.schedule_tokens(plan, request, num_new, cached)
             budget -= num_new
 
-    def _find_cached_prefix(self, request: Request) -> list[int]:
+    def find_cached_prefix(self, request: Request) -> list[int]:
         """Cached blocks that ``request`` begins with.
 
         Never all of it, since its last token's logits are wanted.
         """
-        if not self._may_use_cache(request):
+        if not self.may_use_cache(request):
             return []
         self._extend_hashes(request)
         usable = (request.num_tokens - 1) // self.config.block_size
         return self.pool.find_prefix(request.block_hashes[:usable])
 
-    def _may_use_cache(self, request: Request) -> bool:
+    def may_use_cache(self, request: Request) -> bool:
         """Not if the logits of its whole prompt are wanted: they have to be computed."""
         return self.config.enable_prefix_caching and request.params.prompt_logprobs is None
 
-    def _has_room_for(self, request: Request, cached: list[int]) -> bool:
+    def has_room_for(self, request: Request, cached: list[int]) -> bool:
         """Whether all of ``request`` fits now.
 
         It must leave each running one a block to grow into: who is admitted should not have to be
@@ -273,7 +254,8 @@ class Scheduler:
         held_by_others = sum(not self.pool.is_evictable(block) for block in cached)
         return wanted - held_by_others <= self.pool.num_free
 
-    def _admit(self, request: Request, cached: list[int]) -> None:
+    def admit(self, request: Request, cached: list[int]) -> None:
+        """Make ``request`` a running request that begins with the blocks ``cached``."""
         num_cached = len(cached) * self.config.block_size
         self.pool.share(cached)
         request.block_table.extend(cached)
@@ -281,36 +263,37 @@ class Scheduler:
         request.num_findable_blocks = len(cached)
         request.row = self._free_rows.pop()
         request.status = Status.RUNNING
-        insort(self.running, request, key=self._key)
+        insort(self.running, request, key=self.key)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = num_cached
-            if self._may_use_cache(request):
+            if self.may_use_cache(request):
                 self.prefix_cache_stats.queries += request.num_tokens
                 self.prefix_cache_stats.hits += num_cached
 
     # ---- blocks ---------------------------------------------------------------------------------
 
-    def _schedule(
+    def schedule_tokens(
         self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
     ) -> None:
         """Put ``num_new`` tokens of ``request`` into the plan, with the missing blocks for them."""
         start = request.num_computed_tokens
-        missing = self._num_missing_blocks(request, num_new)
+        missing = self.num_missing_blocks(request, num_new)
         new_blocks = self.pool.allocate(missing) if missing else ()
         request.block_table.extend(new_blocks)
         request.num_computed_tokens = start + num_new
-        self._store_full_blocks(request)
+        self.store_full_blocks(request)
         samples = request.num_uncomputed_tokens == 0
         request.num_pending_tokens += samples
         plan.scheduled.append(
             ScheduledRequest(request, start, num_new, samples, cached, new_blocks)
         )
 
-    def _num_missing_blocks(self, request: Request, num_new: int) -> int:
+    def num_missing_blocks(self, request: Request, num_new: int) -> int:
+        """Return the number of blocks ``request`` lacks to compute ``num_new`` more tokens."""
         needed = self.config.blocks_for(request.num_computed_tokens + num_new)
         return needed - len(request.block_table)
 
-    def _store_full_blocks(self, request: Request) -> None:
+    def store_full_blocks(self, request: Request) -> None:
         """Make the blocks findable that are full after this step, of tokens that are known.
 
         A request admitted later in this very step may already share them: in each layer, all keys
@@ -330,14 +313,16 @@ class Scheduler:
             request.block_hashes, request.token_ids, self.config.block_size, request.cache_salt
         )
 
-    def _release(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
+        """Give back the blocks and the row of ``request``."""
         self.pool.release(request.block_table)
         del request.block_table[:]
         self._free_rows.append(request.row)
 
     # ---- the end of a request -------------------------------------------------------------------
 
-    def _finish_if_done(self, request: Request, token_id: int) -> None:
+    def finish_if_done(self, request: Request, token_id: int) -> None:
+        """End ``request`` if its newest token, ``token_id``, is its last."""
         stops = token_id in request.stop_token_ids
         if stops and request.num_output_tokens >= request.params.min_tokens:
             is_eos = token_id in request.eos_token_ids
@@ -357,12 +342,12 @@ class Scheduler:
         """
         self.pool.check(request.block_table for request in self.running)
         for requests in (self.waiting, self.running):
-            if requests != sorted(requests, key=self._key):
+            if requests != sorted(requests, key=self.key):
                 raise InvariantError("the requests are out of order")
         if len(self.running) > self.config.max_num_seqs:
             raise InvariantError(f"{len(self.running)} requests run at once")
         for request in self.running:
-            missing = self._num_missing_blocks(request, 0)
+            missing = self.num_missing_blocks(request, 0)
             if request.status is not Status.RUNNING or missing != 0:
                 raise InvariantError(
                     f"running request {request.request_id} is {request.status.value} and has "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.step.batch import LOGITS_AT_A_TIME
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +20,6 @@ DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 LARGE_GPU = 70 * 2**30
 """Bytes; from here on a step's activations are a small part of the memory, as in vLLM."""
 SAMPLER_BYTES_PER_LOGIT = 60
-LOGITS_AT_A_TIME = 256
-"""Prompt positions whose logits exist at once: a row of them can be as long as 150,000."""
 
 
 def choose_device(name: str) -> "torch.device":

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from minimal_vllm.engine.request import FinishReason, Request
-from minimal_vllm.engine.scheduler import Plan, ScheduledRequest, Scheduler
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.plan import Plan, ScheduledRequest
+from minimal_vllm.step.request import FinishReason, Request
 from minimal_vllm.trace.step_record import (
     AbortRecord,
     PlanRecord,
@@ -41,7 +42,7 @@ class StepWatch:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: SchedulerInterface,
         observers: Sequence[StepObserver],
         *,
         runs_ahead: bool = False,

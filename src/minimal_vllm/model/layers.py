@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.layer_config import LayerConfig
+from minimal_vllm.model.config import LayerConfig, ModelConfig
 
 if TYPE_CHECKING:
     from minimal_vllm.cache.kv_cache import LayerCache

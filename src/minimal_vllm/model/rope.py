@@ -4,11 +4,76 @@ A head's D dimensions form D / 2 pairs (i, i + D / 2). At position p, pair i is 
 ``p * frequency[i]``, so that the product of a query and a key depends on their distance only.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from minimal_vllm.model.rope_config import RopeConfig
-from minimal_vllm.model.rope_frequencies import attention_factor, rope_frequencies
+from minimal_vllm.model.rope_config import Llama3Scaling, RopeConfig, YarnScaling
+
+
+def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
+    """By how many radians each pair turns per position: ``[head_dim / 2]`` in float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / config.theta**exponents
+    match config.scaling:
+        case None:
+            return frequencies
+        case Llama3Scaling() as llama3:
+            return _llama3(frequencies, llama3)
+        case YarnScaling() as yarn:
+            return _yarn(frequencies, yarn, config.theta)
+        case linear:
+            return frequencies / linear.factor
+
+
+def attention_factor(config: RopeConfig) -> float:
+    """What YaRN multiplies cosines and sines by; 1 for all others."""
+    yarn = config.scaling
+    if not isinstance(yarn, YarnScaling):
+        return 1.0
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    if yarn.mscale and yarn.mscale_all_dim:
+        return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
+    return _mscale(yarn.factor, 1.0)
+
+
+def _mscale(factor: float, weight: float) -> float:
+    """``1 + 0.1 ln(factor)``, the paper's equation 22 in its square root, with a weight."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Divide the low frequencies by the factor, keep the high ones, blend in between.
+
+    What is low and high is told by how often a pair turns within the trained length (the
+    reference code's ``apply_scaling``).
+    """
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def _yarn(frequencies: Tensor, scaling: YarnScaling, theta: float) -> Tensor:
+    """Divide the low frequencies by the factor, keep the high ones, blend in between.
+
+    As in Llama 3, but with a ramp that is linear in the pair's index (the paper's section 3.2).
+    """
+    num_pairs = len(frequencies)
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (2 * math.pi * times)
+        return num_pairs * math.log(wavelength) / math.log(theta)
+
+    first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * num_pairs - 1)
+    pairs = torch.arange(num_pairs, dtype=torch.float32)
+    stretched = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
+    return frequencies / scaling.factor * stretched + frequencies * (1 - stretched)
 
 
 def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:

@@ -7,14 +7,29 @@ from minimal_vllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from array import array
 
-    from minimal_vllm.sampling.grammar import Grammar
-
 NO_TOKEN = -1
 """Stands for the token of a row from which nothing can be sampled."""
 
 
+class Constraint(Protocol):
+    """A rule that the whole output must keep; ``Grammar`` is one."""
+
+    def allowed_tokens(self, row: "SamplingRow", /) -> bytearray:
+        """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next."""
+        ...
+
+    def is_complete(self, row: "SamplingRow", /) -> bool:
+        """Return whether the output keeps the rule and no token may be added to it."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Reason why no token is allowed; empty if there is none."""
+        ...
+
+
 class SamplingRow(Protocol):
-    """The request that a row of logits belongs to; ``engine.request.Request`` is one."""
+    """The request that a row of logits belongs to; ``step.request.Request`` is one."""
 
     params: SamplingParams
     """What was asked for."""
@@ -28,7 +43,7 @@ class SamplingRow(Protocol):
     """Tokens that end the output."""
     bad_word_ids: tuple[tuple[int, ...], ...]
     """The bad words, as tokens."""
-    grammar: "Grammar | None"
+    grammar: Constraint | None
     """What the output must match; None: anything."""
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.outputs import TokenLogprobs
-from minimal_vllm.sampling.draw import draw
+from minimal_vllm.sampling.draw import draw, uniforms
 from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
 from minimal_vllm.sampling.logit_rules import (
     add_logit_bias,
@@ -20,7 +20,6 @@ from minimal_vllm.sampling.logit_rules import (
 )
 from minimal_vllm.sampling.logprobs import top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
-from minimal_vllm.sampling.uniform import uniforms
 
 HOTTEST = 1e6
 """All allowed tokens are equally probable at this temperature; float32 overflows far above."""

@@ -10,7 +10,6 @@ from minimal_vllm.server.errors import add_error_handlers
 from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, Observe, RequireKey
 from minimal_vllm.server.responses import ErrorBody
 from minimal_vllm.server.service import Service
-from minimal_vllm.view.routes import live_routes
 
 
 def make_app(service: Service) -> FastAPI:
@@ -25,7 +24,7 @@ def make_app(service: Service) -> FastAPI:
     for part in (completions, chat, tokens, status):
         app.include_router(part.make_router(service))
     if service.view:
-        app.include_router(live_routes(service.view))
+        app.include_router(service.view.routes())
     return app
 
 

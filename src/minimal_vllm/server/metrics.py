@@ -13,9 +13,9 @@ from prometheus_client import (
     generate_latest,
 )
 
-from minimal_vllm.engine.request import FinishReason
-from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.outputs import RequestOutput
+from minimal_vllm.step.request import FinishReason
 from minimal_vllm.trace.step_record import StepRecord
 
 # fmt: off
@@ -169,7 +169,7 @@ class Metrics:
         )
         info.labels(**labels).set(1)
 
-    def watch(self, scheduler: Scheduler, num_waiting: Callable[[], int]) -> None:
+    def watch(self, scheduler: SchedulerInterface, num_waiting: Callable[[], int]) -> None:
         """Let the gauges show this scheduler; they are true between two steps, too."""
 
         def kv_usage() -> float:

@@ -15,10 +15,10 @@ from minimal_vllm.llm import LLM
 from minimal_vllm.server.app import make_app
 from minimal_vllm.server.async_engine import AsyncEngine, EngineFailedError, EngineStoppedError
 from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.extension import ServerExtension, load_extension
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.service import Service, choose_model_names
 from minimal_vllm.trace.step_record import StepObserver
-from minimal_vllm.view.live import LiveView
 
 MOST_TOKENS_ON_GPU = 8192
 """A step's tokens, unless told otherwise: fewer than offline, as others wait for its end."""
@@ -33,16 +33,25 @@ def make_service(
     config: ServerConfig,
     model: str | None,
     observers: Sequence[StepObserver] = (),
+    view: ServerExtension | None = None,
     **options: Any,
 ) -> Service:
     """Load the model, and put together what serves it.
+
+    Args:
+        config: the server's options.
+        model: as in ``LLM``.
+        observers: called with a record of each step.
+        view: extension to add. Default: with ``config.view``, the one registered as ``view``.
+        **options: engine options, as in ``LLM``.
 
     Raises:
         ValueError: as ``LLM``, which gets ``model``, ``observers`` and ``options``.
     """
     names = choose_model_names(config, model)
     metrics = Metrics(names[0])
-    view = LiveView() if config.view else None
+    if view is None and config.view:
+        view = load_extension("view")
     watchers = [view] if view else []
     if choose_device(options.get("device", "auto")).type == "cuda":
         options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}

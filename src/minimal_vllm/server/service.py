@@ -14,11 +14,11 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
+from minimal_vllm.server.extension import ServerExtension
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
 from minimal_vllm.text.chat_template import ChatTemplate
-from minimal_vllm.view.live import LiveView
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -37,7 +37,7 @@ class Service:
     metrics: Metrics
     config: ServerConfig
     model_names: list[str]
-    view: LiveView | None = None
+    view: ServerExtension | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     grammar_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")

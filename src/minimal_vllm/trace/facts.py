@@ -1,16 +1,14 @@
 """What a trace says of the engine that made it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from minimal_vllm import __version__
 from minimal_vllm.demo import DEMO_MODEL_DIR, DEMO_MODEL_NAME
 from minimal_vllm.plugin import part_name
 
 if TYPE_CHECKING:
-    from minimal_vllm.config import EngineConfig
-    from minimal_vllm.engine.build import BuiltEngine
-    from minimal_vllm.sim.simulation import Design
+    from minimal_vllm.config import EngineConfig, SchedulerConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,27 @@ class EngineFacts:
     """Whether prompts were computed in several steps."""
 
 
-def engine_facts(config: "EngineConfig", built: "BuiltEngine | Design") -> EngineFacts:
+class Described(Protocol):
+    """Attributes of a built or simulated engine that its facts are taken from."""
+
+    @property
+    def scheduler_config(self) -> "SchedulerConfig":
+        """Limits of the scheduler."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of KV blocks in the pool."""
+
+    @property
+    def device(self) -> object:
+        """Device, or its name."""
+
+    @property
+    def dtype(self) -> object:
+        """Dtype of weights and cache, or its name."""
+
+
+def engine_facts(config: "EngineConfig", built: Described) -> EngineFacts:
     """The facts of an engine that was built, or designed, from ``config``."""
     limits = built.scheduler_config
     return EngineFacts(

@@ -39,7 +39,7 @@ from minimal_vllm.attention.kernels.softmax import (
     take_keys,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 LEAST_ROWS = 16
 """Rows and columns that a matrix product on tensor cores has at least: G query heads and small D

@@ -35,8 +35,8 @@ from minimal_vllm.attention.kernels.softmax import (
     take_keys,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.engine.batch import IntArray
-from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.step.batch import IntArray
 
 ROWS = 128
 """Of a tile: pairs of a token and a query head. Few tokens of many heads fill it, too."""

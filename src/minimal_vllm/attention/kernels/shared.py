@@ -25,7 +25,7 @@ from torch import Tensor
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials, SharedPart
 from minimal_vllm.attention.kernels.softmax import nothing_seen, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 TILE_ROWS = 64
 """Query heads of a tile: what the tensor cores of Hopper multiply at once."""

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 HEADS = 8
 """Heads per program."""

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty_like
 
-from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.gate import gated
 
 

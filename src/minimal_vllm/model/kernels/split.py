@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 MOST_COLUMNS = 2048
 """With more the library's kernels are better than ours."""

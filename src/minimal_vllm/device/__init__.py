@@ -1,0 +1,1 @@
+"""Moving data between CPU and GPU, and launching kernels."""

@@ -1,0 +1,125 @@
+"""What a GPU knows of the running requests: a table of numbers, a row for each.
+
+A steady decode step needs nothing from the CPU: each request's last token was sampled on the GPU,
+its position is one further than before, and its block table is there. The CPU sends only what it
+decides: a whole row when a request is admitted, a cell when it gets another block, and how far it
+is as long as its prompt is computed::
+
+    row   token  position  prompt length  temperature  seed (2)  filters (4)  block 0   1   2  …
+     0     412      87          60            0.7        …          …           7      2   9
+     1      13     230         200            0.0        …          …          11      5   4
+     2      …
+    last    0       -1                              (nobody's: what pads a batch)
+"""
+
+from array import array
+from collections.abc import Iterator
+from math import inf, log
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minimal_vllm.device.transfer import send
+from minimal_vllm.step.plan import Plan, ScheduledRequest
+
+TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE = 0, 1, 2, 3
+SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
+"""Columns. A seed takes two. So do the bits of top_p, a float64; those of the temperature and of
+min_p's logarithm are a float32's."""
+MOST_SEED = 2**64
+MOST_TOP_K = 2**31 - 1
+
+
+class RowTable:
+    """The table, and what has to be sent to it.
+
+    Args:
+        num_rows: as many requests run at most.
+        num_blocks: as many blocks has one request at most.
+        device: the GPU.
+    """
+
+    def __init__(self, num_rows: int, num_blocks: int, device: torch.device) -> None:
+        self.nobody = num_rows
+        self.cells = torch.zeros(
+            num_rows + 1, FIRST_BLOCK + num_blocks, dtype=torch.int32, device=device
+        )
+        self.cells[self.nobody, POSITION] = -1
+        self._in_prompt: set[int] = set()
+
+    @property
+    def block_tables(self) -> Tensor:
+        """``[rows, most blocks]`` int32, a view."""
+        return self.cells[:, FIRST_BLOCK:]
+
+    def update(self, plan: Plan) -> None:
+        """Bring the table up to date with what was decided for the next step."""
+        places: list[npt.NDArray[np.int64]] = []
+        values = array("i")
+        admitted = {request.row for request in plan.admitted}
+        for entry in plan.scheduled:
+            for column, cells in self._changes(entry, entry.request.row in admitted):
+                first = entry.request.row * self.cells.shape[1] + column
+                places.append(np.arange(first, first + len(cells)))
+                values.extend(cells)
+        if places:
+            device = self.cells.device
+            where = send(np.concatenate(places), device)
+            self.cells.view(-1)[where] = send(np.frombuffer(values, dtype=np.int32), device)
+
+    def _changes(
+        self, entry: ScheduledRequest, is_admitted: bool
+    ) -> Iterator[tuple[int, "array[int]"]]:
+        """Columns, and what is in them and the next ones from now on."""
+        request = entry.request
+        if is_admitted:
+            yield 0, _whole_row(entry)
+            self._in_prompt.add(request.row)
+        elif entry.new_blocks:
+            used = len(request.block_table) - len(entry.new_blocks)
+            yield FIRST_BLOCK + used, array("i", entry.new_blocks)
+        if request.row in self._in_prompt:
+            if not is_admitted:
+                yield TOKEN, _next_token(entry)
+            if entry.samples:
+                self._in_prompt.discard(request.row)
+
+    def last_tokens(self, rows: Tensor) -> Tensor:
+        """The token that each of these rows has sampled last, int64; 0 for ``NO_TOKEN``."""
+        return self.cells[rows, TOKEN].long().clamp_(min=0)
+
+    def note_tokens(self, rows: Tensor, tokens: Tensor) -> None:
+        """These rows have sampled these tokens."""
+        self.cells[rows, TOKEN] = tokens.int()
+
+
+def _next_token(entry: ScheduledRequest) -> "array[int]":
+    """Token and position of what the step computes, if it is one token of a prompt.
+
+    If it samples, the position is that of its last token, from which the sampler goes on; else that
+    of the first token of the next step. The token is of use if there is no other.
+    """
+    position = entry.start + entry.num_new - entry.samples
+    return array("i", [entry.request.token_ids[entry.start], position])
+
+
+def _whole_row(entry: ScheduledRequest) -> "array[int]":
+    request, params = entry.request, entry.request.params
+    temperature = 0.0 if params.greedy else params.temperature
+    min_p = log(params.min_p) if params.min_p > 0 else -inf
+    fields = [
+        request.num_prompt_tokens,
+        *_bits(np.float32(temperature)),
+        *_bits(np.uint64(request.seed % MOST_SEED)),
+        min(params.top_k, MOST_TOP_K),
+        *_bits(np.float32(min_p)),
+        *_bits(np.float64(params.top_p)),
+    ]
+    return _next_token(entry) + array("i", fields) + request.block_table
+
+
+def _bits(number: np.generic) -> list[int]:
+    """As one int32 or two, the lower first."""
+    return [int(part) for part in np.frombuffer(number.tobytes(), np.int32)]

@@ -1,0 +1,57 @@
+"""Run a workload through a simulated engine, on a GPU that isn't here."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.step_record import StepRecord
+from minimal_vllm.trace.writer import TraceWriter
+from minimal_vllm_lab.ablate.memory import MemoryWatch
+from minimal_vllm_lab.ablate.workload import fitting_jobs
+from minimal_vllm_lab.bench.statistics import Fields
+from minimal_vllm_lab.sim.cluster import Cluster
+from minimal_vllm_lab.sim.config import SimulationConfig
+from minimal_vllm_lab.sim.metrics import Metrics
+from minimal_vllm_lab.sim.routing import ROUTERS
+from minimal_vllm_lab.sim.simulation import design
+
+
+def settle_simulated(config: SimulationConfig) -> EngineConfig:
+    """The engine's configuration with all decided that it would decide by the GPU.
+
+    Raises:
+        ValueError: see ``design``.
+    """
+    plan = design(config)
+    return replace(
+        config.engine,
+        num_gpu_blocks_override=plan.num_blocks,
+        max_model_len=plan.scheduler_config.max_model_len,
+        max_num_batched_tokens=plan.scheduler_config.max_num_batched_tokens,
+    )
+
+
+def run_simulated(config: SimulationConfig, writers: Sequence[TraceWriter] = ()) -> Fields:
+    """Simulate one engine, and tell the same as of a real one.
+
+    Args:
+        config: the engine, and what is asked of it.
+        writers: each writes a trace.
+
+    Raises:
+        ValueError: see ``design``.
+    """
+    plan, watch = design(config), MemoryWatch()
+
+    def look(record: StepRecord) -> None:
+        seconds = record.schedule_seconds + record.run_seconds + record.update_seconds
+        watch.look(replica.scheduler, record.started + seconds)
+
+    for writer in writers:
+        writer.begin(engine_facts(config.engine, plan), spell=None, started=0.0)
+    replica = plan.make_replica([look, *writers])
+    limits, metrics = plan.scheduler_config, Metrics(None)
+    jobs = fitting_jobs(config, plan.model.vocab_size, limits.max_model_len)
+    Cluster([replica], ROUTERS["round-robin"](1, limits.block_size), metrics).run(jobs)
+    return {**metrics.report([replica]).to_json(), **watch.result()}

@@ -1,0 +1,76 @@
+"""Results as text, in the layout of ``vllm bench serve``."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from minimal_vllm_lab.bench.config import METRICS
+from minimal_vllm_lab.bench.statistics import Fields
+
+WIDTH = 50
+
+TOTALS = {
+    "completed": "Successful requests",
+    "failed": "Failed requests",
+    "max_concurrency": "Maximum request concurrency",
+    "request_rate": "Request rate configured (RPS)",
+    "duration": "Benchmark duration (s)",
+    "total_input_tokens": "Total input tokens",
+    "total_output_tokens": "Total generated tokens",
+    "request_throughput": "Request throughput (req/s)",
+    "request_goodput": "Request goodput (req/s)",
+    "output_throughput": "Output token throughput (tok/s)",
+    "max_output_tokens_per_s": "Peak output token throughput (tok/s)",
+    "max_concurrent_requests": "Peak concurrent requests",
+    "total_token_throughput": "Total token throughput (tok/s)",
+}
+"""In the order of the lines; those without a value are left out."""
+
+SUMMARY = (
+    "request_rate",
+    "request_throughput",
+    "output_throughput",
+    "median_ttft_ms",
+    "median_tpot_ms",
+    "failed",
+)
+"""What the table of several rates has."""
+
+
+def serve_report(result: Fields) -> Iterator[str]:
+    """The lines that tell of one run."""
+    yield f"{' Serving Benchmark Result ':=^{WIDTH}}"
+    for name, label in TOTALS.items():
+        if result[name] is not None:
+            yield _line(label, result[name])
+    for metric, heading in METRICS.items():
+        ending = f"_{metric}_ms"
+        values = {name: value for name, value in result.items() if name.endswith(ending)}
+        if values:
+            yield f"{heading:-^{WIDTH}}"
+        for name, value in values.items():
+            statistic = name.removesuffix(ending).capitalize()
+            yield _line(f"{statistic} {metric.upper()} (ms)", value)
+    yield "=" * WIDTH
+
+
+def errors_report(result: Fields) -> Iterator[str]:
+    """Why requests failed, the commonest reason first."""
+    for error, count in Counter(filter(None, result["errors"])).most_common():
+        yield f"{count} of {result['num_prompts']} requests failed: {error}"
+
+
+def sweep_table(results: Sequence[Fields]) -> Iterator[str]:
+    """A line for each rate."""
+    for row in [SUMMARY, *([_number(each.get(name)) for name in SUMMARY] for each in results)]:
+        yield "  ".join(cell.rjust(len(name)) for cell, name in zip(row, SUMMARY, strict=True))
+
+
+def _line(label: str, value: Any) -> str:
+    return f"{label + ':':<40} {_number(value)}"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

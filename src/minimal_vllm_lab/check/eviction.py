@@ -1,0 +1,138 @@
+"""What an eviction strategy must do: any strategy, and one that must be least recently used."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from minimal_vllm.cache.eviction import EvictionStrategy
+from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.search import History, find_lesson, long_lists, shorter_lists
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+CHAPTER = "06-prefix-caching"
+MEMBERS = Rule(
+    "The strategy knows just the evictable blocks: those inserted, and neither removed nor "
+    "evicted since.",
+    "The pool asks it how many blocks it can still have. One too many is held by a request; one "
+    "too few is lost.",
+    CHAPTER,
+)
+EVICTS = Rule(
+    "evict() takes out one of the evictable blocks, and forgets nobody else.",
+    "The pool gives that block to a request at once.",
+    CHAPTER,
+)
+IN_ORDER = Rule(
+    "in_order() lists all evictable blocks, the next to go first.",
+    "The view shows it, and evict() must do what was shown.",
+    CHAPTER,
+)
+LEAST_RECENT = Rule(
+    "Least recently used: the block that was released longest ago goes first.",
+    "What was used lately is likelier to be wanted again than what nobody has asked for since. A "
+    "block that is used again goes to the end of the queue when it is released.",
+    CHAPTER,
+)
+KNOWN_CASES = [
+    # Released first, but used again since.
+    [("release", 0), ("release", 1), ("use", 0), ("release", 0), ("evict", 0)],
+    # Released first, but its content dropped.
+    [("release", 0), ("release", 1), ("drop", 0), ("evict", 0), ("release", 0)],
+]
+
+
+def check_eviction(
+    make: Callable[[], EvictionStrategy], *, least_recently_used: bool = False, examples: int = 100
+) -> Lesson | None:
+    """Hold a strategy to its rules; ``make()`` gives a new one.
+
+    Args:
+        make: the strategy's class.
+        least_recently_used: whether its order must be that of LRU.
+        examples: how many histories to try.
+    """
+
+    def run(operations: list[tuple[str, int]], history: History) -> None:
+        history.note(f"strategy = {getattr(make, '__name__', 'make')}()")
+        play = _Play(make(), history, least_recently_used)
+        for kind, block in operations:
+            play.do(kind, block)
+        play.finish()
+
+    return find_lesson(_cases(), run, examples=examples, shorter=shorter_lists, known=KNOWN_CASES)
+
+
+def _cases() -> "SearchStrategy[list[tuple[str, int]]]":
+    from hypothesis import strategies as st
+
+    kinds = ["release", "release", "use", "evict", "drop", "hit in use"]
+    return long_lists(st.tuples(st.sampled_from(kinds), st.integers(0, 5)), 20)
+
+
+class _Play:
+    """One history of blocks that are released, used again and evicted, as the pool tells it."""
+
+    def __init__(
+        self, strategy: EvictionStrategy, history: History, least_recently_used: bool
+    ) -> None:
+        self._strategy, self._history = strategy, history
+        self._least_recently_used = least_recently_used
+        self._released: list[int] = []
+        """The evictable blocks, in the order of their release."""
+        self._compare()
+
+    def do(self, kind: str, block: int) -> None:
+        """Let one thing happen, if it can."""
+        is_evictable = block in self._released
+        if kind == "release" and not is_evictable:
+            self._call("insert", block)
+            self._released.append(block)
+        elif kind == "use" and is_evictable:
+            self._call("hit", block)
+            self._remove(block)
+        elif kind == "hit in use" and not is_evictable:
+            self._call("hit", block)
+        elif kind == "drop" and is_evictable:
+            self._call("forget", block)
+            self._remove(block)
+        elif kind == "evict" and self._released:
+            self._evict()
+        else:
+            return
+        self._compare()
+
+    def finish(self) -> None:
+        """Evict all that is left."""
+        while self._released:
+            self._evict()
+            self._compare()
+
+    def _remove(self, block: int) -> None:
+        self._call("remove", block)
+        self._released.remove(block)
+
+    def _evict(self) -> None:
+        order = list(self._strategy.in_order())
+        block = self._history.call("strategy.evict", self._strategy.evict)
+        if block not in self._released:
+            raise Broken(EVICTS, f"{block!r}", f"one of {self._released}")
+        if self._least_recently_used and block != self._released[0]:
+            raise Broken(LEAST_RECENT, f"{block}", f"{self._released[0]}, of {self._released}")
+        if block != order[0]:
+            raise Broken(IN_ORDER, f"{block}", f"{order[0]}: in_order() was {order}")
+        self._released.remove(block)
+        self._call("forget", block)
+
+    def _compare(self) -> None:
+        strategy, expected = self._strategy, sorted(self._released)
+        members = [block for block in range(6) if block in strategy]
+        if members != expected:
+            raise Broken(MEMBERS, f"{members} are in it", f"{expected}")
+        if len(strategy) != len(expected):
+            raise Broken(MEMBERS, f"its length is {len(strategy)}", f"{len(expected)}: {expected}")
+        if sorted(strategy.in_order()) != expected:
+            raise Broken(IN_ORDER, f"{strategy.in_order()}", f"{expected}, in some order")
+
+    def _call(self, name: str, block: int) -> None:
+        self._history.call(f"strategy.{name}", getattr(self._strategy, name), block)

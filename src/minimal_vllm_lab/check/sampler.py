@@ -1,0 +1,246 @@
+"""What a sampler must do: keep to each row's parameters, and look at nothing but the row.
+
+Random tokens need not be the engine's, which depend on its random numbers, but must be possible
+ones and come as often as their probabilities say.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minimal_vllm.sampling.row import NO_TOKEN
+from minimal_vllm.sampling.sampler import Sampler, sample
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request
+from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.search import History, find_lesson, find_mistake, shorter_lists
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+CHAPTER = "10-sampling"
+INF = float("inf")
+GREEDY = Rule(
+    "With temperature 0 the most probable token is taken, and of equals the first.",
+    "The same prompt is to give the same answer, on every machine.",
+    CHAPTER,
+)
+POSSIBLE = Rule(
+    "Only a token that temperature, min_p, top_k and top_p leave is drawn.",
+    "They cut off the long tail of tokens that make no sense: each is improbable, but together "
+    "they are drawn often.",
+    CHAPTER,
+)
+ALONE = Rule(
+    "A row's token does not depend on the other rows, nor on its place among them.",
+    "Who else is in the batch must not be seen in an answer; a seed gives the same tokens alone "
+    "and in a crowd.",
+    CHAPTER,
+)
+AGAIN = Rule(
+    "The same logits, seed and place give the same token again.",
+    "After a preemption tokens must not change, and users repeat what they have seen by its seed.",
+    CHAPTER,
+)
+OFTEN = Rule(
+    "Tokens are drawn as often as their probabilities say.",
+    "A biased draw changes what the model says, and no single answer shows it.",
+    CHAPTER,
+)
+FRESH = Rule(
+    "Another seed, or another place in the output, draws anew.",
+    "Else all answers to a prompt are the same, or a text repeats one random choice.",
+    CHAPTER,
+)
+AS_ASKED = Rule(
+    "Penalties, biases, bans and log-probabilities are those that the row asks for.",
+    "They are part of the API: what is accepted must be done.",
+    CHAPTER,
+)
+SOUND = Rule(
+    "A row with a NaN gets NO_TOKEN, and harms no other.",
+    "Its request ends with an error; the others must not notice.",
+    CHAPTER,
+)
+
+RANDOM: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"top_k": 1},
+    {"top_k": 2},
+    {"top_p": 0.5},
+    {"min_p": 0.3},
+    {"temperature": 0.5},
+    {"temperature": 2.0, "top_k": 3, "top_p": 0.8, "min_p": 0.05},
+)
+GREEDILY: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"logit_bias": {1: 3.0}},
+    {"allowed_token_ids": [0, 2]},
+    {"repetition_penalty": 3.0},
+    {"presence_penalty": 2.0, "frequency_penalty": 0.5},
+    {"logprobs": 2},
+)
+LOGITS = ((0.0, 2.0, 0.5, 1.0), (0.0, 1.0, 1.0, 0.0), (3.0, -INF, 0.0, -1.0), (0.0, 0.0, 0.0, 0.0))
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of logits, and whose it is."""
+
+    logits: tuple[float, ...]
+    params: Mapping[str, Any]
+    seed: int
+
+    def request(self, num_output: int = 1) -> Request:
+        """The request, with one token of prompt and so many of output."""
+        tokens = array("i", [3] + [1] * num_output)
+        params = SamplingParams(max_tokens=None, **self.params)
+        # One token is pending: that which is sampled.
+        return Request("r", tokens, 1, params, 0, seed=self.seed, num_pending_tokens=1)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.params.items())
+        numbers = ", ".join(f"{number:g}" for number in self.logits)
+        return f"logits [{numbers}]; seed={self.seed}{options and f', {options}'}"
+
+
+def check_sampler(make: Callable[[], Sampler], *, examples: int = 80) -> Lesson | None:
+    """Hold a sampler to its rules; ``make()`` gives one."""
+
+    def run(rows: list[Row], history: History) -> None:
+        _check_rows(make(), rows, history)
+
+    def shorter(rows: list[Row]) -> Iterator[list[Row]]:
+        return (each for each in shorter_lists(rows) if each)
+
+    lesson = find_lesson(_cases(), run, examples=examples, shorter=shorter)
+    return (
+        lesson
+        or find_mistake(lambda history: _check_draws(make(), history))
+        or find_mistake(lambda history: _check_broken_row(make(), history))
+    )
+
+
+def _cases() -> "SearchStrategy[list[Row]]":
+    from hypothesis import strategies as st
+
+    greedy = [{"temperature": 0, **params} for params in GREEDILY]
+    row = st.builds(
+        Row,
+        st.sampled_from(LOGITS),
+        st.sampled_from([*greedy, *RANDOM]),
+        st.sampled_from([0, 1, 2, 3, 12345]),
+    )
+    return st.lists(row, min_size=1, max_size=5)
+
+
+def _draw(sampler: Sampler, rows: Sequence[Row], num_output: int = 1) -> list[int]:
+    logits = torch.tensor([row.logits for row in rows])
+    return list(sampler(logits, [row.request(num_output) for row in rows]).token_ids)
+
+
+def _check_rows(sampler: Sampler, rows: list[Row], history: History) -> None:
+    for index, row in enumerate(rows):
+        history.note(f"row {index}: {row}")
+    history.note("sampler(logits, rows).token_ids")
+    together = _draw(sampler, rows)
+    history.lines[-1] += f" -> {together}"
+    for index, row in enumerate(rows):
+        name = f"row {index} gets token {together[index]}"
+        if row.params.get("temperature") == 0:
+            _check_greedy(row, together[index], name)
+        elif plain_probabilities(row.logits, row.request().params)[together[index]] == 0:
+            left = plain_probabilities(row.logits, row.request().params).nonzero()[0].tolist()
+            raise Broken(POSSIBLE, name, f"one of {left}")
+    if _draw(sampler, rows) != together:
+        raise Broken(AGAIN, f"{together}, then something else")
+    for index, row in enumerate(rows):
+        (alone,) = _draw(sampler, [row])
+        if alone != together[index]:
+            raise Broken(ALONE, f"row {index} gets {together[index]} here, and {alone} alone")
+    _check_logprobs(sampler, rows)
+
+
+def _check_greedy(row: Row, token: int, name: str) -> None:
+    (expected,) = sample(torch.tensor([row.logits]), [row.request()]).token_ids
+    if token != expected:
+        plain = len(row.params) == 1
+        raise Broken(GREEDY if plain else AS_ASKED, name, f"token {expected}")
+
+
+def _check_logprobs(sampler: Sampler, rows: list[Row]) -> None:
+    logits = torch.tensor([row.logits for row in rows])
+    requests = [row.request() for row in rows]
+    found = sampler(logits.clone(), requests).logprobs
+    for index, row in enumerate(rows):
+        if "logprobs" not in row.params:
+            if found[index] is not None:
+                raise Broken(AS_ASKED, f"log-probabilities for row {index}", "None")
+            continue
+        expected = sample(logits[index : index + 1].clone(), [requests[index]]).logprobs[0]
+        if found[index] != expected:
+            raise Broken(AS_ASKED, f"row {index}: {found[index]}", f"{expected}")
+
+
+def _check_broken_row(sampler: Sampler, history: History) -> None:
+    rows = [Row(logits, {}, 5) for logits in LOGITS]
+    expected = [NO_TOKEN, *_draw(sampler, rows)]
+    rows.insert(0, Row((float("nan"),) * len(LOGITS[0]), {}, 5))
+    for index, row in enumerate(rows):
+        history.note(f"row {index}: {row}")
+    logits = torch.tensor([row.logits for row in rows])
+    found = list(sampler(logits, [row.request() for row in rows]).token_ids)
+    if found != expected:
+        raise Broken(SOUND, f"token_ids={found}", f"token_ids={expected}")
+
+
+def _check_draws(sampler: Sampler, history: History) -> None:
+    """Frequencies over many seeds. They are fixed: a sampler passes or fails for good."""
+    for params in RANDOM:
+        row = Row((0.0, 2.0, 0.5, 1.0, -1.0, 1.7), params, 0)
+        history.lines = [f"{row}, and all other seeds below {DRAWS}"]
+        tokens = _draw(sampler, [replace(row, seed=seed) for seed in range(DRAWS)])
+        for seed, token in enumerate(tokens[:10]):
+            if _draw(sampler, [replace(row, seed=seed)]) != [token]:
+                raise Broken(ALONE, f"seed {seed} gives another token alone than among the others")
+        expected = plain_probabilities(row.logits, row.request().params)
+        found = np.bincount(tokens, minlength=len(expected)) / DRAWS
+        # Of a million right samplers one is further away than five standard deviations.
+        allowed = 5 * np.sqrt(expected * (1 - expected) / DRAWS)
+        if (abs(found - expected) > allowed).any():
+            raise Broken(OFTEN, f"shares {_rounded(found)}", f"about {_rounded(expected)}")
+    row = Row((0.0,) * 50, {}, 7)
+    history.lines = [f"one row of 50 equal logits, seed={row.seed}, at 60 places in its output"]
+    places = {_draw(sampler, [row], num_output)[0] for num_output in range(60)}
+    if len(places) < 20:
+        raise Broken(FRESH, f"{len(places)} different tokens", "more than 20")
+
+
+def _rounded(shares: "npt.NDArray[np.float64]") -> list[float]:
+    return [round(float(share), 3) for share in shares]
+
+
+def plain_probabilities(
+    logits: Sequence[float] | torch.Tensor, params: SamplingParams
+) -> "npt.NDArray[np.float64]":
+    """The distribution after temperature, min_p, top_k and top_p, token by token; ``[V]``."""
+    scaled = np.asarray(logits, np.float64) / params.temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    probs[probs < params.min_p * probs.max()] = 0
+    order = sorted(range(len(probs)), key=lambda i: (-probs[i], i))
+    if params.top_k > 0:
+        probs[order[params.top_k :]] = 0
+    total, sum_before = probs.sum(), 0.0
+    for token in order:
+        if sum_before >= params.top_p * total:
+            probs[token] = 0
+        sum_before += probs[token]
+    share: npt.NDArray[np.float64] = probs / probs.sum()
+    return share

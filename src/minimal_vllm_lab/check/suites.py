@@ -1,0 +1,75 @@
+"""Which check is for which part of the engine."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minimal_vllm.plugin import Part, load_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from minimal_vllm_lab.check.lesson import Lesson
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a part is, and how it is checked."""
+
+    what: str
+    find: "Callable[[], tuple[type, Callable[[Any], Lesson | None]]]"
+    """Its interface, and the check of a class. Called when it is needed: some import torch."""
+
+    def check(self, part: Part) -> "Lesson | None":
+        """Check a class.
+
+        Raises:
+            ValueError: it can't be found, or lacks methods.
+            ModuleNotFoundError: Hypothesis is not installed.
+        """
+        interface, check = self.find()
+        return check(load_class(part, interface))
+
+
+def _scheduler() -> "tuple[type, Callable[[Any], Lesson | None]]":
+    from minimal_vllm.engine.scheduler import Scheduler
+    from minimal_vllm_lab.check.scheduler import check_scheduler
+
+    return Scheduler, check_scheduler
+
+
+def _block_pool() -> "tuple[type, Callable[[Any], Lesson | None]]":
+    from minimal_vllm.cache.block_pool import BlockPool
+    from minimal_vllm_lab.check.pool import check_pool
+
+    return BlockPool, check_pool
+
+
+def _eviction_policy() -> "tuple[type, Callable[[Any], Lesson | None]]":
+    from minimal_vllm.cache.eviction import EvictionStrategy
+    from minimal_vllm_lab.check.eviction import check_eviction
+
+    return EvictionStrategy, check_eviction
+
+
+def _attention_backend() -> "tuple[type, Callable[[Any], Lesson | None]]":
+    from minimal_vllm.attention.backend import Attention
+    from minimal_vllm_lab.check.attention import check_attention
+
+    return Attention, check_attention
+
+
+def _sampler() -> "tuple[type, Callable[[Any], Lesson | None]]":
+    from minimal_vllm.sampling.sampler import Sampler
+    from minimal_vllm_lab.check.sampler import check_sampler
+
+    return Sampler, check_sampler
+
+
+SUITES = {
+    "scheduler": Suite("a scheduler", _scheduler),
+    "block_pool": Suite("a block pool", _block_pool),
+    "eviction_policy": Suite("an eviction strategy", _eviction_policy),
+    "attention_backend": Suite("an attention backend", _attention_backend),
+    "sampler": Suite("a sampler", _sampler),
+}
+"""By the engine's options that put a class in place of the built-in one."""

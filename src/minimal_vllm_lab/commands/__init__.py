@@ -1,0 +1,1 @@
+"""The commands that study the engine; ``pyproject.toml`` registers them as entry points."""

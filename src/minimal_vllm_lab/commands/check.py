@@ -1,0 +1,62 @@
+"""``minimal-vllm check``: does a class of the user's keep to what the engine relies on?"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from minimal_vllm.cli.errors import Failure
+from minimal_vllm_lab.check.suites import SUITES
+
+STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
+
+
+@click.command(short_help="Test a scheduler, pool, … of your own.")
+@click.option("--scheduler", metavar="FILE.py:CLASS", help="A scheduler.")
+@click.option("--block-pool", metavar="FILE.py:CLASS", help="A block pool.")
+@click.option("--eviction-policy", metavar="FILE.py:CLASS", help="An eviction strategy.")
+@click.option("--attention-backend", metavar="FILE.py:CLASS", help="An attention backend.")
+@click.option("--sampler", metavar="FILE.py:CLASS", help="A sampler.")
+@click.pass_context
+def check(ctx: click.Context, /, **parts: str | None) -> None:
+    """Play random traffic against classes that are to take the engine's parts.
+
+    What goes wrong is shown as the shortest history that leads there. Ends with 1 if anything does.
+    """
+    given = {name: part for name, part in parts.items() if part}
+    if not given:
+        raise click.UsageError("Name a class, such as --scheduler my_file.py:MyScheduler.")
+    has_failed = False
+    for name, part in given.items():
+        with searching():
+            lesson = SUITES[name].check(part)
+        if lesson is None:
+            click.echo(f"✓ {part} does all that the engine asks of {SUITES[name].what}.")
+        else:
+            has_failed = True
+            click.echo("\n".join([f"{part}, as {SUITES[name].what}:", "", *lesson.lines()]))
+    ctx.exit(int(has_failed))
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """For what searches with Hypothesis: it keeps its notes out of the user's folder.
+
+    Raises:
+        Failure: Hypothesis is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = os.environ.setdefault(STORAGE, folder)
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if error.name != "hypothesis":
+                raise
+            raise Failure(
+                "checks need hypothesis, which is not installed: pip install 'minimal-vllm[learn]'"
+            ) from error
+        finally:
+            if chosen == folder:
+                del os.environ[STORAGE]

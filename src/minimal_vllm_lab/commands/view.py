@@ -1,0 +1,111 @@
+"""``minimal-vllm view``: watch an engine in the browser, live or from a trace."""
+
+import asyncio
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from minimal_vllm.cli.options import FieldOption, SectionedCommand, field_options, given_options
+from minimal_vllm.cli.serve import (
+    NOT_FOR_A_SERVER,
+    address_of,
+    import_server,
+    log_to_stderr,
+    run_service,
+)
+from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm_lab.commands.trace import TRACE
+from minimal_vllm_lab.view.extension import View
+from minimal_vllm_lab.view.traffic_settings import TrafficSettings
+
+if TYPE_CHECKING:
+    from socket import socket
+
+SMALL = {
+    "num_gpu_blocks_override": 32,
+    "max_model_len": 256,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 48,
+}
+"""A pool and a budget that are too small, so that one sees what happens then."""
+
+
+@trace_options
+@field_options(EngineConfig, without=NOT_FOR_A_SERVER, defaults=SMALL)
+@field_options(TrafficSettings, heading="Demo traffic")
+@click.command(cls=SectionedCommand, short_help="Watch the engine at work, in the browser.")
+@click.argument("trace_file", metavar="[TRACE]", required=False, type=TRACE)
+@click.option("--model", help="The model to run; without it, the small built-in one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="The port; 0, the default: a free one."
+)
+@click.option(
+    "--steps-per-second",
+    type=click.FloatRange(min=0.02, max=1000),
+    default=4.0,
+    show_default=True,
+    help="How fast the engine steps at first.",
+)
+@click.option("--browser/--no-browser", default=True, help="Open the page in the browser.")
+@click.pass_context
+def view(ctx: click.Context, /, trace_file: Path | None, browser: bool, **_: Any) -> None:
+    """Show an engine at work on demo traffic, or what --trace has recorded in TRACE."""
+    run = import_server("view")
+    if trace_file:
+        _refuse_engine_options(ctx)
+    show = _replay if trace_file else _live
+    show(ctx, lambda: run.bind(ctx.params["host"], ctx.params["port"]), browser)
+
+
+def _live(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> None:
+    from minimal_vllm.server.pace import PaceState
+    from minimal_vllm.server.run import make_service
+
+    log_to_stderr()
+    listener = bind()
+    writers = open_writers(ctx)
+    options = {**SMALL, **given_options(ctx, EngineConfig)}
+    config = ServerConfig(host=ctx.params["host"], view=True)
+    view = View()
+    service = make_service(config, ctx.params["model"], writers, view, **options)
+    begin_traces(writers, service.llm)
+    view.make_traffic(TrafficSettings(**given_options(ctx, TrafficSettings)))
+    view.pace.change(PaceState(interval=1 / ctx.params["steps_per_second"]))
+    run_service(service, listener, lambda: _announce(listener, browser))
+
+
+def _replay(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> None:
+    from minimal_vllm_lab.view.replay import check_trace, replay_server
+
+    path: Path = ctx.params["trace_file"]
+    click.echo(f"{path}: {check_trace(path):,} steps")
+    listener = bind()
+    listener.listen()  # so that the browser can connect, and waits
+    _announce(listener, browser)
+    asyncio.run(replay_server(path).serve([listener]))
+
+
+def _refuse_engine_options(ctx: click.Context) -> None:
+    """A trace is what it is."""
+    without_effect = [
+        param.opts[0]
+        for param in ctx.command.params
+        if (isinstance(param, FieldOption) or param.name in ("model", "trace", "steps_per_second"))
+        and ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if without_effect:
+        raise click.UsageError(f"{without_effect[0]} is for a live engine, not for a trace.")
+
+
+def _announce(listener: "socket", browser: bool) -> None:
+    url = f"{address_of(listener)}/view"
+    click.echo(f"The view is at {url} (Ctrl-C ends it)")
+    if browser:
+        webbrowser.open(url)

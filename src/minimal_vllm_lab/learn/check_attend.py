@@ -1,0 +1,69 @@
+"""The check of kv-cache: new tokens over a context, whole and token by token."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from minimal_vllm_lab.check.attention import Attend, Case, compare, on_dense
+from minimal_vllm_lab.check.lesson import Lesson, Rule
+from minimal_vllm_lab.check.paged_case import make_case
+from minimal_vllm_lab.check.search import History, find_lesson
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+SAME = Rule(
+    "attend gives softmax(q k^T * scale) v, in which each token sees itself and those before it.",
+    "It is what the model was trained with: anything else gives another text.",
+    "02-kv-cache",
+)
+STEP_BY_STEP = Rule(
+    "A text token by token gives what it gives whole.",
+    "That is all that a cache of keys and values may do: save work.",
+    "02-kv-cache",
+)
+
+
+def check_attend(module: ModuleType) -> Lesson | None:
+    """Hold ``attend`` to plain attention."""
+    attend: Attend = module.attend
+
+    def run(case: Case, history: History) -> None:
+        ((cached, new),) = case.lengths
+        history.note(
+            f"{case.heads[0]} query heads, {case.heads[1]} kv heads, head_dim {case.head_dim}, "
+            f"window {case.window}"
+        )
+        history.note(f"{cached} tokens in the cache, {new} new")
+        dense = make_case(case.lengths, heads=case.heads, head_dim=case.head_dim)
+        whole = on_dense(attend, dense, case.window)
+        compare(whole, dense, case, SAME)
+        for position in range(cached, cached + new):
+            history.note(f"now the token at position {position} alone, {position} in the cache")
+            single = replace(case, lengths=((position, 1),))
+            dense = make_case(single.lengths, heads=case.heads, head_dim=case.head_dim)
+            compare(on_dense(attend, dense, case.window), dense, single, STEP_BY_STEP)
+            history.lines.pop()
+
+    return find_lesson(_cases(), run, examples=100, shorter=_shorter)
+
+
+def _cases() -> "SearchStrategy[Case]":
+    from hypothesis import strategies as st
+
+    return st.builds(
+        Case,
+        st.tuples(st.tuples(st.integers(0, 9), st.integers(1, 9))),
+        st.sampled_from([(1, 1), (2, 1), (4, 2), (2, 2)]),
+        st.sampled_from([2, 4, 16]),
+        st.just(16),
+        st.sampled_from([None, None, 1, 3]),
+    )
+
+
+def _shorter(case: Case) -> Iterator[Case]:
+    ((cached, new),) = case.lengths
+    for fewer in ((cached - 1, new), (cached, new - 1)):
+        if fewer[0] >= 0 and fewer[1] >= 1:
+            yield replace(case, lengths=(fewer,))

@@ -1,0 +1,134 @@
+"""The check of the sampler: which tokens each filter leaves, and which one is drawn."""
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimal_vllm.sampling import filters
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request
+from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.search import History, find_lesson
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+NEVER = -inf
+CHAPTER = "10-sampling"
+OPTIONS: Mapping[str, tuple[float, ...]] = {
+    "min_p": (0.0, 0.1, 0.5, 1.0),
+    "top_k": (0, 1, 2, 3, 100),
+    "top_p": (1.0, 0.5, 0.3, 0.95, 1e-9),
+}
+KEEPS = {
+    "min_p": Rule(
+        "keep_min_p leaves out the tokens less probable than min_p times the most probable one.",
+        "Where the model is sure few are left, and where it is not many.",
+        CHAPTER,
+    ),
+    "top_k": Rule(
+        "keep_top_k leaves the top_k most probable tokens; of equals the first in the vocabulary.",
+        "If k is 1 the choice must be that of temperature 0.",
+        CHAPTER,
+    ),
+    "top_p": Rule(
+        "keep_top_p leaves the fewest most probable tokens that have top_p of the probability.",
+        "A token stays if those before it have less than top_p: so one stays always, and the one "
+        "that reaches top_p is the last.",
+        CHAPTER,
+    ),
+}
+IN_PLACE = Rule(
+    "What stays is as it was, and so are the rows that do not ask for the filter.",
+    "The rows of a batch have different parameters.",
+    CHAPTER,
+)
+DRAWS = Rule(
+    "draw gives the first token up to which the probabilities sum to more than the number.",
+    "So each token is drawn as often as its probability says, and one of probability 0 never.",
+    CHAPTER,
+)
+Case = list[tuple[tuple[float, ...], dict[str, float]]]
+"""Rows: shifted logits, and parameters."""
+
+
+def check_filters(module: ModuleType) -> Lesson | None:
+    """Compare the filters and ``draw`` with the engine's, and with their definition."""
+
+    def run(case: Case, history: History) -> None:
+        for index, (logits, params) in enumerate(case):
+            options = ", ".join(f"{name}={value:g}" for name, value in params.items())
+            history.note(f"row {index}: shifted {list(logits)}, {options}")
+        for name in OPTIONS:
+            _check_filter(module, name, case, history)
+        history.lines = history.lines[: len(case)]
+        _check_draw(module.draw, case, history)
+
+    return find_lesson(_cases(), run, examples=200)
+
+
+def _cases() -> "SearchStrategy[Case]":
+    from hypothesis import strategies as st
+
+    logit = st.sampled_from([0.0, -1.0, NEVER, -0.5])
+    drawn = st.lists(logit, min_size=4, max_size=4).map(lambda rest: (*rest, 0.0))
+    # Of two, or four, equal ones half are half of the probability, without rounding.
+    equal = st.sampled_from([(0.0, 0.0, NEVER, NEVER, NEVER), (0.0, 0.0, NEVER, 0.0, 0.0)])
+    logits = st.one_of(drawn, drawn, equal)
+    params = st.fixed_dictionaries(
+        {name: st.sampled_from(values) for name, values in OPTIONS.items()}
+    )
+    return st.lists(st.tuples(logits, params), min_size=1, max_size=3)
+
+
+def _requests(case: Case) -> list[Request]:
+    params: list[Any] = [each for _, each in case]
+    return [
+        Request(str(i), array("i", [0]), 1, SamplingParams(**each), i)
+        for i, each in enumerate(params)
+    ]
+
+
+def _check_filter(module: ModuleType, name: str, case: Case, history: History) -> None:
+    shifted = torch.tensor([logits for logits, _ in case])
+    found, expected = shifted.clone(), shifted.clone()
+    requests = _requests(case)
+    history.lines = [*history.lines[: len(case)], f"keep_{name}(shifted, rows)"]
+    keep: Callable[[Tensor, Sequence[Request]], None] = getattr(module, f"keep_{name}")
+    keep(found, requests)
+    getattr(filters, f"keep_{name}")(expected, requests)
+    for index in range(len(case)):
+        left, right = _left(found[index]), _left(expected[index])
+        if left != right:
+            raise Broken(KEEPS[name], f"row {index}: tokens {left} are left", f"{right}")
+    if not torch.equal(found, expected):
+        raise Broken(IN_PLACE, f"{found.tolist()}", f"{expected.tolist()}")
+
+
+def _left(row: Tensor) -> list[int]:
+    return (row > NEVER).nonzero()[:, 0].tolist()
+
+
+def _check_draw(draw: Callable[[Tensor, Any], Tensor], case: Case, history: History) -> None:
+    shifted = torch.tensor([logits for logits, _ in case])
+    probabilities = shifted.double().softmax(-1)
+    for token in range(shifted.shape[1]):
+        # In the middle of the token's share of [0, 1), where rounding can't matter.
+        before = probabilities[:, :token].sum(dim=-1)
+        middle = (before + probabilities[:, token] / 2).numpy()
+        drawn = draw(shifted.clone(), middle)
+        for index in range(len(case)):
+            if probabilities[index, token] > 0 and int(drawn[index]) != token:
+                history.note(f"draw(shifted, uniforms={np.round(middle, 3).tolist()})")
+                shares = [round(each, 3) for each in probabilities[index].tolist()]
+                raise Broken(
+                    DRAWS,
+                    f"row {index}: token {int(drawn[index])}",
+                    f"token {token}: the probabilities are {shares}",
+                )

@@ -1,0 +1,91 @@
+"""The checks of the kernels: on the GPU if there is one, or in Triton's interpreter."""
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minimal_vllm_lab.check.attention import check_attention
+from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.search import History, find_lesson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hypothesis.strategies import SearchStrategy
+
+MERGED = Rule(
+    "Attention over the parts, merged, is attention over the whole.",
+    "How a context is cut depends on the GPU and on who else is there; an answer must not.",
+    "12-shared-prefix",
+)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HEADS, DIMS = 2, 4
+
+
+def check_decode_kernel(module: ModuleType) -> Lesson | None:
+    """Hold ``MyAttention``, which launches the kernel, to the reference."""
+    return check_attention(module.MyAttention, device=DEVICE, examples=25, only_decodes=True)
+
+
+def check_merge(module: ModuleType) -> Lesson | None:
+    """Hold ``merge_parts`` to attention over everything."""
+    merge_parts: Callable[[Tensor, Tensor], Tensor] = module.merge_parts
+
+    def run(case: tuple[list[int], float], history: History) -> None:
+        lengths, size = case
+        history.note(f"{HEADS} query heads of {DIMS} dimensions; parts of {lengths} keys")
+        history.note(f"scores of a size of about {size:g}")
+        generator = torch.Generator().manual_seed(sum(lengths))
+        scores = torch.randn(HEADS, sum(lengths), generator=generator) * size  # to the base 2
+        values = torch.randn(sum(lengths), DIMS, generator=generator)
+        parts = list(
+            zip(torch.split(scores, lengths, dim=1), torch.split(values, lengths), strict=True)
+        )
+        outs = torch.stack([_softmax2(score) @ value for score, value in parts])
+        lses = torch.stack([_log2_sum(score) for score, _ in parts])
+        for head, lse in enumerate(lses.T):
+            history.note(f"lse of the parts, head {head}: {_rounded(lse)}")
+        found = merge_parts(outs.to(DEVICE), lses.to(DEVICE)).cpu()
+        _compare(found, _softmax2(scores) @ values, outs, lengths)
+
+    return find_lesson(_cases(), run, examples=40)
+
+
+def _cases() -> "SearchStrategy[tuple[list[int], float]]":
+    from hypothesis import strategies as st
+
+    lengths = st.lists(st.sampled_from([1, 2, 7]), min_size=1, max_size=5)
+    return st.tuples(lengths, st.sampled_from([1.0, 10.0, 200.0]))
+
+
+def _softmax2(scores: Tensor) -> Tensor:
+    return (scores * torch.log(torch.tensor(2.0))).softmax(-1)
+
+
+def _log2_sum(scores: Tensor) -> Tensor:
+    two = torch.log(torch.tensor(2.0))
+    return (scores * two).logsumexp(-1) / two
+
+
+def _compare(found: Tensor, expected: Tensor, outs: Tensor, lengths: list[int]) -> None:
+    if torch.allclose(found, expected, atol=1e-4):
+        return
+    weights = torch.tensor(lengths) / sum(lengths)
+    mistakes = {
+        "all parts count the same, whatever their lse": outs.mean(0),
+        "parts count by their number of keys": (outs * weights[:, None, None]).sum(0),
+        "only the last part counts": outs[-1],
+        "only the first part counts": outs[0],
+    }
+    names = [name for name, wrong in mistakes.items() if torch.allclose(found, wrong, atol=1e-4)]
+    hint = f"\nJust this comes out if {', or if '.join(names)}." if names else ""
+    head = int((found - expected).abs().amax(dim=1).nan_to_num(torch.inf).argmax())
+    raise Broken(
+        MERGED, f"head {head} gives {_rounded(found[head])}{hint}", f"{_rounded(expected[head])}"
+    )
+
+
+def _rounded(row: Tensor) -> list[float]:
+    return [round(number, 4) for number in row.tolist()]

@@ -1,0 +1,128 @@
+"""The check of block-table: the formula for slots, one token at a time."""
+
+from array import array
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from minimal_vllm.attention.metadata import AttentionMetadata
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request
+from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.search import History, find_lesson
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+CHAPTER = "04-block-tables"
+PADDED = Rule(
+    "Each request's blocks stand in its row, behind them zeros; the numbers are int32.",
+    "A kernel gets one array for all requests.",
+    CHAPTER,
+)
+SLOT = Rule(
+    "slot = table[position // block_size] * block_size + position % block_size",
+    "A token whose key is written anywhere else overwrites another's, and is not found again.",
+    CHAPTER,
+)
+WRITTEN = Rule(
+    "Each token's key and value are in its slot, for all kv heads, and nothing else has changed.",
+    "All attention from now on reads them there.",
+    CHAPTER,
+)
+Case = tuple[int, list[tuple[int, int]]]
+"""The block size, and each request's computed and new tokens."""
+
+
+def check_tables(module: ModuleType) -> Lesson | None:
+    """Compare ``pad_block_tables``, ``slots`` and ``write_to_cache`` with loops."""
+
+    def run(case: Case, history: History) -> None:
+        block_size, lengths = case
+        tables = _tables(block_size, lengths)
+        history.note(f"block_size = {block_size}")
+        for table, (cached, new) in zip(tables, lengths, strict=True):
+            history.note(f"block table {table}: {cached} tokens are computed, {new} are new")
+        padded = _check_padding(module, tables, history)
+        found = _check_slots(module, padded, tables, case, history)
+        _check_writing(module, found, block_size)
+
+    return find_lesson(_cases(), run, examples=100)
+
+
+def _cases() -> "SearchStrategy[Case]":
+    from hypothesis import strategies as st
+
+    lengths = st.tuples(st.sampled_from([0, 3, 4, 5, 8]), st.sampled_from([1, 2, 4, 9]))
+    return st.tuples(st.sampled_from([4, 1, 16]), st.lists(lengths, min_size=1, max_size=4))
+
+
+def _tables(block_size: int, lengths: list[tuple[int, int]]) -> list[list[int]]:
+    """Blocks in an order that is not that of their numbers, and of which some are left out."""
+    needed = [-(-(cached + new) // block_size) for cached, new in lengths]
+    ids = [(5 * index + 2) % 97 for index in range(sum(needed))]
+    return [[ids.pop() for _ in range(count)] for count in needed]
+
+
+def _check_padding(module: ModuleType, tables: list[list[int]], history: History) -> Any:
+    params = SamplingParams()
+    requests = [Request(str(i), array("i", [0]), 1, params, i) for i in range(len(tables))]
+    for request, table in zip(requests, tables, strict=True):
+        request.block_table.extend(table)
+    history.note("pad_block_tables(requests)")
+    padded = module.pad_block_tables(requests)
+    width = max(map(len, tables))
+    expected = [table + [0] * (width - len(table)) for table in tables]
+    if np.asarray(padded).tolist() != expected:
+        raise Broken(PADDED, f"{np.asarray(padded).tolist()}", f"{expected}")
+    if padded.dtype != np.int32:
+        raise Broken(PADDED, f"numbers of {padded.dtype}", "int32")
+    return padded
+
+
+def _check_slots(
+    module: ModuleType, padded: Any, tables: list[list[int]], case: Case, history: History
+) -> list[int]:
+    block_size, lengths = case
+    tokens = [
+        (row, position)
+        for row, (cached, new) in enumerate(lengths)
+        for position in range(cached, cached + new)
+    ]
+    rows, positions = (np.array(each) for each in zip(*tokens, strict=True))
+    history.note(
+        f"slots(padded, row={rows.tolist()}, positions={positions.tolist()}, {block_size})"
+    )
+    found = module.slots(padded, rows, positions, block_size)
+    expected = [
+        tables[row][position // block_size] * block_size + position % block_size
+        for row, position in tokens
+    ]
+    if np.asarray(found).tolist() != expected:
+        raise Broken(SLOT, f"{np.asarray(found).tolist()}", f"{expected}")
+    if found.dtype != np.int64:
+        raise Broken(SLOT, f"numbers of {found.dtype}", "int64: a large cache has many slots")
+    return expected
+
+
+def _check_writing(module: ModuleType, slots: list[int], block_size: int) -> None:
+    shape = (max(slots) // block_size + 2, 2, block_size, 3)
+    cache = LayerCache(torch.zeros(shape), torch.zeros(shape))
+    expected = LayerCache(torch.zeros(shape), torch.zeros(shape))
+    k, v = torch.rand(2, len(slots), 2, 3, generator=torch.Generator().manual_seed(0)) + 1
+    for token, slot in enumerate(slots):
+        expected.key[slot // block_size, :, slot % block_size] = k[token]
+        expected.value[slot // block_size, :, slot % block_size] = v[token]
+    module.write_to_cache(k, v, cache, AttentionMetadata(torch.tensor(slots)))
+    for name, found, right in zip(("key", "value"), cache, expected, strict=True):
+        wrong = (found != right).any(dim=-1).any(dim=1).nonzero().tolist()
+        if wrong:
+            block, offset = wrong[0]
+            raise Broken(
+                WRITTEN,
+                f"cache.{name}[{block}, :, {offset}] is {found[block, :, offset].tolist()}",
+                f"{right[block, :, offset].tolist()}",
+            )

@@ -1,0 +1,257 @@
+"""The exercises, in the order of the course."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minimal_vllm_lab.check.lesson import Lesson
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Something to write, and how it is checked."""
+
+    name: str
+    chapter: str
+    """The page of the course that it belongs to."""
+    title: str
+    check: "Callable[[ModuleType], Lesson | None]"
+    parts: Mapping[str, str]
+    """What is to be written, and what in the package does the same: ``module:name``. Where it says
+    nothing, the engine does not do it."""
+    run: tuple[str, ...] = ()
+    """The command that runs the engine with it, in which ``{file}`` is the learner's."""
+    needs_triton: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """What the learner's file is called."""
+        return self.name.replace("-", "_") + ".py"
+
+    @property
+    def starter(self) -> str:
+        """The text of the file to begin with."""
+        folder = files("minimal_vllm_lab.learn.starters")
+        return folder.joinpath(self.file_name).read_text(encoding="utf-8")
+
+
+# What checks need, torch above all, is imported when one is run.
+
+
+def _function(place: str) -> "Callable[[ModuleType], Lesson | None]":
+    """The check that is ``module:function`` in this folder."""
+
+    def check(module: ModuleType) -> "Lesson | None":
+        file, _, name = place.partition(":")
+        lesson: Lesson | None = getattr(import_module(f"minimal_vllm_lab.learn.{file}"), name)(
+            module
+        )
+        return lesson
+
+    return check
+
+
+def _pool(module: ModuleType) -> "Lesson | None":
+    from minimal_vllm_lab.check.pool import check_pool
+
+    return check_pool(module.MyPool)
+
+
+def _eviction(module: ModuleType) -> "Lesson | None":
+    from minimal_vllm_lab.check.eviction import check_eviction
+
+    return check_eviction(module.MyLRU, least_recently_used=True)
+
+
+def _scheduler(module: ModuleType) -> "Lesson | None":
+    from minimal_vllm.engine.scheduler import Scheduler
+    from minimal_vllm_lab.check.scheduler import check_scheduler
+
+    return check_scheduler(module.MyScheduler, like=Scheduler)
+
+
+def _attention(module: ModuleType) -> "Lesson | None":
+    from minimal_vllm_lab.check.attention import check_attention
+
+    return check_attention(module.MyAttention)
+
+
+POOL = "minimal_vllm.cache.block_pool:BlockPool"
+LRU = "minimal_vllm.cache.eviction:LRU"
+SCHEDULER = "minimal_vllm.engine.scheduler:Scheduler"
+MODEL = "minimal_vllm.model.config:ModelConfig"
+REFERENCE = "minimal_vllm.attention.reference"
+FILTERS = "minimal_vllm.sampling.filters"
+KERNELS = "minimal_vllm.attention.kernels"
+DETOKENIZER = "minimal_vllm.text.detokenizer:Detokenizer"
+METHODS = ("__init__", "insert", "remove", "evict", "in_order", "__contains__", "__len__")
+"""Of an eviction strategy."""
+
+EXERCISES = {
+    exercise.name: exercise
+    for exercise in (
+        Exercise(
+            "bytes-and-flops",
+            "01-one-step",
+            "what a step reads and computes",
+            _function("check_costs:check_costs"),
+            {
+                "MyModel.num_parameters": f"{MODEL}.num_parameters",
+                "MyModel.kv_bytes_per_token": f"{MODEL}.kv_bytes_per_token",
+                "MyCostModel._matmul": "minimal_vllm_lab.sim.cost_model:RooflineCostModel._matmul",
+            },
+        ),
+        Exercise(
+            "kv-cache",
+            "02-kv-cache",
+            "attention of new tokens over all before them",
+            _function("check_attend:check_attend"),
+            {"attend": f"{REFERENCE}:attend"},
+        ),
+        Exercise(
+            "allocate-and-free",
+            "03-paging",
+            "hand out blocks, and take them back",
+            _pool,
+            {
+                "MyPool.allocate": f"{POOL}.allocate",
+                "MyPool.release": f"{POOL}.release",
+            },
+            ("view", "--block-pool", "{file}:MyPool"),
+        ),
+        Exercise(
+            "block-table",
+            "04-block-tables",
+            "from a position in a text to a place in memory",
+            _function("check_tables:check_tables"),
+            {
+                "pad_block_tables": "minimal_vllm.step.batch:_pad_block_tables",
+                "slots": "minimal_vllm.step.batch:slots",
+                "write_to_cache": "minimal_vllm.attention.metadata:write_to_cache",
+            },
+        ),
+        Exercise(
+            "paged-attention",
+            "05-paged-attention",
+            "attention over scattered blocks",
+            _attention,
+            {
+                "gather_pages": f"{REFERENCE}:gather_pages",
+                "MyAttention.__call__": f"{REFERENCE}:ReferenceAttention.__call__",
+            },
+            ("view", "--attention-backend", "{file}:MyAttention"),
+        ),
+        Exercise(
+            "decode-kernel",
+            "05-paged-attention",
+            "the inner step of a kernel, in Triton",
+            _function("check_kernels:check_decode_kernel"),
+            {"take_keys": f"{KERNELS}.softmax:take_keys"},
+            needs_triton=True,
+        ),
+        Exercise(
+            "prefix-hash",
+            "06-prefix-caching",
+            "find the beginning of a prompt in the cache",
+            _function("check_hashes:check_hashes"),
+            {
+                "extend_block_hashes": "minimal_vllm.cache.prefix_hash:extend_block_hashes",
+                "MyPool.find_prefix": f"{POOL}.find_prefix",
+                "MyPool.share": f"{POOL}.share",
+            },
+            ("view", "--block-pool", "{file}:MyPool"),
+        ),
+        Exercise(
+            "eviction",
+            "06-prefix-caching",
+            "forget what was used longest ago",
+            _eviction,
+            {f"MyLRU.{name}": f"{LRU}.{name}" for name in METHODS},
+            ("view", "--eviction-policy", "{file}:MyLRU"),
+        ),
+        Exercise(
+            "continuous-batching",
+            "07-continuous-batching",
+            "put the batch together anew at each step",
+            _scheduler,
+            {
+                "MyScheduler.schedule": f"{SCHEDULER}.schedule",
+                "MyScheduler.admit_waiting": f"{SCHEDULER}.admit_waiting",
+            },
+            ("view", "--scheduler", "{file}:MyScheduler"),
+        ),
+        Exercise(
+            "chunked-prefill",
+            "08-chunked-prefill",
+            "let no prompt stall those who decode",
+            _scheduler,
+            {"MyScheduler.schedule_running": f"{SCHEDULER}.schedule_running"},
+            ("view", "--scheduler", "{file}:MyScheduler"),
+        ),
+        Exercise(
+            "preemption",
+            "09-preemption",
+            "who goes when memory runs out",
+            _scheduler,
+            {
+                "MyScheduler.make_room": f"{SCHEDULER}.make_room",
+                "MyScheduler.preempt": f"{SCHEDULER}.preempt",
+            },
+            ("view", "--scheduler", "{file}:MyScheduler"),
+        ),
+        Exercise(
+            "sampler",
+            "10-sampling",
+            "from logits to a token",
+            _function("check_filters:check_filters"),
+            {
+                "keep_min_p": f"{FILTERS}:keep_min_p",
+                "keep_top_k": f"{FILTERS}:keep_top_k",
+                "keep_top_p": f"{FILTERS}:keep_top_p",
+                "draw": "minimal_vllm.sampling.draw:draw",
+            },
+        ),
+        Exercise(
+            "run-ahead",
+            "11-cuda-graphs",
+            "launch a step before the last one's tokens are there",
+            _function("check_ahead:check_ahead"),
+            {"MyEngine.step": "minimal_vllm.engine.engine:Engine.step"},
+        ),
+        Exercise(
+            "merge",
+            "12-shared-prefix",
+            "attention over a whole from its parts, in Triton",
+            _function("check_kernels:check_merge"),
+            {"merge_part": f"{KERNELS}.softmax:merge_part"},
+            needs_triton=True,
+        ),
+        Exercise(
+            "stream-text",
+            "13-serving",
+            "give out only text that is certain",
+            _function("check_stream:check_stream"),
+            {
+                f"MyDetokenizer.{name}": f"{DETOKENIZER}.{name}"
+                for name in ("_add", "_num_undecided")
+            },
+        ),
+        Exercise(
+            "beat-fcfs",
+            "14-capacity",
+            "serve in a better order than that of arrival",
+            _function("check_order:check_order"),
+            {"place": ""},
+            (
+                *("simulate", "--scheduler", "{file}:MyScheduler", "--model", "qwen3-8b"),
+                *("--gpu", "h100", "--request-rate", "10", "--num-prompts", "600"),
+                *("--input-len", "3000", "--output-len", "60"),
+                *("--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
+            ),
+        ),
+    )
+}

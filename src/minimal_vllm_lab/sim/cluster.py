@@ -1,0 +1,90 @@
+"""Replicas behind a router, driven by events: a request arrives, a step ends."""
+
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+
+from minimal_vllm_lab.sim.job import Job, SimulatedRequest, make_request
+from minimal_vllm_lab.sim.metrics import Metrics
+from minimal_vllm_lab.sim.replica import Replica
+from minimal_vllm_lab.sim.routing import Router
+
+
+class Cluster:
+    """Lets the time pass.
+
+    Memory is held for the requests on their way only: jobs are made as they arrive, and dropped
+    when they are done.
+
+    Args:
+        replicas: idle.
+        router: chooses among them.
+        metrics: told of each request that ends.
+    """
+
+    def __init__(self, replicas: list[Replica], router: Router, metrics: Metrics) -> None:
+        self._replicas = replicas
+        self._router = router
+        self._metrics = metrics
+        self._wakes: list[tuple[float, int]] = []
+        """When a replica's steps end, or an idle one gets work."""
+        self._wakes_at: list[float | None] = [None] * len(replicas)
+        """The one entry of a replica's in ``_wakes`` that is valid; None: it is idle."""
+        self._follow_ups: list[tuple[float, int, Job]] = []
+        self._tie_breaker = count()
+        self._numbers = count()
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Serve all jobs, which come in the order of their arrival, and what follows on them."""
+        coming = iter(jobs)
+        upcoming = next(coming, None)
+        while True:
+            fresh = upcoming.arrival if upcoming else inf
+            following = self._follow_ups[0][0] if self._follow_ups else inf
+            wake = self._wakes[0][0] if self._wakes else inf
+            if wake < fresh and wake < following:  # who arrives just then is in the next step
+                now, index = heappop(self._wakes)
+                if now == self._wakes_at[index]:
+                    self._wake(now, index)
+            elif following < fresh:
+                self._arrive(heappop(self._follow_ups)[-1])
+            elif upcoming:
+                self._arrive(upcoming)
+                upcoming = next(coming, None)
+            else:
+                return
+
+    def _arrive(self, job: Job) -> None:
+        request = make_request(job, next(self._numbers))
+        index = self._router.choose(request)
+        replica = self._replicas[index]
+        try:
+            replica.add(request)
+        except ValueError:
+            self._metrics.add_refused()
+            return
+        self._router.loads[index] += 1
+        is_idle = self._wakes_at[index] is None
+        self._set_wake(job.arrival if is_idle else replica.cut_short(job.arrival), index)
+
+    def _set_wake(self, time: float, index: int) -> None:
+        if time != self._wakes_at[index]:
+            self._wakes_at[index] = time
+            heappush(self._wakes, (time, index))
+
+    def _wake(self, now: float, index: int) -> None:
+        replica = self._replicas[index]
+        for request in replica.end():
+            self._router.loads[index] -= 1
+            self._metrics.add_ended(request, now)
+            self._follow_up(request, now)
+        if replica.scheduler.has_work:
+            self._set_wake(replica.begin(now), index)
+        else:
+            self._wakes_at[index] = None
+
+    def _follow_up(self, request: SimulatedRequest, now: float) -> None:
+        job = request.follow_up(request.token_ids, now) if request.follow_up else None
+        if job is not None:
+            heappush(self._follow_ups, (job.arrival, next(self._tie_breaker), job))

@@ -1,0 +1,197 @@
+"""One engine on a simulated clock."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import floor, log
+from typing import TYPE_CHECKING
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.step_watch import StepTimes, StepWatch
+from minimal_vllm.step.request import Status
+from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm_lab.sim.cost_model import CostModel
+from minimal_vllm_lab.sim.job import SimulatedRequest, simulated
+from minimal_vllm_lab.sim.lazy_scheduler import LazyScheduler
+from minimal_vllm_lab.sim.load import count_shared, load_of_decodes, load_of_plan
+
+if TYPE_CHECKING:
+    from minimal_vllm.engine.scheduler_interface import SchedulerInterface
+    from minimal_vllm.step.plan import Plan
+
+BINS_PER_E = 500
+"""Inter-token latencies are counted in bins 0.2 % wide: there can be billions of them."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a replica's steps add up to."""
+
+    num_steps: int = 0
+    busy_seconds: float = 0.0
+    gaps: Counter[int] = field(default_factory=Counter)
+    """How many times between two tokens of a request are in the bin from ``e ** (b / BINS_PER_E)``
+    seconds on."""
+
+    def add_step(self, seconds: float, num_gaps: int) -> None:
+        """A step passed; so many requests got a token now, and their last one when it began."""
+        self.num_steps += 1
+        self.busy_seconds += seconds
+        if num_gaps:
+            self.add_gaps(seconds, num_gaps)
+
+    def add_gaps(self, seconds: float, count: int) -> None:
+        """So many requests waited so long between two tokens."""
+        self.gaps[floor(BINS_PER_E * log(max(seconds, 1e-9)))] += count
+
+
+class Replica:
+    """The engine's scheduler and pool; in the model's place, a cost model.
+
+    Its owner holds the clock: it lets the replica ``begin``, the time pass that it was told, and
+    the replica ``end``. In between lies one step, or several steady ones (see ``LazyScheduler``).
+
+    Args:
+        config: as the engine's scheduler's.
+        pool: empty.
+        cost_model: says how long steps take.
+        observers: called with the engine's own records, in simulated seconds. They are to see
+            every step in full, so while there are any, nobody sleeps.
+        make_scheduler: makes a scheduler of the user's, which plans every step in full.
+        cascade: whether steps of decodes alone read once what their requests share.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        cost_model: CostModel,
+        observers: Sequence[StepObserver] = (),
+        make_scheduler: "Callable[[SchedulerConfig, BlockPool], SchedulerInterface] | None" = None,
+        *,
+        cascade: bool = False,
+    ) -> None:
+        self.scheduler: SchedulerInterface
+        self._lazy: LazyScheduler | None = None
+        if make_scheduler:
+            self.scheduler = make_scheduler(config, pool)
+        else:
+            self.scheduler = self._lazy = LazyScheduler(config, pool, may_sleep=not observers)
+        self.tally = Tally()
+        self._cost_model = cost_model
+        self._cascade = cascade
+        self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
+        self._now = 0.0
+        self._times = StepTimes()
+        self._plan: Plan | None = None
+        self._num_asleep = 0
+        self._seconds: list[float] = []
+        """How long each step in progress takes."""
+        self._ends: list[float] = []
+        """When it ends."""
+        self._was_idle = True
+        """Whether nothing ran just before the step in progress."""
+
+    def add(self, request: SimulatedRequest) -> None:
+        """Let a request wait that has just arrived, be it that a step is in progress.
+
+        Raises:
+            ValueError: the engine refuses it.
+        """
+        self.scheduler.add(request)
+        self._now = request.arrived
+        self._watch.note_arrived([request])
+
+    def begin(self, now: float) -> float:
+        """Go on at the time ``now`` until something must be decided; when that will be."""
+        self._now = now
+        num_steady_steps = self._lazy.count_steady_steps() if self._lazy else 0
+        if num_steady_steps:
+            self._begin_steady_steps(num_steady_steps)
+        else:
+            self._begin_step()
+        return self._ends[-1]
+
+    def cut_short(self, now: float) -> float:
+        """A request has come: begin again when the step ends that is in progress, if one is."""
+        del self._ends[bisect_left(self._ends, now) + 1 :]
+        return self._ends[-1] if self._ends else now
+
+    def end(self) -> list[SimulatedRequest]:
+        """End the steps in progress, if any; the requests that got their last token."""
+        ended = []
+        if self._plan:
+            ended = self._end_step(self._plan)
+        else:
+            self._end_steady_steps()
+        self._was_idle = not self._ends
+        self._seconds, self._ends, self._plan = [], [], None
+        return ended
+
+    def _begin_step(self) -> None:
+        self._times = self._watch.begin()
+        self._plan = plan = self.scheduler.schedule()
+        self._watch.planned(plan, self._times)
+        for request in map(simulated, plan.preempted):
+            if request.first_token_at is not None and request.stalled_since is None:
+                request.stalled_since = self._now  # when the last step ended, with its last token
+        self._num_asleep, context = self._asleep()
+        load = load_of_plan(plan, self._num_asleep, context)
+        if load.num_tokens == load.num_samples:
+            load = load.sharing(self._count_shared())
+        if self._was_idle:  # else requests are taken in while the step before runs
+            load = load._replace(admitted=sum(each.num_prompt_tokens for each in plan.admitted))
+        self._seconds = [self._cost_model.seconds(load)]
+        self._ends = [self._now + self._seconds[0]]
+
+    def _end_step(self, plan: "Plan") -> list[SimulatedRequest]:
+        self._now = now = self._ends[0]
+        self._watch.mark(self._times)
+        sampling = [simulated(request) for request in plan.sampling]
+        self.scheduler.update(plan, [request.output_token for request in sampling])
+        self._watch.end(plan, sampling, self._times)
+        num_undisturbed = self._num_asleep + len(sampling)
+        ended = []
+        for request in sampling:
+            if request.first_token_at is None:
+                request.first_token_at = now
+                num_undisturbed -= 1
+            elif request.stalled_since is not None:
+                self.tally.add_gaps(now - request.stalled_since, 1)
+                request.stalled_since = None
+                num_undisturbed -= 1
+            if request.status is Status.FINISHED:
+                ended.append(request)
+        self.tally.add_step(self._seconds[0], num_undisturbed)
+        return ended
+
+    def _begin_steady_steps(self, count: int) -> None:
+        end = self._now
+        num_requests, context = self._asleep()
+        num_shared = self._count_shared()  # until a block is full, nothing changes it
+        for _ in range(count):
+            load = load_of_decodes(num_requests, context).sharing(num_shared)
+            seconds = self._cost_model.seconds(load)
+            end += seconds
+            context += num_requests
+            self._seconds.append(seconds)
+            self._ends.append(end)
+
+    def _end_steady_steps(self) -> None:
+        if self._lazy is None:  # no step was in progress
+            return
+        for seconds, _ in zip(self._seconds, self._ends, strict=False):  # some were cut off
+            self.tally.add_step(seconds, self._lazy.num_asleep)
+        self._lazy.pass_steady_steps(len(self._ends))
+
+    def _count_shared(self) -> int:
+        """Pairs of a step in which all decode that need no reading of their own."""
+        if not self._cascade:
+            return 0
+        return count_shared(self.scheduler.running, self.scheduler.config.block_size)
+
+    def _asleep(self) -> tuple[int, int]:
+        """How many sleep, and the length of their contexts after the next step, together."""
+        return (self._lazy.num_asleep, self._lazy.asleep_context) if self._lazy else (0, 0)

@@ -1,0 +1,166 @@
+"""From a configuration to a report."""
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+
+from minimal_vllm.cache.memory import DeviceMemory
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.engine.parts import make_pool, make_scheduler
+from minimal_vllm.engine.sizing import (
+    choose_batched_tokens,
+    choose_model_len,
+    choose_scheduler_config,
+    count_fitting_blocks,
+    estimate_activations,
+)
+from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm_lab.sim.cluster import Cluster
+from minimal_vllm_lab.sim.config import SimulationConfig
+from minimal_vllm_lab.sim.cost_model import CostModel, RooflineCostModel, kv_bytes_per_token
+from minimal_vllm_lab.sim.fit import read_cost_model
+from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
+from minimal_vllm_lab.sim.hardware import CONTEXT_BYTES, GPUS, Gpu
+from minimal_vllm_lab.sim.job import Job
+from minimal_vllm_lab.sim.metrics import Metrics, Report
+from minimal_vllm_lab.sim.presets import read_model_shape
+from minimal_vllm_lab.sim.recorded import recorded_jobs
+from minimal_vllm_lab.sim.replica import Replica
+from minimal_vllm_lab.sim.routing import ROUTERS
+from minimal_vllm_lab.sim.synthetic import synthetic_jobs
+from minimal_vllm_lab.stats.arrivals import arrival_times
+from minimal_vllm_lab.stats.slo import Slo
+
+
+@dataclass(frozen=True)
+class Design:
+    """What one simulated engine is made of."""
+
+    model: ModelConfig
+    scheduler_config: SchedulerConfig
+    num_blocks: int
+    device: str
+    """As a trace names it."""
+    dtype: str
+    """Of weights and activations."""
+    engine: EngineConfig
+    """Which classes of the user's have parts in it."""
+    cost_model: CostModel
+    cascade: bool
+    """Whether decodes read once what they share."""
+
+    def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
+        """An idle engine.
+
+        Raises:
+            ValueError: a class of the user's can't be had, or does not fit.
+        """
+        return Replica(
+            self.scheduler_config,
+            make_pool(self.engine, self.num_blocks),
+            self.cost_model,
+            observers,
+            partial(make_scheduler, self.engine) if self.engine.scheduler else None,
+            cascade=self.cascade,
+        )
+
+
+def design(config: SimulationConfig) -> Design:
+    """Decide all that the engine would decide, by the engine's rules, for a GPU that isn't here.
+
+    Raises:
+        ValueError: a choice that can't be had, or a model that doesn't fit.
+    """
+    engine, gpu = config.engine, GPUS[config.fleet.gpu]
+    model = read_model_shape(engine.model, engine.revision, engine.download_dir)
+    dtype = model.dtype if engine.dtype == "auto" else engine.dtype
+    if dtype == "float32":
+        raise ValueError(
+            "the simulator knows the GPUs' 16-bit rates only, and this would run in float32: "
+            "choose dtype bfloat16"
+        )
+    itemsize = DTYPE_BYTES[dtype]
+    kv_itemsize = 1 if config.fleet.kv_cache_dtype == "fp8" else itemsize
+    model_len = choose_model_len(engine, model)
+    batched_tokens = choose_batched_tokens(engine, model_len, "cuda")
+    num_blocks = engine.num_gpu_blocks_override or _count_blocks(
+        engine, model, gpu, itemsize, kv_itemsize, batched_tokens
+    )
+    return Design(
+        model=model,
+        scheduler_config=choose_scheduler_config(engine, model_len, batched_tokens, num_blocks),
+        num_blocks=num_blocks,
+        device=f"{config.fleet.gpu} (simulated)",
+        dtype=dtype,
+        engine=engine,
+        cost_model=read_cost_model(Path(config.fleet.cost_model))
+        if config.fleet.cost_model
+        else RooflineCostModel(model, gpu, config.achieved, itemsize, kv_itemsize),
+        cascade=config.achieved.cascade,
+    )
+
+
+def make_jobs(config: SimulationConfig) -> Iterator[Job]:
+    """The workload; the same each time.
+
+    Raises:
+        ValueError: there are to be bursts, but all requests come at once.
+    """
+    traffic = config.traffic
+    if traffic.burstiness != 1 and not traffic.request_rate:
+        raise ValueError("burstiness is that of requests that come at a request_rate: give one")
+    if traffic.is_recorded:
+        return recorded_jobs(Path(traffic.workload), traffic.seed)
+    arrivals = arrival_times(traffic.request_rate or inf, traffic.burstiness, traffic.seed)
+    if traffic.workload == "synthetic":
+        return synthetic_jobs(config.synthetic, traffic.seed, arrivals)
+    requests = FIXED_WORKLOADS[traffic.workload]()
+    return (
+        Job(arrival, array("i", tokens), num_output_tokens)
+        for arrival, (tokens, num_output_tokens) in zip(arrivals, requests, strict=False)
+    )
+
+
+def simulate(
+    plan: Design,
+    config: SimulationConfig,
+    slo: Slo | None = None,
+    observers_of: Callable[[int], Sequence[StepObserver]] = lambda _: (),
+    jobs: Iterable[Job] | None = None,
+) -> Report:
+    """Run a simulation to its end.
+
+    Args:
+        plan: the engines, see ``design``.
+        config: how many of them there are, and what is asked of them.
+        slo: which requests count as good; None: nobody counts them.
+        observers_of: gives, for a replica's index, who is to see its records.
+        jobs: the requests, in the order of their arrival; None: those of the config's traffic.
+
+    Raises:
+        ValueError: there is a mistake in the workload, or in its file.
+    """
+    fleet, metrics = config.fleet, Metrics(slo)
+    replicas = [plan.make_replica(observers_of(each)) for each in range(fleet.replicas)]
+    router = ROUTERS[fleet.routing](fleet.replicas, plan.scheduler_config.block_size)
+    Cluster(replicas, router, metrics).run(make_jobs(config) if jobs is None else jobs)
+    return metrics.report(replicas)
+
+
+def _count_blocks(
+    engine: EngineConfig,
+    model: ModelConfig,
+    gpu: Gpu,
+    itemsize: int,
+    kv_itemsize: int,
+    batched_tokens: int,
+) -> int:
+    used = model.num_parameters * itemsize + CONTEXT_BYTES
+    memory = DeviceMemory("cuda", total=gpu.memory, free=gpu.memory - used, used_by_process=used)
+    activations = estimate_activations(model, itemsize, batched_tokens, engine.max_num_seqs)
+    block_bytes = engine.block_size * kv_bytes_per_token(model, kv_itemsize)
+    return count_fitting_blocks(engine, memory, activations, block_bytes)

@@ -1,0 +1,73 @@
+"""Which tokens are in the cached blocks: the pool itself knows their hashes alone."""
+
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
+from minimal_vllm.trace.step_record import (
+    AbortRecord,
+    PlanRecord,
+    Record,
+    Recorder,
+    RequestRecord,
+    ResetRecord,
+    ScheduledRecord,
+    StepRecord,
+)
+
+
+class BlockContents(Recorder):
+    """Follows the records; belongs to the engine's thread.
+
+    Attributes:
+        requests: the record of each request that has not ended.
+    """
+
+    def __init__(self, scheduler: SchedulerInterface) -> None:
+        self._scheduler = scheduler
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self.requests: dict[str, RequestRecord] = {}
+        self._tokens: dict[str, list[int]] = {}
+        self._of_hash: dict[str, tuple[int, ...]] = {}
+
+    def __call__(self, record: Record) -> None:
+        """Take in what has happened."""
+        match record:
+            case RequestRecord():
+                self.requests[record.request_id] = record
+                self._tokens[record.request_id] = list(record.prompt_token_ids)
+            case AbortRecord():
+                self._forget(record.request_id)
+            case ResetRecord():
+                self._forget_all()
+            case PlanRecord():
+                for entry in record.scheduled:
+                    self._take_entry(entry)
+            case StepRecord():
+                self._take_step(record)
+
+    def _take_entry(self, entry: ScheduledRecord) -> None:
+        tokens = self._tokens.get(entry.request_id)
+        if tokens is None:  # it ended while the step ran
+            return
+        if entry.sampled_token is not None:
+            tokens.append(entry.sampled_token)
+        size = self._scheduler.config.block_size
+        for index, block_hash in enumerate(entry.full_hashes, entry.first_full):
+            self._of_hash[block_hash] = tuple(tokens[index * size : (index + 1) * size])
+
+    def _take_step(self, record: StepRecord) -> None:
+        for entry in record.scheduled:
+            self._take_entry(entry)
+        for request_id, _ in record.finished[record.num_aborted :]:
+            self._forget(request_id)
+        if len(self._of_hash) > 2 * record.num_blocks:
+            self._of_hash = self.cached
+
+    def _forget(self, request_id: str) -> None:
+        del self.requests[request_id], self._tokens[request_id]
+
+    @property
+    def cached(self) -> dict[str, tuple[int, ...]]:
+        """The hash of each block that can be found, with its tokens."""
+        hashes = (block_hash.hex() for block_hash in self._scheduler.pool.hashes.values())
+        return {each: self._of_hash[each] for each in hashes if each in self._of_hash}

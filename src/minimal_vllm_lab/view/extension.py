@@ -1,0 +1,14 @@
+"""The view as an extension of the server; ``pyproject.toml`` registers it."""
+
+from fastapi import APIRouter
+
+from minimal_vllm_lab.view.live import LiveView
+from minimal_vllm_lab.view.routes import live_routes
+
+
+class View(LiveView):
+    """A live view with the routes of its page."""
+
+    def routes(self) -> APIRouter:
+        """Return the routes to add to the server."""
+        return live_routes(self)

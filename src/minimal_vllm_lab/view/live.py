@@ -1,0 +1,144 @@
+"""What the page needs of a running engine: its records, its pace, and something to do."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+
+from minimal_vllm.server.pace import Pace, PaceState
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.lines import Header, LineEncoder, encode_header
+from minimal_vllm.trace.step_record import Record, Recorder, StepRecord
+from minimal_vllm_lab.view.contents import BlockContents
+from minimal_vllm_lab.view.feed import Feed, Viewer
+from minimal_vllm_lab.view.snapshot import Snapshot, take_snapshot
+from minimal_vllm_lab.view.traffic import Traffic
+from minimal_vllm_lab.view.traffic_settings import TrafficSettings
+
+if TYPE_CHECKING:
+    from minimal_vllm.llm import LLM
+    from minimal_vllm.server.async_engine import AsyncEngine
+
+
+class LiveView(Recorder):
+    """Watches an engine on behalf of the viewers, and passes on what they ask of it.
+
+    Two threads meet here: records, snapshots and the pace are the engine's, viewers and traffic
+    the event loop's.
+    """
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self.traffic: Traffic | None = None
+        self._feed = Feed(self._greet)
+        self._step = -1
+
+    def attach(self, llm: "LLM", engine: "AsyncEngine") -> None:
+        """Watch this engine, of which this is an observer; before its first step."""
+        self._llm, self._engine = llm, engine
+        self._scheduler = llm.engine.scheduler
+        tokenizer = llm.built.files.tokenizer
+        self._header = Header(engine=engine_facts(llm.config, llm.built))
+        self._encoder = LineEncoder(tokenizer.token_text if tokenizer else None)
+        self._contents = BlockContents(self._scheduler)
+
+    def make_traffic(self, settings: TrafficSettings) -> None:
+        """Let there be demo traffic, from ``start`` on."""
+        self.traffic = Traffic(self._engine, self._llm, settings, lambda: self.pace.state.paused)
+
+    # ---- in the event loop ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin, in the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        if self.traffic:
+            self.traffic.start()
+
+    def close(self) -> None:
+        """End what viewers see, and let the engine run on at its own pace."""
+        self._feed.close()
+        if self.traffic:
+            self.traffic.stop()
+        self.set_pace(PaceState())
+
+    def lines(self) -> AsyncGenerator[bytes, None]:
+        """What one viewer gets: a header, a snapshot, and then records as they come."""
+        return self._feed.lines()
+
+    async def snapshot(self) -> Snapshot:
+        """The engine's state between two steps."""
+        answer: asyncio.Future[Snapshot] = self._loop.create_future()
+
+        def give(snapshot: Snapshot) -> None:
+            if not answer.done():  # whoever asked may have gone
+                answer.set_result(snapshot)
+
+        def take() -> None:
+            self._loop.call_soon_threadsafe(give, self._take_snapshot())
+
+        self._engine.between_steps(take)
+        return await answer
+
+    def set_pace(self, state: PaceState) -> None:
+        """Pause, go on, or go slower."""
+        self._change_pace(partial(self.pace.change, state))
+
+    def allow_steps(self, count: int) -> None:
+        """Make so many steps, and pause."""
+        self._change_pace(partial(self.pace.allow_steps, count))
+
+    def set_traffic(self, settings: TrafficSettings) -> None:
+        """Change the demo traffic; only if there is any."""
+        if self.traffic:
+            self.traffic.settings = settings
+            self._feed.publish(self._controls())
+
+    # ---- in the engine's thread ------------------------------------------------------------------
+
+    def __call__(self, record: Record) -> None:
+        """Pass a record on."""
+        self._contents(record)
+        if self._feed.is_watched:
+            self._publish(self._encoder.encode(record))
+        if isinstance(record, StepRecord):
+            self._step = record.step
+            if self.pace.sees(record):
+                self._publish(self._controls())
+            if self.traffic:
+                self._loop.call_soon_threadsafe(self.traffic.on_step)
+
+    def _change_pace(self, change: Callable[[], None]) -> None:
+        def change_and_tell() -> None:
+            change()
+            self._publish(self._controls())
+
+        self._engine.between_steps(change_and_tell)
+
+    def _greet(self, viewer: Viewer) -> None:
+        """Have the lines made with which a viewer begins."""
+
+        def greet() -> None:
+            lines = self._first_lines()
+            self._loop.call_soon_threadsafe(self._feed.admit, viewer, lines)
+
+        self._engine.between_steps(greet)
+
+    def _first_lines(self) -> bytes:
+        snapshot = self._take_snapshot()
+        tokens = [*snapshot.contents.values(), *(each.token_ids for each in snapshot.requests)]
+        self._encoder.forget()
+        texts = self._encoder.encode_texts({token_id for ids in tokens for token_id in ids})
+        state = to_json({"kind": "snapshot", "state": snapshot}) + b"\n"
+        return encode_header(self._header) + self._controls() + texts + state
+
+    def _take_snapshot(self) -> Snapshot:
+        return take_snapshot(self._scheduler, self._contents, self._step)
+
+    def _controls(self) -> bytes:
+        settings = self.traffic.settings if self.traffic else None
+        return to_json({"kind": "controls", "pace": self.pace.state, "traffic": settings}) + b"\n"
+
+    def _publish(self, lines: bytes) -> None:
+        self._loop.call_soon_threadsafe(self._feed.publish, lines)

@@ -1,0 +1,111 @@
+"""The page over HTTP: its files, its feed, and its controls."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from minimal_vllm.server.pace import PaceState
+from minimal_vllm_lab.view.document import IMAGES, docs_image, docs_page
+from minimal_vllm_lab.view.live import LiveView
+from minimal_vllm_lab.view.snapshot import Snapshot
+from minimal_vllm_lab.view.source import PACKAGE, NoSuchPageError, source_page
+from minimal_vllm_lab.view.traffic_settings import TrafficSettings
+
+PAGE = PACKAGE / "view" / "page"
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:",
+}
+"""Nothing comes from anywhere else."""
+
+
+class Pace(BaseModel):
+    """How fast the engine is to step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    paused: bool = False
+    interval: Annotated[float, Field(ge=0, le=60)] = 0.0
+    """Seconds from step to step, at least."""
+    until: Literal["preemption", "eviction"] | None = None
+    """Pause after the next step in which this happens."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Make so many steps and pause; with ``paused`` alone."""
+
+
+def page_routes() -> APIRouter:
+    """The page itself, the same for a live engine and for a trace."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/view")
+    def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers=HEADERS)
+
+    @router.get("/view/page/{name}")
+    def page_file(name: str) -> FileResponse:
+        path = PAGE / name
+        if path.parent != PAGE or not path.is_file():
+            raise HTTPException(404, f"there is no {name}")
+        return FileResponse(path, headers=HEADERS)
+
+    @router.get("/view/source/{name:path}")
+    def source(name: str, symbol: str | None = None) -> HTMLResponse:
+        try:
+            return HTMLResponse(source_page(name, symbol), headers=HEADERS)
+        except NoSuchPageError as error:
+            raise HTTPException(404, str(error)) from error
+
+    @router.get("/view/docs/{name:path}")
+    def docs(name: str) -> Response:
+        try:
+            if name.endswith(IMAGES):
+                return FileResponse(docs_image(name), headers=HEADERS)
+            return HTMLResponse(docs_page(name), headers=HEADERS)
+        except NoSuchPageError as error:
+            raise HTTPException(404, str(error)) from error
+
+    return router
+
+
+def live_routes(view: LiveView) -> APIRouter:
+    """The page of a running engine."""
+    router = page_routes()
+
+    @router.get("/view/events")
+    async def events() -> Response:
+        return event_stream(view.lines())
+
+    @router.get("/view/state")
+    async def state() -> Snapshot:
+        return await view.snapshot()
+
+    @router.post("/view/pace", status_code=204)
+    async def pace(body: Pace) -> None:
+        if body.steps is not None:
+            view.allow_steps(body.steps)
+        else:
+            view.set_pace(PaceState(body.paused, body.interval, body.until))
+
+    @router.post("/view/traffic", status_code=204)
+    async def traffic(settings: TrafficSettings) -> None:
+        if view.traffic is None:
+            raise HTTPException(404, "there is no demo traffic: only 'minimal-vllm view' has it")
+        view.set_traffic(settings)
+
+    return router
+
+
+def event_stream(lines: AsyncGenerator[bytes, None]) -> StreamingResponse:
+    """Server-sent events, one for each line."""
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        async with aclosing(lines):
+            async for several in lines:
+                yield b"".join(b"data: %s\n\n" % line for line in several.splitlines())
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers=HEADERS)

@@ -1,0 +1,82 @@
+"""The engine's state between two steps, for viewers that come late, and for tests."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
+from minimal_vllm.step.request import Request, Status
+from minimal_vllm_lab.view.contents import BlockContents
+
+
+@dataclass(frozen=True, slots=True)
+class RequestState:
+    """A request that has not ended."""
+
+    request_id: str
+    arrival: int
+    arrived: float
+    """``time.monotonic()``, in seconds."""
+    priority: int
+    params: dict[str, Any]
+    status: str
+    """``"waiting"`` or ``"running"``."""
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    block_table: tuple[int, ...]
+    block_hashes: tuple[str, ...]
+    """Of its full blocks, as far as they were needed yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state that the records up to ``step`` have led to."""
+
+    step: int
+    """The last one; -1: there was none."""
+    requests: tuple[RequestState, ...]
+    """The running ones in their order, then the waiting ones in theirs."""
+    hashes: dict[int, str]
+    """Of every block that can be found by it."""
+    eviction_order: tuple[int, ...]
+    """The cached blocks that nobody references, the next to be evicted first."""
+    contents: dict[str, tuple[int, ...]]
+    """A hash, and the tokens of the block that has it."""
+    prefix_queries: int
+    prefix_hits: int
+
+
+def take_snapshot(scheduler: SchedulerInterface, contents: BlockContents, step: int) -> Snapshot:
+    """Copy the state; called in the engine's thread, between two steps."""
+    pool, stats = scheduler.pool, scheduler.prefix_cache_stats
+    requests = [*scheduler.running, *scheduler.waiting]
+    return Snapshot(
+        step=step,
+        requests=tuple(_request_state(request, contents) for request in requests),
+        hashes={block: block_hash.hex() for block, block_hash in pool.hashes.items()},
+        eviction_order=tuple(pool.eviction_order),
+        contents=contents.cached,
+        prefix_queries=stats.queries,
+        prefix_hits=stats.hits,
+    )
+
+
+def _request_state(request: Request, contents: BlockContents) -> RequestState:
+    record = contents.requests[request.request_id]
+    return RequestState(
+        request_id=request.request_id,
+        arrival=request.arrival,
+        arrived=record.arrived,
+        priority=request.priority,
+        params=record.params,
+        status="running" if request.status is Status.RUNNING else "waiting",
+        token_ids=tuple(request.token_ids),
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_computed_tokens=request.num_computed_tokens,
+        num_cached_tokens=request.num_cached_tokens or 0,
+        num_preemptions=request.num_preemptions,
+        block_table=tuple(request.block_table),
+        block_hashes=tuple(block_hash.hex() for block_hash in request.block_hashes),
+    )

@@ -1,0 +1,126 @@
+"""Requests made up for the view, so that there is something to see."""
+
+import asyncio
+from collections.abc import Callable
+from importlib import resources
+from random import Random
+from typing import TYPE_CHECKING
+
+from minimal_vllm.outputs import OutputKind
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.async_engine import EngineFailedError, EngineRequest, EngineStoppedError
+from minimal_vllm_lab.view.traffic_settings import TrafficSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from minimal_vllm.llm import LLM
+    from minimal_vllm.server.async_engine import AsyncEngine
+
+MAX_WAITING = 12
+"""While so many requests wait, no more are made."""
+
+IDLE_SECONDS = 0.5
+"""An engine without work makes no steps: the next request comes after so long, if any is to."""
+
+
+class Traffic:
+    """Belongs to the event loop.
+
+    Args:
+        engine: where the requests go.
+        llm: its model.
+        settings: may be assigned anew at any time.
+        is_held: whether the engine is paused: then nothing comes.
+    """
+
+    def __init__(
+        self,
+        engine: "AsyncEngine",
+        llm: "LLM",
+        settings: TrafficSettings,
+        is_held: Callable[[], bool],
+    ) -> None:
+        self.settings = settings
+        self._is_held = is_held
+        self._engine = engine
+        self._max_len = llm.built.scheduler_config.max_model_len
+        self._random = Random(0)  # the same demo each time
+        self._passages = llm.get_tokenizer().encode_batch(_read_passages())
+        self._num_made = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticked = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin."""
+        self._spawn(self._end_idleness())
+
+    def stop(self) -> None:
+        """End, with all requests."""
+        for task in self._tasks:
+            task.cancel()
+
+    def on_step(self) -> None:
+        """The engine made a step."""
+        self._ticked.set()
+        mean = self.settings.requests_per_100_steps / 100
+        count = int(mean) + (self._random.random() < mean % 1)
+        for _ in range(min(count, MAX_WAITING - self._engine.num_waiting)):
+            self._send()
+
+    def _send(self) -> None:
+        self._spawn(self._complete(self._make_request()))
+
+    async def _end_idleness(self) -> None:
+        while True:
+            self._ticked.clear()
+            try:
+                await asyncio.wait_for(self._ticked.wait(), IDLE_SECONDS)
+            except TimeoutError:
+                is_alone = len(self._tasks) == 1  # no request of ours is on its way
+                if is_alone and self.settings.requests_per_100_steps > 0 and not self._is_held():
+                    self._send()
+
+    def _make_request(self) -> EngineRequest:
+        """The shared prefix, and then a passage of its own, from anywhere within it."""
+        settings = self.settings
+        num_output = min(self._around(settings.output_tokens), self._max_len - 1)
+        num_prompt = min(self._around(settings.prompt_tokens), self._max_len - num_output)
+        num_shared = min(settings.shared_prefix_tokens, num_prompt - 1)
+        shared, *others = self._passages
+        own = self._random.choice(others)
+        self._num_made += 1
+        return EngineRequest(
+            request_id=f"demo-{self._num_made}",
+            prompt_token_ids=_cut(shared, num_shared) + _cut(own, num_prompt - num_shared),
+            params=SamplingParams(
+                max_tokens=num_output, ignore_eos=True, temperature=0.8, seed=self._num_made
+            ),
+            output_kind=OutputKind.FINAL_ONLY,
+        )
+
+    def _around(self, mean: int) -> int:
+        return self._random.randint((mean + 1) // 2, max(1, 3 * mean // 2))
+
+    async def _complete(self, request: EngineRequest) -> None:
+        try:
+            async for _ in self._engine.generate([request]):
+                pass
+        except (EngineFailedError, EngineStoppedError):
+            pass  # the server says so
+
+    def _spawn(self, work: "Coroutine[None, None, None]") -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _cut(tokens: list[int], length: int) -> list[int]:
+    """The first tokens, from the beginning again if there are too few."""
+    return (tokens * (length // len(tokens) + 1))[:length]
+
+
+def _read_passages() -> list[str]:
+    """The first is the one that is shared."""
+    text = resources.files(__package__).joinpath("passages.txt").read_text(encoding="utf-8")
+    return [" ".join(passage.split()) for passage in text.split("\n\n")]

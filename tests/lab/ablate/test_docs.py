@@ -1,0 +1,23 @@
+"""docs/ablations.md tells the truth: of every idea, of every claim, and where its links lead."""
+
+from minimal_vllm_lab.ablate.claims import CLAIMS
+from minimal_vllm_lab.ablate.ideas import IDEAS
+from tests.markdown import broken_links, read
+
+TEXT = read("docs/ablations.md")
+
+
+def test_every_link_resolves():
+    assert broken_links("docs/ablations.md") == []
+
+
+def test_the_table_has_every_idea_and_no_other():
+    rows = TEXT.partition("| `--without` |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == list(IDEAS)
+
+
+def test_what_is_shown_of_the_claims_is_what_they_say():
+    shown = " ".join(TEXT.split())
+    for claim in CLAIMS.values():
+        for words in (claim.title, claim.source, claim.published, claim.here):
+            assert words in shown

@@ -1,0 +1,80 @@
+"""Without an idea, only that idea is missing."""
+
+from dataclasses import fields
+
+import pytest
+
+from minimal_vllm.config import EngineConfig
+from minimal_vllm_lab.ablate.ideas import DECLARED, IDEAS, without
+from minimal_vllm_lab.ablate.study import medians, possible_ideas, run_study
+from minimal_vllm_lab.sim.config import SimulationConfig
+
+SETTLED = EngineConfig(
+    model="x", num_gpu_blocks_override=100, max_model_len=512, max_num_batched_tokens=64
+)
+ON_GPU = EngineConfig(model="x", device="cuda", async_scheduling=True)
+GPU_IDEAS = {"cuda-graphs", "async-scheduling", "cascade"}
+
+
+@pytest.mark.parametrize("idea", [*IDEAS.values(), DECLARED])
+def test_only_what_the_idea_is_about_changes(idea):
+    changed = without(idea, SETTLED, 512)
+    differing = {
+        field.name
+        for field in fields(EngineConfig)
+        if getattr(changed, field.name) != getattr(SETTLED, field.name)
+    }
+    if idea is IDEAS["chunked-prefill"]:
+        assert changed.max_num_batched_tokens == 512  # the longest prompt must fit
+        differing -= {"max_num_batched_tokens"}
+    assert differing <= idea.changes.keys()
+    assert differing or idea.on_gpu
+
+
+def test_ideas_of_the_gpu_are_switched_off_only_on_one():
+    assert set(IDEAS) - set(possible_ideas(SETTLED, [], simulated=False)) == GPU_IDEAS
+    assert possible_ideas(ON_GPU, [], simulated=False) == list(IDEAS)
+    assert set(IDEAS) - set(possible_ideas(ON_GPU, [], simulated=True)) == GPU_IDEAS
+
+
+def test_the_user_s_choice_is_made_in_the_usual_order():
+    assert possible_ideas(SETTLED, ["lru", "paging"], simulated=False) == ["paging", "lru"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cuda-graphs", {}), ("lru", {"eviction_policy": "fifo"}), ("cascade", {"device": "cpu"})],
+)
+def test_what_is_off_anyway_can_t_be_switched_off(name, options):
+    config = EngineConfig(model="x", **options)
+    assert name not in possible_ideas(config, [], simulated=False)
+    with pytest.raises(ValueError, match=f"{name} is not on here"):
+        possible_ideas(config, [name], simulated=False)
+
+
+def test_variants_take_turns_and_the_engine_with_all_ideas_is_the_first():
+    seen, written = [], []
+
+    def measure(config, writers):
+        seen.append(config.engine)
+        written.append(writers)
+        return {"output_throughput": len(seen)}
+
+    runs = list(
+        run_study(SimulationConfig(SETTLED), ["lru", "preemption"], measure, 2, {"lru": "a writer"})
+    )
+    assert written == [[], ["a writer"], [], [], [], []], "the first time is enough"
+    assert [name for name, _ in runs] == ["all on", "lru", "preemption"] * 2
+    assert [each.eviction_policy for each in seen] == ["lru", "fifo", "lru"] * 2
+    assert seen[0] == seen[3] == SETTLED
+
+
+def test_of_several_runs_the_medians_are_told():
+    values = [
+        {"a": 1, "b": None, "c": {"x": 5.0}},
+        {"a": 9, "b": 2.0, "c": {}},
+        {"a": 3, "b": 4.0, "c": {"x": 1}},
+    ]
+    (full, other) = medians([*(("all on", each) for each in values), ("lru", values[0])])
+    assert full == {"idea": "all on", "instead": "", "a": 3, "b": 3.0, "c": {}}
+    assert other == {"idea": "lru", "instead": "first in, first out", **values[0]}

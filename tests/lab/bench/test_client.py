@@ -1,0 +1,215 @@
+"""The client against a server of a few lines, which can do all that a real one should not."""
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from minimal_vllm_lab.bench.client import WORDS, connect, send_all
+from minimal_vllm_lab.bench.config import Load
+from minimal_vllm_lab.bench.workload import SampleRequest
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
+REQUEST = SampleRequest([0, 1, 2], 3)
+
+
+def text(content):
+    return {"choices": [{"text": content}]}
+
+
+def delta(finish_reason=None, **fields):
+    return {"choices": [{"delta": fields, "finish_reason": finish_reason}]}
+
+
+class Server:
+    """Answers each request with these events, when ``together`` of them are there.
+
+    ``bodies`` is what it was sent.
+    """
+
+    def __init__(self, events, status=200, tokens=None, together=1):
+        self.events, self.status, self.tokens = events, status, tokens
+        self.barrier = asyncio.Barrier(together)
+        self.bodies, self.keys = [], set()
+        self.running = self.most_running = 0
+
+    async def complete(self, request):
+        self.bodies.append(await request.json())
+        self.keys.add(request.headers.get("authorization"))
+        if self.status != 200:
+            return web.json_response({"error": {"message": "no luck"}}, status=self.status)
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await self.barrier.wait()
+        for event in self.events:
+            written = event if isinstance(event, str) else json.dumps(event)
+            await response.write(f"data: {written}\n\n".encode())
+        self.running -= 1
+        return response
+
+    async def models(self, _request):
+        return web.json_response({"data": [{"id": "first"}, {"id": "second"}]})
+
+    async def tokenize(self, request):
+        if self.tokens is None:
+            return web.Response(status=404, text="not found")
+        return web.json_response({"tokens": self.tokens})
+
+    @asynccontextmanager
+    async def client(self, **options):
+        app = web.Application()
+        app.router.add_post("/v1/completions", self.complete)
+        app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/tokenize", self.tokenize)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0]
+        try:
+            async with connect(Load(host=host, port=port, **options)) as client:
+                yield client
+        finally:
+            await runner.cleanup()
+
+    def send(self, **options):
+        async def send():
+            async with self.client(**options) as client:
+                return await client.send(REQUEST)
+
+        return asyncio.run(send())
+
+
+def test_a_completion_is_measured_event_by_event_and_counted_by_the_server():
+    outcome = Server([text("a"), text("b"), USAGE, "[DONE]"]).send()
+    assert outcome.error == ""
+    assert (outcome.prompt_len, outcome.output_tokens, outcome.generated_text) == (5, 3, "ab")
+    assert len(outcome.itl) == 1
+    assert outcome.latency >= outcome.ttft > 0
+
+
+def test_a_conversation_s_events_without_content_are_no_tokens():
+    events = [
+        delta(role="assistant", content=""),
+        delta(content="a"),
+        delta(reasoning_content="hm"),
+        delta(content="b"),
+        delta("stop"),
+        USAGE,
+        "[DONE]",
+    ]
+    outcome = Server(events).send(endpoint="/v1/chat/completions")
+    assert (outcome.error, outcome.generated_text, len(outcome.itl)) == ("", "ab", 2)
+
+
+def test_a_conversation_whose_tokens_have_no_text_has_ended_all_the_same():
+    events = [delta(role="assistant"), delta("length"), USAGE, "[DONE]"]
+    outcome = Server(events).send(endpoint="/v1/chat/completions")
+    assert outcome.error == ""
+    assert outcome.ttft == outcome.latency > 0
+
+
+@pytest.mark.parametrize(
+    ("events", "complaint"),
+    [
+        ([text("a"), USAGE], "the stream ended before its [DONE]"),
+        ([text("a"), {"error": {"message": "no luck"}}, "[DONE]"], "no luck"),
+        ([USAGE, "[DONE]"], "the stream held no token"),
+        ([text("a"), "[DONE]"], "the stream held no usage"),
+        (["nonsense"], "JSONDecodeError"),
+        ([text("a"), {"usage": {"prompt_tokens": 5}}], "KeyError"),
+    ],
+)
+def test_a_stream_that_is_not_whole_is_a_failure_with_a_reason(events, complaint):
+    assert complaint in Server(events).send().error
+
+
+def test_an_error_s_status_and_message_are_told():
+    assert Server([], status=503).send().error == "HTTP 503: no luck"
+
+
+def test_prompts_are_tokens_if_the_server_tells_some():
+    server = Server([text("a"), USAGE, "[DONE]"], tokens=[7, 9, 7, 8])
+    server.send(ignore_eos=False, extra_body={"temperature": 0})
+    assert server.bodies == [
+        {
+            "model": "first",
+            "prompt": [7, 9, 8],
+            "max_tokens": 3,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0,
+        }
+    ]
+
+
+@pytest.mark.parametrize("tokens", [None, []])
+def test_else_prompts_are_as_many_words(tokens):
+    server = Server([text("a"), USAGE, "[DONE]"], tokens=tokens)
+    server.send(model="mine")
+    (body,) = server.bodies
+    assert (body["model"], body["prompt"]) == ("mine", " ".join(WORDS[:3]))
+    assert body["ignore_eos"] is True
+
+
+def test_a_conversation_is_one_message_of_words():
+    server = Server([delta(content="a"), USAGE, "[DONE]"], tokens=[7, 8, 9])
+    server.send(endpoint="/v1/chat/completions")
+    (body,) = server.bodies
+    assert body["messages"] == [{"role": "user", "content": " ".join(WORDS[:3])}]
+    assert body["max_completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(("key", "header"), [("secret", "Bearer secret"), (None, None)])
+def test_the_key_is_the_environment_s(monkeypatch, key, header):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    server = Server([text("a"), USAGE, "[DONE]"])
+    assert server.send().error == ""
+    assert server.keys == {header}
+
+
+@pytest.mark.parametrize(("most", "expected"), [(None, 12), (3, 3)])
+def test_no_more_run_at_once_than_may(most, expected):
+    server = Server([text("a"), USAGE, "[DONE]"], together=expected)
+
+    async def run():
+        async with server.client() as client:
+            return await send_all(client, [REQUEST] * 12, [0.0] * 12, most)
+
+    assert [each.error for each in asyncio.run(run())] == [""] * 12
+    assert server.most_running == expected
+
+
+def test_requests_are_sent_at_their_times_and_none_waits_for_another():
+    server = Server([text("a"), USAGE, "[DONE]"], together=3)
+
+    times = [0.2, 0.0, 0.1]
+
+    async def run():
+        async with server.client() as client:
+            begun = time.perf_counter()
+            outcomes = await send_all(client, [REQUEST] * 3, times)
+            return [each.start_time - begun for each in outcomes]
+
+    starts = asyncio.run(run())
+    assert all(start >= at - 0.01 for start, at in zip(starts, times, strict=True))
+    assert server.most_running == 3
+
+
+def test_a_server_without_models_is_an_error_that_says_what_to_do():
+    server = Server([])
+
+    async def models(_request):
+        return web.Response(status=404, text="not found")
+
+    server.models = models
+    with pytest.raises(ValueError, match=r"lists no models \(HTTP 404: not found\).*--model"):
+        server.send()

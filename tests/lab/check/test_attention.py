@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from minimal_vllm.attention.reference import ReferenceAttention, attend, gather_pages
+from minimal_vllm_lab.check import attention as rules
+from minimal_vllm_lab.check.attention import check_attention
+
+
+def attention_with(function, gather=gather_pages):
+    """A backend that attends by ``function`` over what ``gather`` finds."""
+
+    class Mutant(ReferenceAttention):
+        def __call__(self, q, k, v, cache, metadata, scale, window):
+            out = torch.empty_like(q)
+            starts = metadata.query_starts.tolist()
+            for row, seq_len in enumerate(metadata.seq_lens.tolist()):
+                own = slice(starts[row], starts[row + 1])
+                keys, values = (
+                    gather(layer, metadata.block_tables[row], seq_len) for layer in cache
+                )
+                out[own] = function(q[own], keys, values, scale, window)
+            return out
+
+    return Mutant
+
+
+def sees_the_future(q, keys, values, scale, window):
+    return torch.cat([attend(row[None], keys, values, scale, None) for row in q])
+
+
+def pairs_heads_wrongly(q, keys, values, scale, window):
+    group = q.shape[1] // keys.shape[1]
+    return attend(q, keys.repeat(1, group, 1), values.repeat(1, group, 1), scale, window)
+
+
+def forgets_the_scale(q, keys, values, scale, window):
+    return attend(q, keys, values, 1.0, window)
+
+
+def ignores_the_window(q, keys, values, scale, window):
+    return attend(q, keys, values, scale, None)
+
+
+def sees_one_too_many(q, keys, values, scale, window):
+    return attend(q, keys, values, scale, window and window + 1)
+
+
+def begins_at_zero(q, keys, values, scale, window):
+    n = len(q)
+    return attend(q, keys[:n], values[:n], scale, window)
+
+
+def spoils_the_queries(q, keys, values, scale, window):
+    return attend(q.mul_(scale), keys, values, 1.0, window)
+
+
+def reads_one_block_too_many(layer, block_table, seq_len):
+    block_size = layer.shape[2]
+    pages = layer[block_table[: seq_len // block_size + 1].long()]
+    return pages.transpose(1, 2).reshape(-1, layer.shape[1], layer.shape[3])
+
+
+def reads_blocks_in_the_order_of_their_ids(layer, block_table, seq_len):
+    used = block_table[: -(-seq_len // layer.shape[2])]
+    return gather_pages(layer, used.sort().values, seq_len)
+
+
+FUNCTIONS = {
+    sees_the_future: "causal mask is missing",
+    pairs_heads_wrongly: "kv head h % K",
+    forgets_the_scale: "not multiplied by scale",
+    ignores_the_window: "the window is ignored",
+    sees_one_too_many: "the window is one too long",
+    begins_at_zero: "a chunk's tokens are taken to stand at the beginning",
+}
+
+
+def test_the_engine_s_attention_passes():
+    assert check_attention(ReferenceAttention, examples=60) is None
+
+
+@pytest.mark.parametrize("mistake", FUNCTIONS)
+def test_a_well_known_mistake_is_called_by_its_name(mistake):
+    lesson = check_attention(attention_with(mistake))
+    assert lesson.rule is rules.SAME
+    assert FUNCTIONS[mistake] in lesson.found, lesson.found
+
+
+@pytest.mark.parametrize(
+    ("mutant", "rule"),
+    [
+        (attention_with(attend, reads_one_block_too_many), rules.NO_STRANGERS),
+        (attention_with(spoils_the_queries), rules.UNTOUCHED),
+    ],
+)
+def test_other_mistakes_are_found(mutant, rule):
+    assert check_attention(mutant).rule is rule
+
+
+def test_a_wrong_order_of_blocks_is_found_whether_or_not_it_reads_what_is_unwritten():
+    lesson = check_attention(attention_with(attend, reads_blocks_in_the_order_of_their_ids))
+    assert lesson.rule in (rules.SAME, rules.NO_STRANGERS)
+
+
+def test_a_result_of_another_shape_is_refused():
+    class Halved(ReferenceAttention):
+        def __call__(self, *arguments):
+            return super().__call__(*arguments)[:, :1]
+
+    class Nothing(ReferenceAttention):
+        def __call__(self, *arguments):
+            return None
+
+    assert check_attention(Halved).rule is check_attention(Nothing).rule is rules.SHAPE

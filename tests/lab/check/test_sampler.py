@@ -1,0 +1,117 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minimal_vllm.sampling.row import needs_only_numbers
+from minimal_vllm.sampling.sampler import SamplerOutput, sample
+from minimal_vllm_lab.check import sampler as rules
+from minimal_vllm_lab.check.sampler import check_sampler
+
+
+class Right:
+    def __call__(self, logits, rows):
+        return sample(logits, rows)
+
+
+class AlwaysTheBest:
+    def __call__(self, logits, rows):
+        asked = sample(logits.clone(), rows)
+        best = [
+            token if row.params.greedy or token < 0 else int(line.argmax())
+            for token, row, line in zip(asked.token_ids, rows, logits, strict=True)
+        ]
+        return replace(asked, token_ids=best)
+
+
+class LastOfEquals:
+    def __call__(self, logits, rows):
+        asked = sample(logits.clone(), rows)
+        last = logits.shape[1] - 1 - logits.flip(-1).nan_to_num().argmax(-1)
+        tokens = [
+            int(last[index])
+            if needs_only_numbers(row) and row.params.greedy and token >= 0
+            else token
+            for index, (token, row) in enumerate(zip(asked.token_ids, rows, strict=True))
+        ]
+        return replace(asked, token_ids=tokens)
+
+
+class KnowsNoParameters:
+    def __call__(self, logits, rows):
+        best = logits.nan_to_num().argmax(-1).tolist()
+        return SamplerOutput(best, [None] * len(rows))
+
+
+class DependsOnItsNeighbours:
+    """One stream of random numbers for the whole batch."""
+
+    def __call__(self, logits, rows):
+        asked = sample(logits.clone(), rows)
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.multinomial(logits.nan_to_num().softmax(-1), 1, generator=generator)
+        tokens = [
+            int(drawn[index]) if _is_plain(row.params) and token >= 0 else token
+            for index, (token, row) in enumerate(zip(asked.token_ids, rows, strict=True))
+        ]
+        return replace(asked, token_ids=tokens)
+
+
+class IgnoresTheTemperature:
+    def __call__(self, logits, rows):
+        return sample(logits, [_with(row, temperature=1.0) for row in rows])
+
+
+class IgnoresTopK:
+    def __call__(self, logits, rows):
+        return sample(logits, [_with(row, top_k=0) for row in rows])
+
+
+class IgnoresThePlace:
+    def __call__(self, logits, rows):
+        return sample(logits, [_Changed(row, next_output_index=0) for row in rows])
+
+
+class HidesBrokenRows:
+    def __call__(self, logits, rows):
+        return sample(logits.nan_to_num(), rows)
+
+
+class _Changed:
+    def __init__(self, row, **changes):
+        self._row, self._changes = row, changes
+
+    def __getattr__(self, name):
+        return self._changes[name] if name in self._changes else getattr(self._row, name)
+
+
+def _with(row, **params):
+    return row if row.params.greedy else _Changed(row, params=replace(row.params, **params))
+
+
+def _is_plain(params):
+    filters = (params.top_k > 0, params.top_p < 1, params.min_p > 0, params.logprobs is not None)
+    return not (params.greedy or any(filters) or params.temperature != 1)
+
+
+MUTANTS = {
+    AlwaysTheBest: rules.OFTEN,
+    LastOfEquals: rules.GREEDY,
+    KnowsNoParameters: rules.AS_ASKED,
+    DependsOnItsNeighbours: rules.ALONE,
+    IgnoresTheTemperature: rules.OFTEN,
+    IgnoresTopK: rules.POSSIBLE,
+    IgnoresThePlace: rules.FRESH,
+    HidesBrokenRows: rules.SOUND,
+}
+
+
+def test_the_engine_s_sampler_passes():
+    assert check_sampler(Right) is None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mistake_is_found_and_called_by_its_name(mutant):
+    lesson = check_sampler(mutant)
+    assert lesson is not None
+    assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())

@@ -1,0 +1,113 @@
+import pytest
+
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.step.request import Status
+from minimal_vllm_lab.ablate.policies import Reservation, StaticBatching
+from minimal_vllm_lab.check import fake_model
+from minimal_vllm_lab.check import scheduler as rules
+from minimal_vllm_lab.check.scheduler import check_scheduler
+
+
+class ForgetsTheBudget(Scheduler):
+    def schedule_running(self, plan, budget):
+        super().schedule_running(plan, budget)
+        return budget
+
+
+class StallsDecodes(Scheduler):
+    """Who is first takes what it can."""
+
+    def schedule_running(self, plan, budget):
+        for request in self.running:
+            num_new = min(request.num_uncomputed_tokens, budget)
+            missing = self.num_missing_blocks(request, num_new)
+            if not num_new or (missing and not self.make_room(request, missing, plan)):
+                break
+            self.schedule_tokens(plan, request, num_new)
+            budget -= num_new
+        return budget
+
+
+class PreemptsFromTheFront(Scheduler):
+    def make_room(self, request, missing, plan):
+        while missing > self.pool.num_free:
+            victim = self.running.pop(0)
+            self.preempt(victim)
+            plan.preempted.append(victim)
+            if victim is request:
+                return False
+        return True
+
+
+class ForgetsTheCounter(Scheduler):
+    def preempt(self, request):
+        counter = request.num_computed_tokens
+        super().preempt(request)
+        request.num_computed_tokens = counter
+
+
+class LosesThePreempted(Scheduler):
+    def preempt(self, request):
+        self.release(request)
+        request.num_computed_tokens = 0
+        request.status = Status.WAITING
+
+
+class CountsBlocksByFloor(Scheduler):
+    def num_missing_blocks(self, request, num_new):
+        end = request.num_computed_tokens + num_new
+        return end // self.config.block_size + 1 - len(request.block_table)
+
+
+class KeepsItsBlocks(Scheduler):
+    def release(self, request):
+        request.block_table = request.block_table[:0]
+        self._free_rows.append(request.row)
+
+
+class SharesTheWholePrompt(Scheduler):
+    def find_cached_prefix(self, request):
+        if not self.may_use_cache(request):
+            return []
+        self._extend_hashes(request)
+        return self.pool.find_prefix(request.block_hashes)
+
+
+class IgnoresTheSalt(Scheduler):
+    """All blocks in the same place of a text have the same name."""
+
+    def _extend_hashes(self, request):
+        num_full = request.num_tokens // self.config.block_size
+        request.block_hashes[:] = [bytes([index]) for index in range(num_full)]
+
+
+MUTANTS = {
+    ForgetsTheBudget: rules.BUDGET,
+    StallsDecodes: rules.NOBODY_STALLS,
+    PreemptsFromTheFront: rules.FROM_THE_BACK,
+    ForgetsTheCounter: rules.PREEMPTED_WAITS,
+    LosesThePreempted: rules.ALL_FINISH,
+    CountsBlocksByFloor: fake_model.HAS_BLOCKS,
+    KeepsItsBlocks: rules.BOOKS,
+    SharesTheWholePrompt: rules.STEPS_ON,
+    IgnoresTheSalt: fake_model.READS_ITS_OWN,
+}
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler, StaticBatching, Reservation])
+def test_schedulers_that_are_right_pass(scheduler):
+    assert check_scheduler(scheduler, examples=200) is None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mistake_is_found_and_called_by_its_name(mutant):
+    lesson = check_scheduler(mutant)
+    assert lesson is not None
+    assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
+
+
+def test_a_scheduler_that_is_safe_but_decides_otherwise_is_told_apart():
+    lesson = check_scheduler(StaticBatching, like=Scheduler)
+    assert lesson.rule is rules.SAME_PLAN
+    assert "admitted" in lesson.expected
+    assert "admitted" not in lesson.found

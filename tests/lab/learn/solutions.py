@@ -1,0 +1,73 @@
+"""Each exercise's solution: the starter, with the engine's own code in the places to be written."""
+
+import ast
+import inspect
+from importlib import import_module
+from operator import attrgetter
+from textwrap import dedent, indent
+
+from minimal_vllm_lab.learn.exercises import EXERCISES
+
+OUR_OWN = {
+    "place": """
+        def place(request):
+            # A prompt of 1,000 tokens lets one more request pass it than one of no tokens.
+            return request.arrival + request.num_prompt_tokens // 1000, request.arrival
+    """
+}
+"""What the engine does not do."""
+
+
+def solution(name):
+    exercise = EXERCISES[name]
+    text, names = exercise.starter, {}
+    for part, place in exercise.parts.items():
+        source, used = _engine_code(place) if place else (dedent(OUR_OWN[part]).strip(), {})
+        text = _replace(text, part, source)
+        names |= used
+    missing = {used: place for used, place in names.items() if used not in _defined(text)}
+    imports = [f"from {place} import {used}" for used, place in sorted(missing.items())]
+    docstring = ast.parse(text).body[0]
+    lines = text.splitlines()
+    return "\n".join([*lines[: docstring.end_lineno], *imports, *lines[docstring.end_lineno :]])
+
+
+def _engine_code(place):
+    """The source of ``module:name``, and the global names that it uses, with their modules."""
+    module, _, name = place.partition(":")
+    module = import_module(module)
+    found = attrgetter(name)(module)
+    found = getattr(found, "fget", None) or getattr(found, "fn", None) or found
+    source = dedent(inspect.getsource(found))
+    used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    return source, dict.fromkeys(used & vars(module).keys(), module.__name__)
+
+
+def _replace(text, part, source):
+    """The text with another function in the place of ``Class.method`` or ``function``."""
+    body, node = ast.parse(text).body, None
+    for name in part.split("."):
+        node = next(each for each in body if getattr(each, "name", None) == name)
+        body = node.body
+    first = min([node.lineno, *(each.lineno for each in node.decorator_list)]) - 1
+    new = ast.parse(source).body[0].name
+    source = source.replace(f"def {new}(", f"def {part.rpartition('.')[2]}(", 1)
+    lines = text.splitlines()
+    new_lines = indent(source, " " * node.col_offset).splitlines()
+    return "\n".join([*lines[:first], *new_lines, *lines[node.end_lineno :]]) + "\n"
+
+
+def _defined(text):
+    return {
+        name
+        for node in ast.walk(ast.parse(text))
+        for name in (
+            [alias.asname or alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else [getattr(node, "name", None)]
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            else [node.id]
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            else []
+        )
+    }

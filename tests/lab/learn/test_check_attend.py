@@ -1,0 +1,35 @@
+"""The check of kv-cache names the mistakes that are made first."""
+
+from types import SimpleNamespace
+
+import torch
+
+from minimal_vllm.attention.reference import attend
+from minimal_vllm_lab.learn.check_attend import STEP_BY_STEP, check_attend
+
+
+def masks_as_if_all_were_new(q, keys, values, scale, window):
+    """``tril`` without an offset: right for a whole prompt, wrong for one token behind it."""
+    scores = torch.einsum("nhd,mhd->hnm", q, keys.repeat_interleave(q.shape[1] // keys.shape[1], 1))
+    seen = torch.ones(len(q), len(keys)).tril().bool()
+    if window:
+        seen &= torch.ones(len(q), len(keys)).triu(1 - window).bool()
+    weights = (scores * scale).masked_fill(~seen, -torch.inf).softmax(-1)
+    values = values.repeat_interleave(q.shape[1] // values.shape[1], 1)
+    return torch.einsum("hnm,mhd->nhd", weights, values)
+
+
+def ignores_the_window(q, keys, values, scale, window):
+    return attend(q, keys, values, scale, None)
+
+
+def test_what_is_wrong_for_one_token_alone_is_shown_at_that_token():
+    lesson = check_attend(SimpleNamespace(attend=masks_as_if_all_were_new))
+    assert lesson.rule is STEP_BY_STEP
+    assert lesson.history[-1] == "now the token at position 1 alone, 1 in the cache"
+    assert "are taken to stand at the beginning" in lesson.found
+
+
+def test_a_well_known_mistake_is_called_by_its_name():
+    lesson = check_attend(SimpleNamespace(attend=ignores_the_window))
+    assert "the window is ignored" in lesson.found

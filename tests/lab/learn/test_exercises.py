@@ -1,0 +1,57 @@
+"""Each exercise can be solved, by what the engine does, and is not solved by its starter."""
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+from click.testing import CliRunner
+
+from minimal_vllm.cli.main import main
+from minimal_vllm_lab.learn.exercises import EXERCISES
+from minimal_vllm_lab.learn.progress import FILE_NAME
+from tests.lab.learn.solutions import solution
+from tests.markdown import read
+
+
+def needs(name):
+    lacks_triton = EXERCISES[name].needs_triton and find_spec("triton") is None
+    return pytest.param(name, marks=pytest.mark.skipif(lacks_triton, reason="needs Triton"))
+
+
+def test_what_a_learner_writes_is_neither_git_s_nor_the_linter_s():
+    ignored = read(".gitignore").splitlines()
+    written = [FILE_NAME, *(exercise.file_name for exercise in EXERCISES.values())]
+    assert {f"/{name}" for name in written} <= set(ignored)
+
+
+ALL = [needs(name) for name in EXERCISES]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield lambda *arguments: CliRunner().invoke(main, ["learn", *arguments])
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_starter_is_unsolved_and_says_what_to_write(name, run, tmp_path):
+    assert run("start", name).exit_code == 0
+    path = tmp_path / EXERCISES[name].file_name
+    assert f"minimal-vllm learn check {name}" in path.read_text()
+    finished = run("check", name)
+    assert finished.exit_code == 1, finished.output
+    assert "There is something left to write" in finished.output
+    assert f"{path.name}, line " in finished.output
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_engine_s_own_code_solves_it(name, run, tmp_path):
+    (tmp_path / EXERCISES[name].file_name).write_text(solution(name))
+    finished = run("check", name)
+    assert finished.exit_code == 0, finished.output
+    assert f"solves {name}" in finished.output

@@ -1,0 +1,88 @@
+"""The simulator schedules as the engine does: the same requests, chunks and blocks, step by step.
+
+The real engine computes on a CPU, with the built-in model; where all requests are there from the
+beginning, who is in which step doesn't depend on the time that steps take.
+"""
+
+from array import array
+from random import Random
+
+import pytest
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm_lab.sim.fit import fit_cost_model
+from minimal_vllm_lab.sim.job import Job
+from minimal_vllm_lab.sim.replica import Replica
+from tests.lab.sim.simulated import COSTS, run
+
+
+def draw_requests(seed, count=16):
+    """Prompts of which half begin with the same 40 tokens, and output lengths."""
+    random = Random(seed)
+    head = [random.randrange(4096) for _ in range(40)]
+    for index in range(count):
+        own = [random.randrange(4096) for _ in range(random.randint(1, 90))]
+        yield (head + own if index % 2 else own), random.randint(1, 40)
+
+
+def really_run(requests, **options):
+    """The scheduler's limits, and the records of a run of the engine."""
+    records = []
+    llm = LLM(observers=[records.append], device="cpu", max_model_len=256, **options)
+    prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
+    params = [SamplingParams(max_tokens=n, ignore_eos=True, seed=0) for _, n in requests]
+    llm.generate(prompts, params, use_tqdm=False)
+    return llm.built.scheduler_config, records
+
+
+def decisions(records):
+    """Who did what in each step, but for the times and the tokens."""
+    order = {}  # the engine and the simulator count requests in their own ways
+    for record in records:
+        for request_id in record.admitted:
+            order.setdefault(request_id, len(order))
+    return [
+        (
+            [
+                (order[each.request_id], each.start, each.num_tokens, each.cached_blocks)
+                for each in record.scheduled
+            ],
+            [each.new_blocks for each in record.scheduled],
+            [order[each] for each in (*record.admitted, *record.preempted)],
+            [(order[request_id], reason) for request_id, reason in record.finished],
+            record.evicted_blocks,
+            (record.num_running, record.num_waiting, record.num_free_blocks),
+            (record.num_cached_blocks, record.prefix_queries, record.prefix_hits),
+        )
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "options", "event"),
+    [
+        (400, {}, "admitted"),
+        (24, {"eviction_policy": "lfu"}, "evicted_blocks"),
+        (20, {"max_num_batched_tokens": 32, "max_num_seqs": 10}, "preempted"),
+        (100, {"enable_prefix_caching": False, "block_size": 5}, "finished"),
+    ],
+)
+def test_every_step_is_the_engine_s_own(num_blocks, options, event):
+    requests = list(draw_requests(seed=1))
+    config, real = really_run(requests, num_gpu_blocks_override=num_blocks, **options)
+    eviction = EVICTION_STRATEGIES[options.get("eviction_policy", "lru")]
+    pool = BlockPool(num_blocks, eviction())
+    simulated = []
+    jobs = [Job(0.0, array("i", prompt), num_output) for prompt, num_output in requests]
+    run(iter(jobs), [Replica(config, pool, COSTS, [simulated.append])])
+    assert decisions(simulated) == decisions(real)
+    assert any(getattr(record, event) for record in real)
+
+
+def test_costs_can_be_fitted_to_a_real_run():
+    _, records = really_run(list(draw_requests(seed=2)), num_gpu_blocks_override=400)
+    costs = fit_cost_model(records[2:])
+    assert min(vars(costs).values()) >= 0
+    assert max(vars(costs).values()) > 0

@@ -1,0 +1,52 @@
+"""Take the documents' pictures of the view: ``python -m tests.lab.view.take_pictures``.
+
+The demo is seeded, so that each time much the same is shown: a preemption, from a page that has
+seen all since the beginning.
+"""
+
+import re
+import subprocess
+import sys
+
+from PIL import Image
+
+from tests.lab.view.browser import browser, page_at, until
+from tests.markdown import ROOT
+from tests.server.harness import ENVIRONMENT
+
+SIZES = {1280: 1000, 1920: 1080}
+ENOUGH_STEPS = 150
+"""Before, too little has happened to be worth a picture."""
+DEMO = [sys.executable, "-m", "minimal_vllm", "view", "--no-browser", "--steps-per-second=32"]
+
+
+def take_pictures(page):
+    """One in each size, light and dark, of what the page shows."""
+    for scheme in ("light", "dark"):
+        for width, height in SIZES.items():
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_timeout(1000)  # all that depends on sizes is drawn anew
+            path = ROOT / "docs" / "images" / f"view-{scheme}-{width}.png"
+            page.screenshot(path=path)
+            with Image.open(path) as picture:
+                picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+            print(path)
+
+
+def main():
+    demo = subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        url = re.search(r"at (\S+)", demo.stdout.readline())[1]
+        with browser() as chromium, page_at(chromium, url) as page:
+            until(page, f"view.player.history.head.step > {ENOUGH_STEPS}")
+            page.keyboard.press("p")
+            until(page, "view.player.history.head.now.preempted.length && view.player.paused")
+            take_pictures(page)
+    finally:
+        demo.terminate()
+        demo.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The page of a recorded trace shows what the live page showed."""
+
+import pytest
+
+from benchmarks.view_frames import write_trace
+from tests.lab.view.browser import AT_END, page_at, pixels, stop, until
+from tests.lab.view.test_live_page import SMALL, TINY_BUDGET, pause, send, step
+from tests.server.harness import process
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_replayed_run_looks_like_the_live_one_at_every_step(chromium, serve_trace, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    live, last = {}, None
+    with process("--view", f"--trace={trace}", TINY_BUDGET, *SMALL) as server:
+        with page_at(chromium, f"{server.url}/view") as page:
+            until(page, "view.player.isLive")
+            pause(page)
+            send(server, 6, max_tokens=24)
+            page.evaluate("view.select({ arrival: null, block: 0 })")
+            for _ in range(40):
+                step(page)
+                last = pixels(page)
+                live[page.evaluate("view.player.state.step")] = last[0]
+        server.terminate()
+        server.wait()
+    with page_at(chromium, serve_trace(trace)) as page:
+        stop(page)
+        page.evaluate("view.select({ arrival: null, block: 0 })")
+        for number, picture in live.items():
+            page.evaluate(f"view.player.seekStep({number})")
+            assert pixels(page)[0] == picture, f"step {number} looks otherwise"
+    assert len(set(live.values())) == len(live), "each step changes the picture"
+
+
+def test_a_trace_plays_by_itself_and_stops_at_its_end(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        page.select_option("#speed", "0")
+        until(page, f"view.player.paused && {AT_END}")
+        until(page, "!view.stale")
+        last = page.evaluate("view.player.history.head.step")
+        assert page.inner_text("#where") == f"step {last}"
+        page.select_option("#speed", "0.5")  # so that it does not come to its end again
+        page.click("#play")
+        until(page, f"!view.player.paused && view.player.state.step < {last}")
+
+
+@pytest.mark.parametrize(
+    ("button", "field"), [("preemption", "preempted"), ("eviction", "evicted")]
+)
+def test_the_buttons_go_from_one_occasion_of_a_trace_to_the_next(
+    chromium, replay_url, button, field
+):
+    with page_at(chromium, replay_url) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(0)")
+        steps = []
+        for _ in range(2):
+            page.click(f"#{button}")
+            assert page.evaluate(f"view.player.state.now.{field}.length") > 0
+            steps.append(page.evaluate("view.player.state.step"))
+        assert steps[0] < steps[1]
+        page.click("#back")
+        assert page.evaluate("view.player.state.step") == steps[1] - 1
+
+
+def test_the_scrub_bar_and_a_click_on_the_batch_go_to_a_step(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        stop(page)
+        page.fill("#scrub", "5")
+        until(page, "view.player.state.step === 5")
+        until(page, "!view.stale && !view.wordsAreStale")
+        page.click("#batch", position={"x": 56 + 2.5 * 20, "y": 60})
+        until(page, "view.player.state.step === 2")
+
+
+def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_url):
+    for scheme in ("light", "dark"):
+        with page_at(chromium, replay_url, color_scheme=scheme) as page:
+            assert page.evaluate("document.documentElement.dataset.theme") == scheme
+            stop(page)
+            page.evaluate("view.player.moveTo(0)")
+            page.click("#eviction")
+            until(page, "!view.stale && !view.wordsAreStale")
+            told = page.inner_text("#story")
+            (eviction, *_) = page.evaluate("view.player.state.now.evicted")
+            assert f"Block {eviction['block']} was evicted for #{eviction['forWhom']}" in told
+            assert f"in step {eviction['releasedStep']}" in told
+
+
+NARRATE = """async (evicted) => {
+  const { narrate } = await import("/view/page/narrate.js");
+  const { state } = view.player;
+  const now = { ...state.now, evicted, preempted: [], admitted: [], found: [], ended: [] };
+  return narrate({ ...state, now });
+}"""
+
+
+def test_blocks_that_are_evicted_for_the_same_reason_are_told_of_together(chromium, replay_url):
+    def evicted(block, owner, whom):
+        return {"block": block, "releasedStep": 7, "hits": 0, "owner": owner, "forWhom": whom}
+
+    why = "of all such blocks {} released the longest ago, in step 7 by #{}."
+    with page_at(chromium, replay_url) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        blocks = [evicted(4, 1, 5), evicted(9, 2, 5), evicted(2, 1, 5), evicted(3, 1, 6)]
+        assert page.evaluate(NARRATE, blocks)[:-1] == [
+            "Blocks 4 and 2 were evicted for #5: nobody references them, and "
+            + why.format("they were", 1),
+            "Block 9 was evicted for #5: nobody references it, and " + why.format("it was", 2),
+            "1 more block was evicted.",
+        ]
+
+
+SMALL_CELLS = """async () => {
+  const { theme, wordOf } = await import("/view/page/theme.js");
+  const { pool, player: { state } } = view;
+  const { data, width } = pool.context.getImageData(0, 0, pool.canvas.width, pool.canvas.height);
+  const pixels = new Uint32Array(data.buffer);
+  const isEmptyAt = (block, share) => {
+    const x = (block % pool.columns) * pool.cell + 2;
+    const y = Math.floor(block / pool.columns) * pool.cell + Math.round(share * (pool.cell - 1));
+    return pixels[y * width + x] === wordOf(theme.slot);
+  };
+  return [...state.references.keys()].filter((block) => state.references[block] === 1)
+    .map((b) => [state.fill[b] / state.facts.block_size, isEmptyAt(b, 0.2), isEmptyAt(b, 0.9)]);
+}"""
+
+
+def test_a_small_cell_is_filled_as_far_as_its_block(chromium, serve_trace, tmp_path):
+    write_trace(tmp_path / "trace.jsonl", num_blocks=400, num_requests=20, num_steps=6)
+    with page_at(chromium, serve_trace(tmp_path / "trace.jsonl")) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        until(page, "!view.stale")
+        cells = page.evaluate(SMALL_CELLS)
+    by_fill = {fill: looks for fill, *looks in cells}
+    assert by_fill[1.0] == [False, False]
+    partial = [looks for fill, looks in by_fill.items() if 0.2 < fill < 0.7]
+    assert partial
+    assert all(looks == [True, False] for looks in partial)
+
+
+@pytest.mark.parametrize("width", [800, 1280, 1920])
+def test_all_panels_have_room(chromium, replay_url, width):
+    with page_at(chromium, replay_url, viewport={"width": width, "height": 900}) as page:
+        stop(page)
+        page.evaluate("view.player.moveTo(view.player.history.end)")
+        boxes = page.evaluate("""() => [...document.querySelectorAll(".panel")]
+          .filter((each) => each.offsetParent !== null)
+          .map((e) => [e.className, e.clientHeight, e.scrollWidth > e.clientWidth])""")
+        assert len(boxes) == 5
+        assert [name for name, height, is_cut in boxes if is_cut or height < 100] == []
+
+
+CROWD = """async () => {
+  const { colourOf, theme, wordOf } = await import("/view/page/theme.js");
+  const { batch, digest } = view;
+  const wrong = [], kinds = new Set();
+  const image = batch.context.getImageData(0, 0, batch.canvas.width, batch.canvas.height);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (const row of digest.rows) {
+    const kindAt = new Map(row.cells.map(({ step, kind }) => [step, kind]));
+    for (let step = row.from; step <= Math.min(row.until, batch.last); step += 1) {
+      const kind = kindAt.get(step) ?? "waiting", isAhead = step > batch.cursor;
+      if (kind === "waiting" && isAhead) continue;
+      const strength = isAhead ? "pale" : kind === "decode" ? "full" : "bright";
+      const colour = kind === "waiting" ? theme.line : colourOf(row.arrival, strength);
+      const x = batch.x(step) + batch.columnWidth / 2, y = batch.y(row.lane);
+      const shown = pixels[Math.round(y) * image.width + Math.round(x)];
+      if (shown !== wordOf(colour)) wrong.push([row.arrival, step, kind]);
+      kinds.add(`${kind} ${strength}`);
+    }
+  }
+  return { wrong, kinds: [...kinds].sort(), height: batch.rowHeight };
+}"""
+
+
+@pytest.mark.parametrize(("num_requests", "height"), [(150, 2), (450, 1)])
+def test_a_crowded_batch_shows_every_step_of_every_request(
+    chromium, serve_trace, tmp_path, num_requests, height
+):
+    write_trace(tmp_path / "trace.jsonl", num_blocks=1000, num_requests=num_requests, num_steps=6)
+    with page_at(chromium, serve_trace(tmp_path / "trace.jsonl")) as page:
+        stop(page)
+        page.evaluate("view.select({ arrival: null, block: 0 })")
+        page.evaluate("view.player.seekStep(3)")
+        until(page, "!view.stale && !view.wordsAreStale")
+        shown = page.evaluate(CROWD)
+    assert shown["wrong"] == []
+    assert {"decode full", "decode pale", "prompt bright", "waiting bright"} <= set(shown["kinds"])
+    assert shown["height"] == height
+
+
+def test_the_page_forgets_what_the_history_has_forgotten(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        stop(page)
+        forgotten = page.evaluate("""() => {
+          const { player, digest } = view;
+          player.isLive = true;
+          player.moveTo(1);
+          const seen = player.state.step; // a moment that is forgotten while one looks at it
+          player.history.dropOldest();
+          view.take({ kind: "reset" });
+          const first = player.history.firstStep;
+          return {
+            first,
+            wasShown: seen,
+            isShown: player.state.step,
+            columns: digest.firstStep,
+            cells: Math.min(...digest.rows.flatMap((row) => row.cells.map((cell) => cell.step))),
+          };
+        }""")
+    assert forgotten["wasShown"] < forgotten["isShown"] == forgotten["first"]
+    assert forgotten["columns"] == forgotten["cells"] == forgotten["first"]

@@ -1,0 +1,281 @@
+"""The GPU's runner, in Triton's interpreter where there is no GPU, against the CPU's.
+
+What would be recorded is computed again instead of replayed: everything but CUDA's own part.
+"""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.attention.backend import Backend
+from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.engine.engine import Engine
+from minimal_vllm.engine.output_processor import OutputProcessor
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.model import triton_ops
+from minimal_vllm.model.triton_ops import TritonOps
+from minimal_vllm.runner import mixed_graph
+from minimal_vllm.runner.cuda import CudaRunner, StepGraphs
+from minimal_vllm.runner.cuda_graph import DecodeGraphs, GraphMemory
+from minimal_vllm.runner.interface import ModelState
+from minimal_vllm.runner.mixed_graph import InputMemory, MixedGraphs
+from minimal_vllm.runner.recording import (
+    most_recorded_tokens,
+    token_counts,
+)
+from minimal_vllm.runner.table import RowTable
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_on_gpu does the same")
+CPU = torch.device("cpu")
+MAX_NUM_SEQS, BUDGET = 6, 48
+LIMITS = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": BUDGET, "max_model_len": 128}
+
+
+@pytest.fixture(autouse=True)
+def products_by_the_library(monkeypatch):
+    """Our kernels for products have tests of their own, and take the interpreter long."""
+    monkeypatch.setattr(triton_ops, "is_for_matvec", lambda _: False)
+    monkeypatch.setattr(triton_ops, "is_for_split", lambda *_: False)
+
+
+class Again:
+    """A recording that computes what was recorded."""
+
+    def __init__(self, compute):
+        self.replay = torch.inference_mode()(compute)
+
+
+class Repeater:
+    """Records nothing."""
+
+    def __init__(self):
+        self.replays = Counter()
+
+    def record(self, compute):
+        def counted():
+            self.replays[compute.func.__qualname__] += 1
+            compute()
+
+        return Again(counted)
+
+
+def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, graphs=True):
+    """The CPU's own, and one that runs on the GPU's runner, with its recorder."""
+    llm = LLM(str(folder), device="cpu", num_gpu_blocks_override=num_blocks, **LIMITS)
+    old = llm.engine._runner._state
+    layers = old.model.layers
+    first = layers[0].self_attn
+    attention = TritonAttention(
+        frozenset(layer.self_attn.window for layer in layers),
+        (first.num_heads, first.num_kv_heads, first.head_dim),
+        MAX_NUM_SEQS,
+        4,
+        CPU,
+        torch.float32,
+    )
+    caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
+    state = ModelState(old.model, Backend(attention, TritonOps()), caches, old.block_size, CPU)
+    config = llm.engine.scheduler.config
+    table = RowTable(MAX_NUM_SEQS, config.blocks_for(config.max_model_len), CPU)
+    memory, recorder = GraphMemory(state, table, MAX_NUM_SEQS, cascade=cascade), Repeater()
+    both = StepGraphs(DecodeGraphs(memory, recorder), MixedGraphs(memory, recorder, most_tokens))
+    for compute in both.mixed.small_steps():
+        torch.inference_mode()(compute)()
+    both.decode.record(progress=False)
+    both.mixed.record(progress=False)
+    runner = CudaRunner(state, table, both if graphs else None)
+    scheduler = Scheduler(config, llm.engine.scheduler.pool.emptied())
+    engine = Engine(
+        scheduler,
+        runner,
+        llm.engine._admission,
+        OutputProcessor(llm.engine._outputs._tokenizer),
+        async_scheduling=True,
+    )
+    return llm.engine, engine, recorder
+
+
+def complete(engine, prompts, params, *, arrive_every=2):
+    """Tokens by request, of requests that come while others run; 0: all come at once."""
+    outputs = complete_all(engine, prompts, params, arrive_every=arrive_every)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def complete_all(engine, prompts, params, *, arrive_every=2):
+    outputs, step = {}, 0
+    waiting = list(enumerate(prompts))
+    while waiting or engine.has_unfinished_requests:
+        while waiting and (not arrive_every or step % arrive_every == 0):
+            index, prompt = waiting.pop(0)
+            engine.add_request(str(index), prompt, params)
+            if arrive_every:
+                break
+        for output in engine.step():
+            outputs[output.request_id] = output
+        step += 1
+    engine.scheduler.check()
+    return [outputs[str(index)] for index in range(len(prompts))]
+
+
+PROMPTS = [[(7 * i + 3 * n) % 250 for i in range(n)] for n in (5, 70, 1, 33, 16, 2)]
+GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral-window"])
+def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
+    expected, got, recorder = make_engines(checkpoint(family))
+    tokens = complete(expected, PROMPTS, GREEDY)
+    assert complete(got, PROMPTS, GREEDY) == tokens
+    assert set(recorder.replays) == {
+        "MixedGraphs._compute",
+        "MixedGraphs._sample",
+        "DecodeGraphs._compute",
+    }
+
+
+@pytest.mark.parametrize("options", [{"graphs": False}, {"most_tokens": 20}])
+def test_steps_without_a_recording_give_the_cpus_tokens(checkpoint, options):
+    expected, got, recorder = make_engines(checkpoint("llama"), **options)
+    assert complete(got, PROMPTS, GREEDY) == complete(expected, PROMPTS, GREEDY)
+    assert bool(recorder.replays) is options.get("graphs", True)
+
+
+def test_more_prompts_than_a_recording_holds_are_computed_without_one(checkpoint, monkeypatch):
+    monkeypatch.setattr(mixed_graph, "MOST_PROMPTS", 1)
+    expected, got, recorder = make_engines(checkpoint("qwen3"))
+    prompts = [prompt[:9] for prompt in PROMPTS]
+    outputs = [complete(each, prompts, GREEDY, arrive_every=0) for each in (got, expected)]
+    assert outputs[0] == outputs[1]
+    assert not recorder.replays["MixedGraphs._compute"]
+
+
+def test_requests_that_are_preempted_go_on_rightly(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"), num_blocks=8)
+    preempted = []
+    got.scheduler.preempt = lambda each: (
+        preempted.append(each) or Scheduler.preempt(got.scheduler, each)
+    )
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    prompts = [[(7 * i + n) % 250 for i in range(n)] for n in (29, 30, 31)]
+    outputs = complete(got, prompts, params, arrive_every=1)
+    assert outputs == complete(expected, prompts, params, arrive_every=1)
+    assert preempted
+
+
+def test_seeded_samples_are_the_cpus(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    params = SamplingParams(temperature=0.9, seed=5, max_tokens=6, ignore_eos=True)
+    assert complete(got, PROMPTS[:4], params) == complete(expected, PROMPTS[:4], params)
+
+
+def test_prompt_logprobs_are_computed_without_a_recording(checkpoint):
+    expected, got, recorder = make_engines(checkpoint("llama"))
+    params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1, ignore_eos=True)
+    ours, theirs = (complete_all(engine, PROMPTS[:2], params) for engine in (got, expected))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+        ranks = [
+            [each and {token: value.rank for token, value in each.items()} for each in known]
+            for known in (mine.prompt_logprobs, other.prompt_logprobs)
+        ]
+        assert ranks[0] == ranks[1]
+    assert not recorder.replays["MixedGraphs._compute"]
+
+
+def test_what_the_full_sampler_chooses_is_what_goes_on(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    params = SamplingParams(
+        temperature=0, max_tokens=6, repetition_penalty=1.3, logprobs=2, ignore_eos=True
+    )
+    ours, theirs = (complete_all(engine, PROMPTS[:3], params) for engine in (got, expected))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+        assert list(map(set, mine.outputs[0].logprobs)) == list(map(set, other.outputs[0].logprobs))
+
+
+def make_pairs(count):
+    return [
+        [(11 * i + 50 * pair) % 250 for i in range(33)] + [pair, own]
+        for pair in range(count)
+        for own in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(("pairs", "cascade"), [(1, True), (3, True), (1, False)])
+def test_beginnings_shared_in_pairs_are_read_rightly(checkpoint, pairs, cascade, monkeypatch):
+    """Three pairs need more tiles than a batch of so few has."""
+    told = []
+    fill = TritonAttention.fill_shared_work
+    monkeypatch.setattr(
+        TritonAttention,
+        "fill_shared_work",
+        lambda self, work, prefixes, count: (
+            told.append((len(prefixes), count)) or fill(self, work, prefixes, count)
+        ),
+    )
+    expected, got, _ = make_engines(checkpoint("qwen3"), cascade=cascade)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    outputs = complete(got, make_pairs(pairs), params, arrive_every=0)
+    assert outputs == complete(expected, make_pairs(pairs), params, arrive_every=0)
+    assert max((number for number, _ in told), default=0) == (pairs if cascade else 0)
+
+
+OTHERS = [[(13 * i + 5 * k) % 250 for i in range(40)] for k in range(4)]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_some_shared_is_not_read_by_others(checkpoint, monkeypatch, interrupted):
+    """Not even if Ctrl-C comes when it was just noted, and the engine is reset."""
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    with monkeypatch.context() as patch:
+        if interrupted:
+            fill = TritonAttention.fill_shared_work
+
+            def interrupt(self, work, prefixes, count):
+                fill(self, work, prefixes, count)
+                if prefixes:
+                    raise KeyboardInterrupt
+
+            patch.setattr(TritonAttention, "fill_shared_work", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                complete(got, make_pairs(1), GREEDY, arrive_every=1)
+            got.reset()
+        else:
+            complete(got, make_pairs(1), GREEDY, arrive_every=1)
+    outputs = complete(got, OTHERS, GREEDY, arrive_every=1)
+    assert outputs == complete(expected, OTHERS, GREEDY, arrive_every=1)
+    assert not got._runner._graphs.mixed._memory.shared(MAX_NUM_SEQS).lengths.any()
+
+
+# ---- sizes and inputs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 16, 17, 48, 300, 4096])
+def test_every_number_of_tokens_has_a_recording_that_is_not_much_larger(most):
+    sizes = list(token_counts(most))
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    assert all(size <= 2 * before for before, size in pairwise(sizes))
+
+
+def test_a_large_model_has_recordings_of_small_steps_only():
+    assert most_recorded_tokens(600_000_000, 16_384) == 4096
+    assert most_recorded_tokens(8_000_000_000, 16_384) == 562
+    assert most_recorded_tokens(70_000_000_000, 16_384) == 512
+    assert most_recorded_tokens(600_000_000, 64) == 64
+
+
+def test_what_is_not_set_is_what_it_was_at_first():
+    memory = InputMemory({"a": (3, 0), "b": (5, 7)}, CPU)
+    memory.set({"a": np.array([1, 2, 3]), "b": np.array([4])})
+    assert memory["a"].tolist() == [1, 2, 3]
+    assert memory["b"].tolist() == [4, 7, 7, 7, 7]
+    memory.set({"b": np.array([[5, 6]])})
+    assert memory["a"].tolist() == [0, 0, 0]
+    assert memory["b"].tolist() == [5, 6, 7, 7, 7]
