@@ -27,7 +27,7 @@ from benchmarks.floor import MachineRates, attention_floor, measure_rates, weigh
 from benchmarks.models import SHAPES, model_folder
 from benchmarks.stopwatch import Sections, Stopwatch
 from minimal_vllm.attention import tiled
-from minimal_vllm.model import ops
+from minimal_vllm.model import layers, linear
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.runner import plain
 from minimal_vllm.trace.step_record import StepRecord
@@ -40,11 +40,11 @@ def sections_of(ours: Ours) -> Sections:
     """The parts of a step; the runner has its sampler from its maker, not from its module."""
     return {
         "batch building": [(plain, "build_batch")],
-        "attention: plan": [(tiled.TiledAttention, "prepare")],
-        WEIGHTS: [(ops, "linear")],
-        "attention: write to cache": [(ops, "write_to_cache")],
-        GATHER: [(tiled.TiledAttention, "_gather")],
-        ARITHMETIC: [(tiled.TiledAttention, "__call__")],
+        "attention: plan": [(tiled.TiledAttention, "plan")],
+        WEIGHTS: [(linear, "linear")],
+        "attention: write to cache": [(layers, "write_to_cache")],
+        GATHER: [(tiled.TiledStep, "_gather")],
+        ARITHMETIC: [(tiled.TiledStep, "__call__")],
         "sampling": [(ours.llm.engine._runner, "_sample")],
         "rest of the model": [(plain.PlainRunner, "launch")],
     }

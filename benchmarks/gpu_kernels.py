@@ -144,16 +144,18 @@ def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
         LayerCache(bench.numbers(*of_cache), bench.numbers(*of_cache))
         for _ in bench.copies(num_blocks * BLOCK_SIZE * shape.kv_bytes)
     ]
-    processors = 4
+    num_sms = 4
     if bench.device.type == "cuda":
-        processors = torch.cuda.get_device_properties(bench.device).multi_processor_count
+        num_sms = torch.cuda.get_device_properties(bench.device).multi_processor_count
     attention = TritonAttention(
-        frozenset({None}),
-        (shape.num_heads, shape.num_kv_heads, shape.head_dim),
-        len(lengths),
-        processors,
-        bench.device,
-        torch.bfloat16,
+        windows=frozenset({None}),
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_num_seqs=len(lengths),
+        num_sms=num_sms,
+        device=bench.device,
+        dtype=torch.bfloat16,
     )
     return Paged(caches, torch.from_numpy(tables).to(bench.device), attention)
 

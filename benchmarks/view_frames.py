@@ -32,7 +32,7 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.runner.plain import DoneStep
+from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.sampler import SamplerOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan
@@ -82,10 +82,10 @@ HAS_COME = """(() => {
 class StubRunner:
     """Gives every request the same token."""
 
-    def launch(self, plan: Plan) -> DoneStep:
+    def launch(self, plan: Plan) -> Landed:
         """As any runner, without a model."""
         count = len(plan.sampling)
-        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count), []))
+        return Landed(StepResult(SamplerOutput([1] * count, [None] * count), []))
 
 
 def write_trace(path: Path, num_blocks: int, num_requests: int, num_steps: int) -> None:

@@ -22,7 +22,7 @@ from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.runner.plain import DoneStep
+from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.sampler import SamplerOutput
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.trace.facts import engine_facts
@@ -40,10 +40,10 @@ TRACE_BYTES = 1 << 30
 class NoModel:
     """A runner that computes nothing."""
 
-    def launch(self, plan: Plan) -> DoneStep:
+    def launch(self, plan: Plan) -> Landed:
         """A token for each request that samples."""
         count = len(plan.sampling)
-        return DoneStep(StepResult(SamplerOutput([1] * count, [None] * count), []))
+        return Landed(StepResult(SamplerOutput([1] * count, [None] * count), []))
 
 
 class NoWatch:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from minimal_vllm import SamplingParams
-from minimal_vllm.attention.backend import Attention
-from minimal_vllm.attention.metadata import write_to_cache
+from minimal_vllm.attention.interface import Attention
+from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -57,7 +57,7 @@ def main() -> None:
     heads = (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)
     inputs = Inputs(*(torch.randn(len(batch.positions), n, HEAD_DIM) for n in heads))
     tiled = TiledAttention(frozenset([None]), BLOCK, NUM_KV_HEADS, HEAD_DIM, CPU)
-    write_to_cache(inputs.k, inputs.v, cache, tiled.prepare(batch))
+    write_to_cache(inputs.k, inputs.v, cache, tiled.plan(batch).slots)
     result = show_agreement(tiled, inputs, cache, batch)
     show_one_piece(tiled, inputs, cache, places, result)
     show_bytes(batch)
@@ -96,11 +96,11 @@ def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: B
     )
     results = {}
     for name, attention in {"reference": ReferenceAttention(CPU), "tiled": tiled}.items():
-        metadata = attention.prepare(batch)
-        results[name] = attention(*inputs, cache, metadata, SCALE, None)
+        attend = attention.plan(batch)
+        results[name] = attend(*inputs, cache, SCALE, None)
         begun = time.perf_counter()
         for _ in range(20):
-            attention(*inputs, cache, metadata, SCALE, None)
+            attend(*inputs, cache, SCALE, None)
         print(f"   {name:9}  {(time.perf_counter() - begun) / 20 * 1e3:6.2f} ms")
     difference = (results["tiled"] - results["reference"]).abs().max()
     print(f"\n   greatest difference: {difference:.0e}\n")
@@ -113,7 +113,7 @@ def show_one_piece(
     """Reorder the cache such that the block at ``places[i]`` comes to place ``i``."""
     in_order = LayerCache(*(layer[places] for layer in cache))
     batch = make_batch(list(range(NUM_BLOCKS)))
-    contiguous = attention(*inputs, in_order, attention.prepare(batch), SCALE, None)
+    contiguous = attention.plan(batch)(*inputs, in_order, SCALE, None)
     same = torch.equal(contiguous, scattered)
     print("3. The same blocks laid out in order, each request in one piece, gives the same result,")
     print(f"   bit for bit: {'yes' if same else 'NO'}. Where a block lies means nothing.\n")

@@ -92,6 +92,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _llama(rope_theta=10000.0),
     "llama-mha-tied": _llama(num_key_value_heads=4, tie_word_embeddings=True),
     "llama-mqa-biases": _llama(num_key_value_heads=1, attention_bias=True, mlp_bias=True),
+    "llama-gelu": _llama(hidden_act="gelu_pytorch_tanh"),
     "llama-linear-rope": _llama(rope_scaling={"type": "linear", "factor": 4.0}),
     "llama3-rope": _llama(
         rope_theta=500000.0,

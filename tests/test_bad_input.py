@@ -207,7 +207,7 @@ def run(engine):
 
 def spoil(llm, monkeypatch, after_forward):
     """Let ``after_forward(input_ids, wanted, hidden)`` change what the model computes, or raise."""
-    model = llm.engine._runner._state.model
+    model = llm.engine._runner._model.decoder
     forward = type(model).forward
 
     def spoiled(input_ids, positions, caches, step, wanted):

@@ -23,7 +23,7 @@ from minimal_vllm.step.shared_prefix import SharedPrefix
 from tests.attention.paged import make_case, run, run_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PROCESSORS = 4
+NUM_SMS = 4
 MIXES = {
     "decodes": [(7, 1), (300, 1), (0, 1), (128, 1), (127, 1)],
     "prompts": [(0, 31), (0, 129), (0, 128), (0, 2)],
@@ -43,15 +43,21 @@ def on_device(case):
 
 def make_attention(case, window=None, max_num_seqs=16):
     _, num_kv_heads, _, head_dim = case.cache.key.shape
-    shape = (case.q.shape[1], num_kv_heads, head_dim)
     return TritonAttention(
-        frozenset({window}), shape, max_num_seqs, PROCESSORS, DEVICE, case.q.dtype
+        windows=frozenset({window}),
+        num_heads=case.q.shape[1],
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_num_seqs=max_num_seqs,
+        num_sms=NUM_SMS,
+        device=DEVICE,
+        dtype=case.q.dtype,
     )
 
 
-def run_kernels(case, window=None, prepare=None):
+def run_kernels(case, window=None, plan=None):
     attention = make_attention(case, window)
-    return run(attention, on_device(case), window, prepare and prepare(attention)).cpu()
+    return run(attention, on_device(case), window, plan and plan(attention)).cpu()
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -66,7 +72,7 @@ def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
 def test_a_few_tokens_behind_a_long_context_are_computed_in_pieces(lengths):
     case = make_case(lengths, heads=(2, 1))
     attention = make_attention(case)
-    assert (attention.prepare(on_device(case).batch).prefill[None].pieces[:, 8] > 1).any()
+    assert (attention.plan(on_device(case).batch).prefill[None].pieces[:, 8] > 1).any()
     expected = run_reference(case)
     for _ in range(2):  # the counters are left as they were found
         result = run(attention, on_device(case), None).cpu()
@@ -100,7 +106,7 @@ def test_every_head_size_agrees(head_dim):
 def test_more_pieces_than_are_merged_at_once_are_all_merged(num_tokens):
     case = make_case([(num_tokens, 1)], heads=(2, 1))
     attention = make_attention(case)
-    decode = attention.prepare(on_device(case).batch).decode
+    decode = attention.plan(on_device(case).batch).decode
     assert decode[None].pieces.first_piece.tolist() == [0, num_tokens // 64 + 1]
     torch.testing.assert_close(run_kernels(case), run_reference(case))
 
@@ -128,7 +134,7 @@ def test_16_bit_numbers_agree(head_dim, mix, dtype, tolerance):
 )
 def test_the_librarys_kernel_and_ours_share_a_step_rightly(lengths):
     case = make_case(lengths, heads=(4, 2), head_dim=128, dtype=torch.bfloat16)
-    assert make_attention(case).prepare(on_device(case).batch).fresh
+    assert make_attention(case).plan(on_device(case).batch).fresh
     expected = run_reference(case)
     torch.testing.assert_close(run_kernels(case), expected, atol=1.6e-2, rtol=1.6e-2)
 
@@ -169,22 +175,22 @@ def make_sharing_case(groups, *, heads, block_size=16):
 def test_reading_a_shared_beginning_once_changes_nothing(groups, heads):
     case, prefixes = make_sharing_case(groups, heads=heads)
 
-    def prepare(attention):
+    def plan(attention):
         def with_shared(batch):
-            metadata = attention.prepare(batch)
+            step = attention.plan(batch)
             work = attention.new_shared_work(16)
             attention.fill_shared_work(work, prefixes, 16)
             shared = replace(work, lengths=work.lengths[: len(batch.seq_lens)])
-            one = metadata.decode[None]
-            plan = attention.plan_decode(
+            one = step.decode[None]
+            decode = attention.plan_decode(
                 one.token, one.seq_lens, one.table_row, one.block_tables, shared
             )
-            assert plan[None].starts.tolist() != [0] * len(batch.seq_lens)
-            return replace(metadata, decode=plan, shared=shared)
+            assert decode[None].starts.tolist() != [0] * len(batch.seq_lens)
+            return replace(step, decode=decode, shared=shared)
 
         return with_shared
 
-    torch.testing.assert_close(run_kernels(case, prepare=prepare), run_reference(case))
+    torch.testing.assert_close(run_kernels(case, plan=plan), run_reference(case))
 
 
 # ---- pieces -------------------------------------------------------------------------------------
@@ -197,8 +203,8 @@ def test_reading_a_shared_beginning_once_changes_nothing(groups, heads):
 )
 def test_contexts_are_cut_as_the_reference_cuts_them(contexts, num_kv_heads):
     starts, ends = torch.tensor(contexts, dtype=torch.int32).T.contiguous()
-    expected = cut_reference(starts, ends, num_kv_heads, PROCESSORS)
-    got = cut(starts.to(DEVICE), ends.to(DEVICE), num_kv_heads, PROCESSORS)
+    expected = cut_reference(starts, ends, num_kv_heads, NUM_SMS)
+    got = cut(starts.to(DEVICE), ends.to(DEVICE), num_kv_heads, NUM_SMS)
     assert got.owner.cpu().equal(expected.owner)
     assert got.first_piece.cpu().equal(expected.first_piece)
     assert got.piece_size.cpu().equal(expected.piece_size)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from minimal_vllm.attention.metadata import PagedMetadata, write_to_cache
+from minimal_vllm.attention.paged import PagedStep, write_to_cache
 from tests.attention.paged import make_case, run_reference
 
 
@@ -36,8 +36,8 @@ def test_paged_attention_is_pytorchs_attention_over_the_dense_text(block_size, h
 def test_keys_and_values_are_written_to_their_slots_and_nowhere_else():
     case = make_case([(3, 4), (6, 1)], block_size=4, poison=-1.0)
     before = case.cache.key.clone()
-    metadata = PagedMetadata.from_batch(case.batch, torch.device("cpu"))
-    write_to_cache(case.k, case.v, case.cache, metadata)
+    step = PagedStep.from_batch(case.batch, torch.device("cpu"))
+    write_to_cache(case.k, case.v, case.cache, step.slots)
     for row, (keys, values) in enumerate(case.dense):
         for position in range(len(keys)):
             block = case.batch.block_tables[row][position // 4]

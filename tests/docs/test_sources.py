@@ -24,18 +24,15 @@ IDEAS = [
     "cache/eviction.py",
     "cache/prefix_hash.py",
     "engine/engine.py",  # asynchronous scheduling
-    "runner/recording.py",  # CUDA graphs
+    "runner/capture.py",  # CUDA graphs
     "engine/scheduler.py",  # continuous batching, chunked prefill, preemption
-    "engine/scheduler.py",
     "step/shared_prefix.py",
     "model/layers.py",
     "model/rope.py",
-    "model/rope.py",
     "sampling/draw.py",
     "sampling/logit_rules.py",  # penalties
-    "sampling/draw.py",
-    "sim/cost_model.py",
-    "stats/slo.py",
+    "../minimal_vllm_lab/sim/cost_model.py",
+    "../minimal_vllm_lab/stats/slo.py",
 ]
 
 

@@ -9,7 +9,7 @@ from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import FIFO, LRU
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.engine.build import runs_ahead
+from minimal_vllm.engine.runners import runs_ahead
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sampling.sampler import sample
 
@@ -37,9 +37,9 @@ class MostRecentlyUsed(LRU):
 
 
 class CountingAttention(ReferenceAttention):
-    def __call__(self, *arguments):
+    def plan(self, batch):
         USED.append("attention_backend")
-        return super().__call__(*arguments)
+        return super().plan(batch)
 
 
 class SecondBest:
@@ -102,7 +102,7 @@ def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(option, pa
 
 def test_a_part_that_does_not_fit_is_refused_before_anything_runs():
     with pytest.raises(
-        ValueError, match=r"can't take the place of Scheduler: it lacks reset\(self"
+        ValueError, match=r"can't take the place of SchedulerInterface: .*it lacks reset\(self"
     ):
         run(scheduler=SecondBest)
 
@@ -134,5 +134,5 @@ def test_a_scheduler_that_lets_all_wait_for_ever_is_found_out():
         def admit_waiting(self, plan, budget):
             pass
 
-    with pytest.raises(ValueError, match="plans nothing, though requests wait"):
+    with pytest.raises(ValueError, match="an empty plan although requests are waiting"):
         run(scheduler=Idle)

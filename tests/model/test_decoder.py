@@ -1,14 +1,16 @@
+from dataclasses import astuple, replace
+
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
 from transformers import AutoModelForCausalLM
 
-from minimal_vllm.model import ops
+from minimal_vllm.model import layers
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
-from minimal_vllm.model.loader import load_model
-from minimal_vllm.model.ops import PlainOps
-from minimal_vllm.model.step import Step
+from minimal_vllm.model.loader import checkpoint_tensors, load_model
+from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.registry import NormNames
 
 TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
 
@@ -16,7 +18,9 @@ TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
 class DenseAttention:
     """Causal attention of one sequence over itself; its cache is a list of what came before."""
 
-    def __call__(self, q, k, v, cache, metadata, scale, window):
+    slots = None
+
+    def __call__(self, q, k, v, cache, scale, window):
         k, v = (torch.cat(parts) for parts in zip(*cache, strict=True))
         heads_per_kv_head = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(heads_per_kv_head, dim=1) for x in (k, v))
@@ -33,7 +37,7 @@ class DenseAttention:
 @pytest.fixture(autouse=True)
 def dense_cache(monkeypatch):
     """What comes before is kept in a list, not in blocks."""
-    monkeypatch.setattr(ops, "write_to_cache", lambda k, v, cache, metadata: cache.append((k, v)))
+    monkeypatch.setattr(layers, "write_to_cache", lambda k, v, cache, slots: cache.append((k, v)))
 
 
 def load(folder, dtype=torch.float32, **options) -> Decoder:
@@ -44,14 +48,13 @@ def load(folder, dtype=torch.float32, **options) -> Decoder:
 def compute_logits(model: Decoder, chunks: list[int]) -> torch.Tensor:
     """The logits after each of TOKEN_IDS, computed in steps of so many tokens."""
     caches = [[] for _ in model.layers]
-    step = Step(PlainOps(), DenseAttention(), None)
     hidden = [
-        model(token_ids, positions, caches, step)
+        model(token_ids, positions, caches, DenseAttention())
         for token_ids, positions in zip(
             TOKEN_IDS.split(chunks), torch.arange(len(TOKEN_IDS)).split(chunks), strict=True
         )
     ]
-    return model.logits(torch.cat(hidden), PlainOps())
+    return model.logits(torch.cat(hidden))
 
 
 @torch.no_grad()
@@ -105,6 +108,7 @@ def test_every_option_changes_the_logits(tmp_path):
         "yarn": (FAMILIES["qwen2-yarn"], {"rope_scaling": None}),
         "theta": (FAMILIES["llama"], {"rope_theta": 1e6}),
         "eps": (FAMILIES["llama"], {"rms_norm_eps": 0.1}),
+        "activation": (FAMILIES["llama-gelu"], {"hidden_act": "silu"}),
     }.items():
         pair = [
             compute_logits(load(write_checkpoint(tmp_path / name / key, option)), [40])
@@ -121,3 +125,52 @@ def test_a_position_beyond_those_prepared_for_is_an_error(tmp_path):
 
 def test_no_gradients_are_recorded(tmp_path):
     assert not compute_logits(load(write_checkpoint(tmp_path)), [40]).requires_grad
+
+
+def rms(x):
+    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
+
+
+EPS = 1e-6
+PLACES = {
+    "before": NormNames(),
+    "behind": NormNames(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "around": NormNames(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_norms_are_where_the_family_has_them(tmp_path, monkeypatch, place):
+    """Sub-layers that double their input show which vectors they were given."""
+    names = PLACES[place]
+    write_checkpoint(tmp_path, FAMILIES["llama"])
+    config = replace(ModelConfig.from_folder(tmp_path), norms=names, rms_norm_eps=EPS)
+    layer = Decoder(config, torch.float32, torch.device("cpu")).layers[0]
+    for module in layer.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.fill_(1)
+    monkeypatch.setattr(layer.self_attn, "forward", lambda x, *_: 2 * x)
+    monkeypatch.setattr(layer.mlp, "forward", lambda x: 3 * x)
+    x = torch.randn(5, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    norms = [rms if name else (lambda x: x) for name in astuple(names)]
+    middle = x + norms[1](2 * norms[0](x))
+    expected = middle + norms[3](3 * norms[2](middle))
+    delta, residual = layer.forward(x.clone(), None, None, None, None)
+    torch.testing.assert_close(delta + residual, expected)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_checkpoint_has_the_norms_that_the_family_names(tmp_path, place):
+    write_checkpoint(tmp_path, FAMILIES["llama"])
+    config = replace(ModelConfig.from_folder(tmp_path), norms=PLACES[place])
+    model = Decoder(config, torch.float32, torch.device("cpu"))
+    prefix = "model.layers.0."
+    found = {name for name in checkpoint_tensors(model) if name.startswith(prefix)}
+    norms = {f"{prefix}{name}.weight" for name in astuple(PLACES[place]) if name}
+    assert {name for name in found if name.endswith("layernorm.weight")} == norms
+    assert sum(each.numel() for each in model.parameters()) == config.num_parameters

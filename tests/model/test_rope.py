@@ -4,7 +4,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from minimal_vllm.model.rope import attention_factor, rope_frequencies, rope_table, rotate, rotation
+from minimal_vllm.model.rope import Rotary, attention_factor, rope_frequencies, rotate
 from minimal_vllm.model.rope_config import RopeConfig
 
 HEAD_DIM = 64
@@ -66,20 +66,20 @@ def test_rotated_heads_equal_those_of_transformers(name, dtype):
     heads = torch.randn(len(positions), 5, HEAD_DIM, dtype=dtype)
     cos, sin = LlamaRotaryEmbedding(theirs)(heads, positions[None])
     expected, _ = apply_rotary_pos_emb(heads, heads, cos[0], sin[0])
-    table = rope_table(ours, HEAD_DIM, 16384)
-    rotated = rotate(heads, *rotation(table, positions, dtype))
+    rotary = Rotary(ours, HEAD_DIM, 16384, torch.device("cpu"))
+    rotated = rotate(heads, *rotary.rotation(positions, dtype))
     # A frequency that differs by its last bit makes angles of 16,383 radians differ by 1e-3.
     tolerance = 2e-3 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(rotated, expected, rtol=0, atol=tolerance)
 
 
 def test_queries_times_keys_depend_on_the_distance_only():
-    table = rope_table(RopeConfig(10000.0), HEAD_DIM, 100)
+    rotary = Rotary(RopeConfig(10000.0), HEAD_DIM, 100, torch.device("cpu"))
     q, k = torch.randn(2, 1, 1, HEAD_DIM)
 
     def product(q_position, k_position):
         rotations = [
-            rotation(table, torch.tensor([position]), torch.float32)
+            rotary.rotation(torch.tensor([position]), torch.float32)
             for position in (q_position, k_position)
         ]
         return (rotate(q, *rotations[0]) * rotate(k, *rotations[1])).sum()

@@ -13,22 +13,20 @@ import torch
 pytest.importorskip("triton")
 
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.attention.backend import Backend
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import Scheduler
-from minimal_vllm.model import triton_ops
-from minimal_vllm.model.triton_ops import TritonOps
-from minimal_vllm.runner import mixed_graph
-from minimal_vllm.runner.cuda import CudaRunner, StepGraphs
-from minimal_vllm.runner.cuda_graph import DecodeGraphs, GraphMemory
-from minimal_vllm.runner.interface import ModelState
-from minimal_vllm.runner.mixed_graph import InputMemory, MixedGraphs
-from minimal_vllm.runner.recording import (
-    most_recorded_tokens,
-    token_counts,
-)
+from minimal_vllm.model import triton_modules
+from minimal_vllm.model.loader import load_model
+from minimal_vllm.model.triton_modules import TRITON_MODULES
+from minimal_vllm.runner import graphs as graphs_module
+from minimal_vllm.runner.cuda import CudaRunner
+from minimal_vllm.runner.graphs import Graphs
+from minimal_vllm.runner.inputs import InputMemory
+from minimal_vllm.runner.interface import CachedModel
+from minimal_vllm.runner.shapes import max_recorded_tokens, token_counts
+from minimal_vllm.runner.step import GpuStep
 from minimal_vllm.runner.table import RowTable
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="test_on_gpu does the same")
@@ -40,8 +38,8 @@ LIMITS = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": BUDGET, "max_m
 @pytest.fixture(autouse=True)
 def products_by_the_library(monkeypatch):
     """Our kernels for products have tests of their own, and take the interpreter long."""
-    monkeypatch.setattr(triton_ops, "is_for_matvec", lambda _: False)
-    monkeypatch.setattr(triton_ops, "is_for_split", lambda *_: False)
+    monkeypatch.setattr(triton_modules, "is_for_matvec", lambda _: False)
+    monkeypatch.setattr(triton_modules, "is_for_split", lambda *_: False)
 
 
 class Again:
@@ -68,28 +66,33 @@ class Repeater:
 def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, graphs=True):
     """The CPU's own, and one that runs on the GPU's runner, with its recorder."""
     llm = LLM(str(folder), device="cpu", num_gpu_blocks_override=num_blocks, **LIMITS)
-    old = llm.engine._runner._state
-    layers = old.model.layers
-    first = layers[0].self_attn
+    old = llm.engine._runner._model
+    files = llm.built.files
+    decoder = load_model(
+        files.folder, files.config, torch.float32, CPU, max_positions=128, modules=TRITON_MODULES
+    )
     attention = TritonAttention(
-        frozenset(layer.self_attn.window for layer in layers),
-        (first.num_heads, first.num_kv_heads, first.head_dim),
-        MAX_NUM_SEQS,
-        4,
-        CPU,
-        torch.float32,
+        windows=frozenset(layer.window for layer in files.config.layers),
+        num_heads=files.config.num_heads,
+        num_kv_heads=files.config.num_kv_heads,
+        head_dim=files.config.head_dim,
+        max_num_seqs=MAX_NUM_SEQS,
+        num_sms=4,
+        device=CPU,
+        dtype=torch.float32,
     )
     caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
-    state = ModelState(old.model, Backend(attention, TritonOps()), caches, old.block_size, CPU)
+    model = CachedModel(decoder, attention, caches, old.block_size, CPU)
     config = llm.engine.scheduler.config
     table = RowTable(MAX_NUM_SEQS, config.blocks_for(config.max_model_len), CPU)
-    memory, recorder = GraphMemory(state, table, MAX_NUM_SEQS, cascade=cascade), Repeater()
-    both = StepGraphs(DecodeGraphs(memory, recorder), MixedGraphs(memory, recorder, most_tokens))
-    for compute in both.mixed.small_steps():
+    step, recorder = GpuStep(model, attention, table), Repeater()
+    recorded = Graphs(
+        step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=most_tokens, cascade=cascade
+    )
+    for compute in recorded.small_steps():
         torch.inference_mode()(compute)()
-    both.decode.record(progress=False)
-    both.mixed.record(progress=False)
-    runner = CudaRunner(state, table, both if graphs else None)
+    recorded.record(progress=False)
+    runner = CudaRunner(step, recorded if graphs else None)
     scheduler = Scheduler(config, llm.engine.scheduler.pool.emptied())
     engine = Engine(
         scheduler,
@@ -133,9 +136,9 @@ def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
     tokens = complete(expected, PROMPTS, GREEDY)
     assert complete(got, PROMPTS, GREEDY) == tokens
     assert set(recorder.replays) == {
-        "MixedGraphs._compute",
-        "MixedGraphs._sample",
-        "DecodeGraphs._compute",
+        "Graphs._mixed_body",
+        "Graphs._mixed_head",
+        "Graphs._steady",
     }
 
 
@@ -147,12 +150,12 @@ def test_steps_without_a_recording_give_the_cpus_tokens(checkpoint, options):
 
 
 def test_more_prompts_than_a_recording_holds_are_computed_without_one(checkpoint, monkeypatch):
-    monkeypatch.setattr(mixed_graph, "MOST_PROMPTS", 1)
+    monkeypatch.setattr(graphs_module, "MAX_PROMPTS", 1)
     expected, got, recorder = make_engines(checkpoint("qwen3"))
     prompts = [prompt[:9] for prompt in PROMPTS]
     outputs = [complete(each, prompts, GREEDY, arrive_every=0) for each in (got, expected)]
     assert outputs[0] == outputs[1]
-    assert not recorder.replays["MixedGraphs._compute"]
+    assert not recorder.replays["Graphs._mixed_body"]
 
 
 def test_requests_that_are_preempted_go_on_rightly(checkpoint):
@@ -185,7 +188,7 @@ def test_prompt_logprobs_are_computed_without_a_recording(checkpoint):
             for known in (mine.prompt_logprobs, other.prompt_logprobs)
         ]
         assert ranks[0] == ranks[1]
-    assert not recorder.replays["MixedGraphs._compute"]
+    assert not recorder.replays["Graphs._mixed_body"]
 
 
 def test_what_the_full_sampler_chooses_is_what_goes_on(checkpoint):
@@ -250,7 +253,7 @@ def test_what_some_shared_is_not_read_by_others(checkpoint, monkeypatch, interru
             complete(got, make_pairs(1), GREEDY, arrive_every=1)
     outputs = complete(got, OTHERS, GREEDY, arrive_every=1)
     assert outputs == complete(expected, OTHERS, GREEDY, arrive_every=1)
-    assert not got._runner._graphs.mixed._memory.shared(MAX_NUM_SEQS).lengths.any()
+    assert not got._runner._graphs.shared.work(MAX_NUM_SEQS).lengths.any()
 
 
 # ---- sizes and inputs ---------------------------------------------------------------------------
@@ -265,10 +268,15 @@ def test_every_number_of_tokens_has_a_recording_that_is_not_much_larger(most):
 
 
 def test_a_large_model_has_recordings_of_small_steps_only():
-    assert most_recorded_tokens(600_000_000, 16_384) == 4096
-    assert most_recorded_tokens(8_000_000_000, 16_384) == 562
-    assert most_recorded_tokens(70_000_000_000, 16_384) == 512
-    assert most_recorded_tokens(600_000_000, 64) == 64
+    assert max_recorded_tokens(600_000_000, 16_384, 132) == 4096
+    assert max_recorded_tokens(8_000_000_000, 16_384, 132) == 562
+    assert max_recorded_tokens(70_000_000_000, 16_384, 132) == 512
+    assert max_recorded_tokens(600_000_000, 64, 132) == 64
+
+
+def test_a_smaller_gpu_is_waited_for_at_fewer_tokens():
+    assert max_recorded_tokens(8_000_000_000, 16_384, 264) == 1125
+    assert max_recorded_tokens(8_000_000_000, 16_384, 66) == 512
 
 
 def test_what_is_not_set_is_what_it_was_at_first():

@@ -38,7 +38,7 @@ def admitted_rows():
 
 
 def step_of(table, rows, size):
-    padding = [table.nobody] * (size - len(rows))
+    padding = [table.padding_row] * (size - len(rows))
     order = torch.tensor(rows + padding, dtype=torch.int32, device=DEVICE)
     return order, begin_step(table, order, block_size=4)
 

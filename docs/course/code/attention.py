@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimal_vllm import SamplingParams
-from minimal_vllm.attention.backend import Attention
+from minimal_vllm.attention.interface import Attention
 from minimal_vllm.attention.reference import ReferenceAttention, gather_pages
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -78,8 +78,8 @@ def attend_key_by_key(q: Tensor, cache: LayerCache, table: list[int], length: in
 def bind(
     attention: Attention, batch: Batch, q: Tensor, new: Tensor, cache: LayerCache
 ) -> Callable[[], Tensor]:
-    metadata = attention.prepare(batch)
-    return lambda: attention(q, new, new, cache, metadata, SCALE, None)
+    attend = attention.plan(batch)
+    return lambda: attend(q, new, new, cache, SCALE, None)
 
 
 def make_batch() -> Batch:

@@ -50,10 +50,17 @@ def check_kernel() -> None:
     q, new = torch.randn(len(LENGTHS), K * G, D), torch.empty(0)
     plain = ReferenceAttention(CPU)
     ours = TritonAttention(
-        frozenset([None]), (K * G, K, D), len(LENGTHS), PROCESSORS, CPU, torch.float32
+        windows=frozenset([None]),
+        num_heads=K * G,
+        num_kv_heads=K,
+        head_dim=D,
+        max_num_seqs=len(LENGTHS),
+        num_sms=PROCESSORS,
+        device=CPU,
+        dtype=torch.float32,
     )
-    expected = plain(q, new, new, cache, plain.prepare(batch), SCALE, None)
-    result = ours(q, new, new, cache, ours.prepare(batch), SCALE, None)
+    expected = plain.plan(batch)(q, new, new, cache, SCALE, None)
+    result = ours.plan(batch)(q, new, new, cache, SCALE, None)
     torch.testing.assert_close(result, expected)
     difference = float((result - expected).abs().max())
     print(f"\nthe kernel and the reference differ by {difference:.0e} at most")

@@ -1,22 +1,15 @@
-"""Paged attention in its plainest form: the oracle that every other backend is held to."""
+"""Paged attention in its plainest form: the oracle that all other implementations are held to."""
 
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
+from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch
 
 
-class ReferenceAttention:
-    """One request after another: gather its pages, then ordinary attention in float32."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def prepare(self, batch: Batch) -> PagedMetadata:
-        """The step's metadata."""
-        return PagedMetadata.from_batch(batch, self._device)
+class ReferenceStep(PagedStep):
+    """Takes one request after another: gathers its pages, then attends in float32."""
 
     def __call__(
         self,
@@ -24,24 +17,42 @@ class ReferenceAttention:
         k: Tensor,  # noqa: ARG002 - read from the cache
         v: Tensor,  # noqa: ARG002
         cache: LayerCache,
-        metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache; see ``Attention``."""
-        assert isinstance(metadata, PagedMetadata)  # noqa: S101 - made by prepare
+        """Attend over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
-        starts = metadata.query_starts.tolist()
-        for row, seq_len in enumerate(metadata.seq_lens.tolist()):
+        starts = self.query_starts.tolist()
+        for row, seq_len in enumerate(self.seq_lens.tolist()):
             queries = slice(starts[row], starts[row + 1])
-            keys = gather_pages(cache.key, metadata.block_tables[row], seq_len)
-            values = gather_pages(cache.value, metadata.block_tables[row], seq_len)
+            keys = gather_pages(cache.key, self.block_tables[row], seq_len)
+            values = gather_pages(cache.value, self.block_tables[row], seq_len)
             out[queries] = attend(q[queries], keys, values, scale, window)
         return out
 
 
+class ReferenceAttention:
+    """Makes the plainest attention of a step; see ``Attention``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def plan(self, batch: Batch) -> ReferenceStep:
+        """Move the batch to the device."""
+        return ReferenceStep.from_batch(batch, self._device)
+
+
 def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
-    """The tokens behind a block table: of ``[B, K, S, D]``, ``[seq_len, K, D]``."""
+    """Gather the keys, or the values, of one sequence from its blocks.
+
+    Args:
+        layer: ``[B, K, S, D]``: keys or values of a layer.
+        block_table: the sequence's blocks.
+        seq_len: number of tokens in the sequence.
+
+    Returns:
+        ``[seq_len, K, D]``.
+    """
     _, num_kv_heads, block_size, head_dim = layer.shape
     num_blocks = -(-seq_len // block_size)
     pages = layer[block_table[:num_blocks].long()]
@@ -49,14 +60,14 @@ def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-    """``softmax(q k^T * scale) v`` of the last tokens of one sequence over all of it, causal.
+    """Compute ``softmax(q k^T * scale) v`` for the last tokens of one sequence, causally.
 
     Args:
         q: ``[n, H, D]``, the last ``n`` of the sequence's ``m`` tokens.
         keys: ``[m, K, D]``; each kv head serves ``H / K`` query heads (grouped-query attention).
         values: ``[m, K, D]``.
-        scale: what the scores are multiplied by.
-        window: a token sees so many tokens, itself included; None: all before it.
+        scale: factor of the scores.
+        window: number of tokens that a token sees, itself included. None: all before it.
 
     Returns:
         ``[n, H, D]`` in ``q``'s dtype; computed in float32.

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch, IntArray
 
@@ -71,126 +70,63 @@ class TileGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class TiledMetadata(PagedMetadata):
-    """The common metadata, and the work for each window that a layer of the model has."""
+class Tiles:
+    """Which blocks each tile of a group sees; longest contexts first."""
 
-    groups: dict[int | None, list[TileGroup]]
+    request: IntArray
+    first_block: IntArray
+    num_blocks: IntArray
 
 
-class TiledAttention:
-    """Plans the work of a step once, and does it in each layer.
+class OnlineSoftmax:
+    """Merges attention round by round into ``sum(exp(score) * value) / sum(exp(score))``.
+
+    For each row of each tile it keeps the greatest score so far, and both sums relative to it; a
+    greater score rescales what was summed before.
+    """
+
+    def __init__(self, queries: Tensor) -> None:
+        self.queries = queries
+        self._top = torch.full_like(queries[..., :1], NEVER)
+        self._weight = torch.zeros_like(self._top)
+        self._sum = torch.zeros_like(queries)
+
+    def add(self, chosen: slice, scores: Tensor, values: Tensor) -> None:
+        """Take in scores ``[n, K, rows, keys]`` (-inf: hidden) and values ``[n, K, keys, D]``."""
+        top, weight, total = self._top[chosen], self._weight[chosen], self._sum[chosen]
+        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
+        rescale = torch.exp(top - new_top)
+        exponentials = scores.sub_(new_top).exp_()
+        top.copy_(new_top)
+        weight.mul_(rescale).add_(exponentials.sum(-1, keepdim=True))
+        total.mul_(rescale).add_(exponentials @ values)
+
+    def result(self) -> Tensor:
+        """``[tiles, K, rows, D]``; every row has seen at least its own token's key."""
+        return self._sum / self._weight
+
+
+class TiledStep:
+    """The tiles of a step, for each window that a layer of the model has.
 
     Args:
-        windows: the sliding windows of the model's layers (None: a layer without).
-        block_size: tokens per KV block.
+        slots: see ``StepAttention``.
+        groups: the tiles to compute, by window.
+        scratch: two buffers, for the keys and for the values of a round.
         num_kv_heads: K.
-        head_dim: D.
-        device: where queries and caches are.
     """
 
     def __init__(
         self,
-        windows: frozenset[int | None],
-        block_size: int,
+        slots: Tensor,
+        groups: dict[int | None, list[TileGroup]],
+        scratch: Tensor,
         num_kv_heads: int,
-        head_dim: int,
-        device: torch.device,
     ) -> None:
-        self._windows = windows
-        self._block_size = block_size
+        self.slots = slots
+        self._groups = groups
+        self._scratch = scratch
         self._num_kv_heads = num_kv_heads
-        self._device = device
-        page_bytes = block_size * head_dim * torch.float32.itemsize
-        self._least_blocks = -(-LEAST_ROUND // block_size)
-        self._blocks_at_a_time = max(
-            SCRATCH_BYTES[device.type] // (page_bytes * num_kv_heads), self._least_blocks
-        )
-        num_pages = self._blocks_at_a_time * num_kv_heads
-        self._scratch = torch.empty(2, num_pages, block_size * head_dim, device=device)
-
-    # ---- once a step: plan ----------------------------------------------------------------------
-
-    def prepare(self, batch: Batch) -> TiledMetadata:
-        """Cut the batch into tiles, and their contexts into rounds."""
-        common = PagedMetadata.from_batch(batch, self._device)
-        return TiledMetadata(
-            common.slots,
-            common.query_starts,
-            common.seq_lens,
-            common.block_tables,
-            {window: list(self._plan(batch, window)) for window in self._windows},
-        )
-
-    def _plan(self, batch: Batch, window: int | None) -> Iterator[TileGroup]:
-        decodes = np.diff(batch.query_starts) == 1
-        for requests, tile_size in (
-            (np.flatnonzero(decodes), 1),
-            (np.flatnonzero(~decodes), PROMPT_TILE),
-        ):
-            if len(requests):
-                yield self._plan_group(batch, requests, tile_size, window)
-
-    def _plan_group(
-        self, batch: Batch, requests: IntArray, tile_size: int, window: int | None
-    ) -> TileGroup:
-        starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
-        owner, index = _enumerate_runs(-(-(ends - starts) // tile_size))
-        first = starts[owner] + index * tile_size
-        tokens = np.minimum(first[:, None] + np.arange(tile_size), ends[owner, None] - 1)
-        positions = batch.positions[tokens]
-        # A tile sees the keys from ``oldest``, taken down to a whole block, to its own last token.
-        oldest = np.maximum(positions[:, 0] - (window or 2**62) + 1, 0)
-        first_block = oldest // self._block_size
-        num_blocks = positions[:, -1] // self._block_size + 1 - first_block
-
-        order = np.argsort(-num_blocks, kind="stable")
-        tiles = Tiles(requests[owner][order], first_block[order], num_blocks[order])
-        return TileGroup(
-            self._tensor(tokens[order]),
-            self._tensor(positions[order].astype(np.int32)),
-            list(self._plan_rounds(batch, tiles)),
-        )
-
-    def _plan_rounds(self, batch: Batch, tiles: "Tiles") -> Iterator[Round]:
-        done = 0
-        while done < tiles.num_blocks[0]:
-            alive = int(np.searchsorted(-tiles.num_blocks, -done))
-            # The fewer tiles are left, the more keys each can have in a round.
-            width = max(self._blocks_at_a_time // alive, self._least_blocks)
-            width = min(width, int(tiles.num_blocks[0]) - done)
-            tiles_at_a_time = max(self._blocks_at_a_time // width, 1)
-            for first in range(0, alive, tiles_at_a_time):
-                end = min(first + tiles_at_a_time, alive)
-                yield self._plan_round(batch, tiles, slice(first, end), done, width)
-            done += width
-
-    def _plan_round(
-        self, batch: Batch, tiles: "Tiles", chosen: slice, done: int, width: int
-    ) -> Round:
-        request = tiles.request[chosen]
-        index = tiles.first_block[chosen, None] + done + np.arange(width)
-        # What lies behind a table's end is masked, whatever block is gathered for it.
-        blocks = batch.block_tables[
-            request[:, None], np.minimum(index, batch.block_tables.shape[1] - 1)
-        ]
-        heads = np.arange(self._num_kv_heads)
-        pages = blocks[:, None, :].astype(np.int64) * self._num_kv_heads + heads[:, None]
-        key_positions = index[:, :, None] * self._block_size + np.arange(self._block_size)
-        key_positions = key_positions.reshape(len(request), -1)
-        tile, key = np.nonzero(key_positions >= batch.seq_lens[request, None])
-        unwritten = (tile[:, None] * len(heads) + heads) * key_positions.shape[1] + key[:, None]
-        return Round(
-            first_tile=chosen.start,
-            end_tile=chosen.stop,
-            pages=self._tensor(pages.reshape(-1)),
-            key_positions=self._tensor(key_positions.astype(np.int32)),
-            unwritten=self._tensor(unwritten.reshape(-1)),
-        )
-
-    def _tensor(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]") -> Tensor:
-        return torch.from_numpy(array).to(self._device)
-
-    # ---- in each layer: attend ------------------------------------------------------------------
 
     def __call__(
         self,
@@ -198,14 +134,12 @@ class TiledAttention:
         k: Tensor,  # noqa: ARG002 - read from the cache
         v: Tensor,  # noqa: ARG002
         cache: LayerCache,
-        metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache; see ``Attention``."""
-        assert isinstance(metadata, TiledMetadata)  # noqa: S101 - made by prepare
+        """Attend over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
-        for group in metadata.groups[window]:
+        for group in self._groups[window]:
             # A short tile's repeated tokens write the same result to the same place again.
             out[group.tokens] = self._attend(q[group.tokens], cache, group, scale, window)
         return out
@@ -250,41 +184,110 @@ class TiledAttention:
         return keys.view(shape), values.view(shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Which blocks each tile of a group sees; longest contexts first."""
+class TiledAttention:
+    """Plans the work of a step once, and does it in each layer.
 
-    request: IntArray
-    first_block: IntArray
-    num_blocks: IntArray
-
-
-class OnlineSoftmax:
-    """Merges attention round by round into ``sum(exp(score) * value) / sum(exp(score))``.
-
-    For each row of each tile it keeps the greatest score so far, and both sums relative to it; a
-    greater score rescales what was summed before.
+    Args:
+        windows: the sliding windows of the model's layers (None: a layer without).
+        block_size: tokens per KV block.
+        num_kv_heads: K.
+        head_dim: D.
+        device: where queries and caches are.
     """
 
-    def __init__(self, queries: Tensor) -> None:
-        self.queries = queries
-        self._top = torch.full_like(queries[..., :1], NEVER)
-        self._weight = torch.zeros_like(self._top)
-        self._sum = torch.zeros_like(queries)
+    def __init__(
+        self,
+        windows: frozenset[int | None],
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+    ) -> None:
+        self._windows = windows
+        self._block_size = block_size
+        self._num_kv_heads = num_kv_heads
+        self._device = device
+        page_bytes = block_size * head_dim * torch.float32.itemsize
+        self._least_blocks = -(-LEAST_ROUND // block_size)
+        self._blocks_at_a_time = max(
+            SCRATCH_BYTES[device.type] // (page_bytes * num_kv_heads), self._least_blocks
+        )
+        num_pages = self._blocks_at_a_time * num_kv_heads
+        self._scratch = torch.empty(2, num_pages, block_size * head_dim, device=device)
 
-    def add(self, chosen: slice, scores: Tensor, values: Tensor) -> None:
-        """Take in scores ``[n, K, rows, keys]`` (-inf: hidden) and values ``[n, K, keys, D]``."""
-        top, weight, total = self._top[chosen], self._weight[chosen], self._sum[chosen]
-        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-        rescale = torch.exp(top - new_top)
-        exponentials = scores.sub_(new_top).exp_()
-        top.copy_(new_top)
-        weight.mul_(rescale).add_(exponentials.sum(-1, keepdim=True))
-        total.mul_(rescale).add_(exponentials @ values)
+    def plan(self, batch: Batch) -> TiledStep:
+        """Cut the batch into tiles, and their contexts into rounds."""
+        return TiledStep(
+            self._tensor(batch.slot_mapping),
+            {window: list(self._plan_groups(batch, window)) for window in self._windows},
+            self._scratch,
+            self._num_kv_heads,
+        )
 
-    def result(self) -> Tensor:
-        """``[tiles, K, rows, D]``; every row has seen at least its own token's key."""
-        return self._sum / self._weight
+    def _plan_groups(self, batch: Batch, window: int | None) -> Iterator[TileGroup]:
+        for requests, tile_size in ((batch.decodes, 1), (batch.prefills, PROMPT_TILE)):
+            if len(requests):
+                yield self._plan_group(batch, requests, tile_size, window)
+
+    def _plan_group(
+        self, batch: Batch, requests: IntArray, tile_size: int, window: int | None
+    ) -> TileGroup:
+        starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
+        owner, index = _enumerate_runs(-(-(ends - starts) // tile_size))
+        first = starts[owner] + index * tile_size
+        tokens = np.minimum(first[:, None] + np.arange(tile_size), ends[owner, None] - 1)
+        positions = batch.positions[tokens]
+        # A tile sees the keys from ``oldest``, taken down to a whole block, to its own last token.
+        oldest = np.maximum(positions[:, 0] - (window or 2**62) + 1, 0)
+        first_block = oldest // self._block_size
+        num_blocks = positions[:, -1] // self._block_size + 1 - first_block
+
+        order = np.argsort(-num_blocks, kind="stable")
+        tiles = Tiles(requests[owner][order], first_block[order], num_blocks[order])
+        return TileGroup(
+            self._tensor(tokens[order]),
+            self._tensor(positions[order].astype(np.int32)),
+            list(self._plan_rounds(batch, tiles)),
+        )
+
+    def _plan_rounds(self, batch: Batch, tiles: Tiles) -> Iterator[Round]:
+        done = 0
+        while done < tiles.num_blocks[0]:
+            alive = int(np.searchsorted(-tiles.num_blocks, -done))
+            # The fewer tiles are left, the more keys each can have in a round.
+            width = max(self._blocks_at_a_time // alive, self._least_blocks)
+            width = min(width, int(tiles.num_blocks[0]) - done)
+            tiles_at_a_time = max(self._blocks_at_a_time // width, 1)
+            for first in range(0, alive, tiles_at_a_time):
+                end = min(first + tiles_at_a_time, alive)
+                yield self._plan_round(batch, tiles, slice(first, end), done, width)
+            done += width
+
+    def _plan_round(
+        self, batch: Batch, tiles: Tiles, chosen: slice, done: int, width: int
+    ) -> Round:
+        request = tiles.request[chosen]
+        index = tiles.first_block[chosen, None] + done + np.arange(width)
+        # What lies behind a table's end is masked, whatever block is gathered for it.
+        blocks = batch.block_tables[
+            request[:, None], np.minimum(index, batch.block_tables.shape[1] - 1)
+        ]
+        heads = np.arange(self._num_kv_heads)
+        pages = blocks[:, None, :].astype(np.int64) * self._num_kv_heads + heads[:, None]
+        key_positions = index[:, :, None] * self._block_size + np.arange(self._block_size)
+        key_positions = key_positions.reshape(len(request), -1)
+        tile, key = np.nonzero(key_positions >= batch.seq_lens[request, None])
+        unwritten = (tile[:, None] * len(heads) + heads) * key_positions.shape[1] + key[:, None]
+        return Round(
+            first_tile=chosen.start,
+            end_tile=chosen.stop,
+            pages=self._tensor(pages.reshape(-1)),
+            key_positions=self._tensor(key_positions.astype(np.int32)),
+            unwritten=self._tensor(unwritten.reshape(-1)),
+        )
+
+    def _tensor(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]") -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
 
 def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:

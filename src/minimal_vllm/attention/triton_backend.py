@@ -1,11 +1,11 @@
 """Paged attention by our own kernels: which token goes to which of them.
 
-Requests with one new token go to the decode kernel, all others to the prefill kernel, so that a
-step may mix them as it likes.
+Requests that decode go to the decode kernel, all others to the prefill kernel, so that a step may
+mix them freely.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,65 +34,101 @@ from minimal_vllm.attention.library import (
     group_by_length,
     is_for_library,
 )
-from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.transfer import send
 from minimal_vllm.step.batch import Batch, Int32Array, IntArray
 from minimal_vllm.step.shared_prefix import SharedPrefix
 
 
-@dataclass(frozen=True, slots=True)
-class TritonMetadata(AttentionMetadata):
-    """A step, as the kernels want it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonStep:
+    """A step, in the form that the kernels read. See ``StepAttention``."""
 
-    decode: dict[int | None, DecodeWork] | None
-    """For each window that a layer of the model has."""
-    shared: SharedWork | None
-    """Used by layers without a window."""
-    prefill: dict[int | None, PrefillWork | None]
-    """For each window; without one, what ``fresh`` leaves."""
-    fresh: list[FreshPrompts]
-    """Computed by the library in layers without a window."""
+    slots: Tensor
+    """``[T]`` int64: each token's slot in the cache; negative: its key and value are not stored."""
+    decode: dict[int | None, DecodeWork] = field(default_factory=dict)
+    """Work of the decode kernel, for each window that a layer of the model has."""
+    shared: SharedWork | None = None
+    """Prefixes to read once for several decoding requests, in layers without a window."""
+    prefill: dict[int | None, PrefillWork | None] = field(default_factory=dict)
+    """Work of the prefill kernel, for each window; without a window, all but ``fresh``."""
+    fresh: Sequence[FreshPrompts] = ()
+    """Prompts that the library's kernel computes in layers without a window."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: LayerCache,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attend over the cache; see ``StepAttention``."""
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if prefill := self.prefill.get(window):
+            prefill_attention(q, cache, prefill, scale, window, out)
+        if window is None:
+            for prompts in self.fresh:
+                out = fresh_attention(q, k, v, prompts, scale, out)
+        if decode := self.decode.get(window):
+            if self.shared and decode.shared:
+                shared_attention(
+                    q,
+                    cache,
+                    self.shared,
+                    decode.token,
+                    decode.table_row,
+                    decode.block_tables,
+                    scale,
+                )
+            decode_attention(q, cache, decode, scale, out)
+        return out
 
 
 class TritonAttention:
-    """Plans the work of a step once, and does it in each layer.
+    """Plans the work of each step for our kernels; see ``Attention``.
 
     Args:
-        windows: the sliding windows of the model's layers (None: a layer without).
-        shape: H, K and D.
-        max_num_seqs: at most so many requests are in a step.
-        num_processors: of the GPU.
-        device: it.
-        dtype: of queries and cache.
+        windows: sliding windows of the model's layers. None among them: some layer has none.
+        num_heads: H.
+        num_kv_heads: K.
+        head_dim: D.
+        max_num_seqs: maximum number of requests in a step.
+        num_sms: number of streaming multiprocessors of the GPU.
+        device: the GPU.
+        dtype: dtype of queries and cache.
     """
 
     def __init__(
         self,
+        *,
         windows: frozenset[int | None],
-        shape: tuple[int, int, int],
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
         max_num_seqs: int,
-        num_processors: int,
+        num_sms: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self.windows = windows
-        self._uses_library = None in windows and is_for_library(device, dtype, shape[2])
-        self._num_heads, self._num_kv_heads, self._head_dim = shape
-        self._num_processors = num_processors
+        self._uses_library = None in windows and is_for_library(device, dtype, head_dim)
+        self._num_heads = num_heads
+        self._num_kv_heads = num_kv_heads
+        self._head_dim = head_dim
+        self._num_sms = num_sms
         self._device = device
-        # Layers use these in turn, steps too: the GPU does one thing after the other.
+        # All layers and all steps use these: the GPU does one thing after another.
         self._partials = self._new_partials(
-            most_pieces(max_num_seqs, self._num_kv_heads, num_processors), self._num_heads
+            most_pieces(max_num_seqs, num_kv_heads, num_sms), num_heads
         )
-        # Only fewer tiles than are wanted are cut, into as many pieces more at most.
+        # Tiles are cut only if there are fewer than wanted, and into at most as many pieces more.
         self._prefill_partials = self._new_partials(
-            2 * wanted_tiles(self._num_kv_heads, num_processors) * ROWS, self._num_kv_heads
+            2 * wanted_tiles(num_kv_heads, num_sms) * ROWS, num_kv_heads
         )
-        self._shared_partials = self._new_partials(PARTS * max_num_seqs, self._num_heads)
-        self._arrivals = torch.zeros(
-            max_num_seqs * self._num_kv_heads, dtype=torch.int32, device=device
-        )
+        self._shared_partials = self._new_partials(PARTS * max_num_seqs, num_heads)
+        self._arrivals = torch.zeros(max_num_seqs * num_kv_heads, dtype=torch.int32, device=device)
 
     def _new_partials(self, rows: int, num_heads: int) -> Partials:
         shape = (rows, num_heads, self._head_dim)
@@ -100,31 +136,35 @@ class TritonAttention:
             torch.empty(shape, device=self._device), torch.empty(shape[:2], device=self._device)
         )
 
-    # ---- once a step: plan ----------------------------------------------------------------------
-
-    def prepare(self, batch: Batch) -> TritonMetadata:
+    def plan(self, batch: Batch) -> TritonStep:
         """Move the batch to the GPU, its decoding requests apart from the others."""
-        num_new = batch.num_new
-        tables = self._send(batch.block_tables)
-        decoding = np.flatnonzero(num_new == 1)
-        decode = None
-        if len(decoding):
-            rows = np.stack((batch.query_starts[decoding], batch.seq_lens[decoding], decoding))
-            token, seq_lens, table_row = self._send(rows.astype(np.int32))
-            decode = self.plan_decode(token, seq_lens, table_row, tables, None)
-        others = np.flatnonzero(num_new != 1)
-        starts, ends = batch.query_starts[others], batch.query_starts[others + 1]
+        block_tables = send(batch.block_tables, self._device)
+        prefills = batch.prefills
+        starts, ends = batch.query_starts[prefills], batch.query_starts[prefills + 1]
         is_fresh = (batch.positions[starts] == 0) & (ends - starts >= LEAST_TOKENS)
         is_fresh &= self._uses_library
-        prefill = {
-            window: self.plan_prefill(
-                batch, others if window else others[~is_fresh], tables, window
-            )
-            for window in self.windows
-        }
-        prompts = [slice(*span) for span in np.stack((starts, ends), axis=1)[is_fresh].tolist()]
-        slots, fresh = self._send(batch.slot_mapping), list(group_by_length(prompts))
-        return TritonMetadata(slots, decode, None, prefill, fresh)
+        prompts = np.stack((starts, ends), axis=1)[is_fresh].tolist()
+        return TritonStep(
+            slots=send(batch.slot_mapping, self._device),
+            decode=self._plan_decodes(batch, block_tables),
+            prefill={
+                window: self.plan_prefill(
+                    batch, prefills if window else prefills[~is_fresh], block_tables, window
+                )
+                for window in self.windows
+            },
+            fresh=list(group_by_length([slice(start, end) for start, end in prompts])),
+        )
+
+    # ---- requests that decode -------------------------------------------------------------------
+
+    def _plan_decodes(self, batch: Batch, block_tables: Tensor) -> dict[int | None, DecodeWork]:
+        decodes = batch.decodes
+        if not len(decodes):
+            return {}
+        rows = np.stack((batch.query_starts[decodes], batch.seq_lens[decodes], decodes))
+        token, seq_lens, table_row = send(rows.astype(np.int32), self._device)
+        return self.plan_decode(token, seq_lens, table_row, block_tables, shared=None)
 
     def plan_decode(
         self,
@@ -134,49 +174,65 @@ class TritonAttention:
         block_tables: Tensor,
         shared: SharedWork | None,
     ) -> dict[int | None, DecodeWork]:
-        """Cut contexts into pieces; all arguments are on the GPU, and so is all of the work.
+        """Cut the contexts of decoding requests into pieces, on the GPU.
 
         Args:
-            token: see ``DecodeWork``.
-            seq_lens: see ``DecodeWork``.
-            table_row: see ``DecodeWork``.
-            block_tables: see ``DecodeWork``.
-            shared: beginnings that are read once for several requests.
+            token: ``[R]`` int32: row of ``q`` of each request; see ``DecodeWork``.
+            seq_lens: ``[R]`` int32: number of tokens in the cache; 0 for padding.
+            table_row: ``[R]`` int32: row of ``block_tables`` of each request.
+            block_tables: ``[rows, most blocks]`` int32.
+            shared: prefixes that are read once for several requests.
+
+        Returns:
+            The work for each window.
         """
         works = {}
         for window in self.windows:
-            here = shared if window is None else None
-            starts = here.lengths if here else torch.zeros_like(seq_lens)
+            shared_here = shared if window is None else None
             if window is not None:
                 starts = (seq_lens - window).clamp_(min=0)
-            pieces = cut(starts, seq_lens, self._num_kv_heads, self._num_processors)
+            else:
+                starts = shared.lengths if shared else torch.zeros_like(seq_lens)
             works[window] = DecodeWork(
-                *(token, seq_lens, table_row, block_tables, starts, pieces),
-                self._partials,
-                self._arrivals,
-                here.as_part() if here else None,
+                token=token,
+                seq_lens=seq_lens,
+                table_row=table_row,
+                block_tables=block_tables,
+                starts=starts,
+                pieces=cut(starts, seq_lens, self._num_kv_heads, self._num_sms),
+                partials=self._partials,
+                arrivals=self._arrivals,
+                shared=shared_here.as_part() if shared_here else None,
             )
         return works
 
-    def plan_prefill(
-        self, batch: Batch, requests: IntArray, tables: Tensor, window: int | None
-    ) -> PrefillWork | None:
-        """Send the work of a step to the GPU; see ``cut_prompts``; None if there is none.
+    # ---- requests that compute several tokens ---------------------------------------------------
 
-        ``tables`` are the batch's block tables, on the GPU.
+    def plan_prefill(
+        self, batch: Batch, requests: IntArray, block_tables: Tensor, window: int | None
+    ) -> PrefillWork | None:
+        """Send the work on some requests' new tokens to the GPU, as ``cut_prompts`` cuts it.
+
+        Args:
+            batch: the batch of the step.
+            requests: indices of the requests.
+            block_tables: the batch's block tables, on the GPU.
+            window: window of the layers that the work is for.
+
+        Returns:
+            The work, or None if there is none.
         """
         pieces = self.cut_prompts(batch, requests, np.arange(len(batch.seq_lens)), window)
         if not len(pieces):
             return None
-        return self.new_prefill_work(self._send(pieces), tables)
+        return self.new_prefill_work(send(pieces, self._device), block_tables)
 
-    def new_prefill_work(self, pieces: Tensor, tables: Tensor) -> PrefillWork:
-        """Work on these pieces, which may be filled in later."""
-        num_tiles = len(pieces)  # at most
+    def new_prefill_work(self, pieces: Tensor, block_tables: Tensor) -> PrefillWork:
+        """Allocate the work on these pieces, ``[pieces, 9]``, which may be filled in later."""
         arrivals = torch.zeros(
-            num_tiles * self._num_kv_heads, dtype=torch.int32, device=self._device
+            len(pieces) * self._num_kv_heads, dtype=torch.int32, device=self._device
         )
-        return PrefillWork(pieces, tables, self._prefill_partials, arrivals)
+        return PrefillWork(pieces, block_tables, self._prefill_partials, arrivals)
 
     def cut_prompts(
         self, batch: Batch, requests: IntArray, table_rows: IntArray, window: int | None
@@ -184,10 +240,10 @@ class TritonAttention:
         """Cut the new tokens of some requests into tiles, and their contexts into pieces.
 
         Args:
-            batch: the step's.
-            requests: which of its requests.
-            table_rows: ``[R]``: where the block table of each of its requests is.
-            window: of the layers that it is for.
+            batch: the batch of the step.
+            requests: indices of the requests.
+            table_rows: ``[R]``: row of the block tables of each of the batch's requests.
+            window: window of the layers that the work is for.
 
         Returns:
             ``[pieces, 9]``, see ``PrefillWork``.
@@ -202,17 +258,20 @@ class TritonAttention:
         position = batch.positions[token]
         longest_first = np.argsort(-position, kind="stable")
         tiles = np.stack((table_rows[requests[owner]], token, num_tokens, position), axis=1)
-        programs = (self._num_kv_heads, self._num_processors)
-        pieces = cut_tiles(tiles[longest_first], *programs, windowed=window is not None)
+        pieces = cut_tiles(
+            tiles[longest_first], self._num_kv_heads, self._num_sms, windowed=window is not None
+        )
         return pieces.astype(np.int32)
 
     def most_prefill_pieces(self, num_tokens: int, num_prompts: int) -> int:
-        """No step of so many has more pieces."""
+        """Return the maximum number of pieces of a step with that many tokens and prompts."""
         full_tiles = num_tokens // tokens_per_tile(self._num_heads, self._num_kv_heads)
-        return full_tiles + num_prompts + wanted_tiles(self._num_kv_heads, self._num_processors)
+        return full_tiles + num_prompts + wanted_tiles(self._num_kv_heads, self._num_sms)
+
+    # ---- shared prefixes ------------------------------------------------------------------------
 
     def new_shared_work(self, num_requests: int) -> SharedWork:
-        """Room for what so many requests share; nobody shares anything yet."""
+        """Allocate the work on prefixes that up to ``num_requests`` share; none is shared yet."""
         per_tile = requests_per_tile(self._num_heads, self._num_kv_heads)
         shape = (self._num_shared_tiles(num_requests), per_tile)
         members = torch.full(shape, NOBODY, dtype=torch.int32, device=self._device)
@@ -220,61 +279,30 @@ class TritonAttention:
         return SharedWork(members, lengths, self._shared_partials)
 
     def part_of_shared_work(self, work: SharedWork, num_requests: int) -> SharedWork:
-        """The room in it that so many requests need."""
+        """Return the part of ``work`` that a step of ``num_requests`` uses."""
         num_tiles = self._num_shared_tiles(num_requests)
         return SharedWork(work.members[:num_tiles], work.lengths[:num_requests], work.partials)
 
     def _num_shared_tiles(self, num_requests: int) -> int:
-        """Twice as many as are full; of many small groups the last share nothing."""
+        """Twice as many as full tiles: of many small groups, the last share nothing."""
         return 2 * -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
 
     def fill_shared_work(
         self, work: SharedWork, prefixes: Sequence[SharedPrefix], num_requests: int
     ) -> None:
-        """Say who shares what, for ``part_of_shared_work(work, num_requests)`` to be read.
+        """Write which requests share what into ``part_of_shared_work(work, num_requests)``.
 
-        Groups that find no room in its tiles share nothing.
+        A group for which no tile is left shares nothing.
         """
         members = np.full(work.members.shape, NOBODY, dtype=np.int32)
         lengths = np.zeros(len(work.lengths), dtype=np.int32)
-        used, num_tiles = 0, self._num_shared_tiles(num_requests)
+        num_tiles = self._num_shared_tiles(num_requests)
+        used = 0
         for prefix in prefixes:
             needed = -(-len(prefix.members) // members.shape[1])
             if used + needed <= num_tiles:
                 members[used : used + needed].reshape(-1)[: len(prefix.members)] = prefix.members
                 lengths[prefix.members] = prefix.num_tokens
                 used += needed
-        work.members.copy_(self._send(members))
-        work.lengths.copy_(self._send(lengths))
-
-    def _send(self, array: IntArray | Int32Array) -> Tensor:
-        return send(array, self._device)
-
-    # ---- in each layer --------------------------------------------------------------------------
-
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cache: LayerCache,
-        metadata: AttentionMetadata,
-        scale: float,
-        window: int | None,
-    ) -> Tensor:
-        """Attend over the cache; see ``Attention``."""
-        assert isinstance(metadata, TritonMetadata)  # noqa: S101 - made by prepare
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if prefill := metadata.prefill[window]:
-            prefill_attention(q, cache, prefill, scale, window, out)
-        if window is None:
-            for prompts in metadata.fresh:
-                out = fresh_attention(q, k, v, prompts, scale, out)
-        if metadata.decode:
-            work = metadata.decode[window]
-            if metadata.shared and work.shared:
-                shared_attention(
-                    q, cache, metadata.shared, work.token, work.table_row, work.block_tables, scale
-                )
-            decode_attention(q, cache, work, scale, out)
-        return out
+        work.members.copy_(send(members, self._device))
+        work.lengths.copy_(send(lengths, self._device))

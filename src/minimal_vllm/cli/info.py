@@ -134,9 +134,9 @@ def _device_names() -> list[str]:
 
 def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int) -> DeviceFit:
     """What the engine would decide on a device, if the weights were there already."""
-    from minimal_vllm.attention.backend import backend_name
     from minimal_vllm.cache.memory import gpu_free, measure_memory
     from minimal_vllm.engine import sizing
+    from minimal_vllm.engine.backends import backend_name
 
     device = sizing.choose_device(name)
     memory = measure_memory(device, gpu_free(device))

@@ -109,7 +109,7 @@ def log_to_stderr() -> None:
 
 
 def _summary(service: "Service", listener: "socket") -> Iterator[str]:
-    from minimal_vllm.attention.backend import backend_name
+    from minimal_vllm.engine.backends import backend_name
 
     built, config = service.llm.built, service.llm.config
     model = built.files.config

@@ -15,7 +15,7 @@ from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind, RequestOutput
-from minimal_vllm.runner.interface import DEVICE_LOST, Runner, RunningStep, StepResult
+from minimal_vllm.runner.interface import DEVICE_LOST, Flight, Runner, StepResult
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import FinishReason
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class StepInFlight:
+class LaunchedStep:
     """A step between its planning and its end."""
 
     plan: Plan
-    running: RunningStep
+    flight: Flight
     times: StepTimes
     """See ``StepWatch``."""
 
@@ -62,7 +62,7 @@ class Engine:
         self._outputs = outputs
         self._watch = StepWatch(scheduler, observers, runs_ahead=async_scheduling)
         self._runs_ahead = async_scheduling
-        self._in_flight: deque[StepInFlight] = deque()
+        self._in_flight: deque[LaunchedStep] = deque()
 
     def add_request(
         self,
@@ -157,21 +157,23 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan.scheduled:
             if self.scheduler.has_work and not self._in_flight:
-                raise ValueError("the scheduler plans nothing, though requests wait: for what?")
+                raise ValueError(
+                    "the scheduler returned an empty plan although requests are waiting"
+                )
             return []
         self._watch.planned(plan, times)
         try:
-            running = self._runner.launch(plan)
+            flight = self._runner.launch(plan)
         except Exception as error:
             return self._fail(plan, times, error)
-        self._in_flight.append(StepInFlight(plan, running, times))
+        self._in_flight.append(LaunchedStep(plan, flight, times))
         return []
 
     def _finish_oldest(self) -> list[RequestOutput]:
         """Wait for the step that was launched first, and take in what it sampled."""
         step = self._in_flight.popleft()
         try:
-            result = step.running.wait()
+            result = step.flight.wait()
         except Exception as error:
             return self._fail(step.plan, step.times, error)
         self._watch.mark(step.times)

@@ -5,10 +5,10 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minimal_vllm.model.json_fields import entries, flag, integer, positive
-from minimal_vllm.model.registry import COMMON_DEFAULTS, Family, find_family
+from minimal_vllm.model.registry import COMMON_DEFAULTS, Family, NormNames, find_family
 from minimal_vllm.model.rope_config import LinearScaling, RopeConfig, YarnScaling
 
 
@@ -94,12 +94,21 @@ def _listed_as_sliding(raw: Mapping[str, Any], num_layers: int) -> list[bool]:
     return [sliding[layer_type] for layer_type in layer_types]
 
 
+Activation = Literal["silu", "gelu_tanh"]
+
+_ACTIVATIONS: dict[object, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+"""Names in config.json of the activations that are supported."""
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """The dtypes that weights and activations can have, and the bytes of one number."""
 
 # Each would change what the model computes; it may only be absent or null, or have this value.
 _ONLY_SUPPORTED_AS: dict[str, object] = {
-    "hidden_act": "silu",
     "is_causal": True,
     "quantization_config": None,
     "compression_config": None,
@@ -132,6 +141,8 @@ class ModelConfig:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    norms: NormNames
+    activation: Activation
     rope: RopeConfig
     layers: tuple[LayerConfig, ...]
     max_position_embeddings: int
@@ -179,6 +190,8 @@ class ModelConfig:
             o_bias=attention_bias,
             mlp_bias=family.mlp_bias == "configured" and flag(raw, "mlp_bias"),
             qk_norm=family.qk_norm,
+            norms=family.norms,
+            activation=_activation(raw),
             max_position_embeddings=integer(raw, "max_position_embeddings"),
             rope=RopeConfig.from_dict(raw),
             layers=read_layers(raw, family, integer(raw, "num_hidden_layers")),
@@ -213,8 +226,8 @@ class ModelConfig:
         mlp = 3 * self.hidden_size * self.intermediate_size
         mlp += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
-        norms = (2 * self.num_layers + 1) * self.hidden_size
-        return self.num_layers * (attention + mlp) + embeddings + norms
+        norms = self.num_layers * self.norms.count + 1
+        return self.num_layers * (attention + mlp) + embeddings + norms * self.hidden_size
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes that one token's keys and values take over all layers, in ``dtype``."""
@@ -251,6 +264,16 @@ def _dtype(raw: Mapping[str, Any]) -> str:
             f"config.json: dtype is {dtype!r}, but must be one of {', '.join(DTYPE_BYTES)}"
         )
     return dtype
+
+
+def _activation(raw: Mapping[str, Any]) -> Activation:
+    name = raw.get("hidden_act", "silu")
+    if name not in _ACTIVATIONS:
+        raise ValueError(
+            f"config.json: hidden_act = {name!r} is not supported; only "
+            f"{', '.join(map(repr, _ACTIVATIONS))} are"
+        )
+    return _ACTIVATIONS[name]
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

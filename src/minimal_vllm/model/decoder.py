@@ -1,45 +1,56 @@
 """The network: token ids in, logits out. All supported architectures are this one class."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from minimal_vllm.attention.interface import StepAttention
+from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.layers import DecoderLayer, Linear, RMSNorm, parameter
-from minimal_vllm.model.rope import rope_table
-
-if TYPE_CHECKING:
-    from minimal_vllm.cache.kv_cache import LayerCache
-    from minimal_vllm.model.ops import Ops
-    from minimal_vllm.model.step import Step
+from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.layers import DecoderLayer
+from minimal_vllm.model.linear import parameter
+from minimal_vllm.model.modules import PLAIN_MODULES, Modules
 
 
 class Embedding(nn.Module):
-    """A vector per token of the vocabulary."""
+    """A vector for each token of the vocabulary.
+
+    Args:
+        num_tokens: size of the vocabulary.
+        size: length of the vectors.
+    """
 
     def __init__(self, num_tokens: int, size: int) -> None:
         super().__init__()
         self.weight = parameter(num_tokens, size)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """``[T]`` int64 -> ``[T, size]``; PyTorch's, on which ``launch`` relies."""
+        """Look up the vectors of ``input_ids``, ``[T]`` int64: ``[T, size]``.
+
+        The lookup is PyTorch's, on which ``device.launch`` relies.
+        """
         return embedding(input_ids, self.weight)
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the memory of the tensor that a checkpoint holds for this module."""
+        yield "embed_tokens.weight", self.weight
 
 
 class Decoder(nn.Module):
     """A stack of decoder layers between an embedding and its inverse.
 
-    It knows tokens and positions, but nothing of requests: which token may see which is
-    the business of attention, which gets the step's metadata handed through.
+    It knows tokens and positions, but no requests: which token sees which is decided by attention,
+    an object that the caller makes for each step and that is handed through to every layer.
 
     Args:
         config: which network to build.
-        dtype: of weights and activations: float32, bfloat16 or float16.
-        device: where the weights will be; their memory is allocated, and left uninitialised.
-        max_positions: the positions to prepare for; None: ``config.max_positions``.
+        dtype: dtype of weights and activations: float32, bfloat16 or float16.
+        device: where the weights will be. Their memory is allocated and left uninitialized.
+        max_positions: number of positions to prepare for. Default: ``config.max_positions``.
+        modules: the classes to build it from.
     """
 
     def __init__(
@@ -48,61 +59,79 @@ class Decoder(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         max_positions: int | None = None,
+        modules: Modules = PLAIN_MODULES,
     ) -> None:
         super().__init__()
+        self.vocab_size = config.vocab_size
+        self.hidden_size = config.hidden_size
+        self.dtype = dtype
+        self.device = device
         with torch.device("meta"):  # shapes without memory, until dtype and device are set below
             self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-            self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in config.layers)
-            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-            self.lm_head = (
-                None
-                if config.tie_word_embeddings
-                else Linear(config.hidden_size, {"lm_head": config.vocab_size}, bias=False)
+            self.layers = nn.ModuleList(
+                DecoderLayer(config, layer, modules) for layer in config.layers
             )
+            self.norm = modules.norm("norm", config.hidden_size, config.rms_norm_eps)
+            self.lm_head = modules.linear(config.hidden_size, {"lm_head": config.vocab_size}, False)
+        self.has_tied_embeddings = config.tie_word_embeddings
+        if self.has_tied_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
         _allocate(self, dtype, device)
         num_positions = max_positions or config.max_positions
-        self.rope_table = rope_table(config.rope, config.head_dim, num_positions).to(device)
+        self.rotary = modules.rotary(config.rope, config.head_dim, num_positions, device)
 
     def forward(
         self,
         input_ids: Tensor,
         positions: Tensor,
-        caches: Sequence["LayerCache"],
-        step: "Step",
+        caches: Sequence[LayerCache],
+        attend: StepAttention,
         wanted: Tensor | None = None,
     ) -> Tensor:
         """Compute the last hidden states of a step's tokens, and store their keys and values.
 
         Args:
             input_ids: ``[T]`` int64.
-            positions: ``[T]`` int64: each token's position in its request, below max_positions.
-            caches: the layers' keys and values.
-            step: how to compute, and where the tokens belong.
-            wanted: ``[N]`` int64: the tokens whose hidden states are wanted; None: all.
+            positions: ``[T]`` int64: position of each token in its request, below max_positions.
+            caches: keys and values of the layers.
+            attend: the step's attention.
+            wanted: ``[N]`` int64: indices of the tokens whose hidden states are returned. Default:
+                all.
 
         Returns:
-            ``[N, hidden]``, normalised: what ``logits`` wants.
+            ``[N, hidden]``, normalized, as ``logits`` takes them.
         """
-        residual, x = self.embed_tokens.forward(input_ids), None
-        rotation = step.ops.rotation(self.rope_table, positions, residual.dtype)
+        x, residual = self.embed_tokens.forward(input_ids), None
+        rotation = self.rotary.rotation(positions, self.dtype)
         last = self.layers[-1]
         for layer, cache in zip(self.layers, caches, strict=True):
-            # Behind the last layer nobody needs the other tokens any more.
+            # Only the last layer may leave tokens out: the others' keys and values need them all.
             wanted_here = wanted if layer is last else None
-            residual, x = layer.forward(residual, x, rotation, step, cache, wanted_here)
-        return step.ops.add_norm(residual, x, self.norm)[1]
+            x, residual = layer.forward(x, residual, rotation, attend, cache, wanted_here)
+        return computed(self.norm.forward(x, residual)[0])
 
-    def logits(self, hidden: Tensor, ops: "Ops", out: Tensor | None = None) -> Tensor:
-        """``[N, hidden]`` -> ``[N, V]``: a score for each token of the vocabulary to come next."""
-        return ops.linear(hidden, (self.lm_head or self.embed_tokens).weight, out=out)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Score each token of the vocabulary as the next one.
+
+        Args:
+            hidden: ``[N, hidden]``.
+            out: ``[N, V]`` that the logits are written to. Default: new memory.
+
+        Returns:
+            ``[N, V]``.
+        """
+        return self.lm_head.forward(hidden, out)
 
 
 def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Put uninitialised memory in place of every parameter's shape.
+    """Put uninitialized memory in place of every parameter's shape; a shared one stays shared.
 
     ``Module.to_empty`` would do, but goes through code that imports sympy: 36 MB and half a second.
     """
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, shaped in module.named_parameters(recurse=False):
-            memory = torch.empty(shaped.shape, dtype=dtype, device=device)
-            setattr(module, name, nn.Parameter(memory, requires_grad=False))
+            if shaped not in allocated:
+                memory = torch.empty(shaped.shape, dtype=dtype, device=device)
+                allocated[shaped] = nn.Parameter(memory, requires_grad=False)
+            setattr(module, name, allocated[shaped])

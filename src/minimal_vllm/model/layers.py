@@ -1,73 +1,49 @@
 """The parts of a decoder layer.
 
-Parameters are declared, not initialised: the loader fills them. Submodules are named as in Hugging
-Face checkpoints, which is how the loader finds them. They call each other's ``forward`` directly,
-which, unlike ``nn.Module.__call__``, looks for no hooks and has types.
+Parameters are declared, not initialized: the loader fills them. Modules call each other's
+``forward`` directly, which unlike ``nn.Module.__call__`` has types and looks for no hooks.
 """
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch import Tensor, cat, nn
 
+from minimal_vllm.attention.interface import StepAttention
+from minimal_vllm.attention.paged import write_to_cache
+from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import LayerConfig, ModelConfig
+from minimal_vllm.model.deferred import Operand
+from minimal_vllm.model.norm import NoNorm, RMSNorm
+from minimal_vllm.model.rope import Rotation, rotate
 
-if TYPE_CHECKING:
-    from minimal_vllm.cache.kv_cache import LayerCache
-    from minimal_vllm.model.ops import Rotation
-    from minimal_vllm.model.step import Step
+if TYPE_CHECKING:  # ``modules`` lists the classes of this file
+    from minimal_vllm.model.modules import Modules
 
-
-def parameter(*shape: int) -> nn.Parameter:
-    """Uninitialised weights that are never trained."""
-    return nn.Parameter(torch.empty(shape), requires_grad=False)
-
-
-class Linear(nn.Module):
-    """A matrix product that computes several of a checkpoint's projections at once.
-
-    Args:
-        in_size: length of the input.
-        parts: name in the checkpoint -> length of the output, in the order of the output.
-        bias: whether a bias is added.
-    """
-
-    def __init__(self, in_size: int, parts: dict[str, int], bias: bool) -> None:
-        super().__init__()
-        self.parts = parts
-        out_size = sum(parts.values())
-        self.weight = parameter(out_size, in_size)
-        self.bias = parameter(out_size) if bias else None
-
-
-class RMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = parameter(size)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise over the last dimension, inside in float32, rounding as transformers does."""
-        return rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries ``[T, H, D]``, keys ``[T, K, D]`` and values ``[T, K, D]``."""
 
 
 class MLP(nn.Module):
-    """A gated feed-forward network, SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """A gated feed-forward network (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, modules: "Modules") -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = Linear(hidden, {"gate_proj": inner, "up_proj": inner}, bias)
-        self.down_proj = Linear(inner, {"down_proj": hidden}, bias)
+        self.gate_up_proj = modules.gated_linear(hidden, inner, bias, config.activation)
+        self.down_proj = modules.row_linear(inner, {"down_proj": hidden}, bias)
+
+    def forward(self, x: Operand) -> Operand:
+        """Compute ``down(activation(gate(x)) * up(x))``; ``[T, hidden]`` in and out."""
+        return self.down_proj.forward(self.gate_up_proj.forward(x))
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention: H query heads share K heads of keys and values."""
+    """Grouped-query attention: H query heads share K heads of keys and values.
 
-    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
+    Source: Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+    """
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig, modules: "Modules") -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
@@ -75,58 +51,114 @@ class SelfAttention(nn.Module):
         self.window, self.rope = layer.window, layer.rope
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
-        self.qkv_proj = Linear(config.hidden_size, qkv, config.qkv_bias)
-        self.o_proj = Linear(q_size, {"o_proj": config.hidden_size}, config.o_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-
-
-class DecoderLayer(nn.Module):
-    """Attention and MLP, each between the norm of the residual stream and its addition to it.
-
-    A sub-layer's output is added by the norm that follows it, be it the next layer's: two passes
-    over the residual stream which a kernel can make one.
-    """
-
-    def __init__(self, config: ModelConfig, layer: LayerConfig) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.qkv_proj = modules.linear(config.hidden_size, qkv, config.qkv_bias)
+        self.o_proj = modules.row_linear(q_size, {"o_proj": config.hidden_size}, config.o_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = modules.norm("q_norm", self.head_dim, config.rms_norm_eps)
+            self.k_norm = modules.norm("k_norm", self.head_dim, config.rms_norm_eps)
 
     def forward(
         self,
-        residual: Tensor,
-        x: Tensor | None,
-        rotation: "Rotation",
-        step: "Step",
-        cache: "LayerCache",
+        x: Operand,
+        rotation: Rotation,
+        attend: StepAttention,
+        cache: LayerCache,
         wanted: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Operand:
+        """Store the keys and values of ``x``, and attend over all keys and values so far.
+
+        Args:
+            x: ``[T, hidden]``.
+            rotation: angles of the tokens' positions, from ``Rotary.rotation``.
+            attend: the step's attention.
+            cache: the layer's keys and values.
+            wanted: ``[N]`` int64: indices of the tokens to return. Default: all.
+
+        Returns:
+            ``[N, hidden]``.
+        """
+        q, k, v = self.place_heads(self.qkv_proj.forward(x), rotation, attend.slots, cache)
+        out = attend(q, k, v, cache, self.scale, self.window)
+        if wanted is not None:
+            out = out[wanted]
+        return self.o_proj.forward(out.flatten(1))
+
+    def place_heads(
+        self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
+    ) -> Heads:
+        """Normalize and rotate queries and keys, where the layer does so, and fill the cache.
+
+        Args:
+            qkv: ``[T, (H + 2 K) * D]``; may be overwritten.
+            rotation: angles of the tokens' positions.
+            slots: ``[T]`` int64: the slot of each token in the cache.
+            cache: the layer's keys and values.
+
+        Returns:
+            Queries, and the keys and values that were written to the cache.
+        """
+        heads = qkv.view(len(qkv), -1, self.head_dim)
+        qk, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
+        if self.q_norm and self.k_norm:
+            q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+            qk = cat((self.q_norm.normalize(q), self.k_norm.normalize(k)), dim=1)
+        if self.rope:
+            qk = rotate(qk, *rotation)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        write_to_cache(k, v, cache, slots)
+        return q, k, v
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each of which reads the residual stream and adds to it.
+
+    ``config.norms`` says where the norms are: before a sub-layer, behind it, or both. The result of
+    a sub-layer is added to the stream by the norm before the next sub-layer, which may be the next
+    layer's: two passes over the stream that a kernel can make in one.
+    """
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig, modules: "Modules") -> None:
+        super().__init__()
+
+        def norm(name: str | None) -> RMSNorm | NoNorm:
+            return modules.norm(name, config.hidden_size, config.rms_norm_eps) if name else NoNorm()
+
+        self.before_attention = norm(config.norms.before_attention)
+        self.self_attn = modules.attention(config, layer, modules)
+        self.after_attention = norm(config.norms.after_attention)
+        self.before_mlp = norm(config.norms.before_mlp)
+        self.mlp = MLP(config, modules)
+        self.after_mlp = norm(config.norms.after_mlp)
+
+    def forward(
+        self,
+        x: Operand,
+        residual: Tensor | None,
+        rotation: Rotation,
+        attend: StepAttention,
+        cache: LayerCache,
+        wanted: Tensor | None = None,
+    ) -> tuple[Operand, Tensor]:
         """Compute one layer.
 
         Args:
-            residual: the residual stream, ``[T, hidden]``; not to be used any more.
-            x: what the layer before left to be added to it (see ``linear_to_add``); None in the
-                first layer.
-            rotation: from ``step.ops.rotation``.
-            step: what the tokens have in common in all layers.
-            cache: this layer's keys and values.
-            wanted: ``[N]`` int64: the tokens whose results are wanted; of the others only the keys
-                and values are. None: all.
+            x: ``[T, hidden]``: the result of the layer before, not yet added to the stream.
+            residual: ``[T, hidden]``: the residual stream; may be overwritten. None in the first
+                layer.
+            rotation: angles of the tokens' positions.
+            attend: the step's attention.
+            cache: the layer's keys and values.
+            wanted: ``[N]`` int64: indices of the tokens to return; the others only leave their keys
+                and values. Default: all.
 
         Returns:
-            The residual stream, ``[N, hidden]``, and what is to be added to it.
+            The layer's result, not yet added to the stream, and the stream, each ``[N, hidden]``.
         """
-        ops, attn, mlp = step.ops, self.self_attn, self.mlp
-        residual, qkv = ops.add_norm_linear(residual, x, self.input_layernorm, attn.qkv_proj)
-        q, k, v = ops.norm_rotate_store(qkv, attn, rotation, cache, step.metadata)
-        out = step.attention(q, k, v, cache, step.metadata, attn.scale, attn.window)
+        x, residual = self.before_attention.forward(x, residual)
+        x = self.self_attn.forward(x, rotation, attend, cache, wanted)
         if wanted is not None:
-            residual, out = residual[wanted], out[wanted]
-        x = ops.linear_to_add(out.flatten(1), attn.o_proj)
-        residual, x = ops.add_norm_gate(
-            residual, x, self.post_attention_layernorm, mlp.gate_up_proj
-        )
-        return residual, ops.linear_to_add(x, mlp.down_proj)
+            residual = residual[wanted]
+        x, residual = self.before_mlp.forward(self.after_attention.normalize(x), residual)
+        x = self.mlp.forward(x)
+        return self.after_mlp.normalize(x), residual

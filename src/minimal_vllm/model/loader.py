@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,11 +10,21 @@ from tqdm import tqdm
 
 from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.decoder import Decoder
-from minimal_vllm.model.layers import Linear
+from minimal_vllm.model.modules import PLAIN_MODULES, Modules
+from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.safetensors_file import DTYPES, StoredTensor, copy_tensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """A module that a checkpoint holds tensors for."""
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name, relative to the parent module, and the memory of each tensor."""
+        ...
 
 
 def load_model(
@@ -23,6 +34,7 @@ def load_model(
     device: torch.device,
     *,
     max_positions: int | None = None,
+    modules: Modules = PLAIN_MODULES,
     progress: bool = False,
 ) -> Decoder:
     """Build the decoder and fill it from the safetensors files in ``folder``.
@@ -36,6 +48,7 @@ def load_model(
         dtype: see ``Decoder``.
         device: see ``Decoder``.
         max_positions: see ``Decoder``.
+        modules: see ``Decoder``.
         progress: whether to show a progress bar on standard error, if that is a terminal.
 
     Raises:
@@ -43,7 +56,7 @@ def load_model(
             those of the model (it names all that are missing, unexpected or of a wrong shape).
     """
     stored = _stored_tensors(checkpoint_files(folder), config)
-    model = Decoder(config, dtype, device, max_positions)
+    model = Decoder(config, dtype, device, max_positions, modules)
     destinations = checkpoint_tensors(model)
     _check_match(folder, stored, destinations)
     total = sum(tensor.num_bytes for tensor in stored.values())
@@ -62,9 +75,10 @@ def load_model(
 
 def init_random(model: Decoder, seed: int) -> None:
     """Fill the parameters with small random numbers: a model to measure, not to talk to."""
-    generator = torch.Generator(model.norm.weight.device).manual_seed(seed)
-    for path, weight in model.named_parameters():
-        if path.endswith("norm.weight"):
+    generator = torch.Generator(model.device).manual_seed(seed)
+    norms = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
+    for weight in model.parameters():
+        if id(weight) in norms:
             weight.fill_(1)
         else:
             weight.normal_(std=0.02, generator=generator)
@@ -76,23 +90,14 @@ def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
     Together these are all of the model's parameters. The rows of a fused projection are split
     among the tensors that it is made of.
     """
-    return {
-        path if path.startswith("lm_head.") else f"model.{path}": memory
-        for path, memory in _named_slices(model)
-    }
-
-
-def _named_slices(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    for path, parameter in model.named_parameters():
-        module_path, _, kind = path.rpartition(".")
-        module = model.get_submodule(module_path)
-        if isinstance(module, Linear):
-            parent = module_path.rpartition(".")[0]
-            slices = torch.split(parameter, list(module.parts.values()))
-            for part, memory in zip(module.parts, slices, strict=True):
-                yield f"{parent}.{part}.{kind}".removeprefix("."), memory
-        else:
-            yield path, parameter
+    tensors = {}
+    for path, module in model.named_modules():
+        if isinstance(module, HoldsWeights):
+            parent = path.rpartition(".")[0]
+            for name, memory in module.checkpoint_tensors():
+                tensors[".".join(filter(None, ["model", parent, name]))] = memory
+    head = tensors.pop("model.lm_head.weight")
+    return tensors if model.has_tied_embeddings else {**tensors, "lm_head.weight": head}
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -1,8 +1,23 @@
 """The supported architectures, and what sets each apart from a plain Llama."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class NormNames:
+    """Names, in the checkpoint, of a layer's norms. None: the layer has no such norm."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of norms in a layer."""
+        return sum(name is not None for name in astuple(self))
 
 
 @dataclass(frozen=True)
@@ -19,6 +34,8 @@ class Family:
     """Biases of the MLP's projections: as ``mlp_bias`` says, or none."""
     qk_norm: bool = False
     """Whether each head's query and key go through an RMSNorm before the rotation."""
+    norms: NormNames = NormNames()
+    """Where a layer's norms are."""
     sliding: Literal["never", "always", "from max_window_layers", "without rope"] = "never"
     """Which layers have a sliding window, where ``layer_types`` doesn't list them."""
     has_nope_layers: bool = False

@@ -1,7 +1,10 @@
 """Rotary position embedding (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
-A head's D dimensions form D / 2 pairs (i, i + D / 2). At position p, pair i is turned by the angle
-``p * frequency[i]``, so that the product of a query and a key depends on their distance only.
+A head's D dimensions form D / 2 pairs (i, i + D / 2). At position p, pair i is rotated by the angle
+``p * frequency[i]``, so that the product of a query and a key depends only on their distance.
+
+Scaled frequencies stretch a model to longer contexts than it was trained for: Peng et al., *YaRN*,
+2023, https://arxiv.org/abs/2309.00071; Llama 3.1's reference code.
 """
 
 import math
@@ -13,7 +16,7 @@ from minimal_vllm.model.rope_config import Llama3Scaling, RopeConfig, YarnScalin
 
 
 def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """By how many radians each pair turns per position: ``[head_dim / 2]`` in float32."""
+    """Return the angle, in radians per position, of each pair: ``[head_dim / 2]`` in float32."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / config.theta**exponents
     match config.scaling:
@@ -28,7 +31,7 @@ def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
 
 
 def attention_factor(config: RopeConfig) -> float:
-    """What YaRN multiplies cosines and sines by; 1 for all others."""
+    """Return the factor by which YaRN multiplies cosines and sines; 1 without YaRN."""
     yarn = config.scaling
     if not isinstance(yarn, YarnScaling):
         return 1.0
@@ -40,7 +43,7 @@ def attention_factor(config: RopeConfig) -> float:
 
 
 def _mscale(factor: float, weight: float) -> float:
-    """``1 + 0.1 ln(factor)``, the paper's equation 22 in its square root, with a weight."""
+    """Return ``1 + 0.1 * weight * ln(factor)``: the square root of the paper's equation 22."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -77,39 +80,57 @@ def _yarn(frequencies: Tensor, scaling: YarnScaling, theta: float) -> Tensor:
 
 
 def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
-    """The cosines and sines of all positions.
+    """Return the cosines and sines of all positions.
 
     Returns:
-        ``[num_positions, head_dim]`` in float32: of each position the D / 2 cosines, then the
-        D / 2 sines, both times YaRN's attention factor if that is in use.
+        ``[num_positions, head_dim]`` in float32: for each position D / 2 cosines, then D / 2 sines,
+        both multiplied by YaRN's attention factor if the config asks for YaRN.
     """
     positions = torch.arange(num_positions, dtype=torch.float32)
     angles = torch.outer(positions, rope_frequencies(config, head_dim))
     return torch.cat((angles.cos(), angles.sin()), dim=1) * attention_factor(config)
 
 
-def rotation(table: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Look up what ``rotate`` needs for the tokens of a step; all layers share it.
+Rotation = tuple[Tensor, Tensor]
+"""What ``Rotary.rotation`` makes of a step's positions; all layers of the step share it."""
+
+
+class Rotary:
+    """The rotary embedding of a model, for the positions that it was prepared for.
 
     Args:
-        table: from ``rope_table``.
-        positions: ``[T]`` int64, each below the table's ``num_positions``.
-        dtype: the model's.
-
-    Returns:
-        Cosines and sines, each ``[T, 1, D]``; the first D / 2 sines are negated.
+        config: frequencies and scaling.
+        head_dim: D, the length of a head.
+        num_positions: number of positions to prepare.
+        device: where the table of angles is kept.
     """
-    cos, sin = table[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+    def __init__(
+        self, config: RopeConfig, head_dim: int, num_positions: int, device: torch.device
+    ) -> None:
+        self.table = rope_table(config, head_dim, num_positions).to(device)
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Look up what ``rotate`` needs for the tokens of a step.
+
+        Args:
+            positions: ``[T]`` int64, each below ``num_positions``.
+            dtype: dtype of the model.
+
+        Returns:
+            Cosines and sines, each ``[T, 1, D]``; the first D / 2 sines are negated.
+        """
+        cos, sin = self.table[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (a, b) of every head to (a cos - b sin, b cos + a sin).
+    """Rotate the pairs (a, b) of every head to (a cos - b sin, b cos + a sin).
 
     Args:
         heads: queries or keys, ``[T, heads, D]``.
-        cos: from ``rotation``.
-        sin: from ``rotation``.
+        cos: from ``Rotary.rotation``.
+        sin: from ``Rotary.rotation``.
     """
     swapped = heads.roll(heads.shape[-1] // 2, dims=-1)  # (b, a)
     return torch.addcmul(heads * cos, swapped, sin)

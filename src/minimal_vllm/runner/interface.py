@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from minimal_vllm.attention.backend import Backend
+from minimal_vllm.attention.interface import Attention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.outputs import TokenLogprobs
@@ -14,13 +14,13 @@ from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 
 DEVICE_LOST = torch.AcceleratorError
-"""After an illegal memory access, say, each CUDA call of the process fails; running out of memory
-is another error."""
+"""The error after which every CUDA call of the process fails, such as an illegal memory access.
+Running out of memory is another error."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """The log-probabilities of a prompt's tokens ``first_position …``, computed in this step."""
+    """Log-probabilities of some of a prompt's tokens, from ``first_position`` on."""
 
     request: Request
     first_position: int
@@ -36,19 +36,19 @@ class StepResult:
     prompt_logprobs: list[PromptLogprobs]
 
 
-class RunningStep(Protocol):
+class Flight(Protocol):
     """A step that was launched; on a GPU it may still run."""
 
     def wait(self) -> StepResult:
-        """What it computed, once it has."""
+        """Wait until the step is done, and return its result."""
         ...
 
 
 class Runner(Protocol):
     """Holds the model and its KV cache, and runs plans on them."""
 
-    def launch(self, plan: Plan) -> RunningStep:
-        """Begin to compute all scheduled tokens, and to sample where a counter has caught up.
+    def launch(self, plan: Plan) -> Flight:
+        """Begin to compute the scheduled tokens, and to sample for the requests that catch up.
 
         Steps run in the order in which they are launched.
         """
@@ -56,11 +56,12 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelState:
-    """What a runner runs on."""
+class CachedModel:
+    """A decoder, its attention and its KV cache: what a runner runs on."""
 
-    model: Decoder
-    backend: Backend
+    decoder: Decoder
+    attention: Attention
     caches: list[LayerCache]
     block_size: int
+    """Number of tokens per KV block."""
     device: torch.device

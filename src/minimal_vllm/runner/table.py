@@ -9,7 +9,7 @@ is as long as its prompt is computed::
      0     412      87          60            0.7        …          …           7      2   9
      1      13     230         200            0.0        …          …          11      5   4
      2      …
-    last    0       -1                              (nobody's: what pads a batch)
+    last    0       -1                              (pads a batch)
 """
 
 from array import array
@@ -42,11 +42,11 @@ class RowTable:
     """
 
     def __init__(self, num_rows: int, num_blocks: int, device: torch.device) -> None:
-        self.nobody = num_rows
+        self.padding_row = num_rows
         self.cells = torch.zeros(
             num_rows + 1, FIRST_BLOCK + num_blocks, dtype=torch.int32, device=device
         )
-        self.cells[self.nobody, POSITION] = -1
+        self.cells[self.padding_row, POSITION] = -1
         self._in_prompt: set[int] = set()
 
     @property

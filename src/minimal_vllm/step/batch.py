@@ -59,6 +59,16 @@ class Batch:
     ``input_ids``; the GPU has it."""
 
     @property
+    def decodes(self) -> IntArray:
+        """Indices of the requests that decode: those that compute a single token."""
+        return np.flatnonzero(self.num_new == 1)
+
+    @property
+    def prefills(self) -> IntArray:
+        """Indices of the requests that compute several tokens, which are parts of prompts."""
+        return np.flatnonzero(self.num_new != 1)
+
+    @property
     def num_new(self) -> IntArray:
         """``[R]``: how many tokens of each request are computed."""
         return np.diff(self.query_starts)

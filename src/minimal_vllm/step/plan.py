@@ -35,6 +35,11 @@ class Plan:
     """Blocks whose cached content was forgotten, to be written anew."""
 
     @property
+    def is_steady_decode(self) -> bool:
+        """Whether each scheduled request computes its one newest token, and samples the next."""
+        return all(entry.num_new == 1 and entry.samples for entry in self.scheduled)
+
+    @property
     def sampling(self) -> list[Request]:
         """The requests whose counters catch up, in order: each gets a token."""
         return [entry.request for entry in self.scheduled if entry.samples]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.backend import Attention
+from minimal_vllm.attention.interface import Attention
 from minimal_vllm.attention.reference import attend
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.paged_case import PagedCase, make_case, run_case

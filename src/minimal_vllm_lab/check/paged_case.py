@@ -8,8 +8,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.backend import Attention
-from minimal_vllm.attention.metadata import AttentionMetadata, write_to_cache
+from minimal_vllm.attention.interface import Attention, StepAttention
+from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.batch import Batch, build_batch
@@ -77,10 +77,10 @@ def run_case(
     attention: Attention,
     case: PagedCase,
     window: int | None,
-    prepare: Callable[[Batch], AttentionMetadata] | None = None,
+    plan: Callable[[Batch], StepAttention] | None = None,
 ) -> Tensor:
-    """The result of an attention; with ``prepare``, of what that makes of the batch instead."""
+    """Return the result of an attention; with ``plan``, of the step's attention that it makes."""
     cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
-    metadata = (prepare or attention.prepare)(case.batch)
-    write_to_cache(case.k, case.v, cache, metadata)
-    return attention(case.q, case.k, case.v, cache, metadata, case.q.shape[-1] ** -0.5, window)
+    attend = (plan or attention.plan)(case.batch)
+    write_to_cache(case.k, case.v, cache, attend.slots)
+    return attend(case.q, case.k, case.v, cache, case.q.shape[-1] ** -0.5, window)

@@ -52,7 +52,7 @@ def _eviction_policy() -> "tuple[type, Callable[[Any], Lesson | None]]":
 
 
 def _attention_backend() -> "tuple[type, Callable[[Any], Lesson | None]]":
-    from minimal_vllm.attention.backend import Attention
+    from minimal_vllm.attention.interface import Attention
     from minimal_vllm_lab.check.attention import check_attention
 
     return Attention, check_attention

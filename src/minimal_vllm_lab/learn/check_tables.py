@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.request import Request
@@ -116,7 +115,7 @@ def _check_writing(module: ModuleType, slots: list[int], block_size: int) -> Non
     for token, slot in enumerate(slots):
         expected.key[slot // block_size, :, slot % block_size] = k[token]
         expected.value[slot // block_size, :, slot % block_size] = v[token]
-    module.write_to_cache(k, v, cache, AttentionMetadata(torch.tensor(slots)))
+    module.write_to_cache(k, v, cache, torch.tensor(slots))
     for name, found, right in zip(("key", "value"), cache, expected, strict=True):
         wrong = (found != right).any(dim=-1).any(dim=1).nonzero().tolist()
         if wrong:

@@ -131,7 +131,7 @@ EXERCISES = {
             {
                 "pad_block_tables": "minimal_vllm.step.batch:_pad_block_tables",
                 "slots": "minimal_vllm.step.batch:slots",
-                "write_to_cache": "minimal_vllm.attention.metadata:write_to_cache",
+                "write_to_cache": "minimal_vllm.attention.paged:write_to_cache",
             },
         ),
         Exercise(
@@ -141,7 +141,7 @@ EXERCISES = {
             _attention,
             {
                 "gather_pages": f"{REFERENCE}:gather_pages",
-                "MyAttention.__call__": f"{REFERENCE}:ReferenceAttention.__call__",
+                "MyStep.__call__": f"{REFERENCE}:ReferenceStep.__call__",
             },
             ("view", "--attention-backend", "{file}:MyAttention"),
         ),

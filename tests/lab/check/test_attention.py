@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from minimal_vllm.attention.reference import ReferenceAttention, attend, gather_pages
+from minimal_vllm.attention.paged import PagedStep
+from minimal_vllm.attention.reference import (
+    ReferenceAttention,
+    ReferenceStep,
+    attend,
+    gather_pages,
+)
 from minimal_vllm_lab.check import attention as rules
 from minimal_vllm_lab.check.attention import check_attention
 
@@ -9,17 +15,26 @@ from minimal_vllm_lab.check.attention import check_attention
 def attention_with(function, gather=gather_pages):
     """A backend that attends by ``function`` over what ``gather`` finds."""
 
-    class Mutant(ReferenceAttention):
-        def __call__(self, q, k, v, cache, metadata, scale, window):
+    class MutantStep(PagedStep):
+        def __call__(self, q, k, v, cache, scale, window):
             out = torch.empty_like(q)
-            starts = metadata.query_starts.tolist()
-            for row, seq_len in enumerate(metadata.seq_lens.tolist()):
+            starts = self.query_starts.tolist()
+            for row, seq_len in enumerate(self.seq_lens.tolist()):
                 own = slice(starts[row], starts[row + 1])
-                keys, values = (
-                    gather(layer, metadata.block_tables[row], seq_len) for layer in cache
-                )
+                keys, values = (gather(layer, self.block_tables[row], seq_len) for layer in cache)
                 out[own] = function(q[own], keys, values, scale, window)
             return out
+
+    return attention_of(MutantStep)
+
+
+def attention_of(step):
+    class Mutant:
+        def __init__(self, device):
+            self.device = device
+
+        def plan(self, batch):
+            return step.from_batch(batch, self.device)
 
     return Mutant
 
@@ -103,12 +118,13 @@ def test_a_wrong_order_of_blocks_is_found_whether_or_not_it_reads_what_is_unwrit
 
 
 def test_a_result_of_another_shape_is_refused():
-    class Halved(ReferenceAttention):
+    class Halved(ReferenceStep):
         def __call__(self, *arguments):
             return super().__call__(*arguments)[:, :1]
 
-    class Nothing(ReferenceAttention):
+    class Nothing(ReferenceStep):
         def __call__(self, *arguments):
             return None
 
-    assert check_attention(Halved).rule is check_attention(Nothing).rule is rules.SHAPE
+    lessons = [check_attention(attention_of(step)) for step in (Halved, Nothing)]
+    assert [lesson.rule for lesson in lessons] == [rules.SHAPE, rules.SHAPE]

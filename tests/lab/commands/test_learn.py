@@ -70,7 +70,7 @@ def test_the_engine_is_run_with_the_learner_s_class(name, run, tmp_path, monkeyp
     seen = {}
     for command in ("view", "simulate"):
         monkeypatch.setattr(
-            main.commands[command], "callback", lambda *_, **options: seen.update(options)
+            main.get_command(None, command), "callback", lambda *_, **options: seen.update(options)
         )
     result = run("run", name, "--max-num-seqs", "4")
     assert result.exit_code == 0, result.output

@@ -20,7 +20,7 @@ Source of the reckoning, the roofline: Williams et al., CACM 2009.
 
 import triton
 import triton.language as tl
-from torch import Tensor, empty_like
+from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.gate import gated
@@ -55,18 +55,20 @@ def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
 def add_norm_matvec(
     residual: Tensor,
     x: Tensor | None,
+    total: Tensor,
     norm_weight: Tensor,
     eps: float,
     weight: Tensor,
     bias: Tensor | None,
     *,
     gates: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """``residual + x``, and the product of ``weight`` with its norm.
+) -> Tensor:
+    """Compute ``total = residual + x``, and the product of ``weight`` with its norm.
 
     Args:
         residual: ``[1, in]``, contiguous; unchanged, since other programs still read it.
         x: ``[1, in]``, contiguous, or None.
+        total: ``[1, in]``, contiguous; written, unless ``x`` is None: then it is ``residual``.
         norm_weight: ``[in]``.
         eps: of the norm.
         weight: ``[out, in]``.
@@ -74,11 +76,10 @@ def add_norm_matvec(
         gates: the first half of the product is SwiGLU's gate, for the second.
 
     Returns:
-        The new residual stream ``[1, in]``, and ``[1, out]``, or ``[1, out / 2]`` if it gates.
+        ``[1, out]``, or ``[1, out / 2]`` if it gates.
     """
     out_size, in_size = weight.shape[0] // (2 if gates else 1), weight.shape[1]
     y = residual.new_empty(1, out_size)
-    total = residual if x is None else empty_like(residual)
     rows, columns, warps = _tile(in_size)
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         residual, residual if x is None else x, total, norm_weight, weight,
@@ -87,7 +88,7 @@ def add_norm_matvec(
         BIAS=bias is not None, NORM=True, ADDS=x is not None, GATES=gates, num_warps=warps,
         **launch_options(residual),
     )  # fmt: skip
-    return total, y
+    return y
 
 
 def _tile(in_size: int) -> tuple[int, int, int]:

@@ -145,21 +145,21 @@ def place_tokens(
         table: has their requests.
         tokens: ``[T]`` int32; negative: the one that its request has sampled last.
         positions: ``[T]`` int32: in their requests.
-        rows: ``[T]`` int32: their requests', or nobody's.
+        rows: ``[T]`` int32: their requests', or the padding row.
         block_size: tokens per block.
     """
     n = len(tokens)
     ids, places, slots = tokens.new_empty(3, n, dtype=torch.int64)
     _place_kernel[(triton.cdiv(n, 128),)](
         table.cells, table.cells.stride(0), tokens, positions, rows, ids, places, slots, n,
-        table.nobody, block_size, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK, BLOCK=128,
+        table.padding_row, block_size, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK, BLOCK=128,
         **launch_options(tokens),
     )  # fmt: skip
     return TokenInputs(ids, places, slots)
 
 
 @triton.jit(
-    do_not_specialize=["n", "nobody"],
+    do_not_specialize=["n", "padding_row"],
     do_not_specialize_on_alignment=["ids", "places", "slots"],
 )
 def _place_kernel(
@@ -172,7 +172,7 @@ def _place_kernel(
     places,
     slots,
     n,
-    nobody,
+    padding_row,
     block_size,
     TOKEN: tl.constexpr,
     FIRST_BLOCK: tl.constexpr,
@@ -183,7 +183,7 @@ def _place_kernel(
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = index < n
     row = tl.load(rows + index, mask=exists, other=0)
-    is_real = exists & (row != nobody)
+    is_real = exists & (row != padding_row)
     row_start = cells + row.to(tl.int64) * width
     token = tl.load(tokens + index, mask=is_real, other=0)
     sampled = _last_token(row_start, is_real, TOKEN)

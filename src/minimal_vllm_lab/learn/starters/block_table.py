@@ -21,7 +21,6 @@ How it is checked: random requests with scattered blocks, compared with the form
 import numpy as np
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Int32Array, IntArray
 from minimal_vllm.step.request import Request
@@ -48,14 +47,14 @@ def slots(
     raise NotImplementedError("index block_tables with two arrays, and use int64 for the products")
 
 
-def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, metadata: AttentionMetadata) -> None:
+def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
     """Store the new keys and values ``[T, K, D]`` in their slots.
 
     Args:
         k: the keys.
         v: the values.
         cache: ``key`` and ``value``, each ``[B, K, S, D]``, written in place.
-        metadata: ``metadata.slots`` is ``[T]`` int64.
+        slots: ``[T]`` int64.
     """
     raise NotImplementedError(
         "from a slot, get block and offset; cache.key.transpose(1, 2) is a view [B, S, K, D] of "

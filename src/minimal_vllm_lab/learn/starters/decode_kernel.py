@@ -31,9 +31,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
-from minimal_vllm.attention.reference import ReferenceAttention
+from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.step.batch import Batch
 
 LOG2_E = 1.4426950408889634
 ROWS = 16
@@ -125,8 +125,8 @@ def _decode(
     tl.store(out + q_place, mean / total[:, None], mask=is_real)
 
 
-class MyAttention(ReferenceAttention):
-    """Attention for steps in which each request has one new token."""
+class MyStep(PagedStep):
+    """Attention of a step in which each request has one new token."""
 
     def __call__(
         self,
@@ -134,12 +134,10 @@ class MyAttention(ReferenceAttention):
         k: Tensor,
         v: Tensor,
         cache: LayerCache,
-        metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
         """Launch the kernel; ``[R, H, D]``."""
-        assert isinstance(metadata, PagedMetadata)
         _, num_kv_heads, block_size, head_dim = cache.key.shape
         out = torch.empty_like(q)
         _decode[(num_kv_heads, len(q))](
@@ -147,10 +145,10 @@ class MyAttention(ReferenceAttention):
             cache.key,
             cache.value,
             out,
-            metadata.seq_lens,
-            metadata.block_tables,
+            self.seq_lens,
+            self.block_tables,
             scale * LOG2_E,
-            metadata.block_tables.stride(0),
+            self.block_tables.stride(0),
             K=num_kv_heads,
             G=q.shape[1] // num_kv_heads,
             D=head_dim,
@@ -159,3 +157,14 @@ class MyAttention(ReferenceAttention):
             KEYS=32,
         )
         return out
+
+
+class MyAttention:
+    """Makes the attention of each step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def plan(self, batch: Batch) -> MyStep:
+        """Return the attention of a step."""
+        return MyStep.from_batch(batch, self._device)

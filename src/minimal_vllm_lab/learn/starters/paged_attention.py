@@ -11,11 +11,11 @@ A layer's keys are one tensor ``[B, K, S, D]``: block, kv head, slot in the bloc
 In a step, request ``r`` has the new tokens ``query_starts[r]`` to ``query_starts[r + 1]`` of ``q``;
 they are the last of its ``seq_lens[r]`` tokens. Their own keys and values are in the cache already.
 
-What you have: ``attend`` (the exercise kv-cache, or the engine's), the metadata of the step
-(``PagedMetadata``, by ``prepare``): ``query_starts [R + 1]``, ``seq_lens [R]``, ``block_tables
-[R, most blocks]``, padded with 0.
+What you have: ``attend`` (the exercise kv-cache, or the engine's), and in ``self`` what the step
+is (see ``PagedStep``): ``query_starts [R + 1]``, ``seq_lens [R]``, ``block_tables [R, most
+blocks]``, padded with 0.
 
-What to write: ``gather_pages`` and ``MyAttention.__call__``. One request after the other, with a
+What to write: ``gather_pages`` and ``MyStep.__call__``. One request after the other, with a
 loop, is fine: that is how the engine's reference does it, to which all faster ones are compared.
 
 How it is checked: random batches, compared with attention over contiguous tensors. All memory that
@@ -28,9 +28,10 @@ belongs to nobody holds NaN.
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.metadata import AttentionMetadata, PagedMetadata
-from minimal_vllm.attention.reference import ReferenceAttention, attend
+from minimal_vllm.attention.paged import PagedStep
+from minimal_vllm.attention.reference import attend
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.step.batch import Batch
 
 
 def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
@@ -47,8 +48,8 @@ def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
     )
 
 
-class MyAttention(ReferenceAttention):
-    """Paged attention with a call of your own; ``prepare`` is given."""
+class MyStep(PagedStep):
+    """Paged attention over the batch of one step."""
 
     def __call__(
         self,
@@ -56,7 +57,6 @@ class MyAttention(ReferenceAttention):
         k: Tensor,
         v: Tensor,
         cache: LayerCache,
-        metadata: AttentionMetadata,
         scale: float,
         window: int | None,
     ) -> Tensor:
@@ -67,7 +67,6 @@ class MyAttention(ReferenceAttention):
             k: ``[T, K, D]``, their keys; in the cache already.
             v: ``[T, K, D]``, their values; in the cache already.
             cache: this layer's ``key`` and ``value``, each ``[B, K, S, D]``.
-            metadata: the step's, a ``PagedMetadata``.
             scale: what the scores are multiplied by.
             window: a token sees so many tokens, itself included; None: all before it.
 
@@ -78,3 +77,14 @@ class MyAttention(ReferenceAttention):
             "for each request: gather its keys and its values, attend with its rows of q, and put "
             "the result into its rows of a tensor like q"
         )
+
+
+class MyAttention:
+    """Makes the attention of each step; given."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def plan(self, batch: Batch) -> MyStep:
+        """Return the attention of a step."""
+        return MyStep.from_batch(batch, self._device)

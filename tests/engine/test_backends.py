@@ -1,9 +1,9 @@
 import torch
 from checkpoints import FAMILIES, write_json
 
-from minimal_vllm.attention.backend import choose_backend
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
+from minimal_vllm.engine.backends import choose_attention
 from minimal_vllm.model.config import ModelConfig
 
 
@@ -11,9 +11,7 @@ def test_the_backend_is_the_one_that_was_named(tmp_path):
     write_json(tmp_path / "config.json", FAMILIES["llama"])
     config = ModelConfig.from_folder(tmp_path)
     chosen = {
-        name: type(
-            choose_backend(name, config, 16, torch.float32, torch.device("cpu"), 4).attention
-        )
+        name: type(choose_attention(name, config, 16, torch.float32, torch.device("cpu"), 4))
         for name in ("auto", "tiled", "reference")
     }
     assert chosen == {

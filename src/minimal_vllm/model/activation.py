@@ -1,0 +1,15 @@
+"""The activation functions that a gate may have."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+from torch.nn.functional import gelu, silu
+
+from minimal_vllm.model.config import Activation
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+}
+"""``kernels/activation.py`` has the same functions for Triton."""

@@ -1,0 +1,64 @@
+"""Root mean square normalization, and the residual stream that it reads."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.linear import parameter
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467).
+
+    Args:
+        name: its name in the checkpoint.
+        size: length of the normalized vectors.
+        eps: added to the mean of the squares.
+    """
+
+    def __init__(self, name: str, size: int, eps: float) -> None:
+        super().__init__()
+        self.name = name
+        self.weight = parameter(size)
+        self.eps = eps
+
+    def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
+        """Add ``x`` to the residual stream, and normalize the sum.
+
+        Args:
+            x: ``[T, size]``.
+            residual: ``[T, size]``; may be overwritten. Default: ``x`` begins the stream.
+
+        Returns:
+            The normalized sum and the sum, which is the residual stream from now on.
+        """
+        residual = add(x, residual)
+        return self.normalize(residual), residual
+
+    def normalize(self, x: Operand) -> Tensor:
+        """Normalize the last dimension of ``x``, in float32, and round as transformers does."""
+        return rms_norm(computed(x), self.weight.shape, eps=self.eps) * self.weight
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the memory of the tensor that a checkpoint holds for this module."""
+        yield f"{self.name}.weight", self.weight
+
+
+class NoNorm(nn.Module):
+    """Stands where a layer has no norm."""
+
+    def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
+        """Add ``x`` to the residual stream, and return the sum twice; see ``RMSNorm.forward``."""
+        residual = add(x, residual)
+        return residual, residual
+
+    def normalize(self, x: Operand) -> Operand:
+        """Return ``x`` as it is."""
+        return x
+
+
+def add(x: Operand, residual: Tensor | None) -> Tensor:
+    """Return ``residual + x``, in place; without a residual stream, ``x`` begins it."""
+    return computed(x) if residual is None else residual.add_(computed(x))

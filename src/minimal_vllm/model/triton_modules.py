@@ -1,0 +1,178 @@
+"""The modules of a decoder by our own kernels, for a GPU.
+
+Each computes what its base class computes. Two results are deferred (see ``deferred``): the norm of
+a single token, which the projection behind it computes on the way, and a product whose sum is cut
+into parts, which the norm behind it adds up.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, mm
+from torch.nn.functional import linear
+
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.model.config import Activation
+from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.kernels.gate import silu_and_mul
+from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
+from minimal_vllm.model.kernels.heads import norm_rotate_store
+from minimal_vllm.model.kernels.matvec import add_norm_matvec, is_for_matvec, matvec
+from minimal_vllm.model.kernels.norm import add_norm
+from minimal_vllm.model.kernels.split import is_for_split, split_linear
+from minimal_vllm.model.layers import Heads, SelfAttention
+from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
+from minimal_vllm.model.modules import Modules
+from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.rope import Rotary, Rotation
+
+
+@dataclass(frozen=True, slots=True)
+class Normed:
+    """The norm of the residual stream of a single token, deferred.
+
+    Whoever computes it also writes ``total``, the new residual stream, and must do so before the
+    stream is read again.
+    """
+
+    residual: Tensor
+    """``[1, hidden]``: the stream, before ``x`` is added."""
+    x: Tensor | None
+    """``[1, hidden]``: what is added to it; None: nothing."""
+    total: Tensor
+    """``[1, hidden]``: memory for the sum; ``residual`` itself if nothing is added."""
+    weight: Tensor
+    """``[hidden]``: weight of the norm."""
+    eps: float
+
+    def compute(self) -> Tensor:
+        """Return the norm, ``[1, hidden]``, and write ``total``."""
+        if self.x is not None:
+            self.total.copy_(self.residual)
+        return add_norm(self.total, self.x, self.weight, self.eps)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSums:
+    """A product whose inner sum was cut into parts, deferred until the parts are added."""
+
+    parts: Tensor
+    """``[parts, T, out]`` float32."""
+    dtype: torch.dtype
+    """Dtype of the product."""
+
+    def compute(self) -> Tensor:
+        """Return the sum of the parts, ``[T, out]``."""
+        return self.parts.sum(dim=0).to(self.dtype)
+
+
+class TritonLinear(Linear):
+    """Projects a single token by our kernel, and more tokens by the library's."""
+
+    def forward(self, x: Operand, out: Tensor | None = None) -> Tensor:
+        """Project ``x``; see ``Linear.forward``."""
+        if isinstance(x, Normed) and out is None:
+            return add_norm_matvec(
+                x.residual, x.x, x.total, x.weight, x.eps, self.weight, self.bias
+            )
+        x = computed(x)
+        if is_for_matvec(x):
+            return matvec(x, self.weight, self.bias, out)
+        if out is not None and self.bias is None:
+            return mm(x, self.weight.T, out=out)
+        product = linear(x, self.weight, self.bias)
+        return product if out is None else out.copy_(product)
+
+
+class TritonRowLinear(RowLinear):
+    """Cuts the sum of a small product into parts, so that all SMs have work."""
+
+    def forward(self, x: Operand) -> Operand:
+        """Project ``x``; see ``RowLinear.forward``."""
+        x = computed(x)
+        if is_for_matvec(x):
+            return matvec(x, self.weight, self.bias)
+        if is_for_split(x, self.weight):
+            return PartialSums(split_linear(x, self.weight, self.bias), x.dtype)
+        return linear(x, self.weight, self.bias)
+
+
+class TritonGatedLinear(GatedLinear):
+    """Fuses the gate with the product, for a single token and for thousands."""
+
+    def __init__(self, in_size: int, out_size: int, bias: bool, activation: Activation) -> None:
+        super().__init__(in_size, out_size, bias, activation)
+        if activation != "silu":
+            raise ValueError(f"the activation {activation} has no Triton kernel yet")
+
+    def forward(self, x: Operand) -> Tensor:
+        """Project ``x``; see ``GatedLinear.forward``."""
+        if isinstance(x, Normed):
+            return add_norm_matvec(
+                x.residual, x.x, x.total, x.weight, x.eps, self.weight, self.bias, gates=True
+            )
+        x = computed(x)
+        if is_for_gated_product(x, self.weight, self.bias):
+            return gated_product(x, self.weight)
+        return silu_and_mul(linear(x, self.weight, self.bias))
+
+
+class TritonRMSNorm(RMSNorm):
+    """Adds to the residual stream and normalizes it in one pass over memory."""
+
+    def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
+        """Add and normalize; see ``RMSNorm.forward``."""
+        if residual is None:
+            return self._begin(computed(x))
+        if is_for_matvec(residual):
+            total = torch.empty_like(residual)
+            return Normed(residual, computed(x), total, self.weight, self.eps), total
+        added = x.parts if isinstance(x, PartialSums) else computed(x)
+        residual, normed = add_norm(residual, added, self.weight, self.eps)
+        return normed, residual
+
+    def _begin(self, residual: Tensor) -> tuple[Operand, Tensor]:
+        """Normalize the beginning of the residual stream."""
+        if is_for_matvec(residual):
+            return Normed(residual, None, residual, self.weight, self.eps), residual
+        return add_norm(residual, None, self.weight, self.eps)[1], residual
+
+
+class TritonSelfAttention(SelfAttention):
+    """Normalizes, rotates and stores the heads of a token in one pass over memory."""
+
+    def place_heads(
+        self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
+    ) -> Heads:
+        """Normalize and rotate queries and keys, in place; see ``SelfAttention.place_heads``."""
+        table, positions = rotation
+        norm_rotate_store(
+            qkv,
+            norms=(self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None,
+            eps=self.q_norm.eps if self.q_norm else 0.0,
+            rope_table=table if self.rope else None,
+            positions=positions,
+            slots=slots,
+            cache=cache,
+        )
+        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        q, k, v = qkv.view(len(qkv), -1, self.head_dim).split_with_sizes(sizes, dim=1)
+        return q, k, v
+
+
+class TritonRotary(Rotary):
+    """Leaves the table of angles to the kernel that reads it."""
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:  # noqa: ARG002
+        """Return the table, and ``positions``, ``[T]`` int64."""
+        return self.table, positions
+
+
+TRITON_MODULES = Modules(
+    linear=TritonLinear,
+    row_linear=TritonRowLinear,
+    gated_linear=TritonGatedLinear,
+    norm=TritonRMSNorm,
+    attention=TritonSelfAttention,
+    rotary=TritonRotary,
+)

@@ -1,0 +1,229 @@
+"""Steps as CUDA graphs, one for each shape.
+
+A steady decode step is one graph. Nothing is sent to the GPU for it: the order of the batch is
+known there, and everything else is in the table of rows. While requests arrive one by one, nearly
+every step contains a part of a prompt; such a step is two graphs, front and body for its number of
+tokens, and the head for its number of requests that sample. No grid depends on what is computed,
+only on the maximum: programs that find nothing to do end at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from minimal_vllm.attention.kernels.shared import SharedWork
+from minimal_vllm.device.transfer import send
+from minimal_vllm.runner.capture import Graph
+from minimal_vllm.runner.inputs import StepInputs
+from minimal_vllm.runner.shapes import (
+    FEW_DECODES,
+    MAX_PROMPTS,
+    StepShape,
+    batch_sizes,
+    next_size,
+    token_counts,
+)
+from minimal_vllm.runner.step import GpuStep, Outputs
+from minimal_vllm.step.batch import Batch
+from minimal_vllm.step.plan import Plan
+from minimal_vllm.step.request import Request
+from minimal_vllm.step.shared_prefix import find_shared_prefixes
+
+KINDS_OF_BATCHES = (1, 2, 17, 33, 65, 129)
+"""Numbers of requests from which on, up to the next one, a step of most models has the same
+kernels."""
+
+
+class Capture(Protocol):
+    """Records work of the GPU; see ``GraphCapture``."""
+
+    def record(self, compute: Callable[[], None], /) -> Graph:
+        """Run ``compute``, and return it as a graph."""
+        ...
+
+
+class SharedPrefixes:
+    """What decoding requests share, in memory that graphs read.
+
+    Args:
+        step: has the attention that reads it.
+        max_num_seqs: maximum number of requests in a step.
+        enabled: False: no prefix is ever shared.
+    """
+
+    def __init__(self, step: GpuStep, max_num_seqs: int, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self._attention = step.attention
+        self._block_size = step.model.block_size
+        self._work = step.attention.new_shared_work(max_num_seqs)
+        self._is_clean = True
+
+    def note(self, requests: Sequence[Request], size: int) -> bool:
+        """Write which requests share a prefix, for a step of ``size``; return whether any do."""
+        prefixes = find_shared_prefixes(requests, self._block_size) if self.enabled else []
+        if prefixes or not self._is_clean:
+            self._is_clean = False  # should the next line be interrupted
+            self._attention.fill_shared_work(self._work, prefixes, size)
+            self._is_clean = not prefixes
+        return bool(prefixes)
+
+    def work(self, size: int) -> SharedWork:
+        """Return the work that a step of ``size`` requests reads."""
+        return self._attention.part_of_shared_work(self._work, size)
+
+
+class Graphs:
+    """Records steps by their shapes, and replays them.
+
+    Args:
+        step: the parts of a step.
+        capture: records them.
+        max_num_seqs: maximum number of requests in a step.
+        max_tokens: maximum number of tokens in a recorded step.
+        cascade: whether prefixes that requests share are read once for all of them.
+    """
+
+    def __init__(
+        self,
+        step: GpuStep,
+        capture: Capture,
+        *,
+        max_num_seqs: int,
+        max_tokens: int,
+        cascade: bool,
+    ) -> None:
+        self._step = step
+        self._capture = capture
+        device = step.model.device
+        self.shared = SharedPrefixes(step, max_num_seqs, enabled=cascade)
+        self._inputs = StepInputs(step.attention, step.table, max_tokens, max_num_seqs, device)
+        self._order = torch.full(
+            (max_num_seqs,), step.table.padding_row, dtype=torch.int32, device=device
+        )
+        self._hidden = torch.zeros(
+            max_tokens,
+            step.model.decoder.hidden_size,
+            dtype=step.model.decoder.dtype,
+            device=device,
+        )
+        self._outputs = step.new_outputs(max_num_seqs)
+        self._batch_sizes = list(batch_sizes(max_num_seqs))
+        self._token_counts = list(token_counts(max_tokens))
+        self._decode_counts = sorted({min(FEW_DECODES, max_num_seqs), max_num_seqs})
+        self._last_order: Sequence[Request] = ()
+        self._last_shares = False
+        self._bodies: dict[StepShape, Graph] = {}
+        self._heads: dict[int, Graph] = {}
+
+    # ---- replay ---------------------------------------------------------------------------------
+
+    def decode(self, requests: Sequence[Request]) -> Outputs:
+        """Compute the next token of each request; all of them decode, and are in the table."""
+        size = next_size(self._batch_sizes, len(requests))
+        if requests != self._last_order:
+            self._send_order(requests, size)
+        shape = StepShape(size, size, is_steady=True, shares=self._last_shares)
+        if shape not in self._bodies:
+            self._record_steady(shape)
+        self._bodies[shape].replay()
+        return self._outputs.first(len(requests))
+
+    def _send_order(self, requests: Sequence[Request], size: int) -> None:
+        """Send the rows of the batch, in order, and what its requests share."""
+        self._last_order = requests
+        order = np.full(size, self._step.table.padding_row, dtype=np.int32)
+        order[: len(requests)] = [request.row for request in requests]
+        self._order[:size].copy_(send(order, self._order.device))
+        self._last_shares = self.shared.note(requests, size)
+
+    def forget_order(self) -> None:
+        """Forget the last batch: in another step its requests may move, or share other prefixes."""
+        self._last_order = ()
+
+    def fits(self, batch: Batch) -> bool:
+        """Return whether a graph is recorded for a step with this batch."""
+        return (
+            len(batch.input_ids) <= self._token_counts[-1]
+            and len(batch.prefills) <= MAX_PROMPTS
+            and not batch.wants_all_logits
+        )
+
+    def mixed(self, plan: Plan, batch: Batch) -> Outputs:
+        """Compute a step that fits; all of its requests are in the table."""
+        self._inputs.set(batch)
+        num_tokens = next_size(self._token_counts, len(batch.input_ids))
+        num_decodes = next_size(self._decode_counts, len(batch.decodes))
+        shape = StepShape(num_tokens, min(num_decodes, num_tokens))
+        decoding = [plan.scheduled[index].request for index in batch.decodes]
+        self.shared.note(decoding, shape.num_decodes)
+        self._bodies[shape].replay()
+        if batch.sampling:
+            self._heads[next_size(self._batch_sizes, len(batch.sampling))].replay()
+        return self._outputs.first(len(batch.sampling))
+
+    # ---- record ---------------------------------------------------------------------------------
+
+    def small_steps(self) -> Iterator[Callable[[], None]]:
+        """Yield steps that, together, need most of the kernels that all steps need."""
+        for num_decodes in self._decode_counts:
+            shape = StepShape(self._token_counts[0], min(num_decodes, self._token_counts[0]))
+            yield partial(self._mixed_body, shape)
+        yield partial(self._mixed_head, self._batch_sizes[-1])
+        sizes = self._batch_sizes
+        for size in {next_size(sizes, min(least, sizes[-1])) for least in KINDS_OF_BATCHES}:
+            yield partial(self._steady, StepShape(size, size, is_steady=True))
+
+    def record(self, *, progress: bool) -> None:
+        """Record all shapes, the largest first: all others fit into its memory.
+
+        Inputs are unset meanwhile, so that no request's data is touched. Steady steps that share
+        prefixes are recorded when they are first needed.
+        """
+        counts = product(self._token_counts, self._decode_counts)
+        shapes = {StepShape(tokens, min(decodes, tokens)) for tokens, decodes in counts}
+        largest_first = sorted(
+            shapes, key=lambda shape: (shape.num_tokens, shape.num_decodes), reverse=True
+        )
+        hidden = None if progress else True
+        for shape in tqdm(largest_first, desc="Recording graphs of prompts", disable=hidden):
+            self._bodies[shape] = self._capture.record(partial(self._mixed_body, shape))
+        for count in self._batch_sizes[::-1]:
+            self._heads[count] = self._capture.record(partial(self._mixed_head, count))
+        for size in tqdm(self._batch_sizes[::-1], desc="Recording graphs", disable=hidden):
+            self._record_steady(StepShape(size, size, is_steady=True))
+
+    def _record_steady(self, shape: StepShape) -> None:
+        order = self._order.clone()
+        self._order.fill_(self._step.table.padding_row)  # so that no request's data is touched
+        try:
+            self._bodies[shape] = self._capture.record(partial(self._steady, shape))
+        finally:
+            self._order.copy_(order)
+
+    # ---- what is recorded -----------------------------------------------------------------------
+
+    def _steady(self, shape: StepShape) -> None:
+        """Compute and sample the next token of the rows in ``_order``."""
+        order = self._order[: shape.num_decodes]
+        shared = self.shared.work(shape.num_decodes) if shape.shares else None
+        placed = self._step.decode_front(order, shared)
+        hidden = self._step.body(placed)
+        outputs = self._outputs.first(shape.num_decodes)
+        self._step.head(order, hidden, outputs, placed.sampling)
+
+    def _mixed_body(self, shape: StepShape) -> None:
+        """Compute the hidden states of all tokens in the inputs."""
+        shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
+        placed = self._step.mixed_front(self._inputs.of_shape(shape), shared)
+        self._hidden[: shape.num_tokens] = self._step.body(placed)
+
+    def _mixed_head(self, count: int) -> None:
+        """Sample for the first ``count`` requests in the inputs that do."""
+        hidden = self._hidden.index_select(0, self._inputs.last_tokens(count))
+        order = self._inputs.sampling_order(count)
+        self._step.head(order, hidden, self._outputs.first(count))

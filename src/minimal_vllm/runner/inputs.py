@@ -1,0 +1,150 @@
+"""What the CPU tells a recorded step with prompts: numbers, sent in one piece.
+
+::
+
+    tokens     A A A A A A B C D · ·    6 of A's prompt, 3 decoding; padded to the shape
+    pieces     A0 A1 ·  ·  ·  ·         of prompts, see ``PrefillWork``; all zeros for padding
+    decoding   B  C  D  ·               padded to few requests or to all, but not beyond the tokens
+    sampling   A  B  C  D  ·  ·         any number of the requests may sample
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimal_vllm.attention.kernels.prefill import PIECE_COLUMNS
+from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.device.transfer import send
+from minimal_vllm.runner.shapes import MAX_PROMPTS, StepShape
+from minimal_vllm.runner.step import MixedInputs
+from minimal_vllm.runner.table import RowTable
+from minimal_vllm.step.batch import Batch, Int32Array, IntArray
+
+ALIGNMENT = 4
+"""Regions begin at multiples of 16 bytes, so that kernels are compiled once, whatever the sizes."""
+PENDING = -1
+"""Stands for a token that only the table of rows has."""
+
+
+class InputMemory:
+    """Named regions of int32 numbers that graphs read; all of them are sent in one piece.
+
+    Args:
+        regions: for each name, the length of the region, and the value of numbers that are not set.
+        device: the GPU.
+    """
+
+    def __init__(self, regions: Mapping[str, tuple[int, int]], device: torch.device) -> None:
+        self._spans: dict[str, slice] = {}
+        unset_regions = []
+        end = 0
+        for name, (size, unset) in regions.items():
+            self._spans[name] = slice(end, end + size)
+            unset_regions.append(np.full(-(-size // ALIGNMENT) * ALIGNMENT, unset, dtype=np.int32))
+            end += len(unset_regions[-1])
+        self._unset = np.concatenate(unset_regions)
+        self._numbers = send(self._unset, device).clone()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a region, int32; its address never changes."""
+        return self._numbers[self._spans[name]]
+
+    def set(self, values: Mapping[str, IntArray | Int32Array]) -> None:
+        """Send new numbers: ``values`` at the beginnings of their regions, the rest unset."""
+        numbers = self._unset.copy()
+        for name, array in values.items():
+            numbers[self._spans[name]][: array.size] = array.reshape(-1)
+        self._numbers.copy_(send(numbers, self._numbers.device), non_blocking=True)
+
+
+class StepInputs:
+    """The inputs of recorded steps with prompts.
+
+    Args:
+        attention: cuts the prompts into pieces.
+        table: the rows of the running requests.
+        max_tokens: maximum number of tokens in a recorded step.
+        max_num_seqs: maximum number of requests in a step.
+        device: the GPU.
+    """
+
+    def __init__(
+        self,
+        attention: TritonAttention,
+        table: RowTable,
+        max_tokens: int,
+        max_num_seqs: int,
+        device: torch.device,
+    ) -> None:
+        self._attention = attention
+        most_numbers = attention.most_prefill_pieces(max_tokens, MAX_PROMPTS) * PIECE_COLUMNS
+        self._memory = InputMemory(
+            {
+                "tokens": (max_tokens, 0),
+                "positions": (max_tokens, 0),
+                "rows": (max_tokens, table.padding_row),
+                "decode_tokens": (max_num_seqs, 0),
+                "seq_lens": (max_num_seqs, 0),
+                "decode_rows": (max_num_seqs, 0),
+                "last_tokens": (max_num_seqs, 0),
+                "sampling_rows": (max_num_seqs, table.padding_row),
+                **{f"pieces {window}": (most_numbers, 0) for window in attention.windows},
+            },
+            device,
+        )
+        self._prefill = {
+            window: attention.new_prefill_work(
+                self._memory[f"pieces {window}"].view(-1, PIECE_COLUMNS), table.block_tables
+            )
+            for window in attention.windows
+        }
+
+    def set(self, batch: Batch) -> None:
+        """Send the numbers of a batch; the inputs of any shape that holds it then begin with it."""
+        decodes = batch.decodes
+        tokens = batch.input_ids.copy()
+        tokens[batch.query_starts[batch.pending + 1] - 1] = PENDING
+        sampling_rows = [request.row for request in batch.sampling]
+        self._memory.set(
+            {
+                "tokens": tokens,
+                "positions": batch.positions,
+                "rows": np.repeat(batch.rows, batch.num_new),
+                "decode_tokens": batch.query_starts[decodes],
+                "seq_lens": batch.seq_lens[decodes],
+                "decode_rows": batch.rows[decodes],
+                "last_tokens": batch.logit_indices,
+                "sampling_rows": np.array(sampling_rows, dtype=np.int64),
+                **{
+                    f"pieces {window}": self._attention.cut_prompts(
+                        batch, batch.prefills, batch.rows, window
+                    )
+                    for window in self._prefill
+                },
+            }
+        )
+
+    def of_shape(self, shape: StepShape) -> MixedInputs:
+        """Return the inputs of a step's front and body."""
+        memory = self._memory
+        num_prompts = min(MAX_PROMPTS, shape.num_tokens // 2)
+        most_pieces = self._attention.most_prefill_pieces(shape.num_tokens, num_prompts)
+        return MixedInputs(
+            tokens=memory["tokens"][: shape.num_tokens],
+            positions=memory["positions"][: shape.num_tokens],
+            rows=memory["rows"][: shape.num_tokens],
+            decode_tokens=memory["decode_tokens"][: shape.num_decodes],
+            seq_lens=memory["seq_lens"][: shape.num_decodes],
+            decode_rows=memory["decode_rows"][: shape.num_decodes],
+            prefill={window: work.first(most_pieces) for window, work in self._prefill.items()},
+        )
+
+    def sampling_order(self, count: int) -> Tensor:
+        """Return the rows of the first ``count`` requests that sample, int32."""
+        return self._memory["sampling_rows"][:count]
+
+    def last_tokens(self, count: int) -> Tensor:
+        """Return the indices of the tokens that the first ``count`` requests sample from, int32."""
+        return self._memory["last_tokens"][:count]

@@ -1,0 +1,79 @@
+"""The shapes of the steps that are recorded as CUDA graphs.
+
+A graph repeats launches with the grids that they had. So there is a graph for each of some shapes,
+and a step is padded to the next one.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+SECONDS_TO_LAUNCH = 0.015
+"""Time that the CPU takes to launch the kernels of a step one by one."""
+FLOPS_PER_SM = 600e12 / 132
+"""Operations per second of one streaming multiprocessor in large products (measured on an H200)."""
+MAX_RECORDED_TOKENS = 4096
+"""Above this the library's attention is faster than ours, and graphs take memory."""
+ALWAYS_RECORDED_TOKENS = 512
+"""Steps of up to this many tokens are recorded, whatever the model."""
+MAX_PROMPTS = 64
+"""Maximum number of prompts in a recorded step: each may leave its last tile of tokens almost
+empty."""
+FEW_DECODES = 32
+"""A smaller grid for fewer decoding requests saves programs that find nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """Sizes that fix every grid of a step, up to its hidden states."""
+
+    num_tokens: int
+    num_decodes: int
+    is_steady: bool = False
+    """Whether all requests decode, so that the step reads everything from the table of rows, and
+    also samples."""
+    shares: bool = False
+    """Whether a steady step reads shared prefixes once. Other steps always look for them."""
+
+
+def batch_sizes(most: int) -> Iterator[int]:
+    """Yield the numbers of requests to record, ascending: dense where a step's time depends on it.
+
+    Args:
+        most: maximum number of requests in a step.
+    """
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most, 16)]
+    yield from (size for size in sizes if size < most)
+    yield most
+
+
+def token_counts(most: int) -> Iterator[int]:
+    """Yield the token counts to record, ascending.
+
+    Args:
+        most: maximum number of tokens in a recorded step.
+    """
+    powers = (256, 512, 1024, 2048)
+    dense = [power * quarters // 4 for power in powers for quarters in (5, 6, 7, 8)]
+    yield from (size for size in [16, 32, 64, 128, 192, 256, *dense] if size < most)
+    yield most
+
+
+def next_size(sizes: Sequence[int], least: int) -> int:
+    """Return the smallest of the ascending ``sizes`` that is at least ``least``."""
+    return sizes[bisect_left(sizes, least)]
+
+
+def max_recorded_tokens(num_parameters: int, most: int, num_sms: int) -> int:
+    """Return the number of tokens up to which a step is worth recording.
+
+    With more tokens the GPU computes longer than the CPU takes to launch the kernels.
+
+    Args:
+        num_parameters: parameters of the model; each takes two operations per token.
+        most: maximum number of tokens in a step.
+        num_sms: number of streaming multiprocessors of the GPU.
+    """
+    operations = SECONDS_TO_LAUNCH * FLOPS_PER_SM * num_sms
+    worth = round(operations / (2 * num_parameters))
+    return min(max(worth, ALWAYS_RECORDED_TOKENS), MAX_RECORDED_TOKENS, most)

@@ -1,0 +1,206 @@
+"""The GPU's modules against the plain ones; without a GPU, in Triton's interpreter."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.model.activation import ACTIVATIONS
+from minimal_vllm.model.config import LayerConfig
+from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.kernels.gated_product import HOPPER, gated_product, is_for_gated_product
+from minimal_vllm.model.modules import PLAIN_MODULES
+from minimal_vllm.model.rope_config import RopeConfig
+from minimal_vllm.model.triton_modules import TRITON_MODULES, PartialSums
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS = 1e-6
+DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+HALVES = pytest.mark.gpu  # the interpreter has no 16-bit arithmetic worth the name
+
+
+def numbers(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+def make(kind, *arguments, dtype):
+    """The plain and the Triton module of a kind, with the same weights."""
+    pair = []
+    for modules in (PLAIN_MODULES, TRITON_MODULES):
+        module = getattr(modules, kind)(*arguments)
+        for name, shape in [(name, each.shape) for name, each in module.named_parameters()]:
+            weight = numbers(*shape, dtype=dtype)
+            if len(shape) == 2:
+                weight *= shape[1] ** -0.5
+            setattr(module, name, torch.nn.Parameter(weight, requires_grad=False))
+        pair.append(module)
+    return pair
+
+
+def assert_close(got, expected, tolerance):
+    error = (got.float() - expected.float()).norm() / expected.float().norm()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
+@pytest.mark.parametrize("num_tokens", [1, 4, 9])  # the first by our kernel
+@pytest.mark.parametrize(("hidden", "out_size"), [(64, 96), (72, 50)])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_norm_and_the_projections_behind_it_give_what_the_plain_ones_give(
+    hidden, out_size, num_tokens, adds, bias, dtype, activation
+):
+    stream, x = (numbers(num_tokens, hidden, dtype=dtype) for _ in range(2))
+    norms = make("norm", "norm", hidden, EPS, dtype=dtype)
+    for kind, arguments in {
+        "linear": (hidden, {"all": out_size}, bias),
+        "gated_linear": (hidden, out_size, bias, activation),
+    }.items():
+        results = []
+        for norm, projection in zip(norms, make(kind, *arguments, dtype=dtype), strict=True):
+            begin = (x, stream.clone()) if adds else (stream.clone(), None)
+            normed, residual = norm.forward(*begin)
+            results.append((projection.forward(normed), residual))
+        for expected, got in zip(*results, strict=True):
+            assert_close(got, expected, DTYPES[dtype])
+    plain, ours = make("linear", hidden, {"all": out_size}, bias, dtype=dtype)
+    out = torch.empty(num_tokens, out_size, dtype=dtype, device=DEVICE)
+    assert ours.forward(x, out).data_ptr() == out.data_ptr()
+    assert_close(out, plain.forward(x), DTYPES[dtype])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4])
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_norm_that_no_projection_takes_is_computed_when_it_is_asked_for(num_tokens, adds):
+    stream, x = (numbers(num_tokens, 64) for _ in range(2))
+    results = []
+    for norm in make("norm", "norm", 64, EPS, dtype=torch.float32):
+        begin = (x, stream.clone()) if adds else (stream.clone(), None)
+        normed, residual = norm.forward(*begin)
+        results.append((computed(normed), residual))
+    for expected, got in zip(*results, strict=True):
+        assert_close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("num_tokens", "hidden", "in_size", "parts"),
+    [
+        (1, 128, 1024, None),  # another kernel's
+        (2, 1024, 1024, 8),
+        (16, 2048, 512, 4),
+        (70, 1024, 512, 4),
+        (20, 960, 512, None),  # the library's, as 60 programs would be too few
+        pytest.param(256, 1024, 2048, 2, marks=HALVES),
+        (300, 1024, 512, None),  # the library's
+        (7, 96, 512, None),
+    ],
+)
+def test_a_product_in_parts_is_added_up_by_the_norm(
+    num_tokens, hidden, in_size, parts, bias, dtype
+):
+    x = numbers(num_tokens, in_size, dtype=dtype)
+    stream = numbers(num_tokens, hidden, dtype=dtype)
+    plain, ours = make("row_linear", in_size, {"all": hidden}, bias, dtype=dtype)
+    plain_norm, our_norm = make("norm", "norm", hidden, EPS, dtype=dtype)
+    to_add = ours.forward(x)
+    assert isinstance(to_add, PartialSums) is (parts is not None)
+    if parts:
+        assert to_add.parts.shape == (parts, num_tokens, hidden)
+    assert_close(computed(to_add), plain.forward(x), DTYPES[dtype])
+    expected = plain_norm.forward(plain.forward(x), stream.clone())
+    got = our_norm.forward(to_add, stream.clone())
+    for one, other in zip(got, expected, strict=True):
+        assert_close(computed(one), other, DTYPES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_tokens", "in_size", "inner"),
+    [
+        (torch.float32, 3, 64, 128),
+        (torch.float32, 130, 128, 256),
+        pytest.param(torch.bfloat16, 4096, 1024, 3072, marks=HALVES),
+        pytest.param(torch.float16, 5001, 192, 384, marks=HALVES),
+    ],
+)
+def test_a_product_that_gates_at_its_end_equals_one_that_is_gated_behind(
+    dtype, num_tokens, in_size, inner
+):
+    if DEVICE.type == "cuda" and (
+        dtype == torch.float32 or torch.cuda.get_device_capability()[0] != HOPPER
+    ):
+        pytest.skip("it is for Hopper, and 16-bit numbers; float32 is for the interpreter")
+    x = numbers(num_tokens, in_size, dtype=dtype)
+    plain, _ = make("gated_linear", in_size, inner, False, "silu", dtype=dtype)
+    if DEVICE.type == "cuda":
+        assert is_for_gated_product(x, plain.weight, None)
+    assert_close(gated_product(x, plain.weight), plain.forward(x), DTYPES[dtype])
+
+
+def test_a_layer_of_which_no_token_is_wanted_has_nothing_to_add():
+    residual, x = torch.empty(0, 64, device=DEVICE), torch.empty(0, 512, device=DEVICE)
+    _, proj = make("row_linear", 512, {"all": 64}, False, dtype=torch.float32)
+    _, norm = make("norm", "norm", 64, EPS, dtype=torch.float32)
+    for each in norm.forward(proj.forward(x), residual):
+        assert computed(each).shape == (0, 64)
+
+
+def make_attentions(num_heads, num_kv_heads, head_dim, *, norms, rope, dtype):
+    """The plain and the Triton attention of a layer, with the same norms."""
+    config = SimpleNamespace(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        hidden_size=8,
+        qkv_bias=False,
+        o_bias=False,
+        qk_norm=norms,
+        rms_norm_eps=EPS,
+    )
+    layer = LayerConfig(window=None, rope=rope)
+    pair = [
+        modules.attention(config, layer, modules) for modules in (PLAIN_MODULES, TRITON_MODULES)
+    ]
+    if norms:
+        for name in ("q_norm", "k_norm"):
+            weight = torch.nn.Parameter(numbers(head_dim, dtype=dtype), requires_grad=False)
+            for attention in pair:
+                getattr(attention, name).weight = weight
+    return pair
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
+@pytest.mark.parametrize("shape", [(4, 2, 16), (9, 3, 24)])
+@pytest.mark.parametrize(("norms", "rope"), [(True, True), (False, True), (True, False)])
+def test_heads_are_normalized_rotated_and_stored(shape, norms, rope, dtype):
+    num_heads, num_kv_heads, head_dim = shape
+    pair = make_attentions(*shape, norms=norms, rope=rope, dtype=dtype)
+    qkv = numbers(5, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
+    rope_config = RopeConfig(theta=10000.0, scaling=None)
+    positions = torch.tensor([3, 0, 49, 7, 8], device=DEVICE)
+    slots = torch.tensor([5, 31, 0, 16, 12], device=DEVICE)
+    results = []
+    for attention, modules in zip(pair, (PLAIN_MODULES, TRITON_MODULES), strict=True):
+        memory = torch.full((2, 3, num_kv_heads, 16, head_dim), -7.0, device=DEVICE).to(dtype)
+        cache = LayerCache(*memory)
+        rotation = modules.rotary(rope_config, head_dim, 50, DEVICE).rotation(positions, dtype)
+        heads = attention.place_heads(qkv.clone(), rotation, slots, cache)
+        results.append((*heads, cache.key, cache.value))
+    for expected, got in zip(*results, strict=True):
+        assert_close(got, expected, DTYPES[dtype])
+
+
+def test_a_token_without_a_slot_is_not_stored():
+    _, attention = make_attentions(4, 2, 16, norms=False, rope=False, dtype=torch.float32)
+    cache = LayerCache(*torch.full((2, 2, 2, 16, 16), -7.0, device=DEVICE))
+    slots = torch.tensor([-1], device=DEVICE)
+    rotation = numbers(4, 16), torch.tensor([0], device=DEVICE)
+    attention.place_heads(numbers(1, 8 * 16), rotation, slots, cache)
+    assert (cache.key == -7).all()
+    assert (cache.value == -7).all()
