@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from minimal_vllm.server.protocol import ChatCompletionRequest, CompletionRequest
+from minimal_vllm.server.chat.request import ChatCompletionRequest
+from minimal_vllm.server.completions import CompletionRequest
 from tests.commands import run
 from tests.markdown import broken_links, code_blocks, read
 from tests.server.harness import process

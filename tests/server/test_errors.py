@@ -8,11 +8,9 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from minimal_vllm.server.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-)
+from minimal_vllm.server.chat.request import ChatCompletionRequest
+from minimal_vllm.server.completions import CompletionRequest
+from minimal_vllm.server.tokens import DetokenizeRequest
 from tests.server.harness import MODEL, process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

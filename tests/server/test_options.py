@@ -15,8 +15,9 @@ from minimal_vllm import SamplingParams
 from minimal_vllm.cli.main import main
 from minimal_vllm.cli.options import FieldOption
 from minimal_vllm.cli.serve import serve
+from minimal_vllm.server.chat.request import ChatCompletionRequest
+from minimal_vllm.server.completions import CompletionRequest
 from minimal_vllm.server.config import ServerConfig
-from minimal_vllm.server.protocol import ChatCompletionRequest, CompletionRequest
 from tests.server.harness import (
     ENVIRONMENT,
     PATIENCE,

@@ -5,10 +5,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from minimal_vllm import __version__
-from minimal_vllm.server import chat, completions, status, tokens
-from minimal_vllm.server.errors import add_error_handlers
+from minimal_vllm.server import completions, status, tokens
+from minimal_vllm.server.chat import route as chat
+from minimal_vllm.server.errors import ErrorBody, add_error_handlers
 from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, Observe, RequireKey
-from minimal_vllm.server.responses import ErrorBody
 from minimal_vllm.server.service import Service
 
 

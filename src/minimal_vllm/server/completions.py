@@ -1,17 +1,25 @@
-"""``POST /v1/completions``."""
+"""``POST /v1/completions``: its request, its answer, and its route."""
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
 
 from minimal_vllm.outputs import RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.generation import STREAM_TOO, Answer, new_id, respond
-from minimal_vllm.server.logprobs import CompletionLogprobsWriter, TokenNames, prompt_logprobs
-from minimal_vllm.server.protocol import CompletionRequest
-from minimal_vllm.server.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from minimal_vllm.server.generation import STREAM_TOO, ChunkedAnswer, new_id, respond
+from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
+from minimal_vllm.server.models import (
+    Prompt,
+    PromptLogprobs,
+    SamplingFields,
+    Texts,
+    TokenIds,
+    Usage,
+)
 from minimal_vllm.server.service import Service
 from minimal_vllm.server.structured import asked_constraint
 
@@ -19,7 +27,80 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
 
-class CompletionAnswer(Answer):
+class CompletionRequest(SamplingFields):
+    """The body of ``POST /v1/completions``."""
+
+    prompt: (
+        str
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[Texts, Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+    )
+    """One prompt or several, each a text or its tokens."""
+    echo: bool = False
+    """Begin each completion with its prompt; with ``max_tokens=0`` there is nothing else."""
+    logprobs: int | None = None
+    """Log-probabilities of so many top tokens, and of the one that was chosen."""
+    add_special_tokens: bool = True
+    """Put around a text what the tokenizer puts there, mostly a BOS token."""
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts, as a list."""
+        prompt = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
+        return list(prompt)
+
+    @property
+    def only_echo(self) -> bool:
+        """Whether nothing is to be generated."""
+        return self.echo and self.max_tokens == 0
+
+    def _other_params(self) -> dict[str, Any]:
+        others = {}
+        if self.echo and self.prompt_logprobs is None and self.logprobs is not None:
+            others["prompt_logprobs"] = self.logprobs
+        if self.only_echo:
+            others["max_tokens"] = 1  # which is thrown away: the engine always gives a token
+        return others
+
+
+class CompletionLogprobs(BaseModel):
+    """Parallel lists, with an entry for each token."""
+
+    text_offset: list[int]
+    """Where the token begins in the choice's text."""
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(BaseModel):
+    """One completion, or what is new of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class Completion(BaseModel):
+    """The answer of ``/v1/completions``, whole or one chunk of it."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class CompletionAnswer(ChunkedAnswer):
     """Text, and the prompt before it if it is to be echoed."""
 
     chunk_object = "text_completion"
@@ -27,7 +108,7 @@ class CompletionAnswer(Answer):
     def __init__(
         self, service: Service, response_id: str, body: CompletionRequest, params: SamplingParams
     ) -> None:
-        super().__init__(service, response_id, body.model)
+        super().__init__(service, response_id, body)
         self._tokenizer = service.llm.get_tokenizer()
         self._body = body
         self._prompts = body.prompts
@@ -108,6 +189,46 @@ class CompletionAnswer(Answer):
         if place not in self._logprobs:
             self._logprobs[place] = CompletionLogprobsWriter(self._names, wanted)
         return self._logprobs[place].write(token_ids, positions)
+
+
+class CompletionLogprobsWriter:
+    """Writes the log-probabilities of one choice of ``/v1/completions``, part by part.
+
+    Args:
+        names: of the tokens.
+        num_top: how many of the most probable tokens are wanted; -1: all.
+    """
+
+    def __init__(self, names: TokenNames, num_top: int) -> None:
+        self._names = names
+        self._num_top = num_top
+        self._offset = 0
+        # A character may be spread over tokens: it belongs to the one that completes it.
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(
+        self, token_ids: Iterable[int], positions: Iterable[TokenLogprobs | None]
+    ) -> CompletionLogprobs:
+        """The next tokens; None for a prompt's first, which nothing precedes."""
+        written = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
+        for token_id, position in zip(token_ids, positions, strict=True):
+            written.text_offset.append(self._offset)
+            written.tokens.append(self._names[token_id])
+            self._offset += len(self._utf8.decode(self._names.tokenizer.token_bytes(token_id)))
+            if position is None:
+                written.token_logprobs.append(None)
+                written.top_logprobs.append(None)
+            else:
+                written.token_logprobs.append(finite(position[token_id]))
+                written.top_logprobs.append(self._top(token_id, position))
+        return written
+
+    def _top(self, chosen: int, position: TokenLogprobs) -> dict[str, float]:
+        """The most probable tokens, and the chosen one; of two with one name, the better."""
+        named: dict[str, float] = {}
+        for token_id in dict.fromkeys((*best_tokens(position, self._num_top), chosen)):
+            named.setdefault(self._names[token_id], finite(position[token_id]))
+        return named
 
 
 def make_router(service: Service) -> APIRouter:

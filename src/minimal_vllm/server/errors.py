@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -17,7 +17,6 @@ from minimal_vllm.server.async_engine import (
     EngineStoppedError,
     RequestRefusedError,
 )
-from minimal_vllm.server.responses import ErrorBody, ErrorDetail
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -41,6 +40,21 @@ LONGEST_INPUT = 100
 
 ENGINE_ERRORS = (RequestRefusedError, EngineStoppedError, EngineFailedError)
 """What the engine may say of a request."""
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, and the field that it is about."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
 
 
 class ApiError(HTTPException):

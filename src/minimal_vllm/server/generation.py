@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -16,14 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.server.async_engine import EngineRequest
-from minimal_vllm.server.errors import ENGINE_ERRORS, as_api_error
-from minimal_vllm.server.protocol import SamplingFields, StreamOptions
-from minimal_vllm.server.responses import PromptTokensDetails, Usage
+from minimal_vllm.server.errors import ENGINE_ERRORS, ApiError, as_api_error
+from minimal_vllm.server.models import PromptTokensDetails, SamplingFields, StreamOptions, Usage
 from minimal_vllm.server.service import Service
 
 logger = logging.getLogger(__name__)
 
-EVENT = {
+EVENT_SCHEMA = {
     "type": "object",
     "properties": {
         "data": {
@@ -34,7 +33,7 @@ EVENT = {
     "required": ["data"],
 }
 STREAM_TOO: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": EVENT}}}
+    200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
 }
 """For a route's OpenAPI description: its answer may be a stream of events."""
 
@@ -73,15 +72,14 @@ class UsageCounter:
 
 
 class Answer(ABC):
-    """How an endpoint writes what the engine gives. A choice is known by its place.
+    """Writes what the engine generates as one endpoint's answer.
+
+    A choice is known by its index among the answer's choices.
 
     Attributes:
-        chunk_object: what a chunk of a stream is called.
-        response_id: of the answer.
-        envelope: the fields that the answer and all its chunks have.
+        response_id: id of the answer.
+        envelope: fields that the answer and all its chunks have.
     """
-
-    chunk_object: str
 
     def __init__(self, service: Service, response_id: str, model: str | None) -> None:
         self.response_id = response_id
@@ -92,24 +90,76 @@ class Answer(ABC):
         }
 
     def adapt(self, output: RequestOutput) -> RequestOutput:
-        """What counts of an output."""
+        """Return the part of an output that the client asked for."""
         return output
 
     @abstractmethod
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> BaseModel:
-        """The whole answer, from the final outputs of all choices."""
+        """Return the whole answer, from the final outputs of all choices."""
 
     @abstractmethod
-    def chunks(self, place: int, output: RequestOutput) -> list[dict[str, Any]]:
-        """What a stream says of one choice's new output, beside the envelope; may be nothing."""
+    def events(self, index: int, output: RequestOutput, usage: Usage) -> Iterable[bytes]:
+        """Return a stream's events for the new output of one choice; there may be none."""
 
-    def chunk(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """A chunk of a stream: the envelope and these fields.
+    @abstractmethod
+    def last_events(self, usage: Usage) -> Iterable[bytes]:
+        """Return the events that end a stream in which nothing failed."""
 
-        There is one for each token: to build and to check a model of it would take ten times as
-        long as to write it.
-        """
-        return {**self.envelope, "object": self.chunk_object, **fields}
+    @abstractmethod
+    def error_events(self, error: ApiError) -> Iterable[bytes]:
+        """Return the events that end a stream after an error."""
+
+
+class ChunkedAnswer(Answer):
+    """An answer whose stream consists of chunks of the whole, as OpenAI's older endpoints have it.
+
+    Attributes:
+        chunk_object: the chunks' field ``object``.
+    """
+
+    chunk_object: str
+
+    def __init__(self, service: Service, response_id: str, body: SamplingFields) -> None:
+        super().__init__(service, response_id, body.model)
+        self._options = body.stream_options or StreamOptions()
+
+    @abstractmethod
+    def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """Return the chunks for the new output of one choice, without the envelope."""
+
+    def events(self, index: int, output: RequestOutput, usage: Usage) -> Iterable[bytes]:
+        """Return a chunk's event for each of ``chunks``."""
+        for fields in self.chunks(index, output):
+            if self._options.continuous_usage_stats:
+                fields["usage"] = usage
+            elif self._options.include_usage:
+                fields["usage"] = None
+            yield self._event(fields)
+
+    def last_events(self, usage: Usage) -> Iterable[bytes]:
+        """Return the usage, if it is asked for, and ``[DONE]``."""
+        if self._options.include_usage:
+            yield self._event({"choices": [], "usage": usage})
+        yield DONE
+
+    def error_events(self, error: ApiError) -> Iterable[bytes]:
+        """Return the error in OpenAI's body, and ``[DONE]``."""
+        return event(error.body), DONE
+
+    def _event(self, fields: dict[str, Any]) -> bytes:
+        # A dictionary, because there is a chunk for each token: building and checking a model
+        # would take ten times as long as writing it.
+        return event({**self.envelope, "object": self.chunk_object, **fields})
+
+
+def event(content: BaseModel | dict[str, Any], name: str | None = None) -> bytes:
+    """Return a server-sent event, of type ``name`` if that is given, with this JSON as data."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + to_json(content) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of OpenAI's older streams."""
 
 
 def new_id(prefix: str, request: Request, chosen: str | None) -> str:
@@ -141,8 +191,7 @@ async def respond(
     outputs = _run(service, requests, usage, answer, body.user)
     if body.stream:
         first = await anext(outputs)
-        options = body.stream_options or StreamOptions()
-        return EventStream(outputs, _events(first, outputs, answer, usage, options), headers)
+        return EventStream(outputs, _events(first, outputs, answer, usage), headers)
     async with aclosing(outputs):
         final = {place: output async for place, output in outputs}
 
@@ -218,34 +267,22 @@ class EventStream(StreamingResponse):
 
 
 async def _events(
-    first: tuple[int, RequestOutput],
-    outputs: Outputs,
-    answer: Answer,
-    usage: UsageCounter,
-    options: StreamOptions,
+    first: tuple[int, RequestOutput], outputs: Outputs, answer: Answer, usage: UsageCounter
 ) -> AsyncGenerator[bytes, None]:
     try:
-        async for place, output in _chain(first, outputs):
-            for fields in answer.chunks(place, output):
-                if options.continuous_usage_stats:
-                    fields["usage"] = usage.usage
-                elif options.include_usage:
-                    fields["usage"] = None
-                yield _event(answer.chunk(fields))
-        if options.include_usage:
-            yield _event(answer.chunk({"choices": [], "usage": usage.usage}))
+        async for index, output in _chain(first, outputs):
+            for each in answer.events(index, output, usage.usage):
+                yield each
+        for each in answer.last_events(usage.usage):
+            yield each
     except Exception as error:
         if not isinstance(error, ENGINE_ERRORS):
             logger.exception("request_id=%s: the stream failed", answer.response_id)
-        yield _event(as_api_error(error).body)
-    yield b"data: [DONE]\n\n"
+        for each in answer.error_events(as_api_error(error)):
+            yield each
 
 
 async def _chain(first: tuple[int, RequestOutput], others: Outputs) -> Outputs:
     yield first
     async for each in others:
         yield each
-
-
-def _event(content: BaseModel | dict[str, Any]) -> bytes:
-    return b"data: " + to_json(content) + b"\n\n"

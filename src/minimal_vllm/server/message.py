@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class CallPart:
+class ToolCallDelta:
     """What is new of a tool call; only its first part has an id and a name."""
 
     id: str = ""
@@ -15,12 +15,12 @@ class CallPart:
 
 
 @dataclass(slots=True)
-class MessagePart:
+class MessageDelta:
     """What is new of a message; of one that is read in one go, all of it."""
 
     reasoning: str = ""
     content: str = ""
-    calls: dict[int, CallPart] = field(default_factory=dict)
+    calls: dict[int, ToolCallDelta] = field(default_factory=dict)
     """By their place in the message."""
 
     def __bool__(self) -> bool:
@@ -38,16 +38,16 @@ class CallWriter:
         self._parallel = parallel
         self._place = -1
 
-    def begin(self, part: MessagePart, name: str) -> None:
+    def begin(self, part: MessageDelta, name: str) -> None:
         """Begin a call."""
         self._place += 1
         if self._is_kept:
-            part.calls[self._place] = CallPart(f"chatcmpl-tool-{uuid.uuid4().hex}", name)
+            part.calls[self._place] = ToolCallDelta(f"chatcmpl-tool-{uuid.uuid4().hex}", name)
 
-    def add_arguments(self, part: MessagePart, text: str) -> None:
+    def add_arguments(self, part: MessageDelta, text: str) -> None:
         """Continue the call."""
         if self._is_kept:
-            part.calls.setdefault(self._place, CallPart()).arguments += text
+            part.calls.setdefault(self._place, ToolCallDelta()).arguments += text
 
     @property
     def has_begun(self) -> bool:
@@ -66,22 +66,22 @@ class Reader(ABC):
     """
 
     @abstractmethod
-    def read(self, text: str, part: MessagePart) -> None:
+    def read(self, text: str, part: MessageDelta) -> None:
         """Put what the next piece of text says into ``part``."""
 
     @abstractmethod
-    def finish(self, part: MessagePart) -> None:
+    def finish(self, part: MessageDelta) -> None:
         """Put what was held back into ``part``: no more text will come."""
 
 
 class ContentReader(Reader):
     """All is content."""
 
-    def read(self, text: str, part: MessagePart) -> None:
+    def read(self, text: str, part: MessageDelta) -> None:
         """As it is."""
         part.content += text
 
-    def finish(self, part: MessagePart) -> None:
+    def finish(self, part: MessageDelta) -> None:
         """Nothing is held back."""
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from minimal_vllm.server.message import MessagePart, Reader, overlap
+from minimal_vllm.server.message import MessageDelta, Reader, overlap
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -47,7 +47,7 @@ class ReasoningReader(Reader):
         self._is_at_start = True
         self._is_reasoning = True
 
-    def read(self, text: str, part: MessagePart) -> None:
+    def read(self, text: str, part: MessageDelta) -> None:
         """Put what the next piece of text says into ``part``."""
         text, self._held = self._held + text, ""
         if self._is_at_start:
@@ -57,7 +57,7 @@ class ReasoningReader(Reader):
         if not self._is_reasoning:
             self._answer.read(text, part)
 
-    def finish(self, part: MessagePart) -> None:
+    def finish(self, part: MessageDelta) -> None:
         """Put what was held back into ``part``."""
         if self._is_at_start and self._expected == "possible":
             self._answer.read(self._held, part)
@@ -75,7 +75,7 @@ class ReasoningReader(Reader):
         self._is_reasoning = self._expected == "begun" or begin.startswith(OPEN)
         return begin.removeprefix(OPEN) if begin.startswith(OPEN) else text
 
-    def _read_reasoning(self, text: str, part: MessagePart) -> str:
+    def _read_reasoning(self, text: str, part: MessageDelta) -> str:
         """What comes behind the reasoning."""
         if self._is_at_start:
             return ""

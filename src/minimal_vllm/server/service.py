@@ -16,9 +16,8 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.extension import ServerExtension
 from minimal_vllm.server.metrics import Metrics
-from minimal_vllm.server.protocol import ChatFields, Prompt, SamplingFields
+from minimal_vllm.server.models import Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
-from minimal_vllm.text.chat_template import ChatTemplate
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -113,34 +112,6 @@ class Service:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
-
-    async def render_chat(self, chat: ChatFields) -> str:
-        """The prompt that a conversation becomes."""
-        if chat.chat_template is not None and not self.config.trust_request_chat_template:
-            raise ApiError(
-                400,
-                "chat_template: this server trusts no templates but the model's "
-                "(--trust-request-chat-template)",
-                param="chat_template",
-            )
-        return await asyncio.to_thread(self._render, chat)
-
-    def _render(self, chat: ChatFields) -> str:
-        # Not by ``load_chat_template``, which would read whatever file the client names.
-        brought = chat.chat_template
-        try:
-            special_tokens = self.llm.get_tokenizer().special_tokens
-            template = ChatTemplate(brought, special_tokens) if brought is not None else None
-            render = template.render if template else self.llm.render_chat
-            return render(
-                [message.as_dict() for message in chat.messages],
-                tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
-                add_generation_prompt=chat.add_generation_prompt,
-                continue_final_message=chat.continue_final_message,
-                **(chat.chat_template_kwargs or {}),
-            )
-        except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from error
 
     # ---- requests --------------------------------------------------------------------------------
 

@@ -1,13 +1,46 @@
 """What the server says of itself: models, health, version, metrics."""
 
+from typing import Literal
+
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
 
 from minimal_vllm import __version__
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.responses import Health, ModelCard, ModelList, Version
 from minimal_vllm.server.service import Service
+
+
+class ModelCard(BaseModel):
+    """One name that the model answers to."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None = None
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """The answer of ``/v1/models``."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """The answer of ``/health``."""
+
+    status: str = Field(examples=["ok"])
+
+
+class Version(BaseModel):
+    """The answer of ``/version``."""
+
+    version: str
 
 
 def make_router(service: Service) -> APIRouter:

@@ -1,14 +1,67 @@
 """``POST /tokenize`` and ``POST /detokenize``."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
+from pydantic import BaseModel, Discriminator, Tag
 
+from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.chat.prompt import render_chat
+from minimal_vllm.server.chat.request import ChatFields
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.protocol import AnyTokenizeRequest, DetokenizeRequest, TokenizeChatRequest
-from minimal_vllm.server.responses import Text, Tokens
+from minimal_vllm.server.models import TokenIds
 from minimal_vllm.server.service import Service
+
+
+class TokenizeRequest(ApiModel):
+    """What to tokenize: a text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChatRequest(ChatFields):
+    """What to tokenize: a conversation."""
+
+    model: str | None = None
+    return_token_strs: bool = False
+
+
+def _kind_of_tokenize(body: Any) -> str:
+    has_messages = "messages" in body if isinstance(body, dict) else hasattr(body, "messages")
+    return "[chat]" if has_messages else "[text]"
+
+
+AnyTokenizeRequest = Annotated[
+    Annotated[TokenizeRequest, Tag("[text]")] | Annotated[TokenizeChatRequest, Tag("[chat]")],
+    Discriminator(_kind_of_tokenize),
+]
+"""The body of ``POST /tokenize``."""
+
+
+class DetokenizeRequest(ApiModel):
+    """The body of ``POST /detokenize``."""
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+class Tokens(BaseModel):
+    """The answer of ``/tokenize``."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Text(BaseModel):
+    """The answer of ``/detokenize``."""
+
+    prompt: str
 
 
 def make_router(service: Service) -> APIRouter:
@@ -20,7 +73,7 @@ def make_router(service: Service) -> APIRouter:
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
         service.check_model(body.model)
         if isinstance(body, TokenizeChatRequest):
-            prompt = await service.render_chat(body)
+            prompt = await render_chat(service, body)
         else:
             prompt = body.prompt
         (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)

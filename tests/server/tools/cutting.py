@@ -4,15 +4,15 @@ import itertools
 
 from hypothesis import strategies as st
 
-from minimal_vllm.server.message import CallWriter, MessagePart
+from minimal_vllm.server.message import CallWriter, MessageDelta
 
 
 def read(make_reader, pieces):
     """``(reasoning, content, [(name, arguments), …])`` of a message that comes in pieces."""
     reader = make_reader()
-    whole, calls = MessagePart(), {}
+    whole, calls = MessageDelta(), {}
     for piece in [*pieces, None]:
-        part = MessagePart()
+        part = MessageDelta()
         if piece is None:
             reader.finish(part)
         else:
@@ -36,7 +36,7 @@ def read_apart(reader, pieces):
     """What each piece of a text adds to the message."""
     parts = []
     for piece in pieces:
-        parts.append(MessagePart())
+        parts.append(MessageDelta())
         reader.read(piece, parts[-1])
     return parts
 

@@ -4,7 +4,7 @@ import json
 import re
 from enum import Enum, auto
 
-from minimal_vllm.server.message import CallWriter, MessagePart
+from minimal_vllm.server.message import CallWriter, MessageDelta
 
 HEAD = re.compile(
     r"""\{ _ "name" _:_ ("(?:[^"\\]|\\.)*") _,_ "(?:arguments|parameters)" _:_ (?=\{)""".replace(
@@ -46,7 +46,7 @@ class CallObject:
         self.text = ""
         """All of it, until it is known to be a call."""
 
-    def read(self, text: str, part: MessagePart) -> str:
+    def read(self, text: str, part: MessageDelta) -> str:
         """Take in the next piece of text; what of it comes behind the object."""
         if self.state is self.State.HEAD:
             text = self._read_head(text, part)
@@ -56,7 +56,7 @@ class CallObject:
             text = self._read_tail(text)
         return text
 
-    def _read_head(self, text: str, part: MessagePart) -> str:
+    def _read_head(self, text: str, part: MessageDelta) -> str:
         known = len(self.text)
         self.text += text
         head = HEAD.match(self.text, 0, MAX_HEAD) if known < MAX_HEAD else None
@@ -72,7 +72,7 @@ class CallObject:
         self.state = self.State.CALL if self._write_whole(part) else self.State.NO_CALL
         return text[end:]
 
-    def _read_arguments(self, text: str, part: MessagePart) -> str:
+    def _read_arguments(self, text: str, part: MessageDelta) -> str:
         end = self._end.find(text)
         self._calls.add_arguments(part, text[:end])
         if end is None:
@@ -88,7 +88,7 @@ class CallObject:
         self.state = self.State.CALL
         return text[end:]
 
-    def _write_whole(self, part: MessagePart) -> bool:
+    def _write_whole(self, part: MessageDelta) -> bool:
         match _parse(self.text):
             case {"name": str(name), "arguments": dict(arguments)} | {
                 "name": str(name),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from minimal_vllm.sampling_params import StructuredOutputsParams
-from minimal_vllm.server.message import CallWriter, MessagePart, Reader, overlap
+from minimal_vllm.server.message import CallWriter, MessageDelta, Reader, overlap
 from minimal_vllm.server.tools.call_object import CallObject
 from minimal_vllm.server.tools.format import ToolFormat, call_rules, loose
 from minimal_vllm.server.tools.protocol import Function
@@ -51,7 +51,7 @@ class HermesReader(Reader):
         self._call: CallObject | None = None
         self._is_behind_call = False
 
-    def read(self, text: str, part: MessagePart) -> None:
+    def read(self, text: str, part: MessageDelta) -> None:
         """Put what the next piece of text says into ``part``."""
         text, self._held = self._held + text, ""
         while text:
@@ -62,14 +62,14 @@ class HermesReader(Reader):
             else:
                 text = self._read_content(text, part)
 
-    def finish(self, part: MessagePart) -> None:
+    def finish(self, part: MessageDelta) -> None:
         """Put what was held back into ``part``."""
         if self._call is not None and self._call.state is CallObject.State.HEAD:
             part.content += self._opening + self._call.text
         elif not self._is_behind_call:
             part.content += self._held
 
-    def _read_content(self, text: str, part: MessagePart) -> str:
+    def _read_content(self, text: str, part: MessageDelta) -> str:
         """Up to the next call; what may be its beginning is held back."""
         found = BEGIN.search(text)
         if found is None:
@@ -83,7 +83,7 @@ class HermesReader(Reader):
         self._call = CallObject(self._calls)
         return text[found.end() :]
 
-    def _read_call(self, call: CallObject, text: str, part: MessagePart) -> str:
+    def _read_call(self, call: CallObject, text: str, part: MessageDelta) -> str:
         text = call.read(text, part)
         if call.state is CallObject.State.NO_CALL:
             part.content += self._opening + call.text

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from minimal_vllm.sampling_params import StructuredOutputsParams
-from minimal_vllm.server.message import CallWriter, MessagePart, Reader
+from minimal_vllm.server.message import CallWriter, MessageDelta, Reader
 from minimal_vllm.server.tools.call_object import CallObject
 from minimal_vllm.server.tools.format import ToolFormat, call_rules, loose
 from minimal_vllm.server.tools.protocol import Function
@@ -81,7 +81,7 @@ class JsonCallsReader(Reader):
         self._call: CallObject | None = None
         self._is_content = False
 
-    def read(self, text: str, part: MessagePart) -> None:
+    def read(self, text: str, part: MessageDelta) -> None:
         """Put what the next piece of text says into ``part``."""
         while text:
             if self._is_content:
@@ -92,7 +92,7 @@ class JsonCallsReader(Reader):
             else:
                 text = self._find_call(text)
 
-    def finish(self, part: MessagePart) -> None:
+    def finish(self, part: MessageDelta) -> None:
         """Put what was held back into ``part``."""
         if self._call is None:
             part.content += self._take_skipped() + self._held
@@ -114,7 +114,7 @@ class JsonCallsReader(Reader):
         self._is_content = True
         return self._take_skipped() + rest
 
-    def _read_call(self, call: CallObject, text: str, part: MessagePart) -> str:
+    def _read_call(self, call: CallObject, text: str, part: MessageDelta) -> str:
         text = call.read(text, part)
         if call.state is CallObject.State.NO_CALL:
             part.content += self._skipped + call.text

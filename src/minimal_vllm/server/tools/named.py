@@ -1,7 +1,7 @@
 """The format of a call whose function is settled: the text is its arguments, and nothing else."""
 
 from minimal_vllm.sampling_params import StructuredOutputsParams
-from minimal_vllm.server.message import CallWriter, MessagePart, Reader
+from minimal_vllm.server.message import CallWriter, MessageDelta, Reader
 from minimal_vllm.server.tools.format import ToolFormat
 from minimal_vllm.server.tools.protocol import Function
 
@@ -28,7 +28,7 @@ class ArgumentsReader(Reader):
         self._calls = calls
         self._name = name
 
-    def read(self, text: str, part: MessagePart) -> None:
+    def read(self, text: str, part: MessageDelta) -> None:
         """As it is."""
         if not text:
             return
@@ -36,5 +36,5 @@ class ArgumentsReader(Reader):
             self._calls.begin(part, self._name)
         self._calls.add_arguments(part, text)
 
-    def finish(self, part: MessagePart) -> None:
+    def finish(self, part: MessageDelta) -> None:
         """Nothing is held back."""

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from minimal_vllm.outputs import CompletionOutput
+from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.message import CallWriter, ContentReader, Reader
-from minimal_vllm.server.protocol import ChatCompletionRequest
+from minimal_vllm.server.message import CallWriter, ContentReader, MessageDelta, Reader
 from minimal_vllm.server.reasoning import Reasoning, ReasoningReader, expected_reasoning
 from minimal_vllm.server.structured import Constraint, asked_constraint
 from minimal_vllm.server.tools.format import ToolFormat
@@ -37,10 +38,41 @@ class Dialogue:
         return self.tools is not None or self.reasoning is not None
 
     def make_reader(self) -> Reader:
-        """What reads the text of one answer."""
+        """Make a reader for the text of one answer."""
         calls = CallWriter(self.parallel)
         answer = self.tools.make_reader(calls) if self.tools else ContentReader()
         return ReasoningReader(self.reasoning, answer) if self.reasoning else answer
+
+
+class MessageReaders:
+    """Reads the texts of all choices of one chat, each of which becomes a message.
+
+    Args:
+        dialogue: says how the texts are read.
+    """
+
+    def __init__(self, dialogue: Dialogue) -> None:
+        self._dialogue = dialogue
+        self._readers: dict[int, Reader] = {}
+        self._have_calls: set[int] = set()
+
+    def read(self, index: int, completion: CompletionOutput) -> MessageDelta:
+        """Read the new text of a choice, and return what it adds to the choice's message."""
+        if index not in self._readers:
+            self._readers[index] = self._dialogue.make_reader()
+        reader, delta = self._readers[index], MessageDelta()
+        reader.read(completion.text, delta)
+        if completion.finish_reason is not None:
+            reader.finish(delta)
+        if delta.calls:
+            self._have_calls.add(index)
+        return delta
+
+    def finish_reason(self, index: int, completion: CompletionOutput) -> str | None:
+        """Return why a choice has ended, with all of its text read; None if it goes on."""
+        if completion.finish_reason == "stop" and index in self._have_calls:
+            return self._dialogue.reason_of_calls
+        return completion.finish_reason
 
 
 def plan_dialogue(config: ServerConfig, body: ChatCompletionRequest, prompt: str) -> Dialogue:

@@ -1,0 +1,223 @@
+"""The answer to a chat: its models, and how the model's text becomes one of them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput, TokenLogprobs
+from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
+from minimal_vllm.server.chat.request import ChatCompletionRequest
+from minimal_vllm.server.generation import ChunkedAnswer
+from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
+from minimal_vllm.server.message import MessageDelta, ToolCallDelta
+from minimal_vllm.server.models import PromptLogprobs, Usage
+from minimal_vllm.server.service import Service
+
+
+class TokenLogprob(BaseModel):
+    """One token that might have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TokenLogprob):
+    """The token that came, and those that might have."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """An entry for each token."""
+
+    content: list[ChatTokenLogprob]
+
+
+class CalledFunction(BaseModel):
+    """A function's name, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class MessageCall(BaseModel):
+    """A function that is to be called."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    """The same: vLLM's field has had both names, and clients read the one or the other."""
+    tool_calls: list[MessageCall] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer to the conversation."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """The answer of ``/v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class ChatAnswer(ChunkedAnswer):
+    """Messages of the assistant."""
+
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(
+        self, service: Service, response_id: str, body: ChatCompletionRequest, dialogue: Dialogue
+    ) -> None:
+        super().__init__(service, response_id, body)
+        self._body = body
+        self._messages = MessageReaders(dialogue)
+        self._names = TokenNames(service.llm.get_tokenizer(), body.return_tokens_as_token_ids)
+        self._begun: set[int] = set()
+
+    def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:
+        """The whole answer."""
+        answer = ChatCompletion(
+            object="chat.completion",
+            **self.envelope,
+            choices=[
+                ChatChoice(
+                    index=index,
+                    message=_message(self._messages.read(index, output.outputs[0])),
+                    **self._details(index, output.outputs[0]),
+                )
+                for index, output in enumerate(outputs)
+            ],
+            usage=usage,
+        )
+        if self._body.return_token_ids:
+            answer.prompt_token_ids = outputs[0].prompt_token_ids
+        if self._body.prompt_logprobs is not None:
+            answer.prompt_logprobs = prompt_logprobs(outputs[0].prompt_logprobs or [])
+        return answer
+
+    def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """The new part of a choice, if there is any."""
+        (completion,) = output.outputs
+        chunks: list[dict[str, Any]] = []
+        if index not in self._begun:
+            chunks.append(self._role(index))
+            if self._body.return_token_ids and not self._begun:
+                chunks[0]["prompt_token_ids"] = output.prompt_token_ids
+            self._begun.add(index)
+        part = self._messages.read(index, completion)
+        details = self._details(index, completion)
+        if part or any(details.get(name) for name in ("finish_reason", "logprobs", "token_ids")):
+            chunks.append({"choices": [{"index": index, "delta": _delta(part), **details}]})
+        return chunks
+
+    def _details(self, index: int, completion: CompletionOutput) -> dict[str, Any]:
+        """What a choice has beside its text, in a stream or not."""
+        details: dict[str, Any] = {
+            "logprobs": self._write_logprobs(completion),
+            "finish_reason": self._messages.finish_reason(index, completion),
+            "stop_reason": completion.stop_reason,
+        }
+        if self._body.return_token_ids:
+            details["token_ids"] = completion.token_ids
+        return details
+
+    @staticmethod
+    def _role(index: int) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return {"choices": [choice]}
+
+    def _write_logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
+        if completion.logprobs is None:
+            return None
+        num_top = self._body.top_logprobs or 0
+        return chat_logprobs(self._names, num_top, completion.token_ids, completion.logprobs)
+
+
+def _message(part: MessageDelta) -> ChatMessage:
+    """A message, of which this is all."""
+    others = _reasoning(part)
+    if part.calls:
+        others["tool_calls"] = [_message_call(call) for call in part.calls.values()]
+    content = None if others and not part.content else part.content
+    return ChatMessage(role="assistant", content=content, **others)
+
+
+def _delta(part: MessageDelta) -> dict[str, Any]:
+    """What is new of a message."""
+    delta = _reasoning(part)
+    if part.calls:
+        delta["tool_calls"] = [_call_delta(index, call) for index, call in part.calls.items()]
+    if part.content or not delta:
+        delta["content"] = part.content
+    return delta
+
+
+def _reasoning(part: MessageDelta) -> dict[str, Any]:
+    """Under both names."""
+    if not part.reasoning:
+        return {}
+    return {"reasoning": part.reasoning, "reasoning_content": part.reasoning}
+
+
+def _message_call(call: ToolCallDelta) -> MessageCall:
+    function = CalledFunction(name=call.name, arguments=call.arguments)
+    return MessageCall(id=call.id, type="function", function=function)
+
+
+def _call_delta(index: int, call: ToolCallDelta) -> dict[str, Any]:
+    """What is new of a call; the first part has its id, type and name."""
+    if not call.id:
+        return {"index": index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": index, "id": call.id, "type": "function", "function": function}
+
+
+def chat_logprobs(
+    names: TokenNames, num_top: int, token_ids: Iterable[int], positions: Iterable[TokenLogprobs]
+) -> ChatLogprobs:
+    """The log-probabilities of some tokens, as ``/v1/chat/completions`` has them."""
+
+    def write(token_id: int, logprob: Logprob) -> TokenLogprob:
+        return TokenLogprob(
+            token=names[token_id],
+            logprob=finite(logprob),
+            bytes=list(names.tokenizer.token_bytes(token_id)),
+        )
+
+    return ChatLogprobs(
+        content=[
+            ChatTokenLogprob(
+                **write(token_id, position[token_id]).model_dump(),
+                top_logprobs=[
+                    write(each, position[each]) for each in best_tokens(position, num_top)
+                ],
+            )
+            for token_id, position in zip(token_ids, positions, strict=True)
+        ]
+    )

@@ -1,0 +1,158 @@
+"""Models that the endpoints share: the fields that ask for text, usage, and log-probabilities.
+
+The fields are OpenAI's, and vLLM's for what else the engine can do. A field that is not here is
+refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
+
+TokenId = Annotated[int, Field(ge=0)]
+Prompt = str | list[int]
+RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
+"""Printable ASCII: it goes into a header and into the log."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+MAX_STOP_STRINGS = 64
+"""Each costs a search per token."""
+MAX_BAD_WORDS = 256
+"""Each is tokenized twice, and looked for at each token."""
+MAX_LOGIT_BIASES = 1024
+"""Each costs an addition per token."""
+ShortText = Annotated[str, Field(max_length=1000)]
+
+# A list may have millions of wrong entries, of which one error tells enough.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _check_number_of_biases(biases: Any) -> Any:
+    """Before each is looked at: of a dictionary, all that is wrong would be told."""
+    if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIASES:
+        raise ValueError(f"{len(biases)} tokens are too many: at most {MAX_LOGIT_BIASES}")
+    return biases
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    Field(json_schema_extra={"maxProperties": MAX_LOGIT_BIASES}),
+    BeforeValidator(_check_number_of_biases),
+]
+
+
+class StreamOptions(ApiModel):
+    """What a stream holds beside the text."""
+
+    include_usage: bool = False
+    """End with a chunk that has no choices, but the usage."""
+    continuous_usage_stats: bool = False
+    """Tell the usage so far in each chunk."""
+
+
+class SamplingFields(ApiModel):
+    """The fields of both endpoints. Their ranges are those of ``SamplingParams``."""
+
+    model: str | None = None
+    """One of ``/v1/models``; None: the one that is served."""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    request_id: RequestId | None = None
+    """Becomes a part of the response's id; unique among those that run."""
+    priority: int = 0
+    """Smaller goes first; needs the server's ``--scheduling-policy=priority``."""
+    cache_salt: str | None = None
+    """Only requests with the same salt share cached blocks."""
+    user: str | None = None
+    """For the log alone."""
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    """In log-probabilities, write tokens as ``token_id:5``, so that none are confused."""
+
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: Seed | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool | None = None
+    max_tokens: int | None = None
+    """At most so many; fewer, with ``finish_reason`` ``length``, if no more fit the context."""
+    min_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _only_one_says_what_to_match(self) -> "SamplingFields":
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ValueError(
+                "response_format and structured_outputs both say what the output must match: "
+                "give one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streaming_fields_agree(self) -> "SamplingFields":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream=true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs can't be streamed: set stream=false")
+        return self
+
+    def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """What is asked for, else the defaults.
+
+        Raises:
+            pydantic.ValidationError: a value is out of range, or two contradict each other.
+        """
+        names = {field.name for field in fields(SamplingParams)} & type(self).model_fields.keys()
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return SamplingParams(**{**defaults, **given, **self._other_params()})
+
+    def _other_params(self) -> dict[str, Any]:
+        """Sampling parameters that this endpoint asks for in its own way."""
+        return {}
+
+
+class PromptTokensDetails(BaseModel):
+    """Part of ``Usage``."""
+
+    cached_tokens: int
+    """Found in the prefix cache, and so not computed."""
+
+
+class Usage(BaseModel):
+    """How many tokens a request took; a prompt counts once, however many its completions."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class PromptLogprob(BaseModel):
+    """vLLM's form of a log-probability."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
