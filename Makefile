@@ -16,6 +16,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Strict: a link that leads nowhere, or a name that isn't documented, is an error.
 docs: $(VENV)/.installed-docs

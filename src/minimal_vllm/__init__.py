@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
 from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from minimal_vllm.version import __version__
 
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 # on cores that have other work to do, they mostly wait for one that spins. That is tenfold slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.1.0"
 __all__ = [
     "LLM",
     "CompletionOutput",
@@ -24,6 +24,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
+    "__version__",
 ]
 
 

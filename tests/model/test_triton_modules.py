@@ -12,7 +12,7 @@ from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.config import LayerConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.kernels.gated_product import HOPPER, gated_product, is_for_gated_product
-from minimal_vllm.model.modules import PLAIN_MODULES
+from minimal_vllm.model.layers import PLAIN_MODULES
 from minimal_vllm.model.rope_config import RopeConfig
 from minimal_vllm.model.triton_modules import TRITON_MODULES, PartialSums
 

@@ -6,7 +6,7 @@ from minimal_vllm.attention.interface import Attention
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.modules import PLAIN_MODULES, Modules
+from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.plugin import Part, make_part, part_name
 
 

@@ -10,9 +10,8 @@ from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
-from minimal_vllm.model.layers import DecoderLayer
+from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules
 from minimal_vllm.model.linear import parameter
-from minimal_vllm.model.modules import PLAIN_MODULES, Modules
 
 
 class Embedding(nn.Module):

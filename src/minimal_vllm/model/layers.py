@@ -1,23 +1,22 @@
-"""The parts of a decoder layer.
+"""The parts of a decoder layer, and the classes that they are built from.
 
 Parameters are declared, not initialized: the loader fills them. Modules call each other's
 ``forward`` directly, which unlike ``nn.Module.__call__`` has types and looks for no hooks.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, cat, nn
 
 from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.model.config import LayerConfig, ModelConfig
+from minimal_vllm.model.config import Activation, LayerConfig, ModelConfig
 from minimal_vllm.model.deferred import Operand
+from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
 from minimal_vllm.model.norm import NoNorm, RMSNorm
-from minimal_vllm.model.rope import Rotation, rotate
-
-if TYPE_CHECKING:  # ``modules`` lists the classes of this file
-    from minimal_vllm.model.modules import Modules
+from minimal_vllm.model.rope import Rotary, Rotation, rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries ``[T, H, D]``, keys ``[T, K, D]`` and values ``[T, K, D]``."""
@@ -162,3 +161,28 @@ class DecoderLayer(nn.Module):
         x, residual = self.before_mlp.forward(self.after_attention.normalize(x), residual)
         x = self.mlp.forward(x)
         return self.after_mlp.normalize(x), residual
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Makers of the modules of a decoder; by default PyTorch's operations, on any device.
+
+    Another kind of projection, norm or attention layer is another entry here. The network that is
+    built of them stays the same.
+    """
+
+    linear: Callable[[int, dict[str, int], bool], Linear] = Linear
+    """Makes a projection from its input's size, its parts, and whether it has a bias."""
+    row_linear: Callable[[int, dict[str, int], bool], RowLinear] = RowLinear
+    """Makes a projection that ends a sub-layer, with the same arguments."""
+    gated_linear: Callable[[int, int, bool, Activation], GatedLinear] = GatedLinear
+    """Makes a gated projection from input and output size, bias, and activation."""
+    norm: Callable[[str, int, float], RMSNorm] = RMSNorm
+    """Makes a norm from its name in the checkpoint, its size, and its epsilon."""
+    attention: "Callable[[ModelConfig, LayerConfig, Modules], SelfAttention]" = SelfAttention
+    """Makes a layer's attention, whose projections and norms are made by these makers too."""
+    rotary: type[Rotary] = Rotary
+    """Prepares rotary embeddings."""
+
+
+PLAIN_MODULES = Modules()

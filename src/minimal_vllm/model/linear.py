@@ -2,7 +2,7 @@
 
 Nothing outside a projection reads its weight. So a projection whose weight is quantized, sharded or
 adapted is another class with the same ``forward``, chosen when the model is built (see
-``modules``).
+``layers.Modules``).
 """
 
 from collections.abc import Iterator

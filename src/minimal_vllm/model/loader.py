@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.decoder import Decoder
-from minimal_vllm.model.modules import PLAIN_MODULES, Modules
+from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.safetensors_file import DTYPES, StoredTensor, copy_tensor, read_header
 

@@ -20,9 +20,8 @@ from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matvec import add_norm_matvec, is_for_matvec, matvec
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import is_for_split, split_linear
-from minimal_vllm.model.layers import Heads, SelfAttention
+from minimal_vllm.model.layers import Heads, Modules, SelfAttention
 from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
-from minimal_vllm.model.modules import Modules
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.rope import Rotary, Rotation
 

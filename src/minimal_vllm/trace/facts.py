@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from minimal_vllm import __version__
 from minimal_vllm.demo import DEMO_MODEL_DIR, DEMO_MODEL_NAME
 from minimal_vllm.plugin import part_name
+from minimal_vllm.version import __version__
 
 if TYPE_CHECKING:
     from minimal_vllm.config import EngineConfig, SchedulerConfig
