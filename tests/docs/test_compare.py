@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks.core_lines import CORE, PACKAGE, count, kernels
+from benchmarks.shape import PACKAGE, SOURCES
 from tests.markdown import ROOT, read
 from tests.test_architecture import defined_names
 
@@ -34,14 +34,13 @@ def all_lines(folder):
 
 
 def test_our_sizes_are_near_the_truth():
-    core = (file for files in CORE.values() for file in files)
-    assert about(r"about ([\d,]+) in the package") == pytest.approx(all_lines(PACKAGE), rel=0.2)
-    assert about(r"about ([\d,]+) lines of code for all") == pytest.approx(count(core)[0], rel=0.1)
-    assert about(r"and ([\d,]+) of kernels") == pytest.approx(count(kernels())[0], rel=0.15)
+    assert about(r"about ([\d,]+) in both packages") == pytest.approx(all_lines(SOURCES), rel=0.2)
     assert about(r"server is ([\d,]+) lines") == pytest.approx(
         all_lines(PACKAGE / "server"), rel=0.15
     )
-    assert about(r"simulator ([\d,]+)") == pytest.approx(all_lines(PACKAGE / "sim"), rel=0.15)
+    assert about(r"simulator ([\d,]+)") == pytest.approx(
+        all_lines(SOURCES / "minimal_vllm_lab" / "sim"), rel=0.15
+    )
     assert about(r"about ([\d,]+) lines of them") == pytest.approx(
         all_lines(ROOT / "tests"), rel=0.25
     )

@@ -6,7 +6,7 @@ import click
 import pytest
 
 import minimal_vllm
-from benchmarks.core_lines import kernels
+from benchmarks.shape import kernels
 from minimal_vllm.cli.main import main
 from minimal_vllm.cli.options import FieldOption
 from tests.markdown import read

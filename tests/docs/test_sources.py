@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from benchmarks.core_lines import PACKAGE, kernels
+from benchmarks.shape import PACKAGE, kernels
 from minimal_vllm.model.rope_config import RopeScaling
 from minimal_vllm.sampling import filters
 
