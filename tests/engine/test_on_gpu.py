@@ -75,7 +75,7 @@ def test_what_requests_share_is_read_right_once_for_all(checkpoint, family, casc
     assert [each.outputs[0].token_ids for each in got] == [
         each.outputs[0].token_ids for each in expected
     ]
-    assert llms[1].engine._runner._graphs.decode._shares is cascade
+    assert llms[1].engine._runner._graphs._last_shares is cascade
 
 
 def test_beginnings_shared_in_pairs_are_read_right(checkpoint):

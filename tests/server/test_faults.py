@@ -20,7 +20,7 @@ def prompt(number):
 
 def break_steps(service, is_bad):
     """Let the model's forward fail in some steps, counted from 0."""
-    model = service.llm.engine._runner._state.model
+    model = service.llm.engine._runner._model.decoder
     forward, steps = model.forward, iter(range(10**6))
 
     def maybe_fail(*arguments, **options):
@@ -62,7 +62,7 @@ def test_of_twenty_clients_those_in_a_failed_step_get_its_reason_and_the_others_
             assert scheduler.pool.num_free == FEW_BLOCKS
             assert (await client.get(f"{url}/health")).status_code == 200
             text = (await client.get(f"{url}/metrics")).text
-            del service.llm.engine._runner._state.model.forward  # and the class's is back
+            del service.llm.engine._runner._model.decoder.forward  # and the class's is back
             answers = [await ask(client, url, i) for i in range(2)]
         return results, text, answers
 
