@@ -1,13 +1,13 @@
-"""Attention of whole new prompts by the library's kernel, which is the fastest there is.
+"""Attention of whole new prompts by cuDNN's kernel, which is the fastest one for them.
 
-For a prompt that nothing of is cached, paged attention is ordinary causal attention: every key that
-its tokens see is computed in the same step, and is at hand in one piece, before the blocks. cuDNN's
-kernel comes with PyTorch, and does more work in the same time than ours.
+For a prompt with no cached prefix, paged attention is ordinary causal attention: every key that its
+tokens see is computed in the same step, and is at hand in one piece. cuDNN's kernel comes with
+PyTorch, and computes more in the same time than ours.
 
-It wants prompts of one length, side by side, and makes a plan for each new length and number of
-them, which takes longer than to compute it. So prompts are padded to one of few lengths, at most an
-eighth above their own, and go there in twos, fours and eights. What stands behind a prompt's last
-token changes nothing before it: attention is causal.
+The kernel takes prompts of one length, side by side. It makes a plan for each new length and number
+of prompts, which takes longer than to compute them. So prompts are padded to one of few lengths, at
+most an eighth above their own, and are computed in groups of two, four and eight. Padding behind a
+prompt changes nothing before it, since attention is causal.
 """
 
 from collections import defaultdict
@@ -22,29 +22,29 @@ from torch.nn.functional import scaled_dot_product_attention
 from minimal_vllm.device.launch import is_hopper_or_later
 
 LEAST_TOKENS = 1024
-"""Below, our own kernel is as fast."""
+"""Minimum length of a prompt; for shorter ones our kernel is as fast."""
 MOST_DIMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class FreshPrompts:
-    """New prompts that are computed at once."""
+    """New prompts that are computed together."""
 
     rows: list[slice]
-    """For each, the rows of ``q`` that are its tokens."""
+    """For each prompt, the rows of ``q`` that are its tokens."""
     length: int
-    """What each is padded to."""
+    """Length that each prompt is padded to."""
 
     @property
     def are_side_by_side(self) -> bool:
-        """Whether no padding is needed."""
+        """Whether the prompts lie one behind another without padding."""
         first = self.rows[0].start
-        places = range(first, first + len(self.rows) * self.length, self.length)
-        return self.rows == [slice(place, place + self.length) for place in places]
+        starts = range(first, first + len(self.rows) * self.length, self.length)
+        return self.rows == [slice(start, start + self.length) for start in starts]
 
 
-def is_for_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether cuDNN's kernel is there, and fast."""
+def can_use_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Return whether cuDNN's kernel is available, and fast, for such queries."""
     return (
         device.type == "cuda"
         and is_hopper_or_later(device)
@@ -55,7 +55,7 @@ def is_for_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 
 def group_by_length(prompts: Sequence[slice]) -> Iterator[FreshPrompts]:
-    """Prompts that are padded to the same length, in groups of a power of two."""
+    """Yield groups of prompts of one padded length; the size of a group is a power of two."""
     groups: dict[int, list[slice]] = defaultdict(list)
     for rows in prompts:
         groups[padded_length(rows.stop - rows.start)].append(rows)
@@ -67,7 +67,7 @@ def group_by_length(prompts: Sequence[slice]) -> Iterator[FreshPrompts]:
 
 
 def padded_length(num_tokens: int) -> int:
-    """The next of eight lengths between each power of two and the next."""
+    """Round a length up to one of the eight lengths between two powers of two."""
     step = 1 << max(num_tokens.bit_length() - 4, 0)
     return -(-num_tokens // step) * step
 
@@ -75,18 +75,18 @@ def padded_length(num_tokens: int) -> int:
 def fresh_attention(
     q: Tensor, k: Tensor, v: Tensor, prompts: FreshPrompts, scale: float, out: Tensor
 ) -> Tensor:
-    """Attend causally with the tokens of each prompt over themselves.
+    """Attend causally, with the tokens of each prompt, over that prompt.
 
     Args:
         q: ``[T, H, D]``.
         k: ``[T, K, D]``.
         v: ``[T, K, D]``.
         prompts: which of the tokens.
-        scale: what the scores are multiplied by.
-        out: ``[T, H, D]``, of which the prompts' rows are written, unless they are all there is.
+        scale: factor of the scores.
+        out: ``[T, H, D]``; the rows of the prompts are written, unless the prompts are all tokens.
 
     Returns:
-        ``out``, or, if the prompts are all there is, the library's result, to save a copy.
+        ``out``; or, to save a copy, the library's result if the prompts are all tokens.
     """
     queries, keys, values = (_stack(heads, prompts) for heads in (q, k, v))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -102,15 +102,15 @@ def fresh_attention(
 
 
 def _stack(heads: Tensor, prompts: FreshPrompts) -> Tensor:
-    """``[T, heads, D]`` -> ``[prompts, heads, length, D]``, zeros where there are no tokens."""
+    """Return ``[T, heads, D]`` as ``[prompts, heads, length, D]``, padded with zeros."""
     shape = (len(prompts.rows), prompts.length, *heads.shape[1:])
     if prompts.are_side_by_side:
         first = prompts.rows[0].start
         stacked = heads[first : first + shape[0] * shape[1]].view(shape)
     else:
         stacked = heads.new_empty(shape)
-        for place, rows in zip(stacked, prompts.rows, strict=True):
+        for padded, rows in zip(stacked, prompts.rows, strict=True):
             num_tokens = rows.stop - rows.start
-            place[:num_tokens] = heads[rows]
-            place[num_tokens:] = 0
+            padded[:num_tokens] = heads[rows]
+            padded[num_tokens:] = 0
     return stacked.transpose(1, 2)

@@ -2,7 +2,7 @@
 
 The same plan as a GPU kernel's, written in PyTorch. Queries are cut into *tiles*: some tokens of
 one request's prompt, or the one token of a decoding request. All tiles walk through their contexts
-at once, in *rounds* of so many keys; a tile that has seen its whole context drops out::
+at once, in *rounds* of a number of keys; a tile that has seen its whole context drops out::
 
                      keys →   round 0     round 1     round 2
     A, decoding, context 300  ██████████  ██████████  ████░░░░░░     ░ padding, masked
@@ -10,9 +10,9 @@ at once, in *rounds* of so many keys; a tile that has seen its whole context dro
     C, tokens 32–63 of 80     ██████░░░░
     C, tokens 0–31 of 80      ███░░░░░░░
 
-Batched matrix products do a whole round, whatever the lengths of the requests, and padding is at
-most one round per tile instead of the longest request of the batch. Tiles stand in the order of
-their contexts, longest first, so that those of a round are a slice. Rounds are merged by the
+Batched matrix products compute a whole round, whatever the lengths of the requests, and padding is
+at most one round per tile instead of the longest request of the batch. Tiles are sorted by their
+contexts, longest first, so that the tiles of a round are a slice. Rounds are merged by the
 online softmax (Milakov and Gimelshein, 2018; Dao et al., *FlashAttention*, 2022, section 3.1).
 
 A round's pages are gathered into a scratch buffer small enough to stay in the processor's cache:
@@ -32,30 +32,38 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch, IntArray
 
 PROMPT_TILE = 32
-"""Tokens per tile of a prompt: enough rows for an efficient matrix product."""
+"""Number of tokens per tile of a prompt: enough rows for an efficient matrix product."""
 LEAST_ROUND = 128
-"""Keys per round at least: enough columns for one."""
+"""Minimum number of keys per round: enough columns for an efficient matrix product."""
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
-"""For the keys of a round, and as much for its values: what a CPU's cache holds; on a GPU, where
-each operation costs a launch, large."""
+"""Bytes for the keys of a round, and for its values: on a CPU what its cache holds; on a GPU, where
+each operation costs a launch, many."""
 NEVER = -1e30
-"""Instead of -inf for a running maximum: ``NEVER - NEVER`` is 0, where ``-inf + inf`` is NaN."""
+"""Initial value of a running maximum: ``NEVER - NEVER`` is 0, where ``-inf + inf`` is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """So many keys for each tile of a slice of tiles."""
+    """Some keys for each tile of a slice of tiles.
+
+    For example, with K = 2 key-value heads and blocks of S = 4 tokens, a round of two blocks for
+    one tile whose request has the blocks ``[7, 2]`` and 6 tokens::
+
+        pages           14 4 15 5        rows ``block * K + head``: head 0, then head 1
+        key_positions   0 1 2 3 4 5 6 7
+        unwritten       6 7 14 15        of the gathered keys of both heads: positions 6 and 7
+    """
 
     first_tile: int
     end_tile: int
     pages: Tensor
-    """``[n * K * blocks]`` int64, ``n`` tiles: rows ``block * K + head`` of a layer's cache seen as
-    ``[B * K, S * D]``. Gathered in this order they are ``[n, K, keys, D]``, heads apart."""
+    """``[n * K * blocks]`` int64, for ``n`` tiles: rows ``block * K + head`` of a layer's cache
+    viewed as ``[B * K, S * D]``. Gathered in this order they are ``[n, K, keys, D]``."""
     key_positions: Tensor
-    """``[n, keys]`` int32: where in its request each gathered key stands."""
+    """``[n, keys]`` int32: position of each gathered key in its request."""
     unwritten: Tensor
-    """int64: the rows of the gathered ``[n * K * keys, D]`` that lie behind the end of a request
-    and may hold anything, even NaN."""
+    """int64: rows of the gathered ``[n * K * keys, D]`` that lie behind the end of a request, and may
+    hold anything, even NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +71,15 @@ class TileGroup:
     """All tiles of one size."""
 
     tokens: Tensor
-    """``[tiles, tile size]`` int64: the tokens of each tile; a short one repeats its last."""
+    """``[tiles, tile size]`` int64: tokens of each tile; a short tile repeats its last token."""
     positions: Tensor
-    """``[tiles, tile size]`` int32: their places in their requests."""
+    """``[tiles, tile size]`` int32: positions of the tokens in their requests."""
     rounds: list[Round]
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Which blocks each tile of a group sees; longest contexts first."""
+    """The blocks that each tile of a group sees, tiles with the longest contexts first."""
 
     request: IntArray
     first_block: IntArray
@@ -81,8 +89,11 @@ class Tiles:
 class OnlineSoftmax:
     """Merges attention round by round into ``sum(exp(score) * value) / sum(exp(score))``.
 
-    For each row of each tile it keeps the greatest score so far, and both sums relative to it; a
-    greater score rescales what was summed before.
+    For each row of each tile it keeps the greatest score so far, and both sums relative to it. A
+    greater score rescales the sums.
+
+    Args:
+        queries: ``[tiles, K, rows, D]`` float32.
     """
 
     def __init__(self, queries: Tensor) -> None:
@@ -92,8 +103,16 @@ class OnlineSoftmax:
         self._sum = torch.zeros_like(queries)
 
     def add(self, chosen: slice, scores: Tensor, values: Tensor) -> None:
-        """Take in scores ``[n, K, rows, keys]`` (-inf: hidden) and values ``[n, K, keys, D]``."""
-        top, weight, total = self._top[chosen], self._weight[chosen], self._sum[chosen]
+        """Add the keys of a round.
+
+        Args:
+            chosen: the round's ``n`` tiles.
+            scores: ``[n, K, rows, keys]``; -inf for a key that a row does not see.
+            values: ``[n, K, keys, D]``.
+        """
+        top = self._top[chosen]
+        weight = self._weight[chosen]
+        total = self._sum[chosen]
         new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
         rescale = torch.exp(top - new_top)
         exponentials = scores.sub_(new_top).exp_()
@@ -102,7 +121,10 @@ class OnlineSoftmax:
         total.mul_(rescale).add_(exponentials @ values)
 
     def result(self) -> Tensor:
-        """``[tiles, K, rows, D]``; every row has seen at least its own token's key."""
+        """Return the merged attention, ``[tiles, K, rows, D]``.
+
+        Every row has seen at least one key, its own token's.
+        """
         return self._sum / self._weight
 
 
@@ -147,7 +169,7 @@ class TiledStep:
     def _attend(
         self, q: Tensor, cache: LayerCache, group: TileGroup, scale: float, window: int | None
     ) -> Tensor:
-        """``[tiles, tile size, H, D]`` -> the same."""
+        """Attend with the queries of a group, ``[tiles, tile size, H, D]``; the result has their shape."""
         tiles, size, num_heads, head_dim = q.shape
         split_heads = (tiles, size, self._num_kv_heads, -1, head_dim)
         # [tiles, K, rows, D], where a kv head's rows are the tile's tokens times the query heads
@@ -167,7 +189,7 @@ class TiledStep:
         return by_token.transpose(1, 2).reshape(q.shape).to(q.dtype)
 
     def _gather(self, cache: LayerCache, part: Round) -> tuple[Tensor, Tensor]:
-        """Copy a round's pages to the scratch: keys and values, each ``[n, K, keys, D]``."""
+        """Copy the pages of a round to the scratch; return keys and values, ``[n, K, keys, D]`` each."""
         _, num_kv_heads, block_size, head_dim = cache.key.shape
         gathered = []
         for layer, scratch in zip(cache, self._scratch, strict=True):
@@ -185,11 +207,11 @@ class TiledStep:
 
 
 class TiledAttention:
-    """Plans the work of a step once, and does it in each layer.
+    """Cuts each step into tiles and rounds; see ``Attention``.
 
     Args:
-        windows: the sliding windows of the model's layers (None: a layer without).
-        block_size: tokens per KV block.
+        windows: sliding windows of the model's layers. None among them: some layer has none.
+        block_size: number of tokens per KV block.
         num_kv_heads: K.
         head_dim: D.
         device: where queries and caches are.
@@ -291,7 +313,13 @@ class TiledAttention:
 
 
 def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """``[n, tile size]`` and ``[n, keys]`` -> ``[n, tile size, keys]``: which keys are unseen."""
+    """Return which keys a token does not see: ``[n, tile size, keys]`` bool.
+
+    Args:
+        positions: ``[n, tile size]``, of the tokens.
+        key_positions: ``[n, keys]``.
+        window: see ``StepAttention``.
+    """
     hidden = key_positions[:, None, :] > positions[:, :, None]
     if window is not None:
         hidden |= key_positions[:, None, :] <= positions[:, :, None] - window
@@ -299,6 +327,10 @@ def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Ten
 
 
 def _enumerate_runs(lengths: IntArray) -> tuple[IntArray, IntArray]:
-    """``[2, 1, 3]`` -> runs ``[0, 0, 1, 2, 2, 2]`` and the index in each ``[0, 1, 0, 0, 1, 2]``."""
+    """Number the elements of runs: lengths ``[2, 1, 3]`` are runs ``[0, 0, 1, 2, 2, 2]``.
+
+    Returns:
+        The run of each element, and its index in the run, here ``[0, 1, 0, 0, 1, 2]``.
+    """
     run = np.repeat(np.arange(len(lengths)), lengths)
     return run, np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

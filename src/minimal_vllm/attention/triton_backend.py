@@ -30,9 +30,9 @@ from minimal_vllm.attention.kernels.shared import (
 from minimal_vllm.attention.library import (
     LEAST_TOKENS,
     FreshPrompts,
+    can_use_library,
     fresh_attention,
     group_by_length,
-    is_for_library,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.transfer import send
@@ -113,7 +113,7 @@ class TritonAttention:
         dtype: torch.dtype,
     ) -> None:
         self.windows = windows
-        self._uses_library = None in windows and is_for_library(device, dtype, head_dim)
+        self._uses_library = None in windows and can_use_library(device, dtype, head_dim)
         self._num_heads = num_heads
         self._num_kv_heads = num_kv_heads
         self._head_dim = head_dim

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step between its planning and its end."""
+    """A step that was launched and is not finished."""
 
     plan: Plan
     flight: Flight
@@ -35,15 +35,15 @@ class LaunchedStep:
 
 
 class Engine:
-    """Single-threaded: all methods are called from one thread, between steps.
+    """Serves requests, a step at a time. All methods are called from one thread, between steps.
 
     Args:
-        scheduler: decides what a step computes.
-        runner: computes it.
-        admission: checks what users ask for.
-        outputs: makes what users get.
-        observers: called with a ``StepRecord`` after each step; without any, none is made.
-        async_scheduling: launch a step before the one before it is done.
+        scheduler: decides which requests compute how many tokens in a step.
+        runner: computes the step.
+        admission: checks requests before they are added.
+        outputs: makes the outputs that users get.
+        observers: called with a ``StepRecord`` after each step. Without observers none is made.
+        async_scheduling: whether a step is launched before the one before it is done.
     """
 
     def __init__(
@@ -75,22 +75,22 @@ class Engine:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> None:
-        """Let a request join the running batch as soon as there is room.
+        """Add a request, which joins the running batch as soon as there is room.
 
         Args:
             request_id: unique among the requests that have not ended.
-            prompt_token_ids: at least one, fewer than ``max_model_len``.
-            params: what is asked for.
-            prompt: the text of the prompt, handed back with the outputs.
+            prompt_token_ids: at least one token, and fewer than ``max_model_len``.
+            params: how to sample, and when to stop.
+            prompt: text of the prompt, which is handed back with the outputs.
             output_kind: which outputs ``step`` returns for it.
-            priority: smaller goes first; only with the ``priority`` policy.
+            priority: a smaller number goes first; only with the ``priority`` policy.
             cache_salt: only requests with the same salt share cached blocks.
 
         Raises:
-            ValueError: it can't be served; nothing was added and all others are unharmed.
+            ValueError: the request can't be served; nothing was added.
         """
         if request_id in self._outputs:
-            raise ValueError(f"there is a request {request_id!r} already: ids must be unique")
+            raise ValueError(f"a request {request_id!r} exists already: ids must be unique")
         if priority and self.scheduler.config.policy != "priority":
             raise ValueError("a priority needs an engine with scheduling_policy='priority'")
         requests = self._admission.make_requests(
@@ -105,7 +105,7 @@ class Engine:
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request, whatever its state; what it has generated, or None if it is not there."""
+        """End a request in any state, and return its last output; None: there is no such request."""
         if request_id not in self._outputs:
             return None
         requests = self._outputs.requests(request_id)
@@ -121,15 +121,15 @@ class Engine:
         return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self) -> list[RequestOutput]:
-        """Compute some tokens of some requests; what is new, or ended, for whom.
+        """Compute one step, and return the outputs of requests that have new ones or have ended.
 
         With asynchronous scheduling the next step is launched before this one's tokens are waited
         for: while the GPU runs, the CPU plans and makes outputs.
 
         Raises:
-            ValueError: a scheduler of the user's plans nothing, and would for ever.
-            torch.AcceleratorError: the device is lost to this process, and so is the engine. Of
-                all other failures only the requests of their steps die.
+            ValueError: the scheduler returned an empty plan although requests are waiting.
+            torch.AcceleratorError: the device is lost to this process, and so is the engine. Any
+                other failure only ends the requests of its step, with an error.
         """
         outputs: list[RequestOutput] = []
         if not self._in_flight:
@@ -141,10 +141,10 @@ class Engine:
         return outputs
 
     def reset(self) -> None:
-        """Forget all requests and all that is cached.
+        """Forget all requests and all cached blocks.
 
-        For when a step was left half done, by Ctrl-C say: blocks may then be cached that were
-        never computed.
+        This is needed after a step was interrupted, by Ctrl-C for instance: blocks may be cached
+        that were never computed.
         """
         self._in_flight.clear()
         self.scheduler.reset()
@@ -170,7 +170,7 @@ class Engine:
         return []
 
     def _finish_oldest(self) -> list[RequestOutput]:
-        """Wait for the step that was launched first, and take in what it sampled."""
+        """Wait for the step that was launched first, and take in its tokens."""
         step = self._in_flight.popleft()
         try:
             result = step.flight.wait()
@@ -181,7 +181,7 @@ class Engine:
 
     def _update(self, plan: Plan, times: StepTimes, result: StepResult) -> list[RequestOutput]:
         sampled = result.sampled
-        # Those that ended since the step was planned have got their last outputs.
+        # Requests that ended since the step was planned have got their last outputs.
         alive = [not request.finished for request in plan.sampling]
         requests = list(compress(plan.sampling, alive))
         self.scheduler.update(plan, sampled.token_ids)
@@ -194,9 +194,10 @@ class Engine:
         return outputs
 
     def _fail(self, plan: Plan, times: StepTimes, error: Exception) -> list[RequestOutput]:
-        """End the requests of a step that could not be computed.
+        """End the requests of a step that failed.
 
-        Blocks that it should have filled may be cached already, so nothing cached can be trusted.
+        Blocks that the step should have filled may be cached already, so that no cached block can
+        be trusted.
         """
         if isinstance(error, DEVICE_LOST):
             raise error

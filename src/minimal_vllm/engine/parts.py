@@ -1,4 +1,4 @@
-"""The parts that decide: the built-in ones, or the user's in their places."""
+"""The parts that decide, built in or the user's. No torch is needed to make them."""
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
@@ -9,10 +9,10 @@ from minimal_vllm.plugin import make_part
 
 
 def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
-    """An empty pool.
+    """Make an empty block pool with the configured eviction strategy.
 
     Raises:
-        ValueError: a class of the user's can't be had, or does not fit.
+        ValueError: a class of the user's can't be loaded, or does not fit.
     """
     policy = config.eviction_policy
     strategy = EVICTION_STRATEGIES.get(policy, policy) if isinstance(policy, str) else policy
@@ -23,9 +23,9 @@ def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
 def make_scheduler(
     config: EngineConfig, limits: SchedulerConfig, pool: BlockPool
 ) -> SchedulerInterface:
-    """A scheduler without requests.
+    """Make a scheduler without requests.
 
     Raises:
-        ValueError: as ``make_pool``; or the limits don't go with the pool.
+        ValueError: as ``make_pool``, or the limits don't fit the pool.
     """
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)

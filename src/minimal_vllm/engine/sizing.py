@@ -1,6 +1,6 @@
-"""What the configuration leaves open: device, dtype, and how much fits.
+"""Choices that the configuration leaves open: device, dtype, limits, and the size of the KV cache.
 
-The arithmetic needs no torch: the simulator sizes GPUs by it that aren't there.
+The arithmetic needs no torch, so that the simulator can size GPUs that this machine does not have.
 """
 
 import logging
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 LARGE_GPU = 70 * 2**30
-"""Bytes; from here on a step's activations are a small part of the memory, as in vLLM."""
+"""Memory, in bytes, from which on the activations of a larger step hardly matter, as in vLLM."""
 SAMPLER_BYTES_PER_LOGIT = 60
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device of that name; ``auto``: the GPU if there is one.
+    """Return the device of that name; for ``auto``, the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: a GPU is wanted and there is none.
+        ValueError: a GPU is asked for, and there is none.
     """
     import torch
 
@@ -38,10 +38,10 @@ def choose_device(name: str) -> "torch.device":
 
 
 def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "torch.dtype":
-    """The dtype of that name; ``auto``: the checkpoint's on a GPU, float32 on a CPU.
+    """Return the dtype of that name; for ``auto``, the checkpoint's on a GPU and float32 on a CPU.
 
     Most CPUs convert 16-bit numbers before they compute with them, which costs more than reading
-    half the bytes gains.
+    half the bytes saves.
     """
     import torch
 
@@ -52,10 +52,10 @@ def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "t
 
 
 def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """The greatest length that a request may have, as far as the model goes.
+    """Return the maximum length of a request, in tokens, that config and model allow.
 
     Raises:
-        ValueError: more is wanted than the model was trained for.
+        ValueError: the config asks for more than the model was trained for.
     """
     limit = model.max_positions
     if config.max_model_len is not None and config.max_model_len > limit:
@@ -67,10 +67,10 @@ def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def check_weights_fit(model: ModelConfig, dtype: "torch.dtype", memory: DeviceMemory) -> None:
-    """Refuse weights that are larger than what is free: a system may end who takes all its RAM.
+    """Check that the weights fit into free memory: a system may kill a process that takes it all.
 
     Raises:
-        ValueError: they are.
+        ValueError: they do not fit.
     """
     weights = model.num_parameters * dtype.itemsize
     if weights > memory.free:
@@ -88,10 +88,10 @@ def choose_num_blocks(
     memory: DeviceMemory,
     batched_tokens: int,
 ) -> int:
-    """How many KV blocks there are: as many as were asked for, or as fit.
+    """Return the number of KV blocks: the number asked for, else as many as fit.
 
     Raises:
-        ValueError: none fit.
+        ValueError: not a single block fits.
     """
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
@@ -102,10 +102,16 @@ def choose_num_blocks(
 def count_fitting_blocks(
     config: EngineConfig, memory: DeviceMemory, activations: int, block_bytes: int
 ) -> int:
-    """How many KV blocks of so many bytes fit beside what else needs memory.
+    """Return the number of KV blocks that fit beside weights and activations.
+
+    Args:
+        config: the share of the memory to use.
+        memory: the device's memory, with the weights loaded.
+        activations: bytes that the largest step takes.
+        block_bytes: bytes of one block.
 
     Raises:
-        ValueError: none fit.
+        ValueError: not a single block fits.
     """
     share = config.gpu_memory_utilization or DEFAULT_UTILIZATION[memory.device_type]
     num_blocks = memory.kv_budget(share, activations) // block_bytes
@@ -121,17 +127,17 @@ def count_fitting_blocks(
 
 
 def kv_block_bytes(config: EngineConfig, model: ModelConfig, dtype: "torch.dtype") -> int:
-    """Bytes of one block, over all layers."""
+    """Return the bytes of one KV block, over all layers."""
     return config.block_size * model.kv_bytes_per_token(str(dtype).removeprefix("torch."))
 
 
 def estimate_activations(
     model: ModelConfig, itemsize: int, batched_tokens: int, max_num_seqs: int
 ) -> int:
-    """Bytes that the largest step takes beside weights and cache, rather too many than too few.
+    """Estimate, from above, the bytes that the largest step takes beside weights and cache.
 
-    At the widest place of a layer, the MLP, a token has its residual, the normalised input, gate
-    and up, and their product; attention holds float32 copies of queries and results. The sampler's
+    At the widest point of a layer, in the MLP, a token has its residual, the normalized input, gate
+    and up, and their product. Attention holds float32 copies of queries and results. The sampler's
     peak, when a row's whole vocabulary is sorted for top_p, was measured as 56 bytes per logit.
     """
     heads = model.num_heads * model.head_dim
@@ -143,7 +149,9 @@ def estimate_activations(
 def choose_scheduler_config(
     config: EngineConfig, model_len: int, batched_tokens: int, num_blocks: int
 ) -> SchedulerConfig:
-    """The scheduler's limits; a length that nobody asked for is lowered to what the pool holds.
+    """Return the scheduler's limits.
+
+    A maximum length that was not asked for is lowered to what the pool holds, with a warning.
 
     Raises:
         ValueError: the limits contradict each other.
@@ -170,13 +178,13 @@ def choose_scheduler_config(
 def choose_batched_tokens(
     config: EngineConfig, model_len: int, device_type: str, memory: int = 0
 ) -> int:
-    """The token budget of a step, large enough for the other limits unless it was given.
+    """Return the token budget of a step: as given, else large enough for the other limits.
 
     Args:
         config: the user's choices.
-        model_len: the longest request.
+        model_len: maximum length of a request.
         device_type: ``cpu`` or ``cuda``.
-        memory: bytes of the GPU; a large one may compute twice as many.
+        memory: memory of the GPU, in bytes; a large GPU gets twice the budget.
     """
     default = DEFAULT_BATCHED_TOKENS[device_type]
     if device_type == "cuda" and memory >= LARGE_GPU:

@@ -1,9 +1,9 @@
-"""What a GPU knows of the running requests: a table of numbers, a row for each.
+"""The table of running requests that a GPU keeps: a row of numbers for each request.
 
 A steady decode step needs nothing from the CPU: each request's last token was sampled on the GPU,
 its position is one further than before, and its block table is there. The CPU sends only what it
-decides: a whole row when a request is admitted, a cell when it gets another block, and how far it
-is as long as its prompt is computed::
+decides: a whole row when a request is admitted, a cell when it gets another block, and its position
+as long as its prompt is being computed::
 
     row   token  position  prompt length  temperature  seed (2)  filters (4)  block 0   1   2  …
      0     412      87          60            0.7        …          …           7      2   9
@@ -26,18 +26,18 @@ from minimal_vllm.step.plan import Plan, ScheduledRequest
 
 TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE = 0, 1, 2, 3
 SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
-"""Columns. A seed takes two. So do the bits of top_p, a float64; those of the temperature and of
-min_p's logarithm are a float32's."""
+"""Columns. A seed takes two columns, and so do the bits of top_p, a float64. The temperature and the
+logarithm of min_p are the bits of a float32."""
 MOST_SEED = 2**64
 MOST_TOP_K = 2**31 - 1
 
 
 class RowTable:
-    """The table, and what has to be sent to it.
+    """The table, and the changes that have to be sent to it.
 
     Args:
-        num_rows: as many requests run at most.
-        num_blocks: as many blocks has one request at most.
+        num_rows: maximum number of running requests.
+        num_blocks: maximum number of blocks of a request.
         device: the GPU.
     """
 
@@ -51,28 +51,28 @@ class RowTable:
 
     @property
     def block_tables(self) -> Tensor:
-        """``[rows, most blocks]`` int32, a view."""
+        """``[rows, most blocks]`` int32: the block table of each row; a view of the table."""
         return self.cells[:, FIRST_BLOCK:]
 
     def update(self, plan: Plan) -> None:
-        """Bring the table up to date with what was decided for the next step."""
-        places: list[npt.NDArray[np.int64]] = []
+        """Send what the plan of the next step changes in the table."""
+        cells_changed: list[npt.NDArray[np.int64]] = []
         values = array("i")
         admitted = {request.row for request in plan.admitted}
         for entry in plan.scheduled:
             for column, cells in self._changes(entry, entry.request.row in admitted):
                 first = entry.request.row * self.cells.shape[1] + column
-                places.append(np.arange(first, first + len(cells)))
+                cells_changed.append(np.arange(first, first + len(cells)))
                 values.extend(cells)
-        if places:
+        if cells_changed:
             device = self.cells.device
-            where = send(np.concatenate(places), device)
-            self.cells.view(-1)[where] = send(np.frombuffer(values, dtype=np.int32), device)
+            index = send(np.concatenate(cells_changed), device)
+            self.cells.view(-1)[index] = send(np.frombuffer(values, dtype=np.int32), device)
 
     def _changes(
         self, entry: ScheduledRequest, is_admitted: bool
     ) -> Iterator[tuple[int, "array[int]"]]:
-        """Columns, and what is in them and the next ones from now on."""
+        """Yield a column, and the new numbers in it and the columns behind it, for each change."""
         request = entry.request
         if is_admitted:
             yield 0, _whole_row(entry)
@@ -87,19 +87,20 @@ class RowTable:
                 self._in_prompt.discard(request.row)
 
     def last_tokens(self, rows: Tensor) -> Tensor:
-        """The token that each of these rows has sampled last, int64; 0 for ``NO_TOKEN``."""
+        """Return the token that each of these rows sampled last, int64; 0 for ``NO_TOKEN``."""
         return self.cells[rows, TOKEN].long().clamp_(min=0)
 
     def note_tokens(self, rows: Tensor, tokens: Tensor) -> None:
-        """These rows have sampled these tokens."""
+        """Write the tokens that these rows have sampled."""
         self.cells[rows, TOKEN] = tokens.int()
 
 
 def _next_token(entry: ScheduledRequest) -> "array[int]":
-    """Token and position of what the step computes, if it is one token of a prompt.
+    """Return the token and the position that the row of a request in its prompt gets.
 
-    If it samples, the position is that of its last token, from which the sampler goes on; else that
-    of the first token of the next step. The token is of use if there is no other.
+    If the request samples, the position is that of its last token, from which the sampler goes on;
+    else that of the first token of the next step. The token is used only if the step computes a
+    single one.
     """
     position = entry.start + entry.num_new - entry.samples
     return array("i", [entry.request.token_ids[entry.start], position])
@@ -121,5 +122,5 @@ def _whole_row(entry: ScheduledRequest) -> "array[int]":
 
 
 def _bits(number: np.generic) -> list[int]:
-    """As one int32 or two, the lower first."""
+    """Return the bits of a number as one int32 or two, the lower half first."""
     return [int(part) for part in np.frombuffer(number.tobytes(), np.int32)]

@@ -1,4 +1,4 @@
-"""The beginning and the end of a step, on the table of requests; see ``row_table``."""
+"""The beginning and the end of a step, on the table of running requests; see ``runner/table.py``."""
 
 from dataclasses import dataclass
 
@@ -25,27 +25,27 @@ from minimal_vllm.sampling.kernels.sample import SamplingInputs
 
 @dataclass(frozen=True, slots=True)
 class RowInputs:
-    """What the model and the sampler want to know of some rows."""
+    """Inputs of the model and of the sampler for some rows of the table."""
 
     tokens: Tensor
     """``[N]`` int64."""
     positions: Tensor
-    """``[N]`` int64: theirs."""
+    """``[N]`` int64: positions of the tokens in their requests."""
     slots: Tensor
-    """``[N]`` int64: where their keys and values go; negative for padding."""
+    """``[N]`` int64: slots of their keys and values; negative for padding."""
     seq_lens: Tensor
-    """``[N]`` int32: tokens in the cache, these included; 0 for padding."""
+    """``[N]`` int32: number of tokens in the cache, these included; 0 for padding."""
     sampling: SamplingInputs
-    """For the tokens that follow these."""
+    """How to sample the tokens that follow."""
 
 
 def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
-    """Look up some rows.
+    """Look up some rows of the table.
 
     Args:
-        table: has them.
-        order: ``[N]`` int32: which.
-        block_size: tokens per block.
+        table: the table that holds the rows.
+        order: ``[N]`` int32: indices of the rows.
+        block_size: number of tokens per block.
     """
     n = len(order)
     tokens, positions, slots, seeds, places, top_p = order.new_empty(6, n, dtype=torch.int64)
@@ -126,27 +126,27 @@ def _begin_kernel(
 
 @dataclass(frozen=True, slots=True)
 class TokenInputs:
-    """What the model wants to know of some tokens."""
+    """Inputs of the model for some tokens."""
 
     tokens: Tensor
     """``[T]`` int64."""
     positions: Tensor
     """``[T]`` int64."""
     slots: Tensor
-    """``[T]`` int64: where their keys and values go; negative for padding."""
+    """``[T]`` int64: slots of their keys and values; negative for padding."""
 
 
 def place_tokens(
     table: RowTable, tokens: Tensor, positions: Tensor, rows: Tensor, block_size: int
 ) -> TokenInputs:
-    """Find the slots of any tokens, and those tokens that only the table knows.
+    """Find the slots of tokens, and those of the tokens that only the table has.
 
     Args:
-        table: has their requests.
-        tokens: ``[T]`` int32; negative: the one that its request has sampled last.
-        positions: ``[T]`` int32: in their requests.
-        rows: ``[T]`` int32: their requests', or the padding row.
-        block_size: tokens per block.
+        table: the table that holds the requests.
+        tokens: ``[T]`` int32; negative: the token that its request sampled last.
+        positions: ``[T]`` int32: positions in the requests.
+        rows: ``[T]`` int32: rows of the requests, or the padding row.
+        block_size: number of tokens per block.
     """
     n = len(tokens)
     ids, places, slots = tokens.new_empty(3, n, dtype=torch.int64)
@@ -196,7 +196,7 @@ def _place_kernel(
 
 @triton.jit
 def _slot_of(row, position, block_size, is_real, FIRST_BLOCK: tl.constexpr):
-    """Where a position's keys and values go: ``slots`` in ``step/batch.py``; -1 for padding."""
+    """Return the slot of a position, as ``slots`` in ``step/batch.py`` does; -1 for padding."""
     block = tl.load(row + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
     slot = block.to(tl.int64) * block_size + position % block_size
     return tl.where(is_real, slot, -1)
@@ -204,22 +204,22 @@ def _slot_of(row, position, block_size, is_real, FIRST_BLOCK: tl.constexpr):
 
 @triton.jit
 def _last_token(row, is_real, TOKEN: tl.constexpr):
-    """What a row has sampled last; 0 for ``NO_TOKEN``.
+    """Return the token that a row sampled last; 0 for ``NO_TOKEN``.
 
-    After that a request is computed once more, before the CPU knows that it has ended.
+    After ``NO_TOKEN`` a request is computed once more, before the CPU learns that it has ended.
     """
     return tl.maximum(tl.load(row + TOKEN, mask=is_real, other=0), 0)
 
 
 @triton.jit
 def _load_two(cells, mask):
-    """Two cells as an int64; the second is the higher."""
+    """Load two cells as an int64; the second is the higher half."""
     low = tl.load(cells, mask=mask, other=0).to(tl.uint32, bitcast=True).to(tl.int64)
     return (tl.load(cells + 1, mask=mask, other=0).to(tl.int64) << 32) | low
 
 
 def end_step(table: RowTable, order: Tensor, tokens: Tensor) -> None:
-    """Each of these rows has sampled a token, and has one more in the cache."""
+    """Write the token that each of these rows has sampled, and advance its position."""
     _end_kernel[(triton.cdiv(len(order), 128),)](
         table.cells, table.cells.stride(0), order, tokens, len(order),
         TOKEN=TOKEN, POSITION=POSITION, BLOCK=128, **launch_options(order),
