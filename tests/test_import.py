@@ -21,3 +21,16 @@ def test_openmp_is_told_before_torch_that_its_threads_should_not_spin(given, exp
         [sys.executable, "-c", PROGRAM], env=others | given, text=True
     )
     assert printed.split() == [expected, "False"]
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # so that importing it fails, as where it is not installed
+from minimal_vllm import LLM, SamplingParams
+llm = LLM(num_gpu_blocks_override=16, max_model_len=64, device="cpu")
+print(len(llm.generate("The sea", SamplingParams(max_tokens=3), use_tqdm=False)[0].outputs))
+"""
+
+
+def test_a_cpu_needs_no_triton():
+    assert subprocess.check_output([sys.executable, "-c", WITHOUT_TRITON], text=True).strip() == "1"

@@ -62,8 +62,8 @@ class Round:
     key_positions: Tensor
     """``[n, keys]`` int32: position of each gathered key in its request."""
     unwritten: Tensor
-    """int64: rows of the gathered ``[n * K * keys, D]`` that lie behind the end of a request, and may
-    hold anything, even NaN."""
+    """int64: rows of the gathered ``[n * K * keys, D]`` behind the end of a request, which
+    may hold anything, even NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class TiledStep:
     def _attend(
         self, q: Tensor, cache: LayerCache, group: TileGroup, scale: float, window: int | None
     ) -> Tensor:
-        """Attend with the queries of a group, ``[tiles, tile size, H, D]``; the result has their shape."""
+        """Attend with the queries of a group, ``[tiles, tile size, H, D]``; return the same shape."""
         tiles, size, num_heads, head_dim = q.shape
         split_heads = (tiles, size, self._num_kv_heads, -1, head_dim)
         # [tiles, K, rows, D], where a kv head's rows are the tile's tokens times the query heads
@@ -189,7 +189,7 @@ class TiledStep:
         return by_token.transpose(1, 2).reshape(q.shape).to(q.dtype)
 
     def _gather(self, cache: LayerCache, part: Round) -> tuple[Tensor, Tensor]:
-        """Copy the pages of a round to the scratch; return keys and values, ``[n, K, keys, D]`` each."""
+        """Copy a round's pages to the scratch: keys and values, each ``[n, K, keys, D]``."""
         _, num_kv_heads, block_size, head_dim = cache.key.shape
         gathered = []
         for layer, scratch in zip(cache, self._scratch, strict=True):

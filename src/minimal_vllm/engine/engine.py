@@ -105,7 +105,7 @@ class Engine:
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request in any state, and return its last output; None: there is no such request."""
+        """End a request in any state, and return its last output; None if there is none."""
         if request_id not in self._outputs:
             return None
         requests = self._outputs.requests(request_id)

@@ -26,7 +26,7 @@ from minimal_vllm.step.plan import Plan, ScheduledRequest
 
 TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE = 0, 1, 2, 3
 SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
-"""Columns. A seed takes two columns, and so do the bits of top_p, a float64. The temperature and the
+"""Columns. A seed takes two columns, and so do the bits of top_p, a float64. Temperature and the
 logarithm of min_p are the bits of a float32."""
 MOST_SEED = 2**64
 MOST_TOP_K = 2**31 - 1

@@ -1,4 +1,4 @@
-"""The beginning and the end of a step, on the table of running requests; see ``runner/table.py``."""
+"""The beginning and the end of a step, on the table of requests; see ``runner/table.py``."""
 
 from dataclasses import dataclass
 
