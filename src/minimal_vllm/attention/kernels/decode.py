@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.attention.kernels.pieces import PADDING, Pieces
+from minimal_vllm.attention.kernels.pieces import Pieces
 from minimal_vllm.attention.kernels.softmax import (
     empty_softmax,
     leave_part,
@@ -177,7 +177,7 @@ def _decode_kernel(
 ):
     head, piece = tl.program_id(0), tl.program_id(1)
     request = tl.load(pieces.owner + piece)
-    if request == PADDING:  # there are fewer pieces than programs
+    if request < 0:  # padding: there are fewer pieces than programs
         wait_for_previous(EARLY)
         return
     first = tl.load(pieces.first_piece + request)

@@ -139,12 +139,12 @@ def _shared_kernel(
 ):
     head, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     one = tl.load(members + tile * MEMBERS)  # any member: what is read here is the same for all
-    if one == PADDING:
+    if one < 0:  # the tile is empty
         wait_for_previous(EARLY)
         return
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     member = tl.load(members + tile * MEMBERS + row // G, mask=row < MEMBERS * G, other=PADDING)
-    is_member = member != PADDING
+    is_member = member >= 0
     is_real = is_member[:, None] & (dim < D)[None, :]
     heads = head * G + row % G
     q_row = tl.load(token + member, mask=is_member, other=0).to(tl.int64)
@@ -173,8 +173,8 @@ def _shared_kernel(
     # A part without keys has weight 0 in the merge: 2**-inf.
     has_keys = softmax.total > 0
     total = tl.where(has_keys, softmax.total, 1.0)
+    result = softmax.acc / total[:, None]
     lse = tl.where(has_keys, softmax.peak + tl.log2(total), -float("inf"))
     out_row = (part * num_requests + member) * (K * G) + heads
-    offsets = out_row[:, None] * D + dim[None, :]
-    tl.store(partials.out + offsets, softmax.acc / total[:, None], mask=is_real)
+    tl.store(partials.out + out_row[:, None] * D + dim[None, :], result, mask=is_real)
     tl.store(partials.lse + out_row, lse, mask=is_member)
