@@ -33,8 +33,8 @@ than SMs before anything is cut: every cut helps."""
 PROGRAMS_OF_MANY, LEAST_OF_MANY = 16, 256
 """The same for more requests: a cut costs a merge, and only evens out the end."""
 NO_REQUEST = -1
-"""Stands for a request where there is none. Kernels test for the sign, which tells the compiler that
-the index of a request is not negative."""
+"""Stands for a request where there is none. Kernels test for the sign, which tells the compiler
+that the index of a request is not negative."""
 PADDING = tl.constexpr(NO_REQUEST)
 """``NO_REQUEST`` for kernels."""
 
