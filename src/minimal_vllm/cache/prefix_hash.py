@@ -15,8 +15,8 @@ def extend_block_hashes(
     The keys and values in a block depend on all tokens before it, so a block's hash includes its
     parent's: ``h[i] = sha256(h[i-1] + tokens[i*S : (i+1)*S])``. The first block's parent is the
     hash of the salt, which stands for everything else on which keys and values, or the right to
-    share them, depend. With SHA-256, equal hashes mean equal prefixes: not even an adversary can make a
-    collision, so none is checked for.
+    share them, depend. With SHA-256, equal hashes mean equal prefixes: not even an adversary can
+    make a collision, so none is checked for.
 
     Source: vLLM, https://docs.vllm.ai/en/latest/design/prefix_caching/.
 
