@@ -29,12 +29,12 @@ from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.model.kernels.gate import silu_and_mul
-from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
+from minimal_vllm.model.kernels.gate import act_and_mul
+from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matvec import matvec
 from minimal_vllm.model.kernels.norm import add_norm
-from minimal_vllm.model.kernels.split import is_for_split, split_linear
+from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.step.batch import Batch
 from minimal_vllm.step.shared_prefix import SharedPrefix
 from minimal_vllm_lab.sim.hardware import GPUS
@@ -250,9 +250,9 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     )
     gate_up = bench.numbers(num_tokens, 2 * shape.inner)
     yield Timing(
-        "silu_and_mul",
+        "act_and_mul",
         work,
-        bench.microseconds(lambda: silu_and_mul(gate_up)),
+        bench.microseconds(lambda: act_and_mul(gate_up, "silu")),
         _floor_of(1.5 * gate_up.nbytes, 0),
     )
     heads = shape.num_heads + 2 * shape.num_kv_heads
@@ -289,7 +289,7 @@ def time_products(bench: Bench) -> Iterator[Timing]:
         yield from time_matvec(bench, name, copies)
         for num_tokens in (16, 64, 256):
             x = bench.numbers(num_tokens, in_size)
-            if is_for_split(x, copies[0]):
+            if can_use_split(x, copies[0]):
                 yield from time_split(bench, f"{name}, {num_tokens} tokens", x, copies)
 
 
@@ -322,9 +322,9 @@ def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     shape = bench.shape
     x = bench.numbers(num_tokens, shape.hidden)
     weight = bench.numbers(2 * shape.inner, shape.hidden)
-    calls: Calls = {"library": lambda: silu_and_mul(linear(x, weight))}
-    if bench.device.type == "cpu" or is_for_gated_product(x, weight, None):
-        calls["gated_product"] = lambda: gated_product(x, weight)
+    calls: Calls = {"library": lambda: act_and_mul(linear(x, weight), "silu")}
+    if bench.device.type == "cpu" or can_use_gated_product(x, weight, None):
+        calls["gated_product"] = lambda: gated_product(x, weight, "silu")
     floor = _floor_of(weight.nbytes, 2 * x.numel() * len(weight))
     yield from time_calls(bench, f"gate and up, {num_tokens:,} tokens", floor, calls)
 

@@ -9,7 +9,7 @@ from benchmarks.gpu_kernels import Bench, Shape, all_timings
 
 KERNELS = {
     *("decode", "shared", "prefill", "library", "matvec", "split_linear", "gated_product"),
-    *("add_norm", "silu_and_mul", "norm_rotate_store"),
+    *("add_norm", "act_and_mul", "norm_rotate_store"),
 }
 
 

@@ -8,7 +8,7 @@ from minimal_vllm.cache.memory import (
     DeviceMemory,
     gpu_free,
     measure_memory,
-    told_plainly_if_out_of_memory,
+    out_of_memory_as_value_error,
 )
 
 GIB = 2**30
@@ -85,12 +85,12 @@ def test_of_a_gpu_what_went_since_the_start_is_this_processs(monkeypatch):
 def test_running_out_of_memory_is_told_in_a_sentence(error):
     with (
         pytest.raises(ValueError, match=r"not enough memory .*allocate.*: lower") as caught,
-        told_plainly_if_out_of_memory(),
+        out_of_memory_as_value_error(),
     ):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory():
-    with pytest.raises(RuntimeError, match="no such kernel"), told_plainly_if_out_of_memory():
+    with pytest.raises(RuntimeError, match="no such kernel"), out_of_memory_as_value_error():
         raise RuntimeError("no such kernel")

@@ -38,8 +38,8 @@ LIMITS = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": BUDGET, "max_m
 @pytest.fixture(autouse=True)
 def products_by_the_library(monkeypatch):
     """Our kernels for products have tests of their own, and take the interpreter long."""
-    monkeypatch.setattr(triton_modules, "is_for_matvec", lambda _: False)
-    monkeypatch.setattr(triton_modules, "is_for_split", lambda *_: False)
+    monkeypatch.setattr(triton_modules, "can_use_matvec", lambda _: False)
+    monkeypatch.setattr(triton_modules, "can_use_split", lambda *_: False)
 
 
 class Again:

@@ -47,7 +47,7 @@ def test_a_step_finds_what_its_requests_ask_for():
     known = step_of(admitted_rows(), [2, 0, 1], 4)[1].sampling
     assert known.temperature.tolist() == [0.0, np.float32(0.6), 1.0, 0.0]
     assert [seed % 2**64 for seed in known.seeds.tolist()[:3]] == [SEEDS[2], SEEDS[0], SEEDS[1]]
-    assert known.places.tolist()[:3] == [1, 1, 1]
+    assert known.output_index.tolist()[:3] == [1, 1, 1]
     assert known.top_k.tolist()[:3] == [0, 20, 2**31 - 1]
     assert known.top_p.tolist()[:3] == [1 / 3, 0.95, 1.0]
     assert known.min_p.tolist()[:3] == [-inf, -inf, np.float32(log(0.05))]
@@ -64,4 +64,4 @@ def test_the_next_step_goes_on_where_the_last_one_ended():
     _, second = step_of(table, [1, 0], 4)
     assert second.tokens.tolist() == [77, 0, 0, 0]
     assert second.positions.tolist() == [6, 6, 0, 0]
-    assert second.sampling.places.tolist()[:2] == [2, 2]
+    assert second.sampling.output_index.tolist()[:2] == [2, 2]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minimal_vllm.sampling.draw import BLOCK, ONE, draw, integer_weights
+from minimal_vllm.sampling.draw import BLOCK, PEAK_WEIGHT, draw, integer_weights
 
 INF = float("inf")
 JUST_BELOW_ONE = 1 - 2.0**-53
@@ -66,5 +66,5 @@ def test_a_target_stays_below_any_total(total):
 
 def test_weights_of_a_huge_flat_vocabulary_do_not_overflow():
     size = 2**20
-    assert size * ONE < 2**63
+    assert size * PEAK_WEIGHT < 2**63
     assert drawn([0.0] * size, 0.0, 0.5, JUST_BELOW_ONE) == [0, size // 2, size - 1]

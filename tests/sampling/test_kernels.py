@@ -31,7 +31,7 @@ def run_kernels(logits, rows):
     known = SamplingInputs(
         temperature=numbers((each.temperature for each in params), torch.float32),
         seeds=numbers((each.seed for each in rows), torch.int64),
-        places=numbers((each.next_output_index for each in rows), torch.int64),
+        output_index=numbers((each.next_output_index for each in rows), torch.int64),
         top_k=numbers((each.top_k for each in params), torch.int32),
         top_p=numbers((each.top_p for each in params), torch.float64),
         min_p=numbers((log(each.min_p) if each.min_p else -inf for each in params), torch.float32),

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from minimal_vllm.device.launch import is_hopper_or_later
+from minimal_vllm.device.properties import is_hopper_or_later
 
 LEAST_TOKENS = 1024
 """Minimum length of a prompt; for shorter ones our kernel is as fast."""

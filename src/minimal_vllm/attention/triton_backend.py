@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.attention.kernels.decode import DecodeWork, Partials, decode_attention
-from minimal_vllm.attention.kernels.pieces import NOBODY, cut, most_pieces
+from minimal_vllm.attention.kernels.pieces import NO_REQUEST, cut, most_pieces
 from minimal_vllm.attention.kernels.prefill import (
     ROWS,
     PrefillWork,
@@ -274,7 +274,7 @@ class TritonAttention:
         """Allocate the work on prefixes that up to ``num_requests`` share; none is shared yet."""
         per_tile = requests_per_tile(self._num_heads, self._num_kv_heads)
         shape = (self._num_shared_tiles(num_requests), per_tile)
-        members = torch.full(shape, NOBODY, dtype=torch.int32, device=self._device)
+        members = torch.full(shape, NO_REQUEST, dtype=torch.int32, device=self._device)
         lengths = torch.zeros(num_requests, dtype=torch.int32, device=self._device)
         return SharedWork(members, lengths, self._shared_partials)
 
@@ -294,7 +294,7 @@ class TritonAttention:
 
         A group for which no tile is left shares nothing.
         """
-        members = np.full(work.members.shape, NOBODY, dtype=np.int32)
+        members = np.full(work.members.shape, NO_REQUEST, dtype=np.int32)
         lengths = np.zeros(len(work.lengths), dtype=np.int32)
         num_tiles = self._num_shared_tiles(num_requests)
         used = 0

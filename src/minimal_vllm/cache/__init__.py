@@ -1,5 +1,5 @@
-"""KV-cache management: which block holds what, who shares it, and what is evicted.
+"""KV cache management: which block holds what, which requests share it, and what is evicted.
 
-Read in this order: ``block_pool`` (ownership), ``prefix_hash`` (names of shared content),
-``eviction`` (what to forget first), ``kv_cache`` (the tensors), ``memory`` (how many blocks).
+Read in this order: ``block_pool`` (states of a block), ``prefix_hash`` (names of shared content),
+``eviction`` (what to evict first), ``kv_cache`` (the tensors), ``memory`` (how many blocks fit).
 """

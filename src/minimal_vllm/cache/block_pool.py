@@ -1,19 +1,19 @@
-"""Who owns which KV block.
+"""The pool of KV blocks: which requests reference a block, and which content is cached in it.
 
 A block holds the keys and values of ``block_size`` consecutive tokens. The pool hands out block
-ids; the tensors behind them are ``kv_cache``'s. Every block is in exactly one of three states:
+ids; the tensors behind them are in ``kv_cache``. Every block is in exactly one of three states:
 
           allocate                       release (unhashed)
     FREE ─────────▶ REFERENCED ────────────────────────────▶ FREE
                     │  ▲     │ release (hashed)
      share (a hit)  │  │     ▼
-     by one more    └──┘   CACHED (evictable): still findable by its hash
+     by one more    └──┘   CACHED (evictable): still found by its hash
      request           ▲     │
                        └─────┤ share (a hit)
                              └ evict ▶ REFERENCED, by a request that needs room
 
-``store`` gives a full block its hash, from which on it is immutable and may be shared. A partly
-filled block has one owner and no hash.
+``store`` gives a full block its hash; from then on the block is immutable and may be shared. A
+partly filled block is referenced by one request and has no hash.
 
 Source: Kwon et al., *PagedAttention*, SOSP 2023, sections 4.2 to 4.4.
 """
@@ -25,13 +25,13 @@ from minimal_vllm.cache.eviction import EvictionStrategy
 
 
 class InvariantError(AssertionError):
-    """The pool's books are wrong: a bug in the engine, never a user's fault."""
+    """The pool's state is inconsistent: a bug in the engine, never a user's fault."""
 
 
 class BlockPool:
     """Allocates, shares, caches and evicts the ids ``0 … num_blocks - 1``.
 
-    What a step asks of it takes no longer in a larger pool.
+    The cost of the operations of a step does not grow with the pool.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionStrategy) -> None:
@@ -39,37 +39,37 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._block_of_hash: dict[bytes, int] = {}
-        # A stack: what was used last is used next, so that memory never needed is never touched.
+        # A stack: the block freed last is used next, so that unneeded memory stays untouched.
         self._free = list(reversed(range(num_blocks)))
         self._evictable = eviction
         self._evicted: list[int] = []
 
     @property
     def num_free(self) -> int:
-        """How many blocks ``allocate`` could hand out now: the free and the evictable ones."""
+        """Number of blocks that ``allocate`` can hand out: free and evictable ones."""
         return len(self._free) + len(self._evictable)
 
     @property
     def num_cached(self) -> int:
-        """How many blocks can be found by their hash, referenced or not."""
+        """Number of blocks that can be found by their hash, referenced or not."""
         return len(self._block_of_hash)
 
     @property
     def hashes(self) -> dict[int, bytes]:
-        """Every block that can be found by its hash, referenced or not, with it."""
+        """Hash of every block that can be found by it, referenced or not."""
         return {block: block_hash for block_hash, block in self._block_of_hash.items()}
 
     @property
     def eviction_order(self) -> list[int]:
-        """The blocks that are cached and unreferenced, the next to be evicted first."""
+        """Cached blocks that no request references, the next to be evicted first."""
         return self._evictable.in_order()
 
     def is_evictable(self, block: int) -> bool:
-        """Whether ``block`` is cached and unreferenced, so that sharing it uses up a free block."""
+        """Return whether ``block`` is cached and unreferenced: sharing it uses up a free block."""
         return block in self._evictable
 
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest cached prefix of ``hashes``; takes no reference."""
+        """Return the blocks of the longest cached prefix of ``hashes``; references none."""
         blocks: list[int] = []
         for block_hash in hashes:
             block = self._block_of_hash.get(block_hash)
@@ -79,7 +79,7 @@ class BlockPool:
         return blocks
 
     def share(self, blocks: Sequence[int]) -> None:
-        """Take one more reference on each of these cached blocks."""
+        """Add one reference to each of these cached blocks."""
         for block in blocks:
             self._evictable.hit(block)
             if self._references[block] == 0:
@@ -87,10 +87,10 @@ class BlockPool:
             self._references[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take ``count`` blocks for one owner: free ones first, then by eviction.
+        """Return ``count`` blocks for one request: free ones first, then by eviction.
 
         Raises:
-            ValueError: fewer than ``count`` blocks are free; nothing was taken.
+            ValueError: fewer than ``count`` blocks are free or evictable; none was taken.
         """
         if count > self.num_free:
             raise ValueError(f"{count} blocks wanted, {self.num_free} free")
@@ -100,10 +100,10 @@ class BlockPool:
         return blocks
 
     def store(self, block: int, block_hash: bytes) -> None:
-        """Make a full, referenced block findable under the hash of its content.
+        """Cache a full, referenced block: let it be found by the hash of its content.
 
-        If another block holds the same content, the newest one takes its place: its owner holds
-        the rest of the prefix too, so that the chain is used, and ages, as one.
+        If another block holds the same content, the new block replaces it: its request holds the
+        rest of the prefix, too, so that all blocks of the prefix age together.
         """
         older = self._block_of_hash.get(block_hash)
         if older == block:
@@ -114,8 +114,8 @@ class BlockPool:
         self._block_of_hash[block_hash] = block
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back one reference on each block of a table, given in the order of its tokens."""
-        for block in reversed(blocks):  # the tail is older than its head: it is evicted first
+        """Remove one reference from each block of a table, given in the order of its tokens."""
+        for block in reversed(blocks):  # the tail is released before the head, and so evicted first
             self._references[block] -= 1
             if self._references[block] == 0:
                 if self._hashes[block] is None:
@@ -124,21 +124,21 @@ class BlockPool:
                     self._evictable.insert(block)
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Let nobody find the content of these blocks any more; their owners keep them."""
+        """Drop the hashes of these blocks: they are not found again; requests keep their blocks."""
         for block in blocks:
             if self._hashes[block] is not None:
                 self._drop_content(block)
 
     def forget_all(self) -> None:
-        """Let nobody find any cached content any more."""
+        """Drop the hashes of all blocks."""
         self.forget(list(self._block_of_hash.values()))
 
     def emptied(self) -> "BlockPool":
-        """A new pool of the same size and strategy, in which nothing is cached or referenced."""
+        """Return a new pool of the same size and strategy, with nothing cached or referenced."""
         return type(self)(self.num_blocks, type(self._evictable)())
 
     def take_evicted(self) -> list[int]:
-        """The blocks evicted since the last call, in order."""
+        """Return the blocks evicted since the last call, in order."""
         evicted, self._evicted = self._evicted, []
         return evicted
 
@@ -162,12 +162,12 @@ class BlockPool:
         self._evictable.forget(block)
 
     def check(self, block_tables: Iterable[Sequence[int]]) -> None:
-        """Prove for every block id that its state agrees with the live requests' block tables.
+        """Verify for every block that its state agrees with the live requests' block tables.
 
-        Costs time in proportion to the pool: for tests and debugging.
+        Takes time proportional to the size of the pool: for tests and debugging.
 
         Raises:
-            InvariantError: naming the block and what is wrong with it.
+            InvariantError: the message names a block and what is wrong with it.
         """
         owners = _count_owners(block_tables)
         if not all(0 <= block < self.num_blocks for block in owners):

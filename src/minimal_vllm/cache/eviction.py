@@ -1,12 +1,13 @@
-"""Which cached block to forget first: eviction strategies behind one small interface.
+"""Which cached block to evict first: strategies behind one small interface.
 
-A block is *evictable* while it is cached and no request references it. The pool tells the
-strategy when a block enters or leaves that state and when its content is hit; the strategy
-answers one question: who goes first?
+A block is *evictable* while it is cached and no request references it. The pool tells the strategy
+when a block enters or leaves that state and when its content is hit. The strategy answers one
+question: which block is evicted next?
 
-Requests release their blocks tail first, so that of one prefix the tail is older than its head.
-LRU and LFU therefore evict a tail before its head. FIFO, which forgets that a head was used
-again, may not: what hung on an evicted head can't be found any more and waits for its own turn.
+Requests release their blocks tail first, so that the tail of a prefix is older than its head. LRU
+and LFU therefore evict a tail before its head. FIFO ignores that a head was used again, and may
+evict the head first: the blocks behind it then can't be found any more, and stay until it is their
+turn.
 
 Source of the strategies: Mattson et al., *Evaluation techniques for storage hierarchies*, 1970.
 """
@@ -17,23 +18,23 @@ from heapq import heapify, heappop, heappush
 
 
 class EvictionStrategy(ABC):
-    """Orders the evictable blocks. Every operation must cost (nearly) nothing: it is per block."""
+    """Order of the evictable blocks. Operations run per block and step: they must be cheap."""
 
     @abstractmethod
     def insert(self, block: int) -> None:
-        """``block`` became evictable: it is cached, and nobody references it any more."""
+        """Add ``block``, which became evictable: it is cached, and no request references it."""
 
     @abstractmethod
     def remove(self, block: int) -> None:
-        """``block`` is evictable no more: a request references it, or its content was dropped."""
+        """Remove ``block``: a request references it again, or its content was dropped."""
 
     @abstractmethod
     def evict(self) -> int:
-        """Take out the block to forget first; only called while there is one."""
+        """Remove and return the block to evict next. Called only while there is one."""
 
     @abstractmethod
     def in_order(self) -> list[int]:
-        """All evictable blocks, the next to go first; for viewers, it costs time."""
+        """Return all evictable blocks, the next to be evicted first. May be slow: for viewers."""
 
     @abstractmethod
     def __contains__(self, block: int) -> bool: ...
@@ -41,33 +42,33 @@ class EvictionStrategy(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    def hit(self, block: int) -> None:  # noqa: B027 - a hook: most strategies need not know
-        """A request found the content of ``block``, be it evictable or referenced by others."""
+    def hit(self, block: int) -> None:  # noqa: B027 - a hook that most strategies don't need
+        """Note that a request found the content of ``block``, evictable or referenced."""
 
     def forget(self, block: int) -> None:  # noqa: B027
-        """The content of ``block`` is gone: drop what is remembered of it."""
+        """Drop what is known of the content of ``block``, which is no longer cached."""
 
 
 class LRU(EvictionStrategy):
-    """Least recently used first: the order in which blocks were released."""
+    """Evict the least recently used block first: the order of release."""
 
     def __init__(self) -> None:
         self._released: OrderedDict[int, None] = OrderedDict()
 
     def insert(self, block: int) -> None:
-        """Join the queue at its young end."""
+        """Append the block to the queue."""
         self._released[block] = None
 
     def remove(self, block: int) -> None:
-        """Leave the queue, wherever in it."""
+        """Take the block out of the queue."""
         del self._released[block]
 
     def evict(self) -> int:
-        """Leave at its old end."""
+        """Take the oldest block out of the queue."""
         return self._released.popitem(last=False)[0]
 
     def in_order(self) -> list[int]:
-        """From the old end to the young one."""
+        """Return the queue, oldest block first."""
         return list(self._released)
 
     def __contains__(self, block: int) -> bool:
@@ -78,10 +79,10 @@ class LRU(EvictionStrategy):
 
 
 class _SmallestKeyFirst(EvictionStrategy):
-    """Gives each block a key when it is released, and evicts the smallest.
+    """Give each block a key when it is released, and evict the block with the smallest key.
 
-    A heap with lazy deletion: removed blocks stay in it as stale entries until they come to the
-    top, or until they outnumber the live ones.
+    A heap with lazy deletion: removed blocks stay in it as stale entries until they reach the top,
+    or until they outnumber the live ones.
     """
 
     def __init__(self) -> None:
@@ -91,10 +92,10 @@ class _SmallestKeyFirst(EvictionStrategy):
 
     @abstractmethod
     def _key(self, block: int) -> tuple[int, int]:
-        """The block's rank and, among equal ranks, its order."""
+        """Return the block's rank and, among equal ranks, its order."""
 
     def insert(self, block: int) -> None:
-        """Push the block under the key that it has now."""
+        """Push the block with its current key."""
         self._releases += 1
         entry = (*self._key(block), block)
         self._live[block] = entry
@@ -104,11 +105,11 @@ class _SmallestKeyFirst(EvictionStrategy):
             heapify(self._heap)
 
     def remove(self, block: int) -> None:
-        """Leave a stale entry behind."""
+        """Forget the block's entry, which becomes stale."""
         del self._live[block]
 
     def evict(self) -> int:
-        """Pop until the entry is no stale one."""
+        """Pop entries until one is not stale."""
         while True:
             entry = heappop(self._heap)
             block = entry[-1]
@@ -117,7 +118,7 @@ class _SmallestKeyFirst(EvictionStrategy):
                 return block
 
     def in_order(self) -> list[int]:
-        """By key."""
+        """Return the blocks in the order of their keys."""
         return [block for *_, block in sorted(self._live.values())]
 
     def __contains__(self, block: int) -> bool:
@@ -128,7 +129,7 @@ class _SmallestKeyFirst(EvictionStrategy):
 
 
 class FIFO(_SmallestKeyFirst):
-    """First in, first out: the order in which blocks were *first* released; hits don't count."""
+    """Evict in the order in which blocks were *first* released; hits don't count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,12 +139,12 @@ class FIFO(_SmallestKeyFirst):
         return self._first_release.setdefault(block, self._releases), 0
 
     def forget(self, block: int) -> None:
-        """New content starts at the end of the queue."""
+        """Forget the block's first release: new content starts at the end of the queue."""
         self._first_release.pop(block, None)
 
 
 class LFU(_SmallestKeyFirst):
-    """Least frequently used first; among equals, the least recently released."""
+    """Evict the least frequently used block first; among equals, the least recently released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,11 +154,11 @@ class LFU(_SmallestKeyFirst):
         return self._hits.get(block, 0), self._releases
 
     def hit(self, block: int) -> None:
-        """Count it; it bears on the block's key from its next release on."""
+        """Count the hit, which changes the block's key at its next release."""
         self._hits[block] = self._hits.get(block, 0) + 1
 
     def forget(self, block: int) -> None:
-        """New content starts with no hits."""
+        """Forget the block's hits: new content starts with none."""
         self._hits.pop(block, None)
 
 

@@ -1,8 +1,8 @@
-"""The tensors behind the block ids.
+"""The tensors of the KV cache, which block ids refer to.
 
 One layer's keys (and, likewise, values) are a ``[B, K, S, D]`` tensor: block, kv head, position in
-the block, head dimension. What one kv head stores in one block is contiguous (``S * D`` numbers,
-e.g. 16 * 128 in bf16 = 4 KiB), and it is the unit in which attention reads.
+the block, head dimension. The numbers of one kv head in one block are contiguous (``S * D``, e.g.
+16 * 128 in bf16 = 4 KiB): the unit in which attention reads.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,8 @@ def allocate_kv_cache(
 ) -> list[LayerCache]:
     """Allocate the caches of all layers, filled with zeros.
 
-    They are zeroed, not left empty: attention multiplies masked values by zero, and 0 * NaN is NaN.
+    They must not be left uninitialized: attention multiplies masked values by zero, and 0 * NaN is
+    NaN.
     """
     shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
     return [LayerCache(*_zeros(shape, dtype, device)) for _ in range(num_layers)]

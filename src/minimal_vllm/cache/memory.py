@@ -1,4 +1,4 @@
-"""How much memory the KV cache may take."""
+"""How much memory is left for the KV cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_UTILIZATION = {"cuda": 0.9, "cpu": 0.5}
-"""RAM is shared with the rest of the machine: by default the engine takes at most half of it."""
+"""Default share of a device's memory that the engine uses. RAM is shared with the rest of the
+machine."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -24,27 +25,27 @@ class DeviceMemory:
     device_type: str
     total: int
     free: int
-    """What nobody uses."""
+    """Not used by any process."""
     used_by_process: int
 
     def kv_budget(self, utilization: float, activations: int) -> int:
         """Bytes left for the KV cache; not positive if there are none.
 
-        This process may use ``utilization`` of the total. What it uses already (the weights above
-        all) and what its largest step will take (``activations``) count towards that. What other
-        processes use can't be had, whatever the share.
+        This process may use the share ``utilization`` of the total, including the memory that it
+        uses already (mostly weights) and that its largest step will use (``activations``). The
+        budget is never more than what is free, less the activations.
         """
         allowed = int(utilization * self.total) - self.used_by_process
         return min(allowed, self.free) - activations
 
 
 def measure_memory(device: "torch.device", gpu_free_at_start: int = 0) -> DeviceMemory:
-    """The memory of the GPU, or of this machine.
+    """Measure the memory of a GPU, or the RAM of this machine.
 
     Args:
-        device: which.
-        gpu_free_at_start: ``gpu_free()`` before anything was loaded. The driver doesn't say which
-            process uses what; what went since then is taken to be this one's.
+        device: a GPU, or the CPU.
+        gpu_free_at_start: ``gpu_free()`` before anything was loaded. The driver doesn't report
+            memory per process; what was allocated since then is counted as this process's.
     """
     if device.type == "cpu":
         return _measure_ram()
@@ -56,11 +57,11 @@ def measure_memory(device: "torch.device", gpu_free_at_start: int = 0) -> Device
 
 
 @contextmanager
-def told_plainly_if_out_of_memory() -> Iterator[None]:
-    """Turns what PyTorch and NumPy raise when memory runs out into a ValueError of one sentence.
+def out_of_memory_as_value_error() -> Iterator[None]:
+    """Turn the errors of PyTorch and NumPy when memory runs out into a ValueError of one sentence.
 
     Raises:
-        ValueError: memory has run out.
+        ValueError: memory ran out; the message says which options to lower.
     """
     try:
         yield
@@ -69,7 +70,9 @@ def told_plainly_if_out_of_memory() -> Iterator[None]:
 
         cause = str(error).partition("\n")[0]
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_memory and "can't allocate memory" not in cause:  # PyTorch on a CPU has no type
+        if (
+            not is_memory and "can't allocate memory" not in cause
+        ):  # PyTorch has no type for it on a CPU
             raise
         raise ValueError(
             f"there is not enough memory for the model and its KV cache ({cause}): lower "
@@ -78,7 +81,7 @@ def told_plainly_if_out_of_memory() -> Iterator[None]:
 
 
 def gpu_free(device: "torch.device") -> int:
-    """Bytes of the GPU's memory that nobody uses; 0 if it is no GPU."""
+    """Return the bytes of a GPU's memory that no process uses; 0 for the CPU."""
     if device.type == "cpu":
         return 0
     import torch
@@ -95,4 +98,4 @@ def _measure_ram() -> DeviceMemory:
 
 def _container_limits() -> list[int]:
     texts = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).exists()]
-    return [int(text) for text in texts if text.isdigit()]  # "max": none
+    return [int(text) for text in texts if text.isdigit()]  # "max": no limit

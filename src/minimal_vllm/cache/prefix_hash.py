@@ -1,4 +1,4 @@
-"""Names for the content of full blocks, such that equal names mean equal prefixes."""
+"""Hashes of the content of full blocks: equal hashes mean equal prefixes."""
 
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 def extend_block_hashes(
     hashes: list[bytes], token_ids: "array[int]", block_size: int, salt: bytes = b""
 ) -> None:
-    """Append to ``hashes`` the hash of every full block of ``token_ids`` that it lacks.
+    """Append to ``hashes`` the hashes of those full blocks of ``token_ids`` that it lacks.
 
-    The keys and values in a block depend on all tokens before it, so a block's hash covers its
-    parent's: ``h[i] = sha256(h[i-1] + tokens[i*S : (i+1)*S])``, with the salt (whatever else
-    changes the KV, or who may share it) in the parent's place for the first. SHA-256 makes equal
-    hashes mean equal prefixes: collisions need no check, not even against an adversary.
+    The keys and values in a block depend on all tokens before it, so a block's hash includes its
+    parent's: ``h[i] = sha256(h[i-1] + tokens[i*S : (i+1)*S])``. The first block's parent is the
+    hash of the salt, which stands for everything else on which keys and values, or the right to
+    share them, depend. With SHA-256, equal hashes mean equal prefixes: not even an adversary can
+    make a collision, so none is checked for.
 
     Source: vLLM, https://docs.vllm.ai/en/latest/design/prefix_caching/.
 
@@ -23,7 +24,7 @@ def extend_block_hashes(
         hashes: one 32-byte digest per full block so far, extended in place.
         token_ids: ``array('i')``, so that a block's tokens are 4 bytes each, without conversion.
         block_size: tokens per block.
-        salt: requests with different salts share nothing.
+        salt: requests with different salts share no blocks.
     """
     first = len(hashes) * block_size
     new = token_ids[first : len(token_ids) // block_size * block_size].tobytes()

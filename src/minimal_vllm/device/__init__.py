@@ -1,1 +1,1 @@
-"""Moving data between CPU and GPU, and launching kernels."""
+"""What the engine needs of a GPU: its properties, data transfers, and kernel launches."""

@@ -1,4 +1,4 @@
-"""Moving numbers between the CPU and a GPU without waiting for either."""
+"""Transfers between the CPU and a GPU that make neither wait for the other."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The array on the device, contiguous: kernels get no strides.
+    """Return a copy of the array on the device; contiguous, as kernels are given no strides.
 
-    From pinned memory a GPU fetches it when its turn comes, while the CPU goes on; the pages are
-    kept until it has. Other memory would have to be copied before this returns.
+    A GPU copies from pinned memory when its turn comes, while the CPU goes on; PyTorch keeps the
+    memory until then. Other memory would have to be copied before this returns.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cpu":
@@ -21,7 +21,7 @@ def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Fetch:
-    """The values of a tensor on their way to the CPU."""
+    """A tensor's values on their way to the CPU."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._values = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -32,7 +32,7 @@ class Fetch:
             self._arrived.record()
 
     def wait(self) -> list[Any]:
-        """They, once they are there."""
+        """Block until the copy has finished, and return the values."""
         if self._arrived:
             self._arrived.synchronize()
         values: list[Any] = self._values.tolist()

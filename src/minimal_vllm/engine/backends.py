@@ -5,6 +5,7 @@ import torch
 from minimal_vllm.attention.interface import Attention
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
+from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.plugin import Part, make_part, part_name
@@ -67,14 +68,13 @@ def choose_attention(
             _check_gpu(device)
             from minimal_vllm.attention.triton_backend import TritonAttention
 
-            num_sms = torch.cuda.get_device_properties(device).multi_processor_count
             return TritonAttention(
                 windows=windows,
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
                 max_num_seqs=max_num_seqs,
-                num_sms=num_sms,
+                num_sms=num_sms(device),
                 device=device,
                 dtype=dtype,
             )

@@ -12,7 +12,7 @@ from minimal_vllm.cache.memory import (
     DeviceMemory,
     gpu_free,
     measure_memory,
-    told_plainly_if_out_of_memory,
+    out_of_memory_as_value_error,
 )
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
@@ -107,7 +107,7 @@ def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
     return Tokenizer(find_folder(config.tokenizer, None, config.download_dir, weights=False))
 
 
-@told_plainly_if_out_of_memory()
+@out_of_memory_as_value_error()
 def build_engine(
     config: EngineConfig, *, observers: Sequence[StepObserver] = (), progress: bool = False
 ) -> BuiltEngine:

@@ -3,6 +3,7 @@
 import torch
 
 from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.device.properties import num_sms
 from minimal_vllm.engine.backends import backend_name
 from minimal_vllm.plugin import make_part
 from minimal_vllm.runner.interface import CachedModel, Runner
@@ -72,13 +73,14 @@ def _make_cuda_runner(
     step = GpuStep(model, model.attention, table)
     if config.enforce_eager:
         return CudaRunner(step, graphs=None)
-    num_sms = torch.cuda.get_device_properties(model.device).multi_processor_count
     num_parameters = sum(each.numel() for each in model.decoder.parameters())
     graphs = Graphs(
         step,
         GraphCapture(),
         max_num_seqs=limits.max_num_seqs,
-        max_tokens=max_recorded_tokens(num_parameters, limits.max_num_batched_tokens, num_sms),
+        max_tokens=max_recorded_tokens(
+            num_parameters, limits.max_num_batched_tokens, num_sms(model.device)
+        ),
         cascade=config.cascade_attention,
     )
     compile_side_by_side(graphs.small_steps())

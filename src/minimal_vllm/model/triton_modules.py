@@ -12,14 +12,13 @@ from torch import Tensor, mm
 from torch.nn.functional import linear
 
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.model.config import Activation
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.kernels.gate import silu_and_mul
-from minimal_vllm.model.kernels.gated_product import gated_product, is_for_gated_product
+from minimal_vllm.model.kernels.gate import act_and_mul
+from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
-from minimal_vllm.model.kernels.matvec import add_norm_matvec, is_for_matvec, matvec
+from minimal_vllm.model.kernels.matvec import add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.norm import add_norm
-from minimal_vllm.model.kernels.split import is_for_split, split_linear
+from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.model.layers import Heads, Modules, SelfAttention
 from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
 from minimal_vllm.model.norm import RMSNorm
@@ -75,7 +74,7 @@ class TritonLinear(Linear):
                 x.residual, x.x, x.total, x.weight, x.eps, self.weight, self.bias
             )
         x = computed(x)
-        if is_for_matvec(x):
+        if can_use_matvec(x):
             return matvec(x, self.weight, self.bias, out)
         if out is not None and self.bias is None:
             return mm(x, self.weight.T, out=out)
@@ -89,9 +88,9 @@ class TritonRowLinear(RowLinear):
     def forward(self, x: Operand) -> Operand:
         """Project ``x``; see ``RowLinear.forward``."""
         x = computed(x)
-        if is_for_matvec(x):
+        if can_use_matvec(x):
             return matvec(x, self.weight, self.bias)
-        if is_for_split(x, self.weight):
+        if can_use_split(x, self.weight):
             return PartialSums(split_linear(x, self.weight, self.bias), x.dtype)
         return linear(x, self.weight, self.bias)
 
@@ -99,21 +98,23 @@ class TritonRowLinear(RowLinear):
 class TritonGatedLinear(GatedLinear):
     """Fuses the gate with the product, for a single token and for thousands."""
 
-    def __init__(self, in_size: int, out_size: int, bias: bool, activation: Activation) -> None:
-        super().__init__(in_size, out_size, bias, activation)
-        if activation != "silu":
-            raise ValueError(f"the activation {activation} has no Triton kernel yet")
-
     def forward(self, x: Operand) -> Tensor:
         """Project ``x``; see ``GatedLinear.forward``."""
         if isinstance(x, Normed):
             return add_norm_matvec(
-                x.residual, x.x, x.total, x.weight, x.eps, self.weight, self.bias, gates=True
+                x.residual,
+                x.x,
+                x.total,
+                x.weight,
+                x.eps,
+                self.weight,
+                self.bias,
+                activation=self.activation,
             )
         x = computed(x)
-        if is_for_gated_product(x, self.weight, self.bias):
-            return gated_product(x, self.weight)
-        return silu_and_mul(linear(x, self.weight, self.bias))
+        if can_use_gated_product(x, self.weight, self.bias):
+            return gated_product(x, self.weight, self.activation)
+        return act_and_mul(linear(x, self.weight, self.bias), self.activation)
 
 
 class TritonRMSNorm(RMSNorm):
@@ -123,7 +124,7 @@ class TritonRMSNorm(RMSNorm):
         """Add and normalize; see ``RMSNorm.forward``."""
         if residual is None:
             return self._begin(computed(x))
-        if is_for_matvec(residual):
+        if can_use_matvec(residual):
             total = torch.empty_like(residual)
             return Normed(residual, computed(x), total, self.weight, self.eps), total
         added = x.parts if isinstance(x, PartialSums) else computed(x)
@@ -132,7 +133,7 @@ class TritonRMSNorm(RMSNorm):
 
     def _begin(self, residual: Tensor) -> tuple[Operand, Tensor]:
         """Normalize the beginning of the residual stream."""
-        if is_for_matvec(residual):
+        if can_use_matvec(residual):
             return Normed(residual, None, residual, self.weight, self.eps), residual
         return add_norm(residual, None, self.weight, self.eps)[1], residual
 

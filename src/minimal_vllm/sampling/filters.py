@@ -1,7 +1,7 @@
-"""min_p, top_k and top_p: leaving out the less probable tokens before one is drawn.
+"""min_p, top_k and top_p: excluding the less probable tokens before one is drawn.
 
-Each sets logits to -inf in place, and touches only the rows that ask for it. They take logits
-that were divided by the temperature and shifted so that the greatest in each row is 0.
+Each filter sets logits to -inf in place, and touches only the rows that ask for it. The logits have
+been divided by the temperature and shifted so that the greatest in each row is 0.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from minimal_vllm.sampling.draw import integer_weights
 from minimal_vllm.sampling.row import SamplingRow
 
 NUCLEUS_GUESS = 1024
-"""So many of the most probable tokens mostly hold ``top_p`` of the probability, and are found
-much faster than a large vocabulary is sorted. The result does not depend on it."""
+"""Number of most probable tokens that ``top_p`` looks at first. They mostly hold enough of the
+probability, and finding them is much faster than sorting a large vocabulary. The result does not
+depend on it."""
 
 
 def keep_min_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Drops tokens less probable than ``min_p`` times the most probable one; in place.
+    """Exclude tokens less probable than ``min_p`` times the most probable one; in place.
 
     Source: Nguyen et al., 2024, https://arxiv.org/abs/2407.01082.
     """
@@ -31,7 +32,7 @@ def keep_min_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def keep_top_k(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Keeps the ``top_k`` most probable tokens; in place.
+    """Keep the ``top_k`` most probable tokens; in place.
 
     Of equally probable tokens at the edge the first in the vocabulary stay. Source: Fan et al.,
     2018, https://arxiv.org/abs/1805.04833.
@@ -44,10 +45,10 @@ def keep_top_k(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def keep_top_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Keeps the fewest most probable tokens whose probabilities sum to ``top_p``; in place.
+    """Keep the fewest most probable tokens whose probabilities sum to ``top_p``; in place.
 
-    Always keeps one. Of equally probable tokens at the edge the first in the vocabulary stay.
-    Source: Holtzman et al., 2020, https://arxiv.org/abs/1904.09751.
+    At least one token is kept. Of equally probable tokens at the edge the first in the vocabulary
+    stay. Source: Holtzman et al., 2020, https://arxiv.org/abs/1904.09751.
     """
     index = [i for i, row in enumerate(rows) if row.params.top_p < 1]
     if not index:
@@ -70,10 +71,10 @@ def keep_top_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def _keep_first(shifted: Tensor, index: list[int], ranked: Tensor, count: Tensor) -> None:
-    """Keeps the ``count`` ``[n, 1]`` greatest logits of the rows ``index``; in place.
+    """Keep the ``count`` ``[n, 1]`` greatest logits of the rows ``index``; in place.
 
     ``ranked`` ``[n, W]`` holds the greatest logits of these rows in descending order. Ties are
-    broken by hand, since neither ``topk`` nor ``sort`` promises which equal token comes first.
+    broken here, because neither ``topk`` nor ``sort`` guarantees which equal token comes first.
     """
     last = ranked.gather(1, count.clamp(min=1) - 1)
     logits = shifted[index]

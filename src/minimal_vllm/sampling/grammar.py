@@ -1,7 +1,7 @@
-"""Structured output: which tokens may come next, so that the output keeps to a grammar.
+"""Structured output: which tokens may come next, so that the output matches a grammar.
 
-The grammar's automaton is llguidance's. It walks the vocabulary as a trie of bytes, the very bytes
-that the detokenizer will give out, so the tokenizer's own rules don't matter here.
+The grammar's automaton is llguidance's. It walks the vocabulary as a trie of the bytes that the
+detokenizer puts out, so the tokenizer's own rules don't matter here.
 """
 
 import importlib.util
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_CACHED_GRAMMARS = 64
-"""Compiled grammars kept for requests that ask for the same again, those used last."""
+"""Number of compiled grammars that are kept for later requests, the most recently used ones."""
 
 
 class Grammar:
-    """The grammar of one output, and how far into it the output is.
+    """The grammar of one output, and its state after the output's tokens.
 
-    This too is a counter that catches up with a list: whatever it is asked, it first takes in the
-    tokens that are new. Its state is a function of the output's tokens, so that a preemption, which
-    keeps them, is none of its business.
+    It is a counter that catches up with a list: each method first consumes the tokens that are new.
+    Its state is a function of the output's tokens, so a preemption, which keeps them, needs no
+    handling.
     """
 
     def __init__(self, matcher: "LLMatcher") -> None:
@@ -36,9 +36,9 @@ class Grammar:
         self._num_taken = 0
 
     def allowed_tokens(self, row: SamplingRow) -> bytearray:
-        """One bit per token of the vocabulary, the lowest of each byte first: 1 if it may come.
+        """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next.
 
-        The tokens that end the output may come where the grammar may end.
+        Stop tokens may come wherever the grammar may end.
         """
         self._catch_up(row)
         allowed = bytearray(self._matcher.compute_bitmask())
@@ -49,34 +49,34 @@ class Grammar:
         return allowed
 
     def is_complete(self, row: SamplingRow) -> bool:
-        """Whether the output matches the grammar, and nothing could be added to it."""
+        """Return whether the output matches the grammar and no token may be added to it."""
         self._catch_up(row)
         return self._matcher.is_stopped() and self._matcher.is_accepting()
 
     @property
     def error(self) -> str:
-        """Why no token may come, if the matcher has given up: mostly, it takes too long."""
+        """Reason why the matcher has given up and allows no token; mostly, it took too long."""
         return explain(self._matcher)
 
     def _catch_up(self, row: SamplingRow) -> None:
         new = row.token_ids[row.num_prompt_tokens + self._num_taken :]
         self._num_taken += len(new)
         if new:
-            self._matcher.consume_tokens(new.tolist())  # one that is not allowed allows no other
+            self._matcher.consume_tokens(new.tolist())  # after a token that is not allowed, none is
 
 
 class GrammarCompiler:
-    """Makes grammars for the outputs of one model.
+    """Compiler of grammars for the outputs of one model.
 
-    A grammar that is asked for the first time is compiled twice, at first where it can do no harm;
-    its request, and all others of the engine, wait meanwhile. Each takes ``MAX_COMPILE_SECONDS`` at
-    most, and mostly milliseconds. A server has another thread ask first: this is the one part of
-    the engine that threads may share.
+    A new grammar is compiled twice, first in a process of its own; see ``grammar_check``. Meanwhile
+    all requests of the engine wait. Each compilation takes milliseconds mostly, and at most
+    ``MAX_COMPILE_SECONDS``. A server compiles grammars in another thread first: this is the one
+    part of the engine that threads may share.
 
     Args:
-        tokenizer: tells the bytes of each token.
-        vocab_size: the number of the model's logits.
-        eos_token_ids: no text, whatever the tokenizer says.
+        tokenizer: gives the bytes of each token.
+        vocab_size: number of the model's logits.
+        eos_token_ids: tokens that are not text, whatever the tokenizer says.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
@@ -86,10 +86,10 @@ class GrammarCompiler:
         self._compile = lru_cache(MAX_CACHED_GRAMMARS)(self._compile_source)
 
     def start(self, wanted: StructuredOutputsParams) -> Grammar:
-        """The grammar of an output that begins now.
+        """Return the grammar of a new, empty output.
 
         Raises:
-            ValueError: naming the field that can't be used, and why.
+            ValueError: the grammar can't be used; the message names the field and the reason.
         """
         if importlib.util.find_spec("llguidance") is None:
             raise ValueError(
@@ -107,9 +107,9 @@ class GrammarCompiler:
 
     @cached_property
     def _vocabulary(self) -> "LLTokenizer":
-        """The bytes of all tokens, as a trie; for 150,000 tokens that takes a second or two.
+        """Trie of the bytes of all tokens; for 150,000 tokens it takes a second or two to build.
 
-        It has no end-of-sequence token: which tokens end an output is the request's to say.
+        It has no end-of-sequence token, because each request has its own stop tokens.
         """
         from llguidance import LLTokenizer, TokenizerWrapper
 

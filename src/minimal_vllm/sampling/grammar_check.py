@@ -1,10 +1,10 @@
-"""Compiles a grammar; as a program, the grammar on standard input, to see whether that ends well.
+"""Compiling a grammar, first in a process of its own, for which this file is also a program.
 
-Most grammars compile in milliseconds. But there are regular expressions of fifty characters that
-would take minutes or all of the memory, and rules nested so deep that the compiler overflows its
-stack, which ends the process. No check of the text can tell which. So a grammar is first compiled
-here, in a process of its own, with a bound on its time, its memory and its stack, and only then
-where it would harm others.
+Most grammars compile in milliseconds. But some regular expressions of fifty characters would take
+minutes or all of the memory, and some rules are nested so deep that the compiler overflows its
+stack, which ends the process. The text alone doesn't show which. So this program first compiles a
+grammar, from standard input, with a limit on its time, memory and stack. Only then is it compiled
+in the engine's process.
 """
 
 import json
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-"""Where the grammar leaves one text only, the model still chooses how it is cut into tokens."""
+"""Where the grammar allows only one text, the model still chooses how to cut it into tokens."""
 
 MAX_COMPILE_SECONDS = 5
-"""Of the processor's time: on a machine with other work, more of real time may pass."""
+"""CPU time; on a busy machine, more wall-clock time may pass."""
 MAX_COMPILE_BYTES = 512 * 2**20
 MAX_COMPILE_STACK = 4 * 2**20
-"""Half of what threads usually have, so that what fits here fits there."""
+"""Half of the usual stack of a thread, so that what fits here fits into the engine's threads."""
 
 
 def compile_grammar(source: str, tokenizer: "LLTokenizer") -> "LLMatcher":
-    """A matcher at the beginning of the output.
+    """Return a matcher in its initial state.
 
     Args:
-        source: in llguidance's variant of Lark's syntax.
-        tokenizer: what the matcher's tokens are.
+        source: the grammar, in llguidance's variant of Lark's syntax.
+        tokenizer: the tokens that the matcher allows and consumes.
 
     Raises:
-        ValueError: the grammar is wrong, or nothing can match it; the message says what it is.
+        ValueError: the grammar is wrong, or nothing can match it; the message says which.
     """
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(tokenizer, source + _OPTIONS, log_level=0, limits=limits)
-    matcher.compute_bitmask()  # what is too ambiguous, or matches nothing, comes to light here
+    matcher.compute_bitmask()  # fails here if it is too ambiguous or matches nothing
     if matcher.is_error():
         raise ValueError(explain(matcher))
     return matcher
@@ -53,10 +53,10 @@ def check_grammar(source: str) -> str:
     """Compile a grammar in a process of its own, for single bytes as tokens.
 
     Returns:
-        The grammar in Lark's syntax, if it was in EBNF.
+        The grammar in Lark's syntax, converted if it was in EBNF.
 
     Raises:
-        ValueError: it is wrong, or compiling it takes too much.
+        ValueError: the grammar is wrong, or compiling it takes too much time or memory.
     """
     done = subprocess.run(  # noqa: S603 # our own file
         [sys.executable, "-P", "-X", "utf8", __file__, str(MAX_COMPILE_SECONDS)],
@@ -75,14 +75,14 @@ def check_grammar(source: str) -> str:
 
 
 def explain(matcher: "LLMatcher") -> str:
-    """The error of a matcher on one line; empty if there is none."""
-    # Without the lines of the grammar that it quotes, and without what is not for users.
+    """Return the error of a matcher on one line; empty if there is none."""
+    # Leave out the quoted lines of the grammar, and what is not for users.
     error = re.split(r"\n *\d+ \| |\n<| <non-verbose/>", matcher.get_error())[0]
     if "NoExtension" in error:
         return "no text matches it"
     if "unknown special token" in error:
         return "special tokens are no text, so it can't name them"
-    # Where it stands says nothing to those who wrote but a regular expression, or a schema.
+    # The location means nothing to users who wrote only a regular expression or a schema.
     error = re.sub(r"^at (?:1\(8\)|\d+\(\d+\)(?=: failed to compile JSON)): ", "", error)
     return " ".join(error.split())
 
@@ -105,7 +105,7 @@ def _main() -> None:
 if __name__ == "__main__":
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MAX_COMPILE_BYTES, MAX_COMPILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a signal that ends it leaves no file
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # leave no core file when a signal ends it
     seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     threading.stack_size(MAX_COMPILE_STACK)

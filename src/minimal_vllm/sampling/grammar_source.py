@@ -1,4 +1,4 @@
-"""What an output must match, written as a grammar in llguidance's variant of Lark's syntax.
+"""From a request's structured output options to a grammar in llguidance's variant of Lark's syntax.
 
 The syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -9,7 +9,8 @@ from typing import Any
 from minimal_vllm.sampling_params import StructuredOutputsParams
 
 MAX_WHITESPACE = 32
-"""Characters between two tokens of JSON: without a bound, some models go on with it for ever."""
+"""Maximum number of whitespace characters between two tokens of JSON. Without a limit, some models
+never stop adding more."""
 
 _WITH_REASONING = {
     "begun": "start: reasoning answer\nreasoning[lazy]: /(?s:.)*<\\/think>/",
@@ -18,12 +19,12 @@ _WITH_REASONING = {
 
 
 def grammar_source(wanted: StructuredOutputsParams) -> str:
-    """The grammar of what is wanted, without the reasoning before it; in EBNF if the user's is.
+    """Return the grammar of the answer, without the reasoning before it; in EBNF if the user's is.
 
     Raises:
-        ValueError: what is wanted can't be written as a grammar.
+        ValueError: the options can't be written as a grammar.
         TypeError: a schema is not made of JSON's types.
-        RecursionError: it is nested too deep.
+        RecursionError: a schema is nested too deep.
     """
     from llguidance import regex_to_lark
 
@@ -36,13 +37,13 @@ def grammar_source(wanted: StructuredOutputsParams) -> str:
         ascii_classes = "dw"  # as in the patterns of a JSON schema
         return f"start: /{regex_to_lark(wanted.regex, ascii_classes)}/"
     if wanted.choice is not None:
-        # A name in capitals is matched by the lexer, which can tell many thousands apart.
+        # The lexer matches names in capitals; it can tell many thousands of choices apart.
         return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, wanted.choice))
     return wanted.grammar or ""
 
 
 def json_rule(schema: str | dict[str, Any], any_whitespace: bool = True) -> str:
-    """The part of a rule that matches JSON by this schema; ``$ref`` sees this schema only.
+    """Return the part of a rule that matches JSON of this schema; ``$ref`` sees this schema only.
 
     Raises:
         ValueError, TypeError, RecursionError: as ``grammar_source``.
@@ -59,7 +60,7 @@ def json_rule(schema: str | dict[str, Any], any_whitespace: bool = True) -> str:
 
 
 def with_reasoning(source: str, reasoning: str | None) -> str:
-    """A grammar, in Lark's syntax, with the reasoning that ``StructuredOutputsParams`` allows."""
+    """Return a grammar, in Lark's syntax, with the reasoning that the request allows before it."""
     if reasoning is None:
         return source
     return f"{_WITH_REASONING[reasoning]}\nanswer: %lark {{\n{source}\n}}"

@@ -1,25 +1,26 @@
-"""What a request forbids, favours and penalises: changes of its logits before any probability.
+"""Tokens that a request forbids, favors and penalizes: changes of its logits.
 
 Each rule changes float32 logits ``[N, V]`` in place, and touches only the rows that ask for it.
 Forbidden tokens get -inf. Token ids beyond the vocabulary may be forbidden, allowed or biased:
 they cannot be sampled anyway.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minimal_vllm.sampling.row import SamplingRow, penalises
+from minimal_vllm.sampling.row import SamplingRow, penalizes
 
 BIAS_LIMIT = 100.0
-"""OpenAI's bound of ``logit_bias``: enough to force or to forbid a token."""
+"""Maximum absolute ``logit_bias``, OpenAI's: enough to force or to forbid a token."""
 
 
 def keep_allowed_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Forbids all tokens but the ``allowed_token_ids``."""
+    """Forbid all tokens but the ``allowed_token_ids``."""
     vocab_size = logits.shape[1]
     for i, row in enumerate(rows):
         if row.params.allowed_token_ids is not None:
@@ -29,7 +30,7 @@ def keep_allowed_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def keep_grammatical_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Forbids all tokens that would lead the output out of its grammar."""
+    """Forbid all tokens with which the output would no longer match its grammar."""
     masks = {i: row.grammar.allowed_tokens(row) for i, row in enumerate(rows) if row.grammar}
     if masks:
         packed = torch.stack([torch.frombuffer(mask, dtype=torch.uint8) for mask in masks.values()])
@@ -40,7 +41,7 @@ def keep_grammatical_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None
 
 
 def ban_bad_words(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Forbids the last token of each bad word whose other tokens end the output."""
+    """Forbid the last token of each bad word whose other tokens are the end of the output."""
     _ban(
         logits,
         [
@@ -58,7 +59,7 @@ def _output_ends_with(row: SamplingRow, tokens: tuple[int, ...]) -> bool:
 
 
 def ban_stop_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Forbids the tokens that end the output while it has fewer than ``min_tokens``."""
+    """Forbid stop tokens while the output has fewer than ``min_tokens`` tokens."""
     _ban(
         logits,
         [
@@ -71,7 +72,7 @@ def ban_stop_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def _ban(logits: Tensor, cells: list[tuple[int, int]]) -> None:
-    """Forbids pairs of row and token."""
+    """Forbid pairs of row and token."""
     cells = [(i, token) for i, token in cells if token < logits.shape[1]]
     if cells:
         index = torch.tensor(cells, device=logits.device)
@@ -79,7 +80,7 @@ def _ban(logits: Tensor, cells: list[tuple[int, int]]) -> None:
 
 
 def add_logit_bias(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Adds ``logit_bias``."""
+    """Add ``logit_bias`` to the logits of its tokens."""
     biases = [
         (i, token, min(max(bias, -BIAS_LIMIT), BIAS_LIMIT))
         for i, row in enumerate(rows)
@@ -93,36 +94,58 @@ def add_logit_bias(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
 
 
 def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Makes tokens less probable (with the opposite sign: more) that were seen already.
+    """Make tokens that were seen before less probable; more probable with the opposite sign.
 
-    Repetition divides the positive and multiplies the negative logits of the tokens of prompt
-    and output; presence and frequency are subtracted from those of the output.
+    The repetition penalty divides positive and multiplies negative logits of tokens in the prompt
+    or the output. The frequency penalty is subtracted once for each time that a token is in the
+    output, the presence penalty once if it is there at all.
 
     Source: Keskar et al., "CTRL", arXiv:1909.05858, section 4.1 (repetition); OpenAI's API.
     """
-    index = [i for i, row in enumerate(rows) if penalises(row.params)]
+    index = [i for i, row in enumerate(rows) if penalizes(row.params)]
     if not index:
         return
-    histories = [np.array(rows[i].token_ids, np.int64) for i in index]
-    lengths = [len(history) for history in histories]
-    outputs = [np.arange(len(rows[i].token_ids)) >= rows[i].num_prompt_tokens for i in index]
+    seen = _list_seen_tokens([rows[i] for i in index], logits)
     params = [rows[i].params for i in index]
+    repetition = logits.new_tensor([p.repetition_penalty for p in params])[seen.row]
+    frequency = logits.new_tensor([p.frequency_penalty for p in params])[seen.row]
+    presence = logits.new_tensor([p.presence_penalty for p in params])[seen.row]
 
-    def per_token(values: Iterable[float]) -> Tensor:
-        values = np.repeat(np.fromiter(values, np.float32), lengths)
-        return torch.from_numpy(values).to(logits.device)
+    cells = torch.tensor(index, device=logits.device)[seen.row], seen.token
+    values = logits[cells]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= frequency * seen.count
+    values -= presence * (seen.count > 0)
+    logits[cells] = values
 
-    # A token seen twice is two entries here, which both write the same value.
-    place = torch.from_numpy(np.repeat(np.arange(len(index)), lengths)).to(logits.device)
+
+class _SeenTokens(NamedTuple):
+    """The tokens of ``E`` positions in several requests.
+
+    A token at two positions is there twice, with the same count::
+
+        prompt 5 9, output 7 5      row    0 0 0 0
+        prompt 4,   output 4 4             1 1 1
+                                    token  5 9 7 5  4 4 4
+                                    count  1 0 1 1  2 2 2
+    """
+
+    row: Tensor
+    """``[E]`` int64: index of the request."""
+    token: Tensor
+    """``[E]`` int64"""
+    count: Tensor
+    """``[E]`` float32: number of times that the token is in the request's output."""
+
+
+def _list_seen_tokens(rows: Sequence[SamplingRow], logits: Tensor) -> _SeenTokens:
+    """List the tokens of prompts and outputs, on the device of ``logits`` ``[N, V]``."""
+    lengths = [len(row.token_ids) for row in rows]
+    histories = [np.array(row.token_ids, np.int64) for row in rows]
+    is_output = [np.arange(len(row.token_ids)) >= row.num_prompt_tokens for row in rows]
+    row = torch.from_numpy(np.repeat(np.arange(len(rows)), lengths)).to(logits.device)
     token = torch.from_numpy(np.concatenate(histories)).to(logits.device)
-    is_output = torch.from_numpy(np.concatenate(outputs)).to(logits)
-    counts = logits.new_zeros((len(index), logits.shape[1]))
-    counts = counts.index_put_((place, token), is_output, accumulate=True)[place, token]
-
-    row = torch.tensor(index, device=logits.device)[place]
-    seen = logits[row, token]
-    repetition = per_token(p.repetition_penalty for p in params)
-    seen = torch.where(seen > 0, seen / repetition, seen * repetition)
-    seen -= per_token(p.frequency_penalty for p in params) * counts
-    seen -= per_token(p.presence_penalty for p in params) * (counts > 0)
-    logits[row, token] = seen
+    counted = torch.from_numpy(np.concatenate(is_output)).to(logits)
+    counts = logits.new_zeros((len(rows), logits.shape[1]))
+    counts.index_put_((row, token), counted, accumulate=True)
+    return _SeenTokens(row, token, counts[row, token])

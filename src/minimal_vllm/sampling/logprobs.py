@@ -9,15 +9,15 @@ from minimal_vllm.outputs import Logprob, TokenLogprobs
 
 
 def top_logprobs(logprobs: Tensor, chosen: Tensor, wanted: Sequence[int]) -> list[TokenLogprobs]:
-    """For each row the chosen token, then as many of the most probable ones as are wanted.
+    """Return each row's chosen token, then as many of the most probable ones as it wants.
 
-    As in vLLM the chosen token comes first, whether or not it is among the others. Its rank is
-    the number of tokens that are at least as probable, or its place among the top ones.
+    As in vLLM, the chosen token comes first, whether or not it is among the others. Its rank is the
+    number of tokens that are at least as probable; if it is among the top tokens, its rank there.
 
     Args:
-        logprobs: float32 ``[n, V]``.
-        chosen: int64 ``[n]`` token ids; negative where there is none.
-        wanted: how many top tokens each row wants; -1 for all.
+        logprobs: ``[n, V]`` float32.
+        chosen: ``[n]`` int64 token ids; negative where there is none.
+        wanted: number of top tokens for each row; -1: all.
     """
     vocab_size = logprobs.shape[1]
     wanted = [vocab_size if k == -1 else min(k, vocab_size) for k in wanted]
@@ -42,14 +42,14 @@ def top_logprobs(logprobs: Tensor, chosen: Tensor, wanted: Sequence[int]) -> lis
 def prompt_logprobs(
     logits: Tensor, next_token_ids: Sequence[int], wanted: int
 ) -> list[TokenLogprobs]:
-    """The log-probabilities of the tokens that follow some positions of one prompt.
+    """Return the log-probabilities of the tokens that follow some positions of one prompt.
 
-    Positions are independent of each other: a long prompt is best given in slabs, so that only
-    a slab's logits need to exist at a time.
+    Positions are independent of each other. A long prompt is best given in several parts, so that
+    only one part's logits exist at a time.
 
     Args:
-        logits: ``[n, V]`` of any floating dtype, of ``n`` positions.
-        next_token_ids: the ``n`` tokens of the prompt that come after these positions.
+        logits: ``[n, V]`` of any floating dtype: those of ``n`` positions.
+        next_token_ids: the ``n`` tokens of the prompt after these positions.
         wanted: ``SamplingParams.prompt_logprobs``.
     """
     chosen = torch.tensor(next_token_ids, dtype=torch.int64, device=logits.device)

@@ -1,4 +1,4 @@
-"""What the sampler must know of a request."""
+"""What the sampler reads of a request."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -8,18 +8,18 @@ if TYPE_CHECKING:
     from array import array
 
 NO_TOKEN = -1
-"""Stands for the token of a row from which nothing can be sampled."""
+"""Stands for the token of a row of logits from which nothing can be sampled."""
 
 
 class Constraint(Protocol):
-    """A rule that the whole output must keep; ``Grammar`` is one."""
+    """A rule that the whole output must satisfy; ``Grammar`` is one."""
 
     def allowed_tokens(self, row: "SamplingRow", /) -> bytearray:
         """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next."""
         ...
 
     def is_complete(self, row: "SamplingRow", /) -> bool:
-        """Return whether the output keeps the rule and no token may be added to it."""
+        """Return whether the output satisfies the rule and no token may be added to it."""
         ...
 
     @property
@@ -32,41 +32,41 @@ class SamplingRow(Protocol):
     """The request that a row of logits belongs to; ``step.request.Request`` is one."""
 
     params: SamplingParams
-    """What was asked for."""
+    """The request's sampling parameters."""
     token_ids: "array[int]"
-    """Prompt and output so far, as far as they are known, as ``array('i')``."""
+    """Known tokens of prompt and output, as ``array('i')``."""
     num_prompt_tokens: int
-    """How many of ``token_ids`` are the prompt."""
+    """Number of ``token_ids`` that are the prompt."""
     seed: int
-    """The random numbers are a function of this and of ``next_output_index``."""
+    """Seed of the random numbers, which are a function of it and of ``next_output_index``."""
     stop_token_ids: frozenset[int]
     """Tokens that end the output."""
     bad_word_ids: tuple[tuple[int, ...], ...]
-    """The bad words, as tokens."""
+    """Bad words as token ids."""
     grammar: Constraint | None
-    """What the output must match; None: anything."""
+    """Rule that the output must satisfy; None: no rule."""
 
     @property
     def next_output_index(self) -> int:
-        """The place, in the output, of the token that is being sampled.
+        """Index, in the output, of the token that is being sampled.
 
-        ``token_ids`` may be behind: those sampled last may not be known yet.
+        ``token_ids`` may lag behind: the tokens sampled last may not be known yet.
         """
 
 
 def needs_history(row: SamplingRow) -> bool:
-    """Whether its next token depends on those before it by more than the logits."""
-    return row.grammar is not None or bool(row.bad_word_ids) or penalises(row.params)
+    """Return whether the next token depends on earlier ones other than through the logits."""
+    return row.grammar is not None or bool(row.bad_word_ids) or penalizes(row.params)
 
 
-def penalises(params: SamplingParams) -> bool:
-    """Whether tokens that were seen already get other logits."""
+def penalizes(params: SamplingParams) -> bool:
+    """Return whether a penalty changes the logits of tokens that were seen before."""
     penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
     return penalties != (1, 0, 0)
 
 
 def needs_only_numbers(row: SamplingRow) -> bool:
-    """Whether its next token depends on its logits, its seed and a few numbers alone.
+    """Return whether the next token depends on the logits, the seed and a few numbers alone.
 
     These are temperature, top_k, top_p and min_p, which a GPU keeps in its table of requests.
     """

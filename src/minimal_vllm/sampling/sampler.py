@@ -1,4 +1,4 @@
-"""The next token of each row of logits."""
+"""The sampler: from logits to the next token of each request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from minimal_vllm.sampling.logit_rules import (
 from minimal_vllm.sampling.logprobs import top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
 
-HOTTEST = 1e6
-"""All allowed tokens are equally probable at this temperature; float32 overflows far above."""
+MAX_TEMPERATURE = 1e6
+"""Higher temperatures count as this one, at which all allowed tokens are equally probable already;
+float32 would overflow at far higher ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +40,22 @@ class SamplerOutput:
 
 
 class Sampler(Protocol):
-    """What chooses tokens; ``sample`` is one."""
+    """A function that chooses tokens; ``sample`` is one."""
 
     def __call__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
-        """One token per row; see ``sample``."""
+        """Choose one token per row; see ``sample``."""
         ...
 
 
 @torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
-    """Samples one token per row, in the stages of vLLM's sampler and in their order.
+    """Sample one token per row, in the stages of vLLM's sampler and in their order.
 
-    A row's token is a function of its own logits, parameters, seed and tokens: neither its
-    neighbours nor its place among them matter.
+    A row's token is a function of its own logits, parameters, seed and tokens. Other rows of the
+    batch, and the row's index among them, don't matter.
 
     Args:
-        logits: ``[N, V]`` of any floating dtype; all is computed in float32. May be overwritten.
+        logits: ``[N, V]`` of any floating dtype; computed in float32. May be overwritten.
         rows: the ``N`` requests that the logits belong to.
     """
     logits = logits.float()
@@ -85,7 +86,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
 
 
 def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """The token of each row, int64 ``[N]``: the most probable one, or a random one."""
+    """Return each row's token, int64 ``[N]``: the most probable one, or a random one."""
     random = [i for i, row in enumerate(rows) if not row.params.greedy]
     if not random:
         return logits.argmax(dim=-1)
@@ -97,12 +98,12 @@ def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor
 
 
 def _choose_randomly(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """A random token for each row, none of which is greedy; int64 ``[N]``.
+    """Draw a token for each row, none of which is greedy; int64 ``[N]``.
 
-    Logits are shifted so that the most probable token's is 0: a tiny temperature can then not
-    make them overflow, and ``exp(logit)`` is a probability relative to the highest.
+    Logits are shifted so that the most probable token's is 0. A tiny temperature then can't make
+    them overflow, and ``exp(logit)`` is a probability relative to the highest.
     """
-    temperature = logits.new_tensor([min(row.params.temperature, HOTTEST) for row in rows])
+    temperature = logits.new_tensor([min(row.params.temperature, MAX_TEMPERATURE) for row in rows])
     shifted = (logits - peak[:, None]).div_(temperature[:, None])
     keep_min_p(shifted, rows)
     keep_top_k(shifted, rows)

@@ -1,5 +1,5 @@
-"""Attention as Triton kernels, each with what it reads and computes; for GPUs.
+"""Attention as Triton kernels for GPUs. Each file says what its kernel reads and computes.
 
-Read in this order: ``pieces`` (how a step's work is cut), ``decode``, ``shared`` (beginnings that
-requests share), ``prefill``.
+Read in this order: ``softmax`` (the loop that all share), ``pieces`` (how a decode step is cut),
+``decode``, ``shared`` (prefixes that requests share), ``prefill``.
 """

@@ -1,9 +1,9 @@
-"""Paged attention of requests that compute one token each: the kernel of decoding.
+"""Paged attention of requests that compute one token each: the decode kernel.
 
 Source: Kwon et al., *PagedAttention*, SOSP 2023, section 4.1; flash-decoding, see ``pieces``.
 
-One program reads one piece of one request's context (see ``pieces``) for one kv head, and
-serves all G query heads that share it (grouped-query packing), so that keys and values are read
+One program reads one piece of one request's context (see ``pieces``) for one kv head. It serves
+all G query heads that share this kv head (grouped-query packing), so that keys and values are read
 from memory once. With a block size of 4 tokens::
 
     request's tokens   0  1  2  3 │ 4  5  6  7 │ 8  9
@@ -14,17 +14,18 @@ from memory once. With a block size of 4 tokens::
     address of key (position p, dimension d)
         = key + block_table[p // S] * (K * S * D) + h * (S * D) + (p % S) * D + d
 
-Each program keeps a running maximum, sum and weighted values of its G heads (see ``softmax``). If a
-request has several pieces, each leaves its partial result in memory, and the program that finishes
-last merges them: the result over the keys of several pieces is the mean of their results, weighted
-by the sums of their exponentials. No second kernel has to be launched for that.
+Each program keeps a running softmax of its G heads (see ``softmax``). If a request has several
+pieces, each program stores its partial result in memory, and the program that finishes last merges
+them: the result over the keys of several pieces is the mean of their results, weighted by the sums
+of their exponentials. This needs no second kernel.
 
-Bytes: ``2 * seq_len * D * itemsize`` per request and kv head, all else is small. FLOPs: ``4 *
-seq_len * D`` per request and query head. With G = 2 and 2-byte numbers these are 2 FLOPs per byte,
-where an H200 could do 200: the memory's rate is the floor.
+Bytes: ``2 * seq_len * D * itemsize`` per request and kv head; everything else is small. FLOPs: ``4
+* seq_len * D`` per request and query head. With G = 2 and 2-byte numbers these are 2 FLOPs per
+byte, where an H200 could do 200: the floor is the memory bandwidth.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -33,64 +34,63 @@ from torch import Tensor
 
 from minimal_vllm.attention.kernels.pieces import Pieces
 from minimal_vllm.attention.kernels.softmax import (
+    empty_softmax,
     leave_part,
     merge_parts,
-    nothing_seen,
     take_keys,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 LEAST_ROWS = 16
-"""Rows and columns that a matrix product on tensor cores has at least: G query heads and small D
-are padded to them."""
+"""Minimum number of rows and columns of a matrix product on tensor cores. G query heads and small
+head dimensions are padded to it."""
 LOG2_E = 1.4426950408889634
 AT_ONCE = tl.constexpr(4)
-"""Partial results that are merged at once."""
+"""Number of partial results that are loaded and merged together."""
 MOST_LOOKED_UP_AHEAD = 32
-"""Up to so many requests, the block table's entries are read one tile ahead of the keys (a third
-stage of the loop): a link less in the chain of waits. With more, the registers that this takes are
-better used by one more program per processor."""
+"""Maximum number of requests for which the block table is read one tile ahead of the keys (a third
+stage of the loop), which removes one wait from the chain of loads. With more requests, the
+registers that this takes are better spent on one more program per SM."""
 
 
-@dataclass(frozen=True, slots=True)
-class Partials:
-    """Results over parts of a context, to be merged. Shared by all layers: they run in turn."""
+class Partials(NamedTuple):
+    """Results over parts of a context, to be merged. All layers use the same memory in turn."""
 
     out: Tensor
     """``[parts, H, D]`` float32: weighted means of values."""
     lse: Tensor
-    """``[parts, H]`` float32: the base-2 logarithms of the sums of exponentials; -inf: no keys."""
+    """``[parts, H]`` float32: base-2 logarithms of the sums of exponentials; -inf: no keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPart:
-    """What ``shared`` has computed for beginnings that several requests share."""
+    """Results of the ``shared`` kernel over prefixes that several requests share."""
 
     partials: Partials
-    """``[parts * R, H, D]``: part ``s`` of request ``r`` in row ``s * R + r``."""
+    """``[parts * R, H, D]``: part ``s`` of request ``r`` is in row ``s * R + r``."""
     num_parts: int
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
-    """A decode step, as the kernel wants it."""
+    """Input of the decode kernel, the same for all layers of a step."""
 
     token: Tensor
-    """``[R]`` int32: the row of ``q`` and ``out`` that is the request's."""
+    """``[R]`` int32: each request's row in ``q`` and ``out``."""
     seq_lens: Tensor
-    """``[R]`` int32: tokens in the cache, the new one included; 0: no request (padding)."""
+    """``[R]`` int32: number of tokens in the cache, the new one included; 0 for padding."""
     table_row: Tensor
-    """``[R]`` int32: the request's row in the block tables."""
+    """``[R]`` int32: each request's row in the block tables."""
     block_tables: Tensor
     """``[…, most blocks]`` int32."""
     starts: Tensor
-    """``[R]`` int32: the first token that is read here: that of the window, or behind what is
-    shared (with ``shared``, 0 means that nothing is)."""
+    """``[R]`` int32: the first token to read: the first in the window, or the first after the
+    shared prefix. With ``shared``, 0 means that the request shares nothing."""
     pieces: Pieces
     partials: Partials
     arrivals: Tensor
-    """``[R * K]`` int32, all 0: how many pieces are done. Left as it was found."""
+    """``[R * K]`` int32: number of finished pieces; 0 before and after the kernel."""
     shared: SharedPart | None = None
 
 
@@ -100,32 +100,27 @@ def decode_attention(
     """Attend over the cache with one token of each request.
 
     Args:
-        q: ``[T, H, D]``, of which the rows ``work.token`` are used.
-        cache: one layer's, with the new tokens' keys and values.
-        work: which request is where.
-        scale: what the scores are multiplied by.
-        out: ``[T, H, D]``, of which the rows ``work.token`` are written.
+        q: ``[T, H, D]``; the rows ``work.token`` are read.
+        cache: the layer's, which already holds the new tokens' keys and values.
+        work: where each request's tokens are.
+        scale: factor of the scores.
+        out: ``[T, H, D]``; the rows ``work.token`` are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     group = q.shape[1] // num_kv_heads
     shared = work.shared
     _decode_kernel[(num_kv_heads, len(work.pieces.owner))](
         q,
-        cache.key,
-        cache.value,
+        cache,
         out,
-        work.partials.out,
-        work.partials.lse,
-        shared.partials.out if shared else work.partials.out,
-        shared.partials.lse if shared else work.partials.lse,
+        work.partials,
+        shared.partials if shared else work.partials,
         work.token,
         work.starts,
         work.seq_lens,
         work.table_row,
         work.block_tables,
-        work.pieces.owner,
-        work.pieces.first_piece,
-        work.pieces.piece_size,
+        work.pieces,
         work.arrivals,
         len(work.token),
         scale * LOG2_E,
@@ -146,27 +141,24 @@ def decode_attention(
     )
 
 
+# Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
+# would compile the kernel anew for a member whose alignment changes.
 @triton.jit(
     do_not_specialize=["num_requests", "table_stride"],
     do_not_specialize_on_alignment=["token", "starts", "seq_lens", "table_row", "block_tables"],
 )
 def _decode_kernel(
     q,
-    key,
-    value,
+    cache,
     out,
-    partial_out,
-    partial_lse,
-    shared_out,
-    shared_lse,
+    partials,
+    shared,
     token,
     starts,
     seq_lens,
     table_row,
     block_tables,
-    owner,
-    first_piece,
-    piece_size,
+    pieces,
     arrivals,
     num_requests,
     scale,
@@ -184,61 +176,59 @@ def _decode_kernel(
     EARLY: tl.constexpr,
 ):
     head, piece = tl.program_id(0), tl.program_id(1)
-    request = tl.load(owner + piece)
-    if request < 0:
+    request = tl.load(pieces.owner + piece)
+    if request < 0:  # padding: there are fewer pieces than programs
         wait_for_previous(EARLY)
         return
-    first = tl.load(first_piece + request)
-    num_pieces = tl.load(first_piece + request + 1) - first
-    length = tl.load(piece_size)
+    first = tl.load(pieces.first_piece + request)
+    num_pieces = tl.load(pieces.first_piece + request + 1) - first
+    length = tl.load(pieces.piece_size)
     own = tl.load(starts + request)
     start = own + (piece - first) * length
     end = tl.minimum(start + length, tl.load(seq_lens + request))
     table = block_tables + tl.load(table_row + request).to(tl.int64) * table_stride
 
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
-    is_real = (row < G)[:, None] & (dim < D)[None, :]
+    is_row = row < G
+    is_real = is_row[:, None] & (dim < D)[None, :]
     heads = head * G + row
     q_row = tl.load(token + request).to(tl.int64)
-    wait_for_previous(EARLY)  # until here only the plan was read
+    wait_for_previous(EARLY)  # up to here only the plan was read
     q_tile = tl.load(
         q + q_row * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
     )
 
-    peak, total, mean = nothing_seen(ROWS, DIMS)
+    softmax = empty_softmax(ROWS, DIMS)
     for tile in range(start, end, KEYS):
         position = tile + tl.arange(0, KEYS)
         exists = position < end
         block = tl.load(table + position // S, mask=exists, other=0).to(tl.int64)
         slot = (block * K + head) * (S * D) + (position % S) * D
-        place = slot[:, None] + dim[None, :]
+        offsets = slot[:, None] + dim[None, :]
         is_key = exists[:, None] & (dim < D)[None, :]
-        peak, total, mean = take_keys(
-            q_tile, key, value, place, is_key, exists[None, :], scale,
-            peak, total, mean, True, False, PRECISION,
-        )  # fmt: skip
-    # ---- a cut context: leave the partial result; who comes last merges them all -----------------
+        visible = exists[None, :]
+        softmax = take_keys(
+            q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION
+        )
+    # ---- a cut context: store the partial result; the last program merges all of them ------------
     arrived = num_pieces - 1
+    arrival = arrivals + request * K + head
     if num_pieces > 1:
-        arrived = leave_part(
-            partial_out, partial_lse, piece * (K * G) + heads, arrivals + request * K + head,
-            row < G, is_real, dim, peak, total, mean, D,
-        )  # fmt: skip
+        arrived = leave_part(partials, piece * (K * G) + heads, is_row, softmax, arrival, D)
     if arrived < num_pieces - 1:
         return
     if num_pieces > 1:
-        tl.store(arrivals + request * K + head, 0)
-        peak, total, mean = nothing_seen(ROWS, DIMS)
-        peak, total, mean = merge_parts(
-            partial_out, partial_lse, first * (K * G) + heads, K * G, num_pieces,
-            row < G, is_real, dim, peak, total, mean, D, AT_ONCE,
+        tl.store(arrival, 0)
+        softmax = merge_parts(
+            partials, first * (K * G) + heads, K * G, num_pieces,
+            is_row, empty_softmax(ROWS, DIMS), D, AT_ONCE,
         )  # fmt: skip
     if SHARED_PARTS:
         num_shared = tl.where(own > 0, SHARED_PARTS, 0)
-        peak, total, mean = merge_parts(
-            shared_out, shared_lse, request * (K * G) + heads, num_requests * (K * G), num_shared,
-            row < G, is_real, dim, peak, total, mean, D, AT_ONCE,
+        softmax = merge_parts(
+            shared, request * (K * G) + heads, num_requests * (K * G), num_shared,
+            is_row, softmax, D, AT_ONCE,
         )  # fmt: skip
-    mean = mean / total[:, None]
-    out_place = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
-    tl.store(out + out_place, mean.to(out.dtype.element_ty), mask=is_real)
+    result = softmax.acc / softmax.total[:, None]
+    offsets = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
+    tl.store(out + offsets, result.to(out.dtype.element_ty), mask=is_real)

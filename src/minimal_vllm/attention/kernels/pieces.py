@@ -1,9 +1,9 @@
 """Cutting a decode step's contexts into pieces of about the same length, on the GPU.
 
-A decode step reads every request's keys and values once, and does little else, so it is as fast as
-the memory if all of the GPU's processors read until the end. Requests differ in length: one program
-per request would leave most processors idle while the longest request is read. So contexts are cut
-into *pieces* of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
+A decode step reads every request's keys and values once and does little else. It is as fast as the
+memory if all of the GPU's SMs read until the end. Requests differ in length: with one program per
+request most SMs would be idle while the longest request is read. So contexts are cut into *pieces*
+of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
 https://crfm.stanford.edu/2023/10/12/flashdecoding.html)::
 
     lengths       A ██████████████   B ███   C ████████
@@ -11,10 +11,10 @@ https://crfm.stanford.edu/2023/10/12/flashdecoding.html)::
     first_piece   A: 0                        B: 3     C: 4         end: 6
     owner         0         0         0       1        2         2
 
-The cut is made by a kernel, since a CUDA graph can't ask the CPU; once a step, for all layers.
+A kernel makes the cut, because a CUDA graph can't ask the CPU. It runs once a step, for all layers.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -24,73 +24,76 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 TILE = 64
-"""Tokens: what a piece's length is a multiple of."""
+"""Tokens; a piece's length is a multiple of it."""
 PIECES_PER_REQUEST = 2
-"""How many pieces a request should have on average: short ones fill the gaps at the end."""
+"""Average number of pieces per request to aim for: short pieces fill the gaps at the end."""
 PROGRAMS_OF_FEW, LEAST_OF_FEW = 2, TILE
-"""How many programs each processor should get, and a piece's tokens at least, if there are fewer
-programs than processors before anything is cut: every cut helps."""
+"""Programs per SM to aim for, and minimum number of tokens per piece, if there are fewer programs
+than SMs before anything is cut: every cut helps."""
 PROGRAMS_OF_MANY, LEAST_OF_MANY = 16, 256
 """The same for more requests: a cut costs a merge, and only evens out the end."""
-NOBODY = -1
+NO_REQUEST = -1
+"""Stands for a request where there is none. Kernels test for the sign, which tells the compiler
+that the index of a request is not negative."""
+PADDING = tl.constexpr(NO_REQUEST)
+"""``NO_REQUEST`` for kernels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
+class Pieces(NamedTuple):
     """Which tokens each piece has."""
 
     owner: Tensor
-    """``[most pieces]`` int32: the request that a piece belongs to; ``NOBODY`` behind the last."""
+    """``[most pieces]`` int32: the request that a piece belongs to; ``NO_REQUEST`` after the
+    last piece."""
     first_piece: Tensor
-    """``[R + 1]`` int32: request ``r`` has the pieces from ``first_piece[r]`` to ``[r + 1]``."""
+    """``[R + 1]`` int32: request ``r`` has the pieces from ``first_piece[r]`` up to, but not
+    including, ``first_piece[r + 1]``."""
     piece_size: Tensor
-    """``[1]`` int32."""
+    """``[1]`` int32: maximum number of tokens per piece."""
 
 
-def most_pieces(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
-    """No step of so many requests has more pieces than this."""
-    return num_requests + _wanted_pieces(num_requests, num_kv_heads, num_processors)
+def most_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
+    """Return the maximum number of pieces of a step with ``num_requests`` requests."""
+    return num_requests + _wanted_pieces(num_requests, num_kv_heads, num_sms)
 
 
-def _wanted_pieces(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
-    are_few = _are_few(num_requests, num_kv_heads, num_processors)
-    programs = num_processors * (PROGRAMS_OF_FEW if are_few else PROGRAMS_OF_MANY)
+def _wanted_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
+    are_few = _are_few(num_requests, num_kv_heads, num_sms)
+    programs = num_sms * (PROGRAMS_OF_FEW if are_few else PROGRAMS_OF_MANY)
     return -(-programs // num_kv_heads) + PIECES_PER_REQUEST * num_requests
 
 
-def _least_piece(num_requests: int, num_kv_heads: int, num_processors: int) -> int:
-    are_few = _are_few(num_requests, num_kv_heads, num_processors)
+def _least_piece(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
+    are_few = _are_few(num_requests, num_kv_heads, num_sms)
     return LEAST_OF_FEW if are_few else LEAST_OF_MANY
 
 
-def _are_few(num_requests: int, num_kv_heads: int, num_processors: int) -> bool:
-    return num_requests * num_kv_heads < num_processors
+def _are_few(num_requests: int, num_kv_heads: int, num_sms: int) -> bool:
+    return num_requests * num_kv_heads < num_sms
 
 
-def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) -> Pieces:
+def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces:
     """Cut the tokens ``starts[r] … ends[r]`` of each request into pieces.
 
     Args:
         starts: ``[R]`` int32.
         ends: ``[R]`` int32; a request with ``ends <= starts`` has no pieces.
-        num_kv_heads: each piece is read by so many programs.
-        num_processors: of the GPU.
+        num_kv_heads: number of programs that read each piece.
+        num_sms: number of the GPU's streaming multiprocessors.
     """
     num_requests = len(ends)
-    size = most_pieces(num_requests, num_kv_heads, num_processors)
+    size = most_pieces(num_requests, num_kv_heads, num_sms)
     pieces = Pieces(ends.new_empty(size), ends.new_empty(num_requests + 1), ends.new_empty(1))
     _cut_kernel[(1,)](
         starts,
         ends,
-        pieces.owner,
-        pieces.first_piece,
-        pieces.piece_size,
+        pieces,
         num_requests,
         size,
-        _wanted_pieces(num_requests, num_kv_heads, num_processors),
-        _least_piece(num_requests, num_kv_heads, num_processors),
+        _wanted_pieces(num_requests, num_kv_heads, num_sms),
+        _least_piece(num_requests, num_kv_heads, num_sms),
         TILE=TILE,
-        # At least so many that a server's batches all have the same kernel.
+        # A lower bound, so that all batches of a server use one compiled kernel.
         REQUESTS=max(triton.next_power_of_2(num_requests), 256),
         PIECES=max(triton.next_power_of_2(size), 2048),
         num_warps=8,
@@ -99,16 +102,16 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) ->
     return pieces
 
 
-def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processors: int) -> Pieces:
-    """The same in plain PyTorch."""
+def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces:
+    """Do what ``cut`` does, in plain PyTorch."""
     num_requests = len(ends)
     lengths = (ends - starts).clamp(min=0)
-    wanted = _wanted_pieces(num_requests, num_kv_heads, num_processors)
+    wanted = _wanted_pieces(num_requests, num_kv_heads, num_sms)
     piece_size = -(-int(lengths.sum()) // wanted)
-    least = _least_piece(num_requests, num_kv_heads, num_processors)
+    least = _least_piece(num_requests, num_kv_heads, num_sms)
     piece_size = max(-(-piece_size // TILE) * TILE, least)
     counts = -(-lengths // piece_size)
-    owner = ends.new_full((most_pieces(num_requests, num_kv_heads, num_processors),), NOBODY)
+    owner = ends.new_full((most_pieces(num_requests, num_kv_heads, num_sms),), NO_REQUEST)
     owned = torch.arange(num_requests, dtype=torch.int32).repeat_interleave(counts)
     owner[: len(owned)] = owned
     first_piece = torch.cat((counts.new_zeros(1), counts.cumsum(0))).int()
@@ -122,9 +125,7 @@ def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_processor
 def _cut_kernel(
     starts,
     ends,
-    owner,
-    first_piece,
-    piece_size,
+    pieces,
     num_requests,
     size,
     wanted,
@@ -145,11 +146,11 @@ def _cut_kernel(
     counts = tl.cdiv(lengths, length)
     ends_at = tl.cumsum(counts)
     first = ends_at - counts
-    tl.store(piece_size, length)
-    tl.store(first_piece, 0)
-    tl.store(first_piece + 1 + request, ends_at, mask=exists)
+    tl.store(pieces.piece_size, length)
+    tl.store(pieces.first_piece, 0)
+    tl.store(pieces.first_piece + 1 + request, ends_at, mask=exists)
 
     piece = tl.arange(0, PIECES)
-    tl.store(owner + piece, -1, mask=(piece < size) & (piece >= tl.sum(counts)))
+    tl.store(pieces.owner + piece, PADDING, mask=(piece < size) & (piece >= tl.sum(counts)))
     for index in range(tl.max(counts)):
-        tl.store(owner + first + index, request, mask=exists & (index < counts))
+        tl.store(pieces.owner + first + index, request, mask=exists & (index < counts))

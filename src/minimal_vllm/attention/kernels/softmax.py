@@ -1,167 +1,172 @@
-"""What all attention kernels do: take some more keys, or a partial result, into a running softmax.
+"""The running softmax that all attention kernels share.
 
-Online softmax (Milakov and Gimelshein 2018; Dao et al., *FlashAttention*, 2022, section 3.1): with
-each tile of keys the highest score so far may rise; what was summed before fades accordingly.
+Online softmax (Milakov and Gimelshein 2018; Dao et al., *FlashAttention*, 2022, section 3.1): a
+kernel walks over the keys in tiles and keeps three things per query head. When a tile brings a
+higher score, everything that was summed before it is scaled down::
+
+    fade  = 2 ** (old peak - new peak)
+    total = total * fade + sum of 2 ** (score - new peak)
+    acc   = acc   * fade + sum of 2 ** (score - new peak) * value
+
+``acc / total`` is the result. A partial result, computed by another program over other keys, is
+merged in the same way.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 
+class Softmax(NamedTuple):
+    """A running softmax: what a kernel keeps in registers while it walks over keys."""
+
+    peak: tl.tensor
+    """``[rows]`` float32: the highest score so far; -inf before the first key."""
+    total: tl.tensor
+    """``[rows]`` float32: the sum of the weights ``2 ** (score - peak)``."""
+    acc: tl.tensor
+    """``[rows, dims]`` float32: the sum of the values, each times its weight."""
+
+
 @triton.jit
-def nothing_seen(ROWS: tl.constexpr, DIMS: tl.constexpr):  # noqa: ANN201 - Triton's language
-    """``peak``, ``total`` and ``mean`` before any keys; see ``take_keys``."""
+def empty_softmax(ROWS: tl.constexpr, DIMS: tl.constexpr):  # noqa: ANN201 - Triton's language
+    """Return the ``Softmax`` over no keys."""
     peak = tl.full([ROWS], -float("inf"), tl.float32)
-    return peak, tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, DIMS], tl.float32)
+    return Softmax(peak, tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, DIMS], tl.float32))
 
 
 @triton.jit
 def take_keys(  # noqa: ANN201 - Triton's language
     q_tile,
-    key,
-    value,
-    place,
+    cache,
+    offsets,
     is_key,
     visible,
     scale,
-    peak,
-    total,
-    mean,
+    softmax,
     MASKED: tl.constexpr,
     MAY_SEE_NONE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take a tile of keys in.
+    """Add a tile of keys and values to a running softmax.
 
     Args:
         q_tile: ``[rows, dims]``.
-        key: the keys' memory.
-        value: the values' memory.
-        place: ``[keys, dims]``: where in both the tile is.
-        is_key: ``[keys, dims]``: what of it exists; the rest counts as zeros.
-        visible: ``[rows or 1, keys]``, if ``MASKED``: who sees whom.
-        scale: of the scores, times log2(e): exponentials are taken to the base 2.
-        peak: ``[rows]`` float32: the highest score so far.
-        total: ``[rows]`` float32: the sum of the exponentials.
-        mean: ``[rows, dims]`` float32: the weighted sum of the values.
+        cache: ``LayerCache`` of pointers to the layer's keys and values.
+        offsets: ``[keys, dims]``: the tile's offsets from both pointers.
+        is_key: ``[keys, dims]`` bool: which of the tile's numbers exist; others count as zeros.
+        visible: ``[rows or 1, keys]`` bool: which keys a row sees; used if ``MASKED``.
+        scale: factor of the scores, log2(e) included: exponentials are taken to the base 2.
+        softmax: ``Softmax`` over the keys before.
         MASKED: whether some keys may be hidden from some rows.
         MAY_SEE_NONE: whether a row may have seen no key even after this tile.
-        PRECISION: of the products.
+        PRECISION: of the matrix products, as in ``tl.dot``.
 
     Returns:
-        ``peak``, ``total`` and ``mean`` with the tile in them.
+        ``Softmax`` with the tile's keys in it.
     """
-    keys = tl.load(key + place, mask=is_key, other=0.0)
+    keys = tl.load(cache.key + offsets, mask=is_key, other=0.0)
     scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
     if MASKED:
         scores = tl.where(visible, scores, -float("inf"))
-    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    peak = tl.maximum(softmax.peak, tl.max(scores, 1))
     # -inf - -inf would be NaN.
-    safe_peak = tl.where(new_peak == -float("inf"), 0.0, new_peak) if MAY_SEE_NONE else new_peak
+    safe_peak = tl.where(peak == -float("inf"), 0.0, peak) if MAY_SEE_NONE else peak
     weights = tl.exp2(scores - safe_peak[:, None])
-    fade = tl.exp2(peak - safe_peak)
-    total = total * fade + tl.sum(weights, 1)
-    values = tl.load(value + place, mask=is_key, other=0.0)
-    mean = mean * fade[:, None]
-    mean = tl.dot(weights.to(values.dtype), values, mean, input_precision=PRECISION)
-    return new_peak, total, mean
+    fade = tl.exp2(softmax.peak - safe_peak)
+    total = softmax.total * fade + tl.sum(weights, 1)
+    values = tl.load(cache.value + offsets, mask=is_key, other=0.0)
+    acc = softmax.acc * fade[:, None]
+    acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
+    return Softmax(peak, total, acc)
 
 
 @triton.jit
 def leave_part(  # noqa: ANN201 - Triton's language
-    partial_out,
-    partial_lse,
-    place,
-    arrival,
-    is_row,
-    is_real,
-    dim,
-    peak,
-    total,
-    mean,
-    D: tl.constexpr,
+    partials, index, is_row, softmax, arrival, D: tl.constexpr
 ):
-    """Leave a partial result for the program that comes last, which merges them all.
+    """Store a partial result for the program that finishes last, which merges all of them.
 
-    All but ``arrival`` is as in ``merge_part``: an int32, how many programs have left theirs. It is
-    counted up, and what it was is returned.
+    Args:
+        partials: as in ``merge_part``.
+        index: as in ``merge_part``.
+        is_row: as in ``merge_part``.
+        softmax: ``Softmax`` over this program's keys.
+        arrival: pointer to an int32, the number of programs that have stored theirs. It is
+            incremented.
+        D: as in ``merge_part``.
+
+    Returns:
+        The value of ``arrival`` before.
     """
-    part_place = partial_out + place[:, None] * D + dim[None, :]
-    tl.store(part_place, mean / total[:, None], mask=is_real)
-    tl.store(partial_lse + place, peak + tl.log2(total), mask=is_row)
+    dim = tl.arange(0, softmax.acc.shape[1])
+    exists = is_row[:, None] & (dim < D)[None, :]
+    pointers = partials.out + index[:, None] * D + dim[None, :]
+    tl.store(pointers, softmax.acc / softmax.total[:, None], mask=exists)
+    tl.store(partials.lse + index, softmax.peak + tl.log2(softmax.total), mask=is_row)
     tl.debug_barrier()  # all of this program's threads have written …
     return tl.atomic_add(arrival, 1, sem="acq_rel")  # … before this is seen
 
 
 @triton.jit
 def merge_part(  # noqa: ANN201 - Triton's language
-    partial_out,
-    partial_lse,
-    place,
-    is_row,
-    is_real,
-    dim,
-    peak,
-    total,
-    mean,
-    D: tl.constexpr,
+    partials, index, is_row, softmax, D: tl.constexpr
 ):
-    """Take in what another program has computed over other keys (flash-decoding's merge).
+    """Add what another program computed over other keys (flash-decoding's merge).
 
     Args:
-        partial_out: ``[…, D]`` float32: means of values.
-        partial_lse: ``[…]`` float32: base-2 logarithms of the sums of exponentials; -inf: no keys.
-        place: ``[rows]``: where in both the rows are.
-        is_row: ``[rows]``: which of them exist.
-        is_real: ``[rows, dims]``: which of their numbers exist.
-        dim: ``[dims]``.
-        peak: as in ``take_keys``.
-        total: as in ``take_keys``.
-        mean: as in ``take_keys``.
+        partials: ``Partials`` of pointers: means of values ``[…, D]`` and base-2 logarithms of the
+            sums of exponentials ``[…]``, both float32.
+        index: ``[rows]``: the rows' indices in both.
+        is_row: ``[rows]`` bool: which rows exist.
+        softmax: ``Softmax`` over the keys before.
         D: numbers per row.
 
     Returns:
-        ``peak``, ``total`` and ``mean`` with the part in them.
+        ``Softmax`` with the part's keys in it.
     """
-    # ``.cg``: from the L2 cache, which all processors share; the L1 cache may hold what was there.
-    lse = tl.load(partial_lse + place, mask=is_row, other=0.0, cache_modifier=".cg")
-    part_place = partial_out + place[:, None] * D + dim[None, :]
-    part = tl.load(part_place, mask=is_real, other=0.0, cache_modifier=".cg")
-    new_peak = tl.maximum(peak, lse)
-    fade, weight = tl.exp2(peak - new_peak), tl.exp2(lse - new_peak)
-    return new_peak, total * fade + weight, mean * fade[:, None] + part * weight[:, None]
+    # ``.cg``: from the L2 cache, which all SMs share; an SM's L1 cache may hold what was there.
+    lse = tl.load(partials.lse + index, mask=is_row, other=0.0, cache_modifier=".cg")
+    dim = tl.arange(0, softmax.acc.shape[1])
+    exists = is_row[:, None] & (dim < D)[None, :]
+    pointers = partials.out + index[:, None] * D + dim[None, :]
+    part = tl.load(pointers, mask=exists, other=0.0, cache_modifier=".cg")
+    peak = tl.maximum(softmax.peak, lse)
+    fade, weight = tl.exp2(softmax.peak - peak), tl.exp2(lse - peak)
+    total = softmax.total * fade + weight
+    acc = softmax.acc * fade[:, None] + part * weight[:, None]
+    return Softmax(peak, total, acc)
 
 
 @triton.jit
 def merge_parts(  # noqa: ANN201 - Triton's language
-    partial_out,
-    partial_lse,
-    place,
-    step,
-    count,
-    is_row,
-    is_real,
-    dim,
-    peak,
-    total,
-    mean,
-    D: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    partials, index, stride, count, is_row, softmax, D: tl.constexpr, AT_ONCE: tl.constexpr
 ):
-    """Take in ``count`` parts, the rows of each ``step`` behind those of the one before.
+    """Add ``count`` parts.
 
-    So many are read at once: one after the other would be a wait each. All else is as in
-    ``merge_part``, with the ``place`` of the first part.
+    Args:
+        partials: as in ``merge_part``.
+        index: as in ``merge_part``: of the first part's rows.
+        stride: distance between the rows of one part and those of the next.
+        count: number of parts.
+        is_row: as in ``merge_part``.
+        softmax: ``Softmax`` over the keys before.
+        D: as in ``merge_part``.
+        AT_ONCE: number of parts whose loads are issued together; one after the other, each would
+            be a wait of its own.
+
+    Returns:
+        ``Softmax`` with the keys of all parts in it.
     """
     for start in range(0, count, AT_ONCE):
-        for index in tl.static_range(AT_ONCE):
-            part = tl.minimum(start + index, count - 1)
-            new_peak, new_total, new_mean = merge_part(
-                partial_out, partial_lse, place + part * step, is_row, is_real, dim,
-                peak, total, mean, D,
-            )  # fmt: skip
-            exists = start + index < count
-            peak = tl.where(exists, new_peak, peak)
-            total = tl.where(exists, new_total, total)
-            mean = tl.where(exists, new_mean, mean)
-    return peak, total, mean
+        for offset in tl.static_range(AT_ONCE):
+            part = tl.minimum(start + offset, count - 1)
+            merged = merge_part(partials, index + part * stride, is_row, softmax, D)
+            exists = start + offset < count
+            softmax = Softmax(
+                tl.where(exists, merged.peak, softmax.peak),
+                tl.where(exists, merged.total, softmax.total),
+                tl.where(exists, merged.acc, softmax.acc),
+            )
+    return softmax

@@ -1,61 +1,63 @@
-"""SwiGLU with many tokens: the product with ``gate`` and ``up``, and the gate at its end.
+"""A gated product with many tokens: ``activation(x @ gate) * (x @ up)`` in one kernel.
 
-By itself the gate would read what the product has just written, ``[T, 2 * inner]``: in the 0.6B
-shape a twentieth of a prompt's time. Here a program computes the same tile of both products, and
-writes their gated result::
+A kernel for the gate alone would read back what the product has just written, ``[T, 2 * inner]``:
+in the 0.6B shape a twentieth of a prompt's time. Here a program computes the same tile of both
+products and writes their gated result::
 
     x [T, in]  ×  gate [inner, in] ──►  ┌────────┐  silu(gate) * up
                   up   [inner, in] ──►  └────────┘  [128, 128] of [T, inner]
 
-What makes a product fast on Hopper: tiles come by TMA, a unit that copies what a *descriptor* of
-the matrix says, without a processor's threads; some warps ask for tiles while others multiply
-(*warp specialization*); and one program per processor takes tile after tile, so that the end of one
-overlaps with the beginning of the next. Triton does the first two for us.
+Three things make a product fast on Hopper. Tiles come by TMA, a unit that copies what a
+*descriptor* of the matrix says, without the threads of an SM. Some warps ask for tiles while others
+multiply (*warp specialization*). And one program per SM computes tile after tile, so that the end
+of one overlaps with the beginning of the next. Triton does the first two for us.
 
-It is launched as ever, without an early start: what it takes is long beside a launch.
+The kernel is launched without an early start: it is long compared with a launch.
 
-Tiles are taken in groups of ``GROUP`` rows, so that what neighbours read is still in the L2 cache.
+Tiles are taken in groups of ``GROUP`` rows, so that what neighbors read is still in the L2 cache.
 
 FLOPs: ``4 * T * in * inner``, the floor. Source: Shazeer 2020, https://arxiv.org/abs/2002.05202;
-of the order of tiles, Tillet et al., *Triton*, MAPL 2019.
+the order of tiles: Tillet et al., *Triton*, MAPL 2019.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, float32
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from minimal_vllm.model.kernels.gate import gated
+from minimal_vllm.device.properties import is_hopper, num_sms
+from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
-HOPPER = 9
-"""Compute capability 9.x; Blackwell has other instructions for this, and was not tried."""
 LEAST_TOKENS = 4096
-"""With fewer there are too few tiles for programs that take several."""
+"""Minimum number of tokens: with fewer there are too few tiles for programs that take several."""
 ROWS, COLUMNS, DEPTH = 128, 128, 64
-"""Of a tile: tokens, columns of the output, and how much of the sum is taken in at once."""
+"""Tile size in tokens and in columns of the output; and terms of the sum added per iteration."""
 GROUP = 8
+"""Rows of tiles per group."""
 
 
-def is_for_gated_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether ``gated_product`` is made for this."""
+def can_use_gated_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether ``gated_product`` can compute this, and is the fastest way.
+
+    It is written for Hopper. Blackwell has other instructions for this, and was not tried.
+    """
     return (
         len(x) >= LEAST_TOKENS
         and bias is None
         and x.itemsize == 2
         and weight.shape[0] % (2 * COLUMNS) == 0
         and weight.shape[1] % DEPTH == 0
-        and x.is_cuda
-        and torch.cuda.get_device_capability(x.device)[0] == HOPPER
+        and is_hopper(x.device)
     )
 
 
-def gated_product(x: Tensor, weight: Tensor) -> Tensor:
-    """``silu(x @ gate.T) * (x @ up.T)``.
+def gated_product(x: Tensor, weight: Tensor, activation: str) -> Tensor:
+    """Return ``activation(x @ gate.T) * (x @ up.T)``.
 
     Args:
-        x: ``[T, in]``, contiguous; see ``is_for_gated_product``.
+        x: ``[T, in]``, contiguous; see ``can_use_gated_product``.
         weight: ``[2 * inner, in]``, contiguous: gate, then up.
+        activation: a key of ``ACTIVATIONS``.
 
     Returns:
         ``[T, inner]``
@@ -63,10 +65,8 @@ def gated_product(x: Tensor, weight: Tensor) -> Tensor:
     tokens, depth = x.shape
     inner = len(weight) // 2
     out = x.new_empty(tokens, inner)
-    processors = 4  # of Triton's interpreter, as it were
-    if x.is_cuda:
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    _gated_product_kernel[(processors,)](
+    programs = num_sms(x.device)
+    _gated_product_kernel[(programs,)](
         TensorDescriptor.from_tensor(x, [ROWS, DEPTH]),
         TensorDescriptor.from_tensor(weight, [COLUMNS, DEPTH]),
         TensorDescriptor.from_tensor(out, [ROWS, COLUMNS]),
@@ -77,8 +77,9 @@ def gated_product(x: Tensor, weight: Tensor) -> Tensor:
         COLUMNS=COLUMNS,
         DEPTH=DEPTH,
         GROUP=GROUP,
-        PROGRAMS=processors,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        PROGRAMS=programs,
+        ACTIVATION=ACTIVATIONS[activation],
+        PRECISION="ieee" if x.dtype == float32 else "tf32",
         num_warps=8,
         num_stages=3,
     )
@@ -98,6 +99,7 @@ def _gated_product_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     rows_of_tiles, columns_of_tiles = tl.cdiv(tokens, ROWS), INNER // COLUMNS
@@ -116,4 +118,4 @@ def _gated_product_kernel(
             gate = tl.dot(xs, gates, gate, input_precision=PRECISION)
             ups = weight.load([INNER + column, start]).T
             up = tl.dot(xs, ups, up, input_precision=PRECISION)
-        out.store([row, column], gated(gate.to(out.dtype), up.to(out.dtype)))
+        out.store([row, column], gated(gate.to(out.dtype), up.to(out.dtype), ACTIVATION))

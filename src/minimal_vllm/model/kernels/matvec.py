@@ -1,21 +1,21 @@
-"""Products of weights with one token, where only the reading of the weights counts.
+"""Products of weights with one token, in which only reading the weights takes time.
 
-With one token a product has 1 FLOP per byte of weights; the fastest possible one reads each weight
-once, at the memory's rate. Libraries reach half to three quarters of it, since their kernels are
-cut for large tiles. Here a program reads some rows of the weights in long, contiguous pieces, with
-no tensor cores, and multiplies them with the token's vector in registers::
+With one token a product has 1 FLOP per byte of weights; the fastest possible kernel reads each
+weight once, at the memory bandwidth. Libraries reach half to three quarters of it, because their
+kernels are cut for large tiles. Here a program reads some rows of the weights in long, contiguous
+pieces and multiplies them with the token's vector in registers, without tensor cores::
 
     weights [out, in]   row 0 ────────────►   ×  x  = y[0]
                         row 1 ────────────►         = y[1]
 
-What comes before the product is computed by every program anew: the vector is short and in the
-L2 cache, and a launch costs more. There are two such beginnings: the norm of the residual stream,
-and SwiGLU's gate, whose product with the rows for ``gate`` and ``up`` is taken together.
+Every program computes the norm before the product anew: the vector is short and in the L2 cache,
+and another launch would cost more. At the end of the product, a program can apply the gate of the
+feed-forward network: it then multiplies with the rows for ``gate`` and those for ``up``.
 
-With two tokens and more a library's kernel wins, on tensor cores: here each weight would be turned
-into float32 once per token.
+With two or more tokens a library's kernel wins, on tensor cores: here each weight would be
+converted to float32 once per token.
 
-Source of the reckoning, the roofline: Williams et al., CACM 2009.
+Source of the bound, the roofline model: Williams et al., CACM 2009.
 """
 
 import triton
@@ -23,22 +23,22 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.gate import gated
+from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
 
-def is_for_matvec(x: Tensor) -> bool:
-    """Whether there is only one token."""
+def can_use_matvec(x: Tensor) -> bool:
+    """Return whether there is only one token."""
     return len(x) == 1
 
 
 def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``.
+    """Return ``x @ weight.T + bias``.
 
     Args:
         x: ``[1, in]``, contiguous.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
-        out: where to put the result; None: into new memory.
+        out: ``[1, out]``, where to write the result; None: new memory.
     """
     out_size, in_size = weight.shape
     y = x.new_empty(1, out_size) if out is None else out
@@ -46,7 +46,7 @@ def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
-        BIAS=bias is not None, NORM=False, ADDS=False, GATES=False, num_warps=warps,
+        BIAS=bias is not None, NORM=False, ADDS=False, ACTIVATION=None, num_warps=warps,
         **launch_options(x),
     )  # fmt: skip
     return y
@@ -61,38 +61,42 @@ def add_norm_matvec(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    gates: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
-    """Compute ``total = residual + x``, and the product of ``weight`` with its norm.
+    """Compute ``total = residual + x``; return the product of its norm with ``weight``.
 
     Args:
-        residual: ``[1, in]``, contiguous; unchanged, since other programs still read it.
+        residual: ``[1, in]``, contiguous; unchanged, because other programs still read it.
         x: ``[1, in]``, contiguous, or None.
-        total: ``[1, in]``, contiguous; written, unless ``x`` is None: then it is ``residual``.
+        total: ``[1, in]``, contiguous; written. If ``x`` is None, ``residual`` itself, not written.
         norm_weight: ``[in]``.
-        eps: of the norm.
-        weight: ``[out, in]``.
+        eps: added to the mean of the squares.
+        weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
-        gates: the first half of the product is SwiGLU's gate, for the second.
+        activation: a key of ``ACTIVATIONS``: the first half of the product is the gate of the
+            second. None: no gate.
 
     Returns:
-        ``[1, out]``, or ``[1, out / 2]`` if it gates.
+        ``[1, out]``, or ``[1, out / 2]`` if gated.
     """
-    out_size, in_size = weight.shape[0] // (2 if gates else 1), weight.shape[1]
+    out_size, in_size = weight.shape
+    if activation is not None:
+        out_size //= 2
     y = residual.new_empty(1, out_size)
     rows, columns, warps = _tile(in_size)
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         residual, residual if x is None else x, total, norm_weight, weight,
         weight if bias is None else bias, y, eps,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
-        BIAS=bias is not None, NORM=True, ADDS=x is not None, GATES=gates, num_warps=warps,
-        **launch_options(residual),
+        BIAS=bias is not None, NORM=True, ADDS=x is not None,
+        ACTIVATION=None if activation is None else ACTIVATIONS[activation],
+        num_warps=warps, **launch_options(residual),
     )  # fmt: skip
     return y
 
 
 def _tile(in_size: int) -> tuple[int, int, int]:
-    """Rows and columns that a program reads at once, and its warps: what was fastest on an H200."""
+    """Return a program's rows, columns per iteration and warps: the fastest on an H200."""
     columns = min(triton.next_power_of_2(in_size), 2048)
     if in_size >= 4096:
         return 2, columns, 4
@@ -116,12 +120,13 @@ def _matvec_kernel(
     BIAS: tl.constexpr,
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
-    GATES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < OUT
-    # Weights never change: the first are on their way before the kernel before this one ends.
+    GATES: tl.constexpr = ACTIVATION is not None
+    # Weights never change: load the first before the kernel before this one has ended.
     first = _load_weights(weight, row, 0, OUT, IN, COLUMNS)
     first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, COLUMNS) if GATES else first
     wait_for_previous(EARLY)
@@ -133,7 +138,7 @@ def _matvec_kernel(
         part = tl.load(residual + column, mask=column < IN, other=0.0)
         if ADDS:
             part += tl.load(x + column, mask=column < IN, other=0.0)
-            written = tl.where(tl.program_id(0) == 0, IN, 0)  # by the first program alone
+            written = tl.where(tl.program_id(0) == 0, IN, 0)  # only by the first program
             tl.store(new_residual + column, part, mask=column < written)
         wide = part.to(tl.float32)
         if NORM:
@@ -146,7 +151,7 @@ def _matvec_kernel(
             if start > 0:
                 ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, COLUMNS)
             up_products += ups.to(tl.float32) * wide[None, :]
-    # A norm is one factor for the whole vector: it may as well come after the product.
+    # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
     result = tl.sum(products, 1) * scale
     if BIAS:
@@ -156,12 +161,12 @@ def _matvec_kernel(
         up_result = tl.sum(up_products, 1) * scale
         if BIAS:
             up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
-        result = gated(result, up_result.to(y.dtype.element_ty))
+        result = gated(result, up_result.to(y.dtype.element_ty), ACTIVATION)
     tl.store(y + row, result, mask=is_row)
 
 
 @triton.jit
 def _load_weights(weight, row, start, OUT: tl.constexpr, IN: tl.constexpr, COLUMNS: tl.constexpr):
     column = start + tl.arange(0, COLUMNS)
-    place = row.to(tl.int64)[:, None] * IN + column[None, :]
-    return tl.load(weight + place, mask=(row < OUT)[:, None] & (column < IN)[None, :], other=0.0)
+    offsets = row.to(tl.int64)[:, None] * IN + column[None, :]
+    return tl.load(weight + offsets, mask=(row < OUT)[:, None] & (column < IN)[None, :], other=0.0)

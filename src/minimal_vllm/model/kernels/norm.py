@@ -1,11 +1,11 @@
-"""Adding to the residual stream and normalising the sum, in one pass over memory.
+"""Adding to the residual stream and normalizing the sum, in one pass over memory.
 
 Source of the norm: Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467.
 
 Plain PyTorch reads and writes the stream several times: to add, to square, to scale. Here one
 program holds one token's vector in registers. Bytes per token: read residual and x, write both:
-``4 * hidden * itemsize``; memory's rate is the floor. If x comes in parts (see ``split``), they are
-added up on the way: ``4 * hidden`` bytes each.
+``4 * hidden * itemsize``; the floor is the memory bandwidth. If x comes in parts (see ``split``),
+they are summed in the same pass: ``4 * hidden`` bytes each.
 """
 
 import triton
@@ -18,17 +18,17 @@ from minimal_vllm.device.launch import launch_options, wait_for_previous
 def add_norm(
     residual: Tensor, x: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """``residual + x``, in place, and its root mean square normalisation.
+    """Add ``x`` to ``residual``, in place, and return both the sum and its RMS norm.
 
     Args:
         residual: ``[T, hidden]``, contiguous; changed.
-        x: ``[T, hidden]``, or the parts of that, ``[parts, T, hidden]``; contiguous. None: nothing
-            to add.
+        x: ``[T, hidden]``, or parts that sum to it, ``[parts, T, hidden]``; contiguous. None:
+            nothing is added.
         weight: ``[hidden]``.
         eps: added to the mean of the squares.
 
     Returns:
-        ``residual`` and the normalised ``[T, hidden]``.
+        ``residual`` and its norm, each ``[T, hidden]``.
     """
     normed = empty_like(residual)
     tokens, size = residual.shape
@@ -64,16 +64,16 @@ def _add_norm_kernel(
     exists = column < SIZE
     scale = tl.load(weight + column, mask=exists, other=0.0)
     wait_for_previous(EARLY)
-    place = tl.program_id(0).to(tl.int64) * SIZE + column
-    value = tl.load(residual + place, mask=exists, other=0.0)
+    offsets = tl.program_id(0).to(tl.int64) * SIZE + column
+    value = tl.load(residual + offsets, mask=exists, other=0.0)
     if PARTS:
         added = tl.zeros([BLOCK], tl.float32)
         for part in tl.static_range(PARTS):
-            behind = part * tl.num_programs(0) * SIZE
-            added += tl.load(x + behind + place, mask=exists, other=0.0).to(tl.float32)
+            part_start = part * tl.num_programs(0) * SIZE
+            added += tl.load(x + part_start + offsets, mask=exists, other=0.0).to(tl.float32)
         value += added.to(value.dtype)
-        tl.store(residual + place, value, mask=exists)
+        tl.store(residual + offsets, value, mask=exists)
     wide = value.to(tl.float32)
     unit = wide * tl.rsqrt(tl.sum(wide * wide) / SIZE + eps)
     # Rounded where Hugging Face's models round.
-    tl.store(normed + place, unit.to(value.dtype) * scale, mask=exists)
+    tl.store(normed + offsets, unit.to(value.dtype) * scale, mask=exists)

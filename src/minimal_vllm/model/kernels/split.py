@@ -1,21 +1,21 @@
-"""Products with some tokens and few columns: sums are cut, so that there is work for everybody.
+"""Products with some tokens and few columns: the sum is cut, so that every SM has work.
 
-A library cuts a product into tiles of the output. ``o`` and ``down`` lead back to the hidden size:
-64 tokens of 1,024 numbers are 16 tiles of 64 x 64, for 132 processors. So the sum over the inner
-dimension is cut, too ("split-K"), and each program leaves a part of it, in float32::
+A library cuts a product into tiles of the output. The outputs of ``o`` and ``down`` have the hidden
+size: 64 tokens of 1,024 numbers are 16 tiles of 64 x 64, for an H200's 132 SMs. So the sum over the
+inner dimension is cut, too ("split-K"), and each program stores a part of it, in float32::
 
     x [T, in]   ░░░░▒▒▒▒▓▓▓▓████     parts of the sum
                  │   │   │   │
     weight      ░░░░▒▒▒▒▓▓▓▓████
     [out, in]    ▼   ▼   ▼   ▼
-    y         [parts, T, out]         added up by the kernel behind it: see ``norm``
+    y         [parts, T, out]         summed by the next kernel: see ``norm``
 
-Libraries do the same, and launch a kernel to add the parts. Here that is done in passing by the
-norm of the residual stream, which reads the product anyway.
+Libraries do the same, and launch another kernel to sum the parts. Here the norm of the residual
+stream sums them, as it reads the product anyway.
 
-Bytes: the weights, once, if no more tokens than a tile has rows; and the parts, ``4 * parts * T *
-out``, written and read again, in the L2 cache. Source of the tiling: Tillet et
-al., *Triton*, MAPL 2019; of split-K: Osama et al., *Stream-K*, 2023, https://arxiv.org/abs/2301.03598.
+Bytes: the weights, once, if there are no more tokens than a tile has rows; and the parts, ``4 *
+parts * T * out``, written and read again in the L2 cache. Sources: Tillet et al., *Triton*, MAPL
+2019 (tiling); Osama et al., *Stream-K*, 2023, https://arxiv.org/abs/2301.03598 (split-K).
 """
 
 import torch
@@ -24,32 +24,35 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.properties import num_sms
 
 MOST_COLUMNS = 2048
-"""With more the library's kernels are better than ours."""
+"""Maximum number of columns of the output: with more, the library's kernels are better."""
 TILE = 64
-"""Columns of the output, and, where there are so many, tokens."""
+"""Tile size in columns of the output, and in tokens if there are more than 16."""
 DEPTH = 128
-"""How much of the sum a program takes in at once."""
+"""Terms of the sum that a program adds per iteration."""
 MOST_PARTS = 8
-PROCESSORS = 132
-"""Of an H200. If the library's tiles keep half of them busy it is as fast; and ours have to."""
 
 
-def is_for_split(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``split_linear`` is made for this product."""
+def can_use_split(x: Tensor, weight: Tensor) -> bool:
+    """Return whether ``split_linear`` can compute this product, and is faster than the library.
+
+    The library is as fast if its tiles keep half of the SMs busy. Ours have to keep half busy, too.
+    """
     columns, depth = weight.shape
+    sms = num_sms(x.device)
     fits = columns % TILE == 0 and depth % DEPTH == 0 and columns <= MOST_COLUMNS
     num_tiles = _num_tiles(len(x), columns)
-    num_programs = num_tiles * _num_parts(num_tiles, depth)
-    return fits and 2 * num_tiles <= PROCESSORS <= 2 * num_programs
+    num_programs = num_tiles * _num_parts(num_tiles, depth, sms)
+    return fits and 2 * num_tiles <= sms <= 2 * num_programs
 
 
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Parts whose sum is ``x @ weight.T + bias``.
+    """Return parts whose sum is ``x @ weight.T + bias``.
 
     Args:
-        x: ``[T, in]``, contiguous; see ``is_for_split``.
+        x: ``[T, in]``, contiguous; see ``can_use_split``.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
 
@@ -58,7 +61,7 @@ def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     tokens, (columns, depth) = len(x), weight.shape
     rows = 16 if tokens <= 16 else TILE
-    num_parts = _num_parts(_num_tiles(tokens, columns), depth)
+    num_parts = _num_parts(_num_tiles(tokens, columns), depth, num_sms(x.device))
     parts = torch.empty((num_parts, tokens, columns), device=x.device)
     is_wide = x.dtype == torch.float32
     _split_kernel[(columns // TILE, triton.cdiv(tokens, rows), num_parts)](
@@ -86,10 +89,10 @@ def _num_tiles(tokens: int, columns: int) -> int:
     return columns // TILE * -(-tokens // TILE)
 
 
-def _num_parts(num_tiles: int, depth: int) -> int:
-    """A power of two that divides the sum evenly, with a program for each processor at most."""
+def _num_parts(num_tiles: int, depth: int, sms: int) -> int:
+    """Return a power of two that divides the sum evenly and makes at most one program per SM."""
     parts = MOST_PARTS
-    while parts > 1 and (parts * num_tiles > PROCESSORS or depth % (parts * DEPTH)):
+    while parts > 1 and (parts * num_tiles > sms or depth % (parts * DEPTH)):
         parts //= 2
     return parts
 
@@ -116,15 +119,15 @@ def _split_kernel(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inner = part * (IN // PARTS) + tl.arange(0, DEPTH)
     is_row = (row < tokens)[:, None]
-    x_place = x + row[:, None] * IN + inner[None, :]
-    weight_place = weight + column[None, :] * IN + inner[:, None]  # transposed
+    x_pointers = x + row[:, None] * IN + inner[None, :]
+    weight_pointers = weight + column[None, :] * IN + inner[:, None]  # transposed
     wait_for_previous(EARLY)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, IN // PARTS, DEPTH):
-        xs = tl.load(x_place + start, mask=is_row, other=0.0)
-        weights = tl.load(weight_place + start)
+        xs = tl.load(x_pointers + start, mask=is_row, other=0.0)
+        weights = tl.load(weight_pointers + start)
         total = tl.dot(xs, weights, total, input_precision=PRECISION)
     if BIAS and part == 0:
         total += tl.load(bias + column).to(tl.float32)[None, :]
-    place = (part * tokens + row)[:, None] * OUT + column[None, :]
-    tl.store(parts + place, total, mask=is_row)
+    offsets = (part * tokens + row)[:, None] * OUT + column[None, :]
+    tl.store(parts + offsets, total, mask=is_row)

@@ -60,7 +60,7 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
     sampling = SamplingInputs(
         temperature=temperature.view(torch.float32),
         seeds=seeds,
-        places=places,
+        output_index=places,
         top_k=top_k,
         top_p=top_p.view(torch.float64),
         min_p=min_p.view(torch.float32),

@@ -1,1 +1,4 @@
-"""Sampling as Triton kernels; for GPUs."""
+"""Sampling as Triton kernels for GPUs.
+
+Read in this order: ``weights`` (gaps and integer weights), ``sample`` (the passes), ``filters``.
+"""

@@ -2,14 +2,15 @@
 
 The idea. A kernel can't hold all scores of a long context: it walks through the keys in tiles, and
 keeps three things per query head: the highest score so far (``peak``), the sum of the exponentials
-(``total``) and the sum of the values weighted with them (``mean``). When a tile brings a higher
-score, what was summed before *fades* (the online softmax: Milakov and Gimelshein, 2018)::
+(``total``) and the sum of the values weighted with them (``acc``). They are a named tuple,
+``Softmax(peak, total, acc)``. When a tile brings a higher score, what was summed before *fades*
+(the online softmax: Milakov and Gimelshein, 2018)::
 
     fade  = 2 ** (old peak - new peak)
     total = total * fade + sum of 2 ** (score - new peak)
-    mean  = mean  * fade + sum of 2 ** (score - new peak) * value
+    acc   = acc   * fade + sum of 2 ** (score - new peak) * value
 
-In the end ``mean / total`` is the result. Powers of two, since GPUs have an instruction for them:
+In the end ``acc / total`` is the result. Powers of two, since GPUs have an instruction for them:
 ``scale`` contains log2(e). ``_decode`` below, which is given, runs once for each request and kv
 head, finds the addresses of each tile by the block table, and calls ``take_keys``.
 
@@ -31,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minimal_vllm.attention.kernels.softmax import Softmax, empty_softmax
 from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch
@@ -43,51 +45,47 @@ ROWS = 16
 @triton.jit
 def take_keys(
     q_tile,
-    key,
-    value,
-    place,
+    cache,
+    offsets,
     is_key,
     visible,
     scale,
-    peak,
-    total,
-    mean,
+    softmax,
     MASKED: tl.constexpr,
     MAY_SEE_NONE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take a tile of keys in.
+    """Add a tile of keys and values to a running softmax.
 
     Args:
         q_tile: ``[rows, dims]``.
-        key: the keys' memory; ``key + place`` are pointers to this tile's.
-        value: the values' memory.
-        place: ``[keys, dims]``: where in both the tile is.
-        is_key: ``[keys, dims]``: what of it exists; the rest counts as zeros.
-        visible: ``[rows or 1, keys]``, if ``MASKED``: who sees whom; a hidden score is -inf.
-        scale: of the scores.
-        peak: ``[rows]`` float32: the highest score so far, -inf at first.
-        total: ``[rows]`` float32: the sum of the exponentials.
-        mean: ``[rows, dims]`` float32: the weighted sum of the values.
+        cache: pointers to the layer's keys, ``cache.key``, and values, ``cache.value``.
+        offsets: ``[keys, dims]``: the tile's offsets from both: its keys are at
+            ``cache.key + offsets``.
+        is_key: ``[keys, dims]`` bool: which of the tile's numbers exist; others count as zeros.
+        visible: ``[rows or 1, keys]`` bool: which keys a row sees; used if ``MASKED``. A hidden
+            score is -inf.
+        scale: factor of the scores.
+        softmax: ``Softmax`` over the keys before: ``softmax.peak`` ``[rows]``, -inf at first,
+            ``softmax.total`` ``[rows]``, ``softmax.acc`` ``[rows, dims]``, all float32.
         MASKED: whether some keys may be hidden from some rows.
-        MAY_SEE_NONE: whether a row may have seen no key even after this tile; here it never is.
-        PRECISION: of the products.
+        MAY_SEE_NONE: whether a row may have seen no key even after this tile; False here.
+        PRECISION: of the matrix products, as in ``tl.dot``.
 
     Returns:
-        ``peak``, ``total`` and ``mean`` with the tile in them.
+        ``Softmax`` with the tile's keys in it.
     """
     raise NotImplementedError(
         "load the keys; scores = q_tile keys^T * scale; hide what is not visible; find the new "
-        "peak; weights = exp2(scores - new peak); let total and mean fade; add the weights to "
-        "total, and weights times values to mean"
+        "peak; weights = exp2(scores - new peak); let total and acc fade; add the weights to "
+        "total, and weights times values to acc; return Softmax(peak, total, acc)"
     )
 
 
 @triton.jit
 def _decode(
     q,
-    key,
-    value,
+    cache,
     out,
     seq_lens,
     block_tables,
@@ -106,23 +104,20 @@ def _decode(
     table = block_tables + request * table_stride
     row, dim = tl.arange(0, ROWS), tl.arange(0, D)
     is_real = (row < G)[:, None] & (dim < D)[None, :]
-    q_place = (request * K * G + head * G + row)[:, None] * D + dim[None, :]
-    q_tile = tl.load(q + q_place, mask=is_real, other=0.0)
+    q_offsets = (request * K * G + head * G + row)[:, None] * D + dim[None, :]
+    q_tile = tl.load(q + q_offsets, mask=is_real, other=0.0)
 
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, D], tl.float32)
+    softmax = empty_softmax(ROWS, D)
     for tile in range(0, end, KEYS):
         position = tile + tl.arange(0, KEYS)
         exists = position < end
         block = tl.load(table + position // S, mask=exists, other=0).to(tl.int64)
-        place = ((block * K + head) * (S * D) + (position % S) * D)[:, None] + dim[None, :]
+        offsets = ((block * K + head) * (S * D) + (position % S) * D)[:, None] + dim[None, :]
         is_key = exists[:, None] & (dim < D)[None, :]
-        peak, total, mean = take_keys(
-            q_tile, key, value, place, is_key, exists[None, :], scale,
-            peak, total, mean, True, False, "ieee",
-        )  # fmt: skip
-    tl.store(out + q_place, mean / total[:, None], mask=is_real)
+        softmax = take_keys(
+            q_tile, cache, offsets, is_key, exists[None, :], scale, softmax, True, False, "ieee"
+        )
+    tl.store(out + q_offsets, softmax.acc / softmax.total[:, None], mask=is_real)
 
 
 class MyStep(PagedStep):
@@ -142,8 +137,7 @@ class MyStep(PagedStep):
         out = torch.empty_like(q)
         _decode[(num_kv_heads, len(q))](
             q,
-            cache.key,
-            cache.value,
+            cache,
             out,
             self.seq_lens,
             self.block_tables,

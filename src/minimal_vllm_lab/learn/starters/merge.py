@@ -27,61 +27,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minimal_vllm.attention.kernels.decode import Partials
+from minimal_vllm.attention.kernels.softmax import Softmax, empty_softmax
+
 
 @triton.jit
-def merge_part(
-    partial_out,
-    partial_lse,
-    place,
-    is_row,
-    is_real,
-    dim,
-    peak,
-    total,
-    mean,
-    D: tl.constexpr,
-):
+def merge_part(partials, index, is_row, softmax, D: tl.constexpr):
     """Add one partial result to a running mean.
 
     Args:
-        partial_out: the memory of all parts' results; a row's number ``dim`` is at
-            ``place * D + dim``.
-        partial_lse: the memory of all parts' lse; a row's is at ``place``.
-        place: ``[rows]``: where this part's rows are, one for each query head.
-        is_row: ``[rows]``: which of them exist; the rest is padding.
-        is_real: ``[rows, dims]``: which of their numbers exist.
-        dim: ``[dims]``: 0, 1, …
-        peak: ``[rows]`` float32: the highest lse so far, -inf at first.
-        total: ``[rows]`` float32: the sum of ``2 ** (lse - peak)``.
-        mean: ``[rows, dims]`` float32: the sum of ``2 ** (lse - peak) * out``.
+        partials: pointers to the results of all parts, ``partials.out``, and to their lse,
+            ``partials.lse``. Number ``dim`` of a row is at ``partials.out + index * D + dim``, its
+            lse at ``partials.lse + index``.
+        index: ``[rows]``: the indices of this part's rows, one for each query head.
+        is_row: ``[rows]`` bool: which of them exist; the others are padding.
+        softmax: ``Softmax`` of three float32 tensors: ``softmax.peak`` ``[rows]``, the highest lse
+            so far, -inf at first; ``softmax.total`` ``[rows]``, the sum of ``2 ** (lse - peak)``;
+            ``softmax.acc`` ``[rows, dims]``, the sum of ``2 ** (lse - peak) * out``.
         D: numbers per row.
 
     Returns:
-        ``peak``, ``total`` and ``mean`` with the part in them.
+        ``Softmax(peak, total, acc)`` with the part in it.
     """
     raise NotImplementedError(
-        "load the part's lse [rows] and out [rows, dims]; find the new peak; let total and mean "
+        "load the part's lse [rows] and out [rows, dims]; find the new peak; let total and acc "
         "fade by exp2(old peak - new peak), and add the part with the weight exp2(lse - new peak)"
     )
 
 
 @triton.jit
-def _merge_all(
-    partial_out, partial_lse, out, num_parts, G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr
-):
+def _merge_all(partials, out, num_parts, G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr):
     row, dim = tl.arange(0, ROWS), tl.arange(0, D)
     is_row = row < G
-    is_real = is_row[:, None] & (dim < D)[None, :]
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, D], tl.float32)
+    softmax = empty_softmax(ROWS, D)
     for part in range(num_parts):
-        place = part * G + row
-        peak, total, mean = merge_part(
-            partial_out, partial_lse, place, is_row, is_real, dim, peak, total, mean, D
-        )
-    mean = mean / total[:, None]
-    tl.store(out + row[:, None] * D + dim[None, :], mean, mask=is_real)
+        softmax = merge_part(partials, part * G + row, is_row, softmax, D)
+    mean = softmax.acc / softmax.total[:, None]
+    tl.store(out + row[:, None] * D + dim[None, :], mean, mask=is_row[:, None])
 
 
 def merge_parts(outs: Tensor, lses: Tensor) -> Tensor:
@@ -97,5 +79,5 @@ def merge_parts(outs: Tensor, lses: Tensor) -> Tensor:
     num_parts, num_heads, head_dim = outs.shape
     out = torch.empty(num_heads, head_dim, device=outs.device)
     rows = triton.next_power_of_2(num_heads)
-    _merge_all[(1,)](outs, lses, out, num_parts, G=num_heads, D=head_dim, ROWS=rows)
+    _merge_all[(1,)](Partials(outs, lses), out, num_parts, G=num_heads, D=head_dim, ROWS=rows)
     return out
