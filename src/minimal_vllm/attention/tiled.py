@@ -169,7 +169,7 @@ class TiledStep:
     def _attend(
         self, q: Tensor, cache: LayerCache, group: TileGroup, scale: float, window: int | None
     ) -> Tensor:
-        """Attend with the queries of a group, ``[tiles, tile size, H, D]``; return the same shape."""
+        """Attend with the queries of a group; ``[tiles, tile size, H, D]`` in and out."""
         tiles, size, num_heads, head_dim = q.shape
         split_heads = (tiles, size, self._num_kv_heads, -1, head_dim)
         # [tiles, K, rows, D], where a kv head's rows are the tile's tokens times the query heads

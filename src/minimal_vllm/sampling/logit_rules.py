@@ -114,8 +114,8 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     cells = torch.tensor(index, device=logits.device)[seen.row], seen.token
     values = logits[cells]
     values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= frequency * seen.count
-    values -= presence * (seen.count > 0)
+    values -= frequency * seen.num_seen
+    values -= presence * (seen.num_seen > 0)
     logits[cells] = values
 
 
@@ -134,7 +134,7 @@ class _SeenTokens(NamedTuple):
     """``[E]`` int64: index of the request."""
     token: Tensor
     """``[E]`` int64"""
-    count: Tensor
+    num_seen: Tensor
     """``[E]`` float32: number of times that the token is in the request's output."""
 
 
