@@ -39,7 +39,7 @@ from minimal_vllm_lab.sim.config import Achieved, FleetConfig, SimulationConfig
 from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS, Workload
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.presets import PRESETS
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
 Gpu = Literal["h200", "h100"]
@@ -181,7 +181,7 @@ def floor_seconds(
         ),
     )
     jobs = [Job(0.0, array("i", prompt), num_tokens) for prompt, num_tokens in requests]
-    return float(simulate(design(config), config, jobs=jobs).duration)
+    return float(simulate(make_design(config), config, jobs=jobs).duration)
 
 
 def vllm_seconds() -> dict[tuple[str, str], float]:

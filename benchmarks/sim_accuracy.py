@@ -35,7 +35,7 @@ from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.metrics import Metrics
 from minimal_vllm_lab.sim.replica import Replica
 from minimal_vllm_lab.sim.routing import RoundRobin
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 FOLDER = Path(__file__).parent / "measured"
 MEASURED = [
@@ -146,7 +146,7 @@ def compare_with_measured(path: Path) -> list[Outcome]:
             Achieved(**content.get("achieved", {})),
             TrafficConfig(workload=result["workload"]),
         )
-        found = simulate(design(config), config)
+        found = simulate(make_design(config), config)
         predicted = {"seconds": found.duration, **found.latencies}
         outcomes.append(
             {"model": result["model"], "workload": result["workload"]}

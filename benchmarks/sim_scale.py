@@ -25,7 +25,7 @@ from minimal_vllm_lab.sim.config import (
     SyntheticConfig,
     TrafficConfig,
 )
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def measure(fleet: Fleet, num_requests: int) -> Cost:
         traffic=TrafficConfig(request_rate=fleet.request_rate),
         synthetic=SyntheticConfig(num_prompts=num_requests),
     )
-    plan = design(config)
+    design = make_design(config)
     begun = time.process_time()
-    found = simulate(plan, config)
+    found = simulate(design, config)
     seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     per_step = found.total_output_tokens / found.num_steps

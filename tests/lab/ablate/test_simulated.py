@@ -4,7 +4,7 @@ from minimal_vllm_lab.ablate.ideas import IDEAS
 from minimal_vllm_lab.ablate.simulated import run_simulated, settle_simulated
 from minimal_vllm_lab.ablate.study import config_without
 from minimal_vllm_lab.sim.config import SimulationConfig, SyntheticConfig, TrafficConfig
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 
 def settled(**engine):
@@ -20,15 +20,15 @@ def settled(**engine):
 
 def test_an_ablation_s_engine_is_the_simulator_s():
     config = settled()
-    told, report = run_simulated(config), simulate(design(config), config).to_json()
+    told, report = run_simulated(config), simulate(make_design(config), config).to_json()
     assert {name: told[name] for name in report} == report
 
 
 def test_the_same_pool_serves_with_and_without_an_idea():
     config = settled()
-    assert config.engine.num_gpu_blocks_override == design(config).num_blocks
+    assert config.engine.num_gpu_blocks_override == make_design(config).num_blocks
     changed = config_without(config, IDEAS["paging"])
-    assert design(changed).num_blocks == design(config).num_blocks
+    assert make_design(changed).num_blocks == make_design(config).num_blocks
 
 
 def test_every_request_is_served_without_any_idea():

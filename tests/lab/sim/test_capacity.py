@@ -3,14 +3,14 @@ from dataclasses import dataclass, replace
 import pytest
 
 from minimal_vllm.config import EngineConfig
-from minimal_vllm_lab.sim.capacity import LEAST_SECONDS, PRECISION, bisect, find_rate
+from minimal_vllm_lab.sim.capacity import MIN_SECONDS, PRECISION, bisect, find_rate
 from minimal_vllm_lab.sim.config import (
     FleetConfig,
     SimulationConfig,
     SyntheticConfig,
     TrafficConfig,
 )
-from minimal_vllm_lab.sim.simulation import design
+from minimal_vllm_lab.sim.simulation import make_design
 from minimal_vllm_lab.stats.slo import Slo
 
 CONFIG = SimulationConfig(
@@ -32,18 +32,21 @@ def test_the_rate_found_holds_and_one_a_little_higher_does_not(limit):
     assert outcome.attainment == 0.99
 
 
-@pytest.mark.parametrize(("attainment", "why"), [(0.0, "no rate"), (1.0, "any rate")])
+@pytest.mark.parametrize(
+    ("attainment", "why"), [(0.0, "no request rate"), (1.0, "every request rate")]
+)
 def test_a_search_without_an_end_is_given_up_with_the_reason(attainment, why):
     with pytest.raises(ValueError, match=why):
         bisect(lambda rate: Outcome(attainment), 0.5)
 
 
 def test_a_stricter_objective_is_met_at_a_lower_rate():
-    plan, slo = design(CONFIG), Slo(ttft=4000, tpot=150)
-    rate, report = find_rate(plan, CONFIG, slo, 0.9)
+    design = make_design(CONFIG)
+    slo = Slo(ttft=4000, tpot=150)
+    rate, report = find_rate(design, CONFIG, slo, 0.9)
     assert report.attainment >= 0.9
-    assert report.completed >= rate * LEAST_SECONDS
-    stricter, _ = find_rate(plan, CONFIG, replace(slo, tpot=80), 0.9)
+    assert report.completed >= rate * MIN_SECONDS
+    stricter, _ = find_rate(design, CONFIG, replace(slo, tpot=80), 0.9)
     assert stricter < rate
 
 
@@ -51,4 +54,4 @@ def test_a_stricter_objective_is_met_at_a_lower_rate():
 def test_a_workload_with_a_rate_of_its_own_has_none_to_be_found(traffic):
     config = replace(CONFIG, traffic=TrafficConfig(**traffic))
     with pytest.raises(ValueError, match="leave out"):
-        find_rate(design(config), config, Slo(ttft=1), 0.9)
+        find_rate(make_design(config), config, Slo(ttft=1), 0.9)

@@ -145,7 +145,7 @@ def test_the_first_step_takes_longer_where_none_runs():
 def test_what_is_shared_is_not_read_again_but_still_multiplied():
     num_pairs = 63 * 2048
     apart = decode(64, 2100)
-    saved = seconds(apart) - seconds(apart.sharing(num_pairs))
+    saved = seconds(apart) - seconds(apart.with_shared(num_pairs))
     read = num_pairs * QWEN.kv_bytes_per_token("bfloat16") / 4.8e12
     multiplied = num_pairs * 4 * 36 * 32 * 128 / 989e12
     assert saved == pytest.approx(read - multiplied)

@@ -74,7 +74,7 @@ def test_decodes_alone_read_once_what_they_share_if_they_can():
         loads.append(costs.loads)
     differences = []
     for plain, shared in zip(*loads, strict=True):
-        assert shared == plain.sharing(shared.shared)
+        assert shared == plain.with_shared(shared.shared)
         differences.append(plain.kv_tokens - shared.kv_tokens)
     # The first one's prompt; its first decode, beside the others' prompts; seven decodes of all
     # three, after which the first has ended; one of the others.

@@ -37,8 +37,8 @@ def test_each_line_is_a_request(file):
         ('{"prompt_len": 4, "max_tokens": 1, "arival": 3}', "arival"),
         ('{"prompt_token_ids": [], "max_tokens": 1}', "prompt_token_ids"),
         ('{"prompt_token_ids": [-1], "max_tokens": 1}', "prompt_token_ids"),
-        ('{"max_tokens": 1}', "prompt_token_ids or prompt_len"),
-        ('{"prompt_token_ids": [1], "prompt_len": 1, "max_tokens": 1}', "either"),
+        ('{"max_tokens": 1}', "prompt_token_ids and prompt_len"),
+        ('{"prompt_token_ids": [1], "prompt_len": 1, "max_tokens": 1}', "exactly one"),
         ('{"prompt_len": 4, "max_tokens": 1, "arrival": 0.5}', "sort"),
     ],
 )

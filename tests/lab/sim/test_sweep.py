@@ -64,11 +64,11 @@ def test_an_option_that_does_not_exist_or_has_no_effect_is_refused(name):
 
 def test_lengths_of_a_workload_that_has_its_own_cannot_be_swept():
     config = SimulationConfig(CONFIG.engine, traffic=TrafficConfig(workload="mixed256"))
-    with pytest.raises(ValueError, match="--input-len: only for"):
+    with pytest.raises(ValueError, match="--input-len: only applies"):
         override(config, {"input_len": "3"})
 
 
 def test_fractions_of_a_datasheet_that_is_not_used_cannot_be_swept():
     config = SimulationConfig(CONFIG.engine, FleetConfig(cost_model="costs.json"))
-    with pytest.raises(ValueError, match="--matmul-fraction: no effect"):
+    with pytest.raises(ValueError, match="--matmul-fraction: has no effect"):
         override(config, {"matmul_fraction": "0.5"})
