@@ -2,7 +2,7 @@
 
 import pytest
 
-from minimal_vllm_lab.ablate.memory import SECONDS_BETWEEN_LOOKS, MemoryWatch, count_slots
+from minimal_vllm_lab.ablate.memory import SAMPLE_INTERVAL, MemoryWatch, count_slots
 from minimal_vllm_lab.ablate.policies import ContiguousPool, LongestReserved
 from tests.engine.traffic import Traffic
 
@@ -61,9 +61,9 @@ def test_the_watch_averages_over_time_and_tells_the_pool_while_somebody_waits():
     for _ in range(5):  # one more than may run
         traffic.add([1] * 4, max_tokens=9, ignore_eos=True)
     traffic.step()
-    watch.look(traffic.scheduler, 10.0)
-    watch.look(traffic.scheduler, 10.0 + SECONDS_BETWEEN_LOOKS / 2)  # too soon to look
-    watch.look(traffic.scheduler, 12.0)
+    watch.sample(traffic.scheduler, 10.0)
+    watch.sample(traffic.scheduler, 10.0 + SAMPLE_INTERVAL / 2)  # too soon
+    watch.sample(traffic.scheduler, 12.0)
     told = watch.result()
     assert (told["peak_blocks"], told["mean_running"], told["kv_waste"]) == (4, 4, 0)
     assert told["kv_shares"] == pytest.approx(

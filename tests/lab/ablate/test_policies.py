@@ -60,7 +60,7 @@ def admitted(plan):
     return [request.request_id for request in plan.admitted]
 
 
-def test_a_static_batch_lets_nobody_in_until_all_of_it_is_done():
+def test_a_static_batch_admits_no_request_until_all_of_it_is_done():
     traffic = traffic_of("static")
     for name, length in {"a": 2, "b": 9, "c": 5, "d": 2}.items():
         traffic.add([1, 2], name, max_tokens=length, ignore_eos=True)
@@ -107,7 +107,7 @@ def test_a_gap_that_is_too_narrow_is_lost_until_its_neighbours_are_free():
     pool.release(first)
     pool.release(third)
     assert pool.num_free == 3
-    with pytest.raises(ValueError, match="4 neighbours wanted, but no gap has more than 3"):
+    with pytest.raises(ValueError, match="4 adjacent blocks wanted, but the widest gap has 3"):
         pool.allocate(4)
     pool.check([second])
     pool.release(second)

@@ -118,10 +118,10 @@ def test_a_conversation_whose_tokens_have_no_text_has_ended_all_the_same():
 @pytest.mark.parametrize(
     ("events", "complaint"),
     [
-        ([text("a"), USAGE], "the stream ended before its [DONE]"),
+        ([text("a"), USAGE], "the stream ended without [DONE]"),
         ([text("a"), {"error": {"message": "no luck"}}, "[DONE]"], "no luck"),
-        ([USAGE, "[DONE]"], "the stream held no token"),
-        ([text("a"), "[DONE]"], "the stream held no usage"),
+        ([USAGE, "[DONE]"], "the stream contained no token"),
+        ([text("a"), "[DONE]"], "the stream contained no usage"),
         (["nonsense"], "JSONDecodeError"),
         ([text("a"), {"usage": {"prompt_tokens": 5}}], "KeyError"),
     ],

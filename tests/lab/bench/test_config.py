@@ -34,10 +34,13 @@ def test_goals_and_percentiles_are_numbers():
     [
         ({"goodput": ["ttft:9", "itl:5"]}, "such as ttft:500,tpot:50, not 'ttft:9 itl:5'"),
         ({"goodput": ["ttft:nan"]}, "such as ttft:500,tpot:50, not 'ttft:nan'"),
-        ({"percentile_metrics": "ttft,speed"}, "there is no 'speed'"),
-        ({"metric_percentiles": "50,101"}, "should be like 50,90,99, not '50,101'"),
-        ({"metric_percentiles": ""}, "should be like 50,90,99"),
-        ({"endpoint": "/v1/responses"}, "should end in /completions"),
+        ({"percentile_metrics": "ttft,speed"}, "unknown metric 'speed'"),
+        (
+            {"metric_percentiles": "50,101"},
+            "must be numbers from 0 to 100, such as 50,90,99, not '50,101'",
+        ),
+        ({"metric_percentiles": ""}, "such as 50,90,99"),
+        ({"endpoint": "/v1/responses"}, "must end in /completions"),
         ({"request_rate": [0]}, "greater than 0"),
         ({"burstiness": 0}, "greater than 0"),
         ({"max_concurrency": 0}, "greater than or equal to 1"),
