@@ -1,11 +1,11 @@
-"""Each of our GPU kernels beside its floor: its bytes at the rate of a copy, or its arithmetic.
+"""Each of our GPU kernels compared with its floor: its bytes at the rate of a copy, or its FLOPs.
 
 python -m benchmarks.gpu_kernels [--heads 32] [--hidden 4096] [--inner 12288]
 
-Shapes are those of a Qwen3 0.6B layer unless told otherwise, in bfloat16. Weights and caches are
-taken in turn from several copies, larger together than the GPU's L2 cache, as the layers of a model
-are. Times are medians of replays of a CUDA graph that holds the kernel many times: no launch by the
-CPU is in them.
+The default shapes are those of a Qwen3 0.6B layer in bfloat16. Several copies of weights and
+caches, which together exceed the GPU's L2 cache, are used in turn, as in the layers of a model.
+Times are medians over replays of a CUDA graph that contains the kernel many times, so they do not
+include launches by the CPU.
 """
 
 import time
@@ -40,17 +40,19 @@ from minimal_vllm.step.shared_prefix import SharedPrefix
 from minimal_vllm_lab.sim.hardware import GPUS
 
 Calls = dict[str, Callable[[], object]]
+"""Functions that do the same work, by the name of their kernel."""
 
 BLOCK_SIZE = 16
 L2_CACHE = 60e6
-"""Bytes of an H200's."""
+"""Size of an H200's L2 cache in bytes."""
 CALLS, REPLAYS = 100, 20
-"""A graph's calls are so many that its own launch does not matter."""
+"""Calls per graph, and replays. The calls are numerous enough that the graph's launch does not
+matter."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer's."""
+    """Shape of a layer."""
 
     num_heads: int
     num_kv_heads: int
@@ -60,13 +62,13 @@ class Shape:
 
     @property
     def kv_bytes(self) -> int:
-        """Of one token."""
+        """Bytes of one token's keys and values."""
         return 2 * self.num_kv_heads * self.head_dim * 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A kernel's; times in microseconds."""
+    """Timing of one kernel. Times are in microseconds."""
 
     kernel: str
     work: str
@@ -76,31 +78,31 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how large."""
+    """Device, shape and size of the measurements."""
 
     shape: Shape
     device: torch.device
     scale: float
-    """1, or less for a test."""
+    """Factor for the sizes: 1, or less in a test."""
 
     def numbers(self, *size: int) -> Tensor:
-        """Random ones."""
+        """Return random numbers in bfloat16."""
         return torch.randn(size, device=self.device).to(torch.bfloat16)
 
     def copies(self, num_bytes: float) -> range:
-        """So many that they don't fit into the L2 cache."""
+        """Return a range over enough copies of ``num_bytes`` to exceed the L2 cache."""
         return range(max(1, round(self.scale * 3 * L2_CACHE / num_bytes)) if num_bytes else 1)
 
     def scaled(self, number: int) -> int:
-        """A number of tokens or requests, smaller in a test."""
+        """Return a number of tokens or requests, reduced in a test."""
         return max(2, round(self.scale * number))
 
     def microseconds(self, call: Callable[[], object]) -> float:
-        """Of one call, without its launch."""
+        """Return the duration of one call in microseconds, without its launch."""
         if self.device.type == "cpu":
             call()
             return 1.0
-        torch.cuda.synchronize()  # plans are complete: see ``launch``
+        torch.cuda.synchronize()  # the plans must be on the GPU before capture begins
         call()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -121,7 +123,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Paged:
-    """Contexts in scattered blocks."""
+    """KV caches whose requests' blocks are scattered."""
 
     caches: list[LayerCache]
     tables: Tensor
@@ -129,7 +131,7 @@ class Paged:
 
 
 def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
-    """Caches of requests of such lengths, the first ``common`` tokens of which they share."""
+    """Make caches for requests of these lengths, whose first ``common`` tokens are shared."""
     shape, random = bench.shape, Random(0)
     sizes = [-(-length // BLOCK_SIZE) for length in lengths]
     shared_blocks = common // BLOCK_SIZE
@@ -161,7 +163,7 @@ def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
 
 
 def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0) -> list[Timing]:
-    """The decode kernel, and with common tokens the shared one before it."""
+    """Time the decode kernel and, if tokens are shared, the kernel for shared tokens before it."""
     shape, scale = bench.shape, bench.shape.head_dim**-0.5
     paged = lay_out(bench, lengths, common)
     everyone = torch.arange(len(lengths), dtype=torch.int32, device=bench.device)
@@ -201,7 +203,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
 
 
 def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -> Timing:
-    """Requests with ``(tokens in the cache, new tokens)``."""
+    """Time the prefill kernel with requests of ``(cached tokens, new tokens)``."""
     shape = bench.shape
     paged = lay_out(bench, [cached + new for cached, new in requests])
     batch = Batch(
@@ -238,7 +240,7 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
 
 
 def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
-    """What a layer does between its products."""
+    """Time the kernels of a layer between its matrix products."""
     shape, work = bench.shape, f"{num_tokens:,} tokens"
     residual, x = bench.numbers(num_tokens, shape.hidden), bench.numbers(num_tokens, shape.hidden)
     weight = bench.numbers(shape.hidden)
@@ -258,7 +260,7 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     heads = shape.num_heads + 2 * shape.num_kv_heads
     qkv, norm = bench.numbers(num_tokens, heads * shape.head_dim), bench.numbers(shape.head_dim)
     angles = torch.randn(num_tokens, shape.head_dim, device=bench.device)
-    places = torch.arange(num_tokens, device=bench.device)
+    positions = torch.arange(num_tokens, device=bench.device)
     size = (-(-num_tokens // BLOCK_SIZE), shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
     cache = LayerCache(bench.numbers(*size), bench.numbers(*size))
     # Read all; write queries and keys in place, and keys and values to the cache.
@@ -267,14 +269,14 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
         "norm_rotate_store",
         work,
         bench.microseconds(
-            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, places, places, cache)
+            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, positions, positions, cache)
         ),
         _floor_of(moved * shape.head_dim * num_tokens * 2, 0),
     )
 
 
 def time_products(bench: Bench) -> Iterator[Timing]:
-    """Products with weights, where they are ours, beside the library's."""
+    """Time the products with weights that have kernels of ours, beside the library's."""
     shape = bench.shape
     heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     sizes = {
@@ -294,7 +296,7 @@ def time_products(bench: Bench) -> Iterator[Timing]:
 
 
 def time_matvec(bench: Bench, name: str, copies: list[Tensor]) -> Iterator[Timing]:
-    """A product with one token."""
+    """Time a product with one token."""
     x, weights = bench.numbers(1, copies[0].shape[1]), cycle(copies)
     calls: Calls = {
         "library": lambda: linear(x, next(weights)),
@@ -304,7 +306,7 @@ def time_matvec(bench: Bench, name: str, copies: list[Tensor]) -> Iterator[Timin
 
 
 def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iterator[Timing]:
-    """A product with some tokens, and the norm behind it, which adds up its parts."""
+    """Time a product with some tokens together with the following norm, which adds up its parts."""
     out_size, weights = len(copies[0]), cycle(copies)
     residual, norm = bench.numbers(len(x), out_size), bench.numbers(out_size)
     calls: Calls = {
@@ -318,7 +320,10 @@ def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iter
 
 
 def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
-    """The product of a prompt's tokens with gate and up, whose weights are small beside these."""
+    """Time the product of a prompt's tokens with gate and up.
+
+    There is one copy of the weights, because they are small compared with the tokens.
+    """
     shape = bench.shape
     x = bench.numbers(num_tokens, shape.hidden)
     weight = bench.numbers(2 * shape.inner, shape.hidden)
@@ -330,14 +335,14 @@ def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
 
 
 def time_calls(bench: Bench, work: str, floor: float, calls: Calls) -> Iterator[Timing]:
-    """Kernels that do the same work, by name."""
+    """Time several kernels that do the same work."""
     for kernel, call in calls.items():
         yield Timing(kernel, work, bench.microseconds(call), floor)
 
 
 def _floor_of(num_bytes: float, flops: float) -> float:
-    """Microseconds."""
-    name = this_gpu() or "h200"  # of other GPUs nobody has measured what they achieve
+    """Return the minimum time for some bytes and FLOPs in microseconds."""
+    name = this_gpu() or "h200"  # the achieved rates of other GPUs have not been measured
     gpu = GPUS[name]
     bytes_per_second = gpu.bandwidth * 1e12 * COPY[name]
     return max(num_bytes / bytes_per_second, flops / (gpu.tflops * 1e12 * PRODUCT)) * 1e6
@@ -347,7 +352,7 @@ def _floor_of(num_bytes: float, flops: float) -> float:
 
 
 def all_timings(bench: Bench) -> Iterator[Timing]:
-    """A few sizes of each kernel."""
+    """Time a few sizes of each kernel."""
     random = Random(0)
 
     def ragged(count: int, least: int, most: int) -> list[int]:
@@ -382,9 +387,11 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
 @click.option("--head-dim", default=128, show_default=True)
 @click.option("--hidden", default=1024, show_default=True)
 @click.option("--inner", default=3072, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=RESULTS, help="Folder for the results."
+)
 def main(heads: int, kv_heads: int, head_dim: int, hidden: int, inner: int, folder: Path) -> None:
-    """Time all kernels in one shape."""
+    """Time all kernels with one shape."""
     shape = Shape(heads, kv_heads, head_dim, hidden, inner)
     timings = list(all_timings(Bench(shape, torch.device("cuda"), scale=1)))
     print_table(
