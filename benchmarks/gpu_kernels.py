@@ -8,13 +8,11 @@ Times are medians over replays of a CUDA graph that contains the kernel many tim
 include launches by the CPU.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from statistics import median
 
 import click
 import numpy as np
@@ -23,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.common import RESULTS, print_table, report
-from benchmarks.gpu_workloads import COPY, PRODUCT, this_gpu
+from benchmarks.kernel_timing import Bench, Shape, Timing, floor_of
 from minimal_vllm.attention.kernels.decode import decode_attention
 from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
@@ -37,85 +35,11 @@ from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import is_for_split, split_linear
 from minimal_vllm.step.batch import Batch
 from minimal_vllm.step.shared_prefix import SharedPrefix
-from minimal_vllm_lab.sim.hardware import GPUS
 
 Calls = dict[str, Callable[[], object]]
 """Functions that do the same work, by the name of their kernel."""
 
 BLOCK_SIZE = 16
-L2_CACHE = 60e6
-"""Size of an H200's L2 cache in bytes."""
-CALLS, REPLAYS = 100, 20
-"""Calls per graph, and replays. The calls are numerous enough that the graph's launch does not
-matter."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Shape of a layer."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden: int
-    inner: int
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of one token's keys and values."""
-        return 2 * self.num_kv_heads * self.head_dim * 2
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Timing of one kernel. Times are in microseconds."""
-
-    kernel: str
-    work: str
-    microseconds: float
-    floor: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Device, shape and size of the measurements."""
-
-    shape: Shape
-    device: torch.device
-    scale: float
-    """Factor for the sizes: 1, or less in a test."""
-
-    def numbers(self, *size: int) -> Tensor:
-        """Return random numbers in bfloat16."""
-        return torch.randn(size, device=self.device).to(torch.bfloat16)
-
-    def copies(self, num_bytes: float) -> range:
-        """Return a range over enough copies of ``num_bytes`` to exceed the L2 cache."""
-        return range(max(1, round(self.scale * 3 * L2_CACHE / num_bytes)) if num_bytes else 1)
-
-    def scaled(self, number: int) -> int:
-        """Return a number of tokens or requests, reduced in a test."""
-        return max(2, round(self.scale * number))
-
-    def microseconds(self, call: Callable[[], object]) -> float:
-        """Return the duration of one call in microseconds, without its launch."""
-        if self.device.type == "cpu":
-            call()
-            return 1.0
-        torch.cuda.synchronize()  # the plans must be on the GPU before capture begins
-        call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(CALLS):
-                call()
-        times = []
-        for _ in range(REPLAYS):
-            begun = time.perf_counter()
-            graph.replay()
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - begun) * 1e6 / CALLS)
-        return median(times)
 
 
 # ---- attention ----------------------------------------------------------------------------------
@@ -183,7 +107,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
                         q, next(caches), shared, everyone, everyone, paged.tables, scale
                     )
                 ),
-                _floor_of(
+                floor_of(
                     common * shape.kv_bytes,
                     4 * len(lengths) * common * shape.num_heads * shape.head_dim,
                 ),
@@ -196,7 +120,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
             "decode",
             work,
             bench.microseconds(lambda: decode_attention(q, next(caches), plan, scale, out)),
-            _floor_of(own_tokens * shape.kv_bytes, 0),
+            floor_of(own_tokens * shape.kv_bytes, 0),
         )
     )
     return timings
@@ -230,7 +154,7 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
         "prefill",
         work,
         bench.microseconds(lambda: prefill_attention(q, next(caches), plan, scale, None, out)),
-        _floor_of(
+        floor_of(
             sum(map(sum, requests)) * shape.kv_bytes, 4 * pairs * shape.num_heads * shape.head_dim
         ),
     )
@@ -248,14 +172,14 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
         "add_norm",
         work,
         bench.microseconds(lambda: add_norm(residual, x, weight, 1e-6)),
-        _floor_of(4 * residual.nbytes, 0),
+        floor_of(4 * residual.nbytes, 0),
     )
     gate_up = bench.numbers(num_tokens, 2 * shape.inner)
     yield Timing(
         "silu_and_mul",
         work,
         bench.microseconds(lambda: silu_and_mul(gate_up)),
-        _floor_of(1.5 * gate_up.nbytes, 0),
+        floor_of(1.5 * gate_up.nbytes, 0),
     )
     heads = shape.num_heads + 2 * shape.num_kv_heads
     qkv, norm = bench.numbers(num_tokens, heads * shape.head_dim), bench.numbers(shape.head_dim)
@@ -271,7 +195,7 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
         bench.microseconds(
             lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, positions, positions, cache)
         ),
-        _floor_of(moved * shape.head_dim * num_tokens * 2, 0),
+        floor_of(moved * shape.head_dim * num_tokens * 2, 0),
     )
 
 
@@ -302,7 +226,7 @@ def time_matvec(bench: Bench, name: str, copies: list[Tensor]) -> Iterator[Timin
         "library": lambda: linear(x, next(weights)),
         "matvec": lambda: matvec(x, next(weights), None),
     }
-    yield from time_calls(bench, f"{name}, one token", _floor_of(copies[0].nbytes, 0), calls)
+    yield from time_calls(bench, f"{name}, one token", floor_of(copies[0].nbytes, 0), calls)
 
 
 def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iterator[Timing]:
@@ -315,7 +239,7 @@ def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iter
             residual, split_linear(x, next(weights), None), norm, 1e-6
         ),
     }
-    floor = _floor_of(copies[0].nbytes, 2 * x.numel() * out_size)
+    floor = floor_of(copies[0].nbytes, 2 * x.numel() * out_size)
     yield from time_calls(bench, f"{work} and the norm", floor, calls)
 
 
@@ -330,7 +254,7 @@ def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     calls: Calls = {"library": lambda: silu_and_mul(linear(x, weight))}
     if bench.device.type == "cpu" or is_for_gated_product(x, weight, None):
         calls["gated_product"] = lambda: gated_product(x, weight)
-    floor = _floor_of(weight.nbytes, 2 * x.numel() * len(weight))
+    floor = floor_of(weight.nbytes, 2 * x.numel() * len(weight))
     yield from time_calls(bench, f"gate and up, {num_tokens:,} tokens", floor, calls)
 
 
@@ -338,14 +262,6 @@ def time_calls(bench: Bench, work: str, floor: float, calls: Calls) -> Iterator[
     """Time several kernels that do the same work."""
     for kernel, call in calls.items():
         yield Timing(kernel, work, bench.microseconds(call), floor)
-
-
-def _floor_of(num_bytes: float, flops: float) -> float:
-    """Return the minimum time for some bytes and FLOPs in microseconds."""
-    name = this_gpu() or "h200"  # the achieved rates of other GPUs have not been measured
-    gpu = GPUS[name]
-    bytes_per_second = gpu.bandwidth * 1e12 * COPY[name]
-    return max(num_bytes / bytes_per_second, flops / (gpu.tflops * 1e12 * PRODUCT)) * 1e6
 
 
 # ---- the command --------------------------------------------------------------------------------
