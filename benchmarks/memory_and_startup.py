@@ -6,8 +6,8 @@ Memory: a fresh process loads a checkpoint of about 500 MB, then fills its whole
 is measured above what it used after its imports. The peak should be the size of the weights, and
 then of the weights plus the pool.
 
-Start-up: the wall time of ``minimal-vllm --help``, and the time from the command ``minimal-vllm
-generate`` with the built-in model to its first character, split into its parts.
+Start-up: the wall time of ``minimal-vllm --help``, and the time from the command
+``minimal-vllm generate`` with the built-in model to its first character, split into its parts.
 """
 
 import argparse

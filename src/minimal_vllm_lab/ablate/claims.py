@@ -148,7 +148,8 @@ def run_claim(claim: Claim, config: SimulationConfig, measure: Measure) -> Itera
 
     Args:
         claim: Claim to check.
-        config: Its ``settings``, settled (see ``Stage.settle``).
+        config: Configuration from ``settings``, with all automatic choices made by
+            ``Stage.settle``.
         measure: Serves the workload and returns the numbers.
     """
     full = measure(config, ())

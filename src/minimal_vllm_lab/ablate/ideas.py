@@ -25,7 +25,7 @@ class Idea:
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of ``EngineConfig`` that switch the idea off."""
     on_gpu: bool = False
-    """Whether the idea only exists for engines on a GPU with this project's kernels."""
+    """True if the idea only exists for engines on a GPU with this project's kernels."""
 
 
 IDEAS = {

@@ -63,7 +63,7 @@ class Sample:
     num_running: int
     """Number of running requests."""
     is_short: bool
-    """Whether requests wait for memory."""
+    """True if requests wait for memory."""
 
 
 class MemoryWatch:

@@ -18,10 +18,10 @@ class StaticBatching(Scheduler):
     """
 
     _is_open = True
-    """Whether the batch may still grow: prompts beyond one step's budget take several steps."""
+    """True while the batch may still grow: prompts beyond one step's budget take several steps."""
 
     def admit_waiting(self, plan: Plan, budget: int) -> None:
-        """Admit requests only while the batch is being put together."""
+        """Admit requests only while the batch may still grow."""
         if self._is_open or not self.running:
             super().admit_waiting(plan, budget)
             num_tokens = sum(entry.num_new for entry in plan.scheduled)
@@ -48,8 +48,8 @@ class Reservation(Scheduler):
 class ContiguousPool(BlockPool):
     """Block pool without paging: each allocation is a run of adjacent blocks, by first fit.
 
-    It is meant for an engine without prefix caching, because adjacent blocks can't be shared
-    singly.
+    It is meant for an engine without prefix caching, because the blocks of a run can't be shared
+    individually.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionStrategy) -> None:

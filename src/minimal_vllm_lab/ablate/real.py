@@ -73,7 +73,7 @@ def settle(config: EngineConfig) -> EngineConfig:
 
 
 def use_one_thread() -> None:
-    """Let PyTorch compute with one, so that CPU time and real time agree."""
+    """Limit PyTorch to one thread, so that CPU time and real time agree."""
     torch.set_num_threads(1)
 
 
@@ -134,6 +134,12 @@ def really_run(
 def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch, clock: Clock) -> list[Outcome]:
     """Serve all jobs, each from its arrival on; return an outcome for each.
 
+    Args:
+        engine: Engine without unfinished requests.
+        jobs: Requests in order of arrival.
+        watch: Takes samples of the engine's memory.
+        clock: Determines when requests arrive and how long they take.
+
     Raises:
         ValueError: If a request failed.
     """
@@ -179,7 +185,7 @@ def _warm_up(built: BuiltEngine, jobs: Sequence[Job], clock: Clock) -> None:
 
 @contextmanager
 def model_folder(config: EngineConfig) -> Iterator[EngineConfig]:
-    """Give the configuration with a folder for its model, also if that is a simulator's preset.
+    """Yield the configuration with a folder for its model, also if that is a simulator's preset.
 
     For a preset, a temporary folder with its config.json is made.
 

@@ -15,8 +15,8 @@ from minimal_vllm_lab.sim.config import SimulationConfig
 Measure = Callable[[SimulationConfig, Sequence[TraceWriter]], Fields]
 """Function that serves a workload and returns the measured numbers.
 
-Its second argument are writers for traces of the run. Numbers are named as in ``vllm bench serve``
-where that has them.
+The second argument is a list of writers for traces of the run. Numbers are named as in vLLM's
+benchmark where possible.
 """
 
 
@@ -59,7 +59,7 @@ def possible_ideas(config: EngineConfig, chosen: Sequence[str], *, simulated: bo
     """Return the names of the ideas to switch off, in their fixed order.
 
     Args:
-        config: Settled configuration.
+        config: Configuration with all automatic choices made, see ``Stage.settle``.
         chosen: Names chosen by the user. Empty: all ideas that are on.
         simulated: Whether the engine is simulated.
 
@@ -95,7 +95,8 @@ def run_study(
     """Yield (variant's name, result) pairs: all ideas on, then without each idea, repeatedly.
 
     Args:
-        config: Settled configuration with the workload.
+        config: Configuration with the workload and all automatic choices made, see
+            ``Stage.settle``.
         names: Names of the ideas to switch off.
         measure: Serves the workload and returns the numbers.
         repeats: Number of times to run all variants.
@@ -130,7 +131,12 @@ def _median(values: Sequence[Any]) -> Any:
 
 
 def config_without(config: SimulationConfig, idea: Idea) -> SimulationConfig:
-    """Return a settled configuration with an idea switched off."""
+    """Return a configuration with an idea switched off.
+
+    Args:
+        config: Configuration with all automatic choices made, see ``Stage.settle``.
+        idea: Idea to switch off.
+    """
     max_model_len = config.engine.max_model_len
     assert max_model_len is not None  # noqa: S101 - settled configurations have one
     return replace(config, engine=without(idea, config.engine, max_model_len))

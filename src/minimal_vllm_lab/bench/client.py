@@ -37,8 +37,8 @@ class Client:
 
     Attributes:
         model: Model name that requests give.
-        token_ids: Token id of each symbol of a prompt. None if only text can be sent; each
-            symbol then becomes a word.
+        token_ids: Token ids that prompts are made of; a symbol of a prompt is an index into
+            this list. None if only text can be sent; a symbol is then an index of ``WORDS``.
     """
 
     def __init__(self, session: aiohttp.ClientSession, load: Load) -> None:
@@ -60,7 +60,7 @@ class Client:
 
     @property
     def num_symbols(self) -> int:
-        """Number of different symbols that prompts may contain."""
+        """Number of different symbols (token ids or words) that prompts may contain."""
         return len(self.token_ids or WORDS)
 
     async def send(self, request: SampleRequest) -> Outcome:
@@ -181,7 +181,7 @@ def _reason(text: str) -> str:
 
 @asynccontextmanager
 async def connect(load: Load) -> AsyncGenerator[Client, None]:
-    """Give a client that is ready to send requests.
+    """Yield a client that is ready to send requests.
 
     The API key is taken from the environment variable OPENAI_API_KEY, if set.
 

@@ -141,7 +141,7 @@ class Load:
 
     @property
     def is_chat(self) -> bool:
-        """Whether requests go to the chat endpoint."""
+        """True if requests go to the chat endpoint."""
         return self.endpoint.endswith(CHAT)
 
     @property

@@ -69,8 +69,8 @@ class Achieved:
     first token. A probable cause is that the CPU plans and launches this step while the GPU
     waits."""
     cascade: bool = False
-    """Whether a step that only decodes reads the keys and values of a shared prefix once for all
-    its requests (cascade attention). This engine does so on a GPU."""
+    """Model cascade attention: a step that only decodes reads the keys and values of a shared
+    prefix once for all its requests. This engine does so on a GPU."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -101,7 +101,7 @@ class TrafficConfig:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the workload is read from a file."""
+        """True if the workload is read from a file."""
         return self.workload.endswith(".jsonl")
 
 

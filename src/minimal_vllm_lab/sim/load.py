@@ -65,10 +65,15 @@ def load_of_decodes(count: int, context: int) -> StepLoad:
 
 
 def count_shared(decoding: Sequence[Request], block_size: int) -> int:
-    """Return how many attended pairs of these decodes cascade attention reads for another request.
+    """Count the attended pairs of decodes that cascade attention need not read again.
 
-    The groups are those that the engine forms. Unlike the engine, this includes groups that save
-    too little time to be worth a kernel.
+    An attended pair is a computed token and a token that it attends to. The groups of requests with
+    a shared prefix are those that the engine forms. Unlike the engine, this includes groups that
+    save too little time to be worth a kernel.
+
+    Args:
+        decoding: Requests of a step that only decodes.
+        block_size: Tokens per KV block.
     """
     groups = group_by_beginning(decoding, block_size)
     return sum((len(each.members) - 1) * each.num_tokens for each in groups)
@@ -83,7 +88,7 @@ def load_of_record(record: StepRecord) -> StepLoad:
 
 
 def _add_up(entries: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
-    """Add up computed tokens, read tokens and attended pairs of (start, count) entries."""
+    """Return the computed tokens, read tokens and attended pairs of (start, count) entries."""
     num_tokens = kv_tokens = attended = 0
     for start, num_new in entries:
         end = start + num_new

@@ -87,7 +87,7 @@ class Report:
 class Metrics:
     """Accumulator of the replicas' results.
 
-    It takes up to 24 bytes of memory per completed request, and nothing else that grows.
+    Its memory grows by up to 24 bytes per completed request, and by nothing else.
 
     Args:
         slo: Objective that good requests meet; None: good requests are not counted.

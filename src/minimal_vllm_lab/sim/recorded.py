@@ -14,7 +14,7 @@ from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.synthetic import VOCAB_SIZE
 
 Token = Annotated[int, Field(ge=0, lt=2**30)]
-"""Token id, small enough to be told from simulated output tokens."""
+"""Token id, small enough to be distinguished from simulated output tokens."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, strict=True))

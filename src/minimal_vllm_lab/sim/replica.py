@@ -102,7 +102,7 @@ class Replica:
         self._ends: list[float] = []
         """End times of the steps in progress."""
         self._was_idle = True
-        """Whether the replica was idle just before the step in progress."""
+        """True if the replica was idle just before the step in progress."""
 
     def add(self, request: SimulatedRequest) -> None:
         """Add a request that arrives now to the waiting requests, also during a step.
@@ -202,7 +202,7 @@ class Replica:
         self._lazy.pass_steady_steps(len(self._ends))
 
     def _count_shared(self) -> int:
-        """Return the attended pairs of a pure decode step that are read for another request."""
+        """Count the attended pairs of a pure decode step that need not be read again."""
         if not self._cascade:
             return 0
         return count_shared(self.scheduler.running, self.scheduler.config.block_size)

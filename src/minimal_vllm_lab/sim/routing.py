@@ -8,16 +8,18 @@ from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm_lab.sim.job import SimulatedRequest
 
 MIN_MATCH = 0.3
-"""Minimum cached fraction of a prompt that decides its route."""
+"""Minimum fraction of a prompt that a remembered prefix must cover to decide the route. The values
+of this and the next two constants are the defaults of vLLM's and SGLang's routers."""
 IMBALANCE_FACTOR = 1.5
-"""Ratio of the highest to the lowest load from which balance takes precedence over prefixes."""
+"""Ratio of the highest to the lowest load above which loads may count as unbalanced."""
 IMBALANCE = 64
-"""Difference in load from which balance takes precedence. All three: vLLM's and SGLang's defaults.
-"""
+"""Difference of the highest and the lowest load, in requests, above which they may do so."""
 
 
 class Router(ABC):
-    """Chooser among replicas that knows only what a router can know: requests sent and answered.
+    """Base class of routers, which choose a replica for each request.
+
+    A router knows only which requests were sent and which were answered.
 
     Args:
         num_replicas: Number of replicas.
@@ -57,10 +59,10 @@ class LeastLoaded(Router):
 class PrefixAware(LeastLoaded):
     """Router that prefers the replica to which the longest prefix of the prompt was sent before.
 
-    It follows the ``cache_aware`` policy of vLLM's and SGLang's routers. A prefix decides if it is
-    at least ``MIN_MATCH`` of the prompt, and the loads are balanced. Otherwise the least loaded
-    replica is chosen. Loads are unbalanced if one replica has both ``IMBALANCE`` requests and
-    ``IMBALANCE_FACTOR`` times more than another.
+    It follows the ``cache_aware`` policy of vLLM's and SGLang's routers. The prefix decides if it
+    covers at least ``MIN_MATCH`` of the prompt and the loads are balanced. Otherwise the least
+    loaded replica is chosen. Loads are unbalanced if the highest exceeds the lowest by more than
+    ``IMBALANCE`` requests *and* by more than a factor of ``IMBALANCE_FACTOR``.
 
     The router remembers to which replica it last sent each block. It does not see the replicas'
     pools, which may have evicted the block.

@@ -51,11 +51,11 @@ class Design:
     dtype: str
     """Data type of weights and activations."""
     engine: EngineConfig
-    """Engine's options, including the user's own scheduler and pool classes."""
+    """Engine's options, including custom scheduler and pool classes."""
     cost_model: CostModel
     """Predicts the duration of each step."""
     cascade: bool
-    """Whether decodes read the keys and values of a shared prefix once for all requests."""
+    """True if decodes read the keys and values of a shared prefix once for all requests."""
 
     def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
         """Return an idle engine of this design.
@@ -64,7 +64,7 @@ class Design:
             observers: Called with the records of its steps and requests.
 
         Raises:
-            ValueError: If a class of the user's can't be imported or does not fit.
+            ValueError: If a custom class can't be imported or does not fit.
         """
         return Replica(
             self.scheduler_config,

@@ -56,7 +56,7 @@ class _Conversation:
 
 
 def synthetic_jobs(config: SyntheticConfig, seed: int, arrivals: Iterable[float]) -> Iterator[Job]:
-    """Yield the first request of each conversation. Each is drawn when it is asked for.
+    """Yield the first request of each conversation, drawn when the iterator reaches it.
 
     Args:
         config: Shape of the traffic.

@@ -14,8 +14,8 @@ def arrival_times(
 ) -> Iterable[float]:
     """Return the arrival times of requests in seconds, in ascending order.
 
-    The gaps between arrivals follow a gamma distribution with mean ``1 / rate``, as in ``vllm bench
-    serve``. They are drawn for a rate of 1 and then scaled, so two rates see the same pattern at
+    Gaps between arrivals follow a gamma distribution with mean ``1 / rate``, as in vLLM's
+    benchmark. They are drawn for a rate of 1 and then scaled, so two rates see the same pattern at
     different speeds.
 
     Args:

@@ -11,11 +11,10 @@ def distribution(
     percentiles: Sequence[float],
     counts: Sequence[int] | None = None,
 ) -> dict[str, float | None]:
-    """Return mean, median, standard deviation and percentiles in ms, by their names in JSON.
+    """Return mean, median, standard deviation and percentiles in ms, by keys like ``p99_ttft_ms``.
 
     Args:
-        name: Name of the latency, such as ``ttft``. It becomes part of the keys:
-            ``p99_ttft_ms``.
+        name: Name of the latency, such as ``ttft``.
         seconds: Measured values. If there are none, each statistic is None.
         percentiles: Percentiles to compute, between 0 and 100.
         counts: How often each value was seen. With counts, a percentile is one of the values.

@@ -23,10 +23,10 @@ class TraceError(ValueError):
 
 @contextmanager
 def open_trace(path: Path) -> Iterator[tuple[Header, Iterator[Line]]]:
-    """Open a trace; give its header, and its lines as they are read.
+    """Open a trace, and yield its header and an iterator over its lines.
 
-    The context manager closes the file. An incomplete last line, as a killed process leaves it, is
-    skipped.
+    The file is closed at the end of the ``with`` block. An incomplete last line, as a killed
+    process leaves it, is skipped.
 
     Raises:
         OSError: If the file can't be read.

@@ -20,8 +20,8 @@ def settled(**engine):
 
 def test_an_ablation_s_engine_is_the_simulator_s():
     config = settled()
-    told, report = run_simulated(config), simulate(make_design(config), config).to_json()
-    assert {name: told[name] for name in report} == report
+    result, report = run_simulated(config), simulate(make_design(config), config).to_json()
+    assert {name: result[name] for name in report} == report
 
 
 def test_the_same_pool_serves_with_and_without_an_idea():
@@ -35,8 +35,8 @@ def test_every_request_is_served_without_any_idea():
     config = settled(num_gpu_blocks_override=160)
     for idea in IDEAS.values():
         if not idea.on_gpu:
-            told = run_simulated(config_without(config, idea))
-            assert (told["completed"], told["refused"]) == (60, 0)
+            result = run_simulated(config_without(config, idea))
+            assert (result["completed"], result["refused"]) == (60, 0)
 
 
 def claim_results(name):
@@ -45,8 +45,8 @@ def claim_results(name):
     return {each["system"]: each for each in run_claim(CLAIMS[name], config, run_simulated)}
 
 
-def test_memory_is_wasted_as_figure_2_has_it():
-    """To within 10 points of Kwon et al.: tokens, what is reserved, never used, and free."""
+def test_memory_is_wasted_as_in_figure_2():
+    """The shares agree with Kwon et al. to within 10 points."""
     results = claim_results("memory")
     published = {
         "all on": (0.963, 0.0, 0.0, 0.0),

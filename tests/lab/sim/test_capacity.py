@@ -26,7 +26,7 @@ class Outcome:
 
 
 @pytest.mark.parametrize("limit", [0.0042, 0.7, 1.0, 1.5, 777.0])
-def test_the_rate_found_holds_and_one_a_little_higher_does_not(limit):
+def test_the_found_rate_meets_the_objective_and_a_slightly_higher_one_does_not(limit):
     rate, outcome = bisect(lambda rate: Outcome(0.99 if rate <= limit else 0.98), 0.99)
     assert rate <= limit < rate * PRECISION**1.01
     assert outcome.attainment == 0.99
@@ -35,7 +35,7 @@ def test_the_rate_found_holds_and_one_a_little_higher_does_not(limit):
 @pytest.mark.parametrize(
     ("attainment", "why"), [(0.0, "no request rate"), (1.0, "every request rate")]
 )
-def test_a_search_without_an_end_is_given_up_with_the_reason(attainment, why):
+def test_an_endless_search_stops_with_the_reason(attainment, why):
     with pytest.raises(ValueError, match=why):
         bisect(lambda rate: Outcome(attainment), 0.5)
 
@@ -51,7 +51,7 @@ def test_a_stricter_objective_is_met_at_a_lower_rate():
 
 
 @pytest.mark.parametrize("traffic", [{"workload": "latency1"}, {"request_rate": 3}])
-def test_a_workload_with_a_rate_of_its_own_has_none_to_be_found(traffic):
+def test_no_rate_is_searched_for_a_workload_that_sets_its_own(traffic):
     config = replace(CONFIG, traffic=TrafficConfig(**traffic))
     with pytest.raises(ValueError, match="leave out"):
         find_rate(make_design(config), config, Slo(ttft=1), 0.9)

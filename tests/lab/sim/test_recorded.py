@@ -42,7 +42,7 @@ def test_each_line_is_a_request(file):
         ('{"prompt_len": 4, "max_tokens": 1, "arrival": 0.5}', "sort"),
     ],
 )
-def test_a_wrong_line_is_named_with_what_is_wrong(file, line, complaint):
+def test_an_invalid_line_is_reported_with_its_number_and_the_reason(file, line, complaint):
     path = file('{"arrival": 1, "prompt_len": 4, "max_tokens": 1}', line)
     with pytest.raises(ValueError, match=f"traffic.jsonl, line 2: .*({complaint})"):
         list(recorded_jobs(path, seed=0))

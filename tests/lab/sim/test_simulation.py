@@ -39,7 +39,7 @@ def run(config, **options):
     return simulate(make_design(config), config, **options)
 
 
-def test_the_pool_has_as_many_blocks_as_the_engine_would_find_room_for():
+def test_the_pool_has_as_many_blocks_as_the_engine_would_fit():
     chosen = config(max_num_seqs=100, block_size=32, gpu_memory_utilization=0.8)
     design = make_design(chosen)
     weights = design.model.num_parameters * 2
@@ -74,7 +74,7 @@ def test_a_length_that_the_pool_cannot_hold_is_lowered_as_the_engine_does():
         ({"fleet": {"cost_model": "/nowhere.json"}}, "can't be read"),
     ],
 )
-def test_what_cannot_be_had_is_refused(options, complaint):
+def test_an_impossible_choice_is_rejected(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         make_design(config(**options))
 
@@ -87,12 +87,12 @@ def test_what_cannot_be_had_is_refused(options, complaint):
         ({"request_rate": 0}, "greater than 0"),
     ],
 )
-def test_traffic_that_makes_no_sense_is_refused(traffic, complaint):
+def test_traffic_that_makes_no_sense_is_rejected(traffic, complaint):
     with pytest.raises(ValidationError, match=complaint):
         config(traffic=traffic)
 
 
-def test_bursts_without_a_rate_are_refused():
+def test_bursts_without_a_rate_are_rejected():
     with pytest.raises(ValueError, match="request_rate"):
         run(config(traffic={"burstiness": 0.5}))
 
@@ -147,7 +147,7 @@ def test_recorded_traffic_is_served(tmp_path):
     assert report.duration > 9
 
 
-def test_fitted_costs_take_the_place_of_the_datasheet(tmp_path):
+def test_fitted_costs_replace_the_datasheet(tmp_path):
     COSTS.save(tmp_path / "costs.json")
     fleet = {"cost_model": str(tmp_path / "costs.json")}
     assert make_design(config(fleet=fleet)).cost_model == COSTS
@@ -175,7 +175,7 @@ def test_a_simulation_needs_no_torch():
 
 
 @pytest.mark.parametrize(("option", "base"), [("scheduler", Scheduler), ("block_pool", BlockPool)])
-def test_a_part_of_the_user_s_is_used_as_it_is_and_every_step_is_its_own(option, base):
+def test_a_custom_class_is_used_and_every_step_is_planned_in_full(option, base):
     made = []
 
     class Mine(base):
