@@ -46,10 +46,10 @@ def make_jobs(
     """
     random = Random(seed)
 
-    def draw(least: int, most: int) -> int:
+    def draw(shortest: int, longest: int) -> int:
         if spread == "uniform":
-            return random.randint(least, most)
-        return round(exp(random.uniform(log(least), log(most))))
+            return random.randint(shortest, longest)
+        return round(exp(random.uniform(log(shortest), log(longest))))
 
     return [
         Job(

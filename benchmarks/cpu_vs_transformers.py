@@ -259,8 +259,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num-requests", type=int, default=64)
     lengths: dict[str, Any] = {"type": int, "nargs": 2, "default": [16, 256]}
-    parser.add_argument("--prompt-lengths", metavar=("LEAST", "MOST"), **lengths)
-    parser.add_argument("--output-lengths", metavar=("LEAST", "MOST"), **lengths)
+    parser.add_argument("--prompt-lengths", metavar=("MIN", "MAX"), **lengths)
+    parser.add_argument("--output-lengths", metavar=("MIN", "MAX"), **lengths)
     parser.add_argument(
         "--spread",
         default="uniform",

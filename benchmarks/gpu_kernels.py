@@ -271,9 +271,9 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
     """Time a few sizes of each kernel."""
     random = Random(0)
 
-    def ragged(count: int, least: int, most: int) -> list[int]:
+    def ragged(count: int, shortest: int, longest: int) -> list[int]:
         return [
-            random.randint(bench.scaled(least), bench.scaled(most))
+            random.randint(bench.scaled(shortest), bench.scaled(longest))
             for _ in range(bench.scaled(count))
         ]
 
@@ -284,13 +284,14 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
     yield from time_decode(bench, "32 of 8,200 to 8,400", ragged(32, 8200, 8400))
     common = max(BLOCK_SIZE, bench.scaled(2048) // BLOCK_SIZE * BLOCK_SIZE)
     own = [common + length for length in ragged(256, 64, 128)]
-    yield from time_decode(bench, "256 of 64 to 128 behind a shared beginning", own, common)
+    yield from time_decode(bench, "256 of 64 to 128 after a shared prefix", own, common)
     fresh = [(0, length) for length in ragged(30, 100, 1000)]
     yield time_prefill(bench, "30 prompts of 100 to 1,000", fresh)
-    behind = [(bench.scaled(2048), bench.scaled(64))] * bench.scaled(64)
-    yield time_prefill(bench, "64 times 64 tokens behind 2,048", behind)
-    yield time_prefill(bench, "4,096 tokens behind 4,096", [(bench.scaled(4096),) * 2])
-    yield time_prefill(bench, "30 tokens behind 8,160", [(bench.scaled(8160), bench.scaled(30))])
+    cached = [(bench.scaled(2048), bench.scaled(64))] * bench.scaled(64)
+    yield time_prefill(bench, "64 times 64 tokens after 2,048 cached", cached)
+    yield time_prefill(bench, "4,096 tokens after 4,096 cached", [(bench.scaled(4096),) * 2])
+    last = [(bench.scaled(8160), bench.scaled(30))]
+    yield time_prefill(bench, "30 tokens after 8,160 cached", last)
     for num_tokens in (64, 256, 8192):
         yield from time_between(bench, bench.scaled(num_tokens))
     yield from time_products(bench)

@@ -66,8 +66,9 @@ def _generators(workload: Workload, run: int) -> tuple[np.random.Generator, np.r
 
 def _uniform(rng: np.random.Generator, mean: int, ratio: float, count: int) -> list[int]:
     """Return lengths between vLLM's bounds, inclusive; at least 1."""
-    least, most = int(np.floor(mean * (1 - ratio))), int(np.ceil(mean * (1 + ratio)))
-    lengths: list[int] = rng.integers(max(least, 1), most, count, endpoint=True).tolist()
+    shortest = max(int(np.floor(mean * (1 - ratio))), 1)
+    longest = int(np.ceil(mean * (1 + ratio)))
+    lengths: list[int] = rng.integers(shortest, longest, count, endpoint=True).tolist()
     return lengths
 
 

@@ -98,8 +98,8 @@ class PrefixAware(LeastLoaded):
         return replica, num_blocks * self._block_size
 
     def _is_unbalanced(self) -> bool:
-        least, most = min(self.loads), max(self.loads)
-        return most - least > IMBALANCE and most > IMBALANCE_FACTOR * least
+        lowest, highest = min(self.loads), max(self.loads)
+        return highest - lowest > IMBALANCE and highest > IMBALANCE_FACTOR * lowest
 
     def _remember(self, hashes: list[bytes], replica: int) -> None:
         for block_hash in reversed(hashes):  # the end of a prefix is forgotten before its beginning
