@@ -55,12 +55,11 @@ class Achieved:
     """Cost of each step beside its kernels: planning, launching and returning tokens."""
     launch_ms_per_layer: NonNegative = 0.0
     """Minimum time per layer of a step that contains prompts, for engines that launch its kernels
-    one by one. Default: 0, for kernels that are recorded in a CUDA graph or compiled, as in vLLM
-    and in this engine."""
+    one by one. 0: kernels are recorded in a CUDA graph or compiled, as in vLLM and in this
+    engine."""
     batch_us_per_layer: NonNegative = 0.0
-    """Additional time per layer in a step of more than one token: the GPU fills and drains with
-    each kernel. Default: 0, no more than in a step of one token, where step_overhead_ms includes
-    it."""
+    """Additional time per layer in a step of more than one token, because the GPU fills and drains
+    with each kernel. 0: no more than in a step of one token, where step_overhead_ms includes it."""
     admission_us_per_token: NonNegative = 0.0
     """CPU time per prompt token, cached or not, to check, copy and hash it. It counts only when no
     step runs, because then the GPU waits for it."""
