@@ -185,7 +185,7 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
             ["--dataset-name=prefix_repetition", "--random-input-len=4"],
             "--random-input-len is for --dataset-name=random",
         ),
-        (["--goodput", "ttft"], "goodput: an objective is one or several of"),
+        (["--goodput", "ttft"], "goodput: a service level objective lists limits"),
         (["--num-prompts", "1", "2"], "unexpected extra argument (2)"),
         (["--goodput"], "requires an argument"),
     ],
