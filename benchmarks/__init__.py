@@ -1,1 +1,1 @@
-"""What the engine's claims about speed and memory rest on; see ``README.md`` here."""
+"""Benchmarks behind this project's claims about speed and memory; see ``README.md``."""

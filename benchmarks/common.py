@@ -1,4 +1,4 @@
-"""What the benchmarks share: which machine this is, tables, and files of results. No torch."""
+"""Shared code of the benchmarks: machine description, tables and result files. No torch."""
 
 import json
 import os
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+"""Default folder for result files."""
 CPUINFO = Path("/proc/cpuinfo")
 
 MB = 1e6
+"""Bytes in a megabyte."""
 
 
 def describe_machine() -> dict[str, str]:
-    """What a number must be read with."""
+    """Return the facts about this machine that measurements depend on."""
     return {
         "cpu": f"{_cpu_name()}, {num_cores()} cores",
         "system": f"{platform.system()} {platform.machine()}",
@@ -27,7 +29,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -38,7 +40,7 @@ def _cpu_name() -> str:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that is also valid Markdown: the first column left, the others right."""
+    """Print a Markdown table: the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     print(f"\n{title}\n")
@@ -49,7 +51,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def report(name: str, results: dict[str, Any], folder: Path) -> None:
-    """Write ``results``, with the machine's description, to ``folder/name.json``."""
+    """Write ``results`` and the machine's description to ``folder/name.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Two ways to complete the same prompts on a CPU: this engine, and Hugging Face's ``generate``."""
+"""Two engines that complete prompts on a CPU: this one, and Hugging Face's ``generate``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt, and how many tokens are wanted behind it."""
+    """Prompt, and the number of tokens to generate."""
 
     prompt: list[int]
     num_tokens: int
@@ -33,16 +33,23 @@ def make_jobs(
     seed: int,
     spread: str = "uniform",
 ) -> list[Job]:
-    """Random prompts of random lengths, the ranges' ends included.
+    """Draw random prompts of random lengths. Ranges include both ends.
 
-    With the spread ``log-uniform`` as many lengths are from 16 to 32 as from 128 to 256.
+    Args:
+        num_jobs: Number of jobs.
+        vocab_size: Number of different token ids.
+        prompt_lengths: Minimum and maximum length of a prompt.
+        output_lengths: Minimum and maximum length of an output.
+        seed: Seed of the random numbers.
+        spread: Distribution of lengths: uniform, or log-uniform. With log-uniform, lengths of
+            16 to 32 are as frequent as lengths of 128 to 256.
     """
     random = Random(seed)
 
-    def draw(least: int, most: int) -> int:
+    def draw(shortest: int, longest: int) -> int:
         if spread == "uniform":
-            return random.randint(least, most)
-        return round(exp(random.uniform(log(least), log(most))))
+            return random.randint(shortest, longest)
+        return round(exp(random.uniform(log(shortest), log(longest))))
 
     return [
         Job(
@@ -54,22 +61,22 @@ def make_jobs(
 
 
 class Contender(Protocol):
-    """Completes jobs greedily, end-of-sequence tokens ignored."""
+    """Engine that completes jobs greedily and ignores end-of-sequence tokens."""
 
     name: str
 
     def complete(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """The tokens of each job."""
+        """Return the output tokens of each job."""
         ...
 
 
 def complete_together(api: Any, llm: Any, jobs: Sequence[Job]) -> list[list[int]]:
-    """The tokens of each job, from an engine of a package that has vLLM's Python API.
+    """Return the output tokens of each job, computed in one continuous batch.
 
     Args:
-        api: the package: this one, or vLLM.
-        llm: its ``LLM``.
-        jobs: computed in one continuous batch.
+        api: Package with vLLM's Python API: this one or vLLM.
+        llm: Instance of its ``LLM``.
+        jobs: Jobs to complete.
     """
     params = [
         api.SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True)
@@ -81,13 +88,13 @@ def complete_together(api: Any, llm: Any, jobs: Sequence[Job]) -> list[list[int]
 
 
 class Ours:
-    """All jobs in one continuous batch."""
+    """This engine: all jobs in one continuous batch."""
 
     name = "minimal-vllm"
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self.steps: list[StepRecord] = []
-        """Of the last call."""
+        """Records of the last call's steps."""
         self.llm = LLM(
             str(folder),
             dtype=dtype,
@@ -97,14 +104,20 @@ class Ours:
         )
 
     def complete(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """With an empty prefix cache: what an earlier call has left would be unfair."""
+        """Return the output tokens of each job.
+
+        The prefix cache is emptied first, because hits from an earlier call would be unfair.
+        """
         self.llm.engine.scheduler.pool.forget_all()
         self.steps.clear()
         return complete_together(minimal_vllm, self.llm, jobs)
 
 
 class HuggingFace:
-    """So many jobs at a time: padded to the longest prompt, until the longest output is done."""
+    """Transformers' ``generate`` in batches of a fixed size.
+
+    A batch is padded to its longest prompt and computed until its longest output is complete.
+    """
 
     def __init__(self, model: Any, batch_size: int) -> None:
         self.name = "transformers, " + (f"batches of {batch_size}" if batch_size > 1 else "1 by 1")
@@ -112,7 +125,7 @@ class HuggingFace:
         self._batch_size = batch_size
 
     def complete(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """Batch by batch, in the jobs' order."""
+        """Return the output tokens of each job, computed batch by batch in order."""
         starts = range(0, len(jobs), self._batch_size)
         batches = [self._complete_batch(jobs[start : start + self._batch_size]) for start in starts]
         return [tokens for batch in batches for tokens in batch]
@@ -136,7 +149,7 @@ class HuggingFace:
 
 
 def load_hugging_face(folder: Path, dtype: str) -> Any:
-    """The model in its best ordinary configuration, without end-of-sequence tokens."""
+    """Load the model in its best ordinary configuration, without end-of-sequence tokens."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     )

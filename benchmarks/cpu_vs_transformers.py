@@ -1,14 +1,16 @@
-"""Throughput on a CPU: this engine against Hugging Face's ``generate``, and where the time goes.
+"""Throughput on a CPU: this engine compared with Hugging Face's ``generate``.
 
 python -m benchmarks.cpu_vs_transformers --model demo
 python -m benchmarks.cpu_vs_transformers --model smollm2-135m     # random weights in that shape
 
-Requests of ragged lengths are completed greedily, end-of-sequence tokens ignored: by this engine,
-by transformers in one padded batch, and by transformers one by one, on the same weights with the
-same number of threads. The contenders take turns in each repeat, so that a ratio is one of
-neighbours in time. Only tokens that were asked for count; all must be the same, and what differs
-is reported. An extra run of ours is then taken apart, with the least time that the machine's
-memory and arithmetic would allow beside it.
+Requests of different lengths are completed greedily, ignoring end-of-sequence tokens: by this
+engine, by transformers in one padded batch, and by transformers one by one. All use the same
+weights and the same number of threads. The contenders take turns in each repeat, so that a ratio
+compares runs close in time. Only requested tokens count. All tokens must be the same; differences
+are reported.
+
+An additional run of this engine is split into its parts, beside the minimum time that the machine's
+memory and arithmetic would allow.
 """
 
 import argparse
@@ -37,7 +39,10 @@ ATTENTION = (GATHER, ARITHMETIC)
 
 
 def sections_of(ours: Ours) -> Sections:
-    """The parts of a step; the runner has its sampler from its maker, not from its module."""
+    """Return the functions of each part of a step.
+
+    The sampler is patched in the runner, which was given it when it was made.
+    """
     return {
         "batch building": [(plain, "build_batch")],
         "attention: plan": [(tiled.TiledAttention, "plan")],
@@ -52,33 +57,34 @@ def sections_of(ours: Ours) -> Sections:
 
 @dataclass(frozen=True)
 class Score:
-    """How a contender did."""
+    """Result of one contender."""
 
     name: str
     seconds: list[float]
-    """Of each repeat."""
+    """Duration of each repeat."""
     tokens_per_second: float
-    """Generated ones, in the median repeat."""
+    """Generated tokens per second in the median repeat."""
     speedup_of_ours: list[float]
-    """This contender's time over ours, in each repeat."""
+    """This contender's time divided by ours, in each repeat."""
     num_different: int
-    """Requests with other tokens than ours."""
+    """Number of requests whose tokens differ from ours."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of our time, and the least that it could be."""
+    """Part of this engine's time, and its minimum."""
 
     name: str
     seconds: float
     floor: float | None
+    """Minimum time in seconds; None if unknown."""
 
 
 # ---- the comparison -----------------------------------------------------------------------------
 
 
 def compare(contenders: Sequence[Contender], jobs: Sequence[Job], repeats: int) -> list[Score]:
-    """Let the contenders take turns; the first one is ours."""
+    """Run the contenders in turn. The first one is this engine."""
     for contender in contenders:  # to warm up
         contender.complete([Job(job.prompt, 2) for job in jobs])
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -97,9 +103,9 @@ def compare(contenders: Sequence[Contender], jobs: Sequence[Job], repeats: int) 
             name=name,
             seconds=each,
             tokens_per_second=num_tokens / median(each),
-            speedup_of_ours=[his / own for his, own in zip(each, seconds[ours], strict=True)],
+            speedup_of_ours=[theirs / own for theirs, own in zip(each, seconds[ours], strict=True)],
             num_different=sum(
-                his != own for his, own in zip(tokens[name], tokens[ours], strict=True)
+                theirs != own for theirs, own in zip(tokens[name], tokens[ours], strict=True)
             ),
         )
         for name, each in seconds.items()
@@ -107,10 +113,10 @@ def compare(contenders: Sequence[Contender], jobs: Sequence[Job], repeats: int) 
 
 
 def print_scores(scores: Sequence[Score], num_jobs: int) -> None:
-    """A row for each contender."""
+    """Print a table with a row for each contender."""
     print_table(
-        "Throughput, the medians of all repeats",
-        ["", "seconds", "tokens/s", "ours is faster by", "in each repeat", "same tokens"],
+        "Throughput, medians of all repeats",
+        ["", "seconds", "tokens/s", "our speedup", "in each repeat", "same tokens"],
         [
             [
                 score.name,
@@ -129,7 +135,7 @@ def print_scores(scores: Sequence[Score], num_jobs: int) -> None:
 
 
 def take_apart(ours: Ours, jobs: Sequence[Job], rates: MachineRates) -> list[Part]:
-    """One more run, section by section."""
+    """Run this engine once more with a stopwatch; return the parts of its time."""
     stopwatch = Stopwatch()
     sections = sections_of(ours)
     with stopwatch.watch(sections):
@@ -148,7 +154,10 @@ def take_apart(ours: Ours, jobs: Sequence[Job], rates: MachineRates) -> list[Par
 
 
 def print_parts(parts: Sequence[Part], rates: MachineRates) -> None:
-    """Shares of our time; the floor of attention stands in its last row, and is that of all."""
+    """Print the fractions of this engine's time.
+
+    The floor of attention stands in its last row and includes all of attention.
+    """
     total = sum(part.seconds for part in parts)
     print_table(
         f"Where our time goes (floors: {rates.bytes_per_second / 1e9:.1f} GB/s of a copy, "
@@ -167,7 +176,7 @@ def print_parts(parts: Sequence[Part], rates: MachineRates) -> None:
 
 
 def summarize_steps(steps: Sequence[StepRecord]) -> dict[str, dict[str, float]]:
-    """Steps that compute prompts, and those that only decode."""
+    """Add up the steps that compute prompts, and the steps that only decode."""
     kinds: dict[str, list[StepRecord]] = {"with prompts": [], "decoding only": []}
     for step in steps:
         decodes = all(entry.num_tokens == 1 for entry in step.scheduled)
@@ -185,7 +194,7 @@ def summarize_steps(steps: Sequence[StepRecord]) -> dict[str, dict[str, float]]:
 
 
 def print_steps(kinds: dict[str, dict[str, float]]) -> None:
-    """A row for each kind of step."""
+    """Print a table with a row for each kind of step."""
     print_table(
         "Our steps",
         ["", "steps", "tokens", "seconds", "ms/step"],
@@ -206,7 +215,7 @@ def print_steps(kinds: dict[str, dict[str, float]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
@@ -250,16 +259,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num-requests", type=int, default=64)
     lengths: dict[str, Any] = {"type": int, "nargs": 2, "default": [16, 256]}
-    parser.add_argument("--prompt-lengths", metavar=("LEAST", "MOST"), **lengths)
-    parser.add_argument("--output-lengths", metavar=("LEAST", "MOST"), **lengths)
+    parser.add_argument("--prompt-lengths", metavar=("MIN", "MAX"), **lengths)
+    parser.add_argument("--output-lengths", metavar=("MIN", "MAX"), **lengths)
     parser.add_argument(
         "--spread",
         default="uniform",
         choices=["uniform", "log-uniform"],
-        help="of the lengths; log-uniform: mostly short, some long, as in chats",
+        help="distribution of lengths; log-uniform: mostly short, some long, as in chats",
     )
-    parser.add_argument("--batch-size", type=int, help="of transformers; else all requests at once")
-    parser.add_argument("--skip-one-by-one", action="store_true", help="it takes long")
+    parser.add_argument("--batch-size", type=int, help="for transformers [default: all requests]")
+    parser.add_argument("--skip-one-by-one", action="store_true", help="skip the slowest contender")
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=3)

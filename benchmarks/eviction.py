@@ -1,16 +1,16 @@
-"""How much of multi-turn traffic the prefix cache finds, with each eviction strategy.
+"""Hit rate of the prefix cache on multi-turn traffic, with each eviction strategy.
 
 python -m benchmarks.eviction [--plot]
 
-The traffic: conversations under a few system prompts, some of them popular and most of them not
-(Zipf's law); each turn sends all that was said before, then the user reads and thinks; in between,
-documents that nobody asks about twice. It runs through the real scheduler and block pool, with
-random tokens in the model's place, a step at a time. The hit rate is the share of the prompts'
-tokens that need not be computed.
+The traffic consists of conversations under a few system prompts, whose popularity follows Zipf's
+law. Each turn sends the whole conversation so far; then the user reads and thinks. In between,
+there are long documents that are only sent once. The traffic runs through the real scheduler and
+block pool, step by step, with random tokens in place of a model's. The hit rate is the fraction of
+prompt tokens found in the cache.
 
-Two rows tell how good a strategy can be at all. "belady" evicts what will be needed again last,
-which only a simulation can know (Belady, 1966). "no eviction" is an infinite pool: what it misses
-was never seen before.
+Two rows show how good a strategy can be. "belady" evicts the block that will be needed latest,
+which only a simulation can know (Belady, 1966). "no eviction" is an unlimited pool, which only
+misses content that was never seen before.
 """
 
 import argparse
@@ -37,29 +37,30 @@ VOCAB_SIZE = 50_000
 MAX_MODEL_LEN = 8192
 NUM_SYSTEM_PROMPTS = 24
 STEPS_BETWEEN_CONVERSATIONS = 45
-"""On average; a step is the time of one token, say 30 ms."""
+"""Mean number of steps between arrivals. A step is the time of one token, such as 30 ms."""
 STEPS_TO_THINK = 1500
+"""Mean number of steps between an answer and the next turn."""
 SHARE_OF_DOCUMENTS = 0.25
-"""Of all conversations, those that are one long prompt, and never go on."""
+"""Fraction of conversations that are a single long prompt."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt, and what will be answered."""
+    """Prompt, and the answer that it will be given."""
 
     arrival: int
-    """The step in which it is sent, or later: once the turn before has been answered."""
+    """Earliest step in which the turn is sent; it is sent after the previous turn's answer."""
     prompt: "array[int]"
     answer: list[int]
     previous: int | None
-    """The turn before, by its index among all."""
+    """Index of the previous turn in the list of all turns; None for the first turn."""
 
 
 # ---- traffic ------------------------------------------------------------------------------------
 
 
 def make_traffic(num_conversations: int, seed: int) -> list[Turn]:
-    """All turns of all conversations, in the order of their arrival."""
+    """Return all turns of all conversations in order of arrival."""
     random = Random(seed)
     system_prompts = [_tokens(random, 100, 1500) for _ in range(NUM_SYSTEM_PROMPTS)]
     popularity = [1 / rank for rank in range(1, NUM_SYSTEM_PROMPTS + 1)]
@@ -79,35 +80,35 @@ def make_traffic(num_conversations: int, seed: int) -> list[Turn]:
 def _add_conversation(
     turns: list[Turn], random: Random, arrival: int, system_prompt: "array[int]"
 ) -> None:
-    said = system_prompt[:]
+    history = system_prompt[:]
     previous = None
     goes_on = True
     while goes_on:
-        said = said + _tokens(random, 10, 200)
-        turn = Turn(arrival, said, _answer(random), previous)
+        history = history + _tokens(random, 10, 200)
+        turn = Turn(arrival, history, _answer(random), previous)
         previous = len(turns)
         turns.append(turn)
-        said = said + array("i", turn.answer)
+        history = history + array("i", turn.answer)
         arrival += len(turn.answer) + int(random.expovariate(1 / STEPS_TO_THINK))
-        goes_on = random.random() < 0.8 and len(said) < MAX_MODEL_LEN - 600
+        goes_on = random.random() < 0.8 and len(history) < MAX_MODEL_LEN - 600
 
 
 def _in_order_of_arrival(turns: list[Turn]) -> list[Turn]:
     order = sorted(range(len(turns)), key=lambda index: turns[index].arrival)
-    place = {index: rank for rank, index in enumerate(order)}
+    rank_of = {index: rank for rank, index in enumerate(order)}
     return [
         Turn(
             turns[index].arrival,
             turns[index].prompt,
             turns[index].answer,
-            None if (previous := turns[index].previous) is None else place[previous],
+            None if (previous := turns[index].previous) is None else rank_of[previous],
         )
         for index in order
     ]
 
 
-def _tokens(random: Random, least: int, most: int) -> "array[int]":
-    return array("i", random.choices(range(VOCAB_SIZE), k=random.randint(least, most)))
+def _tokens(random: Random, min_length: int, max_length: int) -> "array[int]":
+    return array("i", random.choices(range(VOCAB_SIZE), k=random.randint(min_length, max_length)))
 
 
 def _answer(random: Random) -> list[int]:
@@ -119,7 +120,7 @@ def _answer(random: Random) -> list[int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a strategy made of the traffic."""
+    """Result of one strategy with one pool size."""
 
     strategy: str
     num_blocks: int
@@ -130,7 +131,7 @@ class Outcome:
 
 
 class Belady(_SmallestKeyFirst):
-    """Evicts the block whose content will be asked for last, or never again."""
+    """Optimal strategy: evict the block whose content will be needed latest, or never again."""
 
     def __init__(self, requests: Sequence[Request], turns: Sequence[Turn]) -> None:
         super().__init__()
@@ -141,18 +142,18 @@ class Belady(_SmallestKeyFirst):
             for block_hash in request.block_hashes:
                 self._uses[block_hash].append(index)
         self.hash_of: Sequence[bytes | None] = ()
-        """Of each block: the pool's."""
+        """Content hash of each block, shared with the pool."""
 
     def _key(self, block: int) -> tuple[int, int]:
         uses = self._uses[self.hash_of[block] or b""]
-        while uses and self._requests[uses[0]].num_cached_tokens is not None:  # it was served
+        while uses and self._requests[uses[0]].num_cached_tokens is not None:  # already served
             uses.popleft()
         next_use = self._turns[uses[0]].arrival if uses else 2**62
         return -next_use, self._releases
 
 
 def simulate(turns: Sequence[Turn], strategy: str, num_blocks: int) -> Outcome:
-    """Run the traffic through a scheduler, and prove its books at the end."""
+    """Run the traffic through a scheduler, and check its invariants at the end."""
     requests = [_make_request(index, turn) for index, turn in enumerate(turns)]
     scheduler = _make_scheduler(strategy, num_blocks, requests, turns)
     follower_of = {turn.previous: index for index, turn in enumerate(turns)}
@@ -194,12 +195,12 @@ def _make_scheduler(
         return Scheduler(config, BlockPool(num_blocks, EVICTION_STRATEGIES[strategy]()))
     belady = Belady(requests, turns)
     pool = BlockPool(num_blocks, belady)
-    belady.hash_of = pool._hashes  # what is in a block is the pool's secret, but to an oracle
+    belady.hash_of = pool._hashes  # private, but the oracle has to know what blocks contain
     return Scheduler(config, pool)
 
 
 def blocks_for_all(turns: Sequence[Turn]) -> int:
-    """A pool so large that nothing is ever evicted."""
+    """Return a pool size with which nothing is ever evicted."""
     return sum((len(turn.prompt) + len(turn.answer)) // BLOCK_SIZE + 1 for turn in turns)
 
 
@@ -207,12 +208,12 @@ def blocks_for_all(turns: Sequence[Turn]) -> int:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], unlimited: Outcome) -> None:
-    """A row for each strategy, a column for each size of the pool."""
+    """Print a table with a row for each strategy and a column for each pool size."""
     pools = sorted({outcome.num_blocks for outcome in outcomes})
     rates = {(outcome.strategy, outcome.num_blocks): outcome.hit_rate for outcome in outcomes}
     strategies = list(dict.fromkeys(outcome.strategy for outcome in outcomes))
     print_table(
-        f"Prompt tokens found in the cache, of {unlimited.queried_tokens:,}",
+        f"Fraction of {unlimited.queried_tokens:,} prompt tokens found in the cache",
         ["strategy", *(f"{num_blocks:,} blocks" for num_blocks in pools)],
         [
             *([name, *(f"{rates[name, size]:.1%}" for size in pools)] for name in strategies),
@@ -222,7 +223,7 @@ def print_outcomes(outcomes: Sequence[Outcome], unlimited: Outcome) -> None:
 
 
 def plot(outcomes: Sequence[Outcome], unlimited: Outcome, path: Path) -> None:
-    """Hit rates over pool sizes, as a picture."""
+    """Plot hit rates over pool sizes."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
@@ -235,16 +236,16 @@ def plot(outcomes: Sequence[Outcome], unlimited: Outcome, path: Path) -> None:
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
-    print(f"\nDrawn in {path}")
+    print(f"\nPlotted to {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--conversations", type=int, default=800)
     parser.add_argument("--blocks", type=int, nargs="+", default=[4000, 8000, 16000, 32000])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", action="store_true", help="draw a picture, too")
+    parser.add_argument("--plot", action="store_true", help="also plot the hit rates")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
 

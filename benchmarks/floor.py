@@ -1,4 +1,4 @@
-"""What this machine's memory and arithmetic allow, and so the least time that steps could take."""
+"""Floors: the minimum duration of steps, given this machine's memory bandwidth and arithmetic."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,21 +10,23 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.trace.step_record import StepRecord
 
 ROWS = 1024
+"""Rows and columns of the matrices in the measured product."""
 COPIED_BYTES = 1 << 28
+"""Bytes of the measured copy."""
 
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Measured on this machine, with the threads that torch has."""
+    """Rates of this machine, measured with torch's number of threads."""
 
     bytes_per_second: float
-    """Of a large copy, which reads and writes: both count."""
+    """Rate of a large copy. Bytes read and bytes written both count."""
     flops_per_second: float
-    """Of a large matrix product."""
+    """Rate of a large matrix product."""
 
 
 def measure_rates(dtype: torch.dtype) -> MachineRates:
-    """The best of several attempts at a copy and at a matrix product."""
+    """Measure a copy and a matrix product, each as the best of several attempts."""
     source = torch.ones(COPIED_BYTES // dtype.itemsize, dtype=dtype)
     target = torch.empty_like(source)
     square = torch.ones(ROWS, ROWS, dtype=dtype)
@@ -46,10 +48,10 @@ def _best_seconds(operation: Callable[[], object], attempts: int = 8) -> float:
 def weights_floor(
     steps: Sequence[StepRecord], config: ModelConfig, dtype: torch.dtype, rates: MachineRates
 ) -> float:
-    """Seconds that the products with weights take at least.
+    """Return the minimum time of the products with weights, in seconds.
 
-    Each step reads all weights once, and multiplies each of its tokens with those of the layers,
-    and each that samples with those of the output: it takes the longer of the two times.
+    Each step reads all weights once. It multiplies each of its tokens with the layers' weights, and
+    each sampled token with the LM head. The longer of the two times counts.
     """
     head = config.vocab_size * config.hidden_size
     layers = config.num_parameters - head * (1 if config.tie_word_embeddings else 2)
@@ -63,10 +65,10 @@ def weights_floor(
 def attention_floor(
     steps: Sequence[StepRecord], config: ModelConfig, dtype: torch.dtype, rates: MachineRates
 ) -> float:
-    """Seconds that attention takes at least.
+    """Return the minimum time of attention, in seconds.
 
-    Each step reads the keys and values of its requests once, and multiplies each of its tokens
-    with all before it (sliding windows are ignored).
+    Each step reads the keys and values of its requests once, and multiplies each of its tokens with
+    all tokens before it. Sliding windows are ignored.
     """
     kv_bytes = config.kv_bytes_per_token(str(dtype).removeprefix("torch."))
     flops_per_pair = 4 * config.num_layers * config.num_heads * config.head_dim

@@ -1,7 +1,7 @@
 """Engines that complete the same prompts on a GPU: this one, vLLM, and transformers in two ways.
 
-Each is made from a checkpoint's folder, and is then a function from jobs to their tokens, chosen
-greedily; end-of-sequence tokens are ignored, and nothing is found in a prefix cache.
+Each engine is made from a checkpoint's folder. It is then a function from jobs to their tokens,
+which are chosen greedily. End-of-sequence tokens are ignored, and prefix caching is off.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,18 +17,21 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from benchmarks.contenders import HuggingFace, Job, complete_together, load_hugging_face
 
 Complete = Callable[[Sequence[Job]], list[list[int]]]
+"""Function that returns the output tokens of each job."""
 Make = Callable[[Path, str, Sequence[Job]], Complete]
-"""From the checkpoint's folder, the device, and the jobs that are to come (for their lengths)."""
+"""Function that makes an engine from a checkpoint's folder, a device and the coming jobs (for their
+lengths)."""
 
 DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
+"""Data type of each engine, by device."""
 BLOCK_SIZE = 256
-"""Of transformers' cache, by default."""
+"""Default block size of transformers' cache."""
 MAX_BATCH_TOKENS = 2048
-"""Of a step of transformers' continuous batching."""
+"""Token budget of a step of transformers' continuous batching."""
 
 
 def with_the_api_of_vllm(package: str, folder: Path, device: str, jobs: Sequence[Job]) -> Complete:
-    """By an engine whose Python API is vLLM's: vLLM itself, or this one, which may be on a CPU."""
+    """Make an engine with vLLM's Python API: vLLM itself, or this one, which also runs on a CPU."""
     api = import_module(package)
     options = {"device": device} if package == "minimal_vllm" else {}
     llm = api.LLM(
@@ -43,10 +46,10 @@ def with_the_api_of_vllm(package: str, folder: Path, device: str, jobs: Sequence
 
 
 def continuous_batching(folder: Path, device: str, jobs: Sequence[Job]) -> Complete:
-    """Transformers' own continuous batching.
+    """Make transformers' own continuous batching.
 
-    Without a package for flash attention it attends densely: all tokens of a step to the whole
-    cache, under a mask. So its cache has room for these jobs and no more.
+    Without a package for flash attention, its attention is dense: all tokens of a step attend to
+    the whole cache under a mask. The cache therefore has just enough room for these jobs.
     """
     network = load_hugging_face(folder, DTYPES[device]).to(device)
     num_blocks = sum(-(-(len(job.prompt) + job.num_tokens) // BLOCK_SIZE) for job in jobs)
@@ -81,7 +84,7 @@ def continuous_batching(folder: Path, device: str, jobs: Sequence[Job]) -> Compl
 
 
 def generate(folder: Path, device: str, jobs: Sequence[Job]) -> Complete:
-    """``generate`` of transformers: all jobs in one padded batch, until the longest is done."""
+    """Make transformers' ``generate``: all jobs in one padded batch until the longest is done."""
     padded = HuggingFace(load_hugging_face(folder, DTYPES[device]).to(device), len(jobs))
 
     def complete(jobs: Sequence[Job]) -> list[list[int]]:
@@ -97,11 +100,11 @@ ENGINES: dict[str, Make] = {
     "transformers, continuous batching": continuous_batching,
     "transformers, generate": generate,
 }
-"""Ours is the first."""
+"""Functions that make the engines, by name. The first is this engine."""
 
 
 def installed() -> list[str]:
-    """The names of those that can be had here."""
+    """Return the names of the engines that are installed."""
     return [name for name in ENGINES if name != "vLLM" or find_spec("vllm")]
 
 

@@ -1,14 +1,14 @@
-"""Throughput on a GPU: this engine, transformers and, where it is installed, vLLM.
+"""Throughput on a GPU: this engine, transformers and, if installed, vLLM.
 
 python -m benchmarks.gpu_engines [--model qwen3-0.6b] [--workload mixed256] [--num-requests 16]
 
-They load the same checkpoint, of random weights in bfloat16, and complete the first requests of a
-workload greedily, one engine after the other on one GPU, each in a process of its own that has the
-GPU to itself. One that fails or takes too long is left out, and named. To warm up, each first
-completes the same prompts with a few tokens.
+All engines load the same checkpoint of random weights in bfloat16, and complete the first requests
+of a workload greedily. They run one after the other on one GPU, each in its own process. An engine
+that fails or takes too long is left out and named. Before it is measured, each engine completes the
+same prompts with a few tokens.
 
-The floor is that of ``gpu_workloads``, without a prefix cache. In bfloat16 the two greatest logits
-are now and then equal but for rounding, so tokens are compared only up to the first difference.
+The floor is that of ``gpu_workloads``, without a prefix cache. In bfloat16 the two largest logits
+are sometimes equal up to rounding, so tokens are compared up to each request's first difference.
 """
 
 import os
@@ -38,31 +38,35 @@ from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
 from minimal_vllm_lab.sim.presets import PRESETS
 
 WARM_UP_TOKENS = 8
+"""Number of output tokens per request in the warm-up."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What an engine did."""
+    """Result of one engine."""
 
     seconds: list[float]
-    """Of each repeat."""
+    """Duration of each repeat."""
     ready: float
-    """Seconds until the checkpoint was loaded and the engine warm."""
+    """Time in seconds to load the checkpoint and warm up."""
     tokens: list[list[int]]
-    """Of each job."""
+    """Output tokens of each job."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """An engine's run beside ours."""
+    """Result of one engine, compared with ours."""
 
     engine: str
     seconds: list[float]
+    """Duration of each repeat."""
     ready: float
+    """Time in seconds to load the checkpoint and warm up."""
     tokens_per_second: float
     ours_is_faster_by: float
+    """Median duration divided by ours."""
     same_tokens: float
-    """The share of all tokens that come before a request's first that is not ours."""
+    """Fraction of tokens before each request's first difference from ours."""
 
 
 # ---- one engine, in a process of its own ---------------------------------------------------------
@@ -71,10 +75,11 @@ class Score:
 def run_engine(
     engine: str, folder: Path, device: str, jobs: Sequence[Job], repeats: int, patience: float
 ) -> Run:
-    """Let an engine complete the jobs, in a process that ends with it, and with its own processes.
+    """Complete the jobs with one engine, in a process that is killed afterwards with its children.
 
     Raises:
-        RuntimeError: it failed, or took more than ``patience`` seconds; the message says which.
+        RuntimeError: If the engine failed or took more than ``patience`` seconds; the message
+            says which.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -83,7 +88,7 @@ def run_engine(
     sender.close()
     try:
         if not receiver.poll(patience):
-            raise RuntimeError(f"nothing came within {patience:.0f} s")
+            raise RuntimeError(f"no result within {patience:.0f} s")
         result = receiver.recv()
     except EOFError as error:
         raise RuntimeError("its process ended without a result") from error
@@ -96,7 +101,7 @@ def run_engine(
 
 def _end(process: SpawnProcess) -> None:
     assert process.pid is not None  # it was started
-    with suppress(ProcessLookupError):  # it has no group of its own yet
+    with suppress(ProcessLookupError):  # the process may not have its own group yet
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
@@ -105,7 +110,7 @@ def _end(process: SpawnProcess) -> None:
 def _work(
     sender: Connection, engine: str, folder: Path, device: str, jobs: Sequence[Job], repeats: int
 ) -> None:
-    os.setpgid(0, 0)  # whatever it starts ends with it
+    os.setpgid(0, 0)  # a process group, so that the engine's children can be killed with it
     try:
         begun = time.perf_counter()
         complete = ENGINES[engine](folder, device, jobs)
@@ -127,7 +132,7 @@ def _work(
 
 
 def compare(runs: dict[str, Run], jobs: Sequence[Job]) -> list[Score]:
-    """Put the runs beside the first, which is ours."""
+    """Compare the runs with the first one, which is this engine's."""
     first = next(iter(runs.values()))
     num_tokens = sum(job.num_tokens for job in jobs)
     return [
@@ -144,15 +149,15 @@ def compare(runs: dict[str, Run], jobs: Sequence[Job]) -> list[Score]:
 
 
 def _common_length(tokens: Sequence[int], others: Sequence[int]) -> int:
-    same = [mine == other for mine, other in zip(tokens, others, strict=True)]
+    same = [token == other for token, other in zip(tokens, others, strict=True)]
     return same.index(False) if False in same else len(same)
 
 
 def print_scores(title: str, scores: Sequence[Score], floor: float | None) -> None:
-    """A row for each engine."""
+    """Print a table with a row for each engine."""
     print_table(
         title,
-        ["", "ready", "seconds", "tokens/s", "ours is faster by", "floor / theirs", "same tokens"],
+        ["", "ready", "seconds", "tokens/s", "our speedup", "floor / theirs", "same tokens"],
         [
             [
                 score.engine,
@@ -169,7 +174,7 @@ def print_scores(title: str, scores: Sequence[Score], floor: float | None) -> No
 
 
 def plot(title: str, scores: Sequence[Score], path: Path) -> None:
-    """A bar for each engine."""
+    """Plot a bar for each engine."""
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(scores)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh([each.engine for each in scores], [each.tokens_per_second for each in scores])
@@ -185,11 +190,17 @@ def plot(title: str, scores: Sequence[Score], path: Path) -> None:
 @click.option("--model", type=click.Choice(list(PRESETS)), default="qwen3-0.6b", show_default=True)
 @click.option("--workload", type=click.Choice(list(FIXED_WORKLOADS)), default="mixed256",
               show_default=True)  # fmt: skip
-@click.option("--num-requests", type=click.IntRange(1), help="The first so many.  [default: all]")
+@click.option(
+    "--num-requests",
+    type=click.IntRange(1),
+    help="Number of requests, from the first.  [default: all]",
+)
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--patience", default=300.0, show_default=True, help="Seconds for each engine.")
+@click.option(
+    "--patience", default=300.0, show_default=True, help="Time limit per engine in seconds."
+)
 @click.option("--folder", type=click.Path(path_type=Path), default=RESULTS,
-              help="For the JSON and the plot.")  # fmt: skip
+              help="Folder for the results and the plot.")  # fmt: skip
 def main(
     model: str,
     workload: str,
@@ -198,7 +209,7 @@ def main(
     patience: float,
     folder: Path,
 ) -> None:
-    """Compare on one GPU."""
+    """Compare engines on one GPU."""
     if not torch.cuda.is_available():
         raise click.UsageError(
             "there is no GPU; on a CPU: python -m benchmarks.cpu_vs_transformers"
@@ -216,7 +227,7 @@ def main(
                 left_out[name] = str(error)
                 print(f"{name} is left out: {error}", flush=True)
             if not runs:
-                raise click.ClickException("without our own run there is nothing to compare with")
+                raise click.ClickException("our own run failed, so there is nothing to compare")
     scores = compare(runs, jobs)
     gpu = torch.cuda.get_device_name()
     title = f"{model}, {len(jobs)} requests of {workload}, {gpu}"

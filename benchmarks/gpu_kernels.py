@@ -1,20 +1,18 @@
-"""Each of our GPU kernels beside its floor: its bytes at the rate of a copy, or its arithmetic.
+"""Each of our GPU kernels compared with its floor: its bytes at the rate of a copy, or its FLOPs.
 
 python -m benchmarks.gpu_kernels [--heads 32] [--hidden 4096] [--inner 12288]
 
-Shapes are those of a Qwen3 0.6B layer unless told otherwise, in bfloat16. Weights and caches are
-taken in turn from several copies, larger together than the GPU's L2 cache, as the layers of a model
-are. Times are medians of replays of a CUDA graph that holds the kernel many times: no launch by the
-CPU is in them.
+The default shapes are those of a Qwen3 0.6B layer in bfloat16. Several copies of weights and
+caches, which together exceed the GPU's L2 cache, are used in turn, as in the layers of a model.
+Times are medians over replays of a CUDA graph that contains the kernel many times, so they do not
+include launches by the CPU.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from statistics import median
 
 import click
 import numpy as np
@@ -23,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.common import RESULTS, print_table, report
-from benchmarks.gpu_workloads import COPY, PRODUCT, this_gpu
+from benchmarks.kernel_timing import Bench, Shape, Timing, floor_of
 from minimal_vllm.attention.kernels.decode import decode_attention
 from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
@@ -37,83 +35,11 @@ from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.step.batch import Batch
 from minimal_vllm.step.shared_prefix import SharedPrefix
-from minimal_vllm_lab.sim.hardware import GPUS
 
 Calls = dict[str, Callable[[], object]]
+"""Functions that do the same work, by the name of their kernel."""
 
 BLOCK_SIZE = 16
-L2_CACHE = 60e6
-"""Bytes of an H200's."""
-CALLS, REPLAYS = 100, 20
-"""A graph's calls are so many that its own launch does not matter."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer's."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden: int
-    inner: int
-
-    @property
-    def kv_bytes(self) -> int:
-        """Of one token."""
-        return 2 * self.num_kv_heads * self.head_dim * 2
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A kernel's; times in microseconds."""
-
-    kernel: str
-    work: str
-    microseconds: float
-    floor: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and how large."""
-
-    shape: Shape
-    device: torch.device
-    scale: float
-    """1, or less for a test."""
-
-    def numbers(self, *size: int) -> Tensor:
-        """Random ones."""
-        return torch.randn(size, device=self.device).to(torch.bfloat16)
-
-    def copies(self, num_bytes: float) -> range:
-        """So many that they don't fit into the L2 cache."""
-        return range(max(1, round(self.scale * 3 * L2_CACHE / num_bytes)) if num_bytes else 1)
-
-    def scaled(self, number: int) -> int:
-        """A number of tokens or requests, smaller in a test."""
-        return max(2, round(self.scale * number))
-
-    def microseconds(self, call: Callable[[], object]) -> float:
-        """Of one call, without its launch."""
-        if self.device.type == "cpu":
-            call()
-            return 1.0
-        torch.cuda.synchronize()  # plans are complete: see ``launch``
-        call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(CALLS):
-                call()
-        times = []
-        for _ in range(REPLAYS):
-            begun = time.perf_counter()
-            graph.replay()
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - begun) * 1e6 / CALLS)
-        return median(times)
 
 
 # ---- attention ----------------------------------------------------------------------------------
@@ -121,7 +47,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Paged:
-    """Contexts in scattered blocks."""
+    """KV caches whose requests' blocks are scattered."""
 
     caches: list[LayerCache]
     tables: Tensor
@@ -129,7 +55,7 @@ class Paged:
 
 
 def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
-    """Caches of requests of such lengths, the first ``common`` tokens of which they share."""
+    """Make caches for requests of these lengths, whose first ``common`` tokens are shared."""
     shape, random = bench.shape, Random(0)
     sizes = [-(-length // BLOCK_SIZE) for length in lengths]
     shared_blocks = common // BLOCK_SIZE
@@ -161,7 +87,7 @@ def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
 
 
 def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0) -> list[Timing]:
-    """The decode kernel, and with common tokens the shared one before it."""
+    """Time the decode kernel and, if tokens are shared, the kernel for shared tokens before it."""
     shape, scale = bench.shape, bench.shape.head_dim**-0.5
     paged = lay_out(bench, lengths, common)
     everyone = torch.arange(len(lengths), dtype=torch.int32, device=bench.device)
@@ -181,7 +107,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
                         q, next(caches), shared, everyone, everyone, paged.tables, scale
                     )
                 ),
-                _floor_of(
+                floor_of(
                     common * shape.kv_bytes,
                     4 * len(lengths) * common * shape.num_heads * shape.head_dim,
                 ),
@@ -194,14 +120,14 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
             "decode",
             work,
             bench.microseconds(lambda: decode_attention(q, next(caches), plan, scale, out)),
-            _floor_of(own_tokens * shape.kv_bytes, 0),
+            floor_of(own_tokens * shape.kv_bytes, 0),
         )
     )
     return timings
 
 
 def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -> Timing:
-    """Requests with ``(tokens in the cache, new tokens)``."""
+    """Time the prefill kernel with requests of ``(cached tokens, new tokens)``."""
     shape = bench.shape
     paged = lay_out(bench, [cached + new for cached, new in requests])
     batch = Batch(
@@ -228,7 +154,7 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
         "prefill",
         work,
         bench.microseconds(lambda: prefill_attention(q, next(caches), plan, scale, None, out)),
-        _floor_of(
+        floor_of(
             sum(map(sum, requests)) * shape.kv_bytes, 4 * pairs * shape.num_heads * shape.head_dim
         ),
     )
@@ -238,7 +164,7 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
 
 
 def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
-    """What a layer does between its products."""
+    """Time the kernels of a layer between its matrix products."""
     shape, work = bench.shape, f"{num_tokens:,} tokens"
     residual, x = bench.numbers(num_tokens, shape.hidden), bench.numbers(num_tokens, shape.hidden)
     weight = bench.numbers(shape.hidden)
@@ -246,19 +172,19 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
         "add_norm",
         work,
         bench.microseconds(lambda: add_norm(residual, x, weight, 1e-6)),
-        _floor_of(4 * residual.nbytes, 0),
+        floor_of(4 * residual.nbytes, 0),
     )
     gate_up = bench.numbers(num_tokens, 2 * shape.inner)
     yield Timing(
         "act_and_mul",
         work,
         bench.microseconds(lambda: act_and_mul(gate_up, "silu")),
-        _floor_of(1.5 * gate_up.nbytes, 0),
+        floor_of(1.5 * gate_up.nbytes, 0),
     )
     heads = shape.num_heads + 2 * shape.num_kv_heads
     qkv, norm = bench.numbers(num_tokens, heads * shape.head_dim), bench.numbers(shape.head_dim)
     angles = torch.randn(num_tokens, shape.head_dim, device=bench.device)
-    places = torch.arange(num_tokens, device=bench.device)
+    positions = torch.arange(num_tokens, device=bench.device)
     size = (-(-num_tokens // BLOCK_SIZE), shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
     cache = LayerCache(bench.numbers(*size), bench.numbers(*size))
     # Read all; write queries and keys in place, and keys and values to the cache.
@@ -267,14 +193,14 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
         "norm_rotate_store",
         work,
         bench.microseconds(
-            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, places, places, cache)
+            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, positions, positions, cache)
         ),
-        _floor_of(moved * shape.head_dim * num_tokens * 2, 0),
+        floor_of(moved * shape.head_dim * num_tokens * 2, 0),
     )
 
 
 def time_products(bench: Bench) -> Iterator[Timing]:
-    """Products with weights, where they are ours, beside the library's."""
+    """Time the products with weights that have kernels of ours, beside the library's."""
     shape = bench.shape
     heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     sizes = {
@@ -294,17 +220,17 @@ def time_products(bench: Bench) -> Iterator[Timing]:
 
 
 def time_matvec(bench: Bench, name: str, copies: list[Tensor]) -> Iterator[Timing]:
-    """A product with one token."""
+    """Time a product with one token."""
     x, weights = bench.numbers(1, copies[0].shape[1]), cycle(copies)
     calls: Calls = {
         "library": lambda: linear(x, next(weights)),
         "matvec": lambda: matvec(x, next(weights), None),
     }
-    yield from time_calls(bench, f"{name}, one token", _floor_of(copies[0].nbytes, 0), calls)
+    yield from time_calls(bench, f"{name}, one token", floor_of(copies[0].nbytes, 0), calls)
 
 
 def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iterator[Timing]:
-    """A product with some tokens, and the norm behind it, which adds up its parts."""
+    """Time a product with some tokens together with the following norm, which adds up its parts."""
     out_size, weights = len(copies[0]), cycle(copies)
     residual, norm = bench.numbers(len(x), out_size), bench.numbers(out_size)
     calls: Calls = {
@@ -313,46 +239,41 @@ def time_split(bench: Bench, work: str, x: Tensor, copies: list[Tensor]) -> Iter
             residual, split_linear(x, next(weights), None), norm, 1e-6
         ),
     }
-    floor = _floor_of(copies[0].nbytes, 2 * x.numel() * out_size)
+    floor = floor_of(copies[0].nbytes, 2 * x.numel() * out_size)
     yield from time_calls(bench, f"{work} and the norm", floor, calls)
 
 
 def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
-    """The product of a prompt's tokens with gate and up, whose weights are small beside these."""
+    """Time the product of a prompt's tokens with gate and up.
+
+    There is one copy of the weights, because they are small compared with the tokens.
+    """
     shape = bench.shape
     x = bench.numbers(num_tokens, shape.hidden)
     weight = bench.numbers(2 * shape.inner, shape.hidden)
     calls: Calls = {"library": lambda: act_and_mul(linear(x, weight), "silu")}
     if bench.device.type == "cpu" or can_use_gated_product(x, weight, None):
         calls["gated_product"] = lambda: gated_product(x, weight, "silu")
-    floor = _floor_of(weight.nbytes, 2 * x.numel() * len(weight))
+    floor = floor_of(weight.nbytes, 2 * x.numel() * len(weight))
     yield from time_calls(bench, f"gate and up, {num_tokens:,} tokens", floor, calls)
 
 
 def time_calls(bench: Bench, work: str, floor: float, calls: Calls) -> Iterator[Timing]:
-    """Kernels that do the same work, by name."""
+    """Time several kernels that do the same work."""
     for kernel, call in calls.items():
         yield Timing(kernel, work, bench.microseconds(call), floor)
-
-
-def _floor_of(num_bytes: float, flops: float) -> float:
-    """Microseconds."""
-    name = this_gpu() or "h200"  # of other GPUs nobody has measured what they achieve
-    gpu = GPUS[name]
-    bytes_per_second = gpu.bandwidth * 1e12 * COPY[name]
-    return max(num_bytes / bytes_per_second, flops / (gpu.tflops * 1e12 * PRODUCT)) * 1e6
 
 
 # ---- the command --------------------------------------------------------------------------------
 
 
 def all_timings(bench: Bench) -> Iterator[Timing]:
-    """A few sizes of each kernel."""
+    """Time a few sizes of each kernel."""
     random = Random(0)
 
-    def ragged(count: int, least: int, most: int) -> list[int]:
+    def ragged(count: int, shortest: int, longest: int) -> list[int]:
         return [
-            random.randint(bench.scaled(least), bench.scaled(most))
+            random.randint(bench.scaled(shortest), bench.scaled(longest))
             for _ in range(bench.scaled(count))
         ]
 
@@ -363,13 +284,14 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
     yield from time_decode(bench, "32 of 8,200 to 8,400", ragged(32, 8200, 8400))
     common = max(BLOCK_SIZE, bench.scaled(2048) // BLOCK_SIZE * BLOCK_SIZE)
     own = [common + length for length in ragged(256, 64, 128)]
-    yield from time_decode(bench, "256 of 64 to 128 behind a shared beginning", own, common)
+    yield from time_decode(bench, "256 of 64 to 128 after a shared prefix", own, common)
     fresh = [(0, length) for length in ragged(30, 100, 1000)]
     yield time_prefill(bench, "30 prompts of 100 to 1,000", fresh)
-    behind = [(bench.scaled(2048), bench.scaled(64))] * bench.scaled(64)
-    yield time_prefill(bench, "64 times 64 tokens behind 2,048", behind)
-    yield time_prefill(bench, "4,096 tokens behind 4,096", [(bench.scaled(4096),) * 2])
-    yield time_prefill(bench, "30 tokens behind 8,160", [(bench.scaled(8160), bench.scaled(30))])
+    cached = [(bench.scaled(2048), bench.scaled(64))] * bench.scaled(64)
+    yield time_prefill(bench, "64 times 64 tokens after 2,048 cached", cached)
+    yield time_prefill(bench, "4,096 tokens after 4,096 cached", [(bench.scaled(4096),) * 2])
+    last = [(bench.scaled(8160), bench.scaled(30))]
+    yield time_prefill(bench, "30 tokens after 8,160 cached", last)
     for num_tokens in (64, 256, 8192):
         yield from time_between(bench, bench.scaled(num_tokens))
     yield from time_products(bench)
@@ -382,9 +304,11 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
 @click.option("--head-dim", default=128, show_default=True)
 @click.option("--hidden", default=1024, show_default=True)
 @click.option("--inner", default=3072, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=RESULTS, help="Folder for the results."
+)
 def main(heads: int, kv_heads: int, head_dim: int, hidden: int, inner: int, folder: Path) -> None:
-    """Time all kernels in one shape."""
+    """Time all kernels with one shape."""
     shape = Shape(heads, kv_heads, head_dim, hidden, inner)
     timings = list(all_timings(Bench(shape, torch.device("cuda"), scale=1)))
     print_table(

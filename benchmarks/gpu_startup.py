@@ -1,9 +1,9 @@
-"""From the command to the first token on a GPU, loading of the weights included.
+"""Time from the command to the first token on a GPU, including loading the weights.
 
 python -m benchmarks.gpu_startup [--model qwen3-8b]
 
-Each start is a process of its own on a checkpoint of random weights, which has just been written:
-its files are read from the system's cache. The first start finds no compiled kernels, the others
+Each start is a separate process. It loads a checkpoint of random weights that was just written, so
+its files are read from the system's cache. The first start finds no compiled kernels; the others
 find them in Triton's cache.
 """
 
@@ -34,23 +34,32 @@ llm.generate([[1, 2, 3, 4]], SamplingParams(max_tokens=1, ignore_eos=True), use_
 times.append(time.time())
 print(json.dumps(times))
 """
+"""Program of each start: prints the times between its phases."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds."""
+    """Durations of one start, in seconds."""
 
     name: str
     imports: float
+    """Time to import the package."""
     ready: float
-    """Weights loaded, cache allocated, kernels compiled, graphs recorded."""
+    """Time to load weights, allocate the cache, compile kernels and record graphs."""
     first_token: float
+    """Time to generate the first token."""
     total: float
-    """From the start of the process."""
+    """Time from the start of the process to the first token."""
 
 
 def start(name: str, folder: Path, triton_cache: Path) -> Start:
-    """Start an engine in a new process."""
+    """Start an engine in a new process.
+
+    Args:
+        name: Name of the row in the table.
+        folder: Checkpoint to load.
+        triton_cache: Folder of compiled kernels.
+    """
     environment = {**os.environ, "TRITON_CACHE_DIR": str(triton_cache)}
     begun = time.time()
     output = subprocess.run(
@@ -66,10 +75,14 @@ def start(name: str, folder: Path, triton_cache: Path) -> Start:
 
 @click.command()
 @click.option("--model", type=click.Choice(list(PRESETS)), default="qwen3-0.6b", show_default=True)
-@click.option("--repeats", default=2, show_default=True, help="Starts with compiled kernels.")
-@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
+@click.option(
+    "--repeats", default=2, show_default=True, help="Number of starts with compiled kernels."
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=RESULTS, help="Folder for the results."
+)
 def main(model: str, repeats: int, folder: Path) -> None:
-    """Time some starts."""
+    """Time several starts."""
     with TemporaryDirectory() as checkpoint, TemporaryDirectory() as cache:
         write_random_model(Path(checkpoint), PRESETS[model], torch.bfloat16, device="cuda")
         names = ["the first, nothing compiled", *["later"] * repeats]

@@ -1,16 +1,17 @@
-"""Workloads on a GPU, beside the least time that they could take and what vLLM needed for them.
+"""Duration of workloads on a GPU, compared with their floors and with vLLM's times.
 
 python -m benchmarks.gpu_workloads [--model qwen3-8b] [--workload chat] [--without graphs]
 
-Random weights in the shape of a known model, in bfloat16; random prompts, exact output lengths, the
-end-of-text token ignored. The first run of a workload is told by itself, since in it the library
-also plans its kernels for each size that is new to it; the seconds are those of the median of as
-many runs as fill two seconds. ``chat`` is not in vLLM's table: mostly short lengths,
-some long, arriving one by one (a Poisson process).
+Weights are random, in the shape of a known model, in bfloat16. Prompts are random, outputs have
+exact lengths, and the end-of-text token is ignored. The first run of a workload is reported
+separately, because the library plans its kernels for each new size in it. Further runs follow until
+they fill two seconds, and their median is reported. ``chat`` is not among vLLM's measurements: its
+lengths are mostly short and some long, and its requests arrive in a Poisson process.
 
-The floor is the simulator's time for the same schedule on a GPU that has the rates of a large copy
-and of a large matrix product all the time, with nothing between its kernels. Seconds are compared
-with vLLM's on the kind of card that vLLM ran on alone; shares of the floor, on any.
+The floor is the simulator's time for the same schedule on a GPU that always reaches the rates of a
+large copy and of a large matrix product, with no time between kernels. Seconds are only compared
+with vLLM's on the kind of card that vLLM ran on. Fractions of the floor can be compared between
+cards.
 """
 
 import gc
@@ -39,17 +40,19 @@ from minimal_vllm_lab.sim.config import Achieved, FleetConfig, SimulationConfig
 from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS, Workload
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.presets import PRESETS
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
+"""File of vLLM's times."""
 Gpu = Literal["h200", "h100"]
 COPY: dict[Gpu, float] = {"h200": 4.3 / 4.8, "h100": 3.0 / 3.35}
-"""The rate of a large copy, measured, as a share of the datasheet's, by GPU."""
+"""Measured rate of a large copy, as a fraction of the datasheet's bandwidth, by GPU."""
 PRODUCT = 790 / 989
-"""The same of a large product, on either."""
+"""Measured rate of a large matrix product, as a fraction of the datasheet's rate, on both GPUs."""
 CARDS: dict[str, Gpu] = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
-"""Those that were measured; other cards of these names have other memory."""
+"""Cards that were measured. Other cards of these names have other memory."""
 VLLM_RAN_ON: Gpu = "h200"
+"""GPU of vLLM's times."""
 SWITCHES: dict[str, dict[str, Any]] = {
     "graphs": {"enforce_eager": True},
     "async": {"async_scheduling": False},
@@ -57,23 +60,28 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "prefix-caching": {"enable_prefix_caching": False},
     "kernels": {"attention_backend": "tiled"},
 }
-LEAST_SECONDS = 2.0
+"""Engine options that switch one feature off."""
+MIN_SECONDS = 2.0
+"""Minimum total duration of the runs after the first."""
 CHAT_REQUESTS, CHAT_RATE = 512, 100.0
+"""Number of requests in ``chat``, and their rate per second."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a workload went; times in seconds."""
+    """Result of one workload. Times are in seconds."""
 
     workload: str
     first_seconds: float
-    """Of the first run."""
+    """Duration of the first run."""
     seconds: float
-    """Of the median of the others; so are the times to the first token."""
+    """Duration of the median of the other runs. Times to first token are from the same run."""
     floor: float | None
+    """Floor on this GPU; None if the GPU's rates are unknown."""
     vllm_seconds: float | None
+    """vLLM's time; None if it was not measured."""
     vllm_floor: float | None
-    """On the GPU that it ran on."""
+    """Floor on the GPU that vLLM ran on."""
     median_ttft: float
     p99_ttft: float
 
@@ -82,11 +90,11 @@ class Score:
 
 
 def chat() -> tuple[Workload, list[float]]:
-    """Requests as people send them, and when they arrive, in seconds."""
+    """Return chat-like requests and their arrival times in seconds."""
     random = Random(5)
 
-    def draw(least: int, most: int) -> int:
-        return round(exp(random.uniform(log(least), log(most))))
+    def draw(min_length: int, max_length: int) -> int:
+        return round(exp(random.uniform(log(min_length), log(max_length))))
 
     requests = [
         (random.choices(range(10_000), k=draw(16, 4096)), draw(16, 1024))
@@ -97,7 +105,7 @@ def chat() -> tuple[Workload, list[float]]:
 
 
 def make_workload(name: str) -> tuple[Workload, list[float]]:
-    """Requests, and when they arrive; those of the fixed workloads come at once."""
+    """Return requests and their arrival times in seconds, which are 0 for the fixed workloads."""
     if name == "chat":
         return chat()
     requests = FIXED_WORKLOADS[name]()
@@ -110,14 +118,18 @@ WORKLOADS = [*FIXED_WORKLOADS, "chat"]
 def run_once(
     llm: LLM, requests: Workload, arrivals: Sequence[float], temperature: float = 0.6
 ) -> tuple[float, list[float]]:
-    """Seconds until the last token, and until each request's first; nothing is cached before."""
+    """Run a workload with an empty prefix cache.
+
+    Returns:
+        Seconds until the last token, and each request's time to first token in seconds.
+    """
     llm.engine.reset()
     prompts = [prompt for prompt, _ in requests]
     params = [
         SamplingParams(temperature=temperature, max_tokens=count, ignore_eos=True)
         for _, count in requests
     ]
-    gc.collect()  # what an earlier run has left is not to be collected in this one
+    gc.collect()  # garbage of an earlier run must not be collected during this one
     begun = time.perf_counter()
     if not any(arrivals):
         outputs = llm.generate(prompts, params, use_tqdm=False)
@@ -155,7 +167,7 @@ def _run_as_they_come(
 
 
 def this_gpu() -> Gpu | None:
-    """Which of those in ``COPY`` it is; None: another, or none."""
+    """Return this machine's GPU if it is one in ``COPY``, else None."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return CARDS.get(name)
 
@@ -163,9 +175,9 @@ def this_gpu() -> Gpu | None:
 def floor_seconds(
     model: str, requests: Workload, gpu: Gpu | None, *, enable_prefix_caching: bool = True
 ) -> float | None:
-    """The simulator's time, all requests at once, on a GPU with full rates and no overheads.
+    """Return the simulated time of requests on a GPU at full rates without overheads.
 
-    None: it does not know the GPU.
+    All requests arrive at once. If the GPU is None, the result is None.
     """
     if gpu is None:
         return None
@@ -181,24 +193,24 @@ def floor_seconds(
         ),
     )
     jobs = [Job(0.0, array("i", prompt), num_tokens) for prompt, num_tokens in requests]
-    return float(simulate(design(config), config, jobs=jobs).duration)
+    return float(simulate(make_design(config), config, jobs=jobs).duration)
 
 
 def vllm_seconds() -> dict[tuple[str, str], float]:
-    """By model and workload."""
+    """Return vLLM's times by model and workload."""
     results = json.loads(VLLM.read_text())["results"]
     return {(each["model"], each["workload"]): each["seconds"] for each in results}
 
 
 def build(shape: dict[str, Any], options: dict[str, Any]) -> LLM:
-    """An engine with random weights."""
+    """Build an engine with random weights."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape))
         return LLM(folder, load_format="dummy", skip_tokenizer_init=True, device="cuda", **options)
 
 
 def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
-    """A few decode steps of 64 requests, for https://ui.perfetto.dev: who waits for whom."""
+    """Profile a few decode steps of 64 requests, to be viewed at https://ui.perfetto.dev."""
     llm.engine.reset()
     params = SamplingParams(max_tokens=64, ignore_eos=True)
     for index in range(64):
@@ -217,11 +229,11 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
 
 
 def measure(llm: LLM, model: str, name: str) -> Score:
-    """Run a workload, first once and then as often as fills ``LEAST_SECONDS``."""
+    """Run a workload once, then repeatedly until the runs fill ``MIN_SECONDS``."""
     requests, arrivals = make_workload(name)
     first_seconds, _ = run_once(llm, requests, arrivals)
     runs = [run_once(llm, requests, arrivals)]
-    while sum(seconds for seconds, _ in runs) < LEAST_SECONDS:
+    while sum(seconds for seconds, _ in runs) < MIN_SECONDS:
         runs.append(run_once(llm, requests, arrivals))
     seconds, ttfts = sorted(runs)[len(runs) // 2]
     print(f"{name}: {seconds:.3f} s", flush=True)
@@ -238,7 +250,7 @@ def measure(llm: LLM, model: str, name: str) -> Score:
 
 
 def print_scores(title: str, scores: Sequence[Score]) -> None:
-    """A row for each workload."""
+    """Print a table with a row for each workload."""
 
     def ratio(numerator: float | None, denominator: float | None) -> str:
         return f"{numerator / denominator:.2f}" if numerator and denominator else ""
@@ -248,7 +260,7 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
         title,
         [
             *("workload", "first run", "seconds", "floor / ours", "vLLM on an H200"),
-            *("its floor / vLLM", "vLLM / ours", "median TTFT", "p99 TTFT"),
+            *("H200's floor / vLLM", "vLLM / ours", "median TTFT", "p99 TTFT"),
         ],
         [
             [
@@ -270,11 +282,13 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
 @click.command()
 @click.option("--model", type=click.Choice(list(PRESETS)), default="qwen3-0.6b", show_default=True)
 @click.option("--workload", "names", type=click.Choice(WORKLOADS), multiple=True)
-@click.option("--without", type=click.Choice(list(SWITCHES)), help="Switch something off.")
+@click.option("--without", type=click.Choice(list(SWITCHES)), help="Feature to switch off.")
 @click.option("--block-size", default=16, show_default=True)
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), metavar="FILE",
-              help="Record a few steps for Perfetto, and measure nothing.")  # fmt: skip
-@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, help="For the JSON.")
+              help="Record a few steps for Perfetto instead of measuring.")  # fmt: skip
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=RESULTS, help="Folder for the results."
+)
 def main(
     model: str,
     names: tuple[str, ...],
@@ -283,7 +297,7 @@ def main(
     profile_path: Path | None,
     folder: Path,
 ) -> None:
-    """Measure the workloads (all, unless some are named) with one model."""
+    """Measure workloads with one model (default: all workloads)."""
     begun = time.perf_counter()
     options = SWITCHES[without] if without else {}
     llm = build(PRESETS[model], {"block_size": block_size, **options})

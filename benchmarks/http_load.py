@@ -1,14 +1,17 @@
-"""A server under load: a crowd of streams, thousands of requests, clients that vanish.
+"""Server under load: hundreds of streams at once, thousands of requests, clients that disconnect.
 
 python -m benchmarks.http_load
 
-Crowd: hundreds of clients stream at once; each must get all its tokens, and none must wait much
-longer than the others. Memory: thousands of requests, a few at a time, over which the server's RAM
-must not grow. (Its KV pool is small, so that it is full of cached blocks, and all its pages are
-touched, long before the end.) Vanishing: clients cut their connections in mid-stream; the gauges
-must go back to 0, and the next request be served at once.
+Crowd: hundreds of clients stream at once. Each must get all its tokens, and none may wait much
+longer than the others.
 
-The server is a process of its own, the clients are in this one, and both share the cores.
+Memory: thousands of requests, a few at a time. The server's RAM must not grow. Its KV pool is
+small, so that it is full of cached blocks, and all its pages touched, long before the end.
+
+Vanishing: clients cut their connections in mid-stream. The gauges must return to 0, and the next
+request must be served at once.
+
+The server and the clients are separate processes that share the cores.
 """
 
 import argparse
@@ -30,12 +33,13 @@ from minimal_vllm_lab.bench.statistics import Outcome
 from minimal_vllm_lab.bench.workload import make_requests
 
 SMALL_POOL = 512
-"""Blocks: the requests of the memory test fill them within its first 1,000."""
+"""Number of KV blocks; the memory test's first 1,000 requests fill them."""
 CONCURRENCY = 32
-"""Of the memory test."""
+"""Number of concurrent requests in the memory test."""
 PATIENCE = 60.0
-"""Seconds in which gauges must be 0 again."""
+"""Time limit in seconds for the gauges to return to 0."""
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+"""Metrics that must be 0 when no request is in progress."""
 
 
 # ---- a crowd ------------------------------------------------------------------------------------
@@ -43,20 +47,20 @@ GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cac
 
 @dataclass(frozen=True)
 class Crowd:
-    """What clients that stream at once got; seconds."""
+    """Results of clients that stream at the same time. Times are in seconds."""
 
     num_clients: int
     lost: int
-    """Clients whose stream failed, or was not whole."""
+    """Number of clients whose stream failed or was incomplete."""
     errors: list[str]
     duration: float
     tokens: int
     first_token: list[float]
-    """Least, median, most time to a client's first token; empty if all were lost."""
+    """Minimum, median and maximum time to first token over clients; empty if all were lost."""
     whole: list[float]
-    """The same of its whole stream."""
+    """Minimum, median and maximum duration of a stream."""
     longest_gap: list[float]
-    """The same of the longest wait between two of its tokens."""
+    """Minimum, median and maximum over clients of the longest gap between two tokens."""
 
 
 async def measure_crowd(server: Server, num_clients: int, num_tokens: int) -> Crowd:
@@ -94,28 +98,32 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Memory:
-    """The server's RAM, in bytes, over many requests."""
+    """RAM of the server in bytes, over many requests."""
 
     failed: int
+    """Number of failed requests."""
     samples: list[tuple[int, int]]
-    """Requests completed, and RAM then."""
+    """Pairs of (number of completed requests, RAM)."""
     settled: int
-    """After so many requests, growth counts."""
+    """Number of requests from which on growth is measured."""
 
     @property
     def growth(self) -> float:
-        """Bytes per request since it settled: the slope of a straight line through the samples."""
+        """Growth in bytes per request after the first ``settled`` requests.
+
+        It is the slope of a line fitted to the samples.
+        """
         later = [sample for sample in self.samples if sample[0] >= self.settled]
         done, rss = np.array(later, float).T
         return float(np.polyfit(done, rss, deg=1)[0])
 
     def at(self, num_requests: int) -> int:
-        """RAM when so many were completed."""
+        """Return the RAM when ``num_requests`` requests were completed."""
         return next(rss for done, rss in self.samples if done >= num_requests)
 
 
 async def measure_memory(server: Server, num_requests: int) -> Memory:
-    """Complete requests, a few at a time, and look at the server's RAM a hundred times."""
+    """Complete requests, a few at a time, and sample the server's RAM a hundred times."""
     workload = Workload(
         num_prompts=num_requests,
         random_input_len=24,
@@ -141,23 +149,23 @@ async def measure_memory(server: Server, num_requests: int) -> Memory:
 
 @dataclass(frozen=True)
 class Vanishing:
-    """What clients that cut their connections left behind."""
+    """Results of clients that cut their connections."""
 
     num_clients: int
     aborted: int
-    """Requests that the server says it aborted."""
+    """Number of requests that the server reports as aborted."""
     seconds_to_clean: float
-    """Until the gauges were 0 again."""
+    """Time in seconds until the gauges were 0."""
     next_error: str
-    """Why the next request failed; empty: it did not."""
+    """Error of the next request; empty if it succeeded."""
     next_latency: float
-    """Seconds that it took; it has 8 tokens."""
+    """Latency of the next request, of 8 tokens, in seconds."""
     quiet_latency: float
-    """The same of such a request before."""
+    """Latency of the same request before the test, in seconds."""
 
 
 async def measure_vanishing(server: Server, num_clients: int) -> Vanishing:
-    """Let clients stream, cut all connections once each has a token, and send one request more."""
+    """Let clients stream, cut each connection after its first token, and send another request."""
     one = Workload(num_prompts=1, random_input_len=8, random_output_len=8)
     (quiet,) = await _send(server, one, None)
     await _stream_and_vanish(server, num_clients)
@@ -186,7 +194,7 @@ async def _stream_and_vanish(server: Server, num_clients: int) -> None:
 
 
 async def _open_stream(session: aiohttp.ClientSession, url: str) -> aiohttp.ClientResponse:
-    """A long stream, of which the first token has come."""
+    """Return a long stream whose first token has arrived."""
     body = {"prompt": "It was", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     response = await session.post(f"{url}/v1/completions", json=body)
     response.raise_for_status()
@@ -208,12 +216,16 @@ async def _until_clean(server: Server) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--clients", type=int, default=500, help="in the crowd")
-    parser.add_argument("--tokens", type=int, default=32, help="that each of them gets")
-    parser.add_argument("--requests", type=int, default=10_000, help="of the memory test")
-    parser.add_argument("--vanishing", type=int, default=200, help="clients that vanish")
+    parser.add_argument("--clients", type=int, default=500, help="number of clients in the crowd")
+    parser.add_argument("--tokens", type=int, default=32, help="number of tokens for each of them")
+    parser.add_argument(
+        "--requests", type=int, default=10_000, help="number of requests in the memory test"
+    )
+    parser.add_argument(
+        "--vanishing", type=int, default=200, help="number of clients that disconnect"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
 
@@ -236,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def print_crowd(crowd: Crowd) -> None:
-    """What was lost, and how unequal the clients' waits were."""
+    """Print how many streams were lost, and the differences between the clients."""
     rows = {
         "to the first token": crowd.first_token,
         "longest gap between two tokens": crowd.longest_gap,
@@ -245,7 +257,7 @@ def print_crowd(crowd: Crowd) -> None:
     print_table(
         f"{crowd.num_clients} streams at once: {crowd.lost} lost, {crowd.tokens:,} tokens in "
         f"{crowd.duration:.1f} s {crowd.errors or ''}",
-        ["seconds of a client", "least", "median", "most"],
+        ["seconds of a client", "min", "median", "max"],
         [
             [name, *([f"{each:.2f}" for each in values] or ["-"] * 3)]
             for name, values in rows.items()
@@ -254,30 +266,30 @@ def print_crowd(crowd: Crowd) -> None:
 
 
 def print_memory(memory: Memory) -> None:
-    """RAM at some points, and how it grew."""
+    """Print the RAM at some points, and its growth."""
     last = memory.samples[-1][0]
     points = dict.fromkeys([0, memory.settled, last // 2, last])
     print_table(
-        f"RAM over {last:,} requests: {memory.failed} failed; {memory.growth:.0f} bytes more per "
-        f"request, from {memory.settled:,} on",
+        f"RAM over {last:,} requests: {memory.failed} failed; it grows by {memory.growth:.0f} "
+        f"bytes per request from request {memory.settled:,} on",
         ["requests", "MB"],
         [[f"{point:,}", f"{memory.at(point) / MB:.1f}"] for point in points],
     )
 
 
 def print_vanishing(vanishing: Vanishing) -> None:
-    """What was left behind."""
+    """Print what the clients left behind."""
     print_table(
-        f"{vanishing.num_clients} clients vanish in mid-stream",
+        f"{vanishing.num_clients} clients disconnect in mid-stream",
         ["", ""],
         [
             ["requests aborted", str(vanishing.aborted)],
             ["seconds until all gauges are 0", f"{vanishing.seconds_to_clean:.2f}"],
             [
-                "seconds of the next request",
+                "latency of the next request, seconds",
                 vanishing.next_error or f"{vanishing.next_latency:.2f}",
             ],
-            ["seconds of such a request before", f"{vanishing.quiet_latency:.2f}"],
+            ["latency of the same request before, seconds", f"{vanishing.quiet_latency:.2f}"],
         ],
     )
 

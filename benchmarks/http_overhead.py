@@ -1,13 +1,15 @@
-"""What the server adds to a token: the same requests over HTTP, and through the offline engine.
+"""Time per token that the server adds, compared with the offline engine.
 
 python -m benchmarks.http_overhead
 
-A batch of equal requests streams from a server, and is completed by ``LLM.generate`` here, in
-turns, so that each ratio is one of neighbours in time. Both use the same options and one thread for
-the model; a second core is there for the client. Time per token is that between a request's first
-and last. CPU time is that of the server's process against that of this one in ``LLM.generate``:
-unlike time it hardly depends on what else runs on the machine. The event loop's thread, which
-speaks HTTP, is told apart.
+A batch of equal requests is streamed from a server and completed by ``LLM.generate`` in this
+process, in turn, so that each ratio compares runs close in time. Both use the same options and one
+thread for the model; a second core serves the client. Time per token is measured between a
+request's first and last token.
+
+CPU time is that of the server's process, and of this process during ``LLM.generate``. Unlike wall
+time, it hardly depends on other work on the machine. The event loop's thread, which speaks HTTP, is
+also measured separately.
 """
 
 import argparse
@@ -28,29 +30,30 @@ from minimal_vllm_lab.bench.config import Load, Workload
 from minimal_vllm_lab.bench.workload import SampleRequest, make_requests
 
 PROMPT = 32
-"""Tokens of a prompt."""
+"""Number of tokens in a prompt."""
 BLOCKS = 4096
+"""Number of KV blocks."""
 FLAGS = (f"--num-gpu-blocks-override={BLOCKS}", "--no-enable-prefix-caching")
-"""Options of the server; the offline engine has the same."""
+"""Options of the server. The offline engine has the same options."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch, once. Seconds."""
+    """Timing of one batch, in seconds."""
 
     whole: float
-    """From the first request's start to the last one's end."""
+    """Time from the start of the first request to the end of the last."""
     per_token: float
-    """Mean time of a request's token after its first."""
+    """Mean time per token after a request's first."""
     cpu: float
     """CPU time of the process that computes."""
     loop_cpu: float
-    """That of the server's event loop alone."""
+    """CPU time of the server's event loop alone."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """A batch's timings, in turns."""
+    """Timings of one batch size, offline and over HTTP in turn."""
 
     batch: int
     output_len: int
@@ -59,17 +62,17 @@ class Overhead:
 
     @property
     def ratios(self) -> list[float]:
-        """Time per token over HTTP to that offline, of neighbours in time."""
+        """Time per token over HTTP divided by the offline time, for each repeat."""
         pairs = zip(self.http, self.offline, strict=True)
         return [http.per_token / offline.per_token for http, offline in pairs]
 
     def cpu_per_token(self, timings: Sequence[Timing]) -> float:
-        """CPU seconds, of all turns together: clocks of processes are coarse."""
+        """Return the CPU seconds per token over all repeats, because process clocks are coarse."""
         return sum(each.cpu for each in timings) / self._num_tokens
 
     @property
     def loop_cpu_per_token(self) -> float:
-        """The part of the server's event loop."""
+        """CPU seconds per token of the server's event loop."""
         return sum(each.loop_cpu for each in self.http) / self._num_tokens
 
     @property
@@ -78,7 +81,7 @@ class Overhead:
 
 
 def run_offline(llm: LLM, requests: Sequence[SampleRequest], token_ids: Sequence[int]) -> Timing:
-    """Complete the batch by ``LLM.generate``."""
+    """Complete the batch with ``LLM.generate``."""
     prompts = [{"prompt_token_ids": [token_ids[each] for each in r.prompt]} for r in requests]
     params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=requests[0].output_len)
     begun, begun_cpu = time.perf_counter(), time.process_time()
@@ -112,11 +115,11 @@ async def run_http(server: Server, client: Client, requests: list[SampleRequest]
 async def measure(
     server: Server, llm: LLM, batches: Sequence[int], num_tokens: int, repeats: int
 ) -> list[Overhead]:
-    """Measure each batch as often as asked for, after once that does not count."""
+    """Measure each batch size ``repeats`` times, after a warm-up."""
     overheads = []
     async with connect(Load(base_url=server.url, extra_body={"temperature": 0})) as client:
         if client.token_ids is None:
-            raise RuntimeError("the server does not tell its tokens")
+            raise RuntimeError("the server does not tokenize, so prompts can't be token ids")
         for batch in batches:
             workload = Workload(
                 num_prompts=batch, random_input_len=PROMPT, random_output_len=num_tokens
@@ -132,11 +135,11 @@ async def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--tokens", type=int, default=64, help="of each output")
-    parser.add_argument("--repeats", type=int, default=7, help="of each batch, both ways")
+    parser.add_argument("--tokens", type=int, default=64, help="number of tokens per output")
+    parser.add_argument("--repeats", type=int, default=7, help="number of repeats per batch")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
 
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def print_overheads(overheads: Sequence[Overhead]) -> None:
-    """Two tables, with a row for each batch."""
+    """Print a table of times and a table of CPU times, with a row for each batch size."""
     print_table(
         "Time per token of a request (medians)",
         ["batch", "offline, ms", "HTTP, ms", "ratio", "in each repeat"],
@@ -175,7 +178,7 @@ def print_overheads(overheads: Sequence[Overhead]) -> None:
     )
     print_table(
         "CPU time per token, µs (prompts included)",
-        ["batch", "offline", "server", "ratio", "of it the event loop"],
+        ["batch", "offline", "server", "ratio", "event loop alone"],
         [
             [
                 str(each.batch),

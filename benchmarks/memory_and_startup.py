@@ -1,11 +1,13 @@
-"""Peak memory while loading, and how long it takes until there is an answer.
+"""Peak memory while loading, and time from the command to an answer.
 
 python -m benchmarks.memory_and_startup
 
-Memory: a fresh process loads a checkpoint of about 500 MB, then fills its whole KV pool. Its peak,
-less what it used after its imports, should be the weights once, and then the weights and the pool.
-Start-up: the wall time of ``minimal-vllm --help``, and from the command ``minimal-vllm generate``
-with the built-in model to its first character; then where the time goes.
+Memory: a fresh process loads a checkpoint of about 500 MB, then fills its whole KV pool. Its peak
+is measured above what it used after its imports. The peak should be the size of the weights, and
+then of the weights plus the pool.
+
+Start-up: the wall time of ``minimal-vllm --help``, and the time from the command
+``minimal-vllm generate`` with the built-in model to its first character, split into its parts.
 """
 
 import argparse
@@ -25,28 +27,30 @@ from benchmarks.common import MB, RESULTS, print_table, report
 
 BLOCK_SIZE = 16
 SHARD_SIZE = "100MB"
+"""Size of a file in a sharded checkpoint."""
 COMMAND = (sys.executable, "-m", "minimal_vllm")
+"""Command line of minimal-vllm."""
 
 
 @dataclass(frozen=True)
 class LoadCase:
-    """A checkpoint, and how it is loaded."""
+    """Checkpoint, and the data type to load it with."""
 
     stored_dtype: str
     dtype: str
     sharded: bool
     num_layers: int
-    """Of SmolLM2-135M's, such that the weights take about 500 MB."""
+    """Number of layers in SmolLM2-135M's shape, chosen so that the weights take about 500 MB."""
 
     @property
     def name(self) -> str:
-        """For a table."""
+        """Label of a table's row."""
         return f"{self.stored_dtype} -> {self.dtype}{', sharded' if self.sharded else ''}"
 
 
 @dataclass(frozen=True)
 class LoadedMemory:
-    """Bytes. Peaks are over what the process used before it loaded."""
+    """Memory in bytes. Peaks are measured above the process's memory before loading."""
 
     weights: int
     pool: int
@@ -55,17 +59,21 @@ class LoadedMemory:
 
     @property
     def loading_ratio(self) -> float:
-        """1: the weights once."""
+        """Peak while loading divided by the size of the weights; 1 is ideal."""
         return self.peak_of_loading / self.weights
 
     @property
     def full_ratio(self) -> float:
-        """1: the weights once, and the pool."""
+        """Peak with a full pool divided by the size of weights and pool; 1 is ideal."""
         return self.peak_with_full_pool / (self.weights + self.pool)
 
 
 def load_cases(layers: int) -> list[LoadCase]:
-    """``layers`` of float32, and as many bytes of bfloat16, in one file and in shards."""
+    """Return the checkpoints to load, in one file and in shards.
+
+    Args:
+        layers: Number of layers in float32. In bfloat16 there are twice as many.
+    """
     float32, bfloat16 = "float32", "bfloat16"
     return [
         LoadCase(float32, float32, False, layers),
@@ -88,7 +96,7 @@ def measure_memory(case: LoadCase, num_blocks: int) -> LoadedMemory:
 
 
 def write_checkpoint(case: LoadCase, folder: str) -> None:
-    """Runs in a process of its own."""
+    """Write the checkpoint of a case. It is called in its own process."""
     import torch
 
     from benchmarks.models import SHAPES, write_random_model
@@ -99,7 +107,10 @@ def write_checkpoint(case: LoadCase, folder: str) -> None:
 
 
 def load_and_fill(folder: str, dtype: str, num_blocks: int) -> dict[str, int]:
-    """Runs in a process of its own; the fields of ``LoadedMemory``."""
+    """Load a checkpoint and fill the pool; return the fields of ``LoadedMemory``.
+
+    It is called in its own process.
+    """
     import psutil
 
     from minimal_vllm.llm import LLM
@@ -114,7 +125,7 @@ def load_and_fill(folder: str, dtype: str, num_blocks: int) -> dict[str, int]:
         skip_tokenizer_init=True,
     )
     peak_of_loading = peak_memory() - baseline
-    caches = llm.built.caches  # a pool's pages are taken when they are first written
+    caches = llm.built.caches  # the system allocates a pool's pages when they are first written
     for tensor in (tensor for cache in caches for tensor in cache):
         tensor.fill_(0)
     config = llm.built.files.config
@@ -127,9 +138,9 @@ def load_and_fill(folder: str, dtype: str, num_blocks: int) -> dict[str, int]:
 
 
 def peak_memory() -> int:
-    """The most bytes of RAM that this process has had."""
+    """Return the peak RAM of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux's ru_maxrss starts with the peak of the process that started us
+    if status.exists():  # on Linux, ru_maxrss includes the peak of the parent process
         lines = status.read_text().splitlines()
         (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
         return int(peak) * 1024
@@ -139,7 +150,7 @@ def peak_memory() -> int:
 
 
 def _call(expression: str) -> Any:
-    """What a function of this module returns in a fresh process."""
+    """Return the value of an expression of this module, evaluated in a fresh process."""
     code = (
         f"import json; from benchmarks.memory_and_startup import *; print(json.dumps({expression}))"
     )
@@ -151,14 +162,14 @@ def _call(expression: str) -> Any:
 
 
 def time_help() -> float:
-    """Seconds of ``minimal-vllm --help``."""
+    """Return the duration of ``minimal-vllm --help`` in seconds."""
     begun = time.perf_counter()
     subprocess.run([*COMMAND, "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
 def time_first_token() -> float:
-    """Seconds from the command to its first character on standard output."""
+    """Return the seconds from the command to its first character on standard output."""
     arguments = ["generate", "--max-tokens=16", "--seed=0", "It was a dark and stormy night, and"]
     begun = time.perf_counter()
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE) as process:
@@ -167,14 +178,17 @@ def time_first_token() -> float:
         elapsed = time.perf_counter() - begun
         process.stdout.read()
     if not first or process.returncode:
-        raise RuntimeError(f"the command printed nothing, and exited with {process.returncode}")
+        raise RuntimeError(f"the command printed nothing or failed (exit {process.returncode})")
     return elapsed
 
 
 def time_startup_parts() -> dict[str, float]:
-    """Runs in a process of its own: seconds of each part of the way to a first token."""
+    """Return the seconds of each part of the way to a first token.
+
+    It is called in its own process.
+    """
     begun = time.perf_counter()
-    import torch  # noqa: F401 - for its time
+    import torch  # noqa: F401 - to time it
 
     torch_imported = time.perf_counter()
     from benchmarks.stopwatch import Stopwatch
@@ -207,11 +221,11 @@ def time_startup_parts() -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--layers", type=int, default=30, help="of the float32 checkpoint")
-    parser.add_argument("--blocks", type=int, default=256, help="in the KV pool")
-    parser.add_argument("--repeats", type=int, default=5, help="of what is timed")
+    parser.add_argument("--layers", type=int, default=30, help="number of layers in float32")
+    parser.add_argument("--blocks", type=int, default=256, help="number of KV blocks")
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed starts")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
 
@@ -243,10 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def print_memory(memory: dict[str, LoadedMemory]) -> None:
-    """A row for each case."""
+    """Print a table with a row for each case."""
     print_table(
-        "Peak memory, in MB over that of the process before",
-        ["", "weights", "loading", "ratio", "pool", "with the pool filled", "ratio to both"],
+        "Peak memory in MB, above the process's memory before",
+        ["", "weights", "loading", "ratio", "pool", "with full pool", "ratio to both"],
         [
             [
                 name,
@@ -263,11 +277,11 @@ def print_memory(memory: dict[str, LoadedMemory]) -> None:
 
 
 def print_startup(startup: dict[str, list[float]], parts: list[dict[str, float]]) -> None:
-    """Medians and extremes of the commands, and medians of the parts."""
+    """Print medians and extremes of the commands, and of the parts."""
     rows = {**startup, **{f"- {name}": [each[name] for each in parts] for name in parts[0]}}
     print_table(
         "Seconds",
-        ["", "median", "least", "most"],
+        ["", "median", "min", "max"],
         [
             [name, f"{median(each):.2f}", f"{min(each):.2f}", f"{max(each):.2f}"]
             for name, each in rows.items()

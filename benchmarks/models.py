@@ -1,4 +1,4 @@
-"""The models that the benchmarks run: the built-in one, or random weights in a known shape."""
+"""Models of the benchmarks: the built-in model, or random weights in a known shape."""
 
 import gc
 import tempfile
@@ -27,14 +27,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "eos_token_id": 0,
     },
 }
-"""Name -> what its config.json says."""
+"""Contents of config.json by model name."""
 
 SPREAD = 0.4
 """Standard deviation of the logarithm of the embeddings' lengths, see ``write_random_model``."""
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a model: ``demo``, one of ``SHAPES`` (written at first use), or a folder."""
+    """Return the folder of a model.
+
+    Args:
+        name: ``demo``, one of ``SHAPES`` (its checkpoint is written at first use), or a folder.
+    """
     if name == "demo":
         return DEMO_MODEL_DIR
     if name not in SHAPES:
@@ -57,12 +61,19 @@ def write_random_model(
 ) -> None:
     """Write a checkpoint of random weights whose greedy tokens are well determined.
 
-    Two implementations of a network agree up to rounding. If the two greatest logits are closer
-    than that they choose different tokens, and the continuations have nothing in common from there
-    on. Among 49,152 equally distributed logits that happens once in some thousand tokens; so the
-    tokens' embeddings differ in length, as those of trained models do, which spreads the logits.
-    The layers outweigh the embedding in the residual stream, or else tied embeddings would have
-    each token predict itself.
+    Two implementations of a network agree up to rounding. If the two largest logits differ by less
+    than that, they choose different tokens, and from there on the outputs have nothing in common.
+    Among 49,152 identically distributed logits this happens once in some thousand tokens. The
+    embeddings therefore differ in length, as in trained models, which spreads the logits. The
+    layers outweigh the embedding in the residual stream, because otherwise tied embeddings would
+    make each token predict itself.
+
+    Args:
+        folder: Folder of the checkpoint.
+        shape: Contents of its config.json.
+        dtype: Data type of the weights.
+        max_shard_size: Maximum size of a file, such as 100MB.
+        device: Device that draws the random numbers.
     """
     torch.manual_seed(0)
     model_type = shape["architectures"][0].removesuffix("ForCausalLM").lower()
@@ -78,4 +89,4 @@ def write_random_model(
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     del model
     gc.collect()
-    torch.cuda.empty_cache()  # others are to have the GPU's memory
+    torch.cuda.empty_cache()  # other processes need the GPU's memory

@@ -1,4 +1,4 @@
-"""A server under test: ``minimal-vllm serve`` in a process of its own, as others would run it."""
+"""Server under test: ``minimal-vllm serve`` in its own process, as in production."""
 
 import os
 import re
@@ -15,35 +15,38 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 START_TIMEOUT = 600.0
-"""Seconds until the server must be ready."""
+"""Time limit in seconds for the server to be ready."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Ready to serve."""
+    """Server that is ready for requests."""
 
     url: str
     process: psutil.Process
 
     @property
     def rss(self) -> int:
-        """Bytes of RAM that the process has."""
+        """RAM of the process in bytes."""
         return int(self.process.memory_info().rss)
 
     @property
     def cpu_time(self) -> float:
-        """Seconds of CPU time that it has used."""
+        """CPU time of the process in seconds."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
     @property
     def loop_cpu_time(self) -> float:
-        """The part of its main thread, in which the event loop runs."""
+        """CPU time of its main thread, which runs the event loop, in seconds."""
         main = next(each for each in self.process.threads() if each.id == self.process.pid)
         return float(main.user_time + main.system_time)
 
     def metrics(self) -> dict[str, float]:
-        """Name -> value of each of its metrics; with ``{reason}`` behind the name if it has one."""
+        """Return the values of the metrics by name.
+
+        If a metric has a finish reason, ``{reason}`` follows its name.
+        """
         with urlopen(f"{self.url}/metrics", timeout=60) as response:
             text = response.read().decode()
         return {
@@ -59,14 +62,14 @@ def _reason(labels: dict[str, str]) -> str:
 
 @contextmanager
 def serving(*options: str, threads: int | None = None) -> Iterator[Server]:
-    """A server with the built-in model and these options, at any free port.
+    """Run a server of the built-in model on any free port.
 
     Args:
-        options: of the command.
-        threads: of the model's computation; None: as PyTorch chooses.
+        options: Options of the command.
+        threads: Number of threads for the model. Default: PyTorch's choice.
 
     Raises:
-        RuntimeError: it did not start; what it wrote says why.
+        RuntimeError: If the server did not start; the message contains its output.
     """
     command = [sys.executable, "-m", "minimal_vllm", "serve", "--port=0", *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

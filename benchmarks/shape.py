@@ -1,10 +1,13 @@
-"""The shape of the code, as numbers: ``python -m benchmarks.shape``.
+"""Size and shape of the code in numbers.
 
-Prints how much code ``LLM()`` imports, kernels told apart; the longest functions and files; and the
-length of the evening's tour in ``ARCHITECTURE.md``. ``tests/benchmarks/test_shape.py`` holds the
-limits, and holds the documents to these numbers.
+python -m benchmarks.shape
 
-A line of code is one that holds code: no blank line, no comment, no docstring.
+Prints how much code ``LLM()`` imports, with kernels counted separately; the longest functions and
+files; and the length of the evening's tour in ``ARCHITECTURE.md``.
+``tests/benchmarks/test_shape.py`` enforces the limits, and compares the documents with these
+numbers.
+
+A line of code is one that holds code: not a blank line, a comment or a docstring.
 """
 
 import argparse
@@ -29,7 +32,7 @@ MAX_TOUR_LINES = 2600
 
 LOADS = "import sys, minimal_vllm; minimal_vllm.LLM(); print(*sys.modules, sep='\\n')"
 GPU_MODULES = ("minimal_vllm.runner.cuda", "minimal_vllm.model.triton_modules")
-"""What an engine on a GPU imports beside, on any machine that has Triton."""
+"""Modules that only an engine on a GPU imports; they can be imported on any machine with Triton."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Size:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """A function or a file, and its length."""
+    """Function or file, and its length in lines."""
 
     lines: int
     name: str
@@ -77,8 +80,8 @@ def size_of(files: Iterable[Path]) -> Size:
 def imported_by_llm() -> list[Path]:
     """Return the files of the engine that ``LLM()`` imports, on a CPU or on a GPU.
 
-    A process of its own builds an engine; on a machine with Triton it also imports what only an
-    engine on a GPU would.
+    An engine is built in a separate process. On a machine with Triton, the process also imports the
+    modules that only an engine on a GPU needs.
     """
     program = (
         f"{LOADS}\n"
@@ -156,7 +159,7 @@ def main() -> None:
     imported = imported_by_llm()
     rows = {
         "LLM() imports": size_of(imported),
-        "  kernels among it": size_of(filter(is_kernel, imported)),
+        "  of these, kernels": size_of(filter(is_kernel, imported)),
         "minimal_vllm": size_of((SOURCES / "minimal_vllm").rglob("*.py")),
         "minimal_vllm_lab": size_of((SOURCES / "minimal_vllm_lab").rglob("*.py")),
         "the evening's tour": size_of(tour()),

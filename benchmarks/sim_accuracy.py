@@ -1,16 +1,18 @@
-"""How far the simulator is from what was measured.
+"""Accuracy of the simulator, compared with measurements.
 
 python -m benchmarks.sim_accuracy [--measured FILE …]
 
 First on this machine: the engine runs the built-in model on two kinds of traffic, and on other
-requests of the same two kinds. Each of the first is simulated with costs that were fitted to the
-steps of other requests of its kind, and with those of the other kind. The steps are the same ones
-as the engine's (``tests/lab/sim/test_same_as_engine.py``), so what is compared is their times.
+requests of the same two kinds. Each of the first two runs is simulated twice: with costs fitted to
+the steps of other requests of its kind, and with costs fitted to the other kind. The simulator
+makes the same steps as the engine (``tests/lab/sim/test_same_as_engine.py``), so only their times
+are compared.
 
-Then against files of measurements on GPUs, with the datasheet's rates and what the file's engine
-achieves of them (``achieved``; the defaults are vLLM's). Those of ``measured/`` were chosen without
-``mixed256``, ``prefix256`` and ``long32``, and without Llamas. ``median_ttft_ms`` is compared where
-a result has it; ``engine`` of a result goes before that of the file.
+Then with files of measurements on GPUs. The cost model uses the datasheet's rates, and the
+fractions that the file's engine achieves (``achieved``; default: vLLM's). The fractions in
+``measured/`` were chosen without ``mixed256``, ``prefix256``, ``long32`` and Llamas.
+``median_ttft_ms`` is compared if a result has it. ``engine`` of a result overrides that of the
+file.
 """
 
 import argparse
@@ -35,20 +37,22 @@ from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.metrics import Metrics
 from minimal_vllm_lab.sim.replica import Replica
 from minimal_vllm_lab.sim.routing import RoundRobin
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 FOLDER = Path(__file__).parent / "measured"
 MEASURED = [
     FOLDER / f"{name}.json" for name in ("vllm_h200", "minimal_vllm_h200", "minimal_vllm_h100")
 ]
 NUM_BLOCKS = 4000
+"""Number of KV blocks of the engine on this machine."""
 
 Requests = list[tuple[list[int], int]]
+"""List of (prompt token ids, number of output tokens) pairs."""
 Outcome = dict[str, Any]
 
 
 def cpu_workloads(scale: float, seed: int) -> dict[str, Requests]:
-    """Two that differ in what their steps consist of."""
+    """Make two workloads whose steps differ in kind: mixed lengths, and a shared prefix."""
     random = Random(seed)
 
     def tokens(count: int) -> list[int]:
@@ -66,7 +70,7 @@ def cpu_workloads(scale: float, seed: int) -> dict[str, Requests]:
 
 
 def run_engine(requests: Requests, threads: int) -> tuple[SchedulerConfig, list[StepRecord]]:
-    """The records of a run of the real engine, after one to warm up, and its limits."""
+    """Run the real engine after a warm-up; return its limits and its step records."""
     import torch
 
     from minimal_vllm import LLM, SamplingParams
@@ -88,7 +92,7 @@ def run_engine(requests: Requests, threads: int) -> tuple[SchedulerConfig, list[
 def run_simulator(
     requests: Requests, config: SchedulerConfig, costs: LinearCostModel
 ) -> list[StepRecord]:
-    """The records of the same run, simulated."""
+    """Simulate the same run; return its step records."""
     records: list[StepRecord] = []
     pool = BlockPool(NUM_BLOCKS, EVICTION_STRATEGIES["lru"]())
     replicas = [Replica(config, pool, costs, [records.append])]
@@ -98,7 +102,10 @@ def run_simulator(
 
 
 def summarize(records: Sequence[StepRecord]) -> dict[str, float]:
-    """Seconds of all steps, and the median time to a first token, without what is between steps."""
+    """Return the total time of the steps in seconds, and the median time to first token in ms.
+
+    Time between steps is excluded.
+    """
     now = 0.0
     first: dict[str, float] = {}
     for record in records:
@@ -110,7 +117,7 @@ def summarize(records: Sequence[StepRecord]) -> dict[str, float]:
 
 
 def compare_on_cpu(scale: float, threads: int) -> list[Outcome]:
-    """Each of two workloads, simulated with the costs of others."""
+    """Simulate two workloads, each with costs fitted to two other runs."""
     workloads = cpu_workloads(scale, seed=0)
     others = {f"other {name}": each for name, each in cpu_workloads(scale, seed=1).items()}
     runs = {name: run_engine(each, threads) for name, each in (workloads | others).items()}
@@ -134,7 +141,7 @@ def compare_on_cpu(scale: float, threads: int) -> list[Outcome]:
 
 
 def compare_with_measured(path: Path) -> list[Outcome]:
-    """Each result of a file, and what the roofline model makes of it."""
+    """Simulate each result of a file of measurements with the roofline cost model."""
     content = json.loads(path.read_text(encoding="utf-8"))
     outcomes = []
     for result in content["results"]:
@@ -146,7 +153,7 @@ def compare_with_measured(path: Path) -> list[Outcome]:
             Achieved(**content.get("achieved", {})),
             TrafficConfig(workload=result["workload"]),
         )
-        found = simulate(design(config), config)
+        found = simulate(make_design(config), config)
         predicted = {"seconds": found.duration, **found.latencies}
         outcomes.append(
             {"model": result["model"], "workload": result["workload"]}
@@ -157,7 +164,7 @@ def compare_with_measured(path: Path) -> list[Outcome]:
 
 
 def add_errors(outcomes: Sequence[Outcome]) -> None:
-    """By how much the simulated value is greater than the measured one."""
+    """Add the relative error of each simulated value to the outcomes."""
     for outcome in outcomes:
         for name in ("seconds", "median_ttft_ms"):
             if f"measured {name}" in outcome:
@@ -166,13 +173,13 @@ def add_errors(outcomes: Sequence[Outcome]) -> None:
 
 
 def show(title: str, outcomes: Sequence[Outcome]) -> None:
-    """A table, and the median of the errors."""
+    """Print a table, and the median and maximum of the absolute errors."""
     header = list(outcomes[0])
     print_table(title, header, [[_cell(name, each[name]) for name in header] for each in outcomes])
     for name in header:
         if name.startswith("error"):
             errors = [abs(each[name]) for each in outcomes]
-            print(f"Median {name}: {median(errors):.1%}, greatest {max(errors):.1%}")
+            print(f"Absolute {name}: median {median(errors):.1%}, maximum {max(errors):.1%}")
 
 
 def _cell(name: str, value: object) -> str:
@@ -184,10 +191,12 @@ def _cell(name: str, value: object) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--measured", type=Path, nargs="*", default=MEASURED)
-    parser.add_argument("--scale", type=float, default=1.0, help="how long the CPU's runs are")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="relative size of the runs on the CPU"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""What a simulated request costs, and whether that grows with their number.
+"""Cost of a simulated request, and how it depends on the number of requests.
 
 python -m benchmarks.sim_scale [--requests 10000 100000 1000000]
 
-Each cell is a process of its own: chat-like requests, 256 tokens in and 256 out on average, for the
-fleets in ``FLEETS``. Times are the process's CPU time, so that what else runs on the machine counts
-little (but not nothing: neighbours share caches).
+Each row is a separate process. It simulates chat-like requests, 256 tokens in and 256 out on
+average, for one of the fleets in ``FLEETS``. Times are the process's CPU time, so other work on the
+machine has little effect. (It has some, because cores share caches.)
 """
 
 import argparse
@@ -25,12 +25,12 @@ from minimal_vllm_lab.sim.config import (
     SyntheticConfig,
     TrafficConfig,
 )
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is simulated, and how many requests come per second."""
+    """Simulated fleet, and its number of requests per second."""
 
     model: str
     gpu: str
@@ -44,33 +44,38 @@ FLEETS = (
     Fleet("llama-3.1-8b", "h100", 100, "least-loaded", 1000),
     Fleet("qwen3-4b", "4090", 1000, "prefix-aware", 4000),
 )
+"""Fleets of 1, 100 and 1,000 replicas."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one simulation."""
+    """Cost of one simulation."""
 
     fleet: Fleet
     num_requests: int
     num_tokens: int
-    """Generated."""
+    """Number of generated tokens."""
     simulated_seconds: float
+    """Simulated time."""
     seconds: float
+    """CPU time of the simulation."""
     peak_mb: float
+    """Peak RAM of its process in MB."""
     requests_per_step: float
+    """Mean number of requests per step."""
 
 
 def measure(fleet: Fleet, num_requests: int) -> Cost:
-    """Simulate, in this process."""
+    """Simulate in this process."""
     config = SimulationConfig(
         EngineConfig(model=fleet.model, max_model_len=16_384),
         FleetConfig(gpu=fleet.gpu, replicas=fleet.replicas, routing=fleet.routing),  # type: ignore[arg-type]
         traffic=TrafficConfig(request_rate=fleet.request_rate),
         synthetic=SyntheticConfig(num_prompts=num_requests),
     )
-    plan = design(config)
+    design = make_design(config)
     begun = time.process_time()
-    found = simulate(plan, config)
+    found = simulate(design, config)
     seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     per_step = found.total_output_tokens / found.num_steps
@@ -79,7 +84,7 @@ def measure(fleet: Fleet, num_requests: int) -> Cost:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, nargs="+", default=[10**4, 10**5, 10**6])
     parser.add_argument("--fleets", type=int, nargs="+", default=list(range(len(FLEETS))))
@@ -92,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for count in options.requests
     ]
     print_table(
-        "What a simulation costs",
+        "Cost of simulations",
         ["fleet", "requests", "hours simulated", "CPU s", "µs per request", "batch", "peak MB"],
         [
             [

@@ -1,12 +1,12 @@
-"""What a step costs beside the model: schedule, batch building and update.
+"""Cost of a step without the model: schedule, batch building and update.
 
 python -m benchmarks.step_cost
 
-All running requests decode, with contexts of about 500 tokens; the pool's other blocks are full of
-cached content, so that new ones are had by eviction. The cost should grow with the requests, and
-not with the pool: read the table's columns from top to bottom, and its rows from left to right.
-Neither a model nor torch is involved. Times are the thread's own CPU time, so that what else runs
-on the machine counts little.
+All running requests decode, with contexts of about 500 tokens. All other blocks of the pool hold
+cached content, so each new block is allocated by eviction. The cost should grow with the number of
+requests, not with the pool: compare the columns of a row, then the rows of a column. Neither a
+model nor torch is involved. Times are the thread's CPU time, so other work on the machine has
+little effect.
 """
 
 import argparse
@@ -29,12 +29,13 @@ from minimal_vllm.step.request import Request
 
 BLOCK_SIZE = 16
 CONTEXT = 500
+"""Length of the contexts in tokens, approximately."""
 PARTS = ("schedule", "build_batch", "update")
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Microseconds of one step."""
+    """Cost of one step in microseconds: medians over all steps, except for ``mean``."""
 
     num_requests: int
     num_blocks: int
@@ -42,13 +43,14 @@ class StepCost:
     build_batch: float
     update: float
     total: float
-    """The median of the steps, as are the parts."""
+    """Median of the whole step."""
     mean: float
-    """The mean, which rare expensive steps raise (and whatever else the machine does)."""
+    """Mean of the whole step, which rare expensive steps (and other work on the machine)
+    increase."""
 
 
 def make_scheduler(num_requests: int, num_blocks: int, num_steps: int) -> Scheduler:
-    """A scheduler whose requests all decode, over a pool without a free block."""
+    """Make a scheduler whose requests all decode, with a pool of which no block is free."""
     pool = BlockPool(num_blocks, EVICTION_STRATEGIES["lru"]())
     config = SchedulerConfig(
         max_model_len=CONTEXT + 2 * BLOCK_SIZE + num_steps,
@@ -60,7 +62,7 @@ def make_scheduler(num_requests: int, num_blocks: int, num_steps: int) -> Schedu
     _fill_with_cached_content(pool)
     params = SamplingParams(max_tokens=None, ignore_eos=True)
     for index in range(num_requests):
-        length = CONTEXT + index % BLOCK_SIZE  # so that not all need a block in the same step
+        length = CONTEXT + index % BLOCK_SIZE  # not all requests need a block in the same step
         tokens = array("i", [index] * length)
         scheduler.add(Request(str(index), tokens, length, params, arrival=index))
     plan = scheduler.schedule()
@@ -69,12 +71,12 @@ def make_scheduler(num_requests: int, num_blocks: int, num_steps: int) -> Schedu
 
 
 def blocks_needed(num_requests: int, num_steps: int) -> int:
-    """How many blocks the requests hold in the last step."""
+    """Return how many blocks the requests hold in the last step."""
     return num_requests * -(-(CONTEXT + 2 * BLOCK_SIZE + num_steps) // BLOCK_SIZE)
 
 
 def measure(num_requests: int, num_blocks: int, num_steps: int) -> StepCost:
-    """Time decoding steps of ``num_requests`` requests."""
+    """Time ``num_steps`` decode steps of ``num_requests`` requests."""
     scheduler = make_scheduler(num_requests, num_blocks, num_steps)
     token_ids = [1] * num_requests
     times = [_time_step(scheduler, token_ids) for _ in range(num_steps)]
@@ -86,7 +88,7 @@ def measure(num_requests: int, num_blocks: int, num_steps: int) -> StepCost:
 
 
 def _time_step(scheduler: Scheduler, token_ids: list[int]) -> tuple[float, float, float]:
-    """Seconds of each part of one step."""
+    """Return the seconds of each part of one step."""
     begun = time.thread_time()
     plan = scheduler.schedule()
     scheduled = time.thread_time()
@@ -105,7 +107,7 @@ def _fill_with_cached_content(pool: BlockPool) -> None:
 
 
 def print_costs(costs: Sequence[StepCost]) -> None:
-    """One table of totals, and one of the parts."""
+    """Print a table of totals and a table of the parts."""
     pools = sorted({cost.num_blocks for cost in costs})
     running = sorted({cost.num_requests for cost in costs})
     totals = {(cost.num_requests, cost.num_blocks): cost.total for cost in costs}
@@ -122,8 +124,8 @@ def print_costs(costs: Sequence[StepCost]) -> None:
         ],
     )
     print_table(
-        f"Its parts, with {pools[-1]:,} blocks",
-        ["running requests", *PARTS, "mean of all"],
+        f"Parts of a step, with {pools[-1]:,} blocks",
+        ["running requests", *PARTS, "mean of the step"],
         [
             [
                 f"{cost.num_requests:,}",
@@ -136,11 +138,11 @@ def print_costs(costs: Sequence[StepCost]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256, 1024])
     parser.add_argument("--blocks", type=int, nargs="+", default=[10**n for n in range(3, 7)])
-    parser.add_argument("--steps", type=int, default=200, help="how many are timed")
+    parser.add_argument("--steps", type=int, default=200, help="number of timed steps")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""Where time goes: wraps functions, and adds up the time spent in each but not in the others."""
+"""Stopwatch that measures the exclusive time of functions."""
 
 import time
 from collections import defaultdict
@@ -9,15 +9,15 @@ from typing import Any
 from unittest.mock import patch
 
 Sections = Mapping[str, Sequence[tuple[object, str]]]
-"""A section's name -> the functions in it, each as the module or class that has it, and its name
-there."""
+"""Section name -> its functions, each as the module or class that holds it and its name there."""
 
 
 class Stopwatch:
-    """Exclusive wall time by section: ``seconds`` add up to the time of the outermost calls.
+    """Exclusive wall time by section.
 
-    On a CPU an operation is done when it returns, so this is exact where a profiler's own cost
-    would distort it: a call costs a microsecond more, and there are some thousands a second.
+    ``seconds`` of all sections add up to the time of the outermost calls. On a CPU, an operation is
+    done when it returns, so the result is exact, while a profiler's own cost would distort it. Each
+    timed call costs an additional microsecond, and there are some thousands of calls per second.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Stopwatch:
 
     @contextmanager
     def watch(self, sections: Sections) -> Iterator[None]:
-        """Time the sections' functions meanwhile."""
+        """Time the sections' functions inside the ``with`` block."""
         with ExitStack() as stack:
             for section, functions in sections.items():
                 for owner, name in functions:

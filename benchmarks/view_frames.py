@@ -1,11 +1,11 @@
-"""How smoothly the view shows a large engine: 100,000 blocks and 1,000 requests.
+"""Frame rate of the view of a large engine: 100,000 blocks and 1,000 requests.
 
 python -m benchmarks.view_frames
 
-The real scheduler and pool run on a stub in place of the model and write a trace, which the page
-then plays in Chromium (headless, without a GPU) as fast as it can: a step in each frame. Measured
-are the time between frames, what of it our drawing takes, and the processor time of all Chromium,
-which what else runs on the machine hardly changes.
+The real scheduler and pool run with a stub runner and write a trace. The page then plays the trace
+in Chromium (headless, without a GPU) as fast as it can, one step per frame. Three things are
+measured: the time between frames, the part of it that drawing takes, and the CPU time of all
+Chromium processes, which hardly depends on other work on the machine.
 """
 
 import argparse
@@ -42,7 +42,9 @@ from minimal_vllm_lab.view.replay import replay_server
 
 BLOCK_SIZE = 16
 CONTEXT = 1000
+"""Maximum length of a prompt in tokens."""
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu"]
+"""Command line options of Chromium."""
 
 MEASURE = """async () => {
   const drawing = [];
@@ -69,27 +71,29 @@ MEASURE = """async () => {
   while (!view.player.isAtEnd) await new Promise((resolve) => setTimeout(resolve, 50));
   return { frames, drawing, steps: view.digest.columns.length };
 }"""
+"""JavaScript function that plays the trace and measures the frames."""
 
 
-HAS_COME = """(() => {
+IS_LOADED = """(() => {
   const player = window.view?.player;
   return player?.history != null && player.history.head.step >= 0
     && (!player.paused || player.isAtEnd);
 })()"""
-"""Whether the page has read the whole trace; it then plays it, by now perhaps to its end."""
+"""JavaScript condition: the page has read the whole trace, and is playing it or has reached its
+end."""
 
 
 class StubRunner:
-    """Gives every request the same token."""
+    """Runner that gives every request the same token."""
 
     def launch(self, plan: Plan) -> Landed:
-        """As any runner, without a model."""
+        """Return a finished step with a token for each request that samples."""
         count = len(plan.sampling)
         return Landed(StepResult(SamplerOutput([1] * count, [None] * count), []))
 
 
 def write_trace(path: Path, num_blocks: int, num_requests: int, num_steps: int) -> None:
-    """Run an engine that is full of requests; one that ends is followed by another."""
+    """Run an engine that is always full of requests, and write its trace."""
     limits = SchedulerConfig(
         max_model_len=min(2 * CONTEXT, num_blocks * BLOCK_SIZE),
         max_num_batched_tokens=16 * num_requests,
@@ -139,7 +143,7 @@ def _facts(limits: SchedulerConfig, num_blocks: int) -> EngineFacts:
 
 @contextmanager
 def open_page(path: Path) -> Iterator[Page]:
-    """The page of a trace, in Chromium, once it has read all of it."""
+    """Open the page of a trace in Chromium, once it has read all of it."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = replay_server(path)
     thread = Thread(target=server.run, args=([listener],))
@@ -150,7 +154,7 @@ def open_page(path: Path) -> Iterator[Page]:
         )
         page = chromium.new_page(viewport={"width": 1920, "height": 1080})
         page.goto("http://{}:{}/view".format(*listener.getsockname()), timeout=0)
-        while not page.evaluate(HAS_COME):
+        while not page.evaluate(IS_LOADED):
             page.wait_for_timeout(100)
         yield page
         chromium.close()
@@ -159,13 +163,13 @@ def open_page(path: Path) -> Iterator[Page]:
 
 
 def _browser_seconds() -> float:
-    """Processor time that the browser, a descendant of this process, has taken so far."""
+    """Return the CPU time of the browser, a descendant of this process, in seconds."""
     times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
     return sum(each.user + each.system for each in times)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--blocks", type=int, default=100_000)
     parser.add_argument("--requests", type=int, default=1000)
@@ -180,15 +184,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             measured = page.evaluate(MEASURE)
             measured["cpu_seconds"] = _browser_seconds() - before
     rows = []
-    for name, what in (("frames", "between frames"), ("drawing", "of it drawing")):
+    for name, label in (("frames", "between frames"), ("drawing", "drawing a frame")):
         times = sorted(measured[name])
         rows.append(
-            [what, *(f"{t:.1f}" for t in (median(times), times[-1 - len(times) // 20], times[-1]))]
+            [label, *(f"{t:.1f}" for t in (median(times), times[-1 - len(times) // 20], times[-1]))]
         )
     title = f"Milliseconds: {options.blocks:,} blocks, {options.requests:,} requests"
-    print_table(title, ["", "median", "95th percentile", "most"], rows)
+    print_table(title, ["", "median", "95th percentile", "max"], rows)
     per_frame = 1000 * measured["cpu_seconds"] / len(measured["frames"])
-    print(f"\nProcessor time of Chromium: {per_frame:.0f} ms a frame")
+    print(f"\nCPU time of Chromium: {per_frame:.0f} ms per frame")
     report("view_frames", measured, options.results)
     return cast("dict[str, Any]", measured)
 

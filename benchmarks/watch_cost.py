@@ -1,12 +1,13 @@
-"""What does it cost to be watched, and what does it cost not to be?
+"""Cost of observing an engine, and of being observable.
 
 python -m benchmarks.watch_cost
 
-The engine steps without its model: a pretended runner gives every request a token at once, so that
-only the engine's own work is left to compare with. All variants step in turn, each with the same
-requests, and a ratio is one of neighbours in time. Times are the thread's own CPU time. The first
-variant has no place for watchers at all: in the second, the one that everybody has who watches
-nothing, each of a step's calls to them finds an empty list.
+The engine steps without its model: a stub runner gives each request a token at once, so that only
+the engine's own work is measured. All variants step in turn with the same requests, so that a ratio
+compares steps close in time. Times are the thread's CPU time.
+
+The first variant has no calls to observers at all. The second has the calls but no observers, as an
+engine usually runs.
 """
 
 import argparse
@@ -34,40 +35,47 @@ if TYPE_CHECKING:
     from minimal_vllm.server.async_engine import AsyncEngine
 
 PROMPT = [1] * 200
+"""Token ids of each prompt."""
 TRACE_BYTES = 1 << 30
+"""Size limit of the trace."""
 
 
 class NoModel:
-    """A runner that computes nothing."""
+    """Runner that computes nothing."""
 
     def launch(self, plan: Plan) -> Landed:
-        """A token for each request that samples."""
+        """Return a token for each request that samples."""
         count = len(plan.sampling)
         return Landed(StepResult(SamplerOutput([1] * count, [None] * count), []))
 
 
 class NoWatch:
-    """A step's watcher that isn't there."""
+    """Stand-in for ``StepWatch`` that does nothing."""
 
     def note_arrived(self, requests: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def begin(self) -> StepTimes:
-        """Times that nobody sets."""
+        """Return times that are never set."""
         return StepTimes()
 
     def planned(self, plan: Plan, times: StepTimes) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def mark(self, times: StepTimes) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self, plan: Plan, requests: object, times: StepTimes) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def make_engine(num_requests: int, observers: Sequence[StepObserver]) -> LLM:
-    """The built-in model's engine without the model, in which so many requests decode."""
+    """Make the built-in model's engine with a stub runner.
+
+    Args:
+        num_requests: Number of requests that it has room for.
+        observers: Called with its records.
+    """
     llm = LLM(
         device="cpu",
         num_gpu_blocks_override=40 * num_requests,
@@ -80,7 +88,7 @@ def make_engine(num_requests: int, observers: Sequence[StepObserver]) -> LLM:
 
 
 def start(llm: LLM, num_requests: int) -> Callable[[], object]:
-    """Let all requests begin to decode; what makes a step."""
+    """Add all requests and compute their prompts; return the function that makes a step."""
     params = SamplingParams(max_tokens=None, ignore_eos=True, detokenize=False)
     for index in range(num_requests):
         llm.engine.add_request(str(index), PROMPT, params, output_kind=OutputKind.DELTA)
@@ -89,21 +97,21 @@ def start(llm: LLM, num_requests: int) -> Callable[[], object]:
 
 
 def variants(num_requests: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """Engines that differ in who watches, and how each makes a step."""
-    blind = make_engine(num_requests, [])
-    blind.engine._watch = cast("StepWatch", NoWatch())
-    alone = make_engine(num_requests, [])
-    seen: list[object] = []
-    listed = make_engine(num_requests, [seen.append])
+    """Return a function that makes a step for each variant, which differ in their observers."""
+    unobservable = make_engine(num_requests, [])
+    unobservable.engine._watch = cast("StepWatch", NoWatch())
+    unobserved = make_engine(num_requests, [])
+    records: list[object] = []
+    listed = make_engine(num_requests, [records.append])
     view = LiveView()
     viewed = make_engine(num_requests, [view])
-    view.attach(viewed, cast("AsyncEngine", None))  # it only passes on what a viewer asks
+    view.attach(viewed, cast("AsyncEngine", None))  # only used for a viewer's questions
     writer = TraceWriter(folder / "trace.jsonl", TRACE_BYTES)
     traced = make_engine(num_requests, [writer])
     writer.begin(engine_facts(traced.config, traced.built), None)
     engines = {
-        "no place for watchers": blind,
-        "nobody watches": alone,
+        "no calls to observers": unobservable,
+        "no observers": unobserved,
         "a list of records": listed,
         "the view, no page open": viewed,
         "a trace file": traced,
@@ -112,12 +120,13 @@ def variants(num_requests: int, folder: Path) -> dict[str, Callable[[], object]]
 
 
 def measure(num_requests: int, num_steps: int) -> dict[str, list[float]]:
-    """Microseconds of each step of each variant."""
+    """Return the microseconds of each step of each variant."""
     times: dict[str, list[float]] = {}
     with TemporaryDirectory() as folder:
         steps = list(variants(num_requests, Path(folder)).items())
         for index in range(num_steps):
-            first = index % len(steps)  # a step after one's own finds its memory in the cache
+            # Rotate the order: a variant's speed depends on what is in the CPU's cache before it.
+            first = index % len(steps)
             for name, step in steps[first:] + steps[:first]:
                 begun = time.thread_time()
                 step()
@@ -126,10 +135,10 @@ def measure(num_requests: int, num_steps: int) -> dict[str, list[float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; its results, as they are written to the file."""
+    """Run the benchmark; return the results that are written to the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--steps", type=int, default=300, help="how many are timed")
+    parser.add_argument("--steps", type=int, default=300, help="number of timed steps")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
     medians: dict[str, dict[str, float]] = {}
@@ -139,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             medians.setdefault(name, {})[str(num_requests)] = median(each)
     first = next(iter(medians.values()))
     print_table(
-        "µs of a step without its model, and how much that is of the first row",
+        "µs per step without the model, and the ratio to the first row",
         ["", *(f"{count} requests" for count in options.running)],
         [
             [name, *(f"{each[key]:,.0f} ({each[key] / first[key]:.2f})" for key in first)]

@@ -49,7 +49,7 @@ def test_an_engine_that_fails_says_why(tmp_path):
 
 
 def test_an_engine_that_takes_too_long_is_stopped(checkpoint):
-    with pytest.raises(RuntimeError, match="nothing came within 0 s"):
+    with pytest.raises(RuntimeError, match="no result within 0 s"):
         run_engine("transformers, generate", checkpoint, "cpu", JOBS, 1, 0.1)
 
 

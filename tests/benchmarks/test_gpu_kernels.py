@@ -5,7 +5,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu_kernels import Bench, Shape, all_timings
+from benchmarks.gpu_kernels import all_timings
+from benchmarks.kernel_timing import Bench, Shape
 
 KERNELS = {
     *("decode", "shared", "prefill", "library", "matvec", "split_linear", "gated_product"),

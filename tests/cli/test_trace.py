@@ -64,7 +64,7 @@ def test_a_broken_trace_is_one_clear_line(tmp_path, command):
     result = invoke(*command, path)
     assert result.exit_code == 2
     assert result.output == (
-        f"minimal-vllm: error: {path} is not a trace that can be read: its first line should hold "
+        f"minimal-vllm: error: {path} is not a readable trace: its first line should hold "
         '"format": "minimal-vllm-trace"\n'
     )
 

@@ -85,14 +85,14 @@ def test_a_run_with_all_that_can_happen_is_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("records", "complaint"),
     [
-        (RUN[1:], "line 2: no line before it says that request a came"),
-        (RUN[:3] + RUN[4:], "line 5: no line before it says that request b came"),
-        ([*RUN[:2], *RUN[6:]], "line 4: step 4 goes on at token 0 of request a, but 2 of its"),
+        (RUN[1:], "line 2: no earlier line records the arrival of request a"),
+        (RUN[:3] + RUN[4:], "line 5: no earlier line records the arrival of request b"),
+        ([*RUN[:2], *RUN[6:]], "line 4: step 4 continues request a at token 0, but 2 of its"),
         ([*RUN[:2], RUN[1]], "line 4: step 0 comes after step 0"),
-        ([AbortRecord("c")], "line 2: no line before it says that request c came"),
-        ([A, PlanRecord(0, (entry("b", 0, 1),))], "line 3: no line before it says that request b"),
-        ([step_record(0, preempted=("a",))], "line 2: no line before it says that request a came"),
-        ([A, step_record(0, finished=(("b", "stop"),))], "line 3: no line before it says that req"),
+        ([AbortRecord("c")], "line 2: no earlier line records the arrival of request c"),
+        ([A, PlanRecord(0, (entry("b", 0, 1),))], "line 3: no earlier line records"),
+        ([step_record(0, preempted=("a",))], "line 2: no earlier line records"),
+        ([A, step_record(0, finished=(("b", "stop"),))], "line 3: no earlier line records"),
     ],
 )
 def test_lines_that_are_missing_or_in_disorder_are_noticed(tmp_path, records, complaint):

@@ -12,7 +12,7 @@ from minimal_vllm_lab.sim.config import (
 )
 from minimal_vllm_lab.sim.cost_model import kv_bytes_per_token
 from minimal_vllm_lab.sim.hardware import GPUS
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 MODEL = "llama-3.2-3b"
 GPU: Final = "l4"
@@ -30,14 +30,14 @@ def main() -> None:
 
 
 def by_hand(config: SimulationConfig) -> None:
-    plan = design(config)
+    design = make_design(config)
     bandwidth = GPUS[GPU].bandwidth * 1e12 * config.achieved.bandwidth_fraction
-    weights = plan.model.num_parameters * 2  # bytes
-    kv = kv_bytes_per_token(plan.model, 2)
+    weights = design.model.num_parameters * 2  # bytes
+    kv = kv_bytes_per_token(design.model, 2)
     overhead = config.achieved.step_overhead_ms / 1000
     context = TOKENS_IN + TOKENS_OUT / 2
     at_once = ((LIMIT - overhead) * bandwidth - weights) / (kv * context)
-    fit = plan.num_blocks * plan.scheduler_config.block_size / context
+    fit = design.num_blocks * design.scheduler_config.block_size / context
     print(f"by hand, {MODEL} on {GPU}")
     print(
         f"   weights                 {weights / 1e9:8.2f} GB, read in {weights / bandwidth:.3f} s"
@@ -59,7 +59,7 @@ def show(config: SimulationConfig, rate: int) -> None:
         ),
     )
     report = simulate(
-        design(config),
+        make_design(config),
         config,
         observers_of=lambda _: [
             lambda step: seen.append((step.started, step.num_running + step.num_waiting))

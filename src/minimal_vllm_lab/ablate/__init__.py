@@ -1,5 +1,5 @@
-"""What each idea of the engine is worth: the same engine, on the same traffic, without it.
+"""Ablation studies: what each idea is worth, measured by the same engine and traffic without it.
 
-An idea is switched off by an option, or by a policy of a few lines that the engine takes in place
-of its own (see ``engine.parts``).
+An idea is switched off by an option, or by a small policy class that replaces the engine's own (see
+``engine.parts``).
 """

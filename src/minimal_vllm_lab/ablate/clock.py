@@ -1,14 +1,14 @@
-"""By which clock requests come, and are timed."""
+"""Clocks that determine when requests arrive and how long they take."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells seconds, and lets them pass."""
+    """Clock that can tell the time and let time pass."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Return seconds since an arbitrary moment."""
         ...
 
     def wait(self, seconds: float) -> None:
@@ -17,10 +17,10 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """The usual one."""
+    """Clock of real time."""
 
     def now(self) -> float:
-        """Seconds of real time."""
+        """Return seconds of real time."""
         return time.perf_counter()
 
     def wait(self, seconds: float) -> None:
@@ -29,9 +29,9 @@ class WallClock:
 
 
 class CpuClock:
-    """This process's own time on the CPU, which stands still while others are served.
+    """Clock of this process's CPU time, which stands still while other processes run.
 
-    On a machine with other work it tells what the wall clock would tell without, if PyTorch has
+    On a busy machine it shows the time that an idle machine would need, provided that PyTorch uses
     one thread. Waiting is skipped.
     """
 
@@ -39,9 +39,9 @@ class CpuClock:
         self._skipped = 0.0
 
     def now(self) -> float:
-        """Seconds of CPU time, and those that were skipped."""
+        """Return seconds of CPU time plus the skipped waiting time."""
         return time.process_time() + self._skipped
 
     def wait(self, seconds: float) -> None:
-        """Put the clock forward."""
+        """Advance the clock without waiting."""
         self._skipped += max(0.0, seconds)

@@ -1,4 +1,4 @@
-"""The ideas that can be switched off, and what then takes their places."""
+"""Ideas that can be switched off, and what replaces each."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,18 +13,19 @@ from minimal_vllm_lab.ablate.policies import (
 )
 
 ALL_ON = "all on"
+"""Name of the variant with all ideas."""
 
 
 @dataclass(frozen=True)
 class Idea:
-    """Something that makes an engine faster, or lets it hold more."""
+    """Idea that makes an engine faster or lets it hold more requests."""
 
     instead: str
-    """What happens without it."""
+    """Behavior of the engine without the idea."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """The fields of ``EngineConfig`` that switch it off."""
+    """Fields of ``EngineConfig`` that switch the idea off."""
     on_gpu: bool = False
-    """Whether it is there only where the engine runs on a GPU, with our kernels."""
+    """True if the idea only exists for engines on a GPU with this project's kernels."""
 
 
 IDEAS = {
@@ -37,30 +38,36 @@ IDEAS = {
             "enable_prefix_caching": False,
         },
     ),
-    "prefix-caching": Idea("every prompt computed", {"enable_prefix_caching": False}),
+    "prefix-caching": Idea("every prompt computed in full", {"enable_prefix_caching": False}),
     "chunked-prefill": Idea("whole prompts in one step", {"enable_chunked_prefill": False}),
-    "preemption": Idea("all that it may need reserved", {"scheduler": Reservation}),
+    "preemption": Idea("all blocks of a request reserved", {"scheduler": Reservation}),
     "lru": Idea("first in, first out", {"eviction_policy": "fifo"}),
-    "cuda-graphs": Idea("each kernel launched", {"enforce_eager": True}, on_gpu=True),
+    "cuda-graphs": Idea("each kernel launched separately", {"enforce_eager": True}, on_gpu=True),
     "async-scheduling": Idea("one step after the other", {"async_scheduling": False}, on_gpu=True),
-    "cascade": Idea("shared prefixes read by each", {"cascade_attention": False}, on_gpu=True),
+    "cascade": Idea(
+        "shared prefixes read once per request", {"cascade_attention": False}, on_gpu=True
+    ),
 }
+"""Ideas by name, in the order of the report."""
 
 DECLARED = Idea(
     "max_tokens reserved in one piece, nothing shared",
     IDEAS["paging"].changes | {"scheduler": DeclaredReserved},
 )
-"""What is left of the waste without paging if all lengths are known beforehand."""
+"""Paging switched off, although every request's length is known in advance.
+
+Comparing it with ``IDEAS["paging"]`` shows the waste that remains.
+"""
 
 
 def without(idea: Idea, config: EngineConfig, max_model_len: int) -> EngineConfig:
-    """The configuration with an idea switched off.
+    """Return the configuration with an idea switched off.
 
     Args:
-        idea: the one.
-        config: with it.
-        max_model_len: of the engine that ``config`` makes. Without chunks a prompt of this length
-            must fit into a step.
+        idea: Idea to switch off.
+        config: Configuration with the idea.
+        max_model_len: Maximum length of a request in tokens, as the engine with ``config`` has
+            it. Without chunked prefill, the token budget of a step is raised to this length.
     """
     changed = replace(config, **idea.changes)
     budget = changed.max_num_batched_tokens

@@ -1,4 +1,4 @@
-"""What the KV cache is filled with, as figure 2 of the PagedAttention paper counts it.
+"""Use of the KV cache, in the categories of figure 2 of the PagedAttention paper.
 
 Kwon et al., *Efficient Memory Management for Large Language Model Serving with PagedAttention*,
 SOSP 2023.
@@ -11,91 +11,100 @@ from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.step.request import Request
 from minimal_vllm_lab.bench.statistics import Fields
 
-SECONDS_BETWEEN_LOOKS = 0.02
+SAMPLE_INTERVAL = 0.02
+"""Minimum time between two samples, in seconds."""
 
 
 @dataclass(slots=True)
 class Slots:
-    """How the slots of the pool are used, in slots times seconds."""
+    """Use of the pool's slots, each of which holds one token.
+
+    A value is a number of slots at one moment, or slots times seconds over a period.
+    """
 
     tokens: float = 0.0
-    """They hold a token of a running request; those that several share count once."""
+    """Slots that hold a token of a running request. A slot shared by several requests counts
+    once."""
     reserved: float = 0.0
-    """They will, before it ends."""
+    """Slots that will hold a token before their request ends."""
     never_used: float = 0.0
-    """A request has them, and will not need them: internal fragmentation."""
+    """Slots that a request holds but will never use: internal fragmentation."""
     free: float = 0.0
-    """Nobody has them. If somebody waits for some, they are in pieces too small, or held back for
-    those that run."""
+    """Slots that no request holds. If requests wait for memory, these slots are in pieces too
+    small, or held back for running requests."""
 
     @property
     def held(self) -> float:
-        """Those that requests have."""
+        """Number of slots that requests hold."""
         return self.tokens + self.reserved + self.never_used
 
     def add(self, now: "Slots", seconds: float) -> None:
-        """It was so for some time."""
+        """Add ``now``, multiplied by the seconds for which it lasted."""
         self.tokens += now.tokens * seconds
         self.reserved += now.reserved * seconds
         self.never_used += now.never_used * seconds
         self.free += now.free * seconds
 
     def shares(self) -> dict[str, float]:
-        """Of the whole pool, by name; nothing if there was no time."""
+        """Return each category's fraction of the pool, by name; empty if nothing was added."""
         total = self.held + self.free
         names = ("tokens", "reserved", "never_used", "free")
         return {name: getattr(self, name) / total for name in names} if total else {}
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen at a moment."""
+class Sample:
+    """State of the memory at one moment."""
 
     at: float
+    """Time in seconds."""
     slots: Slots
+    """Use of the slots."""
     num_running: int
-    waits: bool
-    """Whether anybody waits for memory."""
+    """Number of running requests."""
+    is_short: bool
+    """True if requests wait for memory."""
 
 
 class MemoryWatch:
-    """Looks at a scheduler's books now and then, between two steps."""
+    """Recorder of memory use, which takes samples of a scheduler between steps."""
 
     def __init__(self) -> None:
         self._peak_blocks = 0
         self._always, self._while_waiting = Slots(), Slots()
         self._running_seconds = self._seconds = 0.0
-        self._last: Look | None = None
+        self._last: Sample | None = None
 
-    def look(self, scheduler: SchedulerInterface, now: float) -> None:
-        """Take in how it is, unless that was just done; ``now`` is in seconds.
+    def sample(self, scheduler: SchedulerInterface, now: float) -> None:
+        """Take a sample at the time ``now``, in seconds, unless one was taken just before.
 
-        It counts as being so until the next look. The beginning and the end of idleness are never
-        missed.
+        A sample counts until the next one. The beginning and the end of idle times are always
+        sampled.
         """
         last = self._last
-        is_soon = last is not None and now - last.at < SECONDS_BETWEEN_LOOKS
+        is_soon = last is not None and now - last.at < SAMPLE_INTERVAL
         if last and is_soon and last.num_running and scheduler.running:
             return
         if last:
             self._add(last, now - last.at)
         block_size, num_blocks = scheduler.config.block_size, scheduler.pool.num_blocks
         slots = count_slots(scheduler.running, block_size, num_blocks)
-        self._last = Look(now, slots, len(scheduler.running), _waits_for_memory(scheduler))
+        self._last = Sample(now, slots, len(scheduler.running), _waits_for_memory(scheduler))
         self._peak_blocks = max(self._peak_blocks, round(slots.held) // block_size)
 
-    def _add(self, look: "Look", seconds: float) -> None:
+    def _add(self, sample: "Sample", seconds: float) -> None:
         self._seconds += seconds
-        self._running_seconds += look.num_running * seconds
-        self._always.add(look.slots, seconds)
-        if look.waits:
-            self._while_waiting.add(look.slots, seconds)
+        self._running_seconds += sample.num_running * seconds
+        self._always.add(sample.slots, seconds)
+        if sample.is_short:
+            self._while_waiting.add(sample.slots, seconds)
 
     def result(self) -> Fields:
-        """What it saw.
+        """Return the result fields.
 
-        ``kv_waste`` is the share without a token of the slots that requests had; ``kv_shares`` is
-        how the whole pool was used while somebody waited for memory.
+        ``peak_blocks`` is the maximum number of held blocks, and ``mean_running`` the mean number
+        of running requests. ``kv_waste`` is the fraction of held slots without a token.
+        ``kv_shares`` is the use of the whole pool while requests waited for memory.
         """
         held = self._always.held
         return {
@@ -107,24 +116,34 @@ class MemoryWatch:
 
 
 def _waits_for_memory(scheduler: SchedulerInterface) -> bool:
-    """Not if a prompt is still being computed: then it is the budget that others wait for."""
+    """Return whether requests wait for memory.
+
+    While a prompt is being computed, they wait for the token budget instead.
+    """
     in_prompt = any(request.num_uncomputed_tokens > 1 for request in scheduler.running)
     return bool(scheduler.waiting) and not in_prompt
 
 
 def count_slots(running: Sequence[Request], block_size: int, num_blocks: int) -> Slots:
-    """How the slots are used at the moment."""
+    """Return the current use of the slots.
+
+    Args:
+        running: Running requests.
+        block_size: Tokens per block.
+        num_blocks: Number of blocks in the pool.
+    """
     blocks: set[int] = set()
     reserved = never_used = 0
     for request in running:
         blocks.update(request.block_table)
         capacity = len(request.block_table) * block_size
-        used_in_the_end = min(capacity, request.max_num_tokens)
-        reserved += used_in_the_end - request.num_computed_tokens
-        never_used += capacity - used_in_the_end
+        final_use = min(capacity, request.max_num_tokens)
+        reserved += final_use - request.num_computed_tokens
+        never_used += capacity - final_use
     held = len(blocks) * block_size
     return Slots(
-        tokens=held - reserved - never_used,  # unfilled blocks are not shared
+        # Only full blocks are shared, so no reserved or unused slot was subtracted twice.
+        tokens=held - reserved - never_used,
         reserved=reserved,
         never_used=never_used,
         free=num_blocks * block_size - held,

@@ -1,4 +1,4 @@
-"""A study as bars, drawn by matplotlib."""
+"""Bar chart of a study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,10 @@ from minimal_vllm_lab.bench.statistics import Fields
 PANELS = {
     "output_throughput": "output tokens per second",
     "p99_ttft_ms": "time to first token, p99 (ms)",
-    "p99_itl_ms": "between two tokens, p99 (ms)",
-    "kv_waste": "KV slots held without a token",
+    "p99_itl_ms": "inter-token latency, p99 (ms)",
+    "kv_waste": "held KV slots without a token",
 }
+"""Title of the panel for each number."""
 ON_LIGHT_AND_DARK = {
     "text.color": "#808890",
     "axes.labelcolor": "#808890",
@@ -23,18 +24,20 @@ ON_LIGHT_AND_DARK = {
     "svg.fonttype": "none",
     "svg.hashsalt": "minimal-vllm",
 }
+"""Matplotlib settings for pictures that are readable on light and dark backgrounds."""
 WITH_ALL, WITHOUT = "#2a9d6f", "#c77d3b"
+"""Colors of the bars."""
 
 
 def plot_study(results: Sequence[Fields], path: Path) -> None:
-    """A panel for each number, with a bar for each variant.
+    """Plot each number in its own panel, with one bar per variant.
 
     Args:
-        results: of all ideas together first.
-        path: the file to draw to; its suffix says in which format.
+        results: Results of the variants; the first is the one with all ideas.
+        path: File to write; its suffix selects the format.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: If the format is not supported.
     """
     names = [each["idea"] for each in results]
     labels = [name if index == 0 else f"no {name}" for index, name in enumerate(names)]

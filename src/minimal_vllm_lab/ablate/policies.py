@@ -1,4 +1,4 @@
-"""How engines decided before: each policy is the engine's own, but for one idea."""
+"""Policies of older engines: each is the engine's own policy without one idea."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,17 +10,18 @@ from minimal_vllm.step.request import Request
 
 
 class StaticBatching(Scheduler):
-    """No continuous batching: who comes waits until the whole batch is done.
+    """Scheduler without continuous batching: new requests wait until the whole batch is done.
 
-    Nobody takes the place of a request that has ended. Other than in the systems that Orca was
-    compared with, its answer need not wait for the others, and nothing is computed in its place.
+    A request that ends is not replaced. This is kinder than the systems that Orca was compared
+    with: an answer is returned as soon as it is complete, and nothing is computed for it after
+    that.
     """
 
     _is_open = True
-    """Whether the batch is still put together: the prompts may not fit into one step's budget."""
+    """True while the batch may still grow: prompts beyond one step's budget take several steps."""
 
     def admit_waiting(self, plan: Plan, budget: int) -> None:
-        """Admit requests only while the batch is being put together."""
+        """Admit requests only while the batch may still grow."""
         if self._is_open or not self.running:
             super().admit_waiting(plan, budget)
             num_tokens = sum(entry.num_new for entry in plan.scheduled)
@@ -28,13 +29,13 @@ class StaticBatching(Scheduler):
 
 
 class Reservation(Scheduler):
-    """No preemption: a request waits until all the blocks that it may ever need are spoken for.
+    """Scheduler without preemption: a request waits until all blocks it may need are available.
 
-    Blocks are still handed out as they are needed, and prefixes shared.
+    Blocks are still allocated as they are needed, and prefixes are still shared.
     """
 
     def has_room_for(self, request: Request, cached: list[int]) -> bool:
-        """Return whether all blocks are free that ``request`` will ever need."""
+        """Return whether all blocks that ``request`` will ever need are free."""
         to_come = sum(self._num_blocks_to_come(each) for each in self.running)
         missing = self.config.blocks_for(request.max_num_tokens) - len(cached)
         taken_by_sharing = sum(self.pool.is_evictable(block) for block in cached)
@@ -45,9 +46,10 @@ class Reservation(Scheduler):
 
 
 class ContiguousPool(BlockPool):
-    """No paging: what one ``allocate`` hands out are neighbours, the first that are free.
+    """Block pool without paging: each allocation is a run of adjacent blocks, by first fit.
 
-    For an engine without prefix caching: neighbours can't be shared one by one.
+    It is meant for an engine without prefix caching, because the blocks of a run can't be shared
+    individually.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionStrategy) -> None:
@@ -56,18 +58,20 @@ class ContiguousPool(BlockPool):
 
     @property
     def num_free(self) -> int:
-        """How many blocks ``allocate`` could hand out now: those of the widest gap."""
+        """Number of blocks that ``allocate`` could return now: the width of the widest gap."""
         return max(map(len, self._gaps), default=0)
 
     def allocate(self, count: int) -> list[int]:
-        """Take the first ``count`` neighbours.
+        """Allocate ``count`` adjacent blocks from the first gap that is wide enough.
 
         Raises:
-            ValueError: no gap is so wide.
+            ValueError: If no gap is wide enough.
         """
         gap = next((gap for gap in self._gaps if len(gap) >= count), None)
         if gap is None:
-            raise ValueError(f"{count} neighbours wanted, but no gap has more than {self.num_free}")
+            raise ValueError(
+                f"{count} adjacent blocks wanted, but the widest gap has {self.num_free}"
+            )
         blocks = list(gap[:count])
         for block in blocks:
             self._references[block] = 1
@@ -75,7 +79,7 @@ class ContiguousPool(BlockPool):
         return blocks
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give the blocks back."""
+        """Return the blocks to the pool."""
         super().release(blocks)
         self._set_free(self._free)
 
@@ -85,7 +89,7 @@ class ContiguousPool(BlockPool):
 
 
 def _gaps(free: Sequence[int]) -> Iterator[range]:
-    """The runs of neighbours among ascending numbers."""
+    """Yield the runs of consecutive numbers in an ascending sequence."""
     if not free:
         return
     first = last = free[0]
@@ -98,28 +102,29 @@ def _gaps(free: Sequence[int]) -> Iterator[range]:
 
 
 class LongestReserved(Scheduler):
-    """No paging: each request gets room for ``max_model_len`` tokens at once, in one piece.
+    """Scheduler without paging: each request is given room for ``max_model_len`` tokens at once.
 
-    Orca (Max) in figure 2 of the PagedAttention paper. Needs a ``ContiguousPool``.
+    The room is one run of adjacent blocks, so the engine needs a ``ContiguousPool``. This is Orca
+    (Max) in figure 2 of the PagedAttention paper.
     """
 
-    def _num_reserved_tokens(self, request: Request) -> int:  # noqa: ARG002 - but others do
+    def _num_reserved_tokens(self, request: Request) -> int:  # noqa: ARG002 - subclasses use it
         return self.config.max_model_len
 
     def num_missing_blocks(self, request: Request, num_new: int) -> int:  # noqa: ARG002
-        """Return the number of blocks to reserve for ``request`` that it does not have yet."""
+        """Return the number of blocks still to be allocated for ``request``: all, or none."""
         reserved = self.config.blocks_for(self._num_reserved_tokens(request))
         return reserved - len(request.block_table)
 
     def has_room_for(self, request: Request, cached: list[int]) -> bool:  # noqa: ARG002
-        """Return whether the blocks to reserve for ``request`` are free."""
+        """Return whether a free gap is wide enough for all blocks of ``request``."""
         return self.num_missing_blocks(request, 0) <= self.pool.num_free
 
 
 class DeclaredReserved(LongestReserved):
-    """No paging, but each request's own ``max_tokens`` is what is reserved.
+    """Scheduler without paging that reserves each request's own ``max_tokens``.
 
-    Orca (Oracle) in the same figure, if all requests become as long as they declare.
+    This is Orca (Oracle) in the same figure, if every answer becomes as long as declared.
     """
 
     def _num_reserved_tokens(self, request: Request) -> int:

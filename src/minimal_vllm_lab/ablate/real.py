@@ -1,4 +1,4 @@
-"""Run a workload through a real engine, requests coming when they are due."""
+"""Measurement with a real engine: requests are sent as they arrive."""
 
 import gc
 import json
@@ -28,30 +28,33 @@ from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.presets import PRESETS
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
+"""Latencies to report."""
 
 
 @dataclass(slots=True)
 class StepCount:
-    """An observer that adds up what steps tell."""
+    """Observer that counts steps and preemptions."""
 
     num_steps: int = 0
     num_preemptions: int = 0
     last: StepRecord | None = None
+    """Record of the last step."""
 
     def __call__(self, record: StepRecord) -> None:
-        """A step is done."""
+        """Count a step."""
         self.num_steps += 1
         self.num_preemptions += len(record.preempted)
         self.last = record
 
 
 def settle(config: EngineConfig) -> EngineConfig:
-    """The configuration with all decided that the engine would decide by the machine.
+    """Return the configuration with all choices made that the engine would make on this machine.
 
-    Without an idea, all else is to stay as it was: pool, lengths, budget.
+    All variants then have the same device, pool size, maximum length and token budget.
 
     Raises:
-        ValueError: see ``build_engine``; or the model is a preset, and weights are asked for.
+        ValueError: If the engine can't be built, see ``build_engine``, or the weights of a
+            preset are requested.
     """
     with model_folder(config) as found:
         built = build_engine(found)
@@ -70,19 +73,19 @@ def settle(config: EngineConfig) -> EngineConfig:
 
 
 def use_one_thread() -> None:
-    """Let PyTorch compute with one, so that CPU time and real time agree."""
+    """Limit PyTorch to one thread, so that CPU time and real time agree."""
     torch.set_num_threads(1)
 
 
 class Gate(Recorder):
-    """Lets records through to others, once it is open."""
+    """Recorder that passes records on to trace writers once it is open."""
 
     def __init__(self, others: Sequence[TraceWriter]) -> None:
         self.is_open = False
         self._others = others
 
     def __call__(self, record: Record) -> None:
-        """Something happened."""
+        """Pass a record on if the gate is open."""
         if self.is_open:
             for other in self._others:
                 other(record)
@@ -91,15 +94,15 @@ class Gate(Recorder):
 def really_run(
     config: SimulationConfig, clock: Clock, writers: Sequence[TraceWriter] = ()
 ) -> Fields:
-    """Build the engine, serve the workload, and tell how it went.
+    """Build the engine, serve the workload and return the measured numbers.
 
     Args:
-        config: the engine, and what is asked of it.
-        clock: by which requests come.
-        writers: each writes a trace, of what comes after the warm-up.
+        config: Engine and workload.
+        clock: Determines when requests arrive and how long they take.
+        writers: Write traces of everything after the warm-up.
 
     Raises:
-        ValueError: the engine can't be built, or a request failed.
+        ValueError: If the engine can't be built, or a request failed.
     """
     count, watch, gate = StepCount(), MemoryWatch(), Gate(writers)
     with model_folder(config.engine) as engine:
@@ -129,10 +132,16 @@ def really_run(
 
 
 def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch, clock: Clock) -> list[Outcome]:
-    """Serve all jobs, each from its arrival on, by the clock.
+    """Serve all jobs, each from its arrival on; return an outcome for each.
+
+    Args:
+        engine: Engine without unfinished requests.
+        jobs: Requests in order of arrival.
+        watch: Takes samples of the engine's memory.
+        clock: Determines when requests arrive and how long they take.
 
     Raises:
-        ValueError: a request failed.
+        ValueError: If a request failed.
     """
     start = clock.now()
     outcomes = [Outcome(len(job.prompt), start + job.arrival) for job in jobs]
@@ -143,7 +152,7 @@ def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch, clock: Clock)
             _send(engine, str(num_sent), jobs[num_sent])
             num_sent += 1
         if not engine.has_unfinished_requests:
-            watch.look(engine.scheduler, now)
+            watch.sample(engine.scheduler, now)
             clock.wait(outcomes[num_sent].start_time - now)
             continue
         outputs = engine.step()
@@ -155,7 +164,7 @@ def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch, clock: Clock)
             outcome = outcomes[int(output.request_id)]
             outcome.note_token(now)
             outcome.output_tokens += len(completion.token_ids)
-        watch.look(engine.scheduler, now)
+        watch.sample(engine.scheduler, now)
     return outcomes
 
 
@@ -167,19 +176,21 @@ def _send(engine: Engine, request_id: str, job: Job) -> None:
 
 
 def _warm_up(built: BuiltEngine, jobs: Sequence[Job], clock: Clock) -> None:
-    """Let memory be touched, and on a GPU all be compiled that depends on sizes."""
+    """Serve some requests to touch memory and, on a GPU, to compile all size-dependent code."""
     on_gpu = built.device.type == "cuda"
-    some = jobs if on_gpu else [replace(job, num_output_tokens=2) for job in jobs[:4]]
-    drive(built.engine, [replace(job, arrival=0.0) for job in some], MemoryWatch(), clock)
+    chosen = jobs if on_gpu else [replace(job, num_output_tokens=2) for job in jobs[:4]]
+    drive(built.engine, [replace(job, arrival=0.0) for job in chosen], MemoryWatch(), clock)
     built.engine.reset()
 
 
 @contextmanager
 def model_folder(config: EngineConfig) -> Iterator[EngineConfig]:
-    """The configuration with a folder for its model, be it a preset of the simulator's.
+    """Yield the configuration with a folder for its model, also if that is a simulator's preset.
+
+    For a preset, a temporary folder with its config.json is made.
 
     Raises:
-        ValueError: the preset's weights are asked for.
+        ValueError: If the weights of a preset are requested.
     """
     preset = PRESETS.get(config.model.lower())
     if preset is None:
@@ -187,7 +198,7 @@ def model_folder(config: EngineConfig) -> Iterator[EngineConfig]:
         return
     if config.load_format != "dummy":
         raise ValueError(
-            f"{config.model} is known by its shape alone: run it with --load-format dummy, or "
+            f"only the shape of {config.model} is known: run it with --load-format dummy, or "
             f"--simulate it"
         )
     with TemporaryDirectory() as folder:
@@ -196,7 +207,7 @@ def model_folder(config: EngineConfig) -> Iterator[EngineConfig]:
 
 
 def _give_memory_back() -> None:
-    """The next engine needs the GPU's memory."""
+    """Free the GPU's memory for the next engine."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What came of a study or a claim, for readers."""
+"""Result of a study as a table of text."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,13 +17,17 @@ COLUMNS = {
     "prefix_cache_hit_rate": "hits",
     "num_preemptions": "preempted",
 }
-"""What a table shows, and how it is headed."""
+"""Headings of the table, by the names of the result fields."""
 
 SHARES = {"kv_waste", "prefix_cache_hit_rate"}
+"""Fields that are fractions."""
 
 
 def table(results: Sequence[Fields]) -> Iterator[str]:
-    """A line for each result, and how its throughput compares with the first one's."""
+    """Yield the lines of a table with one row per result.
+
+    The last column compares the throughput with that of the first result.
+    """
     full = results[0]["output_throughput"]
     head = ["without", *COLUMNS.values(), ""]
     rows = [

@@ -1,4 +1,4 @@
-"""Run a workload through a simulated engine, on a GPU that isn't here."""
+"""Measurement with a simulated engine, on a GPU that need not exist here."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,44 +14,45 @@ from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import SimulationConfig
 from minimal_vllm_lab.sim.metrics import Metrics
 from minimal_vllm_lab.sim.routing import ROUTERS
-from minimal_vllm_lab.sim.simulation import design
+from minimal_vllm_lab.sim.simulation import make_design
 
 
 def settle_simulated(config: SimulationConfig) -> EngineConfig:
-    """The engine's configuration with all decided that it would decide by the GPU.
+    """Return the configuration with all choices made that the engine would make on the given GPU.
 
     Raises:
-        ValueError: see ``design``.
+        ValueError: See ``make_design``.
     """
-    plan = design(config)
+    design = make_design(config)
     return replace(
         config.engine,
-        num_gpu_blocks_override=plan.num_blocks,
-        max_model_len=plan.scheduler_config.max_model_len,
-        max_num_batched_tokens=plan.scheduler_config.max_num_batched_tokens,
+        num_gpu_blocks_override=design.num_blocks,
+        max_model_len=design.scheduler_config.max_model_len,
+        max_num_batched_tokens=design.scheduler_config.max_num_batched_tokens,
     )
 
 
 def run_simulated(config: SimulationConfig, writers: Sequence[TraceWriter] = ()) -> Fields:
-    """Simulate one engine, and tell the same as of a real one.
+    """Simulate one engine; return the numbers that a real engine would give.
 
     Args:
-        config: the engine, and what is asked of it.
-        writers: each writes a trace.
+        config: Engine and workload.
+        writers: Write traces of the simulation.
 
     Raises:
-        ValueError: see ``design``.
+        ValueError: See ``make_design``.
     """
-    plan, watch = design(config), MemoryWatch()
+    design = make_design(config)
+    watch = MemoryWatch()
 
-    def look(record: StepRecord) -> None:
+    def take_sample(record: StepRecord) -> None:
         seconds = record.schedule_seconds + record.run_seconds + record.update_seconds
-        watch.look(replica.scheduler, record.started + seconds)
+        watch.sample(replica.scheduler, record.started + seconds)
 
     for writer in writers:
-        writer.begin(engine_facts(config.engine, plan), spell=None, started=0.0)
-    replica = plan.make_replica([look, *writers])
-    limits, metrics = plan.scheduler_config, Metrics(None)
-    jobs = fitting_jobs(config, plan.model.vocab_size, limits.max_model_len)
+        writer.begin(engine_facts(config.engine, design), spell=None, started=0.0)
+    replica = design.make_replica([take_sample, *writers])
+    limits, metrics = design.scheduler_config, Metrics(None)
+    jobs = fitting_jobs(config, design.model.vocab_size, limits.max_model_len)
     Cluster([replica], ROUTERS["round-robin"](1, limits.block_size), metrics).run(jobs)
     return {**metrics.report([replica]).to_json(), **watch.result()}

@@ -1,4 +1,4 @@
-"""One workload, served with all ideas and then without each: what is each worth?"""
+"""Ablation study: one workload served with all ideas, then without each of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,21 +13,29 @@ from minimal_vllm_lab.bench.statistics import Fields
 from minimal_vllm_lab.sim.config import SimulationConfig
 
 Measure = Callable[[SimulationConfig, Sequence[TraceWriter]], Fields]
-"""Serves a workload, of which these write traces; the numbers, by the names of ``vllm bench serve``
-where it has one."""
+"""Function that serves a workload and returns the measured numbers.
+
+The second argument is a list of writers for traces of the run. Numbers are named as in vLLM's
+benchmark where possible.
+"""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Where workloads are served: on this machine, or in a simulation."""
+    """Setting of an experiment: an engine on this machine, or a simulation."""
 
     settle: Callable[[SimulationConfig], EngineConfig]
-    """Decides what the engine would decide, once for all variants."""
+    """Makes all choices that the engine would make, so that they are the same in all variants."""
     measure: Measure
+    """Serves a workload."""
 
 
 def this_machine(*, cpu_time: bool) -> Stage:
-    """The real engine, which imports torch; reckoned in real time, or in this process's."""
+    """Return the stage for the real engine, which imports torch.
+
+    Args:
+        cpu_time: Whether to measure the CPU time of this process instead of real time.
+    """
     from minimal_vllm_lab.ablate.clock import CpuClock, WallClock
     from minimal_vllm_lab.ablate.real import really_run, settle, use_one_thread
 
@@ -41,27 +49,27 @@ def this_machine(*, cpu_time: bool) -> Stage:
 
 
 def simulation() -> Stage:
-    """A cost model in the model's place."""
+    """Return the stage for a simulated engine, with a cost model in place of the model."""
     from minimal_vllm_lab.ablate.simulated import run_simulated, settle_simulated
 
     return Stage(settle_simulated, run_simulated)
 
 
 def possible_ideas(config: EngineConfig, chosen: Sequence[str], *, simulated: bool) -> list[str]:
-    """The names of the ideas to switch off, in their order.
+    """Return the names of the ideas to switch off, in their fixed order.
 
     Args:
-        config: settled.
-        chosen: by the user; empty: all that are on.
-        simulated: whether it is.
+        config: Configuration with all automatic choices made, see ``Stage.settle``.
+        chosen: Names chosen by the user. Empty: all ideas that are on.
+        simulated: Whether the engine is simulated.
 
     Raises:
-        ValueError: one that was chosen is not on anyway.
+        ValueError: If a chosen idea is not on in this configuration.
     """
     possible = [name for name in IDEAS if _is_on(name, config, simulated)]
     for name in chosen:
         if name not in possible:
-            raise ValueError(f"{name} is not on here, so that nothing can be seen without it")
+            raise ValueError(f"{name} is not on here: switching it off would change nothing")
     return [name for name in possible if not chosen or name in chosen]
 
 
@@ -84,14 +92,15 @@ def run_study(
     repeats: int,
     writers: Mapping[str, TraceWriter] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Fields]]:
-    """Results as they come: with all ideas, then without each of these; then all that again.
+    """Yield (variant's name, result) pairs: all ideas on, then without each idea, repeatedly.
 
     Args:
-        config: settled, with the workload.
-        names: of ideas.
-        measure: see ``Stage``.
-        repeats: how often.
-        writers: by the names of variants; each writes a trace of the first time.
+        config: Configuration with the workload and all automatic choices made, see
+            ``Stage.settle``.
+        names: Names of the ideas to switch off.
+        measure: Serves the workload and returns the numbers.
+        repeats: Number of times to run all variants.
+        writers: Trace writers by variant. They write the first repetition only.
     """
     variants = {ALL_ON: config} | {name: config_without(config, IDEAS[name]) for name in names}
     for repeat in range(repeats):
@@ -101,7 +110,7 @@ def run_study(
 
 
 def medians(runs: Sequence[tuple[str, Fields]]) -> list[Fields]:
-    """One result for each variant, in their order: each number's median over its runs."""
+    """Return one result per variant, in order: the median of each number over its runs."""
     by_name: dict[str, list[Fields]] = {}
     for name, result in runs:
         by_name.setdefault(name, []).append(result)
@@ -113,6 +122,7 @@ def medians(runs: Sequence[tuple[str, Fields]]) -> list[Fields]:
 
 
 def _median(values: Sequence[Any]) -> Any:
+    """Return the median of values that are not None; of dictionaries, the median per common key."""
     if isinstance(values[0], dict):
         common = [key for key in values[0] if all(key in each for each in values)]
         return {key: _median([each[key] for each in values]) for key in common}
@@ -121,7 +131,12 @@ def _median(values: Sequence[Any]) -> Any:
 
 
 def config_without(config: SimulationConfig, idea: Idea) -> SimulationConfig:
-    """The same with an idea switched off; ``config`` is settled."""
+    """Return a configuration with an idea switched off.
+
+    Args:
+        config: Configuration with all automatic choices made, see ``Stage.settle``.
+        idea: Idea to switch off.
+    """
     max_model_len = config.engine.max_model_len
-    assert max_model_len is not None  # noqa: S101 - it is settled
+    assert max_model_len is not None  # noqa: S101 - settled configurations have one
     return replace(config, engine=without(idea, config.engine, max_model_len))

@@ -1,4 +1,4 @@
-"""The simulator's workloads, for a real engine: tokens that it knows, lengths that it holds."""
+"""Workloads of the simulator, adapted to a real engine's vocabulary and maximum length."""
 
 from array import array
 from dataclasses import replace
@@ -9,14 +9,14 @@ from minimal_vllm_lab.sim.simulation import make_jobs
 
 
 def fitting_jobs(config: SimulationConfig, vocab_size: int, max_model_len: int) -> list[Job]:
-    """All requests of a workload.
+    """Return all requests of a workload, adapted to a model.
 
-    Tokens are taken modulo the vocabulary's size. Of a prompt that is too long, the beginning is
-    kept, and of an output what still fits: a heavy tail has lengths that no model holds.
+    Token ids are taken modulo the vocabulary size. A prompt that is too long loses its end, and an
+    output is shortened to fit: heavy-tailed lengths can exceed any model's maximum.
 
     Raises:
-        ValueError: the workload can't be made, or has conversations, whose turns are made of
-            answers.
+        ValueError: If the workload is invalid, or has conversations. Their later prompts depend
+            on answers, so they can only be simulated.
     """
     if config.synthetic.num_turns > 1:
         raise ValueError("num_turns: conversations can only be simulated; leave it at 1")

@@ -1,4 +1,4 @@
-"""Benchmarks of a server, and of the offline engine, with vLLM's options and result fields.
+"""Benchmarks of a server and of the offline engine, with vLLM's options and result fields.
 
-``statistics.py`` is what all of them share. Only ``config.py`` can be imported without NumPy.
+``statistics.py`` is shared by all of them. Only ``config.py`` can be imported without NumPy.
 """

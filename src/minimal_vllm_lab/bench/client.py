@@ -1,4 +1,4 @@
-"""A client of OpenAI's API that measures: one request, its stream, and when its tokens came."""
+"""Client of the OpenAI API that times each request and each of its tokens."""
 
 import asyncio
 import json
@@ -22,22 +22,23 @@ WORDS = (  # noqa: SIM905 - as a list it would take a page
     "little before never after some two other old great see first way long house hand day came "
     "made go come than back again here such must upon any much how away where own through world"
 ).split()
-"""Common words, each of which most tokenizers know as one token."""
+"""Common words, each of which most tokenizers encode as one token."""
 
 CONNECT_TIMEOUT = 30.0
-"""Seconds; what comes after may take as long as it takes."""
+"""Time limit for connecting, in seconds. There is no limit after that."""
 
 
 class RequestError(Exception):
-    """A request failed: its message says why."""
+    """Error of one request; the message says why it failed."""
 
 
 class Client:
-    """Sends requests to one endpoint of one server.
+    """Client that sends requests to one endpoint of one server.
 
     Attributes:
-        model: the name that requests give.
-        token_ids: what a symbol becomes; None: a word, since only text can be sent.
+        model: Model name that requests give.
+        token_ids: Token ids that prompts are made of; a symbol of a prompt is an index into
+            this list. None if only text can be sent; a symbol is then an index of ``WORDS``.
     """
 
     def __init__(self, session: aiohttp.ClientSession, load: Load) -> None:
@@ -47,10 +48,10 @@ class Client:
         self.token_ids: list[int] | None = None
 
     async def prepare(self) -> None:
-        """Ask the server for what a request needs to be written.
+        """Ask the server for the model's name and for token ids to build prompts from.
 
         Raises:
-            ValueError: there is no server, or it lists no models.
+            ValueError: If no server answers, or it lists no models.
         """
         if not self.model:
             self.model = await self._first_model()
@@ -59,17 +60,17 @@ class Client:
 
     @property
     def num_symbols(self) -> int:
-        """How many different symbols prompts may have."""
+        """Number of different symbols (token ids or words) that prompts may contain."""
         return len(self.token_ids or WORDS)
 
     async def send(self, request: SampleRequest) -> Outcome:
-        """Send a request, and read its stream to the end; failures are part of the outcome."""
+        """Send a request and read its stream to the end. A failure is part of the outcome."""
         outcome = Outcome(len(request.prompt), time.perf_counter())
         try:
             await self._stream(self._body(request), outcome)
         except RequestError as error:
             outcome.error = str(error)
-        except Exception as error:  # whatever one stream holds, the others go on
+        except Exception as error:  # a malformed stream must not stop the other requests
             outcome.error = f"{type(error).__name__}: {error}"
         return outcome
 
@@ -102,9 +103,9 @@ class Client:
                     if event == "[DONE]":
                         return _check_complete(outcome)
                     _note_event(json.loads(event), outcome, now)
-        raise RequestError("the stream ended before its [DONE]")
+        raise RequestError("the stream ended without [DONE]")
 
-    # ---- what a server tells of itself -----------------------------------------------------------
+    # ---- facts about the server ------------------------------------------------------------------
 
     async def _first_model(self) -> str:
         url = f"{self._load.url}/v1/models"
@@ -113,8 +114,8 @@ class Client:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ValueError(
-                f"no server answers at {self._load.url} ({error}): start one, or name another "
-                f"with --base-url, or --host and --port"
+                f"no server answers at {self._load.url} ({error}): start one, or set another "
+                f"address with --base-url, or --host and --port"
             ) from error
         try:
             return str(json.loads(text)["data"][0]["id"])
@@ -125,7 +126,7 @@ class Client:
             ) from error
 
     async def _tokens_of_words(self) -> list[int] | None:
-        """The tokens of common words; None if the server doesn't tell, as vLLM does."""
+        """Return the token ids of common words; None if the server can't tokenize like vLLM's."""
         text = "".join(f" {word}" for word in WORDS)
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         try:
@@ -141,34 +142,37 @@ def _note_event(event: dict[str, Any], outcome: Outcome, now: float) -> None:
         raise RequestError(_reason(json.dumps(event)))
     for choice in event.get("choices") or ():
         delta = choice.get("delta")
-        said = choice.get("text") if delta is None else delta.get("content")
-        outcome.generated_text += said or ""
-        if delta is None or _says_something(delta) or _ends_silently(choice, outcome):
+        text = choice.get("text") if delta is None else delta.get("content")
+        outcome.generated_text += text or ""
+        if delta is None or _has_content(delta) or _ends_without_text(choice, outcome):
             outcome.note_token(now)
     if usage := event.get("usage"):
         outcome.output_tokens = usage["completion_tokens"]
         outcome.prompt_len = usage["prompt_tokens"]
 
 
-def _says_something(delta: dict[str, Any]) -> bool:
-    """A conversation's first event has only the role, and its last may be empty: no tokens."""
+def _has_content(delta: dict[str, Any]) -> bool:
+    """Return whether a chat delta contains more than the role.
+
+    The first event of a chat only has the role, and the last may be empty. Neither is a token.
+    """
     return any(value for name, value in delta.items() if name != "role")
 
 
-def _ends_silently(choice: dict[str, Any], outcome: Outcome) -> bool:
-    """All its tokens were without text."""
+def _ends_without_text(choice: dict[str, Any], outcome: Outcome) -> bool:
+    """Return whether this is the last event of an output whose tokens all had no text."""
     return choice.get("finish_reason") is not None and not outcome.latency
 
 
 def _check_complete(outcome: Outcome) -> None:
     if not outcome.latency:
-        raise RequestError("the stream held no token")
+        raise RequestError("the stream contained no token")
     if not outcome.output_tokens:
-        raise RequestError("the stream held no usage, without which tokens can't be counted")
+        raise RequestError("the stream contained no usage, which is needed to count tokens")
 
 
 def _reason(text: str) -> str:
-    """The message of an error in OpenAI's body; of another, its beginning."""
+    """Return the message of an error in OpenAI's format, or the beginning of any other text."""
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, LookupError, TypeError):
@@ -177,15 +181,17 @@ def _reason(text: str) -> str:
 
 @asynccontextmanager
 async def connect(load: Load) -> AsyncGenerator[Client, None]:
-    """A client that is ready to send; the key is the environment's OPENAI_API_KEY, if it is set.
+    """Yield a client that is ready to send requests.
+
+    The API key is taken from the environment variable OPENAI_API_KEY, if set.
 
     Raises:
-        ValueError: see ``Client.prepare``.
+        ValueError: See ``Client.prepare``.
     """
     key = os.environ.get("OPENAI_API_KEY")
     async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"} if key else None,
-        connector=aiohttp.TCPConnector(limit=0),  # how many at once is not the client's to decide
+        connector=aiohttp.TCPConnector(limit=0),  # no limit: the load decides on concurrency
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
     ) as session:
         client = Client(session, load)
@@ -200,14 +206,15 @@ async def send_all(
     max_concurrency: int | None = None,
     on_end: Callable[[Outcome], object] = lambda _: None,
 ) -> list[Outcome]:
-    """Send each request at its time (seconds from now), and wait for all.
+    """Send each request at its time and wait for all of them; return their outcomes.
 
     Args:
-        client: sends them.
-        requests: what to send.
-        times: see ``arrival_times``.
-        max_concurrency: no more at once; others wait, the first come first.
-        on_end: called with each outcome.
+        client: Sends the requests.
+        requests: Requests to send.
+        times: Time to send each request at, in seconds from now; see ``arrival_times``.
+        max_concurrency: Maximum number of requests in progress. Others wait, first come first
+            served. Default: no limit.
+        on_end: Called with each outcome.
     """
     begun = time.perf_counter()
     free = asyncio.Semaphore(max_concurrency or len(requests))

@@ -1,4 +1,4 @@
-"""What a benchmark sends and how, with the names of ``vllm bench``."""
+"""Configuration of benchmarks, with the names of ``vllm bench``."""
 
 from typing import Annotated, Any, Literal
 
@@ -22,91 +22,94 @@ METRICS = {
     "itl": "Inter-token Latency",
     "e2el": "End-to-end Latency",
 }
-"""What is measured of each request."""
+"""Latencies measured for each request, with their names in a report."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class Workload:
-    """The requests of a benchmark; a field belongs to the dataset that its name begins with."""
+    """Requests of a benchmark. A field's prefix names the dataset that it belongs to."""
 
     dataset_name: Literal["random", "prefix_repetition"] = "random"
-    """random: prompts of random words; prefix_repetition: many of them begin alike."""
+    """random: prompts of random words. prefix_repetition: many prompts share a prefix."""
     num_prompts: PositiveInt = 1000
-    """How many requests."""
+    """Number of requests."""
     seed: Count = 0
-    """Seeds the prompts, their lengths and their times: another one makes other prompts, which a
-    server can't have in its prefix cache from the last run."""
+    """Seed of the prompts, their lengths and their arrival times. Another seed makes other prompts,
+    which a server can't have in its prefix cache from an earlier run."""
     random_input_len: PositiveInt = 1024
-    """Tokens of a prompt, behind its prefix."""
+    """Number of tokens in a prompt, in addition to its prefix."""
     random_output_len: PositiveInt = 128
-    """Tokens of an output."""
+    """Number of tokens in an output."""
     random_range_ratio: Ratio = 0.0
-    """Lengths are uniform between (1 - this) and (1 + this) times those."""
+    """Half-width of uniform lengths: they range from 1 - ratio to 1 + ratio times the given
+    lengths."""
     random_prefix_len: Count = 0
-    """Tokens that all prompts begin with."""
+    """Number of tokens at the start that all prompts share."""
     prefix_repetition_prefix_len: PositiveInt = 256
-    """Tokens of a prefix."""
+    """Number of tokens in a prefix."""
     prefix_repetition_suffix_len: PositiveInt = 256
-    """Tokens of a prompt behind its prefix."""
+    """Number of tokens in a prompt after its prefix."""
     prefix_repetition_num_prefixes: PositiveInt = 10
-    """How many prefixes there are; prompts take turns, in random order."""
+    """Number of prefixes. Each is used equally often, in random order."""
     prefix_repetition_output_len: PositiveInt = 128
-    """Tokens of an output."""
+    """Number of tokens in an output."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class Load:
-    """Where ``bench serve`` sends its requests, when, and what it tells of them."""
+    """Server to send requests to, arrival times, and contents of the report of bench serve."""
 
     base_url: str | None = None
-    """The server, such as https://example.com:8000; None: http, at this host and port."""
+    """URL of the server, such as https://example.com:8000. Default: http at the given host and
+    port."""
     host: str = "127.0.0.1"
-    """The server's address."""
+    """Host of the server."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """Its port."""
+    """Port of the server."""
     endpoint: str = "/v1/completions"
-    """The path: one that ends in /completions or in /chat/completions."""
+    """Path of the endpoint; it must end in /completions or /chat/completions."""
     model: str | None = None
-    """The model's name; None: the first that the server lists."""
+    """Name of the model. Default: the first model that the server lists."""
     request_rate: list[PositiveFloat] | None = None
-    """Requests per second, at random times; inf: all at once, which is the default. Several rates
-    are run one after another."""
+    """Requests per second, at random times. inf (the default): all at once. Several rates are run
+    one after the other."""
     burstiness: PositiveFloat = 1.0
-    """1: a Poisson process; less: arrivals in bursts; more: arrivals at even distances (the times
-    between them are of a gamma distribution with this shape)."""
+    """Shape of the gamma distribution of the gaps between arrivals. 1 is a Poisson process; smaller
+    values give bursts, larger ones more regular arrivals."""
     max_concurrency: PositiveInt | None = None
-    """No more requests at once: others wait here, which does not count as latency."""
+    """Maximum number of requests in progress. Others wait in the client, which does not count as
+    latency."""
     num_warmups: Count = 0
-    """So many requests before, all at once, which don't count."""
+    """Number of warm-up requests, sent all at once and not measured."""
     ignore_eos: bool = True
-    """Make outputs as long as is asked for, whatever the model says; only servers like vLLM know
-    the field."""
+    """Generate outputs of the full length even if the model ends earlier. Only vLLM-compatible
+    servers support this."""
     extra_body: dict[str, Any] | None = None
-    """More fields for each request, such as {"temperature": 0}."""
+    """Additional fields for each request, such as {"temperature": 0}."""
     goodput: list[str] | None = None
-    """What a good request keeps to, in ms: ttft:100 tpot:20 e2el:1000, or some of these."""
+    """Latency limits of a good request, in ms: one or more of ttft:100 tpot:20 e2el:1000."""
     percentile_metrics: str = ",".join(METRICS)
-    """What to tell the distribution of."""
+    """Latencies whose distribution is reported."""
     metric_percentiles: str = "99"
-    """Which percentiles, such as 50,90,99."""
+    """Percentiles to report, such as 50,90,99."""
     label: str | None = None
-    """Begins the name of a result's file; None: openai, or openai-chat."""
+    """Prefix of the result file's name. Default: openai or openai-chat."""
     save_result: bool = False
-    """Write each rate's result to a JSON file."""
+    """Write the result of each rate to a JSON file."""
     save_detailed: bool = False
-    """Let it hold each request's times, lengths, text and error, too."""
+    """Include each request's times, lengths, text and error in that file."""
     result_dir: str = "."
-    """The folder for such files."""
+    """Folder for result files."""
     result_filename: str | None = None
-    """The file's name; None: made of label, rate, model and date."""
+    """Name of the result file. Default: made of label, rate, model and date."""
     plot: str | None = None
-    """Draw latencies against the rates to this file; its suffix is the format."""
+    """File to plot latencies over rates to; its suffix selects the format."""
 
     @field_validator("endpoint")
     @classmethod
     def _endpoint_is_known(cls, endpoint: str) -> str:
         if not endpoint.endswith(COMPLETIONS):
-            raise ValueError(f"should end in {COMPLETIONS} or {CHAT}, not {endpoint!r}")
+            raise ValueError(f"must end in {COMPLETIONS} or {CHAT}, not {endpoint!r}")
         return endpoint
 
     @field_validator("goodput")
@@ -121,7 +124,7 @@ class Load:
     def _metrics_are_known(cls, names: str) -> str:
         unknown = [name for name in names.split(",") if name not in METRICS]
         if unknown:
-            raise ValueError(f"there is no {unknown[0]!r}: choose from {','.join(METRICS)}")
+            raise ValueError(f"unknown metric {unknown[0]!r}: choose from {','.join(METRICS)}")
         return names
 
     @field_validator("metric_percentiles")
@@ -132,41 +135,41 @@ class Load:
 
     @property
     def url(self) -> str:
-        """The server's address, without a slash at its end."""
+        """URL of the server, without a trailing slash."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return (self.base_url or f"http://{host}:{self.port}").rstrip("/")
 
     @property
     def is_chat(self) -> bool:
-        """Whether requests are conversations."""
+        """True if requests go to the chat endpoint."""
         return self.endpoint.endswith(CHAT)
 
     @property
     def rates(self) -> list[float]:
-        """Requests per second of each run."""
+        """Request rate of each run, in requests per second."""
         return self.request_rate or [float("inf")]
 
     @property
     def slo(self) -> Slo | None:
-        """What a good request keeps to."""
+        """Objective that good requests meet; None if no limits are given."""
         return Slo.parse(" ".join(self.goodput)) if self.goodput else None
 
     @property
     def percentiles(self) -> list[float]:
-        """Between 0 and 100."""
+        """Percentiles to report, between 0 and 100."""
         return parse_percentiles(self.metric_percentiles)
 
 
 def parse_percentiles(text: str) -> list[float]:
-    """``"50,99.9"`` as ``[50.0, 99.9]``.
+    """Parse ``"50,99.9"`` to ``[50.0, 99.9]``.
 
     Raises:
-        ValueError: one is not between 0 and 100.
+        ValueError: If the text is not a list of numbers between 0 and 100.
     """
     try:
         percentiles = [float(each) for each in text.split(",")]
     except ValueError:
         percentiles = []
     if not percentiles or not all(0 <= each <= 100 for each in percentiles):
-        raise ValueError(f"should be like 50,90,99, not {text!r}")
+        raise ValueError(f"must be numbers from 0 to 100, such as 50,90,99, not {text!r}")
     return percentiles

@@ -1,13 +1,13 @@
-"""Server-sent events, out of bytes that come in pieces."""
+"""Parser of server-sent events that arrive in pieces."""
 
 from collections.abc import Iterator
 
 
 class EventParser:
-    """The ``data`` of events, as the HTML standard's section 9.2.6 parses them.
+    """Parser of the ``data`` of events, as specified in section 9.2.6 of the HTML standard.
 
-    Lines end in LF or CRLF. Comments, and the fields ``id``, ``event`` and ``retry``, which these
-    APIs don't use, are skipped.
+    Lines end in LF or CRLF. Comments and the fields ``id``, ``event`` and ``retry`` are skipped,
+    because OpenAI's API does not use them.
     """
 
     def __init__(self) -> None:
@@ -15,7 +15,7 @@ class EventParser:
         self._data: list[bytes] = []
 
     def feed(self, received: bytes) -> Iterator[str]:
-        """The events that are complete with these bytes, wherever they were cut."""
+        """Yield the events that these bytes complete, wherever the stream was cut."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         for line in (each.removesuffix(b"\r") for each in lines):
             field, _, value = line.partition(b":")

@@ -1,4 +1,4 @@
-"""``bench throughput`` and ``bench latency``: the engine without a server."""
+"""Benchmarks of the engine without a server: ``bench throughput`` and ``bench latency``."""
 
 import time
 from collections.abc import Sequence
@@ -16,11 +16,17 @@ from minimal_vllm_lab.bench.workload import SampleRequest, make_requests
 def run_throughput(llm: LLM, workload: Workload, n: int, *, detokenize: bool) -> Fields:
     """Complete the workload's requests in one continuous batch.
 
+    Args:
+        llm: Engine to measure.
+        workload: Requests.
+        n: Number of outputs per request.
+        detokenize: Whether to turn output tokens into text.
+
     Returns:
-        The result, and the numbers of prompt and output tokens.
+        Result fields, including the numbers of prompt and output tokens.
 
     Raises:
-        ValueError: a request is longer than the model's context, or could not be computed.
+        ValueError: If a request exceeds the model's context, or failed.
     """
     requests = make_requests(workload, llm.built.files.config.vocab_size)
     begun = time.perf_counter()
@@ -38,14 +44,25 @@ def run_throughput(llm: LLM, workload: Workload, n: int, *, detokenize: bool) ->
 def run_latency(
     llm: LLM, workload: Workload, n: int, *, detokenize: bool, num_warmups: int, num_iters: int
 ) -> Fields:
-    """Complete the same batch again and again, after some times that don't count.
+    """Complete the same batch repeatedly and time each repetition.
+
+    Args:
+        llm: Engine to measure.
+        workload: Requests of the batch.
+        n: Number of outputs per request.
+        detokenize: Whether to turn output tokens into text.
+        num_warmups: Number of repetitions that are not measured.
+        num_iters: Number of measured repetitions.
+
+    Returns:
+        Result fields.
 
     Raises:
-        ValueError: see ``run_throughput``.
+        ValueError: See ``run_throughput``.
     """
     requests = make_requests(workload, llm.built.files.config.vocab_size)
     latencies = []
-    for _ in tqdm(range(num_warmups + num_iters), desc="Iterations, warm-up included"):
+    for _ in tqdm(range(num_warmups + num_iters), desc="Iterations, including warm-up"):
         begun = time.perf_counter()
         _generate(llm, requests, n, detokenize=detokenize, progress=False)
         latencies.append(time.perf_counter() - begun)
@@ -58,8 +75,8 @@ def _generate(
     longest = max(len(each.prompt) + each.output_len for each in requests)
     if longest > llm.built.scheduler_config.max_model_len:
         raise ValueError(
-            f"a request has {longest:,} tokens, prompt and output together, but the context holds "
-            f"{llm.built.scheduler_config.max_model_len:,}: ask for less"
+            f"a request has {longest:,} tokens, counting prompt and output, but max_model_len is "
+            f"{llm.built.scheduler_config.max_model_len:,}: reduce the lengths"
         )
     outputs = llm.generate(
         [{"prompt_token_ids": each.prompt} for each in requests],

@@ -1,4 +1,4 @@
-"""Latency against the rate of requests, drawn by matplotlib."""
+"""Plot of latencies over request rates."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,25 +10,25 @@ from minimal_vllm_lab.bench.statistics import Fields
 
 
 def check_format(path: str) -> None:
-    """See whether this file can be drawn to.
+    """Check that a plot can be written to this path.
 
     Raises:
-        ValueError: there is no format, or no folder, of its name.
+        ValueError: If the suffix is not a supported format, or the folder does not exist.
     """
     known = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix.removeprefix(".").lower() not in known:
-        raise ValueError(f"{path} can't be drawn: its suffix should be one of {', '.join(known)}")
+        raise ValueError(f"can't plot to {path}: its suffix must be one of {', '.join(known)}")
     if not Path(path).parent.is_dir():
-        raise ValueError(f"{path} can't be drawn: there is no such folder")
+        raise ValueError(f"can't plot to {path}: its folder does not exist")
 
 
 def plot_latencies(results: Sequence[Fields], load: Load, path: str) -> None:
-    """One panel for each metric: median and percentiles over the rates.
+    """Plot each latency in its own panel: median and percentiles over the rates.
 
     Args:
-        results: with finite rates.
-        load: says what was measured.
-        path: the file to draw to.
+        results: Results at finite rates.
+        load: Selects the latencies and percentiles.
+        path: File to write.
     """
     names = load.percentile_metrics.split(",")
     statistics = ["median", *(f"p{each:g}" for each in load.percentiles)]

@@ -8,6 +8,7 @@ from minimal_vllm_lab.bench.config import METRICS
 from minimal_vllm_lab.bench.statistics import Fields
 
 WIDTH = 50
+"""Width of the report in characters."""
 
 TOTALS = {
     "completed": "Successful requests",
@@ -24,7 +25,7 @@ TOTALS = {
     "max_concurrent_requests": "Peak concurrent requests",
     "total_token_throughput": "Total token throughput (tok/s)",
 }
-"""In the order of the lines; those without a value are left out."""
+"""Labels of result fields, in the order of the lines. Fields whose value is None are left out."""
 
 SUMMARY = (
     "request_rate",
@@ -34,11 +35,11 @@ SUMMARY = (
     "median_tpot_ms",
     "failed",
 )
-"""What the table of several rates has."""
+"""Columns of the table that compares several rates."""
 
 
 def serve_report(result: Fields) -> Iterator[str]:
-    """The lines that tell of one run."""
+    """Yield the lines of the report of one run."""
     yield f"{' Serving Benchmark Result ':=^{WIDTH}}"
     for name, label in TOTALS.items():
         if result[name] is not None:
@@ -55,13 +56,13 @@ def serve_report(result: Fields) -> Iterator[str]:
 
 
 def errors_report(result: Fields) -> Iterator[str]:
-    """Why requests failed, the commonest reason first."""
+    """Yield the reasons why requests failed, the most common first."""
     for error, count in Counter(filter(None, result["errors"])).most_common():
         yield f"{count} of {result['num_prompts']} requests failed: {error}"
 
 
 def sweep_table(results: Sequence[Fields]) -> Iterator[str]:
-    """A line for each rate."""
+    """Yield the lines of a table with one row per rate."""
     for row in [SUMMARY, *([_number(each.get(name)) for name in SUMMARY] for each in results)]:
         yield "  ".join(cell.rjust(len(name)) for cell, name in zip(row, SUMMARY, strict=True))
 

@@ -1,4 +1,4 @@
-"""``bench serve``: a load on a server, at one rate of requests or at several."""
+"""Benchmark of a server: ``bench serve``, at one request rate or at several."""
 
 import json
 import time
@@ -17,17 +17,17 @@ from minimal_vllm_lab.bench.workload import make_requests
 from minimal_vllm_lab.stats.arrivals import arrival_times
 
 WARMUP = 0
-"""The run whose prompts are the warm-up's; those that count begin at 1."""
+"""Number of the warm-up run; measured runs count from 1. A run's number seeds its prompts."""
 
 
 async def run_serve(workload: Workload, load: Load) -> list[Fields]:
-    """Run the workload once for each rate.
+    """Run the workload once per request rate.
 
     Returns:
-        The result of each, with vLLM's fields, and ``serve_details``.
+        Result of each run, with vLLM's fields and those of ``serve_details``.
 
     Raises:
-        ValueError: there is no server, or it completed no request.
+        ValueError: If no server answers, or a run completed no request.
     """
     async with connect(load) as client:
         if load.num_warmups:
@@ -53,7 +53,7 @@ async def _run_at(client: Client, workload: Workload, load: Load, rate: float, r
     duration = time.perf_counter() - begun
     if all(each.error for each in outcomes):
         raise ValueError(
-            f"all {len(outcomes)} requests to {load.url}{load.endpoint} failed; the first: "
+            f"all {len(outcomes)} requests to {load.url}{load.endpoint} failed, the first with: "
             f"{outcomes[0].error}"
         )
     metrics = load.percentile_metrics.split(",")
@@ -65,7 +65,7 @@ async def _run_at(client: Client, workload: Workload, load: Load, rate: float, r
 
 
 def _setup(client: Client, workload: Workload, load: Load, rate: float) -> Fields:
-    """What the result is of."""
+    """Return the result fields that describe the run."""
     backend = "openai-chat" if load.is_chat else "openai"
     return {
         "date": datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
@@ -81,7 +81,7 @@ def _setup(client: Client, workload: Workload, load: Load, rate: float) -> Field
 
 
 def save(results: list[Fields], load: Load) -> Iterator[Path]:
-    """Write each result to its file; the files."""
+    """Write each result to its own file; yield the paths."""
     folder = Path(load.result_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
@@ -92,13 +92,13 @@ def save(results: list[Fields], load: Load) -> Iterator[Path]:
 
 
 def without_details(result: Fields) -> Fields:
-    """A result without what it has of each single request."""
+    """Return a result without the lists of each request's values."""
     details = serve_details([])
     return {name: value for name, value in result.items() if name not in details}
 
 
 def _file_name(result: Fields) -> str:
-    """As vLLM calls it."""
+    """Return the file name that vLLM would choose."""
     concurrency = result["max_concurrency"]
     return "-".join(
         [

@@ -1,4 +1,4 @@
-"""What all benchmarks make of their measurements, under the names of ``vllm bench``."""
+"""Result fields of all benchmarks, under the names of ``vllm bench``."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,32 +11,35 @@ from minimal_vllm_lab.stats.latency import distribution
 from minimal_vllm_lab.stats.slo import Slo
 
 LATENCY_PERCENTILES = (10, 25, 50, 75, 90, 99)
-"""What ``bench latency`` tells."""
+"""Percentiles in the result of ``bench latency``."""
 
 Fields = dict[str, Any]
-"""Part of a result, as it is written to JSON."""
+"""Fields of a result, as they are written to JSON."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one request. Times are in seconds, ``start_time`` by ``perf_counter``."""
+    """Measurements of one request. Times are in seconds, by the clock ``perf_counter``."""
 
     prompt_len: int
-    """Tokens: as many as were sent, or as the server counts them, once it has said so."""
+    """Number of prompt tokens: as sent, until the server reports its own count."""
     start_time: float
+    """Time at which the request was sent."""
     ttft: float = 0.0
-    """From the start to the first token."""
+    """Time from the start to the first token."""
     itl: list[float] = field(default_factory=list)
-    """From one token to the next; tokens that arrive together have 0 between them."""
+    """Gaps between tokens; 0 between tokens that arrive together."""
     latency: float = 0.0
-    """From the start to the last token."""
+    """Time from the start to the last token."""
     output_tokens: int = 0
+    """Number of output tokens."""
     generated_text: str = ""
+    """Text of the output."""
     error: str = ""
-    """Why it failed; empty: it did not."""
+    """Reason why the request failed; empty if it did not."""
 
     def note_token(self, now: float) -> None:
-        """A token, or several in one event, arrived."""
+        """Record the arrival of one event with one or more tokens, at the time ``now``."""
         elapsed = now - self.start_time
         if self.latency:
             self.itl.append(elapsed - self.latency)
@@ -46,14 +49,14 @@ class Outcome:
 
     @property
     def tpot(self) -> float | None:
-        """Mean time per token after the first; None: there was only one."""
+        """Mean time per token after the first; None if there was only one token."""
         if self.output_tokens < 2:
             return None
         return (self.latency - self.ttft) / (self.output_tokens - 1)
 
 
 def measured(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    """Metric -> its values, in seconds; of requests that did not fail."""
+    """Return each metric's values in seconds, for the requests that did not fail."""
     completed = [each for each in outcomes if not each.error]
     return {
         "ttft": [each.ttft for each in completed],
@@ -64,7 +67,10 @@ def measured(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
 
 
 def count_good(outcomes: Sequence[Outcome], slo: Slo) -> int:
-    """How many requests met the objective: no failed one, and as to TPOT, any with one token."""
+    """Return how many requests met the objective.
+
+    Failed requests did not. A request with one token meets any limit on TPOT.
+    """
     return sum(
         not each.error and slo.is_met(each.ttft, each.tpot or 0.0, each.latency)
         for each in outcomes
@@ -78,14 +84,14 @@ def serve_result(
     metrics: Sequence[str],
     percentiles: Sequence[float],
 ) -> Fields:
-    """The result of one run against a server.
+    """Return the result fields of one run against a server.
 
     Args:
-        outcomes: of all requests.
-        duration: seconds from the first request to the last token.
-        slo: which requests count as good; None: no goodput is told.
-        metrics: names of those whose distribution is told.
-        percentiles: between 0 and 100.
+        outcomes: Outcomes of all requests.
+        duration: Time in seconds from the first request to the last token.
+        slo: Objective that good requests meet. None: goodput is not reported.
+        metrics: Latencies whose distribution is reported.
+        percentiles: Percentiles to report, between 0 and 100.
     """
     completed = [each for each in outcomes if not each.error]
     num_input = sum(each.prompt_len for each in completed)
@@ -110,7 +116,7 @@ def serve_result(
 
 
 def serve_details(outcomes: Sequence[Outcome]) -> Fields:
-    """What ``--save-detailed`` adds: a list for each field, with an entry for each request."""
+    """Return the fields that ``--save-detailed`` adds: lists with one entry per request."""
     return {
         "input_lens": [each.prompt_len for each in outcomes],
         "output_lens": [each.output_tokens for each in outcomes],
@@ -124,7 +130,7 @@ def serve_details(outcomes: Sequence[Outcome]) -> Fields:
 
 
 def _most_tokens_in_a_second(completed: Sequence[Outcome]) -> int:
-    """Events of the best second, counted from the first request's start."""
+    """Return the number of events in the best second, counting seconds from the first request."""
     begun = min((each.start_time for each in completed), default=0.0)
     seconds: Counter[int] = Counter()
     for each in completed:
@@ -134,7 +140,10 @@ def _most_tokens_in_a_second(completed: Sequence[Outcome]) -> int:
 
 
 def _most_at_once(completed: Sequence[Outcome]) -> int:
-    """Requests at the busiest time; one that ends when another starts is not beside it."""
+    """Return the maximum number of concurrent requests.
+
+    A request that ends when another starts is not concurrent with it.
+    """
     changes = [(each.start_time, 1) for each in completed]
     changes += [(each.start_time + each.latency, -1) for each in completed]
     running = np.cumsum([change for _, change in sorted(changes)])
@@ -142,7 +151,13 @@ def _most_at_once(completed: Sequence[Outcome]) -> int:
 
 
 def throughput_result(num_requests: int, num_tokens: int, elapsed: float) -> Fields:
-    """The result of ``bench throughput``; tokens are those of prompts and outputs."""
+    """Return the result fields of ``bench throughput``.
+
+    Args:
+        num_requests: Number of requests.
+        num_tokens: Number of prompt and output tokens.
+        elapsed: Duration in seconds.
+    """
     return {
         "elapsed_time": elapsed,
         "num_requests": num_requests,
@@ -153,7 +168,7 @@ def throughput_result(num_requests: int, num_tokens: int, elapsed: float) -> Fie
 
 
 def latency_result(latencies: Sequence[float]) -> Fields:
-    """The result of ``bench latency``, in seconds."""
+    """Return the result fields of ``bench latency``; all times are in seconds."""
     values = np.percentile(latencies, LATENCY_PERCENTILES)
     return {
         "avg_latency": float(np.mean(latencies)),

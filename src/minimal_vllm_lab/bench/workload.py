@@ -1,4 +1,4 @@
-"""Requests that are drawn by a seed. A prompt is a list of symbols, not yet of tokens or words."""
+"""Random requests, whose prompts are lists of symbols that stand for tokens or words."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from minimal_vllm_lab.bench.config import Workload
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What to send."""
+    """Request to send."""
 
     prompt: list[int]
-    """Symbols, each of which becomes one token: numbers below that of the symbols there are."""
+    """Symbols, numbered from 0; each becomes one token."""
     output_len: int
-    """How many tokens to ask for."""
+    """Number of output tokens to request."""
 
 
 def make_requests(workload: Workload, num_symbols: int, run: int = 0) -> list[SampleRequest]:
     """Draw the requests of one run.
 
     Args:
-        workload: says how many, how long and how alike.
-        num_symbols: how many different symbols there are.
-        run: runs of one benchmark have the same lengths but other prompts, so that none finds its
-            own in a prefix cache.
+        workload: Number of requests, their lengths and their shared prefixes.
+        num_symbols: Number of different symbols.
+        run: Number of the run. Runs of one benchmark have the same lengths but other prompts,
+            so that no run finds its prompts in a prefix cache.
     """
     if workload.dataset_name == "random":
         return _random(workload, num_symbols, run)
@@ -49,25 +49,26 @@ def _prefix_repetition(workload: Workload, num_symbols: int, run: int) -> list[S
         _draw(content, num_symbols, workload.prefix_repetition_prefix_len)
         for _ in range(workload.prefix_repetition_num_prefixes)
     ]
-    turns = order.permutation(workload.num_prompts) % len(prefixes)
+    prefix_indices = order.permutation(workload.num_prompts) % len(prefixes)
     return [
         SampleRequest(
-            prefixes[turn] + _draw(content, num_symbols, workload.prefix_repetition_suffix_len),
+            prefixes[index] + _draw(content, num_symbols, workload.prefix_repetition_suffix_len),
             workload.prefix_repetition_output_len,
         )
-        for turn in turns
+        for index in prefix_indices
     ]
 
 
 def _generators(workload: Workload, run: int) -> tuple[np.random.Generator, np.random.Generator]:
-    """What all runs share, and what is this run's own."""
+    """Return two random generators: one that all runs share, and one of this run only."""
     return np.random.default_rng(workload.seed), np.random.default_rng([workload.seed, run])
 
 
 def _uniform(rng: np.random.Generator, mean: int, ratio: float, count: int) -> list[int]:
-    """Between vLLM's bounds, both included; never 0."""
-    least, most = int(np.floor(mean * (1 - ratio))), int(np.ceil(mean * (1 + ratio)))
-    lengths: list[int] = rng.integers(max(least, 1), most, count, endpoint=True).tolist()
+    """Return lengths between vLLM's bounds, inclusive; at least 1."""
+    shortest = max(int(np.floor(mean * (1 - ratio))), 1)
+    longest = int(np.ceil(mean * (1 + ratio)))
+    lengths: list[int] = rng.integers(shortest, longest, count, endpoint=True).tolist()
     return lengths
 
 

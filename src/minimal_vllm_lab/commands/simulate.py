@@ -135,17 +135,17 @@ def _run(
     The writers are told of the first replica.
     """
     from minimal_vllm_lab.sim.capacity import find_rate
-    from minimal_vllm_lab.sim.simulation import design, simulate
+    from minimal_vllm_lab.sim.simulation import make_design, simulate
 
-    plan = design(config)
+    design = make_design(config)
     for writer in writers:
-        writer.begin(engine_facts(config.engine, plan), spell=None, started=0.0)
+        writer.begin(engine_facts(config.engine, design), spell=None, started=0.0)
     if slo is None or attainment is None:
         rate = config.traffic.request_rate
-        report = simulate(plan, config, slo, lambda replica: () if replica else writers)
+        report = simulate(design, config, slo, lambda replica: () if replica else writers)
     else:
-        rate, report = find_rate(plan, config, slo, attainment)
-    return {"num_gpu_blocks": plan.num_blocks, "request_rate": rate, **report.to_json()}
+        rate, report = find_rate(design, config, slo, attainment)
+    return {"num_gpu_blocks": design.num_blocks, "request_rate": rate, **report.to_json()}
 
 
 def _plot(outcomes: Sequence[Outcome], swept: Sequence[str], path: Path) -> None:

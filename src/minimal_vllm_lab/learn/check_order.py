@@ -68,7 +68,7 @@ def _simulate(scheduler: type | None, seed: int) -> "Report":
         SyntheticConfig,
         TrafficConfig,
     )
-    from minimal_vllm_lab.sim.simulation import design, simulate
+    from minimal_vllm_lab.sim.simulation import make_design, simulate
 
     config = SimulationConfig(
         EngineConfig(model="qwen3-8b", scheduler=scheduler, **ENGINE),
@@ -76,4 +76,4 @@ def _simulate(scheduler: type | None, seed: int) -> "Report":
         traffic=TrafficConfig(seed=seed, **TRAFFIC),
         synthetic=SyntheticConfig(**SYNTHETIC),
     )
-    return simulate(design(config), config)
+    return simulate(make_design(config), config)

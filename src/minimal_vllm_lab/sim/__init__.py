@@ -1,7 +1,8 @@
-"""The engine's own scheduler and block pool on a cost model: no GPU, no weights, no torch.
+"""Simulator: the engine's own scheduler and block pool on a cost model, without GPU or weights.
 
-Read in this order: ``load`` (how much work a step is), ``cost_model`` (how long it takes),
-``hardware`` (on which GPU), ``replica`` (one engine on a simulated clock), ``routing`` and
-``cluster`` (many), ``job`` and the workloads, ``metrics``, ``simulation`` (all put together),
-``capacity`` and ``sweep`` (what to ask it).
+It does not import torch. Read the modules in this order: ``load`` (the work of a step),
+``cost_model`` (how long that work takes), ``hardware`` (the GPUs' datasheets), ``replica`` (one
+engine on a simulated clock), ``routing`` and ``cluster`` (several replicas), ``job`` and the
+workloads, ``metrics``, ``simulation`` (all of them put together), ``capacity`` and ``sweep``
+(questions to ask a simulation).
 """

@@ -1,4 +1,4 @@
-"""How many requests per second a fleet holds within an objective."""
+"""Capacity: the highest request rate at which a fleet meets a latency objective."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,60 +10,75 @@ from minimal_vllm_lab.sim.simulation import Design, simulate
 from minimal_vllm_lab.stats.slo import Slo
 
 PRECISION = 1.02
-"""The rate is found up to 2 %."""
+"""Ratio between the rates tried above and below the result: it is found within 2 %."""
 FIRST_RATE = 1.0
+"""First rate to try, in requests per second."""
 LIMITS = (1e-3, 1e5)
-"""Beyond these rates nobody looks."""
-LEAST_SECONDS = 120
-"""So long the requests keep coming, or else a queue that grows for ever would not be noticed."""
+"""Lowest and highest rate to try, in requests per second."""
+MIN_SECONDS = 120
+"""Minimum time in seconds during which requests arrive: in a shorter run, a queue that grows
+without limit would go unnoticed."""
 
 
 def find_rate(
-    plan: Design, config: SimulationConfig, slo: Slo, attainment: float
+    design: Design, config: SimulationConfig, slo: Slo, attainment: float
 ) -> tuple[float, Report]:
-    """The highest rate of requests at which enough of them meet the objective.
+    """Find the highest request rate at which enough requests meet the objective.
 
-    At each rate there are ``num_prompts`` requests, or those of ``LEAST_SECONDS`` if that is more.
+    At each rate, ``num_prompts`` requests are simulated, or as many as arrive in ``MIN_SECONDS`` if
+    that is more.
 
     Args:
-        plan: the engines.
-        config: how many of them there are, and what is asked of them.
-        slo: the objective.
-        attainment: the share of requests that must meet it, from 0 to 1.
+        design: Design of each engine.
+        config: Number of engines, and their workload.
+        slo: Service level objective.
+        attainment: Fraction of requests that must meet the objective, from 0 to 1.
 
     Returns:
-        The rate, per second, and what it is like there.
+        The rate in requests per second, and the report of its simulation.
 
     Raises:
-        ValueError: no rate holds, or all do, or the workload has a rate of its own.
+        ValueError: If no rate meets the objective, every rate meets it, or the workload sets
+            its own rate.
     """
     if config.traffic.workload != "synthetic" or config.traffic.request_rate:
         raise ValueError(
-            "the highest rate is found for synthetic traffic without a request_rate: leave out "
-            "request_rate and workload"
+            "the highest rate can only be found for synthetic traffic without a request_rate: "
+            "leave out request_rate and workload"
         )
 
     def simulate_at(rate: float) -> Report:
-        num_prompts = max(config.synthetic.num_prompts, ceil(rate * LEAST_SECONDS))
+        num_prompts = max(config.synthetic.num_prompts, ceil(rate * MIN_SECONDS))
         changed = replace(
             config,
             traffic=replace(config.traffic, request_rate=rate),
             synthetic=replace(config.synthetic, num_prompts=num_prompts),
         )
-        return simulate(plan, changed, slo)
+        return simulate(design, changed, slo)
 
     return bisect(simulate_at, attainment)
 
 
 def bisect(simulate_at: Callable[[float], Report], attainment: float) -> tuple[float, Report]:
-    """Double or halve the rate until one holds and one doesn't; then close in on the border."""
+    """Find the highest rate that reaches the attainment, by doubling or halving, then bisecting.
+
+    Args:
+        simulate_at: Simulates a rate in requests per second.
+        attainment: Fraction of requests that must meet the objective, from 0 to 1.
+
+    Returns:
+        The rate in requests per second, and its report.
+
+    Raises:
+        ValueError: If no rate reaches the attainment, or every rate does.
+    """
     held: tuple[float, Report] | None = None
     failed: float | None = None
     rate = FIRST_RATE
     while held is None or failed is None or failed / held[0] > PRECISION:
         if not LIMITS[0] < rate < LIMITS[1]:
-            which = "no rate of requests meets it" if held is None else "it is met at any rate"
-            raise ValueError(f"there is no rate to find for this slo: {which}")
+            why = "no request rate meets it" if held is None else "every request rate meets it"
+            raise ValueError(f"there is no highest rate for this slo: {why}; change the limits")
         report = simulate_at(rate)
         if (report.attainment or 0.0) >= attainment:
             held = rate, report

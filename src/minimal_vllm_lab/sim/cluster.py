@@ -1,4 +1,4 @@
-"""Replicas behind a router, driven by events: a request arrives, a step ends."""
+"""Cluster: replicas behind a router, driven by request arrivals and step ends."""
 
 from collections.abc import Iterable
 from heapq import heappop, heappush
@@ -12,15 +12,15 @@ from minimal_vllm_lab.sim.routing import Router
 
 
 class Cluster:
-    """Lets the time pass.
+    """Event loop that advances the simulated time.
 
-    Memory is held for the requests on their way only: jobs are made as they arrive, and dropped
-    when they are done.
+    Only requests in progress are held in memory: jobs are made as they arrive, and dropped when
+    they are done.
 
     Args:
-        replicas: idle.
-        router: chooses among them.
-        metrics: told of each request that ends.
+        replicas: Idle replicas.
+        router: Chooses the replica for each request.
+        metrics: Records each request that ends or is rejected.
     """
 
     def __init__(self, replicas: list[Replica], router: Router, metrics: Metrics) -> None:
@@ -28,22 +28,24 @@ class Cluster:
         self._router = router
         self._metrics = metrics
         self._wakes: list[tuple[float, int]] = []
-        """When a replica's steps end, or an idle one gets work."""
+        """Heap of (time, replica index): the end of its steps, or new work for an idle replica."""
         self._wakes_at: list[float | None] = [None] * len(replicas)
-        """The one entry of a replica's in ``_wakes`` that is valid; None: it is idle."""
+        """Time of each replica's valid entry in ``_wakes``; None for an idle replica."""
         self._follow_ups: list[tuple[float, int, Job]] = []
+        """Heap of (arrival, tie breaker, job): next turns of conversations."""
         self._tie_breaker = count()
-        self._numbers = count()
+        self._request_numbers = count()
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Serve all jobs, which come in the order of their arrival, and what follows on them."""
+        """Serve all jobs, given in order of arrival, and their follow-ups."""
         coming = iter(jobs)
         upcoming = next(coming, None)
         while True:
             fresh = upcoming.arrival if upcoming else inf
             following = self._follow_ups[0][0] if self._follow_ups else inf
             wake = self._wakes[0][0] if self._wakes else inf
-            if wake < fresh and wake < following:  # who arrives just then is in the next step
+            # A request that arrives exactly at the end of a step takes part in the next step.
+            if wake < fresh and wake < following:
                 now, index = heappop(self._wakes)
                 if now == self._wakes_at[index]:
                     self._wake(now, index)
@@ -56,7 +58,7 @@ class Cluster:
                 return
 
     def _arrive(self, job: Job) -> None:
-        request = make_request(job, next(self._numbers))
+        request = make_request(job, next(self._request_numbers))
         index = self._router.choose(request)
         replica = self._replicas[index]
         try:

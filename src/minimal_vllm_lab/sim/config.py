@@ -1,4 +1,4 @@
-"""Everything about a simulation that can be set, beside the engine's own options."""
+"""Options of a simulation, in addition to the engine's own options."""
 
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
@@ -18,75 +18,79 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, config=_CONFIG)
 class FleetConfig:
-    """On what the model runs."""
+    """Hardware that the model runs on."""
 
     gpu: Literal[
         "b200", "h200", "h100", "a100", "a100-40gb", "l40s", "l4", "a10", "4090", "3090"
     ] = "h200"
-    """Which GPU; its datasheet tells the rates and the memory."""
+    """Type of GPU. Its datasheet gives the peak rates and the memory."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    """auto: the model's own; fp8: half of that, which the simulator has and the engine has not."""
+    """Data type of the KV cache. auto: the model's own. fp8: half the bytes; the simulator supports
+    it, the engine does not."""
     cost_model: str | None = None
-    """A trace of a real run (.jsonl), whose steps costs are fitted to, in the place of the
-    datasheet's rates; or a file of coefficients that were fitted before."""
+    """File that replaces the datasheet's rates: a trace of a real run (.jsonl), to whose steps a
+    cost model is fitted, or a JSON file of coefficients fitted before."""
     replicas: PositiveInt = 1
-    """So many engines, each on a GPU of its own."""
+    """Number of engines, each on its own GPU."""
     routing: Literal["round-robin", "least-loaded", "prefix-aware"] = "round-robin"
-    """Which replica a request is sent to."""
+    """Policy that chooses a replica for each request."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class Achieved:
-    """How much of the datasheet an engine gets, and what a step costs beside its kernels.
+    """Achieved fractions of the datasheet's rates, and costs of a step beside its kernels.
 
-    The defaults describe vLLM 0.24 on an H200: they were chosen by hand so that the measured times
-    of ``benchmarks/measured/vllm_h200.json`` come out. Another engine or GPU has others.
+    The defaults describe vLLM 0.24 on an H200. They were chosen by hand to reproduce the times
+    measured in ``benchmarks/measured/vllm_h200.json``. Another engine or another GPU has other
+    values.
     """
 
     bandwidth_fraction: Fraction = 0.85
-    """Of the memory's bandwidth."""
+    """Achieved fraction of the memory bandwidth."""
     matmul_fraction: Fraction = 0.7
-    """Of the arithmetic rate, in products with weights."""
+    """Achieved fraction of the peak FLOP rate in matrix products with weights."""
     attention_fraction: Fraction = 0.5
-    """Of the arithmetic rate, in attention."""
+    """Achieved fraction of the peak FLOP rate in attention."""
     step_overhead_ms: NonNegative = 1.4
-    """What each step costs beside its kernels: planning, launching, handing tokens over."""
+    """Cost of each step beside its kernels: planning, launching and returning tokens."""
     launch_ms_per_layer: NonNegative = 0.0
-    """A step with prompts takes at least so long for each layer, if its kernels are launched one by
-    one; 0: they are recorded or compiled, as vLLM's are and this engine's."""
+    """Minimum time per layer of a step that contains prompts, for engines that launch its kernels
+    one by one. 0: kernels are recorded in a CUDA graph or compiled, as in vLLM and in this
+    engine."""
     batch_us_per_layer: NonNegative = 0.0
-    """What each layer takes beside bytes and arithmetic in a step with more than one token: the
-    GPU fills up and runs empty with each kernel; 0: not more than with one token, which is in
-    step_overhead_ms."""
+    """Additional time per layer in a step of more than one token, because the GPU fills and drains
+    with each kernel. 0: no more than in a step of one token, where step_overhead_ms includes it."""
     admission_us_per_token: NonNegative = 0.0
-    """What the CPU takes to check, copy and hash a prompt, cached or not; it counts where the GPU
-    waits for it, since no step runs."""
+    """CPU time per prompt token, cached or not, to check, copy and hash it. It counts only when no
+    step runs, because then the GPU waits for it."""
     idle_start_ms: NonNegative = 0.0
-    """How much longer the first step takes where none runs: chosen by measured times to the first
-    token. Probably the CPU plans and launches it while the GPU waits."""
+    """Additional time of the first step after idling. It was chosen to match measured times to
+    first token. A probable cause is that the CPU plans and launches this step while the GPU
+    waits."""
     cascade: bool = False
-    """Whether a step of decodes alone reads what several prompts begin with once for all of them:
-    cascade attention, which this engine has on a GPU."""
+    """Model cascade attention: a step that only decodes reads the keys and values of a shared
+    prefix once for all its requests. This engine does so on a GPU."""
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class TrafficConfig:
-    """What is asked, and when."""
+    """Workload, and the arrival times of its requests."""
 
     workload: str = "synthetic"
-    """synthetic, one of the fixed ones (mixed256, prefix256, latency1, long32, prefill64), or a
-    .jsonl file with max_tokens, arrival and prompt_len or prompt_token_ids on each line."""
+    """synthetic, one of the fixed workloads (mixed256, prefix256, latency1, long32, prefill64), or
+    a .jsonl file with max_tokens, arrival and prompt_len or prompt_token_ids on each line."""
     request_rate: Annotated[float, Field(gt=0)] | None = None
-    """New requests (or conversations) per second; None: all come at once."""
+    """New requests (or conversations) per second. Default: all arrive at once."""
     burstiness: Annotated[float, Field(gt=0)] = 1.0
-    """Shape of the gamma distributed gaps between them; 1: a Poisson process, less: bursts."""
+    """Shape of the gamma distribution of the gaps between arrivals. 1 is a Poisson process; smaller
+    values give bursts."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of all random numbers."""
+    """Seed of all random numbers."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "TrafficConfig":
         if self.is_recorded and self.request_rate:
-            raise ValueError(f"{self.workload} has arrivals of its own: leave out request_rate")
+            raise ValueError(f"{self.workload} has its own arrival times: leave out request_rate")
         if not self.is_recorded and self.workload not in ("synthetic", *FIXED_WORKLOADS):
             raise ValueError(
                 f"workload is {self.workload!r}, but must be synthetic, a file that ends with "
@@ -96,39 +100,42 @@ class TrafficConfig:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it is a file."""
+        """True if the workload is read from a file."""
         return self.workload.endswith(".jsonl")
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class SyntheticConfig:
-    """What synthetic traffic looks like."""
+    """Shape of synthetic traffic: lengths, shared prefixes and conversations."""
 
     num_prompts: PositiveInt = 1000
-    """So many requests, or conversations, if they have several turns."""
+    """Number of requests, or of conversations if they have several turns."""
     length_distribution: Literal["lognormal", "uniform"] = "lognormal"
-    """Of prompts and outputs: many short and few long ones, as in chats, or uniform."""
+    """Distribution of prompt and output lengths. lognormal: many short and a few long ones, as in
+    chats."""
     input_len: PositiveInt = 256
-    """The mean length of a prompt, or of what a turn adds to it; without the shared prefix."""
+    """Mean length of a prompt, or of each turn of a conversation, in tokens. It excludes the shared
+    prefix."""
     output_len: PositiveInt = 256
-    """The mean length of an output."""
+    """Mean length of an output in tokens."""
     range_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Uniform lengths reach from 1 - ratio to 1 + ratio times the mean; 0: all are equal."""
+    """Half-width of uniform lengths: they range from 1 - ratio to 1 + ratio times the mean. 0: all
+    lengths are equal."""
     prefix_len: Annotated[int, Field(ge=0)] = 0
-    """So many tokens at the start of each prompt are shared with others."""
+    """Number of tokens at the start of each prompt that it shares with other prompts."""
     num_prefixes: PositiveInt = 1
-    """So many different prefixes there are, all equally frequent."""
+    """Number of different prefixes, all equally frequent."""
     num_turns: PositiveInt = 1
-    """Requests of a conversation, each with all that was said before in its prompt."""
+    """Number of requests per conversation. Each prompt contains all earlier prompts and answers."""
     think_time: Annotated[float, Field(ge=0)] = 10.0
-    """Seconds between an answer and the next turn, on average; exponentially distributed."""
+    """Mean time in seconds between an answer and the next turn; it is exponentially distributed."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "SyntheticConfig":
         if self.range_ratio and self.length_distribution != "uniform":
-            raise ValueError("range_ratio needs length_distribution uniform")
+            raise ValueError("range_ratio needs length_distribution to be uniform")
         if self.num_prefixes > 1 and not self.prefix_len:
-            raise ValueError("num_prefixes needs a prefix_len: how many tokens are shared?")
+            raise ValueError("num_prefixes needs prefix_len, the number of tokens in a prefix")
         return self
 
 
@@ -141,15 +148,15 @@ ENGINE_OPTIONS = frozenset(
         *("enable_prefix_caching", "enable_chunked_prefill"),
     }
 )
-"""The fields of ``EngineConfig`` on which a simulation depends."""
+"""Fields of ``EngineConfig`` that a simulation depends on."""
 
 
 @plain_dataclass(frozen=True)
 class SimulationConfig:
-    """All of it."""
+    """Complete configuration of one simulation."""
 
     engine: EngineConfig
-    """Of which only the ``ENGINE_OPTIONS`` have an effect."""
+    """Engine's options, of which only ``ENGINE_OPTIONS`` have an effect."""
     fleet: FleetConfig = field(default_factory=FleetConfig)
     achieved: Achieved = field(default_factory=Achieved)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)

@@ -1,7 +1,7 @@
-"""How long a step takes: reckoned from a datasheet, or fitted to what was measured.
+"""Cost models: predict how long a step takes, from a datasheet or from measured steps.
 
 The roofline (Williams et al., CACM 2009): a kernel takes as long as its arithmetic or its memory
-traffic, whichever is longer. A step is a sequence of such kernels, and what it costs to launch
+traffic, whichever takes longer. A step is a sequence of such kernels, plus the cost of launching
 them.
 """
 
@@ -21,35 +21,38 @@ from minimal_vllm_lab.sim.load import StepLoad
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 LOGITS_PASSES = 4
-"""The LM head writes them; the sampler reads them for the peak, for the sum and for the choice."""
+"""Number of times that logits move to or from memory: the LM head writes them, and the sampler
+reads them for the maximum, for the sum and for the choice."""
 
 
 class CostModel(Protocol):
-    """Predicts a step's time from its load alone."""
+    """Predictor of a step's duration from its load alone."""
 
     def seconds(self, load: StepLoad) -> float:
-        """How long the step takes, from its schedule to its update."""
+        """Return the duration of a step, from its schedule to its update."""
 
 
 class RooflineCostModel:
-    """A decoder's step on a GPU, kernel by kernel.
+    """Roofline of a decoder's step on a GPU, kernel by kernel.
 
     Args:
-        model: whose weights are read; without sliding windows.
-        gpu: the datasheet.
-        achieved: how much of it is had.
-        itemsize: bytes of a weight and of an activation.
-        kv_itemsize: bytes of a number in the KV cache.
+        model: Model whose weights are read. Its layers must not have sliding windows.
+        gpu: Datasheet of the GPU.
+        achieved: Fractions of the datasheet's rates that are achieved.
+        itemsize: Bytes per weight and per activation.
+        kv_itemsize: Bytes per number in the KV cache.
 
     Raises:
-        ValueError: some of the model's layers have a sliding window.
+        ValueError: If some layers of the model have a sliding window.
     """
 
     def __init__(
         self, model: ModelConfig, gpu: Gpu, achieved: Achieved, itemsize: int, kv_itemsize: int
     ) -> None:
         if any(layer.window for layer in model.layers):
-            raise ValueError("the cost model knows no sliding windows, and this model has some")
+            raise ValueError(
+                "the cost model does not support sliding windows, which this model has"
+            )
         head = model.vocab_size * model.hidden_size
         embeddings = head if model.tie_word_embeddings else 2 * head
         self._bandwidth = gpu.bandwidth * 1e12 * achieved.bandwidth_fraction
@@ -71,7 +74,10 @@ class RooflineCostModel:
         self._pair_flops = 4 * model.num_layers * model.num_heads * model.head_dim
 
     def seconds(self, load: StepLoad) -> float:
-        """The CPU's work, and the kernels; without graphs, prompts wait for their launches, too."""
+        """Return the CPU's time plus the kernels' time.
+
+        Without CUDA graphs, a step with prompts takes at least as long as its kernel launches.
+        """
         cpu = self._overhead
         if load.admitted:
             cpu += self._idle_start + load.admitted * self._admission
@@ -79,26 +85,30 @@ class RooflineCostModel:
         return cpu + max(self._kernels(load), self._launches if has_prompts else 0)
 
     def _kernels(self, load: StepLoad) -> float:
-        """Products, attention, what is moved in between, and the pauses from kernel to kernel."""
+        """Return the time of products, attention, other memory traffic and gaps between kernels."""
         moved = load.num_tokens * self._activation_bytes + load.num_samples * self._logits_bytes
         return (
             self._matmul(self._layer_weights, load.num_tokens)
             + self._attention(load)
             + (self._matmul(self._head_weights, load.num_samples) if load.num_samples else 0)
             + moved / self._bandwidth
-            # One token may have kernels of its own, which begin before the last one has ended.
+            # A step of one token may use other kernels, which start before their predecessor ends.
             + (self._pauses if load.num_tokens > 1 else 0)
         )
 
     def _attention(self, load: StepLoad) -> float:
-        """Keys and values are read once; a kernel of its own multiplies what several share."""
+        """Return the time of attention over all layers.
+
+        Keys and values are read once per request. A separate kernel multiplies those that requests
+        share.
+        """
         memory = (load.kv_tokens + load.num_tokens) * self._kv_bytes / self._bandwidth
         shared = load.shared * self._pair_flops / self._attention_rate
         own = (load.attended - load.shared) * self._pair_flops / self._attention_rate
         return shared + max(memory, own)
 
     def _matmul(self, num_weights: int, num_rows: int) -> float:
-        """Each weight is read once, and multiplied and added once for each row."""
+        """Return the time of a product: each weight is read once, and multiplied with each row."""
         return max(
             num_weights * self._itemsize / self._bandwidth,
             2 * num_weights * num_rows / self._matmul_rate,
@@ -106,15 +116,15 @@ class RooflineCostModel:
 
 
 def kv_bytes_per_token(model: ModelConfig, kv_itemsize: int) -> int:
-    """Bytes of one token's keys and values over all layers, if each number takes so many."""
+    """Return the bytes of one token's keys and values over all layers."""
     return model.kv_bytes_per_token("float16") // DTYPE_BYTES["float16"] * kv_itemsize
 
 
 def activation_numbers(model: ModelConfig) -> int:
-    """Numbers that one token moves between memory and kernels, over all layers.
+    """Return how many numbers one token moves between memory and kernels, over all layers.
 
-    Each vector is written once and read once: the residual and its normalised copy, before
-    attention and before the MLP; queries, keys, values and attention's result; gate, up and
+    Each vector is written once and read once: the residual and its normalized copy, before
+    attention and before the MLP; queries, keys, values and the output of attention; gate, up and
     their product.
     """
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
@@ -124,17 +134,23 @@ def activation_numbers(model: ModelConfig) -> int:
 
 @dataclass(frozen=True, config=_CONFIG)
 class LinearCostModel:
-    """Seconds, linear in the load; ``fit_cost_model`` finds the coefficients."""
+    """Cost model linear in the load, in seconds; ``fit_cost_model`` finds its coefficients."""
 
     per_step: NonNegative
+    """Seconds of each step, whatever its load."""
     per_request: NonNegative
+    """Seconds per request in the step."""
     per_token: NonNegative
+    """Seconds per computed token."""
     per_sample: NonNegative
+    """Seconds per sampled row of logits."""
     per_kv_token: NonNegative
+    """Seconds per token whose keys and values are read."""
     per_attended: NonNegative
+    """Seconds per pair of a computed token and a token that it attends to."""
 
     def seconds(self, load: StepLoad) -> float:
-        """The sum of what each part of the load costs."""
+        """Return the sum of the costs of each part of the load."""
         return (
             self.per_step
             + self.per_request * load.num_requests
@@ -145,14 +161,14 @@ class LinearCostModel:
         )
 
     def save(self, path: Path) -> None:
-        """Write the coefficients as JSON."""
+        """Write the coefficients to a JSON file."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "LinearCostModel":
-        """Read what ``save`` wrote.
+        """Read a file written by ``save``.
 
         Raises:
-            ValueError: naming what is wrong with the file.
+            ValueError: If the file is malformed; the message names what is wrong.
         """
         return cls(**read_json(path))

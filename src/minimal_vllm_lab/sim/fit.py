@@ -1,4 +1,4 @@
-"""A cost model from the records of real steps."""
+"""Fit of a linear cost model to the records of real steps."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,15 +13,17 @@ from minimal_vllm_lab.trace.reader import open_trace
 
 
 def fit_cost_model(records: Iterable[StepRecord]) -> LinearCostModel:
-    """The non-negative coefficients that predict the records' times best, by least squares.
+    """Fit non-negative coefficients that predict the steps' durations, by least squares.
 
-    *Relative* errors are squared, so that the many short steps of decoding count as much as the
-    few long ones with prompts, and a step that the machine held up counts little. A step's time
-    is that of schedule, run and update together; if it began while the one before it still ran, as
-    with asynchronous scheduling, then only what passed since that one's end.
+    *Relative* errors are squared, so that the many short decode steps count as much as the few long
+    steps with prompts, and a step that the machine delayed counts little.
+
+    A step's duration is the sum of its schedule, run and update times. With asynchronous
+    scheduling, a step may begin before the previous step has ended. In that case only the time
+    since the previous step's end counts.
 
     Raises:
-        ValueError: there are too few steps to fit anything to.
+        ValueError: If there are too few steps for a fit.
     """
     steps = list(records)
     seconds = np.array(list(_own_seconds(steps)))
@@ -31,18 +33,18 @@ def fit_cost_model(records: Iterable[StepRecord]) -> LinearCostModel:
     )
     if len(steps) < 2 * num_coefficients or not (seconds > 0).all():
         raise ValueError(
-            f"a cost model is fitted to at least {2 * num_coefficients} steps that took time, not "
-            f"to {np.count_nonzero(seconds > 0)}: record a longer run"
+            f"fitting a cost model needs at least {2 * num_coefficients} steps, each longer than "
+            f"0 s, and this trace has {np.count_nonzero(seconds > 0)}: record a longer run"
         )
     return LinearCostModel(*_least_squares(loads / seconds[:, None]).tolist())
 
 
 def read_cost_model(path: Path) -> LinearCostModel:
-    """The coefficients in a file, or those fitted to the steps of a trace, a ``.jsonl`` file.
+    """Read coefficients from a JSON file, or fit them to the steps of a ``.jsonl`` trace.
 
     Raises:
-        OSError: the trace can't be read.
-        ValueError: naming what is wrong with the file.
+        OSError: If the trace can't be read.
+        ValueError: If the file is malformed; the message names what is wrong.
     """
     if path.suffix != ".jsonl":
         return LinearCostModel.load(path)
@@ -51,6 +53,7 @@ def read_cost_model(path: Path) -> LinearCostModel:
 
 
 def _own_seconds(steps: Iterable[StepRecord]) -> Iterator[float]:
+    """Yield each step's duration, without the time in which the previous step still ran."""
     last_end = -math.inf
     for each in steps:
         took = each.schedule_seconds + each.run_seconds + each.update_seconds
@@ -60,11 +63,14 @@ def _own_seconds(steps: Iterable[StepRecord]) -> Iterator[float]:
 
 
 def _least_squares(rows: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> np.ndarray:
-    """The non-negative x for which ``rows @ x`` is nearest to 1 everywhere.
+    """Return the non-negative x for which ``rows @ x`` is nearest to 1 in every row.
 
-    A coefficient that would be negative is left out, the most negative first, until none is.
+    While a coefficient is negative, the most negative one is fixed at 0 and the rest fitted again.
+
+    Args:
+        rows: Array of shape [steps, coefficients].
     """
-    scale = np.abs(rows).max(axis=0)  # the columns' sizes differ by orders of magnitude
+    scale = np.abs(rows).max(axis=0)  # magnitudes differ widely between columns
     scale[scale == 0] = 1
     kept = np.arange(rows.shape[1])
     while True:

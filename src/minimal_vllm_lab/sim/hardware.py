@@ -1,27 +1,30 @@
-"""GPUs, as their datasheets have them."""
+"""GPUs as their datasheets describe them."""
 
 from dataclasses import dataclass
 
 NVIDIA = "https://www.nvidia.com"
 CONTEXT_BYTES = 2**29
-"""What the driver and the libraries take of a GPU's memory before anything is loaded, about."""
+"""Approximate GPU memory that the driver and the libraries take before anything is loaded."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the vendor promises; how much of it is had in practice, ``Achieved`` says."""
+    """Peak rates and memory of a GPU; ``Achieved`` says which fraction of the rates is achieved."""
 
     tflops: float
-    """Of dense 16-bit matrix products with 32-bit sums, in 10^12 per second; no sparsity."""
+    """Rate of dense 16-bit matrix products with 32-bit accumulation, without sparsity, in
+    TFLOP/s."""
     bandwidth: float
-    """Of its memory, in 10^12 bytes per second."""
+    """Memory bandwidth in TB/s (10^12 bytes per second)."""
     memory_gib: int
-    """Datasheets write GB; what the driver shows is nearer to so many GiB."""
+    """Memory in GiB. Datasheets write the same number of GB, but the driver reports about this many
+    GiB."""
     source: str
+    """Datasheet with these numbers."""
 
     @property
     def memory(self) -> int:
-        """Bytes."""
+        """Memory in bytes."""
         return self.memory_gib * 2**30
 
 
@@ -37,5 +40,7 @@ GPUS = {
     "4090": Gpu(165.2, 1.008, 24, "NVIDIA Ada GPU Architecture (whitepaper, 2023), appendix A"),
     "3090": Gpu(71, 0.936, 24, "NVIDIA Ampere GA102 GPU Architecture (whitepaper, 2021), table 9"),
 }
-"""The SXM variants of those that have several; datasheets often quote twice the rate, which only
-sparse matrices reach."""
+"""GPUs by name; the SXM variant where there are several.
+
+Datasheets often quote twice the rate, which only sparse matrices reach.
+"""

@@ -1,4 +1,4 @@
-"""What is asked of the simulated engines: prompts, and how long each answer will be."""
+"""Jobs: requests that will be sent to simulated engines, with the length of each answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,50 +12,66 @@ if TYPE_CHECKING:
     from array import array
 
 FIRST_OUTPUT_TOKEN = 1 << 30
-"""Request ``i`` answers with the token ``FIRST_OUTPUT_TOKEN + i`` again and again: no vocabulary
-reaches so far, so that no two requests ever share what they generated."""
+"""First of the token ids that answers are made of.
+
+The answer of request ``i`` repeats the token ``FIRST_OUTPUT_TOKEN + i``. No vocabulary is that
+large, so no two requests share the tokens that they generate.
+"""
 
 FollowUp = Callable[["array[int]", float], "Job | None"]
-"""Given all tokens, prompt and answer, and the time of the last: what is sent next, if anything."""
+"""Function that makes the next request of a conversation, or returns None after the last.
+
+It is given all tokens so far (prompt and answer), and the time of the last one in seconds.
+"""
 
 
 @dataclass(slots=True)
 class Job:
-    """A request to come."""
+    """Request that will arrive at a given time."""
 
     arrival: float
-    """Seconds since the start."""
+    """Arrival time in seconds since the start."""
     prompt: "array[int]"
+    """Token ids."""
     num_output_tokens: int
     follow_up: FollowUp | None = None
+    """Makes the next request of the conversation. Default: this request has no successor."""
 
 
 @dataclass(eq=False, slots=True)
 class SimulatedRequest(Request):
-    """A request of the engine's, with what the simulation notes about it."""
+    """Request of the engine, with the state that the simulation keeps about it.
+
+    Times are in simulated seconds since the start. Steps are counted from 0, per replica.
+    """
 
     arrived: float = 0.0
+    """Arrival time."""
     output_token: int = 0
+    """Token id that the answer repeats."""
     first_token_at: float | None = None
+    """Time of the first output token; None before it."""
     stalled_since: float | None = None
-    """When it got its last token, if it was preempted since."""
+    """Time of the last token before a preemption; None if no token is delayed by one."""
     asleep_since: int | None = None
-    """While it sleeps: the first step that it sleeps through (see ``LazyScheduler``)."""
+    """First step that the request sleeps through (see ``LazyScheduler``); None while it is
+    awake."""
     wakes_at: int = 0
-    """The first step after its sleep."""
+    """First step after its sleep."""
     ends_at: int = 0
-    """The step that will give it its last token, unless it is preempted."""
+    """Step that will generate its last token, unless the request is preempted."""
     follow_up: FollowUp | None = None
+    """Makes the next request of the conversation."""
 
 
 def make_request(job: Job, number: int) -> SimulatedRequest:
-    """The request that a job becomes, ``number`` requests after the first."""
+    """Return the request for a job. ``number`` counts requests from 0."""
     return SimulatedRequest(
         request_id=str(number),
-        token_ids=job.prompt[:],  # it grows by the answer
+        token_ids=job.prompt[:],  # a copy, because the answer is appended to it
         num_prompt_tokens=len(job.prompt),
         params=_params(job.num_output_tokens),
-        arrival=number + 1,  # as the engine counts
+        arrival=number + 1,  # the engine counts from 1
         arrived=job.arrival,
         output_token=FIRST_OUTPUT_TOKEN + number,
         follow_up=job.follow_up,
@@ -63,10 +79,10 @@ def make_request(job: Job, number: int) -> SimulatedRequest:
 
 
 def simulated(request: Request) -> SimulatedRequest:
-    """The same request; a simulated scheduler is given no others."""
+    """Return the same request as a ``SimulatedRequest``: a simulated scheduler holds no others."""
     return cast("SimulatedRequest", request)
 
 
-@lru_cache(maxsize=4096)  # validating them again for each request would take most of its time
+@lru_cache(maxsize=4096)  # validation would take most of the time to make a request
 def _params(max_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, ignore_eos=True)

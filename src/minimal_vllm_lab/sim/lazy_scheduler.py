@@ -1,12 +1,13 @@
-"""The engine's scheduler, putting off what changes nothing but counters.
+"""Lazy version of the engine's scheduler, which postpones updates that only change counters.
 
-A request that decodes in the middle of a KV block gets one token a step: it needs no block, fills
-none, and takes one token of the budget, whatever happens around it. So it may *sleep*: its tokens
-are added up when something happens to it that matters: it needs or fills a block, it ends, or it is
-preempted. With blocks of 16 tokens, 14 of 16 decodes are slept through.
+A request that decodes in the middle of a KV block gets one token per step. It needs no block, fills
+none, and takes one token of the budget, whatever else happens. Such a request may *sleep*. Its
+tokens are added up when it wakes: when it needs or fills a block, ends or is preempted. With blocks
+of 16 tokens, a request sleeps through 14 of 16 decodes.
 
-Steps are *steady* while all requests decode, none waits, none ends and there are blocks for all:
-what happens in them is known beforehand, until another request comes. They are not planned.
+Steps are *steady* while all requests decode, none waits, none ends and there are enough blocks.
+What happens in steady steps is known in advance until another request arrives, so they are not
+planned.
 """
 
 from array import array
@@ -20,35 +21,43 @@ from minimal_vllm_lab.sim.job import SimulatedRequest, simulated
 
 
 class LazyScheduler(Scheduler):
-    """Makes the same decisions as ``Scheduler``; a plan leaves out who sleeps through the step.
+    """Scheduler that decides like ``Scheduler``, but leaves sleeping requests out of its plans.
 
     Args:
-        config: as the scheduler's.
-        pool: as the scheduler's.
-        may_sleep: if False, nobody sleeps, no steps are steady, and plans are whole.
+        config: Configuration of the scheduler.
+        pool: Pool of KV blocks.
+        may_sleep: If False, no request sleeps, no step is steady, and plans are complete.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, *, may_sleep: bool) -> None:
         super().__init__(config, pool)
         self._may_sleep = may_sleep
         self._step = 0
-        """The number of the next step."""
+        """Index of the next step."""
         self._awake: list[SimulatedRequest] = []
-        """Those of ``running`` who don't sleep: they compute their prompts."""
+        """Running requests that are not asleep: they compute their prompts."""
         self._due: dict[int, list[SimulatedRequest]] = {}
-        """All others, by the step in which they wake."""
+        """All other running requests, by the step in which they wake."""
         self.num_asleep = 0
-        """The number of these."""
+        """Number of sleeping requests."""
         self.asleep_context = 0
-        """The length of their contexts after the next step, together."""
+        """Total length of their contexts after the next step, in tokens."""
 
     # ---- one step -------------------------------------------------------------------------------
 
     def schedule_running(self, plan: Plan, budget: int) -> int:
-        """As the scheduler's, for those awake; each one asleep gets the token it is owed."""
+        """Schedule the requests that are awake, and reserve one token of the budget per sleeper.
+
+        Args:
+            plan: Plan to add to.
+            budget: Maximum number of tokens to schedule.
+
+        Returns:
+            The rest of the budget.
+        """
         num_done = 0
         for request in self._wake():
-            if request.status is not Status.RUNNING:  # preempted by one before it
+            if request.status is not Status.RUNNING:  # preempted for an earlier request
                 continue
             self._settle(request)
             others = len(self.running) - num_done - 1
@@ -70,7 +79,7 @@ class LazyScheduler(Scheduler):
         super().preempt(request)
 
     def update(self, plan: Plan, token_ids: list[int]) -> None:
-        """As the scheduler's; then let sleep who can."""
+        """Store the sampled tokens, then put to sleep the requests that may sleep."""
         super().update(plan, token_ids)
         self._pass_step()
         self._awake = []
@@ -89,16 +98,16 @@ class LazyScheduler(Scheduler):
     # ---- steady steps ---------------------------------------------------------------------------
 
     def count_steady_steps(self) -> int:
-        """How many steps will be steady from now on, up to the length of a block."""
+        """Return how many of the next steps are steady, at most the block size."""
         if self._awake or self.waiting or len(self.running) > self.pool.num_free:
-            return 0  # in so many steps, each may need one block
+            return 0  # within one block size of steps, each request may need one block
         ends = min(simulated(request).ends_at for request in self.running)
         return min(ends - self._step, self.config.block_size)
 
     def pass_steady_steps(self, count: int) -> None:
-        """Let so many pass."""
+        """Carry out ``count`` steady steps."""
         for _ in range(count):
-            if self._step not in self._due:  # all sleep
+            if self._step not in self._due:  # all requests sleep
                 self._pass_step()
                 continue
             plan = Plan()
@@ -111,11 +120,11 @@ class LazyScheduler(Scheduler):
     # ---- sleep ----------------------------------------------------------------------------------
 
     def _wake(self) -> list[SimulatedRequest]:
-        """Who is awake in the next step, in the order in which they are served."""
+        """Return the requests that are awake in the next step, in scheduling order."""
         return sorted([*self._awake, *self._due.pop(self._step, ())], key=self.key)
 
     def _sleep(self, request: SimulatedRequest) -> None:
-        """Let a decoding request sleep until it needs or fills a block, or ends."""
+        """Put a decoding request to sleep until it needs or fills a block, or ends."""
         block_size = self.config.block_size
         filled = request.num_computed_tokens % block_size
         num_steps = block_size - 1 - filled if filled else 0
@@ -127,7 +136,7 @@ class LazyScheduler(Scheduler):
         self.asleep_context += request.num_computed_tokens + 1
 
     def _settle(self, request: SimulatedRequest) -> None:
-        """Give a sleeper what it got in its sleep, up to the step before this one."""
+        """Add the tokens that a sleeper has been given until the last step, and mark it awake."""
         if request.asleep_since is None:
             return
         num_tokens = self._step - request.asleep_since
@@ -138,7 +147,12 @@ class LazyScheduler(Scheduler):
         self.asleep_context -= request.num_computed_tokens + 1
 
     def check(self) -> None:
-        """As the scheduler's; wakes everybody."""
+        """Check the scheduler's invariants, after waking all requests.
+
+        Raises:
+            InvariantError: If an invariant does not hold; the message names the request or
+                block.
+        """
         self._due.clear()
         self._awake = [simulated(request) for request in self.running]
         for request in self._awake:

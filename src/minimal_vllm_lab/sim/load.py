@@ -1,4 +1,4 @@
-"""How much work a step is, in the few numbers that a cost model reckons with."""
+"""Load of a step: the amount of its work, in the few numbers that a cost model needs."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,35 +10,40 @@ from minimal_vllm.trace.step_record import StepRecord
 
 
 class StepLoad(NamedTuple):
-    """The work of one step."""
+    """Work of one step."""
 
     num_requests: int
+    """Number of requests in the step."""
     num_tokens: int
-    """Tokens computed."""
+    """Number of computed tokens."""
     num_samples: int
-    """Rows of logits: requests that get a token."""
+    """Number of sampled rows of logits, that is of requests that get a token."""
     kv_tokens: int
-    """Tokens whose keys and values are read: each request's context, once; what is ``shared``, once
-    for all."""
+    """Number of tokens whose keys and values are read. Each request's context counts once; shared
+    tokens count once for all requests."""
     attended: int
-    """Pairs of a computed token and a token that it attends to, itself included."""
+    """Number of pairs of a computed token and a token that it attends to, itself included."""
     shared: int = 0
-    """Of these, pairs whose second token is read for another request anyway: cascade attention."""
+    """Number of the attended pairs whose second token is read for another request anyway (cascade
+    attention)."""
     admitted: int = 0
-    """Prompt tokens, cached or not, that the CPU takes in while the GPU has nothing to do."""
+    """Number of prompt tokens, cached or not, that the CPU processes while the GPU is idle."""
 
-    def sharing(self, num_pairs: int) -> "StepLoad":
-        """The same work, if so many pairs need no reading of their own."""
+    def with_shared(self, num_pairs: int) -> "StepLoad":
+        """Return the same load with ``num_pairs`` attended pairs marked as shared.
+
+        Their keys and values are then not read again.
+        """
         return self._replace(kv_tokens=self.kv_tokens - num_pairs, shared=num_pairs)
 
 
 def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> StepLoad:
-    """The work that a plan asks for, and that of the decodes which it leaves out.
+    """Return the load of a plan, plus that of sleeping decodes, which the plan leaves out.
 
     Args:
-        plan: of the engine's scheduler, or of the lazy one.
-        num_asleep: how many decodes it leaves out.
-        asleep_context: the length of their contexts, the decoded token included, together.
+        plan: Plan of the engine's scheduler or of the lazy one.
+        num_asleep: Number of decodes that the plan leaves out.
+        asleep_context: Total length of their contexts in tokens, including the decoded tokens.
     """
     entries = [(entry.start, entry.num_new) for entry in plan.scheduled]
     num_tokens, kv_tokens, attended = _add_up(entries)
@@ -52,21 +57,30 @@ def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> St
 
 
 def load_of_decodes(count: int, context: int) -> StepLoad:
-    """The work of a step in which ``count`` requests get a token, and nothing else happens."""
+    """Return the load of a step that only decodes: one token for each of ``count`` requests.
+
+    ``context`` is the total length of their contexts, including the decoded tokens.
+    """
     return StepLoad(count, count, count, context, context)
 
 
 def count_shared(decoding: Sequence[Request], block_size: int) -> int:
-    """Pairs of these decodes' step whose token is read for another anyway, by cascade attention.
+    """Count the attended pairs of decodes that cascade attention need not read again.
 
-    The groups are the engine's, but for those that would save it too little to be worth a kernel.
+    An attended pair is a computed token and a token that it attends to. The groups of requests with
+    a shared prefix are those that the engine forms. Unlike the engine, this includes groups that
+    save too little time to be worth a kernel.
+
+    Args:
+        decoding: Requests of a step that only decodes.
+        block_size: Tokens per KV block.
     """
     groups = group_by_beginning(decoding, block_size)
     return sum((len(each.members) - 1) * each.num_tokens for each in groups)
 
 
 def load_of_record(record: StepRecord) -> StepLoad:
-    """The work that a recorded step did."""
+    """Return the load of a recorded step."""
     entries = [(entry.start, entry.num_tokens) for entry in record.scheduled]
     num_tokens, kv_tokens, attended = _add_up(entries)
     num_samples = sum(entry.sampled_token is not None for entry in record.scheduled)
@@ -74,7 +88,7 @@ def load_of_record(record: StepRecord) -> StepLoad:
 
 
 def _add_up(entries: Iterable[tuple[int, int]]) -> tuple[int, int, int]:
-    """Tokens computed, tokens read, and pairs attended, given each request's start and number."""
+    """Return the computed tokens, read tokens and attended pairs of (start, count) entries."""
     num_tokens = kv_tokens = attended = 0
     for start, num_new in entries:
         end = start + num_new

@@ -1,8 +1,8 @@
-"""What a simulation is measured by: the numbers that ``vllm bench serve`` prints, by its names.
+"""Metrics of a simulation, under the names that ``vllm bench serve`` prints.
 
-They are the server's own, without a network: TTFT (time to first token), TPOT (time per output
-token after the first, of a request), ITL (inter-token latency: each gap between two tokens) and
-E2EL (end-to-end latency).
+They are measured at the server, without a network. TTFT is the time to first token. TPOT is the
+mean time per output token of a request, after its first. ITL is the inter-token latency: each gap
+between two tokens. E2EL is the end-to-end latency.
 """
 
 from array import array
@@ -18,38 +18,51 @@ from minimal_vllm_lab.stats.latency import distribution
 from minimal_vllm_lab.stats.slo import Slo
 
 PERCENTILES = (99,)
+"""Percentiles of each latency in a report."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a simulation."""
+    """Results of a simulation."""
 
     completed: int
+    """Number of completed requests."""
     refused: int
-    """Requests too long for the engine, which it refuses."""
+    """Number of requests that the engine rejected because they are too long for it."""
     duration: float
-    """Seconds from the start to the last token."""
+    """Time in seconds from the start to the last token."""
     total_input_tokens: int
+    """Number of prompt tokens of completed requests."""
     total_output_tokens: int
+    """Number of generated tokens."""
     num_good: int | None
-    """Requests that met the objective; None: there was none."""
+    """Number of requests that met the objective; None without an objective."""
     latencies: dict[str, float | None]
-    """Such as ``p99_ttft_ms``; None: nothing was measured."""
+    """Statistics in ms by name, such as ``p99_ttft_ms``; None where nothing was measured."""
     prefix_cache_hit_rate: float
+    """Fraction of prompt tokens that were found in the prefix cache."""
     num_preemptions: int
+    """Number of preemptions of completed requests."""
     num_steps: int
+    """Number of steps of all replicas."""
     busy: float
-    """The share of the time in which a replica computed, on average."""
+    """Fraction of the time in which a replica computed, averaged over replicas."""
 
     @property
     def attainment(self) -> float | None:
-        """The share of the requests that met the objective; the refused ones did not."""
+        """Fraction of all requests that met the objective; None without one.
+
+        Rejected requests count as not meeting it.
+        """
         if self.num_good is None:
             return None
         return self.num_good / max(1, self.completed + self.refused)
 
     def to_json(self) -> dict[str, Any]:
-        """Flat, with vLLM's keys where it has one; latencies in milliseconds, rates per second."""
+        """Return a flat dictionary, with vLLM's keys where vLLM has the number.
+
+        Latencies are in milliseconds, durations in seconds, rates per second.
+        """
         seconds = self.duration or nan
         return {
             "completed": self.completed,
@@ -72,9 +85,12 @@ class Report:
 
 
 class Metrics:
-    """Adds up what the replicas tell.
+    """Accumulator of the replicas' results.
 
-    Memory grows by up to 24 bytes for each request that has ended, and by nothing else.
+    Its memory grows by up to 24 bytes per completed request, and by nothing else.
+
+    Args:
+        slo: Objective that good requests meet; None: good requests are not counted.
     """
 
     def __init__(self, slo: Slo | None) -> None:
@@ -85,11 +101,11 @@ class Metrics:
         self._ended_at = 0.0
 
     def add_refused(self) -> None:
-        """A request was too long for the engine."""
+        """Record a request that the engine rejected because it is too long."""
         self._num_refused += 1
 
     def add_ended(self, request: SimulatedRequest, now: float) -> None:
-        """A request got its last token."""
+        """Record a request that got its last token at the time ``now``, in seconds."""
         assert request.first_token_at is not None  # noqa: S101 - narrows the type
         ttft = request.first_token_at - request.arrived
         e2el = now - request.arrived
@@ -107,7 +123,7 @@ class Metrics:
         self._ended_at = now
 
     def report(self, replicas: Sequence[Replica]) -> Report:
-        """All of it, with what the replicas add up to."""
+        """Return the report of all recorded requests and of the replicas' steps."""
         caches = [each.scheduler.prefix_cache_stats for each in replicas]
         tallies = [each.tally for each in replicas]
         busy_seconds = sum(each.busy_seconds for each in tallies)

@@ -1,4 +1,4 @@
-"""A comparison of simulations, drawn by matplotlib."""
+"""Plot of a comparison of simulations."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,22 +15,24 @@ PANELS = {
     "p99_tpot_ms": "TPOT, 99th percentile (ms)",
     "request_rate": "requests per second",
 }
+"""Title of the panel for each number."""
 
 
 def plot_outcomes(outcomes: Sequence[dict[str, Any]], swept: Sequence[str], path: Path) -> None:
-    """One panel for each number, over the option that was swept last.
+    """Plot each number in its own panel, over the option that was swept last.
 
     Args:
-        outcomes: of the variants, each with the values of the swept options.
-        swept: the options' names; each combination of the other values is a line.
-        path: the file to draw to; its suffix says in which format.
+        outcomes: Results of the variants, each with its values of the swept options, or with an
+            ``error``.
+        swept: Names of the swept options. Each combination of the others' values is a line.
+        path: File to write; its suffix selects the format.
 
     Raises:
-        ValueError: nothing could be simulated, or there is no such format.
+        ValueError: If no variant could be simulated, or the format is not supported.
     """
     good = [each for each in outcomes if "error" not in each]
     if not good:
-        raise ValueError("there is nothing to draw: no variant could be simulated")
+        raise ValueError("there is nothing to plot: no variant could be simulated")
     *others, last = swept
     panels = [name for name in PANELS if name != last and good[0][name] is not None]
     figure = Figure(figsize=(10, 3.2 * -(-len(panels) // 2)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Models whose shape is known here, so that nothing has to be downloaded to simulate them."""
+"""Models with known shapes, which can be simulated without any download."""
 
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,20 @@ PRESETS = {
     "llama-3.2-3b": _llama3(28, 3072, 8192, 24, tied=True),
     "llama-3.1-8b": _llama3(32, 4096, 14336, 32, tied=False),
 }
-"""What their config.json says, as far as a simulation needs it."""
+"""Fields of each model's config.json that a simulation needs."""
 
 
 def read_model_shape(model: str, revision: str | None, download_dir: str | None) -> ModelConfig:
-    """The configuration of a preset, a config.json, a checkpoint's folder or a model on the hub.
+    """Read the configuration of a model, without its weights.
+
+    Args:
+        model: Name of a preset, path of a config.json or of a checkpoint's folder, or
+            repository on the Hugging Face Hub.
+        revision: Revision on the hub. Default: the main branch.
+        download_dir: Folder for downloads. Default: Hugging Face's cache.
 
     Raises:
-        ValueError: it is none of these, or the model is not supported.
+        ValueError: If ``model`` is none of these, or its architecture is not supported.
     """
     if model.lower() in PRESETS:
         return ModelConfig.from_dict(PRESETS[model.lower()])
@@ -67,5 +73,5 @@ def read_model_shape(model: str, revision: str | None, download_dir: str | None)
     try:
         folder = resolve_model(model, revision, download_dir, weights=False)
     except ValueError as error:
-        raise ValueError(f"{error}; known by name are {', '.join(PRESETS)}") from error
+        raise ValueError(f"{error}; the simulator's presets are {', '.join(PRESETS)}") from error
     return ModelConfig.from_folder(folder)

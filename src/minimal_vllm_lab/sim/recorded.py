@@ -1,4 +1,4 @@
-"""Traffic from a file: what was asked, and when."""
+"""Recorded traffic: requests and their arrival times, read from a file."""
 
 from array import array
 from collections.abc import Iterator
@@ -14,25 +14,26 @@ from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.synthetic import VOCAB_SIZE
 
 Token = Annotated[int, Field(ge=0, lt=2**30)]
+"""Token id, small enough to be distinguished from simulated output tokens."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, strict=True))
 class RecordedRequest:
-    """A line of the file; either ``prompt_token_ids`` or ``prompt_len`` is given."""
+    """Line of the file, with exactly one of ``prompt_token_ids`` and ``prompt_len``."""
 
     max_tokens: PositiveInt
-    """How many tokens are generated."""
+    """Number of tokens to generate."""
     arrival: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds since the start; no line has less than the one before."""
+    """Arrival time in seconds since the start; no smaller than on the line before."""
     prompt_token_ids: Annotated[list[Token], Field(min_length=1)] | None = None
-    """The prompt; requests that begin alike share cached blocks."""
+    """Token ids of the prompt. Prompts with the same beginning share cached blocks."""
     prompt_len: PositiveInt | None = None
-    """Stands for a prompt of so many random tokens."""
+    """Number of random tokens that stand for the prompt."""
 
     @model_validator(mode="after")
     def _one_prompt_is_given(self) -> "RecordedRequest":
         if (self.prompt_token_ids is None) == (self.prompt_len is None):
-            raise ValueError("either prompt_token_ids or prompt_len must be given")
+            raise ValueError("exactly one of prompt_token_ids and prompt_len must be given")
         return self
 
 
@@ -40,14 +41,14 @@ _LINE = TypeAdapter(RecordedRequest)
 
 
 def recorded_jobs(path: Path, seed: int) -> Iterator[Job]:
-    """The requests of a file of JSON lines, one at a time.
+    """Yield the requests of a file of JSON lines.
 
     Args:
-        path: a ``RecordedRequest`` on each line.
-        seed: of the random tokens.
+        path: File with one ``RecordedRequest`` per line.
+        seed: Seed of the random tokens.
 
     Raises:
-        ValueError: naming the line that is wrong, and what is wrong with it.
+        ValueError: If a line is invalid; the message names the line and what is wrong.
     """
     random = np.random.default_rng(seed)
     last_arrival = 0.0
@@ -58,8 +59,8 @@ def recorded_jobs(path: Path, seed: int) -> Iterator[Job]:
             request = _parse(line, f"{path}, line {number}")
             if request.arrival < last_arrival:
                 raise ValueError(
-                    f"{path}, line {number}: arrival is {request.arrival:g}, but the line before "
-                    f"has {last_arrival:g}: sort the lines by arrival"
+                    f"{path}, line {number}: arrival is {request.arrival:g}, but it was "
+                    f"{last_arrival:g} on the line before: sort the lines by arrival"
                 )
             last_arrival = request.arrival
             tokens = request.prompt_token_ids
@@ -68,10 +69,10 @@ def recorded_jobs(path: Path, seed: int) -> Iterator[Job]:
             yield Job(request.arrival, array("i", tokens), request.max_tokens)
 
 
-def _parse(line: bytes, place: str) -> RecordedRequest:
+def _parse(line: bytes, where: str) -> RecordedRequest:
     try:
         return _LINE.validate_json(line)
     except ValidationError as error:
         (first, *_) = error.errors()
         name = "".join(f"{each}: " for each in first["loc"])
-        raise ValueError(f"{place}: {name}{first['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError(f"{where}: {name}{first['msg'].removeprefix('Value error, ')}") from error

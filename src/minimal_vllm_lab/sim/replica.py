@@ -1,4 +1,4 @@
-"""One engine on a simulated clock."""
+"""Replica: one engine on a simulated clock."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -22,45 +22,55 @@ if TYPE_CHECKING:
     from minimal_vllm.step.plan import Plan
 
 BINS_PER_E = 500
-"""Inter-token latencies are counted in bins 0.2 % wide: there can be billions of them."""
+"""Number of bins per factor e of inter-token latency, so that a bin is 0.2 % wide.
+
+Latencies are counted in bins because there can be billions of them.
+"""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a replica's steps add up to."""
+    """Totals over a replica's steps."""
 
     num_steps: int = 0
+    """Number of steps."""
     busy_seconds: float = 0.0
+    """Total duration of the steps."""
     gaps: Counter[int] = field(default_factory=Counter)
-    """How many times between two tokens of a request are in the bin from ``e ** (b / BINS_PER_E)``
-    seconds on."""
+    """Inter-token latencies: bin ``b`` -> number of gaps from ``e ** (b / BINS_PER_E)`` seconds to
+    the next bin."""
 
     def add_step(self, seconds: float, num_gaps: int) -> None:
-        """A step passed; so many requests got a token now, and their last one when it began."""
+        """Add a step, and one gap of its duration for each of ``num_gaps`` requests.
+
+        Those requests got one token when the step began and the next one when it ended.
+        """
         self.num_steps += 1
         self.busy_seconds += seconds
         if num_gaps:
             self.add_gaps(seconds, num_gaps)
 
     def add_gaps(self, seconds: float, count: int) -> None:
-        """So many requests waited so long between two tokens."""
+        """Add ``count`` gaps of the same duration between two tokens."""
         self.gaps[floor(BINS_PER_E * log(max(seconds, 1e-9)))] += count
 
 
 class Replica:
-    """The engine's scheduler and pool; in the model's place, a cost model.
+    """Engine with its real scheduler and block pool, and a cost model in place of the model.
 
-    Its owner holds the clock: it lets the replica ``begin``, the time pass that it was told, and
-    the replica ``end``. In between lies one step, or several steady ones (see ``LazyScheduler``).
+    The cluster owns the clock. It calls ``begin``, which returns a time, lets the clock advance to
+    that time, and calls ``end``. In between lies one step, or several steady steps (see
+    ``LazyScheduler``).
 
     Args:
-        config: as the engine's scheduler's.
-        pool: empty.
-        cost_model: says how long steps take.
-        observers: called with the engine's own records, in simulated seconds. They are to see
-            every step in full, so while there are any, nobody sleeps.
-        make_scheduler: makes a scheduler of the user's, which plans every step in full.
-        cascade: whether steps of decodes alone read once what their requests share.
+        config: Configuration of the scheduler.
+        pool: Empty block pool.
+        cost_model: Predicts the duration of steps.
+        observers: Called with the engine's own records, in simulated seconds. Observers see
+            every step in full, so with observers no request sleeps.
+        make_scheduler: Makes the user's own scheduler, which plans every step in full. Default:
+            the lazy scheduler.
+        cascade: Whether steps that only decode read a shared prefix once for all requests.
     """
 
     def __init__(
@@ -88,24 +98,24 @@ class Replica:
         self._plan: Plan | None = None
         self._num_asleep = 0
         self._seconds: list[float] = []
-        """How long each step in progress takes."""
+        """Durations of the steps in progress."""
         self._ends: list[float] = []
-        """When it ends."""
+        """End times of the steps in progress."""
         self._was_idle = True
-        """Whether nothing ran just before the step in progress."""
+        """True if the replica was idle just before the step in progress."""
 
     def add(self, request: SimulatedRequest) -> None:
-        """Let a request wait that has just arrived, be it that a step is in progress.
+        """Add a request that arrives now to the waiting requests, also during a step.
 
         Raises:
-            ValueError: the engine refuses it.
+            ValueError: If the engine rejects the request.
         """
         self.scheduler.add(request)
         self._now = request.arrived
         self._watch.note_arrived([request])
 
     def begin(self, now: float) -> float:
-        """Go on at the time ``now`` until something must be decided; when that will be."""
+        """Continue at the time ``now``; return the time at which the next decision is due."""
         self._now = now
         num_steady_steps = self._lazy.count_steady_steps() if self._lazy else 0
         if num_steady_steps:
@@ -115,12 +125,15 @@ class Replica:
         return self._ends[-1]
 
     def cut_short(self, now: float) -> float:
-        """A request has come: begin again when the step ends that is in progress, if one is."""
+        """Cut steady steps short because a request arrived; return the end of the step in progress.
+
+        If no step is in progress, ``now`` is returned.
+        """
         del self._ends[bisect_left(self._ends, now) + 1 :]
         return self._ends[-1] if self._ends else now
 
     def end(self) -> list[SimulatedRequest]:
-        """End the steps in progress, if any; the requests that got their last token."""
+        """End the steps in progress, if any; return the requests that got their last token."""
         ended = []
         if self._plan:
             ended = self._end_step(self._plan)
@@ -136,12 +149,13 @@ class Replica:
         self._watch.planned(plan, self._times)
         for request in map(simulated, plan.preempted):
             if request.first_token_at is not None and request.stalled_since is None:
-                request.stalled_since = self._now  # when the last step ended, with its last token
+                # Its last token came when the previous step ended, which is now.
+                request.stalled_since = self._now
         self._num_asleep, context = self._asleep()
         load = load_of_plan(plan, self._num_asleep, context)
         if load.num_tokens == load.num_samples:
-            load = load.sharing(self._count_shared())
-        if self._was_idle:  # else requests are taken in while the step before runs
+            load = load.with_shared(self._count_shared())
+        if self._was_idle:  # otherwise the CPU processes prompts while the previous step runs
             load = load._replace(admitted=sum(each.num_prompt_tokens for each in plan.admitted))
         self._seconds = [self._cost_model.seconds(load)]
         self._ends = [self._now + self._seconds[0]]
@@ -170,9 +184,9 @@ class Replica:
     def _begin_steady_steps(self, count: int) -> None:
         end = self._now
         num_requests, context = self._asleep()
-        num_shared = self._count_shared()  # until a block is full, nothing changes it
+        num_shared = self._count_shared()  # constant until a block is full
         for _ in range(count):
-            load = load_of_decodes(num_requests, context).sharing(num_shared)
+            load = load_of_decodes(num_requests, context).with_shared(num_shared)
             seconds = self._cost_model.seconds(load)
             end += seconds
             context += num_requests
@@ -180,18 +194,19 @@ class Replica:
             self._ends.append(end)
 
     def _end_steady_steps(self) -> None:
-        if self._lazy is None:  # no step was in progress
+        if self._lazy is None:  # only a lazy scheduler has steady steps
             return
-        for seconds, _ in zip(self._seconds, self._ends, strict=False):  # some were cut off
+        # After ``cut_short`` there are fewer ends than durations.
+        for seconds, _ in zip(self._seconds, self._ends, strict=False):
             self.tally.add_step(seconds, self._lazy.num_asleep)
         self._lazy.pass_steady_steps(len(self._ends))
 
     def _count_shared(self) -> int:
-        """Pairs of a step in which all decode that need no reading of their own."""
+        """Count the attended pairs of a pure decode step that need not be read again."""
         if not self._cascade:
             return 0
         return count_shared(self.scheduler.running, self.scheduler.config.block_size)
 
     def _asleep(self) -> tuple[int, int]:
-        """How many sleep, and the length of their contexts after the next step, together."""
+        """Return the number of sleepers, and their total context length after the next step."""
         return (self._lazy.num_asleep, self._lazy.asleep_context) if self._lazy else (0, 0)

@@ -1,4 +1,4 @@
-"""Which replica a request goes to."""
+"""Routers: choose the replica that serves a request."""
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -7,57 +7,70 @@ from itertools import count
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm_lab.sim.job import SimulatedRequest
 
-LEAST_SHARE = 0.3
+MIN_MATCH = 0.3
+"""Minimum fraction of a prompt that a remembered prefix must cover to decide the route. The values
+of this and the next two constants are the defaults of vLLM's and SGLang's routers."""
 IMBALANCE_FACTOR = 1.5
+"""Ratio of the highest to the lowest load above which loads may count as unbalanced."""
 IMBALANCE = 64
-"""When prefixes count less than balance; the defaults of vLLM's and SGLang's routers."""
+"""Difference of the highest and the lowest load, in requests, above which they may do so."""
 
 
 class Router(ABC):
-    """Chooses among replicas by what a router can know: requests sent, and requests answered.
+    """Base class of routers, which choose a replica for each request.
+
+    A router knows only which requests were sent and which were answered.
 
     Args:
-        num_replicas: how many there are.
-        block_size: tokens per KV block.
+        num_replicas: Number of replicas.
+        block_size: Tokens per KV block.
     """
 
     def __init__(self, num_replicas: int, block_size: int) -> None:
         self.loads = [0] * num_replicas
-        """Unanswered requests of each replica; the cluster keeps them."""
+        """Number of unanswered requests per replica; the cluster updates it."""
         self._block_size = block_size
 
     @abstractmethod
     def choose(self, request: SimulatedRequest) -> int:
-        """The index of a replica."""
+        """Return the index of the replica that serves a request."""
 
 
 class RoundRobin(Router):
-    """One after the other."""
+    """Router that chooses one replica after the other."""
 
     def __init__(self, num_replicas: int, block_size: int) -> None:
         super().__init__(num_replicas, block_size)
-        self._turns = count()
+        self._counter = count()
 
-    def choose(self, request: SimulatedRequest) -> int:  # noqa: ARG002 - all are the same to it
-        """The next one."""
-        return next(self._turns) % len(self.loads)
+    def choose(self, request: SimulatedRequest) -> int:  # noqa: ARG002 - all requests are alike
+        """Return the index of the next replica."""
+        return next(self._counter) % len(self.loads)
 
 
 class LeastLoaded(Router):
-    """The one with the fewest unanswered requests; among equals the first."""
+    """Router that chooses the replica with the fewest unanswered requests, the first of several."""
 
     def choose(self, request: SimulatedRequest) -> int:  # noqa: ARG002
-        """The first with the least load."""
+        """Return the index of the first replica with the lowest load."""
         return self.loads.index(min(self.loads))
 
 
 class PrefixAware(LeastLoaded):
-    """The one that was sent the longest prefix of this prompt; else the least loaded.
+    """Router that prefers the replica to which the longest prefix of the prompt was sent before.
 
-    As the ``cache_aware`` policy of vLLM's and SGLang's routers: prefixes count if they are at
-    least ``LEAST_SHARE`` of the prompt, and no replica has ``IMBALANCE`` requests *and*
-    ``IMBALANCE_FACTOR`` times more than another. The router remembers which replica it sent which
-    block to last; it doesn't look into their pools, which may have evicted it.
+    It follows the ``cache_aware`` policy of vLLM's and SGLang's routers. The prefix decides if it
+    covers at least ``MIN_MATCH`` of the prompt and the loads are balanced. Otherwise the least
+    loaded replica is chosen. Loads are unbalanced if the highest exceeds the lowest by more than
+    ``IMBALANCE`` requests *and* by more than a factor of ``IMBALANCE_FACTOR``.
+
+    The router remembers to which replica it last sent each block. It does not see the replicas'
+    pools, which may have evicted the block.
+
+    Args:
+        num_replicas: Number of replicas.
+        block_size: Tokens per KV block.
+        num_remembered: Maximum number of blocks to remember.
     """
 
     def __init__(self, num_replicas: int, block_size: int, num_remembered: int = 1_000_000) -> None:
@@ -66,11 +79,11 @@ class PrefixAware(LeastLoaded):
         self._replica_of: OrderedDict[bytes, int] = OrderedDict()
 
     def choose(self, request: SimulatedRequest) -> int:
-        """Also remember the choice."""
-        # The scheduler needs the same hashes, and finds them done.
+        """Return the index of a replica, and remember the choice."""
+        # The scheduler needs the same hashes. It finds them in the request and does not redo them.
         extend_block_hashes(request.block_hashes, request.token_ids, self._block_size)
         replica, num_tokens = self._longest_match(request.block_hashes)
-        if num_tokens < LEAST_SHARE * request.num_tokens or self._is_unbalanced():
+        if num_tokens < MIN_MATCH * request.num_tokens or self._is_unbalanced():
             replica = super().choose(request)
         self._remember(request.block_hashes, replica)
         return replica
@@ -85,11 +98,11 @@ class PrefixAware(LeastLoaded):
         return replica, num_blocks * self._block_size
 
     def _is_unbalanced(self) -> bool:
-        least, most = min(self.loads), max(self.loads)
-        return most - least > IMBALANCE and most > IMBALANCE_FACTOR * least
+        lowest, highest = min(self.loads), max(self.loads)
+        return highest - lowest > IMBALANCE and highest > IMBALANCE_FACTOR * lowest
 
     def _remember(self, hashes: list[bytes], replica: int) -> None:
-        for block_hash in reversed(hashes):  # a prefix's tail is forgotten before its head
+        for block_hash in reversed(hashes):  # the end of a prefix is forgotten before its beginning
             self._replica_of[block_hash] = replica
             self._replica_of.move_to_end(block_hash)
         while len(self._replica_of) > self._num_remembered:
@@ -101,3 +114,4 @@ ROUTERS: dict[str, type[Router]] = {
     "least-loaded": LeastLoaded,
     "prefix-aware": PrefixAware,
 }
+"""Classes of routers, by the values of ``FleetConfig.routing``."""

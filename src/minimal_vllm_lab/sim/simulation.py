@@ -1,4 +1,4 @@
-"""From a configuration to a report."""
+"""Simulation from a configuration to a report."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,26 +38,33 @@ from minimal_vllm_lab.stats.slo import Slo
 
 @dataclass(frozen=True)
 class Design:
-    """What one simulated engine is made of."""
+    """Complete description of one simulated engine."""
 
     model: ModelConfig
+    """Shape of the model."""
     scheduler_config: SchedulerConfig
+    """Configuration of the scheduler."""
     num_blocks: int
+    """Number of KV blocks."""
     device: str
-    """As a trace names it."""
+    """Name of the device, as written to traces."""
     dtype: str
-    """Of weights and activations."""
+    """Data type of weights and activations."""
     engine: EngineConfig
-    """Which classes of the user's have parts in it."""
+    """Engine's options, including custom scheduler and pool classes."""
     cost_model: CostModel
+    """Predicts the duration of each step."""
     cascade: bool
-    """Whether decodes read once what they share."""
+    """True if decodes read the keys and values of a shared prefix once for all requests."""
 
     def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
-        """An idle engine.
+        """Return an idle engine of this design.
+
+        Args:
+            observers: Called with the records of its steps and requests.
 
         Raises:
-            ValueError: a class of the user's can't be had, or does not fit.
+            ValueError: If a custom class can't be imported or does not fit.
         """
         return Replica(
             self.scheduler_config,
@@ -69,19 +76,22 @@ class Design:
         )
 
 
-def design(config: SimulationConfig) -> Design:
-    """Decide all that the engine would decide, by the engine's rules, for a GPU that isn't here.
+def make_design(config: SimulationConfig) -> Design:
+    """Make the choices that the engine would make on the given GPU, by the engine's own rules.
+
+    No GPU is needed.
 
     Raises:
-        ValueError: a choice that can't be had, or a model that doesn't fit.
+        ValueError: If an option is not supported, or the model does not fit into the GPU's
+            memory.
     """
     engine, gpu = config.engine, GPUS[config.fleet.gpu]
     model = read_model_shape(engine.model, engine.revision, engine.download_dir)
     dtype = model.dtype if engine.dtype == "auto" else engine.dtype
     if dtype == "float32":
         raise ValueError(
-            "the simulator knows the GPUs' 16-bit rates only, and this would run in float32: "
-            "choose dtype bfloat16"
+            "the simulator only knows the GPUs' 16-bit rates, and this model would run in "
+            "float32: set dtype to bfloat16"
         )
     itemsize = DTYPE_BYTES[dtype]
     kv_itemsize = 1 if config.fleet.kv_cache_dtype == "fp8" else itemsize
@@ -105,14 +115,14 @@ def design(config: SimulationConfig) -> Design:
 
 
 def make_jobs(config: SimulationConfig) -> Iterator[Job]:
-    """The workload; the same each time.
+    """Return the requests of the workload in order of arrival; they are the same on each call.
 
     Raises:
-        ValueError: there are to be bursts, but all requests come at once.
+        ValueError: If burstiness is set although all requests arrive at once.
     """
     traffic = config.traffic
     if traffic.burstiness != 1 and not traffic.request_rate:
-        raise ValueError("burstiness is that of requests that come at a request_rate: give one")
+        raise ValueError("burstiness needs a request_rate: without one, all requests come at once")
     if traffic.is_recorded:
         return recorded_jobs(Path(traffic.workload), traffic.seed)
     arrivals = arrival_times(traffic.request_rate or inf, traffic.burstiness, traffic.seed)
@@ -126,7 +136,7 @@ def make_jobs(config: SimulationConfig) -> Iterator[Job]:
 
 
 def simulate(
-    plan: Design,
+    design: Design,
     config: SimulationConfig,
     slo: Slo | None = None,
     observers_of: Callable[[int], Sequence[StepObserver]] = lambda _: (),
@@ -135,18 +145,18 @@ def simulate(
     """Run a simulation to its end.
 
     Args:
-        plan: the engines, see ``design``.
-        config: how many of them there are, and what is asked of them.
-        slo: which requests count as good; None: nobody counts them.
-        observers_of: gives, for a replica's index, who is to see its records.
-        jobs: the requests, in the order of their arrival; None: those of the config's traffic.
+        design: Design of each engine, see ``make_design``.
+        config: Number of engines, and their workload.
+        slo: Objective that good requests meet. Default: good requests are not counted.
+        observers_of: Returns the observers of the replica with a given index. Default: none.
+        jobs: Requests in order of arrival. Default: those of the configured traffic.
 
     Raises:
-        ValueError: there is a mistake in the workload, or in its file.
+        ValueError: If the workload, or its file, is invalid.
     """
     fleet, metrics = config.fleet, Metrics(slo)
-    replicas = [plan.make_replica(observers_of(each)) for each in range(fleet.replicas)]
-    router = ROUTERS[fleet.routing](fleet.replicas, plan.scheduler_config.block_size)
+    replicas = [design.make_replica(observers_of(index)) for index in range(fleet.replicas)]
+    router = ROUTERS[fleet.routing](fleet.replicas, design.scheduler_config.block_size)
     Cluster(replicas, router, metrics).run(make_jobs(config) if jobs is None else jobs)
     return metrics.report(replicas)
 

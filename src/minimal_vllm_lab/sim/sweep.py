@@ -1,4 +1,4 @@
-"""Variants of one simulation: what would another choice change?"""
+"""Sweeps: variants of one simulation that differ in some options."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -8,64 +8,73 @@ from minimal_vllm_lab.sim.config import ENGINE_OPTIONS, SimulationConfig
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
-    """Read ``eviction-policy=lru,lfu``: the name of an option, and its values.
+    """Parse ``eviction-policy=lru,lfu`` to the name of an option and its values.
 
     Raises:
-        ValueError: it is nothing like that.
+        ValueError: If the text does not have this form.
     """
     name, separator, values = text.partition("=")
-    given = [value for value in values.split(",") if value]
-    if not separator or not given:
+    nonempty = [value for value in values.split(",") if value]
+    if not separator or not nonempty:
         raise ValueError(
             f"a sweep is an option and its values, such as gpu=h100,h200, not {text!r}"
         )
-    return name.strip("-").replace("-", "_"), given
+    return name.strip("-").replace("-", "_"), nonempty
 
 
 def variants(
     config: SimulationConfig, sweeps: Sequence[tuple[str, Sequence[str]]]
 ) -> Iterator[tuple[dict[str, str], SimulationConfig]]:
-    """Each combination of the values, and the configuration with them.
+    """Yield each combination of the swept values, and the configuration with these values.
+
+    Args:
+        config: Configuration to vary.
+        sweeps: Names of options, each with its values.
 
     Raises:
-        ValueError: no option is called so, or a value is not one of its.
+        ValueError: If there is no such option, a value is invalid, or an option has no effect.
     """
     names = [name for name, _ in sweeps]
-    for values in product(*(given for _, given in sweeps)):
+    for values in product(*(choices for _, choices in sweeps)):
         choice = dict(zip(names, values, strict=True))
         yield choice, override(config, choice)
 
 
 def override(config: SimulationConfig, choice: Mapping[str, str]) -> SimulationConfig:
-    """The configuration with other values for some fields, whichever part they belong to.
+    """Return the configuration with other values for some fields of any of its sections.
+
+    Args:
+        config: Configuration to change.
+        choice: Field name -> value.
 
     Raises:
-        ValueError: as ``variants``, or if a field has no effect on this workload.
+        ValueError: If there is no such field, a value is invalid, or a field has no effect on
+            this workload.
     """
     for name, value in choice.items():
-        part = _part_with(config, name)
-        config = replace(config, **{part: replace(getattr(config, part), **{name: value})})
-        check_effect(config, part, [name])
+        section = _section_with(config, name)
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        check_effect(config, section, [name])
     return config
 
 
-def check_effect(config: SimulationConfig, part: str, names: Iterable[str]) -> None:
-    """See whether setting these fields of a part makes a difference.
+def check_effect(config: SimulationConfig, section: str, names: Iterable[str]) -> None:
+    """Check that setting these fields of a section makes a difference.
 
     Raises:
-        ValueError: it would not.
+        ValueError: If it makes none.
     """
     options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-    if options and part == "synthetic" and config.traffic.workload != "synthetic":
-        raise ValueError(f"{options}: only for the workload synthetic")
-    if options and part == "achieved" and config.fleet.cost_model:
-        raise ValueError(f"{options}: no effect on a fitted cost_model")
+    if options and section == "synthetic" and config.traffic.workload != "synthetic":
+        raise ValueError(f"{options}: only applies to the synthetic workload")
+    if options and section == "achieved" and config.fleet.cost_model:
+        raise ValueError(f"{options}: has no effect with a fitted cost_model")
 
 
-def _part_with(config: SimulationConfig, name: str) -> str:
-    """The part of the configuration that has a field of this name."""
-    for part in fields(config):
-        names = {field.name for field in fields(getattr(config, part.name))}
-        if name in (names & ENGINE_OPTIONS if part.name == "engine" else names):
-            return part.name
+def _section_with(config: SimulationConfig, name: str) -> str:
+    """Return the name of the configuration's section that has this field."""
+    for section in fields(config):
+        names = {field.name for field in fields(getattr(config, section.name))}
+        if name in (names & ENGINE_OPTIONS if section.name == "engine" else names):
+            return section.name
     raise ValueError(f"there is no option --{name.replace('_', '-')} to sweep over")

@@ -1,4 +1,4 @@
-"""Made-up traffic: lengths from a distribution, shared prefixes, conversations."""
+"""Synthetic traffic: random lengths, shared prefixes and conversations."""
 
 import math
 from array import array
@@ -12,43 +12,56 @@ from minimal_vllm_lab.sim.config import SyntheticConfig
 from minimal_vllm_lab.sim.job import Job
 
 LOG_SIGMA = 1.0
-"""Of a length's logarithm: the mean is 1.6 times the median, and one in 100 is 6 times the mean."""
+"""Standard deviation of the logarithm of a lognormal length.
+
+The mean is then 1.6 times the median, and one length in 100 is at least 6 times the mean.
+"""
 VOCAB_SIZE = 10_000
+"""Number of different token ids in prompts."""
 DRAWN_AT_ONCE = 1024
+"""Number of lengths drawn per call to NumPy."""
 
 
 @dataclass(slots=True)
 class _Turn:
-    """What a user says next, and how long the answer will be."""
+    """Next message of a user, and the length of its answer."""
 
     pause: float
-    """Seconds since the last answer."""
+    """Seconds since the previous answer."""
     tokens: "array[int]"
     num_output_tokens: int
 
 
 class _Conversation:
-    """Turns yet to come; all are drawn in advance, so that no engine's speed changes them."""
+    """Remaining turns of a conversation.
+
+    All of them are drawn in advance, so the speed of the simulated engine does not change them.
+    """
 
     def __init__(self, turns: Iterable[_Turn]) -> None:
         self._turns = iter(turns)
 
-    def next_job(self, said: "array[int]", now: float) -> Job | None:
-        """The next turn, behind all that was said until ``now``; None: it was the last."""
+    def next_job(self, history: "array[int]", now: float) -> Job | None:
+        """Return the request for the next turn, or None after the last.
+
+        Args:
+            history: All tokens of the conversation until now; the prompt begins with them.
+            now: Time of the last answer in seconds.
+        """
         turn = next(self._turns, None)
         if turn is None:
             return None
-        prompt = said + turn.tokens
+        prompt = history + turn.tokens
         return Job(now + turn.pause, prompt, turn.num_output_tokens, self.next_job)
 
 
 def synthetic_jobs(config: SyntheticConfig, seed: int, arrivals: Iterable[float]) -> Iterator[Job]:
-    """The first request of each conversation, drawn when it is asked for.
+    """Yield the first request of each conversation, drawn when the iterator reaches it.
 
     Args:
-        config: what the traffic looks like.
-        seed: determines everything but the arrivals.
-        arrivals: when conversations begin.
+        config: Shape of the traffic.
+        seed: Seed of everything but the arrivals.
+        arrivals: Start times of conversations in seconds.
     """
     random = np.random.default_rng(seed)
     prefixes = [_tokens(random, config.prefix_len) for _ in range(config.num_prefixes)]
@@ -57,11 +70,11 @@ def synthetic_jobs(config: SyntheticConfig, seed: int, arrivals: Iterable[float]
     for arrival in islice(arrivals, config.num_prompts):
         turns = [
             _Turn(
-                pause=random.exponential(config.think_time) if number else 0.0,
+                pause=random.exponential(config.think_time) if index else 0.0,
                 tokens=_tokens(random, next(inputs)),
                 num_output_tokens=next(outputs),
             )
-            for number in range(config.num_turns)
+            for index in range(config.num_turns)
         ]
         prefix = prefixes[random.integers(config.num_prefixes)]
         first = _Conversation(turns).next_job(prefix, arrival)
@@ -70,7 +83,7 @@ def synthetic_jobs(config: SyntheticConfig, seed: int, arrivals: Iterable[float]
 
 
 def _lengths(random: np.random.Generator, config: SyntheticConfig, mean: int) -> Iterator[int]:
-    """Endless lengths of at least one token."""
+    """Yield endless lengths of at least one token."""
     while True:
         if config.length_distribution == "lognormal":
             drawn = random.lognormal(math.log(mean) - LOG_SIGMA**2 / 2, LOG_SIGMA, DRAWN_AT_ONCE)

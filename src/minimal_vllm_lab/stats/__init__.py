@@ -1,1 +1,1 @@
-"""When requests come, and what their latencies come to: the same for real and simulated ones."""
+"""Arrival times, latency statistics and latency objectives, for real and simulated requests."""

@@ -1,4 +1,4 @@
-"""When requests come."""
+"""Arrival times of requests, drawn at random."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
@@ -6,23 +6,26 @@ from itertools import accumulate, islice
 import numpy as np
 
 DRAWN_AT_ONCE = 4096
+"""Number of gaps drawn per call to NumPy."""
 
 
 def arrival_times(
     rate: float, burstiness: float, seed: int | Sequence[int], *, stretched_to: int | None = None
 ) -> Iterable[float]:
-    """Times in seconds, never falling.
+    """Return the arrival times of requests in seconds, in ascending order.
 
-    The gaps are gamma distributed with the mean ``1 / rate``, as ``vllm bench serve`` has them.
-    They are drawn for a rate of 1 and scaled, so that two rates see the same pattern, faster or
-    slower.
+    Gaps between arrivals follow a gamma distribution with mean ``1 / rate``, as in vLLM's
+    benchmark. They are drawn for a rate of 1 and then scaled, so two rates see the same pattern at
+    different speeds.
 
     Args:
-        rate: requests per second; infinite: all come at once.
-        burstiness: the distribution's shape. 1: a Poisson process; less: bursts; more: regular.
-        seed: of the random numbers.
-        stretched_to: so many times, stretched as vLLM's are: the last is ``stretched_to / rate``,
-            so that two seeds offer the same load. None: an endless sequence, as it was drawn.
+        rate: Requests per second. If infinite, all requests arrive at time 0.
+        burstiness: Shape of the gamma distribution. 1 is a Poisson process; a smaller value
+            gives bursts; a larger one gives more regular arrivals.
+        seed: Seed of the random numbers.
+        stretched_to: Number of times to return, stretched as vLLM does it: the last one is
+            ``stretched_to / rate``, so that two seeds offer the same load. Default: an endless
+            sequence, not stretched.
     """
     times = accumulate(gap / rate for gap in _gaps(burstiness, seed))
     if stretched_to is None:
@@ -33,7 +36,7 @@ def arrival_times(
 
 
 def _gaps(burstiness: float, seed: int | Sequence[int]) -> Iterator[float]:
-    """Endless, with the mean 1."""
+    """Yield endless gaps with mean 1."""
     random = np.random.default_rng(seed)
     while True:
         yield from random.gamma(burstiness, 1 / burstiness, DRAWN_AT_ONCE).tolist()

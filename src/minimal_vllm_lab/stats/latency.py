@@ -1,4 +1,4 @@
-"""How latencies are spread, under the names of ``vllm bench``."""
+"""Summary statistics of latencies, under the names used by ``vllm bench``."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ def distribution(
     percentiles: Sequence[float],
     counts: Sequence[int] | None = None,
 ) -> dict[str, float | None]:
-    """Mean, median, standard deviation and percentiles, in ms; None of nothing.
+    """Return mean, median, standard deviation and percentiles in ms, by keys like ``p99_ttft_ms``.
 
     Args:
-        name: of the latency, such as ``ttft``.
-        seconds: its values.
-        percentiles: between 0 and 100.
-        counts: how often each value was seen; a percentile is then one of the values. None: once,
-            and percentiles are interpolated.
+        name: Name of the latency, such as ``ttft``.
+        seconds: Measured values. If there are none, each statistic is None.
+        percentiles: Percentiles to compute, between 0 and 100.
+        counts: How often each value was seen. With counts, a percentile is one of the values.
+            Default: each value was seen once, and percentiles are interpolated.
     """
     names = ["mean", "median", "std", *(f"p{each:g}" for each in percentiles)]
     if not seconds:

@@ -1,4 +1,4 @@
-"""How fast an answer must be to count as a good one."""
+"""Service level objectives: latency limits that a good request must meet."""
 
 import math
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A service level objective: limits of a request's latencies, in milliseconds.
+    """Service level objective: limits on a request's latencies, in milliseconds.
 
-    The rate of requests that meet one is the *goodput* (Zhong et al., *DistServe*, OSDI 2024).
+    The rate of requests that meet it is the *goodput* (Zhong et al., *DistServe*, OSDI 2024).
     """
 
     ttft: float = math.inf
-    """To the first token."""
+    """Limit on the time to first token."""
     tpot: float = math.inf
-    """Of each token after it, on average."""
+    """Limit on the mean time per output token after the first."""
     e2el: float = math.inf
-    """To the last token."""
+    """Limit on the end-to-end latency, that is the time to the last token."""
 
     @classmethod
     def parse(cls, text: str) -> "Slo":
-        """Read ``ttft:500,tpot:50``, in milliseconds, as ``vllm bench serve --goodput`` has them.
+        """Parse limits such as ``ttft:500,tpot:50``, in ms, as in ``vllm bench serve --goodput``.
 
         Raises:
-            ValueError: it is none.
+            ValueError: If the text is not a list of known names with positive limits.
         """
         try:
             pairs = [part.split(":") for part in text.replace(",", " ").split()]
@@ -33,11 +33,11 @@ class Slo:
         except (ValueError, TypeError):
             pass
         raise ValueError(
-            f"an objective is one or several of ttft, tpot and e2el with milliseconds, such as "
-            f"ttft:500,tpot:50, not {text!r}"
+            f"a service level objective lists limits in milliseconds for ttft, tpot or e2el, such "
+            f"as ttft:500,tpot:50, not {text!r}"
         )
 
     def is_met(self, ttft: float, tpot: float, e2el: float) -> bool:
-        """Whether a request with these latencies, in seconds, was fast enough."""
+        """Return whether a request with these latencies, in seconds, is within the limits."""
         limits = ((ttft, self.ttft), (tpot, self.tpot), (e2el, self.e2el))
-        return all(1e3 * seconds <= most for seconds, most in limits)
+        return all(1e3 * seconds <= limit for seconds, limit in limits)

@@ -1,1 +1,1 @@
-"""Reading traces: from a file back to records, and on to other formats."""
+"""Readers of trace files: back to records, and on to other formats."""

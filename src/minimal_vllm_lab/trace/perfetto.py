@@ -1,7 +1,9 @@
-"""A trace for Perfetto (ui.perfetto.dev) and chrome://tracing.
+"""Export of traces to Perfetto (ui.perfetto.dev) and chrome://tracing.
 
-Source: "Trace Event Format", Google, 2016. Two processes: the engine, with its steps and counters,
-and the requests, each of which is a thread. Times are microseconds.
+The export has two processes. The process "engine" holds the steps and the counters. The process
+"requests" has one thread per request. Times are in microseconds since the start of the trace.
+
+Source: "Trace Event Format", Google, 2016.
 """
 
 import json
@@ -19,15 +21,20 @@ from minimal_vllm.trace.step_record import (
 )
 
 ENGINE, REQUESTS = 1, 2
-"""Process ids."""
+"""Process ids of the exported trace."""
 STEPS = 1
-"""The engine's thread."""
+"""Thread id of the engine's steps."""
 
 Event = dict[str, Any]
+"""Event of the format: JSON object whose field ``ph`` names its kind."""
 
 
 def export_perfetto(header: Header, lines: Iterable[Line], file: TextIO) -> int:
-    """Write a JSON object with the events of a trace; how many there are."""
+    """Write a trace's events to a file as one JSON object.
+
+    Returns:
+        Number of events written.
+    """
     count = 0
     file.write('{"displayTimeUnit":"ms","traceEvents":[')
     for count, event in enumerate(Exporter(header).events(lines), 1):
@@ -39,25 +46,25 @@ def export_perfetto(header: Header, lines: Iterable[Line], file: TextIO) -> int:
 
 @dataclass(slots=True)
 class _Track:
-    """A request that has not ended."""
+    """Thread of a request that has not ended."""
 
     thread: int
     num_prompt_tokens: int
     waits_since: float | None
-    """None while it runs."""
+    """Time since which the request has been waiting, in seconds; None while it runs."""
 
 
 class Exporter:
-    """Turns the lines of one trace into events."""
+    """Converter from the lines of one trace to events."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
         self._tracks: dict[str, _Track] = {}
         self._now = header.started
-        self._last_step = header.started  # when it ended
+        self._last_step_end = header.started
 
     def events(self, lines: Iterable[Line]) -> Iterator[Event]:
-        """All events, the names of processes and threads among them."""
+        """Yield all events, including those that name processes and threads."""
         facts = self._header.engine
         yield _name("process_name", ENGINE, 0, f"engine: {facts.model} on {facts.device}")
         yield _name("process_name", REQUESTS, 0, "requests")
@@ -85,11 +92,12 @@ class Exporter:
         yield _name("thread_name", REQUESTS, record.arrival, name)
 
     def _step(self, record: StepRecord) -> Iterator[Event]:
-        began = max(record.started, self._last_step)  # else it overlaps the step before it
+        # With async scheduling a step starts before the previous one has ended: avoid an overlap.
+        began = max(record.started, self._last_step_end)
         yield from self._step_slices(record, began)
         yield from self._counters(record)
         for request_id in record.preempted:
-            if track := self._tracks.get(request_id):  # else it ended while the step ran
+            if track := self._tracks.get(request_id):  # None: the request ended during the step
                 track.waits_since = began
                 yield self._instant("preempted", track.thread, began)
         for entry in record.scheduled:
@@ -104,7 +112,7 @@ class Exporter:
             "update": record.update_seconds,
         }
         start = record.started
-        self._now = self._last_step = start + sum(parts.values())
+        self._now = self._last_step_end = start + sum(parts.values())
         facts = {
             "tokens": sum(entry.num_tokens for entry in record.scheduled),
             "requests": len(record.scheduled),
@@ -136,7 +144,7 @@ class Exporter:
 
     def _scheduled(self, entry: ScheduledRecord, began: float, seconds: float) -> Iterator[Event]:
         track = self._tracks.get(entry.request_id)
-        if track is None:  # it ended while the step ran
+        if track is None:  # the request ended during the step
             return
         yield from self._stop_waiting(track, began)
         name = "decode" if entry.start >= track.num_prompt_tokens else "prompt"

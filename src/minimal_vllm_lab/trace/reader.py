@@ -1,4 +1,4 @@
-"""Reads a trace file, and says what is wrong with one that can't be read."""
+"""Reader of trace files, with error messages that say what is wrong with a file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,27 +18,26 @@ from minimal_vllm.trace.step_record import (
 
 
 class TraceError(ValueError):
-    """A file is no trace that this program can read; the message says why."""
+    """Error for a file that is not a readable trace; the message says why."""
 
 
 @contextmanager
 def open_trace(path: Path) -> Iterator[tuple[Header, Iterator[Line]]]:
-    """A trace's header, and its lines as they are read.
+    """Open a trace, and yield its header and an iterator over its lines.
 
-    A last line without its end is what a killed process leaves behind: it is left out.
+    The file is closed at the end of the ``with`` block. An incomplete last line, as a killed
+    process leaves it, is skipped.
 
     Raises:
-        OSError: the file can't be read.
-        TraceError: it is no trace, of a newer version, broken, or lacks lines; also while lines are
-            read.
+        OSError: If the file can't be read.
+        TraceError: If the file is not a trace, is of a newer version, is broken or lacks lines.
+            Also raised while lines are read.
     """
     with path.open("rb") as file:
         try:
             header = decode_header(file.readline())
         except ValueError as error:
-            raise TraceError(
-                f"{path} is not a trace that can be read: {_explain(error)}"
-            ) from error
+            raise TraceError(f"{path} is not a readable trace: {_explain(error)}") from error
         yield header, _lines(path, file)
 
 
@@ -56,18 +55,22 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[Line]:
 
 
 class _Order:
-    """Sees whether each line can follow those before it. Who rebuilds a state relies on it."""
+    """Check that each line of a trace can follow the lines before it.
+
+    Consumers that rebuild the engine's state from the lines rely on this.
+    """
 
     def __init__(self) -> None:
-        self._computed: dict[str, int | None] = {}  # tokens of each request; None: it waits
+        # Request id -> number of its computed tokens; None while the request waits.
+        self._computed: dict[str, int | None] = {}
         self._step = -1
         self._has_plans = False
 
     def take(self, line: Line) -> None:
-        """Take the next line.
+        """Check the next line.
 
         Raises:
-            ValueError: it can't be the next one.
+            ValueError: If this line can't come next.
         """
         match line:
             case RequestRecord():
@@ -93,25 +96,25 @@ class _Order:
 
     def _plan(self, record: PlanRecord | StepRecord) -> None:
         for request_id in record.preempted:
-            self._see(request_id)
+            self._computed_of(request_id)
             self._computed[request_id] = None
         for entry in record.scheduled:
-            computed = self._see(entry.request_id)
+            computed = self._computed_of(entry.request_id)
             if computed not in (None, entry.start):
                 raise ValueError(
-                    f"step {record.step} goes on at token {entry.start} of request "
-                    f"{entry.request_id}, but {computed} of its tokens were computed: lines are "
-                    f"missing before it"
+                    f"step {record.step} continues request {entry.request_id} at token "
+                    f"{entry.start}, but {computed} of its tokens were computed before: lines "
+                    f"before this one are missing"
                 )
             self._computed[entry.request_id] = entry.start + entry.num_tokens
 
     def _end(self, request_id: str) -> None:
-        self._see(request_id)
+        self._computed_of(request_id)
         del self._computed[request_id]
 
-    def _see(self, request_id: str) -> int | None:
+    def _computed_of(self, request_id: str) -> int | None:
         if request_id not in self._computed:
-            raise ValueError(f"no line before it says that request {request_id} came")
+            raise ValueError(f"no earlier line records the arrival of request {request_id}")
         return self._computed[request_id]
 
 

@@ -1,4 +1,4 @@
-"""docs/ablations.md tells the truth: of every idea, of every claim, and where its links lead."""
+"""docs/ablations.md is true: it lists every idea and claim, and its links resolve."""
 
 from minimal_vllm_lab.ablate.claims import CLAIMS
 from minimal_vllm_lab.ablate.ideas import IDEAS
@@ -16,7 +16,7 @@ def test_the_table_has_every_idea_and_no_other():
     assert [row.split("`")[1] for row in rows] == list(IDEAS)
 
 
-def test_what_is_shown_of_the_claims_is_what_they_say():
+def test_the_shown_claims_are_the_current_ones():
     shown = " ".join(TEXT.split())
     for claim in CLAIMS.values():
         for words in (claim.title, claim.source, claim.published, claim.here):

@@ -1,4 +1,4 @@
-"""The old ways of deciding are correct engines, too: only slower, or wasteful."""
+"""Older policies are correct engines too: only slower, or wasteful."""
 
 import logging
 from collections import Counter
@@ -60,7 +60,7 @@ def admitted(plan):
     return [request.request_id for request in plan.admitted]
 
 
-def test_a_static_batch_lets_nobody_in_until_all_of_it_is_done():
+def test_a_static_batch_admits_no_request_until_all_of_it_is_done():
     traffic = traffic_of("static")
     for name, length in {"a": 2, "b": 9, "c": 5, "d": 2}.items():
         traffic.add([1, 2], name, max_tokens=length, ignore_eos=True)
@@ -71,14 +71,14 @@ def test_a_static_batch_lets_nobody_in_until_all_of_it_is_done():
     assert admitted(traffic.step()) == ["d"]
 
 
-def test_a_static_batch_may_take_several_steps_to_be_put_together():
+def test_a_static_batch_may_take_several_steps_to_assemble():
     traffic = traffic_of("static")
     for name in "abc":
         traffic.add([1] * 12, name, salt=name, max_tokens=3, ignore_eos=True)
     assert [admitted(traffic.step()) for _ in range(3)] == [["a", "b"], ["c"], []]
 
 
-def test_who_is_admitted_with_a_reservation_is_never_preempted():
+def test_a_request_admitted_with_a_reservation_is_never_preempted():
     ordinary, reserving = (
         Traffic(4, block_size=4, max_model_len=16),
         traffic_of("reservation", num_blocks=4, max_model_len=16),
@@ -92,7 +92,7 @@ def test_who_is_admitted_with_a_reservation_is_never_preempted():
 
 
 @pytest.mark.parametrize(("name", "num_blocks"), [("longest", 16), ("declared", 3)])
-def test_contiguous_room_is_taken_once_and_in_one_piece(name, num_blocks):
+def test_contiguous_room_is_allocated_once_and_in_one_piece(name, num_blocks):
     traffic = traffic_of(name)
     traffic.add([1] * 5, "a", max_tokens=6, ignore_eos=True)
     traffic.step()
@@ -101,13 +101,13 @@ def test_contiguous_room_is_taken_once_and_in_one_piece(name, num_blocks):
     traffic.run()
 
 
-def test_a_gap_that_is_too_narrow_is_lost_until_its_neighbours_are_free():
+def test_a_gap_that_is_too_narrow_is_unusable_until_adjacent_blocks_are_free():
     pool = ContiguousPool(10, LRU())
     first, second, third = (pool.allocate(count) for count in (3, 4, 3))
     pool.release(first)
     pool.release(third)
     assert pool.num_free == 3
-    with pytest.raises(ValueError, match="4 neighbours wanted, but no gap has more than 3"):
+    with pytest.raises(ValueError, match="4 adjacent blocks wanted, but the widest gap has 3"):
         pool.allocate(4)
     pool.check([second])
     pool.release(second)

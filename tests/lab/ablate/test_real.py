@@ -1,4 +1,4 @@
-"""The real engine serves an ablation's workload, whatever the model comes as."""
+"""The real engine serves an ablation's workload, whatever form the model has."""
 
 import json
 from dataclasses import replace
@@ -49,24 +49,24 @@ def workload(engine, **synthetic):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model of which only the shape is there."""
+    """A model's folder with only its shape."""
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
     return str(tmp_path)
 
 
 @pytest.mark.parametrize("name", [None, "paging", "continuous-batching", "preemption"])
-def test_all_tokens_come_and_all_is_told_with_and_without_an_idea(folder, name):
+def test_all_tokens_are_generated_and_all_fields_reported_with_and_without_an_idea(folder, name):
     config = workload(settle(EngineConfig(model=folder, **DUMMY)))
-    told = measure(config_without(config, IDEAS[name]) if name else config)
-    assert (told["completed"], told["failed"]) == (6, 0)
-    assert told["p99_ttft_ms"] >= told["median_ttft_ms"] > 0
-    assert told["num_steps"] >= 8
-    assert 0 < told["peak_blocks"] <= 16
-    assert told["prefix_cache_hit_rate"] >= 0
-    assert sum(told["kv_shares"].values()) in (0, pytest.approx(1))
+    result = measure(config_without(config, IDEAS[name]) if name else config)
+    assert (result["completed"], result["failed"]) == (6, 0)
+    assert result["p99_ttft_ms"] >= result["median_ttft_ms"] > 0
+    assert result["num_steps"] >= 8
+    assert 0 < result["peak_blocks"] <= 16
+    assert result["prefix_cache_hit_rate"] >= 0
+    assert sum(result["kv_shares"].values()) in (0, pytest.approx(1))
 
 
-def test_a_heavy_tail_is_cut_where_the_model_ends(folder):
+def test_a_heavy_tail_is_cut_at_the_maximum_length(folder):
     config = workload(settle(EngineConfig(model=folder, **DUMMY)), input_len=300, output_len=300)
     assert measure(config)["total_input_tokens"] <= 6 * 127
 
@@ -82,11 +82,13 @@ def test_a_preset_runs_with_random_weights_and_no_others(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", SHAPE)
     config = EngineConfig(model="Tiny", **DUMMY)
     assert measure(workload(settle(config)))["completed"] == 6
-    with pytest.raises(ValueError, match="known by its shape alone: run it with --load-format dum"):
+    with pytest.raises(
+        ValueError, match=r"only the shape of .* is known: run it with --load-format dum"
+    ):
         settle(replace(config, load_format="auto"))
 
 
-def test_conversations_are_refused(folder):
+def test_conversations_are_rejected(folder):
     config = workload(settle(EngineConfig(model=folder, **DUMMY)), num_turns=2)
     with pytest.raises(ValueError, match="leave it at 1"):
         measure(config)
@@ -97,10 +99,10 @@ def test_the_built_in_model_needs_nothing():
     assert measure(workload(settle(config)))["completed"] == 6
 
 
-def test_with_the_cpu_s_clock_nobody_waits_for_arrivals():
+def test_with_the_cpu_clock_no_time_is_spent_waiting_for_arrivals():
     config = EngineConfig(model=str(DEMO_MODEL_DIR), device="cpu", num_gpu_blocks_override=130)
     config = replace(workload(settle(config)), traffic=TrafficConfig(request_rate=0.001))
-    told = measure(config, CpuClock)  # in real time it would take more than an hour
-    assert told["completed"] == 6
-    assert told["duration"] > 3600
-    assert told["mean_running"] < 0.01
+    result = measure(config, CpuClock)  # in real time it would take more than an hour
+    assert result["completed"] == 6
+    assert result["duration"] > 3600
+    assert result["mean_running"] < 0.01

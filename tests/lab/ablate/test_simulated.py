@@ -4,7 +4,7 @@ from minimal_vllm_lab.ablate.ideas import IDEAS
 from minimal_vllm_lab.ablate.simulated import run_simulated, settle_simulated
 from minimal_vllm_lab.ablate.study import config_without
 from minimal_vllm_lab.sim.config import SimulationConfig, SyntheticConfig, TrafficConfig
-from minimal_vllm_lab.sim.simulation import design, simulate
+from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 
 def settled(**engine):
@@ -20,23 +20,23 @@ def settled(**engine):
 
 def test_an_ablation_s_engine_is_the_simulator_s():
     config = settled()
-    told, report = run_simulated(config), simulate(design(config), config).to_json()
-    assert {name: told[name] for name in report} == report
+    result, report = run_simulated(config), simulate(make_design(config), config).to_json()
+    assert {name: result[name] for name in report} == report
 
 
 def test_the_same_pool_serves_with_and_without_an_idea():
     config = settled()
-    assert config.engine.num_gpu_blocks_override == design(config).num_blocks
+    assert config.engine.num_gpu_blocks_override == make_design(config).num_blocks
     changed = config_without(config, IDEAS["paging"])
-    assert design(changed).num_blocks == design(config).num_blocks
+    assert make_design(changed).num_blocks == make_design(config).num_blocks
 
 
 def test_every_request_is_served_without_any_idea():
     config = settled(num_gpu_blocks_override=160)
     for idea in IDEAS.values():
         if not idea.on_gpu:
-            told = run_simulated(config_without(config, idea))
-            assert (told["completed"], told["refused"]) == (60, 0)
+            result = run_simulated(config_without(config, idea))
+            assert (result["completed"], result["refused"]) == (60, 0)
 
 
 def claim_results(name):
@@ -45,8 +45,8 @@ def claim_results(name):
     return {each["system"]: each for each in run_claim(CLAIMS[name], config, run_simulated)}
 
 
-def test_memory_is_wasted_as_figure_2_has_it():
-    """To within 10 points of Kwon et al.: tokens, what is reserved, never used, and free."""
+def test_memory_is_wasted_as_in_figure_2():
+    """The shares agree with Kwon et al. to within 10 points."""
     results = claim_results("memory")
     published = {
         "all on": (0.963, 0.0, 0.0, 0.0),
@@ -67,4 +67,4 @@ def test_static_batches_and_prompts_computed_again_cost_throughput():
         results = claim_results(name)
         full = results["all on"]["output_throughput"]
         assert full > 1.5 * results[system]["output_throughput"]
-        assert "times as many" in results[system]["measured"]
+        assert "times as much" in results[system]["measured"]

@@ -1,4 +1,4 @@
-"""Without an idea, only that idea is missing."""
+"""A study switches off one idea at a time."""
 
 from dataclasses import fields
 
@@ -31,7 +31,7 @@ def test_only_what_the_idea_is_about_changes(idea):
     assert differing or idea.on_gpu
 
 
-def test_ideas_of_the_gpu_are_switched_off_only_on_one():
+def test_ideas_for_gpus_are_only_switched_off_on_a_gpu():
     assert set(IDEAS) - set(possible_ideas(SETTLED, [], simulated=False)) == GPU_IDEAS
     assert possible_ideas(ON_GPU, [], simulated=False) == list(IDEAS)
     assert set(IDEAS) - set(possible_ideas(ON_GPU, [], simulated=True)) == GPU_IDEAS
@@ -45,7 +45,7 @@ def test_the_user_s_choice_is_made_in_the_usual_order():
     ("name", "options"),
     [("cuda-graphs", {}), ("lru", {"eviction_policy": "fifo"}), ("cascade", {"device": "cpu"})],
 )
-def test_what_is_off_anyway_can_t_be_switched_off(name, options):
+def test_an_idea_that_is_off_can_t_be_switched_off(name, options):
     config = EngineConfig(model="x", **options)
     assert name not in possible_ideas(config, [], simulated=False)
     with pytest.raises(ValueError, match=f"{name} is not on here"):
@@ -69,7 +69,7 @@ def test_variants_take_turns_and_the_engine_with_all_ideas_is_the_first():
     assert seen[0] == seen[3] == SETTLED
 
 
-def test_of_several_runs_the_medians_are_told():
+def test_the_medians_of_several_runs_are_reported():
     values = [
         {"a": 1, "b": None, "c": {"x": 5.0}},
         {"a": 9, "b": 2.0, "c": {}},

@@ -1,4 +1,4 @@
-"""The client against a server of a few lines, which can do all that a real one should not."""
+"""The client measures streams correctly, and survives everything that a server should not do."""
 
 import asyncio
 import json
@@ -94,7 +94,7 @@ def test_a_completion_is_measured_event_by_event_and_counted_by_the_server():
     assert outcome.latency >= outcome.ttft > 0
 
 
-def test_a_conversation_s_events_without_content_are_no_tokens():
+def test_chat_events_without_content_are_no_tokens():
     events = [
         delta(role="assistant", content=""),
         delta(content="a"),
@@ -108,7 +108,7 @@ def test_a_conversation_s_events_without_content_are_no_tokens():
     assert (outcome.error, outcome.generated_text, len(outcome.itl)) == ("", "ab", 2)
 
 
-def test_a_conversation_whose_tokens_have_no_text_has_ended_all_the_same():
+def test_a_chat_whose_tokens_have_no_text_still_ends():
     events = [delta(role="assistant"), delta("length"), USAGE, "[DONE]"]
     outcome = Server(events).send(endpoint="/v1/chat/completions")
     assert outcome.error == ""
@@ -118,23 +118,23 @@ def test_a_conversation_whose_tokens_have_no_text_has_ended_all_the_same():
 @pytest.mark.parametrize(
     ("events", "complaint"),
     [
-        ([text("a"), USAGE], "the stream ended before its [DONE]"),
+        ([text("a"), USAGE], "the stream ended without [DONE]"),
         ([text("a"), {"error": {"message": "no luck"}}, "[DONE]"], "no luck"),
-        ([USAGE, "[DONE]"], "the stream held no token"),
-        ([text("a"), "[DONE]"], "the stream held no usage"),
+        ([USAGE, "[DONE]"], "the stream contained no token"),
+        ([text("a"), "[DONE]"], "the stream contained no usage"),
         (["nonsense"], "JSONDecodeError"),
         ([text("a"), {"usage": {"prompt_tokens": 5}}], "KeyError"),
     ],
 )
-def test_a_stream_that_is_not_whole_is_a_failure_with_a_reason(events, complaint):
+def test_an_incomplete_stream_is_a_failure_with_a_reason(events, complaint):
     assert complaint in Server(events).send().error
 
 
-def test_an_error_s_status_and_message_are_told():
+def test_an_error_is_reported_with_its_status_and_message():
     assert Server([], status=503).send().error == "HTTP 503: no luck"
 
 
-def test_prompts_are_tokens_if_the_server_tells_some():
+def test_prompts_are_token_ids_if_the_server_tokenizes():
     server = Server([text("a"), USAGE, "[DONE]"], tokens=[7, 9, 7, 8])
     server.send(ignore_eos=False, extra_body={"temperature": 0})
     assert server.bodies == [
@@ -150,7 +150,7 @@ def test_prompts_are_tokens_if_the_server_tells_some():
 
 
 @pytest.mark.parametrize("tokens", [None, []])
-def test_else_prompts_are_as_many_words(tokens):
+def test_otherwise_prompts_are_as_many_words(tokens):
     server = Server([text("a"), USAGE, "[DONE]"], tokens=tokens)
     server.send(model="mine")
     (body,) = server.bodies
@@ -176,13 +176,13 @@ def test_the_key_is_the_environment_s(monkeypatch, key, header):
     assert server.keys == {header}
 
 
-@pytest.mark.parametrize(("most", "expected"), [(None, 12), (3, 3)])
-def test_no_more_run_at_once_than_may(most, expected):
+@pytest.mark.parametrize(("limit", "expected"), [(None, 12), (3, 3)])
+def test_max_concurrency_limits_the_requests_in_progress(limit, expected):
     server = Server([text("a"), USAGE, "[DONE]"], together=expected)
 
     async def run():
         async with server.client() as client:
-            return await send_all(client, [REQUEST] * 12, [0.0] * 12, most)
+            return await send_all(client, [REQUEST] * 12, [0.0] * 12, limit)
 
     assert [each.error for each in asyncio.run(run())] == [""] * 12
     assert server.most_running == expected

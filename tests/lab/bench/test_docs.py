@@ -1,4 +1,4 @@
-"""docs/benchmarking.md tells the truth: every command that it shows runs."""
+"""docs/benchmarking.md is true: every command in it runs."""
 
 import pytest
 

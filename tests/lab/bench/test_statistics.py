@@ -13,7 +13,7 @@ from minimal_vllm_lab.stats.slo import Slo
 
 
 def outcome(start, *arrivals, tokens=None, error=""):
-    """A request of 10 tokens that started and got its tokens at these times."""
+    """Return the outcome of a request of 10 tokens that started and got tokens at these times."""
     made = Outcome(10, start)
     for arrival in arrivals:
         made.note_token(arrival)
@@ -47,7 +47,7 @@ def test_a_good_request_meets_the_objective_and_a_failed_one_never_does():
     assert count_good(outcomes, Slo(ttft=99)) == 1
 
 
-def test_a_serving_result_has_vllm_s_fields_and_leaves_out_who_failed():
+def test_a_serving_result_has_vllm_s_fields_without_failed_requests():
     outcomes = [
         outcome(0, 1.0, 2.0),
         outcome(2.5, 3.5, 3.75),
@@ -77,7 +77,7 @@ def test_without_an_objective_there_is_no_goodput():
     assert result["request_goodput"] is None
 
 
-def test_a_request_that_starts_as_another_ends_is_not_beside_it():
+def test_a_request_that_starts_as_another_ends_is_not_concurrent_with_it():
     result = serve_result([outcome(0, 1.0), outcome(1.0, 2.0)], 2.0, None, [], [])
     assert result["max_concurrent_requests"] == 1
 

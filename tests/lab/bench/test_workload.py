@@ -8,7 +8,7 @@ from minimal_vllm_lab.bench.workload import make_requests
 SYMBOLS = 50
 
 
-def test_random_prompts_have_the_lengths_asked_for_and_share_only_the_prefix():
+def test_random_prompts_have_the_given_lengths_and_share_only_the_prefix():
     workload = Workload(
         num_prompts=20, random_input_len=30, random_output_len=7, random_prefix_len=5
     )
@@ -38,7 +38,7 @@ def test_no_length_is_0():
     assert min(each.output_len for each in requests) == 1
 
 
-def test_prefixes_are_repeated_equally_often_behind_each_an_own_suffix():
+def test_prefixes_are_repeated_equally_often_each_time_with_a_new_suffix():
     workload = Workload(
         dataset_name="prefix_repetition",
         num_prompts=23,

@@ -145,8 +145,8 @@ def test_a_trace_is_written_of_each_variant_of_a_simulation(tmp_path):
         (["--workload=latency1", "--input-len=3"], "--input-len is for the workload synthetic"),
         (["--model=qwen3-8b"], "run it with --load-format dummy, or --simulate it"),
         ([*SIMULATED, "--without=cuda-graphs"], "cuda-graphs is not on here"),
-        ([*SIMULATED, "--plot=/nowhere/a.svg"], "there is no such folder"),
-        ([*SIMULATED, "--plot=a.xyz"], "suffix should be one of"),
+        ([*SIMULATED, "--plot=/nowhere/a.svg"], "its folder does not exist"),
+        ([*SIMULATED, "--plot=a.xyz"], "suffix must be one of"),
     ],
 )
 def test_what_has_no_effect_or_can_t_be_had_is_refused(arguments, complaint):

@@ -142,7 +142,7 @@ def test_if_all_fail_the_command_does(bench):
     result = bench("--random-input-len=5000", "--num-prompts=3")
     assert result.exit_code == 2
     assert "all 3 requests to " in result.stderr
-    assert "failed; the first: HTTP 400: the prompt has 5000 tokens" in result.stderr
+    assert "failed, the first with: HTTP 400: the prompt has 5000 tokens" in result.stderr
 
 
 def test_a_server_that_is_not_there_is_one_clear_line():
@@ -168,8 +168,8 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
     ("arguments", "complaint"),
     [
         (["--plot=a.png"], "--plot needs a --request-rate"),
-        (["--plot=a.xyz", "--request-rate=1"], "its suffix should be one of"),
-        (["--plot=/no/such/folder/a.png", "--request-rate=1"], "there is no such folder"),
+        (["--plot=a.xyz", "--request-rate=1"], "its suffix must be one of"),
+        (["--plot=/no/such/folder/a.png", "--request-rate=1"], "its folder does not exist"),
         (["--save-detailed"], "--save-detailed needs --save-result"),
         (["--result-filename=a"], "--result-filename needs --save-result"),
         (["--result-dir=a"], "--result-dir needs --save-result"),
@@ -185,7 +185,7 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
             ["--dataset-name=prefix_repetition", "--random-input-len=4"],
             "--random-input-len is for --dataset-name=random",
         ),
-        (["--goodput", "ttft"], "goodput: an objective is one or several of"),
+        (["--goodput", "ttft"], "goodput: a service level objective lists limits"),
         (["--num-prompts", "1", "2"], "unexpected extra argument (2)"),
         (["--goodput"], "requires an argument"),
     ],
@@ -244,7 +244,7 @@ def test_what_is_measured_is_traced_with_its_warm_up(command, num_requests, mode
 def test_a_request_that_does_not_fit_is_refused_before_it_is_cut_short(command, model):
     result = invoke(command, f"--model={model}", "--input-len=60", "--max-model-len=64")
     assert result.exit_code == 2
-    assert "a request has 188 tokens, prompt and output together, but" in result.stderr
+    assert "a request has 188 tokens, counting prompt and output, but" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["serve", "throughput", "latency"])

@@ -162,7 +162,7 @@ def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
         (["--cost-model=a.json", "--matmul-fraction=0.5"], "--matmul-fraction"),
         (["--workload=/nowhere.jsonl"], "nowhere.jsonl"),
         (["--model=/nowhere"], "not a folder here"),
-        (["--model=no/such"], "; known by name are qwen3-0.6b, qwen3-1.7b"),
+        (["--model=no/such"], "; the simulator's presets are qwen3-0.6b, qwen3-1.7b"),
         (["--gpu=cray"], "cray"),
         (["--range-ratio=0.5"], "uniform"),
         (["--bandwidth-fraction=1.5"], "bandwidth_fraction"),

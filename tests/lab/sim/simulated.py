@@ -1,4 +1,4 @@
-"""Small simulations for the tests: a tiny engine, made-up step times, and random jobs."""
+"""Small simulations for the tests: a tiny engine, artificial step times and random jobs."""
 
 from array import array
 from random import Random
@@ -30,7 +30,7 @@ def make_replica(num_blocks=64, eviction="lru", observers=(), costs=COSTS, casca
 
 
 def run(jobs, replicas, routing="round-robin", slo=None):
-    """Let the replicas serve the jobs; the report."""
+    """Let the replicas serve the jobs; return the report."""
     metrics = Metrics(slo)
     block_size = replicas[0].scheduler.config.block_size
     Cluster(replicas, ROUTERS[routing](len(replicas), block_size), metrics).run(jobs)
@@ -38,7 +38,7 @@ def run(jobs, replicas, routing="round-robin", slo=None):
 
 
 def make_jobs(seed, count=30, longest=200, rate=100.0, num_turns=1):
-    """Random prompts, of which many begin alike."""
+    """Return jobs with random prompts, many of which share a prefix."""
     random = Random(seed)
     heads = [_tokens(random, random.randint(0, longest // 2)) for _ in range(3)]
     now = 0.0

@@ -3,14 +3,14 @@ from dataclasses import dataclass, replace
 import pytest
 
 from minimal_vllm.config import EngineConfig
-from minimal_vllm_lab.sim.capacity import LEAST_SECONDS, PRECISION, bisect, find_rate
+from minimal_vllm_lab.sim.capacity import MIN_SECONDS, PRECISION, bisect, find_rate
 from minimal_vllm_lab.sim.config import (
     FleetConfig,
     SimulationConfig,
     SyntheticConfig,
     TrafficConfig,
 )
-from minimal_vllm_lab.sim.simulation import design
+from minimal_vllm_lab.sim.simulation import make_design
 from minimal_vllm_lab.stats.slo import Slo
 
 CONFIG = SimulationConfig(
@@ -26,29 +26,32 @@ class Outcome:
 
 
 @pytest.mark.parametrize("limit", [0.0042, 0.7, 1.0, 1.5, 777.0])
-def test_the_rate_found_holds_and_one_a_little_higher_does_not(limit):
+def test_the_found_rate_meets_the_objective_and_a_slightly_higher_one_does_not(limit):
     rate, outcome = bisect(lambda rate: Outcome(0.99 if rate <= limit else 0.98), 0.99)
     assert rate <= limit < rate * PRECISION**1.01
     assert outcome.attainment == 0.99
 
 
-@pytest.mark.parametrize(("attainment", "why"), [(0.0, "no rate"), (1.0, "any rate")])
-def test_a_search_without_an_end_is_given_up_with_the_reason(attainment, why):
+@pytest.mark.parametrize(
+    ("attainment", "why"), [(0.0, "no request rate"), (1.0, "every request rate")]
+)
+def test_an_endless_search_stops_with_the_reason(attainment, why):
     with pytest.raises(ValueError, match=why):
         bisect(lambda rate: Outcome(attainment), 0.5)
 
 
 def test_a_stricter_objective_is_met_at_a_lower_rate():
-    plan, slo = design(CONFIG), Slo(ttft=4000, tpot=150)
-    rate, report = find_rate(plan, CONFIG, slo, 0.9)
+    design = make_design(CONFIG)
+    slo = Slo(ttft=4000, tpot=150)
+    rate, report = find_rate(design, CONFIG, slo, 0.9)
     assert report.attainment >= 0.9
-    assert report.completed >= rate * LEAST_SECONDS
-    stricter, _ = find_rate(plan, CONFIG, replace(slo, tpot=80), 0.9)
+    assert report.completed >= rate * MIN_SECONDS
+    stricter, _ = find_rate(design, CONFIG, replace(slo, tpot=80), 0.9)
     assert stricter < rate
 
 
 @pytest.mark.parametrize("traffic", [{"workload": "latency1"}, {"request_rate": 3}])
-def test_a_workload_with_a_rate_of_its_own_has_none_to_be_found(traffic):
+def test_no_rate_is_searched_for_a_workload_that_sets_its_own(traffic):
     config = replace(CONFIG, traffic=TrafficConfig(**traffic))
     with pytest.raises(ValueError, match="leave out"):
-        find_rate(design(config), config, Slo(ttft=1), 0.9)
+        find_rate(make_design(config), config, Slo(ttft=1), 0.9)

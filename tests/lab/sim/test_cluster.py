@@ -1,4 +1,4 @@
-"""Small timelines, reckoned by hand: a step takes a second, and a tenth for each token."""
+"""Small timelines calculated by hand: a step takes one second, plus a tenth for each token."""
 
 from array import array
 from itertools import pairwise
@@ -41,35 +41,35 @@ def test_the_latencies_of_a_request_alone():
     assert report.busy == pytest.approx((first + 2 * each) / report.duration)
 
 
-def test_who_comes_at_the_same_time_is_in_the_same_step():
+def test_requests_that_arrive_at_the_same_time_are_in_the_same_step():
     report = serve(job(0.0, 4, 1), job(0.0, 6, 1))
     assert report.num_steps == 1
     assert report.latencies["p99_ttft_ms"] == pytest.approx(1000 * (1 + 10 * 0.1))
 
 
-def test_who_comes_during_a_step_waits_for_its_end():
+def test_a_request_that_arrives_during_a_step_waits_for_its_end():
     report = serve(job(0.0, 10, 1), job(0.5, 10, 1))
     assert report.num_steps == 2
     waited = 2.0 - 0.5
     assert report.latencies["mean_ttft_ms"] == pytest.approx(1000 * (2.0 + waited + 2.0) / 2)
 
 
-def test_who_comes_just_when_a_step_ends_is_in_the_next():
+def test_a_request_that_arrives_as_a_step_ends_is_in_the_next():
     report = serve(job(0.0, 10, 2), job(2.0, 9, 1))
     assert report.num_steps == 2
     assert report.latencies["mean_e2el_ms"] == pytest.approx(1000 * (2 * (1 + 1.0) + 2.0) / 2)
 
 
-def test_who_comes_while_all_sleep_wakes_them_at_the_next_step():
+def test_a_request_that_arrives_while_all_others_sleep_wakes_them_at_the_next_step():
     first = 1 + 17 * 0.1
     report = serve(job(0.0, 17, 14), job(first + 2.5 * 1.1, 10, 1))
     assert report.num_steps == 14
     assert report.duration == pytest.approx(first + 13 * 1.1 + 10 * 0.1)
-    later = 0.5 * 1.1 + 1 + 11 * 0.1  # what is left of the third step, then one for both
+    later = 0.5 * 1.1 + 1 + 11 * 0.1  # the rest of the third step, then one step for both
     assert report.latencies["mean_ttft_ms"] == pytest.approx(1000 * (first + later) / 2)
 
 
-def test_the_next_turn_comes_when_the_last_is_answered():
+def test_the_next_turn_arrives_after_the_last_answer():
     turns = []
 
     def follow_up(said, now):
@@ -83,20 +83,20 @@ def test_the_next_turn_comes_when_the_last_is_answered():
     assert report.completed == 2
 
 
-def test_a_request_too_long_for_the_engine_is_refused_and_harms_no_other():
+def test_a_request_too_long_for_the_engine_is_rejected_without_harm_to_others():
     report = serve(job(0.0, 300, 1), job(0.0, 10, 1), slo=Slo())
     assert (report.refused, report.completed) == (1, 1)
     assert report.attainment == 0.5
 
 
-def test_replicas_work_beside_each_other():
+def test_replicas_work_in_parallel():
     report = serve(job(0.0, 10, 1), job(0.0, 10, 1), count=2)
     assert report.duration == pytest.approx(2.0)
     assert report.busy == pytest.approx(1.0)
 
 
-def test_a_preempted_request_waits_between_two_tokens_as_long_as_it_really_did():
-    """From the records of each step, against what is added up on the way."""
+def test_the_gap_caused_by_a_preemption_is_counted_in_full():
+    """Compare the records of each step with the totals that the simulation keeps."""
     records = []
     replica = make_replica(
         num_blocks=20, observers=[records.append], max_model_len=256, block_size=16
@@ -115,7 +115,7 @@ def test_a_preempted_request_waits_between_two_tokens_as_long_as_it_really_did()
     assert found == pytest.approx(distribution("itl", gaps, [99]), rel=0.003)
 
 
-def test_simulated_records_follow_on_each_other():
+def test_simulated_records_are_contiguous():
     records = []
     serve(job(0.0, 100, 20), job(3.0, 100, 20), observers=[records.append])
     assert [record.step for record in records] == list(range(len(records)))
@@ -125,12 +125,12 @@ def test_simulated_records_follow_on_each_other():
 
 
 class Everything(list, Recorder):
-    """A recorder that keeps all records."""
+    """Recorder that keeps all records."""
 
     __call__ = list.append
 
 
-def test_a_request_that_comes_in_the_middle_of_a_step_is_recorded_as_coming_then():
+def test_a_request_that_arrives_during_a_step_is_recorded_at_that_time():
     records = Everything()
     serve(job(0.0, 10, 3), job(0.5, 10, 1), job(50.0, 10, 1), observers=[records])
     came = [record.arrived for record in records if isinstance(record, RequestRecord)]

@@ -64,7 +64,7 @@ def test_attention_within_a_prompt_is_arithmetic():
     assert seconds(prompt(32768)) - linear == pytest.approx(flops / 989e12, rel=0.01)
 
 
-def test_what_is_not_had_of_the_hardware_takes_longer():
+def test_a_lower_achieved_fraction_takes_longer():
     load = decode(8, 1000)
     slower = {
         "bandwidth_fraction": 0.5,
@@ -85,7 +85,7 @@ def test_twice_the_gpu_takes_half_the_time():
         assert seconds(load, gpu=double) == pytest.approx(seconds(load) / 2)
 
 
-def test_sliding_windows_are_refused_rather_than_mistaken_for_full_attention():
+def test_sliding_windows_are_rejected_rather_than_mistaken_for_full_attention():
     sliding = replace(QWEN, layers=(LayerConfig(window=4096, rope=True), *QWEN.layers[1:]))
     with pytest.raises(ValueError, match="sliding windows"):
         seconds(decode(1, 1), sliding)
@@ -101,7 +101,7 @@ def test_a_fitted_model_is_the_same_after_saving(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"per_step": 1}', '{"per_step": -1}'])
-def test_a_file_that_holds_no_cost_model_is_refused(tmp_path, text):
+def test_a_file_without_a_cost_model_is_rejected(tmp_path, text):
     (tmp_path / "costs.json").write_text(text)
     with pytest.raises(ValueError, match=r"per_|JSON"):
         LinearCostModel.load(tmp_path / "costs.json")
@@ -128,24 +128,24 @@ def test_only_a_batch_waits_between_the_general_kernels():
     assert seconds(decode(1, 100), achieved=waiting) == seconds(decode(1, 100))
 
 
-def test_kernels_wait_until_a_prompt_is_taken_in():
+def test_kernels_wait_until_a_prompt_is_admitted():
     admitting = replace(ALL_OF_IT, admission_us_per_token=0.1)
     for load in (prompt(10), prompt(8192)):
         more = seconds(load._replace(admitted=50_000), achieved=admitting) - seconds(load)
         assert more == pytest.approx(0.005)
 
 
-def test_the_first_step_takes_longer_where_none_runs():
+def test_the_first_step_after_idling_takes_longer():
     starting = replace(ALL_OF_IT, idle_start_ms=2)
     assert seconds(prompt(10), achieved=starting) == seconds(prompt(10))
     more = seconds(prompt(10)._replace(admitted=10), achieved=starting) - seconds(prompt(10))
     assert more == pytest.approx(0.002)
 
 
-def test_what_is_shared_is_not_read_again_but_still_multiplied():
+def test_shared_tokens_are_not_read_again_but_still_multiplied():
     num_pairs = 63 * 2048
     apart = decode(64, 2100)
-    saved = seconds(apart) - seconds(apart.sharing(num_pairs))
+    saved = seconds(apart) - seconds(apart.with_shared(num_pairs))
     read = num_pairs * QWEN.kv_bytes_per_token("bfloat16") / 4.8e12
     multiplied = num_pairs * 4 * 36 * 32 * 128 / 989e12
     assert saved == pytest.approx(read - multiplied)

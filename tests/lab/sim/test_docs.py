@@ -1,4 +1,4 @@
-"""docs/simulator.md tells the truth: its commands run, and print what it shows."""
+"""docs/simulator.md is true: its commands run and print what it shows."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def run(arguments, folder):
 
 
 @pytest.mark.parametrize(("command", "shown"), list(zip(COMMANDS, SHOWN, strict=True)))
-def test_a_command_prints_what_is_shown(command, shown, tmp_path):
+def test_a_command_prints_the_shown_output(command, shown, tmp_path):
     printed = run(["bash", "-euo", "pipefail", "-c", command], tmp_path).stdout
     assert printed.splitlines()[: len(shown.splitlines())] == shown.splitlines()
 

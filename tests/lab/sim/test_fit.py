@@ -21,7 +21,7 @@ def test_the_fit_finds_the_costs_that_made_the_times():
     assert vars(fitted) == pytest.approx(vars(COSTS), rel=1e-5)
 
 
-def test_what_costs_nothing_is_found_to_cost_nothing():
+def test_a_free_part_of_the_load_is_fitted_as_free():
     costs = LinearCostModel(
         per_step=1e-3, per_request=0, per_token=1e-5, per_sample=0, per_kv_token=0, per_attended=0
     )
@@ -39,7 +39,7 @@ def test_no_cost_is_negative_even_if_that_would_fit_better():
     assert fitted.per_step > 0
 
 
-def test_a_trace_is_fitted_to_as_its_records_are(tmp_path):
+def test_a_trace_and_its_records_give_the_same_fit(tmp_path):
     path = tmp_path / "trace.jsonl"
     writer = TraceWriter(path, 10**8)
     writer.begin(FACTS, None, started=0.0)
@@ -48,8 +48,8 @@ def test_a_trace_is_fitted_to_as_its_records_are(tmp_path):
     assert vars(read_cost_model(path)) == pytest.approx(vars(COSTS), rel=1e-5)
 
 
-def test_time_in_which_the_step_before_still_ran_is_not_counted_twice():
-    ahead = 0.5e-3  # each step but the first is planned so long before the one before it ends
+def test_time_in_which_the_previous_step_still_ran_is_not_counted_twice():
+    ahead = 0.5e-3  # how long before the previous step's end each step but the first is planned
     first, *others = record()
     overlapping = [
         replace(each, started=each.started - ahead, schedule_seconds=ahead) for each in others
@@ -58,6 +58,6 @@ def test_time_in_which_the_step_before_still_ran_is_not_counted_twice():
     assert vars(fitted) == pytest.approx(vars(COSTS), rel=1e-5)
 
 
-def test_too_few_steps_are_refused():
+def test_too_few_steps_are_rejected():
     with pytest.raises(ValueError, match="at least 12 steps"):
         fit_cost_model(record()[:11])

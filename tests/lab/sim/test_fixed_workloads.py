@@ -13,7 +13,9 @@ from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
         ("prefill64", 64, 64 * 4096, 64),
     ],
 )
-def test_a_workload_is_the_one_that_others_were_measured_on(name, count, num_input, num_output):
+def test_a_workload_is_the_one_that_other_engines_were_measured_with(
+    name, count, num_input, num_output
+):
     requests = FIXED_WORKLOADS[name]()
     assert len(requests) == count
     assert sum(len(prompt) for prompt, _ in requests) == num_input
@@ -21,7 +23,7 @@ def test_a_workload_is_the_one_that_others_were_measured_on(name, count, num_inp
     assert FIXED_WORKLOADS[name]() == requests
 
 
-def test_the_prefix_is_all_that_requests_share():
+def test_requests_share_only_the_prefix():
     prompts = [prompt for prompt, _ in FIXED_WORKLOADS["prefix256"]()]
     assert len({tuple(prompt[:2048]) for prompt in prompts}) == 1
     assert len({tuple(prompt[:2049]) for prompt in prompts}) > 200

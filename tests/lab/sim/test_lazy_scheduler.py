@@ -1,4 +1,4 @@
-"""Sleeping through decodes changes nothing that can be seen."""
+"""Sleeping through decodes has no visible effect."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from tests.lab.sim.simulated import make_jobs, make_replica, run
 
 
 def books(pool):
-    """All that a pool knows, in the order in which it would use it."""
+    """Return the complete state of a pool, in the order in which it would use its blocks."""
     return (
         pool._references,
         pool._hashes,
@@ -40,7 +40,7 @@ def test_sleeping_changes_neither_a_time_nor_a_block(
     seed, num_blocks, num_replicas, num_turns, rate, routing, config
 ):
     outcomes = []
-    for observers in ((), [lambda record: None]):  # who is watched does not sleep
+    for observers in ((), [lambda record: None]):  # with observers no request sleeps
         replicas = [
             make_replica(num_blocks, observers=observers, **config) for _ in range(num_replicas)
         ]

@@ -37,7 +37,7 @@ def test_a_load_counts_each_pair_of_tokens_that_attend(scheduled):
 
 
 @given(entries, st.lists(st.integers(0, 50), max_size=5))
-def test_sleepers_count_as_the_decodes_that_they_are(scheduled, starts):
+def test_sleepers_count_as_decodes(scheduled, starts):
     decodes = [Entry(start, 1, True) for start in starts]
     context = sum(start + 1 for start in starts)
     whole = load_of_plan(Plan([*scheduled, *decodes]))
@@ -46,7 +46,7 @@ def test_sleepers_count_as_the_decodes_that_they_are(scheduled, starts):
 
 
 class Noting:
-    """A cost model that remembers what it was asked."""
+    """Cost model that remembers the loads it was asked about."""
 
     def __init__(self):
         self.loads = []
@@ -56,16 +56,16 @@ class Noting:
         return COSTS.seconds(load)
 
 
-def test_a_record_tells_the_load_that_was_reckoned_with():
+def test_a_record_gives_the_load_that_the_cost_model_was_asked_about():
     costs, records = Noting(), []
     run(make_jobs(seed=0), [make_replica(observers=[records.append], costs=costs)])
-    reckoned = [each._replace(admitted=0) for each in costs.loads]  # which a record can't tell
-    assert [load_of_record(record) for record in records] == reckoned
-    assert len(reckoned) > 100
+    predicted = [each._replace(admitted=0) for each in costs.loads]  # not part of a record
+    assert [load_of_record(record) for record in records] == predicted
+    assert len(predicted) > 100
 
 
-def test_decodes_alone_read_once_what_they_share_if_they_can():
-    head = array("i", range(40))  # two full blocks, and a part that each has for itself
+def test_pure_decode_steps_read_shared_tokens_once_with_cascade_attention():
+    head = array("i", range(40))  # two full shared blocks, and part of a block of its own
     jobs = [Job(number * 1e-4, head + array("i", [99 + number]), 9) for number in range(3)]
     loads = []
     for cascade in (False, True):
@@ -74,14 +74,14 @@ def test_decodes_alone_read_once_what_they_share_if_they_can():
         loads.append(costs.loads)
     differences = []
     for plain, shared in zip(*loads, strict=True):
-        assert shared == plain.sharing(shared.shared)
+        assert shared == plain.with_shared(shared.shared)
         differences.append(plain.kv_tokens - shared.kv_tokens)
     # The first one's prompt; its first decode, beside the others' prompts; seven decodes of all
     # three, after which the first has ended; one of the others.
     assert differences == [0, 0, *[2 * 32] * 7, 32]
 
 
-def test_prompts_are_taken_in_beside_a_step_unless_none_runs():
+def test_prompts_are_admitted_during_a_step_unless_none_runs():
     costs = Noting()
     jobs = [Job(at, array("i", range(length)), 3) for at, length in ((0, 9), (1e-4, 8), (5, 7))]
     run(iter(jobs), [make_replica(costs=costs)])

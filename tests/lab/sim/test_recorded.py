@@ -37,12 +37,12 @@ def test_each_line_is_a_request(file):
         ('{"prompt_len": 4, "max_tokens": 1, "arival": 3}', "arival"),
         ('{"prompt_token_ids": [], "max_tokens": 1}', "prompt_token_ids"),
         ('{"prompt_token_ids": [-1], "max_tokens": 1}', "prompt_token_ids"),
-        ('{"max_tokens": 1}', "prompt_token_ids or prompt_len"),
-        ('{"prompt_token_ids": [1], "prompt_len": 1, "max_tokens": 1}', "either"),
+        ('{"max_tokens": 1}', "prompt_token_ids and prompt_len"),
+        ('{"prompt_token_ids": [1], "prompt_len": 1, "max_tokens": 1}', "exactly one"),
         ('{"prompt_len": 4, "max_tokens": 1, "arrival": 0.5}', "sort"),
     ],
 )
-def test_a_wrong_line_is_named_with_what_is_wrong(file, line, complaint):
+def test_an_invalid_line_is_reported_with_its_number_and_the_reason(file, line, complaint):
     path = file('{"arrival": 1, "prompt_len": 4, "max_tokens": 1}', line)
     with pytest.raises(ValueError, match=f"traffic.jsonl, line 2: .*({complaint})"):
         list(recorded_jobs(path, seed=0))

@@ -26,7 +26,7 @@ def test_the_least_loaded_is_chosen_and_the_first_of_equals():
     assert router.choose(request(1)) == 1
 
 
-def test_a_prompt_goes_where_its_longest_prefix_went():
+def test_a_prompt_is_sent_where_its_longest_prefix_was_sent():
     router = PrefixAware(3, BLOCK_SIZE)
     assert router.choose(request(1, 1, 1, 1)) == 0
     router.loads[:] = [1, 0, 0]
@@ -44,7 +44,7 @@ def test_a_short_common_prefix_counts_less_than_the_load():
     assert router.choose(request(1, 1, 1, 1, *range(2, 20))) == 1
 
 
-def test_prefixes_do_not_count_while_the_loads_are_far_apart():
+def test_prefixes_do_not_count_while_the_loads_are_unbalanced():
     router = PrefixAware(2, BLOCK_SIZE)
     assert router.choose(request(1, 1, 1, 1)) == 0
     router.loads[:] = [IMBALANCE, 0]
@@ -63,14 +63,14 @@ def test_the_router_forgets_what_was_sent_long_ago():
 
 
 @pytest.mark.parametrize("routing", ROUTERS)
-def test_the_loads_are_back_to_nothing_at_the_end(routing):
+def test_the_loads_are_0_at_the_end(routing):
     replicas, metrics = [make_replica() for _ in range(3)], Metrics(None)
     router = ROUTERS[routing](3, BLOCK_SIZE)
     Cluster(replicas, router, metrics).run(make_jobs(seed=0))
     assert router.loads == [0, 0, 0]
 
 
-def test_sending_conversations_where_they_began_finds_more_in_the_caches():
+def test_sending_conversations_where_they_began_raises_the_hit_rate():
     rates = {
         routing: run(
             make_jobs(seed=0, count=40, num_turns=4, rate=5),

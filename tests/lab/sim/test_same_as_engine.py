@@ -19,7 +19,7 @@ from tests.lab.sim.simulated import COSTS, run
 
 
 def draw_requests(seed, count=16):
-    """Prompts of which half begin with the same 40 tokens, and output lengths."""
+    """Return prompts, half of which begin with the same 40 tokens, and output lengths."""
     random = Random(seed)
     head = [random.randrange(4096) for _ in range(40)]
     for index in range(count):
@@ -28,7 +28,7 @@ def draw_requests(seed, count=16):
 
 
 def really_run(requests, **options):
-    """The scheduler's limits, and the records of a run of the engine."""
+    """Return the scheduler's limits, and the records of a run of the engine."""
     records = []
     llm = LLM(observers=[records.append], device="cpu", max_model_len=256, **options)
     prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
@@ -38,8 +38,8 @@ def really_run(requests, **options):
 
 
 def decisions(records):
-    """Who did what in each step, but for the times and the tokens."""
-    order = {}  # the engine and the simulator count requests in their own ways
+    """Return the decisions of each step, without times and tokens."""
+    order = {}  # the engine and the simulator number requests differently
     for record in records:
         for request_id in record.admitted:
             order.setdefault(request_id, len(order))

@@ -22,7 +22,7 @@ from minimal_vllm_lab.sim.config import (
 )
 from minimal_vllm_lab.sim.hardware import CONTEXT_BYTES, GPUS
 from minimal_vllm_lab.sim.presets import PRESETS
-from minimal_vllm_lab.sim.simulation import design, make_jobs, simulate
+from minimal_vllm_lab.sim.simulation import make_design, make_jobs, simulate
 from tests.lab.sim.simulated import COSTS
 
 
@@ -36,30 +36,32 @@ def config(model="qwen3-8b", fleet=None, traffic=None, synthetic=None, **engine)
 
 
 def run(config, **options):
-    return simulate(design(config), config, **options)
+    return simulate(make_design(config), config, **options)
 
 
-def test_the_pool_has_as_many_blocks_as_the_engine_would_find_room_for():
+def test_the_pool_has_as_many_blocks_as_the_engine_would_fit():
     chosen = config(max_num_seqs=100, block_size=32, gpu_memory_utilization=0.8)
-    plan = design(chosen)
-    weights = plan.model.num_parameters * 2
+    design = make_design(chosen)
+    weights = design.model.num_parameters * 2
     used, total = weights + CONTEXT_BYTES, 141 * 2**30
     memory = DeviceMemory("cuda", total, total - used, used)
     by_the_engine = sizing.choose_num_blocks(
-        chosen.engine, plan.model, torch.bfloat16, memory, 8192
+        chosen.engine, design.model, torch.bfloat16, memory, 8192
     )
-    assert plan.num_blocks == by_the_engine > 1000
-    assert plan.scheduler_config.max_num_batched_tokens == 8192
+    assert design.num_blocks == by_the_engine > 1000
+    assert design.scheduler_config.max_num_batched_tokens == 8192
 
 
 def test_an_fp8_cache_holds_twice_as_much():
-    half, whole = (design(config(fleet={"kv_cache_dtype": dtype})) for dtype in ("fp8", "auto"))
+    half, whole = (
+        make_design(config(fleet={"kv_cache_dtype": dtype})) for dtype in ("fp8", "auto")
+    )
     assert half.num_blocks == pytest.approx(2 * whole.num_blocks, abs=1)
 
 
 def test_a_length_that_the_pool_cannot_hold_is_lowered_as_the_engine_does():
-    plan = design(config(num_gpu_blocks_override=100))
-    assert (plan.num_blocks, plan.scheduler_config.max_model_len) == (100, 1600)
+    design = make_design(config(num_gpu_blocks_override=100))
+    assert (design.num_blocks, design.scheduler_config.max_model_len) == (100, 1600)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +74,9 @@ def test_a_length_that_the_pool_cannot_hold_is_lowered_as_the_engine_does():
         ({"fleet": {"cost_model": "/nowhere.json"}}, "can't be read"),
     ],
 )
-def test_what_cannot_be_had_is_refused(options, complaint):
+def test_an_impossible_choice_is_rejected(options, complaint):
     with pytest.raises(ValueError, match=complaint):
-        design(config(**options))
+        make_design(config(**options))
 
 
 @pytest.mark.parametrize(
@@ -85,12 +87,12 @@ def test_what_cannot_be_had_is_refused(options, complaint):
         ({"request_rate": 0}, "greater than 0"),
     ],
 )
-def test_traffic_that_makes_no_sense_is_refused(traffic, complaint):
+def test_traffic_that_makes_no_sense_is_rejected(traffic, complaint):
     with pytest.raises(ValidationError, match=complaint):
         config(traffic=traffic)
 
 
-def test_bursts_without_a_rate_are_refused():
+def test_bursts_without_a_rate_are_rejected():
     with pytest.raises(ValueError, match="request_rate"):
         run(config(traffic={"burstiness": 0.5}))
 
@@ -102,13 +104,13 @@ def test_the_gpus_to_choose_from_are_those_of_the_table():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_about_as_many_parameters_as_its_name_says(name):
     billions = float(name.split("-")[-1].removesuffix("b"))
-    found = design(config(name, num_gpu_blocks_override=100)).model.num_parameters / 1e9
+    found = make_design(config(name, num_gpu_blocks_override=100)).model.num_parameters / 1e9
     assert found == pytest.approx(billions, rel=0.25)
 
 
 def test_a_config_file_and_its_folder_are_the_same_model():
     folder, file = (
-        design(config(str(path), num_gpu_blocks_override=200))
+        make_design(config(str(path), num_gpu_blocks_override=200))
         for path in (DEMO_MODEL_DIR, DEMO_MODEL_DIR / "config.json")
     )
     assert folder.model == file.model
@@ -145,10 +147,10 @@ def test_recorded_traffic_is_served(tmp_path):
     assert report.duration > 9
 
 
-def test_fitted_costs_take_the_place_of_the_datasheet(tmp_path):
+def test_fitted_costs_replace_the_datasheet(tmp_path):
     COSTS.save(tmp_path / "costs.json")
     fleet = {"cost_model": str(tmp_path / "costs.json")}
-    assert design(config(fleet=fleet)).cost_model == COSTS
+    assert make_design(config(fleet=fleet)).cost_model == COSTS
 
 
 def test_each_replica_s_records_are_shown_to_its_own_observers():
@@ -173,7 +175,7 @@ def test_a_simulation_needs_no_torch():
 
 
 @pytest.mark.parametrize(("option", "base"), [("scheduler", Scheduler), ("block_pool", BlockPool)])
-def test_a_part_of_the_user_s_is_used_as_it_is_and_every_step_is_its_own(option, base):
+def test_a_custom_class_is_used_and_every_step_is_planned_in_full(option, base):
     made = []
 
     class Mine(base):

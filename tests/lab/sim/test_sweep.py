@@ -14,7 +14,7 @@ def test_options_are_named_as_on_the_command_line():
 
 
 @pytest.mark.parametrize("text", ["", "gpu", "gpu=", "gpu=,"])
-def test_what_is_no_sweep_is_refused(text):
+def test_text_that_is_no_sweep_is_rejected(text):
     with pytest.raises(ValueError, match="gpu=h100,h200"):
         parse_sweep(text)
 
@@ -45,30 +45,30 @@ def test_there_is_a_variant_for_each_combination():
         ("input_len", "synthetic"),
     ],
 )
-def test_each_part_s_options_can_be_swept(name, part):
+def test_options_of_every_section_can_be_swept(name, part):
     value = {"gpu": "l4", "matmul_fraction": "0.5"}.get(name, "7")
     changed = getattr(getattr(override(CONFIG, {name: value}), part), name)
     assert str(changed) == value
 
 
-def test_a_value_out_of_range_is_refused():
+def test_a_value_out_of_range_is_rejected():
     with pytest.raises(ValidationError, match="replicas"):
         override(CONFIG, {"replicas": "0"})
 
 
 @pytest.mark.parametrize("name", ["velocity", "device", "tokenizer"])
-def test_an_option_that_does_not_exist_or_has_no_effect_is_refused(name):
+def test_an_option_that_does_not_exist_or_has_no_effect_is_rejected(name):
     with pytest.raises(ValueError, match=f"--{name}"):
         override(CONFIG, {name: "1"})
 
 
 def test_lengths_of_a_workload_that_has_its_own_cannot_be_swept():
     config = SimulationConfig(CONFIG.engine, traffic=TrafficConfig(workload="mixed256"))
-    with pytest.raises(ValueError, match="--input-len: only for"):
+    with pytest.raises(ValueError, match="--input-len: only applies"):
         override(config, {"input_len": "3"})
 
 
 def test_fractions_of_a_datasheet_that_is_not_used_cannot_be_swept():
     config = SimulationConfig(CONFIG.engine, FleetConfig(cost_model="costs.json"))
-    with pytest.raises(ValueError, match="--matmul-fraction: no effect"):
+    with pytest.raises(ValueError, match="--matmul-fraction: has no effect"):
         override(config, {"matmul_fraction": "0.5"})

@@ -13,7 +13,7 @@ def jobs(seed=0, **options):
 
 
 def conversation(first, speed):
-    """All turns of a conversation with an engine that takes so long for each."""
+    """Return all turns of a conversation with an engine that takes ``speed`` seconds for each."""
     turns = [first]
     while turns[-1].follow_up:
         last = turns[-1]
@@ -28,7 +28,7 @@ def conversation(first, speed):
     return turns
 
 
-def test_lognormal_lengths_have_the_mean_asked_for_and_a_long_tail():
+def test_lognormal_lengths_have_the_given_mean_and_a_long_tail():
     traffic = jobs(num_prompts=20_000, input_len=300, output_len=50)
     inputs = np.array([len(each.prompt) for each in traffic])
     outputs = np.array([each.num_output_tokens for each in traffic])
@@ -38,7 +38,7 @@ def test_lognormal_lengths_have_the_mean_asked_for_and_a_long_tail():
     assert min(inputs.min(), outputs.min()) >= 1
 
 
-def test_uniform_lengths_keep_to_their_range():
+def test_uniform_lengths_stay_in_their_range():
     options = {"length_distribution": "uniform", "input_len": 100, "output_len": 40}
     traffic = jobs(num_prompts=2000, range_ratio=0.5, **options)
     assert {len(each.prompt) for each in traffic} == set(range(50, 151))
@@ -46,17 +46,17 @@ def test_uniform_lengths_keep_to_their_range():
     assert {len(each.prompt) for each in jobs(num_prompts=20, **options)} == {100}
 
 
-def test_a_range_without_uniform_lengths_is_refused():
+def test_a_range_without_uniform_lengths_is_rejected():
     with pytest.raises(ValidationError, match="uniform"):
         SyntheticConfig(range_ratio=0.5)
 
 
-def test_prefixes_without_a_length_are_refused():
+def test_prefixes_without_a_length_are_rejected():
     with pytest.raises(ValidationError, match="prefix_len"):
         SyntheticConfig(num_prefixes=3)
 
 
-def test_prompts_share_as_many_prefixes_as_asked_for_and_nothing_else():
+def test_prompts_share_the_given_number_of_prefixes_and_nothing_else():
     traffic = jobs(num_prompts=200, prefix_len=32, num_prefixes=3, input_len=64)
     prefixes = {tuple(each.prompt[:32]) for each in traffic}
     rests = {tuple(each.prompt[32:]) for each in traffic if len(each.prompt) > 40}
@@ -64,7 +64,7 @@ def test_prompts_share_as_many_prefixes_as_asked_for_and_nothing_else():
     assert len(rests) == sum(len(each.prompt) > 40 for each in traffic)
 
 
-def test_a_turn_sends_all_that_was_said_before_after_a_pause():
+def test_a_turn_sends_the_conversation_so_far_after_a_pause():
     turns = conversation(jobs(num_prompts=1, num_turns=4)[0], speed=1.0)
     assert len(turns) == 4
 

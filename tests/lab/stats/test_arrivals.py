@@ -13,18 +13,18 @@ def times(rate, burstiness=1.0, seed=0, count=20_000, *, stretched=False):
 
 
 @pytest.mark.parametrize("stretched", [False, True])
-def test_at_an_infinite_rate_all_come_at_once(stretched):
+def test_at_an_infinite_rate_all_requests_arrive_at_once(stretched):
     assert times(math.inf, count=3, stretched=stretched) == [0, 0, 0]
 
 
-def test_requests_come_at_the_rate_and_in_order():
+def test_requests_arrive_at_the_rate_and_in_order():
     arrivals = times(5.0)
     assert arrivals == sorted(arrivals)
     assert arrivals[-1] == pytest.approx(20_000 / 5, rel=0.03)
 
 
 @pytest.mark.parametrize("burstiness", [0.001, 0.2, 1.0, 5.0])
-def test_stretched_arrivals_come_in_order_and_exactly_at_the_rate(burstiness):
+def test_stretched_arrivals_are_in_order_and_exactly_at_the_rate(burstiness):
     arrivals = times(10.0, burstiness, count=4000, stretched=True)
     assert arrivals == sorted(arrivals)
     assert arrivals[0] >= 0
@@ -34,12 +34,12 @@ def test_stretched_arrivals_come_in_order_and_exactly_at_the_rate(burstiness):
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 100.0])
 @pytest.mark.parametrize("stretched", [False, True])
 def test_burstiness_is_the_shape_of_the_gaps(burstiness, stretched):
-    """A gamma distribution's coefficient of variation is 1 / sqrt(shape)."""
+    """The coefficient of variation of a gamma distribution is 1 / sqrt(shape)."""
     gaps = np.diff(times(1.0, burstiness, stretched=stretched))
     assert gaps.std() / gaps.mean() == pytest.approx(burstiness**-0.5, rel=0.05)
 
 
-def test_a_poisson_process_has_as_many_arrivals_in_a_second_as_their_variance():
+def test_arrivals_per_second_of_a_poisson_process_have_equal_mean_and_variance():
     counts = np.bincount(np.array(times(10.0, count=4000)).astype(int), minlength=390)[:390]
     assert counts.var() == pytest.approx(counts.mean(), rel=0.2)
 
@@ -52,5 +52,5 @@ def test_another_seed_is_another_pattern():
     assert times(1.0, seed=1) != times(1.0, seed=2)
 
 
-def test_arrivals_of_which_all_gaps_round_to_0_are_still_numbers():
+def test_arrivals_whose_gaps_all_round_to_0_are_still_numbers():
     assert all(map(math.isfinite, times(10.0, 1e-6, count=1, stretched=True)))

@@ -14,12 +14,12 @@ def test_a_distribution_is_in_milliseconds_with_interpolated_percentiles():
     }
 
 
-def test_a_distribution_of_nothing_is_no_number():
+def test_statistics_of_no_values_are_none():
     assert set(distribution("tpot", [], [99]).values()) == {None}
 
 
-def test_values_that_were_counted_spread_as_if_each_stood_there_as_often():
-    """But for percentiles, which are not interpolated: 2 of 3 are at most 0.002."""
+def test_counted_values_have_the_distribution_of_repeated_values():
+    """Percentiles differ, because they are not interpolated: 2 of 3 values are at most 0.002."""
     counted = distribution("itl", [0.005, 0.002], [66, 67], [1, 2])
     listed = distribution("itl", [0.005, 0.002, 0.002], [])
     assert counted == pytest.approx({**listed, "p66_itl_ms": 2.0, "p67_itl_ms": 5.0})
