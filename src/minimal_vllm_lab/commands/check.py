@@ -33,10 +33,10 @@ def check(ctx: click.Context, /, **parts: str | None) -> None:
         with searching():
             lesson = SUITES[name].check(part)
         if lesson is None:
-            click.echo(f"✓ {part} does all that the engine asks of {SUITES[name].what}.")
+            click.echo(f"✓ {part} does all that the engine asks of {SUITES[name].title}.")
         else:
             has_failed = True
-            click.echo("\n".join([f"{part}, as {SUITES[name].what}:", "", *lesson.lines()]))
+            click.echo("\n".join([f"{part}, as {SUITES[name].title}:", "", *lesson.lines()]))
     ctx.exit(int(has_failed))
 
 

@@ -15,7 +15,7 @@ class KeepsWhatItEvicts(LRU):
         return next(iter(self._released))
 
 
-class KeepsItsPlaceInTheQueue(LRU):
+class KeepsItsIndexInTheQueue(LRU):
     """First in, first out: a block that is used again does not become younger."""
 
     def __init__(self):
@@ -62,7 +62,7 @@ class ListsBackwards(LRU):
 MUTANTS = {
     MostRecentlyUsed: rules.LEAST_RECENT,
     KeepsWhatItEvicts: rules.MEMBERS,
-    KeepsItsPlaceInTheQueue: rules.LEAST_RECENT,
+    KeepsItsIndexInTheQueue: rules.LEAST_RECENT,
     RemovesNothing: rules.MEMBERS,
     CountsWrong: rules.MEMBERS,
     EvictsAtRandom: rules.LEAST_RECENT,
@@ -85,5 +85,5 @@ def test_a_mistake_is_found_and_called_by_its_name(mutant):
 
 
 def test_any_order_will_do_if_it_is_the_one_that_is_shown():
-    assert check_eviction(KeepsItsPlaceInTheQueue) is None
+    assert check_eviction(KeepsItsIndexInTheQueue) is None
     assert check_eviction(EvictsAtRandom).rule is rules.IN_ORDER

@@ -67,7 +67,7 @@ class IgnoresTopK:
         return sample(logits, [_with(row, top_k=0) for row in rows])
 
 
-class IgnoresThePlace:
+class IgnoresThePosition:
     def __call__(self, logits, rows):
         return sample(logits, [_Changed(row, next_output_index=0) for row in rows])
 
@@ -95,14 +95,14 @@ def _is_plain(params):
 
 
 MUTANTS = {
-    AlwaysTheBest: rules.OFTEN,
+    AlwaysTheBest: rules.FREQUENCIES,
     LastOfEquals: rules.GREEDY,
-    KnowsNoParameters: rules.AS_ASKED,
-    DependsOnItsNeighbours: rules.ALONE,
-    IgnoresTheTemperature: rules.OFTEN,
+    KnowsNoParameters: rules.OPTIONS_APPLIED,
+    DependsOnItsNeighbours: rules.ROW_INDEPENDENT,
+    IgnoresTheTemperature: rules.FREQUENCIES,
     IgnoresTopK: rules.POSSIBLE,
-    IgnoresThePlace: rules.FRESH,
-    HidesBrokenRows: rules.SOUND,
+    IgnoresThePosition: rules.NEW_DRAW,
+    HidesBrokenRows: rules.NAN_ROW,
 }
 
 

@@ -4,7 +4,7 @@ from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.step.request import Status
 from minimal_vllm_lab.ablate.policies import Reservation, StaticBatching
 from minimal_vllm_lab.check import fake_model
-from minimal_vllm_lab.check import scheduler as rules
+from minimal_vllm_lab.check import scheduler_rules as rules
 from minimal_vllm_lab.check.scheduler import check_scheduler
 
 
@@ -15,7 +15,7 @@ class ForgetsTheBudget(Scheduler):
 
 
 class StallsDecodes(Scheduler):
-    """Who is first takes what it can."""
+    """Give the first request as many tokens as the budget allows."""
 
     def schedule_running(self, plan, budget):
         for request in self.running:
@@ -74,7 +74,7 @@ class SharesTheWholePrompt(Scheduler):
 
 
 class IgnoresTheSalt(Scheduler):
-    """All blocks in the same place of a text have the same name."""
+    """Give all blocks at the same index of a block table the same hash."""
 
     def _extend_hashes(self, request):
         num_full = request.num_tokens // self.config.block_size
@@ -83,14 +83,14 @@ class IgnoresTheSalt(Scheduler):
 
 MUTANTS = {
     ForgetsTheBudget: rules.BUDGET,
-    StallsDecodes: rules.NOBODY_STALLS,
+    StallsDecodes: rules.NO_STALL,
     PreemptsFromTheFront: rules.FROM_THE_BACK,
     ForgetsTheCounter: rules.PREEMPTED_WAITS,
     LosesThePreempted: rules.ALL_FINISH,
     CountsBlocksByFloor: fake_model.HAS_BLOCKS,
-    KeepsItsBlocks: rules.BOOKS,
-    SharesTheWholePrompt: rules.STEPS_ON,
-    IgnoresTheSalt: fake_model.READS_ITS_OWN,
+    KeepsItsBlocks: rules.BLOCK_OWNERS,
+    SharesTheWholePrompt: rules.ADVANCES,
+    IgnoresTheSalt: fake_model.READS_OWN_TOKENS,
 }
 
 
