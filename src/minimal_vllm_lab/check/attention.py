@@ -221,7 +221,7 @@ def _diagnose(found: Tensor, paged: PagedCase, window: int | None) -> str:
 
 
 def _mistakes(block_size: int) -> dict[str, Attend]:
-    """Return well-known mistakes: a description, and an attention function that makes the mistake."""
+    """Return well-known mistakes: descriptions, and attention functions that make the mistakes."""
 
     def no_mask(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
         # A query at the last position attends to all keys.

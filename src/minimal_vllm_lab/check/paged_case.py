@@ -19,7 +19,7 @@ from minimal_vllm.step.request import Request
 
 @dataclass
 class PagedCase:
-    """The attention inputs of one step, and each request's keys and values as contiguous tensors."""
+    """The attention inputs of one step, and the contiguous keys and values of each request."""
 
     batch: Batch
     q: Tensor

@@ -26,8 +26,8 @@ def ignores_the_window(q, keys, values, scale, window):
 def test_what_is_wrong_for_one_token_alone_is_shown_at_that_token():
     lesson = check_attend(SimpleNamespace(attend=masks_as_if_all_were_new))
     assert lesson.rule is STEP_BY_STEP
-    assert lesson.history[-1] == "now the token at position 1 alone, 1 in the cache"
-    assert "are taken to stand at the beginning" in lesson.found
+    assert lesson.history[-1] == "the token at position 1 alone, with 1 in the cache"
+    assert "are counted from the start of the request" in lesson.found
 
 
 def test_a_well_known_mistake_is_called_by_its_name():

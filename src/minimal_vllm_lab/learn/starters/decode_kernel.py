@@ -1,27 +1,27 @@
-"""Exercise decode-kernel: attention of one new token, as a GPU computes it.
+"""Exercise decode-kernel: write the inner loop of a decode kernel in Triton.
 
-The idea. A kernel can't hold all scores of a long context: it walks through the keys in tiles, and
-keeps three things per query head: the highest score so far (``peak``), the sum of the exponentials
-(``total``) and the sum of the values weighted with them (``mean``). When a tile brings a higher
-score, what was summed before *fades* (the online softmax: Milakov and Gimelshein, 2018)::
+The idea. A kernel can't hold all scores of a long context. It loops over the keys in tiles, and
+keeps three values per query head: the maximum score so far (``peak``), the sum of the exponentials
+(``total``), and the sum of the values weighted with them (``mean``). When a tile has a higher
+score, the earlier sums are scaled down (online softmax: Milakov and Gimelshein, 2018)::
 
-    fade  = 2 ** (old peak - new peak)
-    total = total * fade + sum of 2 ** (score - new peak)
-    mean  = mean  * fade + sum of 2 ** (score - new peak) * value
+    factor = 2 ** (old peak - new peak)
+    total  = total * factor + sum of 2 ** (score - new peak)
+    mean   = mean  * factor + sum of 2 ** (score - new peak) * value
 
-In the end ``mean / total`` is the result. Powers of two, since GPUs have an instruction for them:
-``scale`` contains log2(e). ``_decode`` below, which is given, runs once for each request and kv
-head, finds the addresses of each tile by the block table, and calls ``take_keys``.
+The result is ``mean / total``. The base is two because GPUs have an instruction for powers of two;
+``scale`` includes the factor log2(e). ``_decode`` below is given. It runs once per request and kv
+head, computes the addresses of each tile from the block table, and calls ``take_keys``.
 
-What to write: ``take_keys``, in Triton's language. What you need of it:
+What to write: ``take_keys``, in Triton's language. These functions suffice:
 
     tl.load(pointers, mask=…, other=0.0)       tl.dot(a, b, input_precision=PRECISION)
     tl.trans(a)                                 tl.dot(a, b, c, input_precision=PRECISION): a b + c
     tl.where(condition, a, b)                   tl.max(a, 1), tl.sum(a, 1): over the keys
     tl.maximum(a, b), tl.exp2(a)                a[:, None]: a column
 
-How it is checked: random batches, compared with attention over contiguous tensors. Without a GPU
-it runs in Triton's interpreter. All memory that belongs to nobody holds NaN.
+How it is checked: random batches, compared with attention over contiguous tensors. Without a GPU it
+runs in Triton's interpreter. All unused memory holds NaN.
 
     minimal-vllm learn check decode-kernel
 """
@@ -37,7 +37,7 @@ from minimal_vllm.step.batch import Batch
 
 LOG2_E = 1.4426950408889634
 ROWS = 16
-"""A product on tensor cores has at least so many rows: the query heads are padded to them."""
+"""Minimum number of rows of a product on tensor cores. The query heads are padded to it."""
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def take_keys(
     q_tile,
     key,
     value,
-    place,
+    offsets,
     is_key,
     visible,
     scale,
@@ -56,30 +56,30 @@ def take_keys(
     MAY_SEE_NONE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take a tile of keys in.
+    """Update the online softmax with a tile of keys and values.
 
     Args:
-        q_tile: ``[rows, dims]``.
-        key: the keys' memory; ``key + place`` are pointers to this tile's.
-        value: the values' memory.
-        place: ``[keys, dims]``: where in both the tile is.
-        is_key: ``[keys, dims]``: what of it exists; the rest counts as zeros.
-        visible: ``[rows or 1, keys]``, if ``MASKED``: who sees whom; a hidden score is -inf.
-        scale: of the scores.
-        peak: ``[rows]`` float32: the highest score so far, -inf at first.
-        total: ``[rows]`` float32: the sum of the exponentials.
-        mean: ``[rows, dims]`` float32: the weighted sum of the values.
-        MASKED: whether some keys may be hidden from some rows.
-        MAY_SEE_NONE: whether a row may have seen no key even after this tile; here it never is.
-        PRECISION: of the products.
+        q_tile: ``[rows, dims]``, the queries.
+        key: pointer to the keys; ``key + offsets`` are pointers to this tile's keys.
+        value: pointer to the values.
+        offsets: ``[keys, dims]``, offsets of this tile, for both keys and values.
+        is_key: ``[keys, dims]``, False for elements that do not exist; load them as zeros.
+        visible: ``[rows or 1, keys]``, False for hidden scores, which are -inf. Used if ``MASKED``.
+        scale: factor for the scores.
+        peak: ``[rows]`` float32, the maximum score so far, -inf at first.
+        total: ``[rows]`` float32, the sum of the exponentials.
+        mean: ``[rows, dims]`` float32, the weighted sum of the values.
+        MASKED: True if some keys may be hidden from some rows.
+        MAY_SEE_NONE: True if all keys so far may be hidden from a row; never the case here.
+        PRECISION: precision of the products.
 
     Returns:
-        ``peak``, ``total`` and ``mean`` with the tile in them.
+        ``peak``, ``total`` and ``mean``, updated.
     """
     raise NotImplementedError(
-        "load the keys; scores = q_tile keys^T * scale; hide what is not visible; find the new "
-        "peak; weights = exp2(scores - new peak); let total and mean fade; add the weights to "
-        "total, and weights times values to mean"
+        "load the keys; scores = q_tile keys^T * scale; set hidden scores to -inf; compute the new "
+        "peak; weights = exp2(scores - new peak); scale total and mean down; add the weights to "
+        "total, and the weights times the values to mean"
     )
 
 
@@ -100,14 +100,14 @@ def _decode(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """One request's new token, and the G query heads that share one kv head."""
+    """Compute attention of one request's new token, for the G query heads of one kv head."""
     head, request = tl.program_id(0), tl.program_id(1)
     end = tl.load(seq_lens + request)
     table = block_tables + request * table_stride
     row, dim = tl.arange(0, ROWS), tl.arange(0, D)
     is_real = (row < G)[:, None] & (dim < D)[None, :]
-    q_place = (request * K * G + head * G + row)[:, None] * D + dim[None, :]
-    q_tile = tl.load(q + q_place, mask=is_real, other=0.0)
+    q_offsets = (request * K * G + head * G + row)[:, None] * D + dim[None, :]
+    q_tile = tl.load(q + q_offsets, mask=is_real, other=0.0)
 
     peak = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -116,13 +116,13 @@ def _decode(
         position = tile + tl.arange(0, KEYS)
         exists = position < end
         block = tl.load(table + position // S, mask=exists, other=0).to(tl.int64)
-        place = ((block * K + head) * (S * D) + (position % S) * D)[:, None] + dim[None, :]
+        offsets = ((block * K + head) * (S * D) + (position % S) * D)[:, None] + dim[None, :]
         is_key = exists[:, None] & (dim < D)[None, :]
         peak, total, mean = take_keys(
-            q_tile, key, value, place, is_key, exists[None, :], scale,
+            q_tile, key, value, offsets, is_key, exists[None, :], scale,
             peak, total, mean, True, False, "ieee",
         )  # fmt: skip
-    tl.store(out + q_place, mean / total[:, None], mask=is_real)
+    tl.store(out + q_offsets, mean / total[:, None], mask=is_real)
 
 
 class MyStep(PagedStep):
@@ -137,7 +137,7 @@ class MyStep(PagedStep):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Launch the kernel; ``[R, H, D]``."""
+        """Launch the kernel, and return the result, ``[R, H, D]``."""
         _, num_kv_heads, block_size, head_dim = cache.key.shape
         out = torch.empty_like(q)
         _decode[(num_kv_heads, len(q))](
@@ -160,11 +160,11 @@ class MyStep(PagedStep):
 
 
 class MyAttention:
-    """Makes the attention of each step."""
+    """An attention backend that creates a ``MyStep`` for each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def plan(self, batch: Batch) -> MyStep:
-        """Return the attention of a step."""
+        """Return the attention of one step."""
         return MyStep.from_batch(batch, self._device)
