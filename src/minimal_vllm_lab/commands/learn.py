@@ -139,7 +139,7 @@ def _find(exercise: Exercise, file: Path | None) -> Path:
 
 
 def _prepare_triton() -> None:
-    """Select Triton's interpreter if there is no GPU. It must be called before Triton is imported."""
+    """Select Triton's interpreter if there is no GPU. To be called before Triton is imported."""
     if find_spec("triton") is None:
         raise Failure(
             f"this exercise needs Triton, which runs on Linux only (this is {sys.platform}): "

@@ -175,15 +175,15 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
         (["--result-dir=a"], "--result-dir needs --save-result"),
         (["--label=a"], "--label needs --save-result"),
         (["--burstiness=2"], "--burstiness needs a --request-rate"),
-        (["--base-url=http://a"], "--port needs to be without --base-url"),
+        (["--base-url=http://a"], "--port can't be used with --base-url"),
         (
             ["--request-rate", "1", "2", "--save-result", "--result-filename=a"],
             "--result-filename needs a single --request-rate",
         ),
-        (["--prefix-repetition-prefix-len=4"], "is for --dataset-name=prefix_repetition"),
+        (["--prefix-repetition-prefix-len=4"], "needs --dataset-name=prefix_repetition"),
         (
             ["--dataset-name=prefix_repetition", "--random-input-len=4"],
-            "--random-input-len is for --dataset-name=random",
+            "--random-input-len needs --dataset-name=random",
         ),
         (["--goodput", "ttft"], "goodput: an objective is one or several of"),
         (["--num-prompts", "1", "2"], "unexpected extra argument (2)"),

@@ -140,7 +140,7 @@ def test_a_trace_tells_every_step_in_simulated_time(tmp_path):
 def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
     path = tmp_path / "trace.jsonl"
     finished = run(*FEW, "--replicas=2", f"--trace={path}")
-    assert finished.stderr == f"{path} will be of the first of 2 replicas\n"
+    assert finished.stderr == f"{path} will record the first of 2 replicas\n"
     with open_trace(path) as (_, lines):
         arrivals = [line.arrival for line in lines if isinstance(line, RequestRecord)]
     assert arrivals == list(range(1, 21, 2))  # requests take turns
@@ -153,8 +153,8 @@ def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
         (["--find-rate", "--slo=ttft:9", "--request-rate=3"], "leave out"),
         (["--slo=fast"], "ttft:500,tpot:50"),
         (["--plot=a.png"], "--plot needs --sweep"),
-        (["--trace=a.jsonl", "--sweep=gpu=h200,l4"], "--trace is of one simulation"),
-        (["--trace=a.jsonl", "--find-rate", "--slo=ttft:9"], "--trace is of one simulation"),
+        (["--trace=a.jsonl", "--sweep=gpu=h200,l4"], "--trace records one simulation"),
+        (["--trace=a.jsonl", "--find-rate", "--slo=ttft:9"], "--trace records one simulation"),
         (["--trace-max-mb=5", "--sweep=gpu=h200,l4"], "--trace-max-mb needs --trace"),
         (["--sweep=device=cpu,cuda"], "--device"),
         (["--sweep=gpu=h200,h9000"], "gpu"),
