@@ -73,7 +73,7 @@ def check_attention(
     examples: int = 150,
     only_decodes: bool = False,
 ) -> Lesson | None:
-    """Check an attention backend, and return the first broken rule, or None if all rules hold.
+    """Check an attention backend, and return a lesson about a broken rule, or None if all hold.
 
     Args:
         make: the backend's class. ``make(device)`` must return a new backend.

@@ -1,4 +1,4 @@
-"""Check an eviction strategy: any order, or least recently used if that is required."""
+"""Check an eviction strategy. Any order is accepted, unless least recently used is required."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ KNOWN_CASES = [
 def check_eviction(
     make: Callable[[], EvictionStrategy], *, least_recently_used: bool = False, examples: int = 100
 ) -> Lesson | None:
-    """Check an eviction strategy, and return the first broken rule, or None if all rules hold.
+    """Check an eviction strategy, and return a lesson about a broken rule, or None if all hold.
 
     Args:
         make: the strategy's class. ``make()`` must return a new strategy.

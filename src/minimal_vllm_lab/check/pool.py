@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 MakePool = Callable[[int, EvictionStrategy], BlockPool]
 Operation = tuple[str, str, int]
-"""What to do, the text of the request, and the index of the block table."""
+"""One random operation: its kind, the prompt of the request, and a number that selects a block
+table.
+"""
 
 TEXTS = ("", "a", "b", "ab", "aa", "aba", "abb")
 """Prompts, one letter per block. The letter is the block's content."""
@@ -108,7 +110,7 @@ EMPTIED = Rule(
 
 
 def check_pool(make: MakePool, *, examples: int = 300) -> Lesson | None:
-    """Check a block pool, and return the first broken rule, or None if all rules hold.
+    """Check a block pool, and return a lesson about a broken rule, or None if all hold.
 
     Args:
         make: the pool's class. ``make(num_blocks, eviction)`` must return a new pool.

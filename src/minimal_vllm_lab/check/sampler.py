@@ -112,7 +112,7 @@ class Row:
 
 
 def check_sampler(make: Callable[[], Sampler], *, examples: int = 80) -> Lesson | None:
-    """Check a sampler, and return the first broken rule, or None if all rules hold.
+    """Check a sampler, and return a lesson about a broken rule, or None if all hold.
 
     Args:
         make: the sampler's class. ``make()`` must return a new sampler.

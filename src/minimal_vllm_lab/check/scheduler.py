@@ -36,7 +36,7 @@ NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def check_scheduler(
     make: MakeScheduler, *, like: MakeScheduler | None = None, examples: int = 250
 ) -> Lesson | None:
-    """Check a scheduler, and return the first broken rule, or None if all rules hold.
+    """Check a scheduler, and return a lesson about a broken rule, or None if all hold.
 
     Args:
         make: the scheduler's class. ``make(config, pool)`` must return a new scheduler.

@@ -33,7 +33,7 @@ REPEATABLE = Rule(
     "it.",
 )
 AT_ONCE = (UNWRITTEN, RETURNS)
-"""Rules for which a smaller case would tell no more, so the search stops at the first one."""
+"""Rules for which a smaller case would reveal nothing new, so the search stops at once."""
 NOT_THE_USERS = (
     Path(__file__).parents[1],
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
@@ -128,7 +128,7 @@ class _FoundError(Exception):
 
 
 class _EnoughError(BaseException):
-    """Raised inside Hypothesis to stop it: it does not catch a ``BaseException``."""
+    """Raised to stop the search at once: Hypothesis does not catch a ``BaseException``."""
 
 
 def _shorten(
@@ -137,7 +137,7 @@ def _shorten(
     run: Callable[[T, History], None],
     shorter: Callable[[T], Iterable[T]],
 ) -> Lesson:
-    """Remove events that are not needed to break a rule."""
+    """Return a lesson with a case that is as short as possible and still breaks a rule."""
     if lesson.rule in AT_ONCE:
         return lesson
     for candidate in shorter(case):
@@ -157,7 +157,7 @@ def shorter_lists(items: Sequence[T]) -> Iterator[list[T]]:
 
 
 def long_lists(items: "SearchStrategy[T]", most: int) -> "SearchStrategy[list[T]]":
-    """Return a strategy for lists with ``most // 2`` to ``most`` items.
+    """Return a Hypothesis strategy for lists with ``most // 2`` to ``most`` items.
 
     Short lists reveal little, and ``shorter_lists`` removes items that turn out to be unnecessary.
     """

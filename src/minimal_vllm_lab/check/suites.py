@@ -18,12 +18,12 @@ class Suite:
     title: str
     """The kind of class, with its article, such as ``a block pool``."""
     find: "Callable[[], tuple[type, Callable[[Any], Lesson | None]]]"
-    """Returns the interface and the check of a class. It is called late, because some checks import
-    torch.
+    """Function that returns the interface and the check of a class. It is called only when a class
+    is checked, because some checks import torch.
     """
 
     def check(self, part: Part) -> "Lesson | None":
-        """Load a class, check it, and return the first broken rule, or None if all rules hold.
+        """Load a class, check it, and return a lesson about a broken rule, or None if all hold.
 
         Args:
             part: the class, or a string such as ``my_file.py:MyClass``.

@@ -50,7 +50,7 @@ SMALL_SYNTHETIC = {
     "prefix_len": 128,
     "num_prefixes": 8,
 }
-"""Defaults for the built-in model: little memory, and enough traffic for two CPU cores."""
+"""Default traffic for the built-in model: much for its 256 blocks, and enough for two CPU cores."""
 
 
 @field_options(EngineConfig, without=WITHOUT_EFFECT, defaults={"skip_tokenizer_init": True})

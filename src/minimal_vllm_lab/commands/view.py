@@ -33,7 +33,7 @@ SMALL = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 48,
 }
-"""Defaults of a small engine, which runs out of blocks and of budget within seconds."""
+"""Default options of the demo engine: so small that it runs out of blocks within seconds."""
 
 
 @trace_options

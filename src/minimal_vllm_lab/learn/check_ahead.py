@@ -63,16 +63,16 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The arguments of an engine, and the requests that arrive."""
+    """A setting of the engine, and the requests that arrive."""
 
     ahead: bool
-    """Whether the engine runs ahead."""
+    """Value of ``async_scheduling``: True if the engine may launch a step ahead."""
     arrivals: tuple[Arrival, ...]
 
 
 @dataclass(slots=True)
 class _Step:
-    """A launched step."""
+    """A launched step, which records when it is waited for."""
 
     gpu: "_Gpu"
     number: int
@@ -139,7 +139,11 @@ class _Run:
 
 
 def check_ahead(module: ModuleType) -> Lesson | None:
-    """Compare the launches, waits and outputs of ``MyEngine`` with those of the engine."""
+    """Compare ``MyEngine`` with the engine: launches, waits and outputs of each call of ``step``.
+
+    Returns:
+        A lesson about the first difference, or None.
+    """
 
     def run(case: Case, history: History) -> None:
         history.note(f"engine = MyEngine(…, async_scheduling={case.ahead})")

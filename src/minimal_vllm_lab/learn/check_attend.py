@@ -27,7 +27,7 @@ STEP_BY_STEP = Rule(
 
 
 def check_attend(module: ModuleType) -> Lesson | None:
-    """Compare ``attend`` with plain attention."""
+    """Compare ``attend`` with plain attention, and return a lesson about a difference, or None."""
     attend: Attend = module.attend
 
     def run(case: Case, history: History) -> None:

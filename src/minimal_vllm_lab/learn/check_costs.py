@@ -40,7 +40,11 @@ ODD_SHAPE = {
 
 
 def check_costs(module: ModuleType) -> Lesson | None:
-    """Compare ``MyModel`` and ``MyCostModel`` with the engine's classes."""
+    """Compare ``MyModel`` and ``MyCostModel`` with the engine's classes.
+
+    Returns:
+        A lesson about the first difference, or None.
+    """
     shapes = {**PRESETS, "a model with biases": ODD_SHAPE}
 
     def run(history: History) -> None:

@@ -60,7 +60,11 @@ Case = list[tuple[tuple[float, ...], dict[str, float]]]
 
 
 def check_filters(module: ModuleType) -> Lesson | None:
-    """Compare the filters with the engine's, and ``draw`` with its definition."""
+    """Compare the filters with the engine's, and ``draw`` with its definition.
+
+    Returns:
+        A lesson about a difference, or None.
+    """
 
     def run(case: Case, history: History) -> None:
         for index, (logits, params) in enumerate(case):

@@ -33,7 +33,11 @@ TWO_SALTS = ("", "s")
 
 
 def check_hashes(module: ModuleType) -> Lesson | None:
-    """Check ``extend_block_hashes``, and then check ``MyPool`` as a block pool."""
+    """Check ``extend_block_hashes``, and then check ``MyPool`` as a block pool.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
 
     def run(case: tuple[int, list[int], list[int]], history: History) -> None:
         block_size, one, other = case

@@ -25,12 +25,20 @@ HEADS, DIMS = 2, 4
 
 
 def check_decode_kernel(module: ModuleType) -> Lesson | None:
-    """Check ``MyAttention``, which launches the kernel, as an attention backend for decodes."""
+    """Check ``MyAttention``, which launches the kernel, as an attention backend for decodes.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
     return check_attention(module.MyAttention, device=DEVICE, examples=25, only_decodes=True)
 
 
 def check_merge(module: ModuleType) -> Lesson | None:
-    """Compare ``merge_parts`` with attention over the whole context."""
+    """Compare ``merge_parts`` with attention over the whole context.
+
+    Returns:
+        A lesson about a difference, or None.
+    """
     merge_parts: Callable[[Tensor, Tensor], Tensor] = module.merge_parts
 
     def run(case: tuple[list[int], float], history: History) -> None:

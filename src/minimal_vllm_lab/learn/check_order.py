@@ -1,4 +1,4 @@
-"""Check of the exercise beat-fcfs: a scheduler against first come, first served, simulated."""
+"""Check of the exercise beat-fcfs: compare a scheduler with first come, first served by simulation."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,11 @@ FASTER = Rule(
 
 
 def check_order(module: ModuleType) -> Lesson | None:
-    """Check ``MyScheduler`` as a scheduler, and then compare its tail latency with that of fcfs."""
+    """Check ``MyScheduler`` as a scheduler, and then compare its tail latency with that of fcfs.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
     return check_scheduler(module.MyScheduler) or find_mistake(
         lambda history: _race(module.MyScheduler, history)
     )

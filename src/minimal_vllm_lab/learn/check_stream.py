@@ -51,7 +51,13 @@ class _Bytes:
 
 
 def check_stream(module: ModuleType) -> Lesson | None:
-    """Check after each token that ``MyDetokenizer`` gives out exactly the text that is certain."""
+    """Check after each token that ``MyDetokenizer`` gives out exactly the text that is certain.
+
+    Text is certain if it can't become part of a stop string.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
 
     def run(case: Case, history: History) -> None:
         token_ids, stops, included, min_tokens = case

@@ -39,7 +39,11 @@ Case = tuple[int, list[tuple[int, int]]]
 
 
 def check_tables(module: ModuleType) -> Lesson | None:
-    """Compare ``pad_block_tables``, ``slots`` and ``write_to_cache`` with plain loops."""
+    """Compare ``pad_block_tables``, ``slots`` and ``write_to_cache`` with plain loops.
+
+    Returns:
+        A lesson about a difference, or None.
+    """
 
     def run(case: Case, history: History) -> None:
         block_size, lengths = case

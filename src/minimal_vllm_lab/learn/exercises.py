@@ -19,8 +19,9 @@ class Exercise:
     chapter: str
     """Chapter of the course, such as ``03-paging``."""
     title: str
+    """What to do in the exercise, in a few words."""
     check: "Callable[[ModuleType], Lesson | None]"
-    """Check of the learner's module. Returns the first broken rule, or None."""
+    """Check of the learner's module. Returns a lesson about a broken rule, or None."""
     solutions: Mapping[str, str]
     """The names to write, and for each the engine's own code as ``module:name``, or an empty string
     if the engine has none."""

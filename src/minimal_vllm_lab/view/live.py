@@ -55,7 +55,7 @@ class LiveView(Recorder):
     # ---- in the event loop ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start in the running event loop."""
+        """Store the running event loop, and start the demo traffic, if there is any."""
         self._loop = asyncio.get_running_loop()
         if self.traffic:
             self.traffic.start()

@@ -33,7 +33,7 @@ class Pace(BaseModel):
     interval: Annotated[float, Field(ge=0, le=60)] = 0.0
     """Minimum time from step to step, in seconds."""
     until: Literal["preemption", "eviction"] | None = None
-    """Pause after the next step in which this happens."""
+    """Event after whose next step the engine pauses. None: it does not pause by itself."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Make this number of steps, and then pause. Other fields are ignored."""
 

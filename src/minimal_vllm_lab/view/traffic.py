@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minimal_vllm.server.async_engine import AsyncEngine
 
 MAX_WAITING = 12
-"""No requests are made while this number of requests wait."""
+"""Maximum number of waiting requests. No new ones are made while it is reached."""
 
 IDLE_SECONDS = 0.5
 """Seconds until the next request if the engine is idle, and therefore makes no steps."""
@@ -52,7 +52,9 @@ class Traffic:
         self._ticked = asyncio.Event()
 
     def start(self) -> None:
-        """Start in the running event loop."""
+        """Start to wait for idle moments, in the running event loop. ``on_step`` makes most
+        requests.
+        """
         self._spawn(self._end_idleness())
 
     def stop(self) -> None:
