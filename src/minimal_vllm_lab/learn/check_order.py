@@ -1,4 +1,4 @@
-"""Check of the exercise beat-fcfs: compare a scheduler with first come, first served by simulation."""
+"""Check of the exercise beat-fcfs: simulate a scheduler and first come, first served."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any

@@ -52,8 +52,9 @@ class Traffic:
         self._ticked = asyncio.Event()
 
     def start(self) -> None:
-        """Start to wait for idle moments, in the running event loop. ``on_step`` makes most
-        requests.
+        """Start in the running event loop.
+
+        ``on_step`` makes most requests. This starts a task that makes one when the engine is idle.
         """
         self._spawn(self._end_idleness())
 
