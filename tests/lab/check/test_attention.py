@@ -95,7 +95,7 @@ def test_the_engine_s_attention_passes():
 
 
 @pytest.mark.parametrize("mistake", FUNCTIONS)
-def test_a_well_known_mistake_is_called_by_its_name(mistake):
+def test_a_well_known_mistake_is_named(mistake):
     lesson = check_attention(attention_with(mistake))
     assert lesson.rule is rules.SAME
     assert FUNCTIONS[mistake] in lesson.found, lesson.found
@@ -112,12 +112,12 @@ def test_other_mistakes_are_found(mutant, rule):
     assert check_attention(mutant).rule is rule
 
 
-def test_a_wrong_order_of_blocks_is_found_whether_or_not_it_reads_what_is_unwritten():
+def test_a_wrong_order_of_blocks_is_found_with_and_without_unwritten_slots():
     lesson = check_attention(attention_with(attend, reads_blocks_in_the_order_of_their_ids))
     assert lesson.rule in (rules.SAME, rules.OWN_SLOTS_ONLY)
 
 
-def test_a_result_of_another_shape_is_refused():
+def test_a_result_with_the_wrong_shape_is_rejected():
     class Halved(ReferenceStep):
         def __call__(self, *arguments):
             return super().__call__(*arguments)[:, :1]

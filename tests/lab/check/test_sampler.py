@@ -111,7 +111,7 @@ def test_the_engine_s_sampler_passes():
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mistake_is_found_and_called_by_its_name(mutant):
+def test_a_mistake_is_found_and_named(mutant):
     lesson = check_sampler(mutant)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())

@@ -95,18 +95,18 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("scheduler", [Scheduler, StaticBatching, Reservation])
-def test_schedulers_that_are_right_pass(scheduler):
+def test_correct_schedulers_pass(scheduler):
     assert check_scheduler(scheduler, examples=200) is None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mistake_is_found_and_called_by_its_name(mutant):
+def test_a_mistake_is_found_and_named(mutant):
     lesson = check_scheduler(mutant)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
 
 
-def test_a_scheduler_that_is_safe_but_decides_otherwise_is_told_apart():
+def test_a_safe_scheduler_with_other_plans_breaks_only_the_rule_about_plans():
     lesson = check_scheduler(StaticBatching, like=Scheduler)
     assert lesson.rule is rules.SAME_PLAN
     assert "admitted" in lesson.expected

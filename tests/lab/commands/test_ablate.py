@@ -84,7 +84,7 @@ def test_a_study_of_one_idea_is_drawn(tmp_path):
     assert "no paging" in picture.read_text()
 
 
-def test_claims_are_told_beside_what_is_measured(tmp_path):
+def test_claims_are_printed_beside_the_measurements(tmp_path):
     text = "\n".join(lines("--claims", *SIMULATED[:2], f"--json={tmp_path / 'c.json'}"))
     for words in ("20.4 %", "36.9 times", "6.4 times", "Orca (Max)", "no prefix caching"):
         assert words in text
@@ -149,7 +149,7 @@ def test_a_trace_is_written_of_each_variant_of_a_simulation(tmp_path):
         ([*SIMULATED, "--plot=a.xyz"], "suffix should be one of"),
     ],
 )
-def test_what_has_no_effect_or_can_t_be_had_is_refused(arguments, complaint):
+def test_options_without_effect_and_impossible_variants_are_rejected(arguments, complaint):
     finished = run(*arguments)
     assert finished.exit_code == 2
     assert complaint in " ".join(finished.stderr.split())

@@ -23,7 +23,7 @@ def state(run, name):
     return line
 
 
-def test_the_list_says_how_far_one_is(run, tmp_path):
+def test_the_list_shows_the_progress(run, tmp_path):
     assert state(run, "eviction").startswith("· ")
     run("start", "eviction")
     assert state(run, "eviction").startswith("… ")
@@ -96,7 +96,7 @@ def test_a_mistake_is_one_clear_line(arguments, complaint, run):
     assert complaint in " ".join(result.output.split())
 
 
-def test_a_file_without_the_starter_s_names_is_refused(run, tmp_path):
+def test_a_file_without_the_starter_s_names_is_rejected(run, tmp_path):
     (tmp_path / "eviction.py").write_text("class YourLRU: pass")
     result = run("check", "eviction")
     assert result.exit_code == 2
@@ -111,7 +111,7 @@ def test_progress_that_can_t_be_read_says_what_to_do(run, tmp_path):
     assert "Delete it, and check again." in result.output
 
 
-def test_where_there_is_no_triton_its_exercises_say_so(run, monkeypatch):
+def test_without_triton_its_exercises_say_so(run, monkeypatch):
     monkeypatch.setattr(learn, "find_spec", lambda name: None)
     run("start", "merge")
     result = run("check", "merge")

@@ -50,7 +50,7 @@ def test_a_viewer_that_reads_too_slowly_gets_a_fresh_greeting(monkeypatch):
     asyncio.run(run())
 
 
-def test_records_need_to_be_encoded_only_while_somebody_looks_on():
+def test_records_need_to_be_encoded_only_while_there_are_viewers():
     async def run():
         feed = make_feed()
         assert not feed.is_watched

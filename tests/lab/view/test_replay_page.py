@@ -75,7 +75,7 @@ def test_the_scrub_bar_and_a_click_on_the_batch_go_to_a_step(chromium, replay_ur
         until(page, "view.player.state.step === 2")
 
 
-def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_url):
+def test_the_story_names_the_eviction_in_both_themes(chromium, replay_url):
     for scheme in ("light", "dark"):
         with page_at(chromium, replay_url, color_scheme=scheme) as page:
             assert page.evaluate("document.documentElement.dataset.theme") == scheme
@@ -97,7 +97,7 @@ NARRATE = """async (evicted) => {
 }"""
 
 
-def test_blocks_that_are_evicted_for_the_same_reason_are_told_of_together(chromium, replay_url):
+def test_blocks_evicted_for_the_same_reason_share_a_sentence(chromium, replay_url):
     def evicted(block, owner, whom):
         return {"block": block, "releasedStep": 7, "hits": 0, "owner": owner, "newOwner": whom}
 

@@ -45,8 +45,8 @@ def merge_part(
     """Add the result of one part to a running weighted mean.
 
     Args:
-        partial_out: pointer to the results of all parts. Element ``dim`` of a row is at ``offsets *
-            D + dim``.
+        partial_out: pointer to the results of all parts. Element ``dim`` of a row is at
+            ``offsets * D + dim``.
         partial_lse: pointer to the lse of all parts. The lse of a row is at ``offsets``.
         offsets: ``[rows]``, indices of this part's rows, one per query head.
         is_row: ``[rows]``, False for rows that are padding.

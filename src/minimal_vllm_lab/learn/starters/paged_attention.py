@@ -9,9 +9,9 @@ attention::
     are in             block 7 │    block 2 │    block 5, in which two slots are unused
 
 The keys of a layer are one tensor ``[B, K, S, D]``: block, kv head, slot in the block, head
-dimension. In a step, the new tokens of request ``r`` are ``q[query_starts[r] : query_starts[r +
-1]]``. They are the last of its ``seq_lens[r]`` tokens. Their own keys and values are already in the
-cache.
+dimension. In a step, the queries of request ``r`` are the rows ``query_starts[r]`` to
+``query_starts[r + 1]`` of ``q`` (exclusive). They belong to the last of its ``seq_lens[r]`` tokens.
+Their own keys and values are already in the cache.
 
 What you have: ``attend`` (from the exercise kv-cache, or the engine's), and in ``self`` the
 batch of the step (see ``PagedStep``): ``query_starts [R + 1]``, ``seq_lens [R]`` and
