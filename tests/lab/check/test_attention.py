@@ -13,7 +13,7 @@ from minimal_vllm_lab.check.attention import check_attention
 
 
 def attention_with(function, gather=gather_pages):
-    """A backend that attends by ``function`` over what ``gather`` finds."""
+    """Return a backend that applies ``function`` to the keys and values that ``gather`` returns."""
 
     class MutantStep(PagedStep):
         def __call__(self, q, k, v, cache, scale, window):

@@ -16,7 +16,7 @@ class KeepsWhatItEvicts(LRU):
 
 
 class KeepsItsIndexInTheQueue(LRU):
-    """First in, first out: a block that is used again does not become younger."""
+    """First in, first out: a block that is used again keeps its index in the queue."""
 
     def __init__(self):
         super().__init__()

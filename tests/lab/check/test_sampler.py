@@ -43,8 +43,8 @@ class KnowsNoParameters:
         return SamplerOutput(best, [None] * len(rows))
 
 
-class DependsOnItsNeighbours:
-    """One stream of random numbers for the whole batch."""
+class DependsOnOtherRows:
+    """Uses one stream of random numbers for the whole batch."""
 
     def __call__(self, logits, rows):
         asked = sample(logits.clone(), rows)
@@ -98,7 +98,7 @@ MUTANTS = {
     AlwaysTheBest: rules.FREQUENCIES,
     LastOfEquals: rules.GREEDY,
     KnowsNoParameters: rules.OPTIONS_APPLIED,
-    DependsOnItsNeighbours: rules.ROW_INDEPENDENT,
+    DependsOnOtherRows: rules.ROW_INDEPENDENT,
     IgnoresTheTemperature: rules.FREQUENCIES,
     IgnoresTopK: rules.POSSIBLE,
     IgnoresThePosition: rules.NEW_DRAW,

@@ -1,4 +1,4 @@
-"""Lessons are short, say whose line it was, and never show a stack trace."""
+"""Lessons are short, name the line of the user's code, and contain no stack trace."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``minimal-vllm ablate``: what it prints, writes and refuses."""
+"""``minimal-vllm ablate``: its output, its files and its errors."""
 
 import json
 import subprocess
@@ -104,7 +104,7 @@ def test_a_shape_with_random_weights_runs_on_this_machine(tmp_path):
 
 
 def check_traces(folder, *, num_requests):
-    """There are two, each of all requests and of nothing before them, which a page can replay."""
+    """Check that there are two traces with all requests, which start at the first step."""
     names = {"a-all-on.jsonl": "lru", "a-without-lru.jsonl": "fifo"}
     assert {path.name for path in folder.glob("*.jsonl")} == names.keys()
     for name, policy in names.items():

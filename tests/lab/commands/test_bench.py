@@ -29,7 +29,7 @@ VLLM_FIELDS = {
         for statistic in ("mean", "median", "std", "p99")
     ),
 }
-"""What `vllm bench serve --save-result` writes, but for what this engine has not."""
+"""Fields of `vllm bench serve --save-result`, except those that do not apply to this engine."""
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_if_all_fail_the_command_does(bench):
 
 def test_a_server_that_is_not_there_is_one_clear_line():
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        taken.bind(("127.0.0.1", 0))  # nothing listens on this port
         result = invoke("serve", f"--port={taken.getsockname()[1]}")
     assert result.exit_code == 2
     assert result.stderr.startswith("minimal-vllm: error: no server answers at http://127.0.0.1:")

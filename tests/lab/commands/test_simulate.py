@@ -1,4 +1,4 @@
-"""``minimal-vllm simulate``: its options, what it prints, and what it refuses."""
+"""``minimal-vllm simulate``: its options, its output and its errors."""
 
 import json
 import subprocess

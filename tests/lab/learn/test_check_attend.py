@@ -1,4 +1,4 @@
-"""The check of kv-cache names the mistakes that are made first."""
+"""The check of kv-cache names common mistakes."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from minimal_vllm_lab.learn.check_attend import STEP_BY_STEP, check_attend
 
 
 def masks_as_if_all_were_new(q, keys, values, scale, window):
-    """``tril`` without an offset: right for a whole prompt, wrong for one token behind it."""
+    """Use ``tril`` without an offset: correct for a whole prompt, wrong for a token after it."""
     scores = torch.einsum("nhd,mhd->hnm", q, keys.repeat_interleave(q.shape[1] // keys.shape[1], 1))
     seen = torch.ones(len(q), len(keys)).tril().bool()
     if window:

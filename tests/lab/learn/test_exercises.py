@@ -1,4 +1,4 @@
-"""Each exercise can be solved, by what the engine does, and is not solved by its starter."""
+"""Each exercise is solved by the engine's own code, and not by its starter."""
 
 import sys
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""docs/view.md and docs/trace-format.md tell the truth."""
+"""docs/view.md and docs/trace-format.md are correct."""
 
 import os
 import re

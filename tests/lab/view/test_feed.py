@@ -1,4 +1,4 @@
-"""Nobody waits for a viewer, and a viewer that was too slow begins anew."""
+"""The engine never waits for a viewer, and a viewer that was too slow starts again."""
 
 import asyncio
 from contextlib import aclosing
@@ -8,7 +8,7 @@ from minimal_vllm_lab.view.feed import Feed
 
 
 def make_feed():
-    """A feed whose greetings are numbered."""
+    """Return a feed that numbers its greetings."""
     count = 0
 
     def greet(viewer):

@@ -1,4 +1,4 @@
-"""All that the page links to is there, and nothing else is served."""
+"""Everything that the page links to exists, and nothing else is served."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def test_every_link_of_the_page_works(client, link):
 
 @pytest.fixture(scope="module", params=["in the repository", "installed"])
 def docs(request, tmp_path_factory):
-    """The documents where they are, and what of them the wheel has."""
+    """The documents in the repository, and the documents in the wheel."""
     if request.param == "in the repository":
         yield document.DOCS
         return
@@ -53,7 +53,7 @@ def docs(request, tmp_path_factory):
 
 
 def links_within(client, url):
-    """What a page links to, as addresses on this server."""
+    """Return the links of a page as addresses on this server."""
     found = re.findall(r'(?:href|src)="([^"]*)"', client.get(url).text)
     return {urljoin(url, unescape(link)) for link in found if not re.match(r"\w+:", link)}
 

@@ -1,4 +1,4 @@
-"""The page beside a real engine: every control, and what the engine then really does."""
+"""The page with a real engine: every control, and its effect on the engine."""
 
 import re
 import subprocess
@@ -49,7 +49,7 @@ def pause(page):
 
 
 def send(server, count, max_tokens=40):
-    """Requests of other clients, in threads of their own, that have come to a paused engine."""
+    """Send requests from other clients to a paused engine, and wait until they have arrived."""
     bodies = [
         {
             "prompt": f"{BEGINNING} {word}",
@@ -69,7 +69,7 @@ def send(server, count, max_tokens=40):
 
 
 def set_speed(page, value):
-    """Choose a speed, and wait for the server's answer: else the next request may overtake it."""
+    """Select a speed, and wait for the server's answer, so that no later request overtakes it."""
     with page.expect_response("**/view/pace"):
         page.select_option("#speed", value)
 
@@ -314,7 +314,7 @@ def test_the_names_of_requests_can_be_clicked_and_focused_while_the_engine_runs(
 
 
 def step_by_key(page):
-    """One step on, without the pointer, and everything drawn."""
+    """Make one step with the keyboard, and wait until it is drawn."""
     before = page.evaluate("view.player.history.head.step")
     page.keyboard.press("ArrowRight")
     until(page, f"view.player.history.head.step === {before + 1}")
@@ -377,7 +377,7 @@ NOTE_TRAFFIC = """() => {
 
 
 def set_traffic(page, **settings):
-    """Change the demo traffic, one setting after the other: the page sends all, and is told all."""
+    """Change settings of the demo traffic one by one, and wait until the page gets each change."""
     for name, value in settings.items():
         page.fill(f"#{name}", str(value))
         until(page, f"window.traffic?.{name} === {value}")
@@ -388,7 +388,7 @@ def requests_at(url):
 
 
 def until_idle(url):
-    """Wait until the last request has ended, once no more are made."""
+    """Wait until all requests have finished."""
     deadline = time.monotonic() + PATIENCE
     while requests_at(url):
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The page of a recorded trace shows what the live page showed."""
+"""The page of a recorded trace shows the same as the live page."""
 
 import pytest
 
