@@ -56,7 +56,7 @@ SMALL_SYNTHETIC = {
 @field_options(EngineConfig, without=WITHOUT_EFFECT, defaults={"skip_tokenizer_init": True})
 @field_options(SyntheticConfig, heading="Synthetic traffic", without={"num_turns", "think_time"})
 @field_options(TrafficConfig, heading="Traffic")
-@field_options(Achieved, heading="Achieved share of the hardware's peak")
+@field_options(Achieved, heading="Achieved performance")
 @field_options(FleetConfig, heading="Hardware", without={"replicas", "routing"})
 @trace_options
 @click.command(cls=SectionedCommand, short_help="Measure what each idea of the engine is worth.")

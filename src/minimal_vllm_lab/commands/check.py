@@ -14,11 +14,15 @@ STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
 
 
 @click.command(short_help="Check a scheduler, block pool, … of your own.")
-@click.option("--scheduler", metavar="FILE.py:CLASS", help="A scheduler.")
-@click.option("--block-pool", metavar="FILE.py:CLASS", help="A block pool.")
-@click.option("--eviction-policy", metavar="FILE.py:CLASS", help="An eviction strategy.")
-@click.option("--attention-backend", metavar="FILE.py:CLASS", help="An attention backend.")
-@click.option("--sampler", metavar="FILE.py:CLASS", help="A sampler.")
+@click.option("--scheduler", metavar="FILE.py:CLASS", help="Check this class as a scheduler.")
+@click.option("--block-pool", metavar="FILE.py:CLASS", help="Check this class as a block pool.")
+@click.option(
+    "--eviction-policy", metavar="FILE.py:CLASS", help="Check this class as an eviction strategy."
+)
+@click.option(
+    "--attention-backend", metavar="FILE.py:CLASS", help="Check this class as an attention backend."
+)
+@click.option("--sampler", metavar="FILE.py:CLASS", help="Check this class as a sampler.")
 @click.pass_context
 def check(ctx: click.Context, /, **parts: str | None) -> None:
     """Drive replacement classes with random traffic, and check that they follow the engine's rules.

@@ -58,7 +58,10 @@ def learn(ctx: click.Context) -> None:
 @EXERCISE
 @FILE
 def start(exercise: Exercise, file: Path | None) -> None:
-    """Write the starter file of an exercise, with an explanation of what to write."""
+    """Write the starter file of an exercise.
+
+    The file explains what to write, and how it is checked.
+    """
     path = file or Path(exercise.file_name)
     try:
         with path.open("x", encoding="utf-8") as target:
@@ -98,9 +101,10 @@ def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
 @click.argument("words", metavar="[FILE] [OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, exercise: Exercise, words: Sequence[str]) -> None:
-    """Run the engine with your solution: in the view in your browser, or in the simulator.
+    """Run the engine with your solution.
 
-    OPTIONS, such as --no-browser, are passed to the command that is run, which is printed.
+    Most exercises open the view in your browser, beat-fcfs runs the simulator. OPTIONS, such as
+    --no-browser, are passed to the command that is run, which is printed.
     """
     has_file = bool(words) and not words[0].startswith("-")
     file, options = (Path(words[0]), words[1:]) if has_file else (None, words)

@@ -34,7 +34,7 @@ from minimal_vllm_lab.stats.slo import Slo
 )
 @field_options(SyntheticConfig, heading="Synthetic traffic")
 @field_options(TrafficConfig, heading="Traffic")
-@field_options(Achieved, heading="Achieved share of the hardware's peak")
+@field_options(Achieved, heading="Achieved performance")
 @field_options(FleetConfig, heading="Hardware")
 @click.command(cls=SectionedCommand, short_help="Predict a model's speed on a GPU you don't have.")
 @click.option(

@@ -54,7 +54,10 @@ def page_at(chromium, url, may_complain_of="nothing", **options):
 
 
 def until(page, condition):
-    """Wait until a JavaScript expression is true. The page's policy forbids Playwright's own way."""
+    """Wait until a JavaScript expression is true.
+
+    Playwright's own way of waiting is forbidden by the page's content security policy.
+    """
     deadline = time.monotonic() + PATIENCE
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, f"waited in vain: {condition}"
