@@ -1,11 +1,11 @@
-"""The KV cache: what a block is, who shares it, and what is forgotten first.
+"""The KV cache: what a block is, which requests share it, and which block is evicted first.
 
 To attend to a token, a layer needs the token's *key* and *value*, two vectors that never change
-once they are computed. The KV cache keeps them. It is cut into *blocks* of 16 tokens; a request
-holds a *block table*, the list of its blocks. This script shows, measured in this run:
+after they are computed. The KV cache stores them. It is divided into *blocks* of 16 tokens. Each
+request has a *block table*, the list of its blocks. This script shows, measured in this run:
 
-1. two prompts with the same beginning hold the same blocks for it,
-2. how a chain of hashes finds such a beginning,
+1. two prompts with the same prefix share its blocks,
+2. how a chain of hashes finds such a prefix,
 3. which blocks are evicted first when the pool is full,
 4. how much memory blocks save over a contiguous reservation per request.
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def show_sharing(llm: LLM, prompts: dict[str, list[int]], records: list[StepRecord]) -> None:
-    print(f"1. Two prompts with one beginning, added together. Blocks of {BLOCK} tokens:\n")
+    print(f"1. Two prompts with the same prefix, added together. Blocks of {BLOCK} tokens:\n")
     for name, prompt in prompts.items():
         llm.engine.add_request(name, prompt, SamplingParams(temperature=0, max_tokens=1))
     llm.engine.step()
@@ -59,21 +59,19 @@ def show_sharing(llm: LLM, prompts: dict[str, list[int]], records: list[StepReco
 
 
 def show_hashes(prompts: dict[str, list[int]]) -> None:
-    print("2. A full block's name is sha256(name of the block before it + its own tokens):\n")
+    print("2. The hash of a full block is sha256(hash of the block before it + its own tokens):\n")
     changed = [prompts["A"][0] + 1, *prompts["A"][1:]]
     for name, tokens in {**prompts, "A with another first token": changed}.items():
         hashes: list[bytes] = []
         extend_block_hashes(hashes, array("i", tokens), BLOCK)
         print(f"   {' → '.join(digest.hex()[:6] for digest in hashes)}   {name}")
-    print("\n   Equal names mean equal beginnings; the pool looks names up in a dictionary.\n")
+    print("\n   Equal hashes mean equal prefixes. The pool looks hashes up in a dictionary.\n")
 
 
 def show_eviction() -> None:
-    print(
-        "3. A pool of 8 blocks is full of texts that nobody uses just now. They came in this order:"
-    )
+    print("3. A pool of 8 blocks is full of cached texts, which were used in this order:")
     print("   u0 u1, then s0 s1 s2 three times, then t0 t1 t2, then u0 u1 again.")
-    print("   A new request wants all 8 blocks. They are evicted in this order:\n")
+    print("   A new request needs all 8 blocks. They are evicted in this order:\n")
     explained = {
         "lru": "least recently used first",
         "lfu": "least frequently used first",
@@ -81,26 +79,25 @@ def show_eviction() -> None:
     }
     for strategy, make_strategy in EVICTION_STRATEGIES.items():
         pool = BlockPool(8, make_strategy())
-        names: dict[int, str] = {}
+        labels: dict[int, str] = {}
         for text in ("uu", "sss", "sss", "sss", "ttt", "uu"):
-            use(pool, text, names)
+            use(pool, text, labels)
         pool.allocate(8)
-        order = " ".join(names[block] for block in pool.take_evicted())
+        order = " ".join(labels[block] for block in pool.take_evicted())
         print(f"   {strategy:5} {order}   {explained[strategy]}")
-    print(
-        "\n   Of one text the tail goes before the head: without its head a tail is never found.\n"
-    )
+    print("\n   The tail of a text is evicted before its head, because a tail can't be found")
+    print("   without its head.\n")
 
 
-def use(pool: BlockPool, text: str, names: dict[int, str]) -> None:
-    """What the scheduler does for a request: find, share, allocate, store, and at last release."""
+def use(pool: BlockPool, text: str, labels: dict[int, str]) -> None:
+    """Make the scheduler's calls for one request: find, share, allocate, store and release."""
     hashes = [text[: index + 1].encode() for index in range(len(text))]
     blocks = pool.find_prefix(hashes)
     pool.share(blocks)
     blocks += pool.allocate(len(hashes) - len(blocks))
     for index, block in enumerate(blocks):
         pool.store(block, hashes[index])
-        names[block] = f"{text[index]}{index}"
+        labels[block] = f"{text[index]}{index}"
     pool.release(blocks)
 
 
@@ -116,19 +113,17 @@ def show_memory(llm: LLM, text: list[int], records: list[StepRecord]) -> None:
     tokens, limit = sum(held.values()), llm.built.scheduler_config.max_model_len
     in_blocks = (peak.num_blocks - peak.num_free_blocks) * BLOCK
     print(
-        f"4. {len(held)} requests run at once and have {min(held.values())} to "
-        f"{max(held.values())} tokens each. Memory reserved, in tokens:\n"
+        f"4. {len(held)} requests run at once, with {min(held.values())} to "
+        f"{max(held.values())} tokens each. Reserved memory, in tokens:\n"
     )
     for how, reserved in {
-        f"contiguous, {limit:,} for each": len(held) * limit,
-        "contiguous, the longest for each": len(held) * max(held.values()),
+        f"contiguous, {limit:,} per request": len(held) * limit,
+        "contiguous, the longest length": len(held) * max(held.values()),
         f"in blocks of {BLOCK}": in_blocks,
     }.items():
         bar = "█" * ceil(40 * tokens / reserved)
         print(f"   {how:34} {reserved:7,}  {bar:░<40} {tokens / reserved:4.0%} used")
-    print(
-        f"\n   The blocks waste {in_blocks - tokens} places, at most {BLOCK - 1} for each request."
-    )
+    print(f"\n   The blocks waste {in_blocks - tokens} slots, at most {BLOCK - 1} per request.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Paged attention: from scattered blocks to the same numbers as from one piece of memory.
+"""Paged attention: the same result from scattered blocks as from contiguous memory.
 
-Attention needs the keys and values of all tokens so far, in order. In a paged cache they lie in
-blocks, anywhere; the block table says where. This script runs both of the engine's
-implementations on one layer's cache with scattered blocks, and shows, measured in this run:
+Attention needs the keys and values of all tokens so far, in order. In a paged cache they are in
+blocks anywhere in memory, and the block table lists these blocks. This script runs both of the
+engine's CPU implementations on one layer's cache with scattered blocks, and shows, measured in this
+run:
 
-1. where the tokens of three requests lie, and how a position becomes a slot,
-2. that the plain reference and the tiled implementation, the fast one, agree,
-3. that the same blocks laid out in one piece give the same result,
-4. what is read, and what padding to the longest request would read.
+1. where the tokens of four requests are, and how a position becomes a slot,
+2. that the plain reference and the faster tiled implementation agree,
+3. that the same blocks in contiguous memory give the same result,
+4. how much memory is read, and how much padding to the longest request would read.
 
 Read next: attention/reference.py, attention/tiled.py, step/batch.py (in src/minimal_vllm).
 Run: python examples/03_paged_attention.py
@@ -35,12 +36,12 @@ NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 64
 SCALE = HEAD_DIM**-0.5
 CPU = torch.device("cpu")
 
-# Name -> tokens in the cache after this step, tokens that are new in it.
+# Name -> number of tokens after this step, number of new tokens in it.
 REQUESTS = {"A": (700, 1), "B": (90, 1), "C": (200, 40), "D": (33, 1)}
 
 
 class Inputs(NamedTuple):
-    """Of the new tokens: queries ``[T, H, D]``, keys and values ``[T, K, D]``."""
+    """Queries ``[T, H, D]``, keys and values ``[T, K, D]`` of the new tokens."""
 
     q: Tensor
     k: Tensor
@@ -49,8 +50,8 @@ class Inputs(NamedTuple):
 
 def main() -> None:
     torch.manual_seed(0)
-    places = torch.randperm(NUM_BLOCKS).tolist()
-    batch = make_batch(places)
+    block_ids = torch.randperm(NUM_BLOCKS).tolist()
+    batch = make_batch(block_ids)
     show_layout(batch)
 
     cache = LayerCache(*torch.randn(2, NUM_BLOCKS, NUM_KV_HEADS, BLOCK, HEAD_DIM))
@@ -59,13 +60,13 @@ def main() -> None:
     tiled = TiledAttention(frozenset([None]), BLOCK, NUM_KV_HEADS, HEAD_DIM, CPU)
     write_to_cache(inputs.k, inputs.v, cache, tiled.plan(batch).slots)
     result = show_agreement(tiled, inputs, cache, batch)
-    show_one_piece(tiled, inputs, cache, places, result)
+    show_one_piece(tiled, inputs, cache, block_ids, result)
     show_bytes(batch)
 
 
-def make_batch(places: list[int]) -> Batch:
-    """One step of all requests, with their blocks at these places, one request after another."""
-    plan, unused = Plan(), iter(places)
+def make_batch(block_ids: list[int]) -> Batch:
+    """Return one step of all requests, which take their blocks from ``block_ids`` in order."""
+    plan, unused = Plan(), iter(block_ids)
     for arrival, (name, (length, num_new)) in enumerate(REQUESTS.items()):
         tokens = array("i", range(length))
         request = Request(name, tokens, length, SamplingParams(), arrival)
@@ -76,7 +77,7 @@ def make_batch(places: list[int]) -> Batch:
 
 def show_layout(batch: Batch) -> None:
     owners = ["·"] * NUM_BLOCKS
-    print(f"1. One layer's cache: {NUM_BLOCKS} blocks of {BLOCK} tokens, each with its owner\n")
+    print(f"1. One layer's cache: {NUM_BLOCKS} blocks of {BLOCK} tokens, and their requests\n")
     for row, (name, length) in enumerate(zip(REQUESTS, batch.seq_lens, strict=True)):
         for block in batch.block_tables[row, : -(-length // BLOCK)]:
             owners[block] = name
@@ -85,14 +86,14 @@ def show_layout(batch: Batch) -> None:
     last = int(batch.positions[0])
     block = int(batch.block_tables[0, last // BLOCK])
     index, offset = divmod(last, BLOCK)
-    print(f"\n   A's new token stands at position {last} = {index} * {BLOCK} + {offset}.")
+    print(f"\n   A's new token is at position {last} = {index} * {BLOCK} + {offset}.")
     print(f"   A's block table has block {block} at index {index}, ", end="")
     print(f"so its slot is {block} * {BLOCK} + {offset} = {batch.slot_mapping[0]}.\n")
 
 
 def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: Batch) -> Tensor:
     print(
-        "2. All four requests in one call: A, B and D decode, C computes 40 tokens of its prompt\n"
+        "2. All four requests in one call: A, B and D decode, C prefills 40 tokens of its prompt\n"
     )
     results = {}
     for name, attention in {"reference": ReferenceAttention(CPU), "tiled": tiled}.items():
@@ -103,20 +104,20 @@ def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: B
             attend(*inputs, cache, SCALE, None)
         print(f"   {name:9}  {(time.perf_counter() - begun) / 20 * 1e3:6.2f} ms")
     difference = (results["tiled"] - results["reference"]).abs().max()
-    print(f"\n   greatest difference: {difference:.0e}\n")
+    print(f"\n   maximum difference: {difference:.0e}\n")
     return results["tiled"]
 
 
 def show_one_piece(
-    attention: Attention, inputs: Inputs, cache: LayerCache, places: list[int], scattered: Tensor
+    attention: Attention, inputs: Inputs, cache: LayerCache, block_ids: list[int], scattered: Tensor
 ) -> None:
-    """Reorder the cache such that the block at ``places[i]`` comes to place ``i``."""
-    in_order = LayerCache(*(layer[places] for layer in cache))
+    """Compare with a cache that is reordered so that block ``block_ids[i]`` has index ``i``."""
+    in_order = LayerCache(*(layer[block_ids] for layer in cache))
     batch = make_batch(list(range(NUM_BLOCKS)))
     contiguous = attention.plan(batch)(*inputs, in_order, SCALE, None)
     same = torch.equal(contiguous, scattered)
-    print("3. The same blocks laid out in order, each request in one piece, gives the same result,")
-    print(f"   bit for bit: {'yes' if same else 'NO'}. Where a block lies means nothing.\n")
+    print("3. The same blocks in order, so that each request is contiguous, give the same result,")
+    print(f"   bit for bit: {'yes' if same else 'NO'}. The order of blocks does not matter.\n")
 
 
 def show_bytes(batch: Batch) -> None:
@@ -125,7 +126,7 @@ def show_bytes(batch: Batch) -> None:
     padded = len(REQUESTS) * int(batch.seq_lens.max())
     print("4. Keys and values that one layer has to read at least, in KiB:\n")
     for how, tokens in {
-        "the tokens there are": num_tokens,
+        "only the tokens": num_tokens,
         "whole blocks": in_blocks,
         "padded to the longest": padded,
     }.items():

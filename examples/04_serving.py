@@ -1,13 +1,13 @@
 """Serving: load a model once, then stream text to requests that come and go.
 
-A server owns one engine and calls ``step`` again and again. Between two steps requests may be
-added or aborted; each step returns the new text of every request that got some. This script shows,
+A server owns one engine and calls ``step`` again and again. Between two steps, requests may be
+added or aborted. Each step returns the new text of every request that has some. This script shows,
 measured in this run:
 
-1. what loading decides: where the model runs, and how many KV blocks there are,
+1. what is decided at load time: the device, and the number of KV blocks,
 2. streaming: requests join and leave while others run, and one is aborted,
-3. one stream against eight: time to the first token, and tokens per second,
-4. that a request with a seed gets the same tokens alone and in a crowd.
+3. one stream compared with eight: time to the first token, and tokens per second,
+4. that a request with a seed gets the same tokens alone and in a large batch.
 
 Read next: llm.py, engine/build.py, engine/engine.py, engine/output_processor.py.
 Run: python examples/04_serving.py
@@ -31,11 +31,11 @@ PROMPTS = {
 def main() -> None:
     records: list[StepRecord] = []
     begun = time.perf_counter()
-    # In 16 bits the rounding, and so a token, may depend on the batch.
+    # With 16 bits, rounding depends on the batch, and may change a token.
     llm = LLM(dtype="float32", observers=[records.append])
     show_loading(llm, time.perf_counter() - begun)
     show_streaming(llm)
-    show_crowd(llm, records)
+    show_batching(llm, records)
     show_seeds(llm)
 
 
@@ -45,11 +45,11 @@ def show_loading(llm: LLM, seconds: float) -> None:
     print(f"   model     {config.architecture}, {config.num_parameters:,} parameters")
     print(f"   runs on   {built.device}, in {str(built.dtype).removeprefix('torch.')}")
     print(f"   KV cache  {built.num_blocks:,} blocks of {llm.config.block_size} tokens: ", end="")
-    print("what the memory left after the weights holds\n")
+    print("as many as fit into the memory that the weights leave\n")
 
 
 def show_streaming(llm: LLM) -> None:
-    """A and B are there from the start, C and D join later, and B's user goes away."""
+    """Run four requests: A and B from the start, C and D join later, and B is aborted."""
     print("2. Requests come and go between steps\n")
     params = {
         "A": SamplingParams(seed=1, max_tokens=20),
@@ -72,20 +72,20 @@ def show_streaming(llm: LLM) -> None:
             if completion.finish_reason:
                 print(f"   step {step:2}  {output.request_id} ends: {completion.finish_reason}")
         step += 1
-    print("\n   Prompts, and after each ▸ what a step streamed to the user:\n")
+    print("\n   Prompts, and after each ▸ the text that a step streamed to the client:\n")
     for name, texts in pieces.items():
         print(f"   {name}  {PROMPTS[name]}▸{'▸'.join(filter(None, texts))}".replace("\n", "⏎"))
     print()
 
 
-def show_crowd(llm: LLM, records: list[StepRecord]) -> None:
+def show_batching(llm: LLM, records: list[StepRecord]) -> None:
     print("3. One stream against eight, 64 tokens each\n")
     prompt = llm.get_tokenizer().encode(PROMPTS["A"])
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     print("   streams  first token  tokens/s  per stream  time between tokens")
     for num_streams in (1, 8):
         first_step, begun = len(records), time.monotonic()
-        # Each prompt begins with another token, so that nothing is found in the prefix cache.
+        # Each prompt starts with a different token, so that no cached prefix is found.
         prompts = [[100 + 10 * num_streams + index, *prompt] for index in range(num_streams)]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds = time.monotonic() - begun
@@ -99,7 +99,9 @@ def show_crowd(llm: LLM, records: list[StepRecord]) -> None:
     last = records[-1]
     print(f"\n   The last step of eight: schedule {1e3 * last.schedule_seconds:.2f} ms, ", end="")
     print(f"run {1e3 * last.run_seconds:.2f} ms, update {1e3 * last.update_seconds:.2f} ms.")
-    print("   Eight rows read each weight once, as one row does: that is what batching gains.\n")
+    print(
+        "   A batch of eight reads each weight once, like a batch of one. So batching is cheap.\n"
+    )
 
 
 def seconds_of(record: StepRecord) -> float:
@@ -109,9 +111,11 @@ def seconds_of(record: StepRecord) -> float:
 def show_seeds(llm: LLM) -> None:
     params = SamplingParams(seed=7, max_tokens=24)
     alone = llm.generate(PROMPTS["C"], params, use_tqdm=False)[0]
-    crowd = llm.generate([*PROMPTS.values()] * 4, params, use_tqdm=False)
-    same = crowd[2].outputs[0].token_ids == alone.outputs[0].token_ids
-    print(f"4. Seed 7, alone and among {len(crowd)}: the same tokens: {'yes' if same else 'NO'}")
+    batch = llm.generate([*PROMPTS.values()] * 4, params, use_tqdm=False)
+    same = batch[2].outputs[0].token_ids == alone.outputs[0].token_ids
+    print(
+        f"4. Seed 7, alone and in a batch of {len(batch)}: equal tokens: {'yes' if same else 'NO'}"
+    )
     print(f"   {PROMPTS['C']}▸{alone.outputs[0].text}".replace("\n", "⏎"))
 
 

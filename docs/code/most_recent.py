@@ -1,11 +1,11 @@
-"""An eviction strategy that takes the wrong end of the queue."""
+"""An eviction strategy that evicts from the wrong end of the queue."""
 
 from minimal_vllm.cache.eviction import LRU
 
 
 class MostRecent(LRU):
-    """Like LRU, but what was used last goes first."""
+    """An LRU queue that evicts the most recently used block first."""
 
     def evict(self) -> int:
-        """Leave at the young end."""
+        """Remove and return the block that was inserted last."""
         return self._released.popitem()[0]

@@ -72,4 +72,4 @@ def test_a_broken_trace_is_one_clear_line(tmp_path, command):
 def test_what_only_an_engine_has_is_refused_beside_a_trace(trace):
     result = invoke("view", "--max-num-seqs=4", trace)
     assert result.exit_code == 2
-    assert "--max-num-seqs is for a live engine, not for a trace" in result.output
+    assert "--max-num-seqs has no effect on a trace" in result.output

@@ -27,10 +27,10 @@ SHOWN = {
         "chunks of 21, 21, 20",
         "continuous   37 steps",
         "static       49 steps",
-        "The same tokens come out: yes",
+        "The output tokens are equal: yes",
     ],
     "03_paged_attention.py": [
-        "A's new token stands at position 699 = 43 * 16 + 11",
+        "A's new token is at position 699 = 43 * 16 + 11",
         "bit for bit: yes",
         "padded to the longest   2,800",
     ],
@@ -38,7 +38,7 @@ SHOWN = {
         "step 12  D joins",
         "step 16  B ends: abort",
         "step 19  A ends: length",
-        "Seed 7, alone and among 16: the same tokens: yes",
+        "Seed 7, alone and in a batch of 16: equal tokens: yes",
     ],
 }
 

@@ -1,6 +1,6 @@
-"""Whether a part of the user's does what the engine relies on; if not, a lesson.
+"""Check replacement classes: does a user's class do everything the engine relies on?
 
-A check plays random traffic against a part, and holds all that it sees to the rules that stand at
-the beginning of its file. Hypothesis (MacIver et al., JOSS 2019) looks for a history that breaks
-one, and shrinks it to the few calls that matter.
+Each check drives a class with random traffic and compares its behavior with a list of rules.
+Hypothesis (MacIver et al., JOSS 2019) searches for a history that breaks a rule, and shrinks it to
+the few calls that matter.
 """

@@ -1,6 +1,7 @@
-"""What attention must do: over scattered blocks the same as over contiguous keys and values.
+"""Check an attention backend against plain attention on contiguous keys and values.
 
-A wrong result is compared with those of some well-known mistakes, so that the lesson can name it.
+A wrong result is also compared with the results of well-known mistakes, so that the lesson can name
+the mistake.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,25 +24,26 @@ if TYPE_CHECKING:
 
 CHAPTER = "05-paged-attention"
 SAME = Rule(
-    "Paged attention gives what plain attention gives on contiguous keys and values.",
-    "Where the blocks lie, how a prompt was cut into chunks, and who else is in the batch must not "
-    "be seen in an answer.",
+    "Paged attention gives the same result as plain attention on contiguous keys and values.",
+    "The result must not depend on where the blocks are, how a prompt was split into chunks, or "
+    "which other requests are in the batch.",
     CHAPTER,
 )
-NO_STRANGERS = Rule(
-    "Only what belongs to the request is read.",
-    "Other blocks hold other requests' keys and values, and the slots behind a request's end hold "
-    "anything, even NaN. Masking them is not enough for values: 0 * NaN is NaN.",
+OWN_SLOTS_ONLY = Rule(
+    "Attention reads only the slots that hold the request's own tokens.",
+    "Other blocks hold keys and values of other requests, and the slots after a request's last "
+    "token hold arbitrary numbers, even NaN. Masking the scores is not enough, because the values "
+    "are read too: 0 * NaN is NaN.",
     CHAPTER,
 )
 SHAPE = Rule(
     "The result has the shape and the dtype of q.",
-    "The layer multiplies it with its next weights.",
+    "The next projection of the layer takes it as input.",
     CHAPTER,
 )
 UNTOUCHED = Rule(
-    "Attention reads q and the cache, and changes neither.",
-    "What is in the cache belongs to later steps too, and perhaps to several requests.",
+    "Attention changes neither q nor the cache.",
+    "Later steps read the cache too, and several requests may share its blocks.",
     CHAPTER,
 )
 
@@ -52,14 +54,16 @@ Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """Some requests, and the shape of a layer."""
+    """The requests of a batch, and the shape of a layer."""
 
     lengths: tuple[tuple[int, int], ...]
-    """Tokens in the cache, and new ones."""
+    """Number of cached and of new tokens, per request."""
     heads: tuple[int, int]
+    """Number of query heads and of kv heads."""
     head_dim: int
     block_size: int
     window: int | None
+    """Sliding window in tokens. None: full causal attention."""
 
 
 def check_attention(
@@ -69,13 +73,14 @@ def check_attention(
     examples: int = 150,
     only_decodes: bool = False,
 ) -> Lesson | None:
-    """Hold an attention backend to its rules.
+    """Check an attention backend, and return a lesson about a broken rule, or None if all hold.
 
     Args:
-        make: its class; ``make(device)`` gives a new one.
-        device: where it is to run.
-        examples: how many batches to try.
-        only_decodes: each request has one new token, and no layer has a window.
+        make: the backend's class. ``make(device)`` must return a new backend.
+        device: the device to run on.
+        examples: number of random batches to try.
+        only_decodes: restrict the batches to one new token per request, and to layers without a
+            sliding window.
     """
 
     def run(case: Case, history: History) -> None:
@@ -89,7 +94,7 @@ def check_attention(
         _check_shape(found, paged.q)
         for tensor, copy in zip((paged.q, *paged.cache), before, strict=True):
             if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
-                raise Broken(UNTOUCHED, "one of them was changed", "both as they were")
+                raise Broken(UNTOUCHED, "q or the cache was changed", "both unchanged")
         compare(found.cpu(), on_cpu, case)
 
     return find_lesson(_cases(only_decodes), run, examples=examples, shorter=_shorter)
@@ -144,10 +149,16 @@ def _check_shape(found: object, q: Tensor) -> None:
 
 
 def compare(found: Tensor, paged: PagedCase, case: Case, rule: Rule = SAME) -> None:
-    """Hold a result to plain attention.
+    """Compare a result with plain attention.
+
+    Args:
+        found: the result, ``[T, H, D]``.
+        paged: the inputs, on the CPU.
+        case: the lengths and the window.
+        rule: the rule to report if the result differs.
 
     Raises:
-        Broken: it differs; the mistake is named if it is a well-known one.
+        Broken: the result differs. The message names the mistake if it is a well-known one.
     """
     expected = on_dense(attend, paged, case.window)
     error = (found.float() - expected.float()).abs().flatten(1).amax(dim=1)
@@ -156,9 +167,9 @@ def compare(found: Tensor, paged: PagedCase, case: Case, rule: Rule = SAME) -> N
         return
     token, hint = int(wrong[0]), _diagnose(found, paged, case.window)
     if error[token].isnan() and rule is SAME:
-        raise Broken(NO_STRANGERS, f"{_name(token, case)} gets NaN: something unwritten was read")
+        raise Broken(OWN_SLOTS_ONLY, f"{_name(token, case)} gets NaN: an unwritten slot was read")
     if error[token].isnan():
-        raise Broken(rule, f"{_name(token, case)} gets NaN: does it see nothing, not even itself?")
+        raise Broken(rule, f"{_name(token, case)} gets NaN: can it not even attend to itself?")
     raise Broken(
         rule,
         f"{_name(token, case)} is off by {error[token]:.3g}{hint}",
@@ -176,17 +187,26 @@ def _name(token: int, case: Case) -> str:
 
 def _shown(row: Tensor) -> str:
     numbers = ", ".join(f"{number:.2f}" for number in row[0, :4].tolist())
-    return f"head 0 gives [{numbers}{', …' if row.shape[-1] > 4 else ''}]"
+    return f"head 0 is [{numbers}{', …' if row.shape[-1] > 4 else ''}]"
 
 
 def on_dense(function: Attend, paged: PagedCase, window: int | None) -> Tensor:
-    """What comes out of some attention on the dense keys and values."""
+    """Apply an attention function to each request's contiguous keys and values.
+
+    Args:
+        function: called with ``(q, keys, values, scale, window)`` for each request.
+        paged: the inputs.
+        window: the sliding window.
+
+    Returns:
+        ``[T, H, D]``, the results of all requests, concatenated.
+    """
     starts, scale = paged.batch.query_starts.tolist(), paged.q.shape[-1] ** -0.5
-    parts = [
+    results = [
         function(paged.q[starts[row] : starts[row + 1]], keys, values, scale, window)
         for row, (keys, values) in enumerate(paged.dense)
     ]
-    return torch.cat(parts)
+    return torch.cat(results)
 
 
 def _diagnose(found: Tensor, paged: PagedCase, window: int | None) -> str:
@@ -197,14 +217,14 @@ def _diagnose(found: Tensor, paged: PagedCase, window: int | None) -> str:
             found.float(), on_dense(mistaken, paged, window).float(), atol=TOLERANCE, equal_nan=True
         )
     ]
-    return f".\nJust this comes out if {', or if '.join(names)}." if names else ""
+    return f".\nThis is exactly the result if {', or if '.join(names)}." if names else ""
 
 
 def _mistakes(block_size: int) -> dict[str, Attend]:
-    """Well-known mistakes, and attention that makes them."""
+    """Return well-known mistakes: descriptions, and attention functions that make the mistakes."""
 
-    def all_seen(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
-        # Queries that stand behind all keys see all of them.
+    def no_mask(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
+        # A query at the last position attends to all keys.
         rows = [attend(row[None], keys, values, scale, None) for row in q]
         return torch.cat(rows)
 
@@ -232,16 +252,16 @@ def _mistakes(block_size: int) -> dict[str, Attend]:
         return attend(q, keys.repeat(1, group, 1), values.repeat(1, group, 1), scale, w)
 
     return {
-        "a token also sees those behind it: the causal mask is missing": all_seen,
-        "a chunk's tokens are taken to stand at the beginning of their request": from_zero,
-        "a token does not see itself": not_itself,
+        "a token also attends to later tokens: the causal mask is missing": no_mask,
+        "the positions of a chunk are counted from the start of the request": from_zero,
+        "a token does not attend to itself": not_itself,
         "the last, partly filled block is left out": full_blocks,
-        "query head h uses kv head h % K; it is h // (H / K)": interleaved,
+        "query head h uses kv head h % K instead of h // (H / K)": interleaved,
         "the scores are not multiplied by scale": lambda q, k, v, _, w: attend(q, k, v, 1.0, w),
-        "the scale is used twice": lambda q, k, v, s, w: attend(q, k, v, s * s, w),
+        "the scale is applied twice": lambda q, k, v, s, w: attend(q, k, v, s * s, w),
         "the window is ignored": lambda q, k, v, s, _: attend(q, k, v, s, None),
-        "the window is one too long": lambda q, k, v, s, w: attend(q, k, v, s, w and w + 1),
-        "the window is one too short": lambda q, k, v, s, w: attend(
+        "the window is one token too long": lambda q, k, v, s, w: attend(q, k, v, s, w and w + 1),
+        "the window is one token too short": lambda q, k, v, s, w: attend(
             q, k, v, s, w and max(w - 1, 1)
         ),
     }

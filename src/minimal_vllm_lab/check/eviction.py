@@ -1,4 +1,4 @@
-"""What an eviction strategy must do: any strategy, and one that must be least recently used."""
+"""Check an eviction strategy. Any order is accepted, unless least recently used is required."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 
 CHAPTER = "06-prefix-caching"
 MEMBERS = Rule(
-    "The strategy knows just the evictable blocks: those inserted, and neither removed nor "
-    "evicted since.",
-    "The pool asks it how many blocks it can still have. One too many is held by a request; one "
-    "too few is lost.",
+    "The strategy contains exactly the evictable blocks: inserted, and neither removed nor evicted "
+    "since.",
+    "The pool asks it how many blocks it can still allocate. An extra block is held by a request; "
+    "a missing block is lost.",
     CHAPTER,
 )
 EVICTS = Rule(
-    "evict() takes out one of the evictable blocks, and forgets nobody else.",
-    "The pool gives that block to a request at once.",
+    "evict() removes exactly one evictable block, and returns it.",
+    "The pool gives that block to a request right away.",
     CHAPTER,
 )
 IN_ORDER = Rule(
-    "in_order() lists all evictable blocks, the next to go first.",
-    "The view shows it, and evict() must do what was shown.",
+    "in_order() lists all evictable blocks, the next one to be evicted first.",
+    "The view shows this order, and evict() must follow it.",
     CHAPTER,
 )
 LEAST_RECENT = Rule(
-    "Least recently used: the block that was released longest ago goes first.",
-    "What was used lately is likelier to be wanted again than what nobody has asked for since. A "
-    "block that is used again goes to the end of the queue when it is released.",
+    "Least recently used: the block that was released longest ago is evicted first.",
+    "Recently used content is more likely to be needed again. A block that is used again moves to "
+    "the end of the queue when it is released.",
     CHAPTER,
 )
 KNOWN_CASES = [
-    # Released first, but used again since.
+    # Block 0 is released first, but used again afterwards.
     [("release", 0), ("release", 1), ("use", 0), ("release", 0), ("evict", 0)],
-    # Released first, but its content dropped.
+    # Block 0 is released first, but its content is dropped.
     [("release", 0), ("release", 1), ("drop", 0), ("evict", 0), ("release", 0)],
 ]
 
@@ -45,20 +45,20 @@ KNOWN_CASES = [
 def check_eviction(
     make: Callable[[], EvictionStrategy], *, least_recently_used: bool = False, examples: int = 100
 ) -> Lesson | None:
-    """Hold a strategy to its rules; ``make()`` gives a new one.
+    """Check an eviction strategy, and return a lesson about a broken rule, or None if all hold.
 
     Args:
-        make: the strategy's class.
-        least_recently_used: whether its order must be that of LRU.
-        examples: how many histories to try.
+        make: the strategy's class. ``make()`` must return a new strategy.
+        least_recently_used: require LRU order. Default: any order that ``in_order`` announces.
+        examples: number of random histories to try.
     """
 
     def run(operations: list[tuple[str, int]], history: History) -> None:
         history.note(f"strategy = {getattr(make, '__name__', 'make')}()")
-        play = _Play(make(), history, least_recently_used)
+        driver = _Driver(make(), history, least_recently_used)
         for kind, block in operations:
-            play.do(kind, block)
-        play.finish()
+            driver.apply(kind, block)
+        driver.finish()
 
     return find_lesson(_cases(), run, examples=examples, shorter=shorter_lists, known=KNOWN_CASES)
 
@@ -70,8 +70,8 @@ def _cases() -> "SearchStrategy[list[tuple[str, int]]]":
     return long_lists(st.tuples(st.sampled_from(kinds), st.integers(0, 5)), 20)
 
 
-class _Play:
-    """One history of blocks that are released, used again and evicted, as the pool tells it."""
+class _Driver:
+    """Make the calls that a block pool makes, and check the strategy after each of them."""
 
     def __init__(
         self, strategy: EvictionStrategy, history: History, least_recently_used: bool
@@ -79,11 +79,11 @@ class _Play:
         self._strategy, self._history = strategy, history
         self._least_recently_used = least_recently_used
         self._released: list[int] = []
-        """The evictable blocks, in the order of their release."""
+        """The evictable blocks, in order of release."""
         self._compare()
 
-    def do(self, kind: str, block: int) -> None:
-        """Let one thing happen, if it can."""
+    def apply(self, kind: str, block: int) -> None:
+        """Apply an operation to a block; do nothing if the block's state does not allow it."""
         is_evictable = block in self._released
         if kind == "release" and not is_evictable:
             self._call("insert", block)
@@ -103,7 +103,7 @@ class _Play:
         self._compare()
 
     def finish(self) -> None:
-        """Evict all that is left."""
+        """Evict all remaining blocks."""
         while self._released:
             self._evict()
             self._compare()
@@ -128,7 +128,7 @@ class _Play:
         strategy, expected = self._strategy, sorted(self._released)
         members = [block for block in range(6) if block in strategy]
         if members != expected:
-            raise Broken(MEMBERS, f"{members} are in it", f"{expected}")
+            raise Broken(MEMBERS, f"it contains {members}", f"{expected}")
         if len(strategy) != len(expected):
             raise Broken(MEMBERS, f"its length is {len(strategy)}", f"{len(expected)}: {expected}")
         if sorted(strategy.in_order()) != expected:

@@ -1,8 +1,8 @@
-"""A model for checks, whose KV cache holds tokens in the place of keys and values.
+"""A fake model for checks, whose KV cache holds tokens instead of keys and values.
 
-Each slot holds a text, up to the token that was computed there. A request must find its own text in
-all of its slots: a block that was shared, reused or freed wrongly shows at once. The next token is
-a function of the tokens alone, so that each request's output is known before it runs.
+Each slot holds the text up to the token that was computed there. A request must find its own text
+in all of its slots, so a block that was shared, reused or freed wrongly is detected at once. The
+next token is a function of the tokens alone, so each request's output is known in advance.
 """
 
 from collections.abc import Sequence
@@ -16,31 +16,34 @@ Tokens = tuple[int, ...]
 EOS = 7
 VOCAB_SIZE = 32
 
-READS_ITS_OWN = Rule(
-    "Each request finds the keys and values of its own tokens in its blocks, and no others.",
-    "Attention reads whatever lies there: the answer would be about somebody else's text, and "
-    "nothing would crash.",
+READS_OWN_TOKENS = Rule(
+    "Each request finds the keys and values of its own tokens in its blocks.",
+    "Attention reads whatever is in the blocks. The answer would be about another request's text, "
+    "and nothing would crash.",
     "04-block-tables",
 )
 WRITES_ONCE = Rule(
-    "In one step no two tokens are written to the same slot.",
-    "One of them would be lost. A partly filled block has one owner; only full ones are shared.",
+    "In one step, no two tokens are written to the same slot.",
+    "One of them would be lost. A partly filled block has one owner; only full blocks are shared.",
     "04-block-tables",
 )
 HAS_BLOCKS = Rule(
-    "After its step a request has ceil(computed tokens / block_size) blocks.",
-    "A token without a block has no place for its key and value.",
+    "After its step, a request has ceil(computed tokens / block_size) blocks.",
+    "A token without a block has no slot for its key and value.",
     "04-block-tables",
 )
 
 
 def next_token(tokens: Sequence[int]) -> int:
-    """What follows on ``tokens``."""
+    """Return the token that follows ``tokens``, a fixed function of them."""
     return crc32(bytes(list(tokens))) % VOCAB_SIZE
 
 
 def expected_output(prompt: Sequence[int], max_num_tokens: int) -> list[int]:
-    """What a request gives that nobody disturbs, until ``EOS`` or so many tokens in all."""
+    """Return the output of a request that runs alone.
+
+    It ends with ``EOS``, or when prompt and output have ``max_num_tokens`` tokens together.
+    """
     tokens = list(prompt)
     while len(tokens) < max_num_tokens and (len(tokens) == len(prompt) or tokens[-1] != EOS):
         tokens.append(next_token(tokens))
@@ -48,22 +51,23 @@ def expected_output(prompt: Sequence[int], max_num_tokens: int) -> list[int]:
 
 
 class FakeModel:
-    """Computes plans."""
+    """A model that executes plans on a cache of tokens, and reports wrong block tables."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._slots: list[Tokens | None] = [None] * (num_blocks * block_size)
         self._block_size = block_size
 
     def run(self, plan: Plan) -> list[int]:
-        """One token for each request that samples.
+        """Execute a plan, and return one token for each request that samples.
 
         Raises:
-            Broken: a token has no slot, shares it, or a request reads what is not its own.
+            Broken: a token has no slot or shares its slot, or a request reads another request's
+                tokens.
         """
         written: dict[int, str] = {}
         for entry in plan.scheduled:
             self._write(entry, written)
-        for entry in plan.scheduled:  # as in each layer, all writes come before all reads
+        for entry in plan.scheduled:  # in each layer, all writes come before all reads
             self._read(entry)
         return [next_token(request.token_ids) for request in plan.sampling]
 
@@ -74,7 +78,7 @@ class FakeModel:
             raise Broken(
                 HAS_BLOCKS,
                 f"{request.request_id} has {len(request.block_table)} blocks",
-                f"{needed}: {end} tokens in blocks of {self._block_size}",
+                f"{needed}: it has {end} tokens, in blocks of {self._block_size}",
             )
         for position in range(entry.start, end):
             slot = self._slot(entry, position)
@@ -94,9 +98,9 @@ class FakeModel:
             found = self._slots[self._slot(entry, position)]
             if found != expected:
                 block = request.block_table[position // self._block_size]
-                seen = "nothing yet" if found is None else f"the last token of {list(found)}"
+                seen = "an unwritten slot" if found is None else f"the last token of {list(found)}"
                 raise Broken(
-                    READS_ITS_OWN,
+                    READS_OWN_TOKENS,
                     f"{request.request_id} finds {seen} in block {block}",
                     f"its token {position}, the last of {list(expected)}",
                 )

@@ -1,4 +1,4 @@
-"""What a failed check teaches: a rule, why it is one, and the shortest history that breaks it."""
+"""Lessons: a broken rule, the reason for it, and the shortest history that breaks it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,53 +9,55 @@ WIDTH = 96
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What must hold, whatever happens."""
+    """A rule that a replaceable class of the engine must follow."""
 
-    says: str
-    why: str
+    statement: str
+    """The rule, in one sentence."""
+    reason: str
+    """Why the engine needs it."""
     chapter: str = ""
-    """The page of the course that explains it, such as ``03-paging``."""
+    """Chapter of the course that explains it, such as ``03-paging``. Default: none."""
 
 
-class Broken(Exception):  # noqa: N818 - a rule is
-    """A rule does not hold.
+class Broken(Exception):  # noqa: N818 - reads as "raise Broken(rule, …)"
+    """Raised when a rule does not hold.
 
     Args:
-        rule: which.
-        found: what was seen instead.
-        expected: what should have been seen, where that can be said.
+        rule: the rule.
+        found: what the checked class did.
+        expected: what it should have done. Default: not stated.
     """
 
     def __init__(self, rule: Rule, found: str, expected: str = "") -> None:
-        super().__init__(rule.says)
+        super().__init__(rule.statement)
         self.rule, self.found, self.expected = rule, found, expected
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One broken rule, ready to be read."""
+    """One broken rule, with all that a reader needs to find the mistake."""
 
     rule: Rule
     history: Sequence[str]
-    """The calls that led there, and what they gave."""
+    """The calls that lead to the mistake, with their results, one per line."""
     found: str
     expected: str
 
     def lines(self) -> Iterator[str]:
-        """The lesson as text."""
-        yield f"✗ {self.rule.says}"
+        """Yield the lesson as lines of text, without line breaks."""
+        yield f"✗ {self.rule.statement}"
         yield ""
         if self.history:
             yield from (f"    {line}" for line in self.history)
             yield ""
-        parts = {"expected": self.expected, "found": self.found, "why": self.rule.why}
+        sections = {"expected": self.expected, "found": self.found, "why": self.rule.reason}
         if self.rule.chapter:
-            parts["read"] = f"docs/course/{self.rule.chapter}.md"
-        for name, text in parts.items():
+            sections["read"] = f"docs/course/{self.rule.chapter}.md"
+        for name, text in sections.items():
             for index, line in enumerate(_paragraph(text)):
                 yield f"  {name if index == 0 else '':<10}{line}".rstrip()
 
 
 def _paragraph(text: str) -> list[str]:
-    """Lines that are broken where the text breaks them, and where they are too long."""
+    """Return the lines of a text, with long lines wrapped."""
     return [piece for line in text.splitlines() for piece in wrap(line, WIDTH - 12) or [""]]

@@ -1,4 +1,4 @@
-"""Batches over scattered blocks, with caches whose unused memory is poisoned."""
+"""Random attention inputs over scattered blocks, in which every unused slot is poisoned."""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from minimal_vllm.step.request import Request
 
 @dataclass
 class PagedCase:
-    """What a step's attention gets, and the dense keys and values of each request."""
+    """The attention inputs of one step, and the contiguous keys and values of each request."""
 
     batch: Batch
     q: Tensor
@@ -27,7 +27,7 @@ class PagedCase:
     v: Tensor
     cache: LayerCache
     dense: list[tuple[Tensor, Tensor]]
-    """``[tokens, K, D]`` each, the new ones included."""
+    """Keys and values of each request, ``[tokens, K, D]`` each, new tokens included."""
 
 
 def make_case(
@@ -40,7 +40,17 @@ def make_case(
     seed: int = 0,
     poison: float = float("nan"),
 ) -> PagedCase:
-    """Requests with ``lengths = [(tokens in the cache, new tokens), …]`` in shuffled blocks."""
+    """Create random inputs for requests whose blocks are scattered over the cache.
+
+    Args:
+        lengths: number of cached and of new tokens, per request.
+        heads: number of query heads and of kv heads.
+        head_dim: size of a head.
+        block_size: tokens per block.
+        dtype: dtype of all tensors.
+        seed: seed of the random numbers.
+        poison: value of all slots that hold no token of a request.
+    """
     num_heads, num_kv_heads = heads
     generator = torch.Generator().manual_seed(seed)
 
@@ -79,7 +89,17 @@ def run_case(
     window: int | None,
     plan: Callable[[Batch], StepAttention] | None = None,
 ) -> Tensor:
-    """Return the result of an attention; with ``plan``, of the step's attention that it makes."""
+    """Write the new keys and values to a copy of the cache, and run attention.
+
+    Args:
+        attention: the backend.
+        case: the inputs. They are not changed.
+        window: the sliding window; None: full causal attention.
+        plan: replaces ``attention.plan``. Default: ``attention.plan``.
+
+    Returns:
+        ``[T, H, D]``, the result of the attention.
+    """
     cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
     attend = (plan or attention.plan)(case.batch)
     write_to_cache(case.k, case.v, cache, attend.slots)

@@ -1,7 +1,7 @@
-"""What a block pool must do, whatever it looks like inside.
+"""Check a block pool by its behavior, without looking inside it.
 
-A ledger follows the calls and knows, without looking into the pool, who holds which block and what
-can be found in it. Which free block is handed out is the pool's own choice; all else is not.
+A ledger follows the calls, and knows from them alone which request holds which block and what is
+cached. The pool may choose which free block it allocates; everything else is determined.
 """
 
 from collections import Counter
@@ -18,104 +18,112 @@ if TYPE_CHECKING:
 
 MakePool = Callable[[int, EvictionStrategy], BlockPool]
 Operation = tuple[str, str, int]
-"""What is done, with which text, to which of the tables."""
+"""One random operation: its kind, the prompt of the request, and a number that selects a block
+table.
+"""
 
 TEXTS = ("", "a", "b", "ab", "aa", "aba", "abb")
-"""A letter is a block's content."""
+"""Prompts, one letter per block. The letter is the block's content."""
 
 COUNT = Rule(
-    "allocate(n) gives n different ids from 0 to num_blocks - 1.",
-    "They become indices into the tensors of the KV cache: an id too many or twice is another's "
-    "memory.",
+    "allocate(n) returns n different ids from 0 to num_blocks - 1.",
+    "The ids are indices into the KV cache. An id that is out of range or returned twice is "
+    "another block's memory.",
     "03-paging",
 )
 IN_USE = Rule(
-    "A block that a request holds is never handed out.",
+    "A block that a request holds is never allocated again.",
     "Two requests would write their keys and values to the same memory, and each would read the "
     "other's.",
     "03-paging",
 )
 REFUSES = Rule(
     "If fewer than n blocks are free, allocate(n) raises ValueError and takes nothing.",
-    "The scheduler then preempts somebody and asks again. Blocks that were taken before the error "
-    "belong to nobody: they are lost for good.",
+    "The scheduler then preempts a request and tries again. Blocks that were taken before the "
+    "error have no owner, and are lost for good.",
     "03-paging",
 )
 NUM_FREE = Rule(
-    "num_free counts every block that nobody holds, whether something is cached in it or not.",
-    "Too low: blocks have leaked, and the pool shrinks until nothing can run. Too high: the "
-    "scheduler admits requests for which there is no room. A block that several requests share is "
-    "free when the last of them has released it.",
+    "num_free counts every block that no request holds, whether or not its content is cached.",
+    "If it is too low, blocks have leaked, and the pool shrinks until nothing can run. If it is "
+    "too high, the scheduler admits requests for which there is no room. A shared block is free "
+    "when the last request has released it.",
     "03-paging",
 )
 FREE_FIRST = Rule(
-    "Blocks that hold nothing go before cached ones.",
-    "Evicting a cached block throws away keys and values that the next request may want; an empty "
-    "block costs nothing.",
+    "Empty blocks are allocated before cached blocks are evicted.",
+    "Eviction throws away keys and values that the next request may need. An empty block costs "
+    "nothing.",
     "06-prefix-caching",
 )
 IDLE = Rule(
-    "A cached block is evictable while nobody holds it, and only then.",
-    "If it is not when its last owner is gone, it can never be used again. If it still is while "
-    "somebody holds it, it is taken from under a running request.",
+    "A cached block is evictable exactly while no request holds it.",
+    "If it is not evictable after its last owner has released it, it can never be reused. If it is "
+    "evictable while a request holds it, a running request loses its memory.",
     "06-prefix-caching",
 )
 ORDER = Rule(
-    "The eviction strategy says which cached block goes first, and is told of released blocks "
-    "tail first.",
-    "A block can be found only if all before it can. Of one text the tail must go before the head, "
-    "or the rest of it is dead weight: cached, and never found.",
+    "The eviction strategy chooses the cached block to evict. Released blocks are inserted tail "
+    "first.",
+    "A block can be found only if all blocks before it are found. The tail of a text must "
+    "therefore be evicted before its head; otherwise the rest stays cached, but can never be "
+    "found.",
     "06-prefix-caching",
 )
 FINDS = Rule(
-    "find_prefix gives the blocks of the longest beginning of which every block is cached.",
-    "Too few: prompts are computed again that need not be. Too many, or behind a gap: a request "
-    "reads keys and values of another text.",
+    "find_prefix returns the blocks of the longest prefix whose blocks are all cached.",
+    "Too few blocks: prompts are computed again without need. Too many, or blocks after a gap: a "
+    "request reads the keys and values of another text.",
     "06-prefix-caching",
 )
-GIVES_WAY = Rule(
-    "A block that is handed out anew can't be found any more.",
-    "Whoever found it would read what its new owner writes.",
+STALE_HASH = Rule(
+    "A block that is allocated again can't be found under its old hash.",
+    "A request that found it would read what its new owner writes.",
     "06-prefix-caching",
 )
 CACHED = Rule(
-    "hashes and num_cached tell what can be found: each block under one name, each name once.",
-    "The view and the metrics show them; and two blocks of one name are one too many.",
+    "hashes and num_cached report what can be found: one hash per block, one block per hash.",
+    "The view and the metrics show them. Two blocks with the same hash waste memory.",
     "06-prefix-caching",
 )
 EVICTED = Rule(
-    "take_evicted lists the blocks that were evicted since it was last called, in their order.",
-    "Records and the view rebuild the cache from it.",
+    "take_evicted returns the blocks evicted since the last call, in order of eviction.",
+    "The records and the view rebuild the state of the cache from this list.",
     "06-prefix-caching",
 )
-BOOKS = Rule(
-    "The pool's books agree with the block tables: check() has nothing to complain of.",
-    "A block that counts fewer owners than it has is handed out under one of them; one that counts "
-    "more is never free again.",
+CHECK_PASSES = Rule(
+    "The reference counts agree with the block tables: check() raises nothing.",
+    "A block with too few references is allocated while a request still holds it. A block with too "
+    "many references is never free again.",
     "03-paging",
 )
-COMPLAINS = Rule(
-    "check() raises InvariantError for block tables that do not agree with the books.",
-    "All other tests of the engine rely on it to find what is wrong.",
+CHECK_FAILS = Rule(
+    "check() raises InvariantError if the block tables do not agree with the reference counts.",
+    "All other tests of the engine rely on it to find mistakes.",
     "03-paging",
 )
 EMPTIED = Rule(
-    "emptied() gives a new pool of the same size, in which everything is free.",
-    "After a step that was left half done, the engine goes on with it.",
+    "emptied() returns a new pool of the same size, in which all blocks are free.",
+    "The engine continues with it after a step that failed halfway.",
     "03-paging",
 )
 
 
 def check_pool(make: MakePool, *, examples: int = 300) -> Lesson | None:
-    """Hold a pool to its rules; ``make(num_blocks, eviction)`` gives a new one."""
+    """Check a block pool, and return a lesson about a broken rule, or None if all hold.
+
+    Args:
+        make: the pool's class. ``make(num_blocks, eviction)`` must return a new pool.
+        examples: number of random histories to try.
+    """
 
     def run(case: tuple[int, list[Operation]], history: History) -> None:
         num_blocks, operations = case
         history.note(f"pool = {getattr(make, '__name__', 'make')}({num_blocks}, LRU())")
-        play = _Play(make(num_blocks, LRU()), num_blocks, history)
+        driver = _Driver(make(num_blocks, LRU()), num_blocks, history)
         for operation in operations:
-            play.do(operation)
-        play.finish()
+            driver.apply(operation)
+        driver.finish()
 
     def shorter(
         case: tuple[int, list[Operation]],
@@ -134,14 +142,14 @@ def _cases() -> "SearchStrategy[tuple[int, list[Operation]]]":
 
 
 class _Ledger:
-    """What follows from the calls, whatever the pool believes."""
+    """The state that follows from the calls alone, whatever the pool reports."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.owners: Counter[int] = Counter()
-        self.named: dict[bytes, int] = {}
+        self.block_of_hash: dict[bytes, int] = {}
         self.idle: list[int] = []
-        """Cached and held by nobody, the next to be evicted first."""
+        """Cached blocks that no request holds, the next one to be evicted first."""
         self.evicted: list[int] = []
 
     @property
@@ -152,12 +160,12 @@ class _Ledger:
     def num_empty(self) -> int:
         return self.num_free - len(self.idle)
 
-    def find(self, names: Sequence[bytes]) -> list[int]:
+    def find(self, hashes: Sequence[bytes]) -> list[int]:
         found = []
-        for name in names:
-            if name not in self.named:
+        for block_hash in hashes:
+            if block_hash not in self.block_of_hash:
                 break
-            found.append(self.named[name])
+            found.append(self.block_of_hash[block_hash])
         return found
 
     def hold(self, blocks: Sequence[int]) -> None:
@@ -166,16 +174,20 @@ class _Ledger:
 
     def release(self, blocks: Sequence[int]) -> None:
         self.owners.subtract(blocks)
-        cached = set(self.named.values())
+        cached = set(self.block_of_hash.values())
         self.idle += [each for each in reversed(blocks) if not self.owners[each] and each in cached]
 
     def forget(self, blocks: Sequence[int]) -> None:
-        self.named = {name: block for name, block in self.named.items() if block not in blocks}
+        self.block_of_hash = {
+            block_hash: block
+            for block_hash, block in self.block_of_hash.items()
+            if block not in blocks
+        }
         self.idle = [block for block in self.idle if block not in blocks]
 
 
-class _Play:
-    """One history, with its ledger."""
+class _Driver:
+    """Make the calls that a scheduler makes, and compare the pool with the ledger after each."""
 
     def __init__(self, pool: BlockPool, num_blocks: int, history: History) -> None:
         self._pool, self._history = pool, history
@@ -183,11 +195,11 @@ class _Play:
         self._tables: list[list[int]] = []
         self._compare()
 
-    def do(self, operation: Operation) -> None:
-        kind, text, which = operation
-        table = self._tables[which % len(self._tables)] if self._tables else None
+    def apply(self, operation: Operation) -> None:
+        kind, text, number = operation
+        table = self._tables[number % len(self._tables)] if self._tables else None
         if kind == "begin":
-            self._begin([text[: end + 1].encode() for end in range(len(text))], which % 2)
+            self._begin([text[: end + 1].encode() for end in range(len(text))], number % 2)
         elif kind == "evicted":
             self._take_evicted()
         elif kind == "forget all":
@@ -198,7 +210,7 @@ class _Play:
         elif kind == "grow":
             table += self._allocate(1)
         elif kind == "forget":
-            one = table[which % len(table) :][:1] if table else []
+            one = table[number % len(table) :][:1] if table else []
             self._call("forget", one)
             self._ledger.forget(one)
         else:
@@ -206,7 +218,7 @@ class _Play:
         self._compare()
 
     def finish(self) -> None:
-        """Give all back, and see that all of it can be had."""
+        """Release all blocks, and check that all of them can be allocated again."""
         for table in list(self._tables):
             self._release(table)
             self._compare()
@@ -215,37 +227,37 @@ class _Play:
         self._take_evicted()
         self._check_emptied()
 
-    # ---- what a scheduler does -------------------------------------------------------------------
+    # ---- calls of a scheduler --------------------------------------------------------------------
 
-    def _begin(self, names: list[bytes], num_unnamed: int) -> None:
-        """A request begins: it shares what is cached, and fills the rest."""
+    def _begin(self, hashes: list[bytes], num_unhashed: int) -> None:
+        """Begin a request: share the cached prefix, and allocate and store the other blocks."""
         found: list[int] = []
-        if names:
-            found = list(self._call("find_prefix", names))
-            self._expect(found, self._ledger.find(names), FINDS, "find_prefix")
+        if hashes:
+            found = list(self._call("find_prefix", hashes))
+            self._expect(found, self._ledger.find(hashes), FINDS, "find_prefix")
         table = list(found)
         self._tables.append(table)
         if found:
             self._call("share", found)
             self._ledger.hold(found)
             self._compare()
-        table += self._allocate(len(names) - len(found) + num_unnamed)
-        if len(table) < len(names):  # there was no room
+        table += self._allocate(len(hashes) - len(found) + num_unhashed)
+        if len(table) < len(hashes):  # too few blocks were free
             self._release(table)
             return
-        for block, name in list(zip(table, names, strict=False))[len(found) :]:
-            self._call("store", block, name)
-            if name in self._ledger.named:
-                self._ledger.forget([self._ledger.named[name]])
-            self._ledger.named[name] = block
+        for block, block_hash in list(zip(table, hashes, strict=False))[len(found) :]:
+            self._call("store", block, block_hash)
+            if block_hash in self._ledger.block_of_hash:
+                self._ledger.forget([self._ledger.block_of_hash[block_hash]])
+            self._ledger.block_of_hash[block_hash] = block
 
     def _allocate(self, count: int) -> list[int]:
-        """Take so many, or see that none can be had."""
+        """Allocate ``count`` blocks; if too few are free, check that the pool refuses."""
         ledger = self._ledger
         if count == 0:
             return []
         if count > ledger.num_free:
-            self._refused(count)
+            self._check_refused(count)
             return []
         blocks = list(self._call("allocate", count))
         self._check_allocated(count, blocks)
@@ -255,14 +267,14 @@ class _Play:
         ledger.hold(blocks)
         return blocks
 
-    def _refused(self, count: int) -> None:
+    def _check_refused(self, count: int) -> None:
         self._history.note(f"pool.allocate({count})")
         try:
             blocks = self._pool.allocate(count)
         except ValueError:
-            self._history.lines[-1] += "   raises ValueError, rightly"
+            self._history.lines[-1] += "   raises ValueError, as it should"
             return
-        raise Broken(REFUSES, f"{blocks!r}", f"ValueError: {self._ledger.num_free} are free")
+        raise Broken(REFUSES, f"{blocks!r}", f"ValueError: {self._ledger.num_free} blocks are free")
 
     def _check_allocated(self, count: int, blocks: list[int]) -> None:
         ledger = self._ledger
@@ -272,14 +284,14 @@ class _Play:
             if not (isinstance(block, int) and 0 <= block < ledger.num_blocks):
                 raise Broken(COUNT, f"{block!r}", f"ids from 0 to {ledger.num_blocks - 1}")
             if ledger.owners[block]:
-                raise Broken(IN_USE, f"block {block}, which is in use", "a block nobody holds")
+                raise Broken(IN_USE, f"block {block}, which is in use", "a free block")
         num_evicted = max(0, count - ledger.num_empty)
         taken = [block for block in blocks if block in ledger.idle]
         if len(taken) > num_evicted:
             raise Broken(
                 FREE_FIRST,
                 f"{len(taken)} of {blocks} were cached: {taken}",
-                f"{num_evicted} evicted: {ledger.num_empty} blocks hold nothing",
+                f"{num_evicted} evicted: {ledger.num_empty} blocks are empty",
             )
         if sorted(taken) != sorted(ledger.idle[:num_evicted]):
             raise Broken(
@@ -302,34 +314,34 @@ class _Play:
         if new is self._pool or new.num_free != self._ledger.num_blocks:
             raise Broken(EMPTIED, f"{new.num_free} free", f"{self._ledger.num_blocks} free")
 
-    # ---- what can be seen ------------------------------------------------------------------------
+    # ---- checks ----------------------------------------------------------------------------------
 
     def _compare(self) -> None:
-        """Everything that the pool tells of itself."""
+        """Compare everything that the pool reports with the ledger."""
         pool, ledger = self._pool, self._ledger
         self._expect(pool.num_free, ledger.num_free, NUM_FREE, "pool.num_free")
-        expected = {block: name for name, block in ledger.named.items()}
-        for block, name in dict(pool.hashes).items():
-            if expected.get(block) != name and ledger.owners[block]:
-                raise Broken(GIVES_WAY, f"block {block} can still be found as {name!r}")
+        expected = {block: block_hash for block_hash, block in ledger.block_of_hash.items()}
+        for block, block_hash in dict(pool.hashes).items():
+            if expected.get(block) != block_hash and ledger.owners[block]:
+                raise Broken(STALE_HASH, f"block {block} can still be found as {block_hash!r}")
         self._expect(dict(pool.hashes), expected, CACHED, "pool.hashes")
         self._expect(pool.num_cached, len(expected), CACHED, "pool.num_cached")
         evictable = [block for block in range(ledger.num_blocks) if pool.is_evictable(block)]
-        self._expect(evictable, sorted(ledger.idle), IDLE, "what pool.is_evictable says yes to")
+        self._expect(evictable, sorted(ledger.idle), IDLE, "the list of evictable blocks")
         self._expect(list(pool.eviction_order), ledger.idle, ORDER, "pool.eviction_order")
-        self._check_books()
+        self._call_check()
 
-    def _check_books(self) -> None:
+    def _call_check(self) -> None:
         try:
             self._pool.check(self._tables)
         except InvariantError as error:
-            raise Broken(BOOKS, f"InvariantError: {error}", "nothing") from None
+            raise Broken(CHECK_PASSES, f"InvariantError: {error}", "no exception") from None
         try:
             self._pool.check([*self._tables, [0]])
         except InvariantError:
             return
         raise Broken(
-            COMPLAINS, "nothing was raised", "InvariantError: nobody gave that table block 0"
+            CHECK_FAILS, "no exception", "InvariantError: the last table never got block 0"
         )
 
     def _call(self, name: str, *arguments: object) -> list[int]:

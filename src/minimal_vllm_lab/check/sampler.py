@@ -1,7 +1,7 @@
-"""What a sampler must do: keep to each row's parameters, and look at nothing but the row.
+"""Check a sampler: it must follow each row's parameters, and treat each row independently.
 
-Random tokens need not be the engine's, which depend on its random numbers, but must be possible
-ones and come as often as their probabilities say.
+The sampled tokens need not be the engine's, because they depend on its random numbers. They must be
+possible, and as frequent as their probabilities.
 """
 
 from array import array
@@ -26,45 +26,46 @@ if TYPE_CHECKING:
 CHAPTER = "10-sampling"
 INF = float("inf")
 GREEDY = Rule(
-    "With temperature 0 the most probable token is taken, and of equals the first.",
-    "The same prompt is to give the same answer, on every machine.",
+    "With temperature 0 the most probable token is chosen, and the first one in case of ties.",
+    "The same prompt must give the same answer on every machine.",
     CHAPTER,
 )
 POSSIBLE = Rule(
-    "Only a token that temperature, min_p, top_k and top_p leave is drawn.",
-    "They cut off the long tail of tokens that make no sense: each is improbable, but together "
-    "they are drawn often.",
+    "Only tokens that pass temperature, min_p, top_k and top_p are sampled.",
+    "These filters cut off the long tail of meaningless tokens. Each of them is improbable, but "
+    "together they would be sampled often.",
     CHAPTER,
 )
-ALONE = Rule(
-    "A row's token does not depend on the other rows, nor on its place among them.",
-    "Who else is in the batch must not be seen in an answer; a seed gives the same tokens alone "
-    "and in a crowd.",
+ROW_INDEPENDENT = Rule(
+    "A row's token depends neither on the other rows nor on its index in the batch.",
+    "An answer must not depend on the other requests in the batch. A seed gives the same tokens "
+    "alone and in a large batch.",
     CHAPTER,
 )
-AGAIN = Rule(
-    "The same logits, seed and place give the same token again.",
-    "After a preemption tokens must not change, and users repeat what they have seen by its seed.",
+REPRODUCIBLE = Rule(
+    "The same logits, seed and output position give the same token again.",
+    "Tokens must not change after a preemption, and users rely on a seed to reproduce an answer.",
     CHAPTER,
 )
-OFTEN = Rule(
-    "Tokens are drawn as often as their probabilities say.",
-    "A biased draw changes what the model says, and no single answer shows it.",
+FREQUENCIES = Rule(
+    "Tokens are sampled as often as their probabilities say.",
+    "A biased sampler changes what the model says, and no single answer reveals it.",
     CHAPTER,
 )
-FRESH = Rule(
-    "Another seed, or another place in the output, draws anew.",
-    "Else all answers to a prompt are the same, or a text repeats one random choice.",
+NEW_DRAW = Rule(
+    "Another seed, or another position in the output, gives a new random draw.",
+    "Otherwise all answers to a prompt would be the same, or one random choice would repeat "
+    "throughout a text.",
     CHAPTER,
 )
-AS_ASKED = Rule(
+OPTIONS_APPLIED = Rule(
     "Penalties, biases, bans and log-probabilities are those that the row asks for.",
-    "They are part of the API: what is accepted must be done.",
+    "They are part of the API. Whatever the API accepts must take effect.",
     CHAPTER,
 )
-SOUND = Rule(
-    "A row with a NaN gets NO_TOKEN, and harms no other.",
-    "Its request ends with an error; the others must not notice.",
+NAN_ROW = Rule(
+    "A row with NaN logits gets NO_TOKEN, and does not affect other rows.",
+    "Its request ends with an error. The other requests must not notice.",
     CHAPTER,
 )
 
@@ -91,17 +92,17 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """One row of logits, and whose it is."""
+    """One row of logits, with the sampling parameters and the seed of its request."""
 
     logits: tuple[float, ...]
     params: Mapping[str, Any]
     seed: int
 
     def request(self, num_output: int = 1) -> Request:
-        """The request, with one token of prompt and so many of output."""
+        """Return a request with one prompt token and ``num_output`` output tokens."""
         tokens = array("i", [3] + [1] * num_output)
         params = SamplingParams(max_tokens=None, **self.params)
-        # One token is pending: that which is sampled.
+        # One token is pending: the one to be sampled.
         return Request("r", tokens, 1, params, 0, seed=self.seed, num_pending_tokens=1)
 
     def __str__(self) -> str:
@@ -111,7 +112,12 @@ class Row:
 
 
 def check_sampler(make: Callable[[], Sampler], *, examples: int = 80) -> Lesson | None:
-    """Hold a sampler to its rules; ``make()`` gives one."""
+    """Check a sampler, and return a lesson about a broken rule, or None if all hold.
+
+    Args:
+        make: the sampler's class. ``make()`` must return a new sampler.
+        examples: number of random batches to try.
+    """
 
     def run(rows: list[Row], history: History) -> None:
         _check_rows(make(), rows, history)
@@ -156,22 +162,24 @@ def _check_rows(sampler: Sampler, rows: list[Row], history: History) -> None:
         if row.params.get("temperature") == 0:
             _check_greedy(row, together[index], name)
         elif plain_probabilities(row.logits, row.request().params)[together[index]] == 0:
-            left = plain_probabilities(row.logits, row.request().params).nonzero()[0].tolist()
-            raise Broken(POSSIBLE, name, f"one of {left}")
+            possible = plain_probabilities(row.logits, row.request().params).nonzero()[0]
+            raise Broken(POSSIBLE, name, f"one of {possible.tolist()}")
     if _draw(sampler, rows) != together:
-        raise Broken(AGAIN, f"{together}, then something else")
+        raise Broken(REPRODUCIBLE, f"{together} first, other tokens the second time")
     for index, row in enumerate(rows):
         (alone,) = _draw(sampler, [row])
         if alone != together[index]:
-            raise Broken(ALONE, f"row {index} gets {together[index]} here, and {alone} alone")
+            raise Broken(
+                ROW_INDEPENDENT, f"row {index} gets {together[index]} in the batch, {alone} alone"
+            )
     _check_logprobs(sampler, rows)
 
 
 def _check_greedy(row: Row, token: int, name: str) -> None:
     (expected,) = sample(torch.tensor([row.logits]), [row.request()]).token_ids
     if token != expected:
-        plain = len(row.params) == 1
-        raise Broken(GREEDY if plain else AS_ASKED, name, f"token {expected}")
+        has_no_options = len(row.params) == 1
+        raise Broken(GREEDY if has_no_options else OPTIONS_APPLIED, name, f"token {expected}")
 
 
 def _check_logprobs(sampler: Sampler, rows: list[Row]) -> None:
@@ -181,11 +189,11 @@ def _check_logprobs(sampler: Sampler, rows: list[Row]) -> None:
     for index, row in enumerate(rows):
         if "logprobs" not in row.params:
             if found[index] is not None:
-                raise Broken(AS_ASKED, f"log-probabilities for row {index}", "None")
+                raise Broken(OPTIONS_APPLIED, f"log-probabilities for row {index}", "none")
             continue
         expected = sample(logits[index : index + 1].clone(), [requests[index]]).logprobs[0]
         if found[index] != expected:
-            raise Broken(AS_ASKED, f"row {index}: {found[index]}", f"{expected}")
+            raise Broken(OPTIONS_APPLIED, f"row {index}: {found[index]}", f"{expected}")
 
 
 def _check_broken_row(sampler: Sampler, history: History) -> None:
@@ -197,29 +205,36 @@ def _check_broken_row(sampler: Sampler, history: History) -> None:
     logits = torch.tensor([row.logits for row in rows])
     found = list(sampler(logits, [row.request() for row in rows]).token_ids)
     if found != expected:
-        raise Broken(SOUND, f"token_ids={found}", f"token_ids={expected}")
+        raise Broken(NAN_ROW, f"token_ids={found}", f"token_ids={expected}")
 
 
 def _check_draws(sampler: Sampler, history: History) -> None:
-    """Frequencies over many seeds. They are fixed: a sampler passes or fails for good."""
+    """Compare token frequencies over many seeds with the expected probabilities.
+
+    The seeds are fixed, so the verdict on a sampler never changes.
+    """
     for params in RANDOM:
         row = Row((0.0, 2.0, 0.5, 1.0, -1.0, 1.7), params, 0)
-        history.lines = [f"{row}, and all other seeds below {DRAWS}"]
+        history.lines = [f"{row}; the same with every other seed below {DRAWS}"]
         tokens = _draw(sampler, [replace(row, seed=seed) for seed in range(DRAWS)])
         for seed, token in enumerate(tokens[:10]):
             if _draw(sampler, [replace(row, seed=seed)]) != [token]:
-                raise Broken(ALONE, f"seed {seed} gives another token alone than among the others")
+                raise Broken(
+                    ROW_INDEPENDENT, f"seed {seed} gives one token in the batch, another alone"
+                )
         expected = plain_probabilities(row.logits, row.request().params)
         found = np.bincount(tokens, minlength=len(expected)) / DRAWS
-        # Of a million right samplers one is further away than five standard deviations.
+        # A correct sampler is further off than five standard deviations once in a million times.
         allowed = 5 * np.sqrt(expected * (1 - expected) / DRAWS)
         if (abs(found - expected) > allowed).any():
-            raise Broken(OFTEN, f"shares {_rounded(found)}", f"about {_rounded(expected)}")
+            raise Broken(
+                FREQUENCIES, f"frequencies {_rounded(found)}", f"about {_rounded(expected)}"
+            )
     row = Row((0.0,) * 50, {}, 7)
-    history.lines = [f"one row of 50 equal logits, seed={row.seed}, at 60 places in its output"]
-    places = {_draw(sampler, [row], num_output)[0] for num_output in range(60)}
-    if len(places) < 20:
-        raise Broken(FRESH, f"{len(places)} different tokens", "more than 20")
+    history.lines = [f"one row of 50 equal logits, seed={row.seed}, at 60 output positions"]
+    distinct = {_draw(sampler, [row], num_output)[0] for num_output in range(60)}
+    if len(distinct) < 20:
+        raise Broken(NEW_DRAW, f"{len(distinct)} different tokens", "at least 20")
 
 
 def _rounded(shares: "npt.NDArray[np.float64]") -> list[float]:
@@ -229,7 +244,15 @@ def _rounded(shares: "npt.NDArray[np.float64]") -> list[float]:
 def plain_probabilities(
     logits: Sequence[float] | torch.Tensor, params: SamplingParams
 ) -> "npt.NDArray[np.float64]":
-    """The distribution after temperature, min_p, top_k and top_p, token by token; ``[V]``."""
+    """Return the probabilities after temperature, min_p, top_k and top_p, computed token by token.
+
+    Args:
+        logits: ``[V]``.
+        params: the sampling parameters. The temperature must be positive.
+
+    Returns:
+        float64 ``[V]``. Filtered tokens have probability 0.
+    """
     scaled = np.asarray(logits, np.float64) / params.temperature
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()

@@ -1,4 +1,4 @@
-"""Looking for a history that breaks a rule, and for the smallest such."""
+"""Search for a history that breaks a rule, and shrink it to the smallest one."""
 
 import sysconfig
 import traceback
@@ -14,40 +14,51 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-UNWRITTEN = Rule("There is something left to write.", "The check calls it, and it only raises.")
+UNWRITTEN = Rule(
+    "There is something left to write.",
+    "The check calls this function, and it only raises NotImplementedError.",
+)
 RAISES = Rule(
     "No call of this history may raise.",
-    "An exception that nobody expects ends the step, and all requests that are in it.",
+    "An unexpected exception ends the step, and with it all requests in the batch.",
 )
 RETURNS = Rule(
     "Every call returns.",
-    "You have stopped it (Ctrl-C). Perhaps a loop waits for something that never comes.",
+    "You stopped it with Ctrl-C. Perhaps a loop waits for a condition that never becomes true.",
 )
 REPEATABLE = Rule(
     "The same calls on a new object give the same results.",
-    "Something outlives the object, such as a list in the class or in the module, or it draws "
-    "random numbers: keep all state in self. Two engines in one process would share it.",
+    "Some state outlives the object, such as a list in the class or in the module, or the code "
+    "uses random numbers. Keep all state in self: two engines in one process would otherwise share "
+    "it.",
 )
 AT_ONCE = (UNWRITTEN, RETURNS)
-"""No smaller case would say more."""
-NOT_THE_READERS = (
+"""Rules for which a smaller case would reveal nothing new, so the search stops at once."""
+NOT_THE_USERS = (
     Path(__file__).parents[1],
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
 )
+"""Folders of the lab and of installed libraries: their frames in a traceback are skipped."""
 
 
 class History:
-    """The calls so far, as a reader would write them, and what they gave."""
+    """The calls made so far, written as Python, with their results."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def note(self, line: str) -> None:
-        """Something that happened, beside the calls."""
+        """Append a line that is not a call."""
         self.lines.append(line)
 
     def call(self, name: str, function: Callable[..., T], *arguments: Any) -> T:
-        """Call ``function``, which the reader knows by ``name``."""
+        """Call ``function``, and append the call and its result to the history.
+
+        Args:
+            name: the name to write, such as ``pool.allocate``.
+            function: the function to call.
+            *arguments: its arguments.
+        """
         self.lines.append(f"{name}({', '.join(map(repr, arguments))})")
         result = function(*arguments)
         if result is not None:
@@ -63,15 +74,16 @@ def find_lesson(
     shorter: Callable[[T], Iterable[T]] = lambda _: (),
     known: Sequence[T] = (),
 ) -> Lesson | None:
-    """Try many cases; the smallest one that breaks a rule, or None.
+    """Try many cases, and return a lesson about the smallest one that breaks a rule, or None.
 
     Args:
-        cases: what to choose from.
-        run: plays one, and raises ``Broken`` where a rule does not hold. Whatever else it raises
-            is taken for the part's fault.
-        examples: how many.
-        shorter: gives the case with less in it, in several ways: Hypothesis gives up early.
-        known: cases that are tried first, because much goes wrong in them.
+        cases: Hypothesis strategy for random cases.
+        run: runs one case, and raises ``Broken`` if a rule does not hold. Any other exception is
+            reported as a mistake of the checked class.
+        examples: number of random cases to try.
+        shorter: yields smaller variants of a case, which are tried after Hypothesis stops
+            shrinking.
+        known: cases to try first, because they reveal common mistakes.
     """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis.errors import Flaky
@@ -106,17 +118,17 @@ def find_lesson(
     except (_FoundError, Flaky):
         case, lesson = found[-1]
         if any(find_mistake(partial(run, case)) != lesson for _ in range(3)):
-            return Lesson(REPEATABLE, lesson.history, "another result the second time", "")
+            return Lesson(REPEATABLE, lesson.history, "a different result the second time", "")
         return _shorten(case, lesson, run, shorter)
     return None
 
 
 class _FoundError(Exception):
-    """There is a lesson."""
+    """Raised inside Hypothesis when a case breaks a rule."""
 
 
 class _EnoughError(BaseException):
-    """There is one that no smaller case would improve: Hypothesis lets this pass."""
+    """Raised to stop the search at once: Hypothesis does not catch a ``BaseException``."""
 
 
 def _shorten(
@@ -125,7 +137,7 @@ def _shorten(
     run: Callable[[T, History], None],
     shorter: Callable[[T], Iterable[T]],
 ) -> Lesson:
-    """Leave out what is not needed to break a rule."""
+    """Return a lesson with a case that is as short as possible and still breaks a rule."""
     if lesson.rule in AT_ONCE:
         return lesson
     for candidate in shorter(case):
@@ -136,7 +148,7 @@ def _shorten(
 
 
 def shorter_lists(items: Sequence[T]) -> Iterator[list[T]]:
-    """The sequence without some neighbours, wherever in it."""
+    """Yield copies of a sequence without one, two or four neighboring items."""
     return (
         [*items[:start], *items[start + count :]]
         for count in (4, 2, 1)
@@ -145,9 +157,9 @@ def shorter_lists(items: Sequence[T]) -> Iterator[list[T]]:
 
 
 def long_lists(items: "SearchStrategy[T]", most: int) -> "SearchStrategy[list[T]]":
-    """Lists of so many items or half as many: in short ones little happens.
+    """Return a Hypothesis strategy for lists with ``most // 2`` to ``most`` items.
 
-    What is not needed in one goes by ``shorter_lists``.
+    Short lists reveal little, and ``shorter_lists`` removes items that turn out to be unnecessary.
     """
     from hypothesis import strategies as st
 
@@ -155,7 +167,7 @@ def long_lists(items: "SearchStrategy[T]", most: int) -> "SearchStrategy[list[T]
 
 
 def find_mistake(run: Callable[[History], None]) -> Lesson | None:
-    """What there is to learn from one case, or None."""
+    """Run one case, and return a lesson if it breaks a rule or raises, or None."""
     history = History()
     try:
         run(history)
@@ -167,23 +179,23 @@ def find_mistake(run: Callable[[History], None]) -> Lesson | None:
 
 
 def _blame(error: BaseException, history: History) -> Broken:
-    """The exception, with the last line of the reader's own that led to it."""
+    """Turn an exception into a broken rule that names the last line of the user's own code."""
     while type(error).__module__.startswith("triton") and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # its interpreter wraps what is raised in a kernel
+        error = error.__cause__  # Triton's interpreter wraps exceptions raised in a kernel
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if not _is_ours(each.filename)]
-    place = (own or frames)[-1]
-    where = f"{Path(place.filename).name}, line {place.lineno}, in {place.name}"
+    last = (own or frames)[-1]
+    where = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
     if isinstance(error, NotImplementedError):
         return Broken(UNWRITTEN, f"{where}: {error}")
     if isinstance(error, KeyboardInterrupt):
-        return Broken(RETURNS, f"it was at {where}:  {place.line}")
+        return Broken(RETURNS, f"stopped at {where}:  {last.line}")
     if history.lines and " -> " not in history.lines[-1]:
         history.lines[-1] += f"   raises {type(error).__name__}"
-    return Broken(RAISES, f"{type(error).__name__}: {error}\n{where}:  {place.line}")
+    return Broken(RAISES, f"{type(error).__name__}: {error}\n{where}:  {last.line}")
 
 
 def _is_ours(filename: str) -> bool:
-    """Whether a file is the engine's or a library's, and not the reader's."""
+    """Return whether a file belongs to the lab or to a library, and not to the user."""
     path = Path(filename)
-    return any(map(path.is_relative_to, NOT_THE_READERS)) or not path.exists()
+    return any(map(path.is_relative_to, NOT_THE_USERS)) or not path.exists()

@@ -1,4 +1,4 @@
-"""Which check is for which part of the engine."""
+"""The check for each replaceable class of the engine."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a part is, and how it is checked."""
+    """A kind of replaceable class, and how to check it."""
 
-    what: str
+    title: str
+    """The kind of class, with its article, such as ``a block pool``."""
     find: "Callable[[], tuple[type, Callable[[Any], Lesson | None]]]"
-    """Its interface, and the check of a class. Called when it is needed: some import torch."""
+    """Function that returns the interface and the check of a class. It is called only when a class
+    is checked, because some checks import torch.
+    """
 
     def check(self, part: Part) -> "Lesson | None":
-        """Check a class.
+        """Load a class, check it, and return a lesson about a broken rule, or None if all hold.
+
+        Args:
+            part: the class, or a string such as ``my_file.py:MyClass``.
 
         Raises:
-            ValueError: it can't be found, or lacks methods.
+            ValueError: the class can't be found, or lacks methods of the interface.
             ModuleNotFoundError: Hypothesis is not installed.
         """
         interface, check = self.find()
@@ -72,4 +78,4 @@ SUITES = {
     "attention_backend": Suite("an attention backend", _attention_backend),
     "sampler": Suite("a sampler", _sampler),
 }
-"""By the engine's options that put a class in place of the built-in one."""
+"""Suites by the name of the engine option that replaces the built-in class."""

@@ -1,1 +1,1 @@
-"""The commands that study the engine; ``pyproject.toml`` registers them as entry points."""
+"""Commands that study the engine; ``pyproject.toml`` registers them as entry points."""

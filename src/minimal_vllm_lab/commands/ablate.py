@@ -1,4 +1,4 @@
-"""``minimal-vllm ablate``: what is each idea of the engine worth?"""
+"""``minimal-vllm ablate``: measure what each idea of the engine is worth."""
 
 import json
 import sys
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("seed", "scheduling_policy"),  # the workload's is the seed, and nobody has a priority
+        *("seed", "scheduling_policy"),  # the workload has a seed, and requests no priorities
         *("tokenizer", "chat_template", "generation_config", "max_logprobs"),  # there is no text
-        *("tensor_parallel_size", "trust_remote_code"),  # they can have one value only
+        *("tensor_parallel_size", "trust_remote_code"),  # only one value is supported
     }
 )
+"""Engine options that would not change the result, and so are not offered."""
 
 SMALL_ENGINE = {"num_gpu_blocks_override": 256, "max_num_batched_tokens": 256}
 SMALL_TRAFFIC = {"request_rate": 8.0}
@@ -49,49 +50,51 @@ SMALL_SYNTHETIC = {
     "prefix_len": 128,
     "num_prefixes": 8,
 }
-"""For the built-in model: memory is short, and two cores have enough to do."""
+"""Default traffic for the built-in model: much for its 256 blocks, and enough for two CPU cores."""
 
 
 @field_options(EngineConfig, without=WITHOUT_EFFECT, defaults={"skip_tokenizer_init": True})
 @field_options(SyntheticConfig, heading="Synthetic traffic", without={"num_turns", "think_time"})
 @field_options(TrafficConfig, heading="Traffic")
-@field_options(Achieved, heading="What is had of the hardware")
+@field_options(Achieved, heading="Achieved performance")
 @field_options(FleetConfig, heading="Hardware", without={"replicas", "routing"})
 @trace_options
-@click.command(cls=SectionedCommand, short_help="Measure what each idea is worth.")
+@click.command(cls=SectionedCommand, short_help="Measure what each idea of the engine is worth.")
 @click.option(
     "--without",
     "names",
     type=click.Choice(list(IDEAS)),
     multiple=True,
-    help="Switch off only this one. Can be repeated.",
+    help="Switch off only this idea. Can be repeated.",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Run everything so often, and tell the medians.",
+    help="Number of runs of everything; medians are reported.",
 )
-@click.option("--claims", is_flag=True, help="Measure what papers claim, on traffic of its own.")
-@click.option("--simulate", "simulated", is_flag=True, help="Run on a cost model of some --gpu.")
+@click.option(
+    "--claims", is_flag=True, help="Reproduce the claims of papers, on their own traffic."
+)
+@click.option("--simulate", "simulated", is_flag=True, help="Simulate, on a cost model of --gpu.")
 @click.option(
     "--cpu-time",
     is_flag=True,
-    help="Reckon in this process's time on one CPU core, for a machine with other work to do.",
+    help="Measure this process's CPU time on one core, for a machine that is busy otherwise.",
 )
 @click.option(
     "--json",
     "json_file",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all numbers to this file.",
+    help="Write all results to this JSON file.",
 )
 @click.option(
     "--plot",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the comparison to a file.",
+    help="Plot the comparison to this file.",
 )
 @click.pass_context
 def ablate(
@@ -108,11 +111,11 @@ def ablate(
 ) -> None:
     """Serve the same requests with all ideas of the engine, and without each of them.
 
-    Without --model: the built-in model, 256 blocks, a budget of 256 tokens, and 64 requests of a
-    chat-like kind, 8 a second, each behind one of 8 prefixes of 128 tokens.
+    Without --model: the built-in model, 256 blocks, a budget of 256 tokens per step, and 64
+    chat-like requests at 8 per second, each with one of 8 prefixes of 128 tokens.
 
-    --trace writes a file for each variant, with its name in it: a.jsonl becomes a-all-on.jsonl,
-    a-without-paging.jsonl and so on.
+    --trace writes one file per variant, and adds the variant to its name: a.jsonl becomes
+    a-all-on.jsonl, a-without-paging.jsonl and so on.
     """
     _check_options(ctx, claims, simulated, names, plot)
     from minimal_vllm_lab.ablate.study import simulation, this_machine
@@ -124,7 +127,7 @@ def ablate(
     else:
         findings = _run_study(ctx, config, stage, names, repeats, simulated=simulated, plot=plot)
     for found in findings:
-        if json_file:  # if it is interrupted, what was measured so far is not lost
+        if json_file:  # written after each run, so that an interruption loses nothing
             json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if json_file:
         click.echo(f"Written to {json_file}")
@@ -149,32 +152,45 @@ def _config(ctx: click.Context) -> SimulationConfig:
 def _check_options(
     ctx: click.Context, claims: bool, simulated: bool, names: Sequence[str], plot: Path | None
 ) -> None:
-    """See whether all that was given has an effect."""
+    """Reject options that would have no effect."""
     if ctx.params["cpu_time"] and (simulated or ctx.params["device"] != "cpu"):
-        raise click.UsageError("--cpu-time is for --device cpu, and not for --simulate.")
+        raise click.UsageError("--cpu-time needs --device cpu, and can't be used with --simulate.")
     if simulated:
         real = {field.name for field in fields(EngineConfig)} - ENGINE_OPTIONS
-        _refuse(ctx, EngineConfig, "has no effect on a simulation", real)
+        _reject(ctx, EngineConfig, "has no effect on a simulation", real)
     else:
-        _refuse(ctx, FleetConfig, "is for --simulate")
-        _refuse(ctx, Achieved, "is for --simulate")
+        _reject(ctx, FleetConfig, "needs --simulate")
+        _reject(ctx, Achieved, "needs --simulate")
     if claims:
-        _refuse(ctx, TrafficConfig, "is not for --claims, which have traffic of their own")
-        _refuse(ctx, SyntheticConfig, "is not for --claims, which have traffic of their own")
+        reason = "can't be used with --claims, which have their own traffic"
+        _reject(ctx, TrafficConfig, reason)
+        _reject(ctx, SyntheticConfig, reason)
         if names or plot or ctx.params["trace"] or ctx.params["repeats"] > 1:
-            raise click.UsageError("--without, --repeats, --plot and --trace are not for --claims.")
+            raise click.UsageError(
+                "--without, --repeats, --plot and --trace can't be used with --claims."
+            )
     elif ctx.params["workload"] != "synthetic":
-        _refuse(ctx, SyntheticConfig, "is for the workload synthetic")
+        _reject(ctx, SyntheticConfig, "needs --workload synthetic")
 
 
-def _refuse(
+def _reject(
     ctx: click.Context, owner: type, reason: str, names: Collection[str] | None = None
 ) -> None:
-    """Refuse the options of these fields of ``owner``, or of all."""
+    """Reject the options for these fields of ``owner``, if any was given.
+
+    Args:
+        ctx: the command's context.
+        owner: the dataclass with the fields.
+        reason: end of the error message, after the name of the option.
+        names: names of the fields. None: all fields.
+
+    Raises:
+        UsageError: such an option was given.
+    """
     for param in ctx.command.params:
         is_given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
-        is_meant = isinstance(param, FieldOption) and param.owner is owner
-        if is_meant and is_given and (names is None or param.name in names):
+        is_owned = isinstance(param, FieldOption) and param.owner is owner
+        if is_owned and is_given and (names is None or param.name in names):
             raise click.UsageError(f"{param.opts[0]} {reason}.")
 
 
@@ -188,7 +204,7 @@ def _run_study(
     simulated: bool,
     plot: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """What was found so far, after each run; at the end it is shown."""
+    """Yield all results so far after each run, and print the table at the end."""
     from tqdm import tqdm
 
     from minimal_vllm_lab.ablate.report import table
@@ -201,11 +217,11 @@ def _run_study(
         run_study(config, chosen, stage.measure, repeats, _writers(ctx, chosen)),
         desc="Runs",
         total=repeats * (1 + len(chosen)),
-        disable=None,  # unless somebody watches
+        disable=None,  # no progress bar unless stderr is a terminal
     )
     runs, results = [], []
     for name, result in bar:
-        if not simulated:  # the real engine takes minutes
+        if not simulated:  # a run of the real engine takes minutes
             bar.write(f"{name}: {result['output_throughput']:,.0f} tokens/s", file=sys.stderr)
         runs.append((name, result))
         results = medians(runs)
@@ -216,14 +232,14 @@ def _run_study(
 
 
 def _writers(ctx: click.Context, chosen: Sequence[str]) -> "dict[str, TraceWriter]":
-    """For each variant of the study, if traces are wanted."""
+    """Return the trace writer of each variant, or nothing if --trace is not set."""
     in_files = {ALL_ON: ALL_ON.replace(" ", "-")} | {name: f"without-{name}" for name in chosen}
     writers = open_writers_of(ctx, list(in_files.values()))
     return {name: writers[in_file] for name, in_file in in_files.items() if in_file in writers}
 
 
 def _run_claims(config: SimulationConfig, stage: "Stage") -> Iterator[dict[str, Any]]:
-    """What was found so far, after each claim."""
+    """Print each claim beside its measurement, and yield all results so far after each claim."""
     from minimal_vllm_lab.ablate.claims import CLAIMS, run_claim, settings
 
     found: dict[str, Any] = {}
@@ -246,17 +262,22 @@ def _wrapped(label: str, text: str) -> str:
 
 
 def _described(config: SimulationConfig) -> dict[str, Any]:
-    """The configuration as JSON has it; classes by their names."""
-    parts = asdict(config)
-    parts["engine"] = {
+    """Return the configuration as JSON values, with the names of classes."""
+    sections = asdict(config)
+    sections["engine"] = {
         name: part_name(value) if isinstance(value, type) else value
-        for name, value in parts["engine"].items()
+        for name, value in sections["engine"].items()
     }
-    return parts
+    return sections
 
 
 def _plotter(path: Path) -> "Callable[[Sequence[Fields], Path], None]":
-    """What draws to this file; whether that is possible is seen before anything runs."""
+    """Return the function that plots a study, after checking that it can write to ``path``.
+
+    Raises:
+        Failure: matplotlib is not installed.
+        ValueError: the folder does not exist, or the suffix is not supported.
+    """
     try:
         from minimal_vllm_lab.ablate.plot import plot_study
         from minimal_vllm_lab.bench.plot import check_format

@@ -1,4 +1,4 @@
-"""``minimal-vllm bench``: how fast a server, or the engine alone, is."""
+"""``minimal-vllm bench``: measure the speed of a server, or of the engine alone."""
 
 import asyncio
 import json
@@ -18,11 +18,11 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm_lab.bench.config import Load, Workload
 
 LISTS = ("--request-rate", "--goodput")
-"""Options of ``bench serve`` that take all values up to the next option, as vLLM's do."""
+"""Options of ``bench serve`` that take all values up to the next option, like in vLLM."""
 
 NOT_MEASURED = frozenset(
     {
-        "seed",  # the workload's seeds both
+        "seed",  # the workload's seed is used for the engine too
         "skip_tokenizer_init",
         "generation_config",
         "chat_template",
@@ -32,7 +32,7 @@ NOT_MEASURED = frozenset(
         "trust_remote_code",
     }
 )
-"""Engine options that would change nothing."""
+"""Engine options that would not change the result, and so are not offered."""
 
 OTHER_DATASET = {"random": "prefix_repetition", "prefix_repetition": "random"}
 
@@ -41,41 +41,45 @@ SHORT_NAMES = {
     "random_output_len": "output-len",
     "random_prefix_len": "prefix-len",
 }
-"""What vllm bench throughput and latency call these fields."""
+"""Names of these fields in vllm bench throughput and vllm bench latency."""
 
 BATCH = {"num_prompts": 8, "random_input_len": 32, "random_output_len": 128, "seed": 0}
-"""The workload's fields of ``bench latency``, with vLLM's defaults."""
+"""Fields of the workload for ``bench latency``, with vLLM's defaults."""
 
 WITHOUT_TEXT = click.option(
     "--disable-detokenize",
     is_flag=True,
-    help="Leave out the time that turning tokens to text takes.",
+    help="Leave out the time that detokenization takes.",
 )
 NUM_OUTPUTS = click.option(
-    "--n", type=click.IntRange(1), default=1, show_default=True, help="Outputs of each prompt."
+    "--n",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of outputs per prompt.",
 )
 OUTPUT_JSON = click.option(
     "--output-json",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the result to this file.",
+    help="Write the result to this JSON file.",
 )
 
 
-@click.group(short_help="Measure a server, or the engine alone.")
+@click.group(short_help="Measure the speed of a server, or of the engine alone.")
 def bench() -> None:
-    """Measure with the options and the result fields of vllm bench."""
+    """Benchmark with the options and the result fields of vllm bench."""
 
 
 class ServeCommand(SectionedCommand):
-    """Takes ``--request-rate 1 2 4`` for ``--request-rate 1 --request-rate 2 --request-rate 4``."""
+    """A command that reads ``--request-rate 1 2`` as ``--request-rate 1 --request-rate 2``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse."""
+        """Parse the arguments, after repeating each list option for each of its values."""
         return super().parse_args(ctx, list(_repeat_lists(args)))
 
 
 def _repeat_lists(args: Sequence[str]) -> Iterator[str]:
-    """Put the option before each of its values, from the second on."""
+    """Insert the name of a list option before its second value and all further ones."""
     current, has_value = None, True
     for argument in args:
         if argument.startswith("--"):
@@ -89,14 +93,14 @@ def _repeat_lists(args: Sequence[str]) -> Iterator[str]:
 
 @field_options(Workload, heading="Workload")
 @field_options(Load, heading="Load")
-@bench.command(cls=ServeCommand, short_help="Put a load on a server with OpenAI's API.")
+@bench.command(cls=ServeCommand, short_help="Benchmark a server with OpenAI's API.")
 @click.pass_context
 def serve(ctx: click.Context, /, **_: Any) -> None:
-    """Send requests to a server with OpenAI's API, and tell how it did.
+    """Send requests to a server with OpenAI's API, and report throughput and latencies.
 
-    Prompts are tokens of common words, if the endpoint is for completions and the server has
-    vLLM's /tokenize; else they are as many words. Lengths are told as the server counts them.
-    The key is the environment's OPENAI_API_KEY, if it is set.
+    If the server has vLLM's /tokenize and the endpoint is for completions, prompts have exact
+    lengths in tokens. Otherwise they have that many words. Reported lengths are as counted by the
+    server. The API key is read from the environment variable OPENAI_API_KEY.
     """
     workload, load = _workload(ctx), _load(ctx)
     with _extra("bench serve"):
@@ -118,45 +122,64 @@ def serve(ctx: click.Context, /, **_: Any) -> None:
             click.echo(f"Written to {path}")
     if load.plot:
         plot_latencies(results, load, load.plot)
-        click.echo(f"Drawn to {load.plot}")
+        click.echo(f"Plotted to {load.plot}")
 
 
 def _workload(ctx: click.Context) -> Workload:
-    """What the command line asks for, and nothing that another dataset has."""
+    """Return the workload, and reject options of another dataset.
+
+    Raises:
+        UsageError: an option is for another dataset.
+    """
     given = given_options(ctx, Workload)
     workload = Workload(**given)
     other = OTHER_DATASET[workload.dataset_name]
     misplaced = {name for name in given if name.startswith(f"{other}_")}
     for option in ctx.command.params:
         if option.name in misplaced:
-            raise click.UsageError(f"{option.opts[0]} is for --dataset-name={other}.")
+            raise click.UsageError(f"{option.opts[0]} needs --dataset-name={other}.")
     return workload
 
 
 def _load(ctx: click.Context) -> Load:
-    """What the command line asks for, and nothing that would be without effect."""
+    """Return the load, and reject options that would have no effect.
+
+    Raises:
+        UsageError: an option has no effect without another one.
+    """
     given = given_options(ctx, Load)
     load = Load(**given)
     has_rates = all(map(math.isfinite, load.rates))
-    for name, works, needed in (
-        ("host", load.base_url is None, "to be without --base-url"),
-        ("port", load.base_url is None, "to be without --base-url"),
-        ("save_detailed", load.save_result, "--save-result"),
-        ("result_dir", load.save_result, "--save-result"),
-        ("result_filename", load.save_result, "--save-result"),
-        ("result_filename", len(load.rates) == 1, "a single --request-rate: each has its file"),
-        ("label", load.save_result, "--save-result"),
-        ("burstiness", has_rates, "a --request-rate"),
-        ("plot", has_rates, "a --request-rate, or better several"),
+    for name, works, reason in (
+        ("host", load.base_url is None, "can't be used with --base-url"),
+        ("port", load.base_url is None, "can't be used with --base-url"),
+        ("save_detailed", load.save_result, "needs --save-result"),
+        ("result_dir", load.save_result, "needs --save-result"),
+        ("result_filename", load.save_result, "needs --save-result"),
+        (
+            "result_filename",
+            len(load.rates) == 1,
+            "needs a single --request-rate, because each rate is saved to its own file",
+        ),
+        ("label", load.save_result, "needs --save-result"),
+        ("burstiness", has_rates, "needs a --request-rate"),
+        ("plot", has_rates, "needs a --request-rate, or several"),
     ):
         if name in given and not works:
-            raise click.UsageError(f"--{name.replace('_', '-')} needs {needed}.")
+            raise click.UsageError(f"--{name.replace('_', '-')} {reason}.")
     return load
 
 
 @contextmanager
 def _extra(what: str) -> Iterator[None]:
-    """Say what to install, if a library is missing."""
+    """Turn a missing library into an error that says what to install.
+
+    Args:
+        what: the command or option that needs the library.
+
+    Raises:
+        Failure: a library is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -168,7 +191,7 @@ def _extra(what: str) -> Iterator[None]:
 @trace_options
 @field_options(EngineConfig, without=NOT_MEASURED)
 @field_options(Workload, heading="Workload", named=SHORT_NAMES)
-@bench.command(cls=SectionedCommand, short_help="Complete many prompts: tokens per second.")
+@bench.command(cls=SectionedCommand, short_help="Measure the tokens per second of many prompts.")
 @NUM_OUTPUTS
 @WITHOUT_TEXT
 @OUTPUT_JSON
@@ -176,7 +199,7 @@ def _extra(what: str) -> Iterator[None]:
 def throughput(
     ctx: click.Context, /, n: int, disable_detokenize: bool, output_json: Path | None, **_: Any
 ) -> None:
-    """Complete prompts of random tokens, as many at once as the engine takes."""
+    """Complete random prompts, as many at once as the engine can run."""
     workload = _workload(ctx)
     from minimal_vllm_lab.bench.offline import run_throughput
 
@@ -202,20 +225,20 @@ def throughput(
     named={**SHORT_NAMES, "num_prompts": "batch-size"},
     defaults=BATCH,
 )
-@bench.command(cls=SectionedCommand, short_help="Complete one batch: seconds.")
+@bench.command(cls=SectionedCommand, short_help="Measure the seconds that one batch takes.")
 @click.option(
     "--num-iters-warmup",
     type=click.IntRange(0),
     default=10,
     show_default=True,
-    help="So many batches come first, unmeasured.",
+    help="Number of batches to run before measuring.",
 )
 @click.option(
     "--num-iters",
     type=click.IntRange(1),
     default=30,
     show_default=True,
-    help="So many are measured.",
+    help="Number of batches to measure.",
 )
 @NUM_OUTPUTS
 @WITHOUT_TEXT
@@ -231,7 +254,7 @@ def latency(
     output_json: Path | None,
     **_: Any,
 ) -> None:
-    """Complete a batch of prompts of random tokens, the same again and again."""
+    """Complete the same batch of random prompts again and again."""
     workload = Workload(**{name: ctx.params[name] for name in BATCH})
     from minimal_vllm_lab.bench.offline import run_latency
 

@@ -1,4 +1,4 @@
-"""``minimal-vllm check``: does a class of the user's keep to what the engine relies on?"""
+"""``minimal-vllm check``: check a class that replaces a part of the engine."""
 
 import os
 import tempfile
@@ -13,17 +13,22 @@ from minimal_vllm_lab.check.suites import SUITES
 STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
 
 
-@click.command(short_help="Test a scheduler, pool, … of your own.")
-@click.option("--scheduler", metavar="FILE.py:CLASS", help="A scheduler.")
-@click.option("--block-pool", metavar="FILE.py:CLASS", help="A block pool.")
-@click.option("--eviction-policy", metavar="FILE.py:CLASS", help="An eviction strategy.")
-@click.option("--attention-backend", metavar="FILE.py:CLASS", help="An attention backend.")
-@click.option("--sampler", metavar="FILE.py:CLASS", help="A sampler.")
+@click.command(short_help="Check a scheduler, block pool, … of your own.")
+@click.option("--scheduler", metavar="FILE.py:CLASS", help="Check this class as a scheduler.")
+@click.option("--block-pool", metavar="FILE.py:CLASS", help="Check this class as a block pool.")
+@click.option(
+    "--eviction-policy", metavar="FILE.py:CLASS", help="Check this class as an eviction strategy."
+)
+@click.option(
+    "--attention-backend", metavar="FILE.py:CLASS", help="Check this class as an attention backend."
+)
+@click.option("--sampler", metavar="FILE.py:CLASS", help="Check this class as a sampler.")
 @click.pass_context
 def check(ctx: click.Context, /, **parts: str | None) -> None:
-    """Play random traffic against classes that are to take the engine's parts.
+    """Drive replacement classes with random traffic, and check that they follow the engine's rules.
 
-    What goes wrong is shown as the shortest history that leads there. Ends with 1 if anything does.
+    A mistake is shown as the shortest history of calls that leads to it. Exits with status 1 if
+    there is a mistake.
     """
     given = {name: part for name, part in parts.items() if part}
     if not given:
@@ -33,16 +38,16 @@ def check(ctx: click.Context, /, **parts: str | None) -> None:
         with searching():
             lesson = SUITES[name].check(part)
         if lesson is None:
-            click.echo(f"✓ {part} does all that the engine asks of {SUITES[name].what}.")
+            click.echo(f"✓ {part} does everything that the engine needs from {SUITES[name].title}.")
         else:
             has_failed = True
-            click.echo("\n".join([f"{part}, as {SUITES[name].what}:", "", *lesson.lines()]))
+            click.echo("\n".join([f"{part}, as {SUITES[name].title}:", "", *lesson.lines()]))
     ctx.exit(int(has_failed))
 
 
 @contextmanager
 def searching() -> Iterator[None]:
-    """For what searches with Hypothesis: it keeps its notes out of the user's folder.
+    """Let Hypothesis store its files in a temporary folder while the context is open.
 
     Raises:
         Failure: Hypothesis is not installed.

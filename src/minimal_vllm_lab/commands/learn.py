@@ -1,4 +1,4 @@
-"""``minimal-vllm learn``: write parts of the engine yourself, and have them checked."""
+"""``minimal-vllm learn``: exercises in writing parts of the engine, with checks."""
 
 import os
 import sys
@@ -18,18 +18,22 @@ MARKS = {"not started": "·", "started": "…", "solved": "✓"}
 
 
 class ExerciseName(click.ParamType[Exercise]):
-    """The name of an exercise."""
+    """Click type: the name of an exercise."""
 
     name = "exercise"
 
     def convert(
         self, value: str | Exercise, param: click.Parameter | None, ctx: click.Context | None
     ) -> Exercise:
-        """The exercise."""
+        """Return the exercise of that name, or fail with the list of all names."""
         if isinstance(value, Exercise):
             return value
         if value not in EXERCISES:
-            self.fail(f"there is no {value!r}, but: {', '.join(EXERCISES)}", param, ctx)
+            self.fail(
+                f"there is no exercise {value!r}; the exercises are: {', '.join(EXERCISES)}",
+                param,
+                ctx,
+            )
         return EXERCISES[value]
 
 
@@ -42,9 +46,9 @@ FILE = click.argument(
 @click.group(invoke_without_command=True, short_help="Write parts of the engine yourself.")
 @click.pass_context
 def learn(ctx: click.Context) -> None:
-    """Exercises, which go with the course in docs/course/; without a command: a list of them.
+    """Write parts of the engine yourself, along with the course in docs/course/.
 
-    Your files lie in the current folder.
+    Without a command, list all exercises and your progress. Your files are in the current folder.
     """
     if ctx.invoked_subcommand is None:
         _list()
@@ -54,15 +58,18 @@ def learn(ctx: click.Context) -> None:
 @EXERCISE
 @FILE
 def start(exercise: Exercise, file: Path | None) -> None:
-    """Write the file to begin with."""
+    """Write the starter file of an exercise.
+
+    The file explains what to write, and how it is checked.
+    """
     path = file or Path(exercise.file_name)
     try:
         with path.open("x", encoding="utf-8") as target:
             target.write(exercise.starter)
     except FileExistsError:
-        raise Failure(f"{path} is there already: delete it, or name another FILE") from None
+        raise Failure(f"{path} already exists: delete it, or name another FILE") from None
     click.echo(f"Wrote {path}: {exercise.title}.")
-    click.echo("It says what to do. Then:")
+    click.echo("The file explains what to write. Then check it:")
     click.echo(f"    minimal-vllm learn check {exercise.name}{f' {path}' if file else ''}")
 
 
@@ -71,14 +78,14 @@ def start(exercise: Exercise, file: Path | None) -> None:
 @FILE
 @click.pass_context
 def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
-    """Check what you wrote. Ends with 1 if it is not right yet."""
+    """Check your solution of an exercise. Exits with status 1 if it is not correct yet."""
     path = _find(exercise, file)
     if exercise.needs_triton:
         _prepare_triton()
     module = load_file(path)
-    for name in (part.partition(".")[0] for part in exercise.parts):
+    for name in (each.partition(".")[0] for each in exercise.solutions):
         if not hasattr(module, name):
-            raise Failure(f"{path} has no {name}: keep the names that the starter has")
+            raise Failure(f"{path} has no {name}: keep the names of the starter file")
     with searching():
         lesson = exercise.check(module)
     if lesson is not None:
@@ -86,7 +93,7 @@ def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
         ctx.exit(1)
     if file is None:
         Progress(Path()).note_solved(exercise)
-    _praise(exercise, path)
+    _report_success(exercise, path)
 
 
 @learn.command(context_settings={"ignore_unknown_options": True})
@@ -94,15 +101,18 @@ def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
 @click.argument("words", metavar="[FILE] [OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, exercise: Exercise, words: Sequence[str]) -> None:
-    """Run the engine with what you wrote, and see it in the browser, or simulate it.
+    """Run the engine with your solution.
 
-    OPTIONS, such as --no-browser, are passed on to the command that is run, and shown.
+    Most exercises open the view in your browser, beat-fcfs runs the simulator. OPTIONS, such as
+    --no-browser, are passed to the command that is run, which is printed.
     """
     has_file = bool(words) and not words[0].startswith("-")
     file, options = (Path(words[0]), words[1:]) if has_file else (None, words)
     if not exercise.run:
         runnable = ", ".join(name for name, each in EXERCISES.items() if each.run)
-        raise Failure(f"{exercise.name} is a part too small to run; these can be: {runnable}")
+        raise Failure(
+            f"{exercise.name} is too small to run by itself; exercises that can be run: {runnable}"
+        )
     path = _find(exercise, file)
     command = [*(word.format(file=path) for word in exercise.run), *options]
     click.echo(f"$ minimal-vllm {' '.join(command)}")
@@ -119,7 +129,7 @@ def _list() -> None:
         remark = "" if state in MARKS else f" ({state})"
         mark, chapter = MARKS.get(state, "…"), exercise.chapter[:2]
         click.echo(f"{mark} {name:<{width}}  {chapter}  {exercise.title}{remark}")
-    click.echo("\n✓ solved   … started   · not started   The number is the chapter's.")
+    click.echo("\n✓ solved   … started   · not started   The number is the chapter.")
     unsolved = [name for name, each in EXERCISES.items() if progress.state(each) == "not started"]
     if unsolved:
         click.echo(f"Next: minimal-vllm learn start {unsolved[0]}")
@@ -128,15 +138,15 @@ def _list() -> None:
 def _find(exercise: Exercise, file: Path | None) -> Path:
     path = file or Path(exercise.file_name)
     if not path.is_file():
-        raise Failure(f"there is no {path}: begin with minimal-vllm learn start {exercise.name}")
+        raise Failure(f"there is no {path}: run minimal-vllm learn start {exercise.name} first")
     return path
 
 
 def _prepare_triton() -> None:
-    """Before Triton is imported it must know whether there is a GPU."""
+    """Select Triton's interpreter if there is no GPU. To be called before Triton is imported."""
     if find_spec("triton") is None:
         raise Failure(
-            f"this exercise needs Triton, which there is for Linux only (this is {sys.platform}): "
+            f"this exercise needs Triton, which runs on Linux only (this is {sys.platform}): "
             f"pip install triton"
         )
     import torch
@@ -145,24 +155,24 @@ def _prepare_triton() -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def _praise(exercise: Exercise, path: Path) -> None:
+def _report_success(exercise: Exercise, path: Path) -> None:
     click.echo(f"✓ {path} solves {exercise.name}.")
-    own: dict[str, list[str]] = {}
-    for place in filter(None, exercise.parts.values()):
-        module, _, name = place.partition(":")
-        own.setdefault(f"src/{module.replace('.', '/')}.py", []).append(name)
-    if own:
-        click.echo("The engine's own, to compare with:")
-    for file, names in own.items():
+    names_in: dict[str, list[str]] = {}
+    for solution in filter(None, exercise.solutions.values()):
+        module, _, name = solution.partition(":")
+        names_in.setdefault(f"src/{module.replace('.', '/')}.py", []).append(name)
+    if names_in:
+        click.echo("Compare it with the engine's own code:")
+    for file, names in names_in.items():
         click.echo(f"    {', '.join(names)} in {file}")
     if exercise.run:
-        click.echo(f"See it at work: minimal-vllm learn run {exercise.name}")
-    following = _following(exercise)
-    if following:
-        click.echo(f"Next: minimal-vllm learn start {following}")
+        click.echo(f"See it work: minimal-vllm learn run {exercise.name}")
+    next_name = _next_name(exercise)
+    if next_name:
+        click.echo(f"Next: minimal-vllm learn start {next_name}")
 
 
-def _following(exercise: Exercise) -> str | None:
+def _next_name(exercise: Exercise) -> str | None:
     names = list(EXERCISES)
     later = names[names.index(exercise.name) + 1 :]
     return later[0] if later else None

@@ -1,4 +1,4 @@
-"""``minimal-vllm simulate``: what would this model do on that GPU, under such traffic?"""
+"""``minimal-vllm simulate``: predict a model's performance on a GPU under given traffic."""
 
 import json
 from collections.abc import Sequence
@@ -34,33 +34,33 @@ from minimal_vllm_lab.stats.slo import Slo
 )
 @field_options(SyntheticConfig, heading="Synthetic traffic")
 @field_options(TrafficConfig, heading="Traffic")
-@field_options(Achieved, heading="What is had of the hardware")
+@field_options(Achieved, heading="Achieved performance")
 @field_options(FleetConfig, heading="Hardware")
-@click.command(cls=SectionedCommand, short_help="Predict a model's speed on some GPU.")
+@click.command(cls=SectionedCommand, short_help="Predict a model's speed on a GPU you don't have.")
 @click.option(
     "--slo",
     metavar="LIMITS",
-    help="Count requests within limits, in milliseconds, such as ttft:500,tpot:50 (also e2el).",
+    help="Count requests that meet these limits, in ms, such as ttft:500,tpot:50 (also e2el).",
 )
-@click.option("--find-rate", is_flag=True, help="Find the highest --request-rate within --slo.")
+@click.option("--find-rate", is_flag=True, help="Find the highest --request-rate that meets --slo.")
 @click.option(
     "--slo-attainment",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.99,
     show_default=True,
-    help="So many of the requests must be within --slo.",
+    help="Share of requests that must meet --slo for --find-rate.",
 )
 @click.option(
     "--sweep",
     "sweeps",
     metavar="OPTION=A,B,…",
     multiple=True,
-    help="Simulate once with each of these values, and compare. Can be repeated.",
+    help="Simulate each of these values, and compare them. If repeated, all combinations.",
 )
 @click.option(
-    "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw the comparison to a file."
+    "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Plot the comparison to a file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def simulate(
     ctx: click.Context,
@@ -74,22 +74,22 @@ def simulate(
     trace: Path | None,
     **_: Any,
 ) -> None:
-    """Run the engine's own scheduler and block pool on a cost model: no GPU and no weights needed.
+    """Run the engine's scheduler and block pool on a cost model; no GPU and no weights are needed.
 
-    --model also takes a config.json, or a name such as qwen3-8b or llama-3.1-8b.
+    --model also takes a config.json file, or a name such as qwen3-8b or llama-3.1-8b.
     """
     if find_rate and slo is None:
-        raise click.UsageError("--find-rate needs --slo: within which latency?")
+        raise click.UsageError("--find-rate needs --slo, the latency limits to meet.")
     if plot and not sweeps:
-        raise click.UsageError("--plot needs --sweep: over what?")
+        raise click.UsageError("--plot needs --sweep, the options to compare.")
     if trace and (sweeps or find_rate):
-        raise click.UsageError("--trace is of one simulation: leave out --sweep and --find-rate.")
+        raise click.UsageError("--trace records one simulation: leave out --sweep and --find-rate.")
     config, objective = _config(ctx), Slo.parse(slo) if slo else None
     choices = list(variants(config, [parse_sweep(each) for each in sweeps]))
     attainment = slo_attainment if find_rate else None
     writers = open_writers(ctx)
     if writers and config.fleet.replicas > 1:
-        click.echo(f"{trace} will be of the first of {config.fleet.replicas} replicas", err=True)
+        click.echo(f"{trace} will record the first of {config.fleet.replicas} replicas", err=True)
     if not sweeps:
         outcome = _run(config, objective, attainment, writers)
         click.echo(json.dumps(outcome, indent=2) if as_json else "\n".join(render(outcome)))
@@ -117,7 +117,7 @@ def _config(ctx: click.Context) -> SimulationConfig:
 
 
 def _try(config: SimulationConfig, slo: Slo | None, attainment: float | None) -> Outcome:
-    """A variant that can't be had doesn't keep one from seeing the others."""
+    """Simulate a variant; return the error if it is impossible, so that the others are shown."""
     try:
         return _run(config, slo, attainment)
     except ValueError as error:
@@ -130,9 +130,13 @@ def _run(
     attainment: float | None,
     writers: Sequence[TraceWriter] = (),
 ) -> Outcome:
-    """Simulate; if there is an attainment to reach, at the highest rate that reaches it.
+    """Simulate, at the highest rate that reaches ``attainment`` if that is given.
 
-    The writers are told of the first replica.
+    Args:
+        config: the simulation.
+        slo: latency limits, or None.
+        attainment: share of requests that must meet the limits, or None to use the given rate.
+        writers: record the first replica.
     """
     from minimal_vllm_lab.sim.capacity import find_rate
     from minimal_vllm_lab.sim.simulation import make_design, simulate

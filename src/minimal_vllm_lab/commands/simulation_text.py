@@ -1,10 +1,12 @@
-"""What came of simulations, for readers."""
+"""Print the results of simulations."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 Outcome = dict[str, Any]
-"""The values of the swept options, and what came of them; or why nothing did (``error``)."""
+"""The values of the swept options and the results of a simulation, or the reason why it failed
+(``error``).
+"""
 
 COLUMNS = {
     "num_gpu_blocks": "blocks",
@@ -19,22 +21,22 @@ COLUMNS = {
     "num_preemptions": "preempted",
     "slo_attainment": "in slo",
 }
-"""What a table of several variants shows, and how it is headed."""
+"""Results in a table of several variants, with their headings."""
 
 
 def render(outcome: Outcome) -> Iterator[str]:
-    """One line for each number that there is."""
+    """Yield one line per result; results that are None are left out."""
     for name, value in outcome.items():
         if value is not None:
             yield f"{name:<26}{_number(value)}"
 
 
 def table(outcomes: Sequence[Outcome], swept: Sequence[str]) -> Iterator[str]:
-    """One line for each variant; those that can't be had come last, and say why.
+    """Yield a table with one line per variant; failed variants come last, with their errors.
 
     Args:
-        outcomes: of the variants.
-        swept: the names of the options in which they differ.
+        outcomes: the outcomes of the variants.
+        swept: names of the options in which the variants differ.
     """
     good = [each for each in outcomes if "error" not in each]
     shown = [

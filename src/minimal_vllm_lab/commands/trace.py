@@ -1,4 +1,4 @@
-"""``minimal-vllm trace``: work with recorded traces."""
+"""``minimal-vllm trace``: convert recorded traces."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from minimal_vllm_lab.trace.reader import open_trace
 TRACE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(cls=Commands, short_help="Work with recorded traces.")
+@click.group(cls=Commands, short_help="Convert recorded traces.")
 def trace() -> None:
-    """Work with what --trace has recorded; 'minimal-vllm view' shows it."""
+    """Convert files that --trace has recorded; 'minimal-vllm view' shows them."""
 
 
 @trace.command(short_help="Convert a trace for Perfetto and chrome://tracing.")
@@ -26,7 +26,7 @@ def trace() -> None:
     help="The JSON file to write.",
 )
 def export(trace_file: Path, output: Path) -> None:
-    """Convert TRACE to a file that https://ui.perfetto.dev and chrome://tracing open."""
+    """Convert TRACE to a JSON file for https://ui.perfetto.dev and chrome://tracing."""
     with open_trace(trace_file) as (header, lines), output.open("w", encoding="utf-8") as file:
         count = export_perfetto(header, lines, file)
     click.echo(f"{output}: {count:,} events")

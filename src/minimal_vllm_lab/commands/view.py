@@ -33,7 +33,7 @@ SMALL = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 48,
 }
-"""A pool and a budget that are too small, so that one sees what happens then."""
+"""Default options of the demo engine: so small that it runs out of blocks within seconds."""
 
 
 @trace_options
@@ -41,25 +41,25 @@ SMALL = {
 @field_options(TrafficSettings, heading="Demo traffic")
 @click.command(cls=SectionedCommand, short_help="Watch the engine at work, in the browser.")
 @click.argument("trace_file", metavar="[TRACE]", required=False, type=TRACE)
-@click.option("--model", help="The model to run; without it, the small built-in one.")
+@click.option("--model", help="The model to run. Default: the small built-in model.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="The port; 0, the default: a free one."
+    "--port", type=click.IntRange(0, 65535), default=0, help="The port. Default: a free port."
 )
 @click.option(
     "--steps-per-second",
     type=click.FloatRange(min=0.02, max=1000),
     default=4.0,
     show_default=True,
-    help="How fast the engine steps at first.",
+    help="Initial speed of the engine.",
 )
-@click.option("--browser/--no-browser", default=True, help="Open the page in the browser.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 @click.pass_context
 def view(ctx: click.Context, /, trace_file: Path | None, browser: bool, **_: Any) -> None:
-    """Show an engine at work on demo traffic, or what --trace has recorded in TRACE."""
+    """Show an engine that serves demo traffic, or replay TRACE, a file recorded by --trace."""
     run = import_server("view")
     if trace_file:
-        _refuse_engine_options(ctx)
+        _reject_engine_options(ctx)
     show = _replay if trace_file else _live
     show(ctx, lambda: run.bind(ctx.params["host"], ctx.params["port"]), browser)
 
@@ -87,13 +87,17 @@ def _replay(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> 
     path: Path = ctx.params["trace_file"]
     click.echo(f"{path}: {check_trace(path):,} steps")
     listener = bind()
-    listener.listen()  # so that the browser can connect, and waits
+    listener.listen()  # a browser can connect from now on, and waits until the server runs
     _announce(listener, browser)
     asyncio.run(replay_server(path).serve([listener]))
 
 
-def _refuse_engine_options(ctx: click.Context) -> None:
-    """A trace is what it is."""
+def _reject_engine_options(ctx: click.Context) -> None:
+    """Reject options of a live engine, which would have no effect on a trace.
+
+    Raises:
+        UsageError: such an option was given.
+    """
     without_effect = [
         param.opts[0]
         for param in ctx.command.params
@@ -101,7 +105,7 @@ def _refuse_engine_options(ctx: click.Context) -> None:
         and ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
     ]
     if without_effect:
-        raise click.UsageError(f"{without_effect[0]} is for a live engine, not for a trace.")
+        raise click.UsageError(f"{without_effect[0]} has no effect on a trace: leave it out.")
 
 
 def _announce(listener: "socket", browser: bool) -> None:

@@ -1,1 +1,1 @@
-"""Exercises: parts of the engine to write oneself, with the checks of ``check`` as the teacher."""
+"""Exercises: write parts of the engine yourself, and have them checked by ``check``."""

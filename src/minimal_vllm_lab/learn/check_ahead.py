@@ -1,4 +1,4 @@
-"""The check of run-ahead: what is launched and waited for, call by call, on a pretended GPU."""
+"""Check of the exercise run-ahead: the launches and waits of each call, on a fake GPU."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,35 +25,37 @@ if TYPE_CHECKING:
 
 CHAPTER = "11-cuda-graphs"
 AHEAD = Rule(
-    "If the engine runs ahead, the next step is launched before this one's tokens are waited for.",
-    "Else the GPU is idle while the CPU makes outputs and plans.",
+    "If the engine runs ahead, it launches the next step before it waits for this one's tokens.",
+    "Otherwise the GPU is idle while the CPU makes outputs and plans.",
     CHAPTER,
 )
-IN_TURN = Rule(
-    "Nothing is launched ahead if the engine doesn't run ahead, or needs the pending tokens first.",
-    "A penalty would be applied as if the last token had not been written.",
+NOT_AHEAD = Rule(
+    "No step is launched ahead if the engine does not run ahead, or needs the pending tokens "
+    "first.",
+    "A penalty, for example, would be applied as if the last token had not been generated.",
     CHAPTER,
 )
-FINISHED = Rule(
-    "At its end a call waits for one step, the oldest in flight, and for no other.",
-    "Users wait for its tokens. If the newer one is waited for as well, the GPU is idle while the "
-    "next is planned.",
+WAITS_FOR_OLDEST = Rule(
+    "Each call ends by waiting for one step: the oldest in flight.",
+    "Users wait for its tokens. If the engine also waits for the newer step, the GPU is idle while "
+    "the next step is planned.",
     CHAPTER,
 )
 RETURNED = Rule(
-    "step returns all the outputs that it was given.",
-    "Nobody else has them: whoever streams would miss a piece.",
+    "step returns all outputs of the step that it waited for.",
+    "The outputs are stored nowhere else. A client that streams would miss a piece of its text.",
     CHAPTER,
 )
-MOST_CALLS = 100
+MAX_CALLS = 100
 LIMITS = SchedulerConfig(max_model_len=32, max_num_batched_tokens=8, max_num_seqs=4, block_size=4)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A request, and before which call of ``step`` it comes."""
+class Arrival:
+    """A request, and when it arrives."""
 
     call: int
+    """Number of the call of ``step`` before which it is added, from 0."""
     prompt: tuple[int, ...]
     max_tokens: int
     has_penalty: bool
@@ -61,15 +63,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Whether the engine runs ahead, and what is asked of it."""
+    """A setting of the engine, and the requests that arrive."""
 
     ahead: bool
-    wishes: tuple[Wish, ...]
+    """Value of ``async_scheduling``: True if the engine may launch a step ahead."""
+    arrivals: tuple[Arrival, ...]
 
 
 @dataclass(slots=True)
 class _Step:
-    """One that was launched."""
+    """A launched step, which records when it is waited for."""
 
     gpu: "_Gpu"
     number: int
@@ -82,7 +85,7 @@ class _Step:
 
 @dataclass(slots=True)
 class _Gpu:
-    """Writes down what it is told to do; it knows tokens before the CPU does."""
+    """A fake GPU that records launches and waits, and samples tokens at launch."""
 
     events: list[str] = field(default_factory=list)
     num_launched: int = 0
@@ -100,7 +103,7 @@ class _Gpu:
 
 
 class _Run:
-    """An engine at work on a case, one call after the other."""
+    """An engine that runs a case, one call of ``step`` after the other."""
 
     def __init__(self, make: Callable[..., Engine], case: Case) -> None:
         self.gpu = _Gpu()
@@ -114,21 +117,21 @@ class _Run:
             async_scheduling=case.ahead,
         )
 
-    def add(self) -> Iterator[tuple[str, Wish]]:
-        """Let those come whose time it is."""
-        for number, wish in enumerate(self._case.wishes):
-            if wish.call == self._calls:
+    def add(self) -> Iterator[tuple[str, Arrival]]:
+        """Add the requests that arrive before the next call, and yield each with its name."""
+        for number, arrival in enumerate(self._case.arrivals):
+            if arrival.call == self._calls:
                 name = "ABC"[number]
-                penalty = 1.5 if wish.has_penalty else 1.0
+                penalty = 1.5 if arrival.has_penalty else 1.0
                 params = SamplingParams(
-                    temperature=0, max_tokens=wish.max_tokens, repetition_penalty=penalty
+                    temperature=0, max_tokens=arrival.max_tokens, repetition_penalty=penalty
                 )
-                self.engine.add_request(name, list(wish.prompt), params)
-                yield name, wish
+                self.engine.add_request(name, list(arrival.prompt), params)
+                yield name, arrival
         self._calls += 1
 
     def step(self) -> tuple[list[str], dict[str, list[int]]]:
-        """What a call has the GPU do, and what it returns."""
+        """Call ``step``, and return the events on the GPU, and the output tokens per request."""
         self.gpu.events.clear()
         outputs = self.engine.step()
         tokens = {each.request_id: list(each.outputs[0].token_ids) for each in outputs}
@@ -136,16 +139,21 @@ class _Run:
 
 
 def check_ahead(module: ModuleType) -> Lesson | None:
-    """Hold ``MyEngine.step`` to the engine's own."""
+    """Compare ``MyEngine`` with the engine: launches, waits and outputs of each call of ``step``.
+
+    Returns:
+        A lesson about the first difference, or None.
+    """
 
     def run(case: Case, history: History) -> None:
         history.note(f"engine = MyEngine(…, async_scheduling={case.ahead})")
         mine, reference = _Run(module.MyEngine, case), _Run(Engine, case)
-        for _ in range(MOST_CALLS):
-            for name, wish in mine.add():
+        for _ in range(MAX_CALLS):
+            for name, arrival in mine.add():
                 history.note(
-                    f"engine.add_request({name!r}, {list(wish.prompt)}, "
-                    f"max_tokens={wish.max_tokens}{', a penalty' * wish.has_penalty})"
+                    f"engine.add_request({name!r}, {list(arrival.prompt)}, "
+                    f"max_tokens={arrival.max_tokens}"
+                    f"{', repetition_penalty=1.5' * arrival.has_penalty})"
                 )
             list(reference.add())
             if not reference.engine.has_unfinished_requests:
@@ -159,7 +167,7 @@ def check_ahead(module: ModuleType) -> Lesson | None:
                 raise Broken(RETURNED, f"{outputs}", f"{right}")
 
     def shorter(case: Case) -> Iterator[Case]:
-        return (replace(case, wishes=tuple(each)) for each in shorter_lists(case.wishes))
+        return (replace(case, arrivals=tuple(each)) for each in shorter_lists(case.arrivals))
 
     return find_lesson(_cases(), run, examples=100, shorter=shorter)
 
@@ -167,24 +175,26 @@ def check_ahead(module: ModuleType) -> Lesson | None:
 def _cases() -> "SearchStrategy[Case]":
     from hypothesis import strategies as st
 
-    wish = st.builds(
-        Wish,
+    arrival = st.builds(
+        Arrival,
         st.integers(0, 5),
         st.lists(st.integers(1, 6), min_size=1, max_size=12).map(tuple),
         st.integers(1, 8),
         st.sampled_from([False, False, True]),
     )
-    wishes = st.lists(wish, min_size=1, max_size=3).map(tuple)
-    return st.builds(Case, st.sampled_from([True, True, False]), wishes)
+    arrivals = st.lists(arrival, min_size=1, max_size=3).map(tuple)
+    return st.builds(Case, st.sampled_from([True, True, False]), arrivals)
 
 
 def _compare(found: list[str], expected: list[str], ahead: bool) -> None:
     if found == expected:
         return
-    launched, wanted = (sum("launch" in each for each in events) for events in (found, expected))
-    told = ", ".join(found) or "nothing", ", ".join(expected) or "nothing"
-    if launched > wanted:
-        raise Broken(IN_TURN, *told)
-    if launched < wanted or sorted(found) == sorted(expected):
-        raise Broken(AHEAD if ahead else FINISHED, *told)
-    raise Broken(FINISHED, *told)
+    num_launched = sum("launch" in event for event in found)
+    num_expected = sum("launch" in event for event in expected)
+    found_text = ", ".join(found) or "nothing"
+    expected_text = ", ".join(expected) or "nothing"
+    if num_launched > num_expected:
+        raise Broken(NOT_AHEAD, found_text, expected_text)
+    if num_launched < num_expected or sorted(found) == sorted(expected):
+        raise Broken(AHEAD if ahead else WAITS_FOR_OLDEST, found_text, expected_text)
+    raise Broken(WAITS_FOR_OLDEST, found_text, expected_text)

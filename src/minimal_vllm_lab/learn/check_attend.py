@@ -1,4 +1,4 @@
-"""The check of kv-cache: new tokens over a context, whole and token by token."""
+"""Check of the exercise kv-cache: attention over a text at once, and token by token."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 SAME = Rule(
-    "attend gives softmax(q k^T * scale) v, in which each token sees itself and those before it.",
-    "It is what the model was trained with: anything else gives another text.",
+    "attend returns softmax(q k^T * scale) v, where a token attends to itself and to earlier "
+    "tokens.",
+    "The model was trained with this mask. Any other mask gives another text.",
     "02-kv-cache",
 )
 STEP_BY_STEP = Rule(
-    "A text token by token gives what it gives whole.",
-    "That is all that a cache of keys and values may do: save work.",
+    "A text computed token by token gives the same result as the whole text at once.",
+    "A cache of keys and values may save work, but must not change the result.",
     "02-kv-cache",
 )
 
 
 def check_attend(module: ModuleType) -> Lesson | None:
-    """Hold ``attend`` to plain attention."""
+    """Compare ``attend`` with plain attention, and return a lesson about a difference, or None."""
     attend: Attend = module.attend
 
     def run(case: Case, history: History) -> None:
@@ -40,7 +41,7 @@ def check_attend(module: ModuleType) -> Lesson | None:
         whole = on_dense(attend, dense, case.window)
         compare(whole, dense, case, SAME)
         for position in range(cached, cached + new):
-            history.note(f"now the token at position {position} alone, {position} in the cache")
+            history.note(f"the token at position {position} alone, with {position} in the cache")
             single = replace(case, lengths=((position, 1),))
             dense = make_case(single.lengths, heads=case.heads, head_dim=case.head_dim)
             compare(on_dense(attend, dense, case.window), dense, single, STEP_BY_STEP)

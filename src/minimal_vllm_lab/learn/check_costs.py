@@ -1,4 +1,4 @@
-"""The check of bytes-and-flops: the shapes of known models, and what their products take."""
+"""Check of the exercise bytes-and-flops: sizes of known models, and times of their products."""
 
 from types import ModuleType
 from typing import Any
@@ -13,19 +13,21 @@ from minimal_vllm_lab.sim.presets import PRESETS
 
 CHAPTER = "01-one-step"
 PARAMETERS = Rule(
-    "num_parameters counts each number of the weights once.",
-    "It says how many bytes a step reads at least, and what is left of the memory for the cache.",
+    "num_parameters counts each element of the weights once.",
+    "It gives the minimum number of bytes that a step reads, and the memory that is left for the "
+    "cache.",
     CHAPTER,
 )
 KV_BYTES = Rule(
-    "A token's keys and values are one number per layer, kv head and head dimension, each.",
-    "It says how many tokens fit into the cache, and what each more costs to read.",
+    "A token has a key and a value, each with one number per layer, kv head and head dimension.",
+    "This gives the number of tokens that fit into the cache, and the cost of reading each of "
+    "them.",
     CHAPTER,
 )
 MATMUL = Rule(
-    "A product takes as long as its bytes or its operations, whichever takes longer.",
-    "Below some number of rows one waits for the memory, above it for the arithmetic: so rows are "
-    "nearly free up to there, which is why requests are batched.",
+    "A product takes as long as its memory traffic or its arithmetic, whichever takes longer.",
+    "With few rows the memory is the bottleneck, with many rows the arithmetic. Up to that point "
+    "more rows are nearly free, which is why requests are batched.",
     CHAPTER,
 )
 ODD_SHAPE = {
@@ -38,7 +40,11 @@ ODD_SHAPE = {
 
 
 def check_costs(module: ModuleType) -> Lesson | None:
-    """Compare ``MyModel`` and ``MyCostModel`` with the engine's."""
+    """Compare ``MyModel`` and ``MyCostModel`` with the engine's classes.
+
+    Returns:
+        A lesson about the first difference, or None.
+    """
     shapes = {**PRESETS, "a model with biases": ODD_SHAPE}
 
     def run(history: History) -> None:
@@ -73,7 +79,7 @@ def _check_model(mine: ModelConfig, model: ModelConfig, name: str, history: Hist
 def _check_matmul(cost_model: type[RooflineCostModel], history: History) -> None:
     arguments: Any = (ModelConfig.from_dict(PRESETS["qwen3-8b"]), GPUS["h100"], Achieved(), 2, 2)
     mine, reference = cost_model(*arguments), RooflineCostModel(*arguments)
-    history.lines = ["an H100, in bfloat16; 10 million weights"]
+    history.lines = ["an H100, bfloat16, 10 million weights"]
     for rows in (1, 100, 1000, 8000):
         _compare(
             mine._matmul(10_000_000, rows) * 1e6,
@@ -85,5 +91,5 @@ def _check_matmul(cost_model: type[RooflineCostModel], history: History) -> None
 
 def _compare(found: float, expected: float, rule: Rule, name: str) -> None:
     if abs(found - expected) > 1e-9 * expected:
-        difference = f"{found - expected:+,.10g}, {found / expected:.4g} times what it should be"
+        difference = f"{found - expected:+,.10g}, {found / expected:.4g} times the expected value"
         raise Broken(rule, f"{name} is {found:,.10g}\n({difference})", f"{expected:,.10g}")

@@ -1,4 +1,4 @@
-"""The check of the sampler: which tokens each filter leaves, and which one is drawn."""
+"""Check of the exercise sampler: the tokens that each filter keeps, and the token that is drawn."""
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -28,38 +28,43 @@ OPTIONS: Mapping[str, tuple[float, ...]] = {
 }
 KEEPS = {
     "min_p": Rule(
-        "keep_min_p leaves out the tokens less probable than min_p times the most probable one.",
-        "Where the model is sure few are left, and where it is not many.",
+        "keep_min_p removes the tokens less probable than min_p times the most probable one.",
+        "Few tokens remain where the model is certain, and many where it is not.",
         CHAPTER,
     ),
     "top_k": Rule(
-        "keep_top_k leaves the top_k most probable tokens; of equals the first in the vocabulary.",
-        "If k is 1 the choice must be that of temperature 0.",
+        "keep_top_k keeps the top_k most probable tokens; ties go to the lowest token ids.",
+        "With top_k=1 the choice must be the same as with temperature 0.",
         CHAPTER,
     ),
     "top_p": Rule(
-        "keep_top_p leaves the fewest most probable tokens that have top_p of the probability.",
-        "A token stays if those before it have less than top_p: so one stays always, and the one "
-        "that reaches top_p is the last.",
+        "keep_top_p keeps the fewest most probable tokens whose probabilities reach top_p.",
+        "A token is kept if the more probable ones sum to less than top_p. At least one token is "
+        "therefore always kept, and the token that reaches top_p is the last.",
         CHAPTER,
     ),
 }
 IN_PLACE = Rule(
-    "What stays is as it was, and so are the rows that do not ask for the filter.",
+    "Logits that are kept do not change, nor do rows that do not use the filter.",
     "The rows of a batch have different parameters.",
     CHAPTER,
 )
 DRAWS = Rule(
-    "draw gives the first token up to which the probabilities sum to more than the number.",
-    "So each token is drawn as often as its probability says, and one of probability 0 never.",
+    "draw returns the first token at which the cumulative probability exceeds the uniform number.",
+    "Each token is then drawn as often as its probability says, and a token of probability 0 "
+    "never.",
     CHAPTER,
 )
 Case = list[tuple[tuple[float, ...], dict[str, float]]]
-"""Rows: shifted logits, and parameters."""
+"""Rows of a batch: shifted logits, and sampling parameters."""
 
 
 def check_filters(module: ModuleType) -> Lesson | None:
-    """Compare the filters and ``draw`` with the engine's, and with their definition."""
+    """Compare the filters with the engine's, and ``draw`` with its definition.
+
+    Returns:
+        A lesson about a difference, or None.
+    """
 
     def run(case: Case, history: History) -> None:
         for index, (logits, params) in enumerate(case):
@@ -78,7 +83,7 @@ def _cases() -> "SearchStrategy[Case]":
 
     logit = st.sampled_from([0.0, -1.0, NEVER, -0.5])
     drawn = st.lists(logit, min_size=4, max_size=4).map(lambda rest: (*rest, 0.0))
-    # Of two, or four, equal ones half are half of the probability, without rounding.
+    # Half of two or four equal tokens have exactly half of the probability, without rounding.
     equal = st.sampled_from([(0.0, 0.0, NEVER, NEVER, NEVER), (0.0, 0.0, NEVER, 0.0, 0.0)])
     logits = st.one_of(drawn, drawn, equal)
     params = st.fixed_dictionaries(
@@ -104,14 +109,14 @@ def _check_filter(module: ModuleType, name: str, case: Case, history: History) -
     keep(found, requests)
     getattr(filters, f"keep_{name}")(expected, requests)
     for index in range(len(case)):
-        left, right = _left(found[index]), _left(expected[index])
-        if left != right:
-            raise Broken(KEEPS[name], f"row {index}: tokens {left} are left", f"{right}")
+        kept, expected_kept = _kept(found[index]), _kept(expected[index])
+        if kept != expected_kept:
+            raise Broken(KEEPS[name], f"row {index}: tokens {kept} are kept", f"{expected_kept}")
     if not torch.equal(found, expected):
         raise Broken(IN_PLACE, f"{found.tolist()}", f"{expected.tolist()}")
 
 
-def _left(row: Tensor) -> list[int]:
+def _kept(row: Tensor) -> list[int]:
     return (row > NEVER).nonzero()[:, 0].tolist()
 
 
@@ -119,7 +124,7 @@ def _check_draw(draw: Callable[[Tensor, Any], Tensor], case: Case, history: Hist
     shifted = torch.tensor([logits for logits, _ in case])
     probabilities = shifted.double().softmax(-1)
     for token in range(shifted.shape[1]):
-        # In the middle of the token's share of [0, 1), where rounding can't matter.
+        # The middle of the token's interval within [0, 1), where rounding does not matter.
         before = probabilities[:, :token].sum(dim=-1)
         middle = (before + probabilities[:, token] / 2).numpy()
         drawn = draw(shifted.clone(), middle)

@@ -1,4 +1,4 @@
-"""The check of prefix-hash: what names must tell apart, and what they must not."""
+"""Check of the exercise prefix-hash: which blocks must have equal hashes, and which must not."""
 
 from array import array
 from types import ModuleType
@@ -13,34 +13,38 @@ if TYPE_CHECKING:
 
 CHAPTER = "06-prefix-caching"
 FULL = Rule(
-    "There is one hash for each full block, and none for the rest.",
-    "A block that is not full will change; only what can't change may be shared.",
+    "There is one hash per full block, and none for a partly filled one.",
+    "A partly filled block will change. Only a block that can't change may be shared.",
     CHAPTER,
 )
 SAME = Rule(
-    "Equal beginnings have equal hashes, whatever comes behind, and however they were computed.",
-    "Else what is cached is not found. A text grows token by token: hashes are appended as blocks "
-    "become full, and those that are there stay.",
+    "Equal prefixes have equal hashes, whatever follows them and however they were computed.",
+    "Otherwise cached blocks are not found. A text grows token by token: hashes are appended as "
+    "blocks become full, and existing hashes stay.",
     CHAPTER,
 )
 DIFFERENT = Rule(
-    "Blocks whose texts up to their end differ, or their salts, have different hashes.",
-    "A key depends on all tokens before it: the same 16 tokens behind another beginning have other "
-    "keys and values. Who found them would read another text.",
+    "Blocks have different hashes if their texts up to their ends differ, or their salts.",
+    "A key depends on all earlier tokens: the same 16 tokens after another prefix have other keys "
+    "and values. A request that finds such a block would read another text.",
     CHAPTER,
 )
 TWO_SALTS = ("", "s")
 
 
 def check_hashes(module: ModuleType) -> Lesson | None:
-    """Hold ``extend_block_hashes`` to its rules, and then ``MyPool`` to those of a pool."""
+    """Check ``extend_block_hashes``, and then check ``MyPool`` as a block pool.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
 
     def run(case: tuple[int, list[int], list[int]], history: History) -> None:
         block_size, one, other = case
-        names: dict[bytes, tuple[str, list[int]]] = {}
+        texts: dict[bytes, tuple[str, list[int]]] = {}
         for tokens in (one, other):
             for salt in TWO_SALTS:
-                _check(module, tokens, block_size, salt, names, history)
+                _check(module, tokens, block_size, salt, texts, history)
 
     return find_lesson(_cases(), run, examples=200) or check_pool(module.MyPool)
 
@@ -48,7 +52,7 @@ def check_hashes(module: ModuleType) -> Lesson | None:
 def _cases() -> "SearchStrategy[tuple[int, list[int], list[int]]]":
     from hypothesis import strategies as st
 
-    tokens = st.lists(st.sampled_from([1, 2, 259]), max_size=9)  # 259 is 3, if cut to a byte
+    tokens = st.lists(st.sampled_from([1, 2, 259]), max_size=9)  # 259 does not fit into a byte
     return st.tuples(st.sampled_from([1, 2, 3]), tokens, tokens)
 
 
@@ -57,7 +61,7 @@ def _check(
     tokens: list[int],
     block_size: int,
     salt: str,
-    names: dict[bytes, tuple[str, list[int]]],
+    texts: dict[bytes, tuple[str, list[int]]],
     history: History,
 ) -> None:
     hashes: list[bytes] = []
@@ -69,12 +73,14 @@ def _check(
     for end in range(len(tokens) + 1):
         module.extend_block_hashes(gradually, array("i", tokens[:end]), block_size, salt.encode())
     if gradually != hashes:
-        raise Broken(SAME, "other hashes if the text grows token by token")
+        raise Broken(SAME, "different hashes if the text grows token by token")
     for index, block_hash in enumerate(hashes):
         text = (salt, tokens[: (index + 1) * block_size])
-        if names.setdefault(block_hash, text) != text:
-            raise Broken(DIFFERENT, f"one hash for {names[block_hash]} and {text} (salt, tokens)")
-    for known, (known_salt, known_tokens) in names.items():
+        if texts.setdefault(block_hash, text) != text:
+            raise Broken(
+                DIFFERENT, f"the same hash for {texts[block_hash]} and {text} (salt, tokens)"
+            )
+    for known, (known_salt, known_tokens) in texts.items():
         index = len(known_tokens) // block_size - 1
         begins_alike = (known_salt, known_tokens) == (salt, tokens[: len(known_tokens)])
         if begins_alike and hashes[index] != known:

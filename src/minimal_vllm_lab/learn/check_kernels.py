@@ -1,4 +1,4 @@
-"""The checks of the kernels: on the GPU if there is one, or in Triton's interpreter."""
+"""Checks of the Triton exercises, on the GPU if there is one, otherwise in Triton's interpreter."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 MERGED = Rule(
-    "Attention over the parts, merged, is attention over the whole.",
-    "How a context is cut depends on the GPU and on who else is there; an answer must not.",
+    "The merged results of all parts equal attention over the whole context.",
+    "The split of a context depends on the GPU and on the rest of the batch; an answer must not.",
     "12-shared-prefix",
 )
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,18 +25,26 @@ HEADS, DIMS = 2, 4
 
 
 def check_decode_kernel(module: ModuleType) -> Lesson | None:
-    """Hold ``MyAttention``, which launches the kernel, to the reference."""
+    """Check ``MyAttention``, which launches the kernel, as an attention backend for decodes.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
     return check_attention(module.MyAttention, device=DEVICE, examples=25, only_decodes=True)
 
 
 def check_merge(module: ModuleType) -> Lesson | None:
-    """Hold ``merge_parts`` to attention over everything."""
+    """Compare ``merge_parts`` with attention over the whole context.
+
+    Returns:
+        A lesson about a difference, or None.
+    """
     merge_parts: Callable[[Tensor, Tensor], Tensor] = module.merge_parts
 
     def run(case: tuple[list[int], float], history: History) -> None:
         lengths, size = case
         history.note(f"{HEADS} query heads of {DIMS} dimensions; parts of {lengths} keys")
-        history.note(f"scores of a size of about {size:g}")
+        history.note(f"standard deviation of the scores: {size:g}")
         generator = torch.Generator().manual_seed(sum(lengths))
         scores = torch.randn(HEADS, sum(lengths), generator=generator) * size  # to the base 2
         values = torch.randn(sum(lengths), DIMS, generator=generator)
@@ -74,16 +82,16 @@ def _compare(found: Tensor, expected: Tensor, outs: Tensor, lengths: list[int]) 
         return
     weights = torch.tensor(lengths) / sum(lengths)
     mistakes = {
-        "all parts count the same, whatever their lse": outs.mean(0),
-        "parts count by their number of keys": (outs * weights[:, None, None]).sum(0),
-        "only the last part counts": outs[-1],
-        "only the first part counts": outs[0],
+        "all parts have the same weight, whatever their lse": outs.mean(0),
+        "parts are weighted by their number of keys": (outs * weights[:, None, None]).sum(0),
+        "only the last part is used": outs[-1],
+        "only the first part is used": outs[0],
     }
     names = [name for name, wrong in mistakes.items() if torch.allclose(found, wrong, atol=1e-4)]
-    hint = f"\nJust this comes out if {', or if '.join(names)}." if names else ""
+    hint = f"\nThis is exactly the result if {', or if '.join(names)}." if names else ""
     head = int((found - expected).abs().amax(dim=1).nan_to_num(torch.inf).argmax())
     raise Broken(
-        MERGED, f"head {head} gives {_rounded(found[head])}{hint}", f"{_rounded(expected[head])}"
+        MERGED, f"head {head} is {_rounded(found[head])}{hint}", f"{_rounded(expected[head])}"
     )
 
 

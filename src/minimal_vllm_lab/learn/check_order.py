@@ -1,4 +1,4 @@
-"""The check of beat-fcfs: a scheduler against first come, first served, in the simulator."""
+"""Check of the exercise beat-fcfs: simulate a scheduler and first come, first served."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,27 @@ TRAFFIC: dict[str, Any] = {"request_rate": 10.0}
 SYNTHETIC: dict[str, Any] = {"num_prompts": 600, "input_len": 3000, "output_len": 60}
 ENGINE: dict[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
 SEEDS = (0, 1, 2)
-LEAST_GAIN = 0.1
-ALL_END = Rule(
-    "All requests end.",
-    "Whoever goes last must get there some day.",
+MIN_GAIN = 0.1
+ALL_FINISH = Rule(
+    "All requests finish.",
+    "A request that is served last must still be served at some point.",
     CHAPTER,
 )
 FASTER = Rule(
     "The 99th percentile of the time to first token is at least 10 % below that of fcfs.",
-    "It is the tail that users complain about. If only the longest prompts go last, there are few "
-    "of them; but if they wait too long, they are the tail themselves: let an age count too.",
+    "Users complain about the tail. If only the longest prompts are served last, few requests are "
+    "affected. But if they wait too long, they become the tail themselves, so let the order also "
+    "depend on the arrival.",
     CHAPTER,
 )
 
 
 def check_order(module: ModuleType) -> Lesson | None:
-    """Hold ``MyScheduler`` to the rules, and then to its purpose."""
+    """Check ``MyScheduler`` as a scheduler, and then compare its tail latency with that of fcfs.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
     return check_scheduler(module.MyScheduler) or find_mistake(
         lambda history: _race(module.MyScheduler, history)
     )
@@ -39,22 +44,22 @@ def check_order(module: ModuleType) -> Lesson | None:
 
 def _race(scheduler: type, history: History) -> None:
     fcfs, mine = (_tail(each, history) for each in (None, scheduler))
-    if mine > (1 - LEAST_GAIN) * fcfs:
+    if mine > (1 - MIN_GAIN) * fcfs:
         raise Broken(
             FASTER,
             f"p99 TTFT {mine:,.0f} ms ({mine / fcfs - 1:+.0%})",
-            f"at most {(1 - LEAST_GAIN) * fcfs:,.0f} ms: first come, first served has {fcfs:,.0f}",
+            f"at most {(1 - MIN_GAIN) * fcfs:,.0f} ms: first come, first served has {fcfs:,.0f} ms",
         )
 
 
 def _tail(scheduler: type | None, history: History) -> float:
-    """The mean, over some simulations, of the 99th percentile of the time to first token."""
+    """Return the 99th percentile of the time to first token in ms, averaged over the seeds."""
     name = scheduler.__name__ if scheduler else "first come, first served"
     tails = []
     for seed in SEEDS:
         report = _simulate(scheduler, seed)
         if report.completed != SYNTHETIC["num_prompts"]:
-            raise Broken(ALL_END, f"{report.completed} ended", f"{SYNTHETIC['num_prompts']}")
+            raise Broken(ALL_FINISH, f"{report.completed} finished", f"{SYNTHETIC['num_prompts']}")
         tails.append(report.latencies["p99_ttft_ms"] or 0.0)
     shown = ", ".join(f"{tail:,.0f}" for tail in tails)
     history.note(f"{name}: p99 TTFT {shown} ms with seeds {', '.join(map(str, SEEDS))}")

@@ -1,4 +1,4 @@
-"""The check of stream-text: after each token, what was given out is what is certain."""
+"""Check of the exercise stream-text: the text given out after each token."""
 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,33 +12,35 @@ if TYPE_CHECKING:
 
 CHAPTER = "13-serving"
 CERTAIN = Rule(
-    "What may become a stop string is held back.",
-    "The client has seen what was sent: it can't be taken back when the stop string is complete.",
+    "Text that may become part of a stop string is held back.",
+    "The client has already seen what was sent. It can't be taken back when the stop string is "
+    "complete.",
     CHAPTER,
 )
 AT_ONCE = Rule(
-    "What can't become a stop string is given out at once.",
-    "The client waits for it: the latency of each token is what one sees of an engine.",
+    "Text that can't become part of a stop string is given out at once.",
+    "The client waits for it. The latency of each token is what users see of an engine.",
     CHAPTER,
 )
 ENDS = Rule(
-    "The stop string that is complete first ends the text; of several at once, the longest.",
-    "Whatever is computed afterwards is of no use to anybody.",
+    "The text ends at the first complete stop string; if several are complete at once, the "
+    "longest.",
+    "Tokens that are computed afterwards are useless.",
     CHAPTER,
 )
 CUT = Rule(
-    "The text ends before the stop string, or behind it if it is to be included.",
-    "Programs parse what they get, and rely on what comes last.",
+    "The text ends before the stop string, or after it if it is to be included.",
+    "Programs parse the text, and rely on its end.",
     CHAPTER,
 )
-TOKENS = (b"E", b"N", b"D", b"EN", b"x", b"DEx", b"\xc3", b"\xa9")  # the last two together: é
+TOKENS = (b"E", b"N", b"D", b"EN", b"x", b"DEx", b"\xc3", b"\xa9")  # the last two form é
 STOPS = ("END", "EN", "xE", "NN", "éE")
 Case = tuple[list[int], list[str], bool, int]
-"""Tokens, stop strings, whether these are included, and the fewest tokens before one counts."""
+"""Token ids, stop strings, ``include_stop_str_in_output`` and ``min_tokens``."""
 
 
 class _Bytes:
-    """A tokenizer whose tokens are some bytes."""
+    """A tokenizer whose tokens are the byte strings in ``TOKENS``."""
 
     special_token_ids: frozenset[int] = frozenset()
 
@@ -49,7 +51,13 @@ class _Bytes:
 
 
 def check_stream(module: ModuleType) -> Lesson | None:
-    """Hold ``MyDetokenizer`` to what is certain after each token."""
+    """Check after each token that ``MyDetokenizer`` gives out exactly the text that is certain.
+
+    Text is certain if it can't become part of a stop string.
+
+    Returns:
+        A lesson about a broken rule, or None if all hold.
+    """
 
     def run(case: Case, history: History) -> None:
         token_ids, stops, included, min_tokens = case
@@ -68,7 +76,7 @@ def check_stream(module: ModuleType) -> Lesson | None:
             before = b"".join(TOKENS[each] for each in token_ids[: count - 1])
             end = _first_end(_characters(text), len(_characters(before)), stops)
             if count <= min_tokens or end is None:
-                _check_going_on(mine.text, stop, _characters(text), stops)
+                _check_continues(mine.text, stop, _characters(text), stops)
             else:
                 _check_ended(mine.text, stop, _characters(text), end, included)
                 return
@@ -76,7 +84,9 @@ def check_stream(module: ModuleType) -> Lesson | None:
         history.note(f"finish(): given out {mine.text!r}")
         whole = b"".join(TOKENS[each] for each in token_ids).decode(errors="replace")
         if mine.text != whole:
-            raise Broken(AT_ONCE, f"{mine.text!r}", f"{whole!r}: it is over, and all is certain")
+            raise Broken(
+                AT_ONCE, f"{mine.text!r}", f"{whole!r}: the text has ended, so it is certain"
+            )
 
     return find_lesson(_cases(), run, examples=400)
 
@@ -94,13 +104,13 @@ def _cases() -> "SearchStrategy[Case]":
 
 
 def _characters(text: bytes) -> str:
-    """The text without half a character at its end; one in the middle is replaced."""
+    """Decode a text without an incomplete character at its end, and replace other invalid bytes."""
     whole = text[:-1] if text.endswith(b"\xc3") else text
     return whole.decode(errors="replace")
 
 
 def _first_end(text: str, num_old: int, stops: list[str]) -> tuple[int, str] | None:
-    """Where the first stop string ends that ends in the new part of the text, and which it is."""
+    """Return end and text of the first stop string that ends after ``num_old`` characters."""
     ends = [
         (end, -len(stop), stop)
         for stop in stops
@@ -113,9 +123,13 @@ def _first_end(text: str, num_old: int, stops: list[str]) -> tuple[int, str] | N
     return end, stop
 
 
-def _check_going_on(given: str, stop: str | None, text: str, stops: list[str]) -> None:
+def _check_continues(given: str, stop: str | None, text: str, stops: list[str]) -> None:
     if stop is not None:
-        raise Broken(ENDS, f"it ended with {stop!r}", "it goes on: none counts yet, or is complete")
+        raise Broken(
+            ENDS,
+            f"it ends with {stop!r}",
+            "it continues: no stop string is complete, or min_tokens is not reached",
+        )
     begun = [
         length
         for length in range(len(text) + 1)
@@ -131,9 +145,9 @@ def _check_going_on(given: str, stop: str | None, text: str, stops: list[str]) -
 def _check_ended(
     given: str, stop: str | None, text: str, end: tuple[int, str], included: bool
 ) -> None:
-    place, expected = end
+    index, expected = end
     if stop != expected:
-        raise Broken(ENDS, f"{stop!r}" if stop else "it goes on", f"it ends with {expected!r}")
-    whole = text[:place] if included else text[: place - len(expected)]
+        raise Broken(ENDS, f"{stop!r}" if stop else "it continues", f"it ends with {expected!r}")
+    whole = text[:index] if included else text[: index - len(expected)]
     if given != whole:
         raise Broken(CUT, f"{given!r} was given out", f"{whole!r}")

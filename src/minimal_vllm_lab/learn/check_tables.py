@@ -1,4 +1,4 @@
-"""The check of block-table: the formula for slots, one token at a time."""
+"""Check of the exercise block-table: slots, compared with the formula token by token."""
 
 from array import array
 from types import ModuleType
@@ -18,33 +18,39 @@ if TYPE_CHECKING:
 
 CHAPTER = "04-block-tables"
 PADDED = Rule(
-    "Each request's blocks stand in its row, behind them zeros; the numbers are int32.",
+    "Each row holds a request's blocks, followed by zeros. The dtype is int32.",
     "A kernel gets one array for all requests.",
     CHAPTER,
 )
 SLOT = Rule(
     "slot = table[position // block_size] * block_size + position % block_size",
-    "A token whose key is written anywhere else overwrites another's, and is not found again.",
+    "A key that is written to another slot overwrites another token's key, and is never found "
+    "again.",
     CHAPTER,
 )
 WRITTEN = Rule(
-    "Each token's key and value are in its slot, for all kv heads, and nothing else has changed.",
-    "All attention from now on reads them there.",
+    "Each token's key and value are in its slot, for all kv heads, and all other slots are "
+    "unchanged.",
+    "Attention reads them from there in all later steps.",
     CHAPTER,
 )
 Case = tuple[int, list[tuple[int, int]]]
-"""The block size, and each request's computed and new tokens."""
+"""The block size, and the number of computed and of new tokens per request."""
 
 
 def check_tables(module: ModuleType) -> Lesson | None:
-    """Compare ``pad_block_tables``, ``slots`` and ``write_to_cache`` with loops."""
+    """Compare ``pad_block_tables``, ``slots`` and ``write_to_cache`` with plain loops.
+
+    Returns:
+        A lesson about a difference, or None.
+    """
 
     def run(case: Case, history: History) -> None:
         block_size, lengths = case
         tables = _tables(block_size, lengths)
         history.note(f"block_size = {block_size}")
         for table, (cached, new) in zip(tables, lengths, strict=True):
-            history.note(f"block table {table}: {cached} tokens are computed, {new} are new")
+            history.note(f"block table {table}: {cached} computed tokens, {new} new ones")
         padded = _check_padding(module, tables, history)
         found = _check_slots(module, padded, tables, case, history)
         _check_writing(module, found, block_size)
@@ -60,7 +66,7 @@ def _cases() -> "SearchStrategy[Case]":
 
 
 def _tables(block_size: int, lengths: list[tuple[int, int]]) -> list[list[int]]:
-    """Blocks in an order that is not that of their numbers, and of which some are left out."""
+    """Return block tables with unordered block ids, some of which are unused."""
     needed = [-(-(cached + new) // block_size) for cached, new in lengths]
     ids = [(5 * index + 2) % 97 for index in range(sum(needed))]
     return [[ids.pop() for _ in range(count)] for count in needed]
@@ -78,7 +84,7 @@ def _check_padding(module: ModuleType, tables: list[list[int]], history: History
     if np.asarray(padded).tolist() != expected:
         raise Broken(PADDED, f"{np.asarray(padded).tolist()}", f"{expected}")
     if padded.dtype != np.int32:
-        raise Broken(PADDED, f"numbers of {padded.dtype}", "int32")
+        raise Broken(PADDED, f"dtype {padded.dtype}", "int32")
     return padded
 
 
@@ -103,7 +109,7 @@ def _check_slots(
     if np.asarray(found).tolist() != expected:
         raise Broken(SLOT, f"{np.asarray(found).tolist()}", f"{expected}")
     if found.dtype != np.int64:
-        raise Broken(SLOT, f"numbers of {found.dtype}", "int64: a large cache has many slots")
+        raise Broken(SLOT, f"dtype {found.dtype}", "int64: a large cache has many slots")
     return expected
 
 

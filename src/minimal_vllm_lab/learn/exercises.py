@@ -13,40 +13,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exercise:
-    """Something to write, and how it is checked."""
+    """One exercise: functions or methods to write, and how to check them."""
 
     name: str
     chapter: str
-    """The page of the course that it belongs to."""
+    """Chapter of the course, such as ``03-paging``."""
     title: str
+    """What to do in the exercise, in a few words."""
     check: "Callable[[ModuleType], Lesson | None]"
-    parts: Mapping[str, str]
-    """What is to be written, and what in the package does the same: ``module:name``. Where it says
-    nothing, the engine does not do it."""
+    """Check of the learner's module. Returns a lesson about a broken rule, or None."""
+    solutions: Mapping[str, str]
+    """The names to write, and for each the engine's own code as ``module:name``, or an empty string
+    if the engine has none."""
     run: tuple[str, ...] = ()
-    """The command that runs the engine with it, in which ``{file}`` is the learner's."""
+    """Command that runs the engine with the solution; ``{file}`` stands for the learner's file.
+    Default: the exercise can't be run by itself."""
     needs_triton: bool = False
 
     @property
     def file_name(self) -> str:
-        """What the learner's file is called."""
+        """Name of the learner's file."""
         return self.name.replace("-", "_") + ".py"
 
     @property
     def starter(self) -> str:
-        """The text of the file to begin with."""
+        """Text of the file that ``learn start`` writes."""
         folder = files("minimal_vllm_lab.learn.starters")
         return folder.joinpath(self.file_name).read_text(encoding="utf-8")
 
 
-# What checks need, torch above all, is imported when one is run.
+# Checks import torch and other heavy modules, so they are imported only when one is run.
 
 
-def _function(place: str) -> "Callable[[ModuleType], Lesson | None]":
-    """The check that is ``module:function`` in this folder."""
+def _function(path: str) -> "Callable[[ModuleType], Lesson | None]":
+    """Return the check at ``module:function`` in this package, to be imported when it is called."""
 
     def check(module: ModuleType) -> "Lesson | None":
-        file, _, name = place.partition(":")
+        file, _, name = path.partition(":")
         lesson: Lesson | None = getattr(import_module(f"minimal_vllm_lab.learn.{file}"), name)(
             module
         )
@@ -89,7 +92,7 @@ FILTERS = "minimal_vllm.sampling.filters"
 KERNELS = "minimal_vllm.attention.kernels"
 DETOKENIZER = "minimal_vllm.text.detokenizer:Detokenizer"
 METHODS = ("__init__", "insert", "remove", "evict", "in_order", "__contains__", "__len__")
-"""Of an eviction strategy."""
+"""Methods of an eviction strategy."""
 
 EXERCISES = {
     exercise.name: exercise
@@ -97,7 +100,7 @@ EXERCISES = {
         Exercise(
             "bytes-and-flops",
             "01-one-step",
-            "what a step reads and computes",
+            "count what a step reads and computes",
             _function("check_costs:check_costs"),
             {
                 "MyModel.num_parameters": f"{MODEL}.num_parameters",
@@ -108,14 +111,14 @@ EXERCISES = {
         Exercise(
             "kv-cache",
             "02-kv-cache",
-            "attention of new tokens over all before them",
+            "compute attention of new tokens over all earlier ones",
             _function("check_attend:check_attend"),
             {"attend": f"{REFERENCE}:attend"},
         ),
         Exercise(
             "allocate-and-free",
             "03-paging",
-            "hand out blocks, and take them back",
+            "allocate blocks and release them",
             _pool,
             {
                 "MyPool.allocate": f"{POOL}.allocate",
@@ -126,7 +129,7 @@ EXERCISES = {
         Exercise(
             "block-table",
             "04-block-tables",
-            "from a position in a text to a place in memory",
+            "map a position in a text to a slot in memory",
             _function("check_tables:check_tables"),
             {
                 "pad_block_tables": "minimal_vllm.step.batch:_pad_block_tables",
@@ -137,7 +140,7 @@ EXERCISES = {
         Exercise(
             "paged-attention",
             "05-paged-attention",
-            "attention over scattered blocks",
+            "compute attention over scattered blocks",
             _attention,
             {
                 "gather_pages": f"{REFERENCE}:gather_pages",
@@ -148,7 +151,7 @@ EXERCISES = {
         Exercise(
             "decode-kernel",
             "05-paged-attention",
-            "the inner step of a kernel, in Triton",
+            "write the inner loop of a decode kernel in Triton",
             _function("check_kernels:check_decode_kernel"),
             {"take_keys": f"{KERNELS}.softmax:take_keys"},
             needs_triton=True,
@@ -156,7 +159,7 @@ EXERCISES = {
         Exercise(
             "prefix-hash",
             "06-prefix-caching",
-            "find the beginning of a prompt in the cache",
+            "find a prompt's longest cached prefix",
             _function("check_hashes:check_hashes"),
             {
                 "extend_block_hashes": "minimal_vllm.cache.prefix_hash:extend_block_hashes",
@@ -168,7 +171,7 @@ EXERCISES = {
         Exercise(
             "eviction",
             "06-prefix-caching",
-            "forget what was used longest ago",
+            "evict the least recently used block",
             _eviction,
             {f"MyLRU.{name}": f"{LRU}.{name}" for name in METHODS},
             ("view", "--eviction-policy", "{file}:MyLRU"),
@@ -176,7 +179,7 @@ EXERCISES = {
         Exercise(
             "continuous-batching",
             "07-continuous-batching",
-            "put the batch together anew at each step",
+            "choose a new batch for every step",
             _scheduler,
             {
                 "MyScheduler.schedule": f"{SCHEDULER}.schedule",
@@ -187,7 +190,7 @@ EXERCISES = {
         Exercise(
             "chunked-prefill",
             "08-chunked-prefill",
-            "let no prompt stall those who decode",
+            "split long prompts so that decodes never stall",
             _scheduler,
             {"MyScheduler.schedule_running": f"{SCHEDULER}.schedule_running"},
             ("view", "--scheduler", "{file}:MyScheduler"),
@@ -195,7 +198,7 @@ EXERCISES = {
         Exercise(
             "preemption",
             "09-preemption",
-            "who goes when memory runs out",
+            "preempt requests when blocks run out",
             _scheduler,
             {
                 "MyScheduler.make_room": f"{SCHEDULER}.make_room",
@@ -206,7 +209,7 @@ EXERCISES = {
         Exercise(
             "sampler",
             "10-sampling",
-            "from logits to a token",
+            "filter logits and draw a token",
             _function("check_filters:check_filters"),
             {
                 "keep_min_p": f"{FILTERS}:keep_min_p",
@@ -218,14 +221,14 @@ EXERCISES = {
         Exercise(
             "run-ahead",
             "11-cuda-graphs",
-            "launch a step before the last one's tokens are there",
+            "launch a step before the previous one's tokens arrive",
             _function("check_ahead:check_ahead"),
             {"MyEngine.step": "minimal_vllm.engine.engine:Engine.step"},
         ),
         Exercise(
             "merge",
             "12-shared-prefix",
-            "attention over a whole from its parts, in Triton",
+            "merge attention over parts of a context in Triton",
             _function("check_kernels:check_merge"),
             {"merge_part": f"{KERNELS}.softmax:merge_part"},
             needs_triton=True,
@@ -233,7 +236,7 @@ EXERCISES = {
         Exercise(
             "stream-text",
             "13-serving",
-            "give out only text that is certain",
+            "stream text, but hold back possible stop strings",
             _function("check_stream:check_stream"),
             {
                 f"MyDetokenizer.{name}": f"{DETOKENIZER}.{name}"
@@ -243,9 +246,9 @@ EXERCISES = {
         Exercise(
             "beat-fcfs",
             "14-capacity",
-            "serve in a better order than that of arrival",
+            "serve requests in a better order than first come, first served",
             _function("check_order:check_order"),
-            {"place": ""},
+            {"order_key": ""},
             (
                 *("simulate", "--scheduler", "{file}:MyScheduler", "--model", "qwen3-8b"),
                 *("--gpu", "h100", "--request-rate", "10", "--num-prompts", "600"),

@@ -1,4 +1,4 @@
-"""Which exercises are solved: remembered beside the learner's files."""
+"""The learner's progress, stored in a file beside the exercises."""
 
 import json
 from dataclasses import dataclass
@@ -12,16 +12,20 @@ FILE_NAME = ".minimal-vllm-learn.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known of the exercises in a folder.
+    """The progress in one folder.
 
-    A check is remembered by the hash of the file that passed: a file that was changed since has to
-    be checked again.
+    A passed check is stored with the hash of the file that passed, so a file that was changed
+    afterwards has to be checked again.
     """
 
     folder: Path
 
     def state(self, exercise: Exercise) -> str:
-        """``not started``, ``started``, ``solved``, or ``changed since it was solved``."""
+        """Return ``not started``, ``started``, ``solved`` or ``changed since it was solved``.
+
+        Raises:
+            ValueError: the progress file is not valid JSON.
+        """
         path = self.folder / exercise.file_name
         if not path.is_file():
             return "not started"
@@ -31,7 +35,11 @@ class Progress:
         return "solved" if passed == _fingerprint(path) else "changed since it was solved"
 
     def note_solved(self, exercise: Exercise) -> None:
-        """The file in this folder passed its check."""
+        """Record that the file in this folder passed its check.
+
+        Raises:
+            ValueError: the progress file is not valid JSON.
+        """
         passed = {
             **self._read(),
             exercise.name: _fingerprint(self.folder / exercise.file_name),
@@ -47,7 +55,7 @@ class Progress:
             passed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{path} can't be read: {error}; delete it, and check again"
+                f"{path} can't be read: {error}. Delete it, and check again."
             ) from error
         return passed
 

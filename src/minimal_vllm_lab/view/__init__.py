@@ -1,1 +1,1 @@
-"""A page in the browser that shows the engine at work, live or from a trace."""
+"""The view: a page in the browser that shows an engine at work, live or from a trace."""

@@ -1,4 +1,4 @@
-"""Which tokens are in the cached blocks: the pool itself knows their hashes alone."""
+"""The tokens in cached blocks; the block pool itself only knows their hashes."""
 
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.trace.step_record import (
@@ -14,10 +14,12 @@ from minimal_vllm.trace.step_record import (
 
 
 class BlockContents(Recorder):
-    """Follows the records; belongs to the engine's thread.
+    """An observer that follows the records and keeps the tokens of each cached block.
+
+    It belongs to the engine's thread.
 
     Attributes:
-        requests: the record of each request that has not ended.
+        requests: records of the requests that have not finished, by id.
     """
 
     def __init__(self, scheduler: SchedulerInterface) -> None:
@@ -27,10 +29,10 @@ class BlockContents(Recorder):
     def _forget_all(self) -> None:
         self.requests: dict[str, RequestRecord] = {}
         self._tokens: dict[str, list[int]] = {}
-        self._of_hash: dict[str, tuple[int, ...]] = {}
+        self._tokens_of_hash: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, record: Record) -> None:
-        """Take in what has happened."""
+        """Update the contents with a record."""
         match record:
             case RequestRecord():
                 self.requests[record.request_id] = record
@@ -47,27 +49,27 @@ class BlockContents(Recorder):
 
     def _take_entry(self, entry: ScheduledRecord) -> None:
         tokens = self._tokens.get(entry.request_id)
-        if tokens is None:  # it ended while the step ran
+        if tokens is None:  # the request was aborted while the step ran
             return
         if entry.sampled_token is not None:
             tokens.append(entry.sampled_token)
         size = self._scheduler.config.block_size
         for index, block_hash in enumerate(entry.full_hashes, entry.first_full):
-            self._of_hash[block_hash] = tuple(tokens[index * size : (index + 1) * size])
+            self._tokens_of_hash[block_hash] = tuple(tokens[index * size : (index + 1) * size])
 
     def _take_step(self, record: StepRecord) -> None:
         for entry in record.scheduled:
             self._take_entry(entry)
         for request_id, _ in record.finished[record.num_aborted :]:
             self._forget(request_id)
-        if len(self._of_hash) > 2 * record.num_blocks:
-            self._of_hash = self.cached
+        if len(self._tokens_of_hash) > 2 * record.num_blocks:
+            self._tokens_of_hash = self.cached
 
     def _forget(self, request_id: str) -> None:
         del self.requests[request_id], self._tokens[request_id]
 
     @property
     def cached(self) -> dict[str, tuple[int, ...]]:
-        """The hash of each block that can be found, with its tokens."""
+        """Tokens of each cached block, by the block's hash."""
         hashes = (block_hash.hex() for block_hash in self._scheduler.pool.hashes.values())
-        return {each: self._of_hash[each] for each in hashes if each in self._of_hash}
+        return {each: self._tokens_of_hash[each] for each in hashes if each in self._tokens_of_hash}

@@ -1,4 +1,4 @@
-"""The documents that the page links to: Markdown, as pages that can be read."""
+"""Render the documents that the page links to, from Markdown to HTML."""
 
 import posixpath
 import re
@@ -24,23 +24,23 @@ from minimal_vllm_lab.view.source import (
 )
 
 INSTALLED_DOCS = PACKAGE / "docs"
-"""What ``pyproject.toml`` puts into the wheel."""
+"""Folder of the documents in the wheel, as listed in ``pyproject.toml``."""
 
 DOCS = INSTALLED_DOCS if INSTALLED_DOCS.is_dir() else PACKAGE.parent.parent / "docs"
 IMAGES = (".svg", ".png")
 DOCUMENTS = (".md", ".py", *IMAGES)
 SOURCE = "src/"
-"""Folder of both packages in the repository."""
+"""Folder of both packages, relative to the repository."""
 
 
 def docs_page(name: str) -> str:
-    """A document, or one of its scripts.
+    """Return a document, or a script in the documents, as an HTML page.
 
     Args:
-        name: such as ``course/03-paging.md``.
+        name: path below ``docs``, such as ``course/03-paging.md``.
 
     Raises:
-        NoSuchPageError: there is none.
+        NoSuchPageError: there is no such document.
     """
     path = find_file(DOCS, name, (".md", ".py"))
     text = path.read_text(encoding="utf-8")
@@ -48,23 +48,23 @@ def docs_page(name: str) -> str:
         return listing_page(f"docs/{name}", text)
     tokens = _markdown().parse(text)
     for token in tokens:
-        _place_links(token.children or [], name)
-    _name_headings(tokens)
+        _rewrite_links(token.children or [], name)
+    _set_heading_ids(tokens)
     html = _markdown().renderer.render(tokens, _markdown().options, {"name": name})
     return page(name, f'<body class="document"><main>{html}</main>')
 
 
 def docs_image(name: str) -> Path:
-    """The file of a picture in a document.
+    """Return the path of an image in the documents.
 
     Raises:
-        NoSuchPageError: there is none.
+        NoSuchPageError: there is no such image.
     """
     return find_file(DOCS, name, IMAGES)
 
 
 class _Renderer(RendererHTML):
-    """Shows what the site's ``literalinclude`` does: code that is never copied into a document."""
+    """Markdown renderer with support for ``literalinclude``, Sphinx's directive to include code."""
 
     def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         token = tokens[idx]
@@ -75,12 +75,12 @@ class _Renderer(RendererHTML):
         file = _file(_in_repository(path, env["name"]))
         if address is None or file is None:
             return f"<p>{escapeHtml(path)} is in the repository.</p>"
-        wanted = dict(re.findall(r"^:([\w-]+): *(.*)$", token.content, re.M))
-        symbol = wanted.get("pyobject")
+        include = dict(re.findall(r"^:([\w-]+): *(.*)$", token.content, re.M))
+        symbol = include.get("pyobject")
         link = f"{address}?symbol={symbol}" if symbol else address
         return (
             f'<p class="origin"><a href="{link}">{escapeHtml(symbol or file.name)}</a></p>'
-            f"<pre><code>{escapeHtml(_excerpt(file, wanted))}</code></pre>"
+            f"<pre><code>{escapeHtml(_excerpt(file, include))}</code></pre>"
         )
 
 
@@ -89,19 +89,22 @@ def _markdown() -> MarkdownIt:
     return MarkdownIt("commonmark", renderer_cls=_Renderer).enable("table")
 
 
-def _excerpt(file: Path, wanted: dict[str, str]) -> str:
-    """The lines that the options of a ``literalinclude`` ask for, in Sphinx's words."""
+def _excerpt(file: Path, options: dict[str, str]) -> str:
+    """Return the lines of a file that the options of a ``literalinclude`` select.
+
+    Supported options are ``pyobject``, ``start-at``, ``start-after`` and ``end-before``.
+    """
     lines = file.read_text(encoding="utf-8").splitlines()
     first, last = 0, len(lines)
-    if "pyobject" in wanted:
-        first, last = find_lines(file, wanted["pyobject"])
+    if "pyobject" in options:
+        first, last = find_lines(file, options["pyobject"])
         first -= 1
-    if "start-at" in wanted:
-        first = _line_with(wanted["start-at"], lines, first, last)
-    if "start-after" in wanted:
-        first = _line_with(wanted["start-after"], lines, first, last) + 1
-    if "end-before" in wanted:
-        last = _line_with(wanted["end-before"], lines, first + 1, last)
+    if "start-at" in options:
+        first = _line_with(options["start-at"], lines, first, last)
+    if "start-after" in options:
+        first = _line_with(options["start-after"], lines, first, last) + 1
+    if "end-before" in options:
+        last = _line_with(options["end-before"], lines, first + 1, last)
     return dedent("\n".join(lines[first:last]))
 
 
@@ -109,31 +112,31 @@ def _line_with(text: str, lines: list[str], first: int, last: int) -> int:
     return next(i for i in range(first, last) if text.strip("'\"") in lines[i])
 
 
-def _name_headings(tokens: Sequence[Token]) -> None:
-    """Give each heading the id that links to it have on a code host."""
+def _set_heading_ids(tokens: Sequence[Token]) -> None:
+    """Give each heading the id that GitHub would give it."""
     for i, token in enumerate(tokens):
         if token.type == "heading_open":
             words = re.sub(r"[^\w\- ]", "", tokens[i + 1].content.lower())
             token.attrSet("id", words.strip().replace(" ", "-"))
 
 
-def _place_links(tokens: list[Token], name: str) -> None:
-    """Let links lead to what is served here, or, if it is not, nowhere: their text remains."""
-    leads: list[bool] = []  # whether the links that are open lead somewhere
+def _rewrite_links(tokens: list[Token], name: str) -> None:
+    """Point links to this server; links to files that it does not serve become plain text."""
+    served: list[bool] = []  # for each open link, whether its target is served
     for token in tokens:
         if token.type == "link_open":
             address = _address(str(token.attrs["href"]), name)
-            leads.append(address is not None)
+            served.append(address is not None)
             token.attrs = {"href": address} if address is not None else {}
-            token.tag = "a" if leads[-1] else "span"
-        elif token.type == "link_close" and not leads.pop():
+            token.tag = "a" if served[-1] else "span"
+        elif token.type == "link_close" and not served.pop():
             token.tag = "span"
         elif token.type == "image":
             token.attrs["src"] = _address(str(token.attrs["src"]), name) or ""
 
 
 def _address(link: str, name: str) -> str | None:
-    """Where a link of the document ``name`` leads on this server; None: it is not served."""
+    """Return the address on this server of a link in the document ``name``, or None."""
     if "://" in link or link.startswith("#"):
         return link
     path, hash_sign, heading = link.partition("#")
@@ -144,12 +147,12 @@ def _address(link: str, name: str) -> str | None:
 
 
 def _in_repository(path: str, name: str) -> str:
-    """A path that is relative to the document ``name``, as one from the repository's root."""
+    """Return a path relative to the document ``name`` as a path relative to the repository."""
     return posixpath.normpath(posixpath.join("docs", posixpath.dirname(name), path))
 
 
 def _file(target: str) -> Path | None:
-    """The file that is served for a path of the repository."""
+    """Return the served file at a path of the repository, or None."""
     for prefix, folder, suffixes in (("docs/", DOCS, DOCUMENTS), (SOURCE, SOURCE_ROOT, SOURCES)):
         path = folder / target.removeprefix(prefix)
         if target.startswith(prefix) and path.suffix in suffixes and path.is_file():

@@ -1,4 +1,4 @@
-"""The view as an extension of the server; ``pyproject.toml`` registers it."""
+"""The view as an extension of the server, registered in ``pyproject.toml``."""
 
 from fastapi import APIRouter
 
@@ -7,7 +7,7 @@ from minimal_vllm_lab.view.routes import live_routes
 
 
 class View(LiveView):
-    """A live view with the routes of its page."""
+    """A live view that adds the routes of its page to the server."""
 
     def routes(self) -> APIRouter:
         """Return the routes to add to the server."""

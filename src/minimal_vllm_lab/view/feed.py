@@ -1,7 +1,7 @@
-"""Lines on their way to the viewers.
+"""Queues of lines for the viewers of a live page.
 
-Nobody waits for a viewer: each has a bounded queue. One that is too slow loses what it has not
-read, and begins anew with a fresh snapshot.
+The engine never waits for a viewer. Each viewer has a bounded queue. A viewer that is too slow
+loses its unread lines, and starts again with a new snapshot.
 """
 
 import asyncio
@@ -9,21 +9,25 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
 MAX_BYTES = 8 * 2**20
-"""What a viewer may leave unread."""
+"""Maximum number of unread bytes per viewer."""
 
 
 class Viewer:
-    """The queue of one viewer; belongs to the event loop."""
+    """The queue of one viewer. It belongs to the event loop.
+
+    Attributes:
+        ended: True if no more lines will be queued, because the feed was closed or the viewer was
+            too slow.
+    """
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque()
         self._num_bytes = 0
         self._news = asyncio.Event()
         self.ended = False
-        """No more lines will come, be it that some were dropped."""
 
     def put(self, lines: bytes) -> None:
-        """Queue some lines; or, if they are too many, drop all and end. After that, nothing."""
+        """Queue lines. If the queue gets too long, drop it and end. Does nothing after the end."""
         if self.ended:
             return
         self._num_bytes += len(lines)
@@ -35,12 +39,12 @@ class Viewer:
             self._news.set()
 
     def end(self) -> None:
-        """After what is queued, there is no more."""
+        """Let the viewer end after the lines that are already queued."""
         self.ended = True
         self._news.set()
 
     async def take(self) -> bytes:
-        """All that is queued, once there is any; nothing at the end."""
+        """Wait for lines, and return all that are queued; empty at the end."""
         if not self.ended:
             await self._news.wait()
             self._news.clear()
@@ -51,11 +55,13 @@ class Viewer:
 
 
 class Feed:
-    """Belongs to the event loop, but for ``is_watched``, which any thread may ask.
+    """Distribute lines to all viewers.
+
+    It belongs to the event loop, except for ``is_watched``, which any thread may read.
 
     Args:
-        greet: has the lines with which a viewer begins made in the engine's thread, and then
-            ``admit`` called with them.
+        greet: called with a new viewer. Must create its first lines in the engine's thread, and
+            then call ``admit`` with them.
     """
 
     def __init__(self, greet: Callable[[Viewer], None]) -> None:
@@ -66,11 +72,11 @@ class Feed:
 
     @property
     def is_watched(self) -> bool:
-        """Whether lines need to be made."""
+        """True if there are viewers, so that lines need to be encoded."""
         return self._num_watching > 0
 
     def admit(self, viewer: Viewer, greeting: bytes) -> None:
-        """From now on, this viewer gets what is published."""
+        """Queue the first lines of a viewer, and publish all further lines to it."""
         viewer.put(greeting)
         self._viewers.add(viewer)
 
@@ -80,13 +86,13 @@ class Feed:
             viewer.put(lines)
 
     def close(self) -> None:
-        """End what all viewers get."""
+        """End the queues of all viewers."""
         self._closed = True
         for viewer in self._viewers:
             viewer.end()
 
     async def lines(self) -> AsyncGenerator[bytes, None]:
-        """What one viewer gets: one or more whole lines at a time."""
+        """Yield the lines for one viewer, one or more whole lines at a time."""
         self._num_watching += 1
         try:
             while not self._closed:

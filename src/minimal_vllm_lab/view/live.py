@@ -1,4 +1,4 @@
-"""What the page needs of a running engine: its records, its pace, and something to do."""
+"""The live view: an observer that sends a running engine's records to the page, and controls it."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 class LiveView(Recorder):
-    """Watches an engine on behalf of the viewers, and passes on what they ask of it.
+    """Watch an engine on behalf of the viewers, and pass their commands to it.
 
-    Two threads meet here: records, snapshots and the pace are the engine's, viewers and traffic
-    the event loop's.
+    Two threads use this object. Records, snapshots and the pace belong to the engine's thread;
+    viewers and traffic belong to the event loop.
+
+    Attributes:
+        pace: the pace of the engine.
+        traffic: the demo traffic, or None.
     """
 
     def __init__(self) -> None:
@@ -36,7 +40,7 @@ class LiveView(Recorder):
         self._step = -1
 
     def attach(self, llm: "LLM", engine: "AsyncEngine") -> None:
-        """Watch this engine, of which this is an observer; before its first step."""
+        """Watch an engine. Must be called before its first step, with this view as an observer."""
         self._llm, self._engine = llm, engine
         self._scheduler = llm.engine.scheduler
         tokenizer = llm.built.files.tokenizer
@@ -45,34 +49,34 @@ class LiveView(Recorder):
         self._contents = BlockContents(self._scheduler)
 
     def make_traffic(self, settings: TrafficSettings) -> None:
-        """Let there be demo traffic, from ``start`` on."""
+        """Create demo traffic, which begins with ``start``."""
         self.traffic = Traffic(self._engine, self._llm, settings, lambda: self.pace.state.paused)
 
     # ---- in the event loop ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin, in the event loop that runs now."""
+        """Store the running event loop, and start the demo traffic, if there is any."""
         self._loop = asyncio.get_running_loop()
         if self.traffic:
             self.traffic.start()
 
     def close(self) -> None:
-        """End what viewers see, and let the engine run on at its own pace."""
+        """End the feeds of all viewers, stop the traffic, and let the engine run at full speed."""
         self._feed.close()
         if self.traffic:
             self.traffic.stop()
         self.set_pace(PaceState())
 
     def lines(self) -> AsyncGenerator[bytes, None]:
-        """What one viewer gets: a header, a snapshot, and then records as they come."""
+        """Yield the lines for one viewer: a header, a snapshot, and then all records."""
         return self._feed.lines()
 
     async def snapshot(self) -> Snapshot:
-        """The engine's state between two steps."""
+        """Return the engine's state between two steps."""
         answer: asyncio.Future[Snapshot] = self._loop.create_future()
 
         def give(snapshot: Snapshot) -> None:
-            if not answer.done():  # whoever asked may have gone
+            if not answer.done():  # the request may have been canceled
                 answer.set_result(snapshot)
 
         def take() -> None:
@@ -82,15 +86,15 @@ class LiveView(Recorder):
         return await answer
 
     def set_pace(self, state: PaceState) -> None:
-        """Pause, go on, or go slower."""
+        """Pause or resume the engine, or change its speed."""
         self._change_pace(partial(self.pace.change, state))
 
     def allow_steps(self, count: int) -> None:
-        """Make so many steps, and pause."""
+        """Let the engine make ``count`` steps, and then pause."""
         self._change_pace(partial(self.pace.allow_steps, count))
 
     def set_traffic(self, settings: TrafficSettings) -> None:
-        """Change the demo traffic; only if there is any."""
+        """Change the demo traffic, if there is any."""
         if self.traffic:
             self.traffic.settings = settings
             self._feed.publish(self._controls())
@@ -98,7 +102,7 @@ class LiveView(Recorder):
     # ---- in the engine's thread ------------------------------------------------------------------
 
     def __call__(self, record: Record) -> None:
-        """Pass a record on."""
+        """Send a record to the viewers, and let the pace and the traffic react to it."""
         self._contents(record)
         if self._feed.is_watched:
             self._publish(self._encoder.encode(record))
@@ -117,7 +121,7 @@ class LiveView(Recorder):
         self._engine.between_steps(change_and_tell)
 
     def _greet(self, viewer: Viewer) -> None:
-        """Have the lines made with which a viewer begins."""
+        """Create the first lines of a viewer in the engine's thread."""
 
         def greet() -> None:
             lines = self._first_lines()

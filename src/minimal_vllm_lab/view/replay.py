@@ -1,4 +1,4 @@
-"""The page of a recorded trace."""
+"""Serve the page of a recorded trace."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -13,18 +13,18 @@ CHUNK_BYTES = 2**18
 
 
 def check_trace(path: Path) -> int:
-    """Read a trace from end to end; how many steps it has.
+    """Read a whole trace, and return its number of steps.
 
     Raises:
         OSError: the file can't be read.
-        TraceError: it is no trace, of a newer version, or broken.
+        TraceError: the file is no trace, has a newer version, or is broken.
     """
     with open_trace(path) as (_, lines):
         return sum(type(line).__name__ == "StepRecord" for line in lines)
 
 
 def replay_app(path: Path) -> FastAPI:
-    """The application that shows a trace, which was checked before."""
+    """Return an application that shows a trace, which must have been checked before."""
     app = FastAPI(openapi_url=None)
     router = page_routes()
 
@@ -37,7 +37,7 @@ def replay_app(path: Path) -> FastAPI:
 
 
 async def _read(path: Path) -> AsyncGenerator[bytes, None]:
-    """Whole lines; the end of a trace is told, so that the page does not wait for more."""
+    """Yield whole lines of a trace, followed by a line that marks the end of the trace."""
     with path.open("rb") as file:
         while lines := file.readlines(CHUNK_BYTES):
             yield b"".join(line for line in lines if line.endswith(b"\n"))
@@ -45,6 +45,6 @@ async def _read(path: Path) -> AsyncGenerator[bytes, None]:
 
 
 def replay_server(path: Path) -> uvicorn.Server:
-    """A server for it, whose ``serve`` takes a bound socket."""
+    """Return a server for a trace; its ``serve`` takes a bound socket."""
     config = uvicorn.Config(replay_app(path), lifespan="off", log_config=None, access_log=False)
     return uvicorn.Server(config)

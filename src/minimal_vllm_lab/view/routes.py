@@ -1,4 +1,4 @@
-"""The page over HTTP: its files, its feed, and its controls."""
+"""Routes of the view: the page's files, its feed of records, and its controls."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -21,25 +21,25 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:",
 }
-"""Nothing comes from anywhere else."""
+"""Headers of all responses. The page may load nothing from other servers."""
 
 
 class Pace(BaseModel):
-    """How fast the engine is to step."""
+    """Body of ``POST /view/pace``: the pace that the engine should have."""
 
     model_config = ConfigDict(extra="forbid")
 
     paused: bool = False
     interval: Annotated[float, Field(ge=0, le=60)] = 0.0
-    """Seconds from step to step, at least."""
+    """Minimum time from step to step, in seconds."""
     until: Literal["preemption", "eviction"] | None = None
-    """Pause after the next step in which this happens."""
+    """Event after whose next step the engine pauses. None: it does not pause by itself."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Make so many steps and pause; with ``paused`` alone."""
+    """Make this number of steps, and then pause. Other fields are ignored."""
 
 
 def page_routes() -> APIRouter:
-    """The page itself, the same for a live engine and for a trace."""
+    """Return the routes that live engines and traces have in common: page, source, documents."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/view")
@@ -50,7 +50,7 @@ def page_routes() -> APIRouter:
     def page_file(name: str) -> FileResponse:
         path = PAGE / name
         if path.parent != PAGE or not path.is_file():
-            raise HTTPException(404, f"there is no {name}")
+            raise HTTPException(404, f"there is no file {name}")
         return FileResponse(path, headers=HEADERS)
 
     @router.get("/view/source/{name:path}")
@@ -73,7 +73,7 @@ def page_routes() -> APIRouter:
 
 
 def live_routes(view: LiveView) -> APIRouter:
-    """The page of a running engine."""
+    """Return the routes of a live engine: its page, records, state and controls."""
     router = page_routes()
 
     @router.get("/view/events")
@@ -94,14 +94,14 @@ def live_routes(view: LiveView) -> APIRouter:
     @router.post("/view/traffic", status_code=204)
     async def traffic(settings: TrafficSettings) -> None:
         if view.traffic is None:
-            raise HTTPException(404, "there is no demo traffic: only 'minimal-vllm view' has it")
+            raise HTTPException(404, "there is no demo traffic; only 'minimal-vllm view' has it")
         view.set_traffic(settings)
 
     return router
 
 
 def event_stream(lines: AsyncGenerator[bytes, None]) -> StreamingResponse:
-    """Server-sent events, one for each line."""
+    """Return lines as server-sent events, one event per line."""
 
     async def events() -> AsyncGenerator[bytes, None]:
         async with aclosing(lines):

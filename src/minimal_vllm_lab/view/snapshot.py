@@ -1,4 +1,4 @@
-"""The engine's state between two steps, for viewers that come late, and for tests."""
+"""Snapshots of the engine's state between two steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,12 @@ from minimal_vllm_lab.view.contents import BlockContents
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
-    """A request that has not ended."""
+    """State of a request that has not finished."""
 
     request_id: str
     arrival: int
     arrived: float
-    """``time.monotonic()``, in seconds."""
+    """Arrival time, ``time.monotonic()`` in seconds."""
     priority: int
     params: dict[str, Any]
     status: str
@@ -27,29 +27,29 @@ class RequestState:
     num_preemptions: int
     block_table: tuple[int, ...]
     block_hashes: tuple[str, ...]
-    """Of its full blocks, as far as they were needed yet."""
+    """Hashes of its full blocks, as far as they have been computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state that the records up to ``step`` have led to."""
+    """The engine's state after a step."""
 
     step: int
-    """The last one; -1: there was none."""
+    """Number of the last step. -1: no step was made yet."""
     requests: tuple[RequestState, ...]
-    """The running ones in their order, then the waiting ones in theirs."""
+    """The running requests in order of service, followed by the waiting ones in order."""
     hashes: dict[int, str]
-    """Of every block that can be found by it."""
+    """Hashes of all cached blocks, by block id."""
     eviction_order: tuple[int, ...]
-    """The cached blocks that nobody references, the next to be evicted first."""
+    """Cached blocks that no request holds, the next one to be evicted first."""
     contents: dict[str, tuple[int, ...]]
-    """A hash, and the tokens of the block that has it."""
+    """Tokens of cached blocks, by hash."""
     prefix_queries: int
     prefix_hits: int
 
 
 def take_snapshot(scheduler: SchedulerInterface, contents: BlockContents, step: int) -> Snapshot:
-    """Copy the state; called in the engine's thread, between two steps."""
+    """Copy the engine's state. Must be called in the engine's thread, between two steps."""
     pool, stats = scheduler.pool, scheduler.prefix_cache_stats
     requests = [*scheduler.running, *scheduler.waiting]
     return Snapshot(

@@ -1,4 +1,4 @@
-"""The source that the page links to, as pages of their own."""
+"""Render source files that the page links to as HTML."""
 
 import ast
 import html
@@ -8,27 +8,28 @@ from pathlib import Path
 
 PACKAGE = Path(str(resources.files("minimal_vllm_lab")))
 SOURCE_ROOT = PACKAGE.parent
-"""Folder that holds both packages."""
+"""Folder that contains both packages."""
 PACKAGES = ("minimal_vllm", "minimal_vllm_lab")
 SOURCES = (".py", ".js", ".css")
 
 
 class NoSuchPageError(ValueError):
-    """There is no such file, or nothing of that name in it."""
+    """Raised when a file, or a symbol in it, does not exist or is not served."""
 
 
 def source_page(name: str, symbol: str | None = None) -> str:
-    """A file of the package, with an anchor on each line.
+    """Return a source file as an HTML page with numbered lines.
 
     Args:
-        name: such as ``minimal_vllm/cache/block_pool.py``.
-        symbol: a function, class or method, which is highlighted and scrolled to.
+        name: path of the file, such as ``minimal_vllm/cache/block_pool.py``.
+        symbol: function, class or method to highlight and scroll to, such as
+            ``BlockPool.allocate``.
 
     Raises:
-        NoSuchPageError: there is none.
+        NoSuchPageError: there is no such file, or no such symbol in it.
     """
     if name.partition("/")[0] not in PACKAGES:
-        raise NoSuchPageError(f"there is no {name}")
+        raise NoSuchPageError(f"there is no file {name}")
     path = find_file(SOURCE_ROOT, name, SOURCES)
     first, last = find_lines(path, symbol) if symbol else (0, -1)
     text = path.read_text(encoding="utf-8")
@@ -37,10 +38,14 @@ def source_page(name: str, symbol: str | None = None) -> str:
 
 @lru_cache(maxsize=64)
 def find_lines(path: Path, symbol: str) -> tuple[int, int]:
-    """The first and the last line, counted from 1, of ``Class.method``, say.
+    """Return the first and the last line of a symbol, counted from 1.
+
+    Args:
+        path: the Python file.
+        symbol: name of a function, class or method, such as ``Class.method``.
 
     Raises:
-        NoSuchPageError: the file has no such thing.
+        NoSuchPageError: the file has no such symbol.
     """
     body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
     node: ast.stmt | None = None
@@ -53,10 +58,15 @@ def find_lines(path: Path, symbol: str) -> tuple[int, int]:
 
 
 def find_file(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
-    """A file in a folder, or in one below it, of one of these kinds.
+    """Return the path of a file below a folder.
+
+    Args:
+        folder: the folder.
+        name: path of the file, relative to the folder.
+        suffixes: allowed suffixes.
 
     Raises:
-        NoSuchPageError: there is none.
+        NoSuchPageError: there is no such file, it is outside the folder, or it has another suffix.
     """
     path = (folder / name).resolve()
     if (
@@ -64,12 +74,18 @@ def find_file(folder: Path, name: str, suffixes: tuple[str, ...]) -> Path:
         or path.suffix not in suffixes
         or not path.is_file()
     ):
-        raise NoSuchPageError(f"there is no {name}")
+        raise NoSuchPageError(f"there is no file {name}")
     return path
 
 
 def listing_page(title: str, text: str, marked: range = range(0)) -> str:
-    """A text as it is written, in numbered lines; the first of the marked ones is scrolled to."""
+    """Return a text as an HTML page with numbered lines.
+
+    Args:
+        title: the title of the page.
+        text: the text.
+        marked: line numbers to highlight; the page scrolls to the first one.
+    """
     rows = "".join(
         f'<li id="L{number}" class="{"marked" if number in marked else ""}">{html.escape(line)}\n'
         for number, line in enumerate(text.splitlines(), 1)
@@ -80,11 +96,11 @@ def listing_page(title: str, text: str, marked: range = range(0)) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """An HTML page in the style of the view.
+    """Return an HTML page in the style of the view.
 
     Args:
-        title: what the browser calls it.
-        body: HTML that begins with the tag of the body, which it leaves open.
+        title: the title of the page.
+        body: HTML that begins with the opening tag of the body, which is left open.
     """
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'

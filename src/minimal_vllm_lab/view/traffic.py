@@ -1,4 +1,4 @@
-"""Requests made up for the view, so that there is something to see."""
+"""Demo traffic for the view."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from minimal_vllm.server.async_engine import AsyncEngine
 
 MAX_WAITING = 12
-"""While so many requests wait, no more are made."""
+"""Maximum number of waiting requests. No new ones are made while it is reached."""
 
 IDLE_SECONDS = 0.5
-"""An engine without work makes no steps: the next request comes after so long, if any is to."""
+"""Seconds until the next request if the engine is idle, and therefore makes no steps."""
 
 
 class Traffic:
-    """Belongs to the event loop.
+    """Send random requests to an engine. Belongs to the event loop.
 
     Args:
-        engine: where the requests go.
-        llm: its model.
-        settings: may be assigned anew at any time.
-        is_held: whether the engine is paused: then nothing comes.
+        engine: the engine to send requests to.
+        llm: the engine's model and tokenizer.
+        settings: rate and lengths; may be replaced at any time.
+        is_paused: returns whether the engine is paused, in which case no requests are made.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Traffic:
         engine: "AsyncEngine",
         llm: "LLM",
         settings: TrafficSettings,
-        is_held: Callable[[], bool],
+        is_paused: Callable[[], bool],
     ) -> None:
         self.settings = settings
-        self._is_held = is_held
+        self._is_paused = is_paused
         self._engine = engine
         self._max_len = llm.built.scheduler_config.max_model_len
         self._random = Random(0)  # the same demo each time
@@ -52,16 +52,19 @@ class Traffic:
         self._ticked = asyncio.Event()
 
     def start(self) -> None:
-        """Begin."""
+        """Start in the running event loop.
+
+        ``on_step`` makes most requests. This starts a task that makes one when the engine is idle.
+        """
         self._spawn(self._end_idleness())
 
     def stop(self) -> None:
-        """End, with all requests."""
+        """Stop, and cancel all requests."""
         for task in self._tasks:
             task.cancel()
 
     def on_step(self) -> None:
-        """The engine made a step."""
+        """Make new requests, if any are due. Called after each step of the engine."""
         self._ticked.set()
         mean = self.settings.requests_per_100_steps / 100
         count = int(mean) + (self._random.random() < mean % 1)
@@ -77,12 +80,12 @@ class Traffic:
             try:
                 await asyncio.wait_for(self._ticked.wait(), IDLE_SECONDS)
             except TimeoutError:
-                is_alone = len(self._tasks) == 1  # no request of ours is on its way
-                if is_alone and self.settings.requests_per_100_steps > 0 and not self._is_held():
+                is_idle = len(self._tasks) == 1  # only this task: no demo request is unfinished
+                if is_idle and self.settings.requests_per_100_steps > 0 and not self._is_paused():
                     self._send()
 
     def _make_request(self) -> EngineRequest:
-        """The shared prefix, and then a passage of its own, from anywhere within it."""
+        """Return a request: the shared prefix, followed by a random passage."""
         settings = self.settings
         num_output = min(self._around(settings.output_tokens), self._max_len - 1)
         num_prompt = min(self._around(settings.prompt_tokens), self._max_len - num_output)
@@ -107,7 +110,7 @@ class Traffic:
             async for _ in self._engine.generate([request]):
                 pass
         except (EngineFailedError, EngineStoppedError):
-            pass  # the server says so
+            pass  # the server reports it
 
     def _spawn(self, work: "Coroutine[None, None, None]") -> None:
         task = asyncio.create_task(work)
@@ -116,11 +119,11 @@ class Traffic:
 
 
 def _cut(tokens: list[int], length: int) -> list[int]:
-    """The first tokens, from the beginning again if there are too few."""
+    """Return ``length`` tokens, by repeating the tokens if there are too few."""
     return (tokens * (length // len(tokens) + 1))[:length]
 
 
 def _read_passages() -> list[str]:
-    """The first is the one that is shared."""
+    """Return all passages; the first one is the shared prefix."""
     text = resources.files(__package__).joinpath("passages.txt").read_text(encoding="utf-8")
     return [" ".join(passage.split()) for passage in text.split("\n\n")]

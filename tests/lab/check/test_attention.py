@@ -13,7 +13,7 @@ from minimal_vllm_lab.check.attention import check_attention
 
 
 def attention_with(function, gather=gather_pages):
-    """A backend that attends by ``function`` over what ``gather`` finds."""
+    """Return a backend that applies ``function`` to the keys and values that ``gather`` returns."""
 
     class MutantStep(PagedStep):
         def __call__(self, q, k, v, cache, scale, window):
@@ -85,8 +85,8 @@ FUNCTIONS = {
     pairs_heads_wrongly: "kv head h % K",
     forgets_the_scale: "not multiplied by scale",
     ignores_the_window: "the window is ignored",
-    sees_one_too_many: "the window is one too long",
-    begins_at_zero: "a chunk's tokens are taken to stand at the beginning",
+    sees_one_too_many: "the window is one token too long",
+    begins_at_zero: "the positions of a chunk are counted from the start",
 }
 
 
@@ -95,7 +95,7 @@ def test_the_engine_s_attention_passes():
 
 
 @pytest.mark.parametrize("mistake", FUNCTIONS)
-def test_a_well_known_mistake_is_called_by_its_name(mistake):
+def test_a_well_known_mistake_is_named(mistake):
     lesson = check_attention(attention_with(mistake))
     assert lesson.rule is rules.SAME
     assert FUNCTIONS[mistake] in lesson.found, lesson.found
@@ -104,7 +104,7 @@ def test_a_well_known_mistake_is_called_by_its_name(mistake):
 @pytest.mark.parametrize(
     ("mutant", "rule"),
     [
-        (attention_with(attend, reads_one_block_too_many), rules.NO_STRANGERS),
+        (attention_with(attend, reads_one_block_too_many), rules.OWN_SLOTS_ONLY),
         (attention_with(spoils_the_queries), rules.UNTOUCHED),
     ],
 )
@@ -112,12 +112,12 @@ def test_other_mistakes_are_found(mutant, rule):
     assert check_attention(mutant).rule is rule
 
 
-def test_a_wrong_order_of_blocks_is_found_whether_or_not_it_reads_what_is_unwritten():
+def test_a_wrong_order_of_blocks_is_found_with_and_without_unwritten_slots():
     lesson = check_attention(attention_with(attend, reads_blocks_in_the_order_of_their_ids))
-    assert lesson.rule in (rules.SAME, rules.NO_STRANGERS)
+    assert lesson.rule in (rules.SAME, rules.OWN_SLOTS_ONLY)
 
 
-def test_a_result_of_another_shape_is_refused():
+def test_a_result_with_the_wrong_shape_is_rejected():
     class Halved(ReferenceStep):
         def __call__(self, *arguments):
             return super().__call__(*arguments)[:, :1]

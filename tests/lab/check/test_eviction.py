@@ -15,8 +15,8 @@ class KeepsWhatItEvicts(LRU):
         return next(iter(self._released))
 
 
-class KeepsItsPlaceInTheQueue(LRU):
-    """First in, first out: a block that is used again does not become younger."""
+class KeepsItsIndexInTheQueue(LRU):
+    """First in, first out: a block that is used again keeps its index in the queue."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class ListsBackwards(LRU):
 MUTANTS = {
     MostRecentlyUsed: rules.LEAST_RECENT,
     KeepsWhatItEvicts: rules.MEMBERS,
-    KeepsItsPlaceInTheQueue: rules.LEAST_RECENT,
+    KeepsItsIndexInTheQueue: rules.LEAST_RECENT,
     RemovesNothing: rules.MEMBERS,
     CountsWrong: rules.MEMBERS,
     EvictsAtRandom: rules.LEAST_RECENT,
@@ -78,12 +78,12 @@ def test_the_engine_s_strategies_pass(strategy):
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mistake_is_found_and_called_by_its_name(mutant):
+def test_a_mistake_is_found_and_named(mutant):
     lesson = check_eviction(mutant, least_recently_used=True)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
 
 
-def test_any_order_will_do_if_it_is_the_one_that_is_shown():
-    assert check_eviction(KeepsItsPlaceInTheQueue) is None
+def test_any_order_is_accepted_if_it_is_the_one_that_is_announced():
+    assert check_eviction(KeepsItsIndexInTheQueue) is None
     assert check_eviction(EvictsAtRandom).rule is rules.IN_ORDER

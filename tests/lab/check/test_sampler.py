@@ -43,8 +43,8 @@ class KnowsNoParameters:
         return SamplerOutput(best, [None] * len(rows))
 
 
-class DependsOnItsNeighbours:
-    """One stream of random numbers for the whole batch."""
+class DependsOnOtherRows:
+    """Uses one stream of random numbers for the whole batch."""
 
     def __call__(self, logits, rows):
         asked = sample(logits.clone(), rows)
@@ -67,7 +67,7 @@ class IgnoresTopK:
         return sample(logits, [_with(row, top_k=0) for row in rows])
 
 
-class IgnoresThePlace:
+class IgnoresThePosition:
     def __call__(self, logits, rows):
         return sample(logits, [_Changed(row, next_output_index=0) for row in rows])
 
@@ -95,14 +95,14 @@ def _is_plain(params):
 
 
 MUTANTS = {
-    AlwaysTheBest: rules.OFTEN,
+    AlwaysTheBest: rules.FREQUENCIES,
     LastOfEquals: rules.GREEDY,
-    KnowsNoParameters: rules.AS_ASKED,
-    DependsOnItsNeighbours: rules.ALONE,
-    IgnoresTheTemperature: rules.OFTEN,
+    KnowsNoParameters: rules.OPTIONS_APPLIED,
+    DependsOnOtherRows: rules.ROW_INDEPENDENT,
+    IgnoresTheTemperature: rules.FREQUENCIES,
     IgnoresTopK: rules.POSSIBLE,
-    IgnoresThePlace: rules.FRESH,
-    HidesBrokenRows: rules.SOUND,
+    IgnoresThePosition: rules.NEW_DRAW,
+    HidesBrokenRows: rules.NAN_ROW,
 }
 
 
@@ -111,7 +111,7 @@ def test_the_engine_s_sampler_passes():
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mistake_is_found_and_called_by_its_name(mutant):
+def test_a_mistake_is_found_and_named(mutant):
     lesson = check_sampler(mutant)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())

@@ -4,7 +4,7 @@ from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.step.request import Status
 from minimal_vllm_lab.ablate.policies import Reservation, StaticBatching
 from minimal_vllm_lab.check import fake_model
-from minimal_vllm_lab.check import scheduler as rules
+from minimal_vllm_lab.check import scheduler_rules as rules
 from minimal_vllm_lab.check.scheduler import check_scheduler
 
 
@@ -15,7 +15,7 @@ class ForgetsTheBudget(Scheduler):
 
 
 class StallsDecodes(Scheduler):
-    """Who is first takes what it can."""
+    """Give the first request as many tokens as the budget allows."""
 
     def schedule_running(self, plan, budget):
         for request in self.running:
@@ -74,7 +74,7 @@ class SharesTheWholePrompt(Scheduler):
 
 
 class IgnoresTheSalt(Scheduler):
-    """All blocks in the same place of a text have the same name."""
+    """Give all blocks at the same index of a block table the same hash."""
 
     def _extend_hashes(self, request):
         num_full = request.num_tokens // self.config.block_size
@@ -83,30 +83,30 @@ class IgnoresTheSalt(Scheduler):
 
 MUTANTS = {
     ForgetsTheBudget: rules.BUDGET,
-    StallsDecodes: rules.NOBODY_STALLS,
+    StallsDecodes: rules.NO_STALL,
     PreemptsFromTheFront: rules.FROM_THE_BACK,
     ForgetsTheCounter: rules.PREEMPTED_WAITS,
     LosesThePreempted: rules.ALL_FINISH,
     CountsBlocksByFloor: fake_model.HAS_BLOCKS,
-    KeepsItsBlocks: rules.BOOKS,
-    SharesTheWholePrompt: rules.STEPS_ON,
-    IgnoresTheSalt: fake_model.READS_ITS_OWN,
+    KeepsItsBlocks: rules.BLOCK_OWNERS,
+    SharesTheWholePrompt: rules.ADVANCES,
+    IgnoresTheSalt: fake_model.READS_OWN_TOKENS,
 }
 
 
 @pytest.mark.parametrize("scheduler", [Scheduler, StaticBatching, Reservation])
-def test_schedulers_that_are_right_pass(scheduler):
+def test_correct_schedulers_pass(scheduler):
     assert check_scheduler(scheduler, examples=200) is None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mistake_is_found_and_called_by_its_name(mutant):
+def test_a_mistake_is_found_and_named(mutant):
     lesson = check_scheduler(mutant)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
 
 
-def test_a_scheduler_that_is_safe_but_decides_otherwise_is_told_apart():
+def test_a_safe_scheduler_with_other_plans_breaks_only_the_rule_about_plans():
     lesson = check_scheduler(StaticBatching, like=Scheduler)
     assert lesson.rule is rules.SAME_PLAN
     assert "admitted" in lesson.expected

@@ -1,4 +1,4 @@
-"""Lessons are short, say whose line it was, and never show a stack trace."""
+"""Lessons are short, name the line of the user's code, and contain no stack trace."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
     assert lesson_of(lambda case, history: None) is None
 
 
-def test_the_smallest_case_that_breaks_a_rule_is_told():
+def test_the_smallest_case_that_breaks_a_rule_is_reported():
     def run(case, history):
         for number in case:
             history.call("double", lambda n: 2 * n, number)
@@ -41,7 +41,7 @@ def test_the_smallest_case_that_breaks_a_rule_is_told():
     assert text.endswith("  read      docs/course/03-paging.md")
 
 
-def test_an_exception_is_told_with_the_line_that_raised_it():
+def test_an_exception_is_reported_with_the_line_that_raised_it():
     def divide(number):
         return 1 // number
 
@@ -53,7 +53,7 @@ def test_an_exception_is_told_with_the_line_that_raised_it():
     assert "Traceback" not in "\n".join(lesson.lines())
 
 
-def test_an_exception_inside_a_library_is_told_with_the_line_that_called_it():
+def test_an_exception_inside_a_library_is_reported_with_the_line_that_called_it():
     def read():
         return json.loads("{")
 
@@ -64,7 +64,7 @@ def test_an_exception_inside_a_library_is_told_with_the_line_that_called_it():
 @pytest.mark.parametrize(
     ("error", "rule"), [(NotImplementedError("write it"), UNWRITTEN), (KeyboardInterrupt, RETURNS)]
 )
-def test_what_no_smaller_case_would_improve_is_told_at_once(error, rule):
+def test_the_search_stops_at_once_if_a_smaller_case_would_reveal_nothing_new(error, rule):
     calls = []
 
     def run(case, history):
@@ -75,7 +75,7 @@ def test_what_no_smaller_case_would_improve_is_told_at_once(error, rule):
     assert len(calls) == 1
 
 
-def test_what_differs_the_second_time_is_called_that():
+def test_a_check_that_differs_the_second_time_is_reported_as_not_repeatable():
     calls = []
 
     def run(case, history):

@@ -1,4 +1,4 @@
-"""``minimal-vllm ablate``: what it prints, writes and refuses."""
+"""``minimal-vllm ablate``: its output, its files and its errors."""
 
 import json
 import subprocess
@@ -84,7 +84,7 @@ def test_a_study_of_one_idea_is_drawn(tmp_path):
     assert "no paging" in picture.read_text()
 
 
-def test_claims_are_told_beside_what_is_measured(tmp_path):
+def test_claims_are_printed_beside_the_measurements(tmp_path):
     text = "\n".join(lines("--claims", *SIMULATED[:2], f"--json={tmp_path / 'c.json'}"))
     for words in ("20.4 %", "36.9 times", "6.4 times", "Orca (Max)", "no prefix caching"):
         assert words in text
@@ -104,7 +104,7 @@ def test_a_shape_with_random_weights_runs_on_this_machine(tmp_path):
 
 
 def check_traces(folder, *, num_requests):
-    """There are two, each of all requests and of nothing before them, which a page can replay."""
+    """Check that there are two traces with all requests, which start at the first step."""
     names = {"a-all-on.jsonl": "lru", "a-without-lru.jsonl": "fifo"}
     assert {path.name for path in folder.glob("*.jsonl")} == names.keys()
     for name, policy in names.items():
@@ -134,22 +134,22 @@ def test_a_trace_is_written_of_each_variant_of_a_simulation(tmp_path):
     ("arguments", "complaint"),
     [
         (["--without=magic"], "'magic' is not one of"),
-        (["--gpu=h100"], "--gpu is for --simulate"),
+        (["--gpu=h100"], "--gpu needs --simulate"),
         (["--simulate", "--device=cpu"], "--device has no effect on a simulation"),
-        (["--cpu-time"], "--cpu-time is for --device cpu"),
-        (["--claims", "--num-prompts=3"], "--num-prompts is not for --claims"),
-        (["--claims", "--plot=x.svg"], "are not for --claims"),
-        (["--claims", "--trace=x.jsonl"], "are not for --claims"),
+        (["--cpu-time"], "--cpu-time needs --device cpu"),
+        (["--claims", "--num-prompts=3"], "--num-prompts can't be used with --claims"),
+        (["--claims", "--plot=x.svg"], "can't be used with --claims"),
+        (["--claims", "--trace=x.jsonl"], "can't be used with --claims"),
         ([*SIMULATED, "--trace=/nowhere/a.jsonl"], "No such file or directory"),
         (["--trace-max-mb=5"], "--trace-max-mb needs --trace"),
-        (["--workload=latency1", "--input-len=3"], "--input-len is for the workload synthetic"),
+        (["--workload=latency1", "--input-len=3"], "--input-len needs --workload synthetic"),
         (["--model=qwen3-8b"], "run it with --load-format dummy, or --simulate it"),
         ([*SIMULATED, "--without=cuda-graphs"], "cuda-graphs is not on here"),
         ([*SIMULATED, "--plot=/nowhere/a.svg"], "its folder does not exist"),
         ([*SIMULATED, "--plot=a.xyz"], "suffix must be one of"),
     ],
 )
-def test_what_has_no_effect_or_can_t_be_had_is_refused(arguments, complaint):
+def test_options_without_effect_and_impossible_variants_are_rejected(arguments, complaint):
     finished = run(*arguments)
     assert finished.exit_code == 2
     assert complaint in " ".join(finished.stderr.split())

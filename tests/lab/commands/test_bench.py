@@ -29,7 +29,7 @@ VLLM_FIELDS = {
         for statistic in ("mean", "median", "std", "p99")
     ),
 }
-"""What `vllm bench serve --save-result` writes, but for what this engine has not."""
+"""Fields of `vllm bench serve --save-result`, except those that do not apply to this engine."""
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_several_rates_are_run_with_new_prompts_and_drawn(server, bench, tmp_pat
     assert [line[0] for line in table[table.index([*SUMMARY]) + 1 :][:2]] == ["20.00", "50.00"]
 
 
-def test_requests_that_fail_are_counted_and_their_reason_is_told(tmp_path):
+def test_failed_requests_are_counted_and_their_reason_is_reported(tmp_path):
     with process("--max-waiting-requests=1", "--max-num-seqs=1") as server:
         result = invoke(
             *("serve", f"--base-url={server.url}", "--random-input-len=8", "--num-prompts=20"),
@@ -147,14 +147,14 @@ def test_if_all_fail_the_command_does(bench):
 
 def test_a_server_that_is_not_there_is_one_clear_line():
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        taken.bind(("127.0.0.1", 0))  # nothing listens on this port
         result = invoke("serve", f"--port={taken.getsockname()[1]}")
     assert result.exit_code == 2
     assert result.stderr.startswith("minimal-vllm: error: no server answers at http://127.0.0.1:")
     assert result.stderr.count("\n") == 1
 
 
-def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
+def test_the_api_key_is_sent_and_a_missing_key_is_reported(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with process("--api-key=secret") as server:
         arguments = ["serve", f"--base-url={server.url}", *SHORT, "--num-prompts=1"]
@@ -175,22 +175,22 @@ def test_a_key_is_sent_and_its_lack_is_told(monkeypatch):
         (["--result-dir=a"], "--result-dir needs --save-result"),
         (["--label=a"], "--label needs --save-result"),
         (["--burstiness=2"], "--burstiness needs a --request-rate"),
-        (["--base-url=http://a"], "--port needs to be without --base-url"),
+        (["--base-url=http://a"], "--port can't be used with --base-url"),
         (
             ["--request-rate", "1", "2", "--save-result", "--result-filename=a"],
             "--result-filename needs a single --request-rate",
         ),
-        (["--prefix-repetition-prefix-len=4"], "is for --dataset-name=prefix_repetition"),
+        (["--prefix-repetition-prefix-len=4"], "needs --dataset-name=prefix_repetition"),
         (
             ["--dataset-name=prefix_repetition", "--random-input-len=4"],
-            "--random-input-len is for --dataset-name=random",
+            "--random-input-len needs --dataset-name=random",
         ),
         (["--goodput", "ttft"], "goodput: a service level objective lists limits"),
         (["--num-prompts", "1", "2"], "unexpected extra argument (2)"),
         (["--goodput"], "requires an argument"),
     ],
 )
-def test_a_bad_option_is_told_before_anything_is_sent(arguments, complaint):
+def test_a_bad_option_is_reported_before_anything_is_sent(arguments, complaint):
     result = invoke("serve", "--port=1", *arguments)
     assert result.exit_code == 2
     assert complaint in result.stderr
@@ -213,7 +213,7 @@ def test_throughput_completes_all_tokens_asked_for(model, tmp_path):
     assert "Total num output tokens:  40\n" in result.stdout
 
 
-def test_latency_tells_of_the_iterations_behind_the_warm_up(model, tmp_path):
+def test_latency_reports_the_iterations_after_the_warm_up(model, tmp_path):
     path = tmp_path / "result.json"
     arguments = ["--batch-size=2", "--input-len=8", "--output-len=3", "--disable-detokenize"]
     counts = ["--num-iters-warmup=1", "--num-iters=3", f"--output-json={path}"]
@@ -241,7 +241,7 @@ def test_what_is_measured_is_traced_with_its_warm_up(command, num_requests, mode
 
 
 @pytest.mark.parametrize("command", ["throughput", "latency"])
-def test_a_request_that_does_not_fit_is_refused_before_it_is_cut_short(command, model):
+def test_a_request_that_does_not_fit_is_rejected_instead_of_being_cut_short(command, model):
     result = invoke(command, f"--model={model}", "--input-len=60", "--max-model-len=64")
     assert result.exit_code == 2
     assert "a request has 188 tokens, counting prompt and output, but" in result.stderr

@@ -19,13 +19,13 @@ def run(*arguments):
     return CliRunner().invoke(main, ["check", *arguments])
 
 
-def test_a_part_that_is_right_passes():
+def test_a_correct_class_passes():
     result = run("--eviction-policy=minimal_vllm.cache.eviction:LRU")
     assert result.exit_code == 0
-    assert "✓ minimal_vllm.cache.eviction:LRU does all that the engine asks of" in result.output
+    assert "✓ minimal_vllm.cache.eviction:LRU does everything that the engine" in result.output
 
 
-def test_a_part_that_is_wrong_gets_a_lesson_and_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_wrong_class_gets_a_lesson_and_no_files_are_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_pool_of_mine.py").write_text(WRONG)
     result = run(

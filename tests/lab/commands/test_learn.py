@@ -23,7 +23,7 @@ def state(run, name):
     return line
 
 
-def test_the_list_says_how_far_one_is(run, tmp_path):
+def test_the_list_shows_the_progress(run, tmp_path):
     assert state(run, "eviction").startswith("· ")
     run("start", "eviction")
     assert state(run, "eviction").startswith("… ")
@@ -45,7 +45,7 @@ def test_a_file_is_never_overwritten(run, tmp_path):
     (tmp_path / "eviction.py").write_text("mine")
     result = run("start", "eviction")
     assert result.exit_code == 2
-    assert "eviction.py is there already" in result.output
+    assert "eviction.py already exists" in result.output
     assert (tmp_path / "eviction.py").read_text() == "mine"
 
 
@@ -84,10 +84,10 @@ def test_the_engine_is_run_with_the_learner_s_class(name, run, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["start", "frob"], "there is no 'frob', but: bytes-and-flops"),
-        (["check", "eviction"], "begin with minimal-vllm learn start eviction"),
-        (["run", "eviction"], "begin with minimal-vllm learn start eviction"),
-        (["run", "kv-cache"], "too small to run; these can be: allocate-and-free"),
+        (["start", "frob"], "there is no exercise 'frob'; the exercises are: bytes-and-flops"),
+        (["check", "eviction"], "run minimal-vllm learn start eviction first"),
+        (["run", "eviction"], "run minimal-vllm learn start eviction first"),
+        (["run", "kv-cache"], "exercises that can be run: allocate-and-free"),
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, complaint, run):
@@ -96,11 +96,11 @@ def test_a_mistake_is_one_clear_line(arguments, complaint, run):
     assert complaint in " ".join(result.output.split())
 
 
-def test_a_file_without_the_starter_s_names_is_refused(run, tmp_path):
+def test_a_file_without_the_starter_s_names_is_rejected(run, tmp_path):
     (tmp_path / "eviction.py").write_text("class YourLRU: pass")
     result = run("check", "eviction")
     assert result.exit_code == 2
-    assert "has no MyLRU: keep the names" in result.output
+    assert "has no MyLRU: keep the names of the starter file" in result.output
 
 
 def test_progress_that_can_t_be_read_says_what_to_do(run, tmp_path):
@@ -108,10 +108,10 @@ def test_progress_that_can_t_be_read_says_what_to_do(run, tmp_path):
     (tmp_path / "eviction.py").write_text(solution("eviction"))
     result = run("check", "eviction")
     assert result.exit_code == 2
-    assert "delete it, and check again" in result.output
+    assert "Delete it, and check again." in result.output
 
 
-def test_where_there_is_no_triton_its_exercises_say_so(run, monkeypatch):
+def test_without_triton_its_exercises_say_so(run, monkeypatch):
     monkeypatch.setattr(learn, "find_spec", lambda name: None)
     run("start", "merge")
     result = run("check", "merge")

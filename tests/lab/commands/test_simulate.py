@@ -1,4 +1,4 @@
-"""``minimal-vllm simulate``: its options, what it prints, and what it refuses."""
+"""``minimal-vllm simulate``: its options, its output and its errors."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_help_imports_neither_torch_nor_numpy():
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_run_tells_what_vllm_s_benchmark_tells():
+def test_a_run_reports_the_fields_of_vllm_s_benchmark():
     found = result(*FEW, "--request-rate=10", "--slo=ttft:1000")
     assert (found["completed"], found["request_rate"]) == (20, 10)
     for name in ("request_throughput", "request_goodput", "output_throughput", "duration"):
@@ -63,7 +63,7 @@ def test_a_run_tells_what_vllm_s_benchmark_tells():
         assert found[f"median_{metric}_ms"] <= found[f"p99_{metric}_ms"]
 
 
-def test_without_an_objective_nobody_speaks_of_goodput():
+def test_without_an_objective_no_goodput_is_reported():
     found = result(*FEW)
     assert found["request_goodput"] is found["slo_attainment"] is found["request_rate"] is None
     text = run(*FEW).output
@@ -89,13 +89,13 @@ def test_a_sweep_compares_all_combinations():
     assert [row.split()[0] for row in rows] == ["h200", "l4"]
 
 
-def test_a_swept_column_stands_once():
+def test_a_swept_column_is_shown_only_once():
     head = run(*FEW, "--sweep=request-rate=5,10").output.splitlines()[0]
     assert head.split().count("request-rate") == 1
     assert "rate" not in head.split()
 
 
-def test_a_variant_that_does_not_fit_is_told_of_and_the_others_are_seen():
+def test_a_variant_that_does_not_fit_is_reported_and_the_others_are_shown():
     arguments = [*FEW, "--model=qwen3-32b", "--sweep=gpu=h200,l4"]
     fits, fails = result(*arguments)
     assert fits["completed"] == 20
@@ -118,7 +118,7 @@ def test_a_comparison_is_drawn(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_trace_tells_every_step_in_simulated_time(tmp_path):
+def test_a_trace_records_every_step_in_simulated_time(tmp_path):
     path = tmp_path / "trace.jsonl"
     arguments = [*FEW, "--request-rate=10"]
     with_trace = run("--json", *arguments, f"--trace={path}")
@@ -137,10 +137,10 @@ def test_a_trace_tells_every_step_in_simulated_time(tmp_path):
     assert export_perfetto(header, records, StringIO()) > found["num_steps"]
 
 
-def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
+def test_a_trace_records_the_first_replica_and_says_so(tmp_path):
     path = tmp_path / "trace.jsonl"
     finished = run(*FEW, "--replicas=2", f"--trace={path}")
-    assert finished.stderr == f"{path} will be of the first of 2 replicas\n"
+    assert finished.stderr == f"{path} will record the first of 2 replicas\n"
     with open_trace(path) as (_, lines):
         arrivals = [line.arrival for line in lines if isinstance(line, RequestRecord)]
     assert arrivals == list(range(1, 21, 2))  # requests take turns
@@ -153,8 +153,8 @@ def test_a_trace_is_of_the_first_replica_and_says_so(tmp_path):
         (["--find-rate", "--slo=ttft:9", "--request-rate=3"], "leave out"),
         (["--slo=fast"], "ttft:500,tpot:50"),
         (["--plot=a.png"], "--plot needs --sweep"),
-        (["--trace=a.jsonl", "--sweep=gpu=h200,l4"], "--trace is of one simulation"),
-        (["--trace=a.jsonl", "--find-rate", "--slo=ttft:9"], "--trace is of one simulation"),
+        (["--trace=a.jsonl", "--sweep=gpu=h200,l4"], "--trace records one simulation"),
+        (["--trace=a.jsonl", "--find-rate", "--slo=ttft:9"], "--trace records one simulation"),
         (["--trace-max-mb=5", "--sweep=gpu=h200,l4"], "--trace-max-mb needs --trace"),
         (["--sweep=device=cpu,cuda"], "--device"),
         (["--sweep=gpu=h200,h9000"], "gpu"),

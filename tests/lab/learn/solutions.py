@@ -1,4 +1,4 @@
-"""Each exercise's solution: the starter, with the engine's own code in the places to be written."""
+"""Solutions of the exercises: the starters, completed with the engine's own code."""
 
 import ast
 import inspect
@@ -9,32 +9,32 @@ from textwrap import dedent, indent
 from minimal_vllm_lab.learn.exercises import EXERCISES
 
 OUR_OWN = {
-    "place": """
-        def place(request):
-            # A prompt of 1,000 tokens lets one more request pass it than one of no tokens.
+    "order_key": """
+        def order_key(request):
+            # Each 1,000 prompt tokens let one more request overtake this one.
             return request.arrival + request.num_prompt_tokens // 1000, request.arrival
     """
 }
-"""What the engine does not do."""
+"""Solutions that the engine does not contain."""
 
 
 def solution(name):
     exercise = EXERCISES[name]
     text, names = exercise.starter, {}
-    for part, place in exercise.parts.items():
-        source, used = _engine_code(place) if place else (dedent(OUR_OWN[part]).strip(), {})
-        text = _replace(text, part, source)
+    for name, path in exercise.solutions.items():
+        source, used = _engine_code(path) if path else (dedent(OUR_OWN[name]).strip(), {})
+        text = _replace(text, name, source)
         names |= used
-    missing = {used: place for used, place in names.items() if used not in _defined(text)}
-    imports = [f"from {place} import {used}" for used, place in sorted(missing.items())]
+    missing = {used: module for used, module in names.items() if used not in _defined(text)}
+    imports = [f"from {module} import {used}" for used, module in sorted(missing.items())]
     docstring = ast.parse(text).body[0]
     lines = text.splitlines()
     return "\n".join([*lines[: docstring.end_lineno], *imports, *lines[docstring.end_lineno :]])
 
 
-def _engine_code(place):
+def _engine_code(path):
     """The source of ``module:name``, and the global names that it uses, with their modules."""
-    module, _, name = place.partition(":")
+    module, _, name = path.partition(":")
     module = import_module(module)
     found = attrgetter(name)(module)
     found = getattr(found, "fget", None) or getattr(found, "fn", None) or found
@@ -43,15 +43,15 @@ def _engine_code(place):
     return source, dict.fromkeys(used & vars(module).keys(), module.__name__)
 
 
-def _replace(text, part, source):
-    """The text with another function in the place of ``Class.method`` or ``function``."""
+def _replace(text, path, source):
+    """Replace ``Class.method`` or ``function`` in a text by another function."""
     body, node = ast.parse(text).body, None
-    for name in part.split("."):
+    for name in path.split("."):
         node = next(each for each in body if getattr(each, "name", None) == name)
         body = node.body
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)]) - 1
     new = ast.parse(source).body[0].name
-    source = source.replace(f"def {new}(", f"def {part.rpartition('.')[2]}(", 1)
+    source = source.replace(f"def {new}(", f"def {path.rpartition('.')[2]}(", 1)
     lines = text.splitlines()
     new_lines = indent(source, " " * node.col_offset).splitlines()
     return "\n".join([*lines[:first], *new_lines, *lines[node.end_lineno :]]) + "\n"

@@ -1,4 +1,4 @@
-"""The check of kv-cache names the mistakes that are made first."""
+"""The check of kv-cache names common mistakes."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from minimal_vllm_lab.learn.check_attend import STEP_BY_STEP, check_attend
 
 
 def masks_as_if_all_were_new(q, keys, values, scale, window):
-    """``tril`` without an offset: right for a whole prompt, wrong for one token behind it."""
+    """Use ``tril`` without an offset: correct for a whole prompt, wrong for a token after it."""
     scores = torch.einsum("nhd,mhd->hnm", q, keys.repeat_interleave(q.shape[1] // keys.shape[1], 1))
     seen = torch.ones(len(q), len(keys)).tril().bool()
     if window:
@@ -23,13 +23,13 @@ def ignores_the_window(q, keys, values, scale, window):
     return attend(q, keys, values, scale, None)
 
 
-def test_what_is_wrong_for_one_token_alone_is_shown_at_that_token():
+def test_a_mistake_with_a_single_token_is_reported_at_that_token():
     lesson = check_attend(SimpleNamespace(attend=masks_as_if_all_were_new))
     assert lesson.rule is STEP_BY_STEP
-    assert lesson.history[-1] == "now the token at position 1 alone, 1 in the cache"
-    assert "are taken to stand at the beginning" in lesson.found
+    assert lesson.history[-1] == "the token at position 1 alone, with 1 in the cache"
+    assert "are counted from the start of the request" in lesson.found
 
 
-def test_a_well_known_mistake_is_called_by_its_name():
+def test_a_well_known_mistake_is_named():
     lesson = check_attend(SimpleNamespace(attend=ignores_the_window))
     assert "the window is ignored" in lesson.found

@@ -1,4 +1,4 @@
-"""Each exercise can be solved, by what the engine does, and is not solved by its starter."""
+"""Each exercise is solved by the engine's own code, and not by its starter."""
 
 import sys
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ def needs(name):
     return pytest.param(name, marks=pytest.mark.skipif(lacks_triton, reason="needs Triton"))
 
 
-def test_what_a_learner_writes_is_neither_git_s_nor_the_linter_s():
+def test_git_and_the_linter_ignore_the_learner_s_files():
     ignored = read(".gitignore").splitlines()
     written = [FILE_NAME, *(exercise.file_name for exercise in EXERCISES.values())]
     assert {f"/{name}" for name in written} <= set(ignored)
@@ -39,7 +39,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_starter_is_unsolved_and_says_what_to_write(name, run, tmp_path):
+def test_a_starter_fails_its_check_and_says_what_to_write(name, run, tmp_path):
     assert run("start", name).exit_code == 0
     path = tmp_path / EXERCISES[name].file_name
     assert f"minimal-vllm learn check {name}" in path.read_text()
@@ -50,7 +50,7 @@ def test_a_starter_is_unsolved_and_says_what_to_write(name, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_engine_s_own_code_solves_it(name, run, tmp_path):
+def test_the_engine_s_own_code_passes_the_check(name, run, tmp_path):
     (tmp_path / EXERCISES[name].file_name).write_text(solution(name))
     finished = run("check", name)
     assert finished.exit_code == 0, finished.output

@@ -1,4 +1,4 @@
-"""A browser to test the view with: Debian's Chromium, driven by Playwright."""
+"""A browser for tests of the view: Debian's Chromium, driven by Playwright."""
 
 import shutil
 import time
@@ -41,7 +41,7 @@ def new_page(chromium, **options):
 
 @contextmanager
 def page_at(chromium, url, may_complain_of="nothing", **options):
-    """A page of the view, which must not complain of anything else."""
+    """Open a page of the view, and fail if its console has other messages than expected."""
     page = new_page(chromium, **{"viewport": {"width": 1280, "height": 900}, **options})
     complaints = []
     page.on("console", lambda message: complaints.append(message.text))
@@ -54,7 +54,10 @@ def page_at(chromium, url, may_complain_of="nothing", **options):
 
 
 def until(page, condition):
-    """Wait until an expression is true in the page, whose policy forbids Playwright's own way."""
+    """Wait until a JavaScript expression is true.
+
+    Playwright's own way of waiting is forbidden by the page's content security policy.
+    """
     deadline = time.monotonic() + PATIENCE
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, f"waited in vain: {condition}"
@@ -62,7 +65,7 @@ def until(page, condition):
 
 
 def stop(page):
-    """Stop a trace, which plays by itself once it has come in, and may have come to its end."""
+    """Pause a trace, which starts to play when it is loaded, or wait until it has ended."""
     until(page, f"!view.player.paused || {AT_END}")
     page.evaluate("view.player.pause()")
 
@@ -85,25 +88,29 @@ REBUILD = """(state) => {
     prefix_hits: state.prefixHits,
   };
 }"""
-"""The state that the page has rebuilt from the records, in the words of ``/view/state``."""
+"""JavaScript that returns the state rebuilt by the page in the format of ``/view/state``."""
 
 
 PIXELS = """() => ["pool", "batch"].map((id) => document.getElementById(id).toDataURL())"""
 
 
 def pixels(page):
-    """The pictures of the pool and of the batch, once they show the present moment."""
+    """Return the pictures of pool and batch as data URLs, when the page has drawn the current
+    state.
+    """
     until(page, "!view.stale && !view.wordsAreStale")
     return page.evaluate(PIXELS)
 
 
 def rebuilt(page):
-    """What the page knows of the engine."""
+    """Return the state that the page has rebuilt."""
     return page.evaluate(f"({REBUILD})(view.player.history.head)")
 
 
 def actual(state):
-    """The engine's own state, a snapshot as JSON, without what the page keeps in another form."""
+    """Return the engine's own state from a snapshot, without fields that the page stores
+    differently.
+    """
     kept = {key: value for key, value in state.items() if key != "contents"}
     kept["requests"] = [
         {key: request[key] for key in request if key not in ("arrived", "params", "block_hashes")}

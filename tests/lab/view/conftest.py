@@ -9,7 +9,7 @@ from minimal_vllm_lab.view.replay import replay_server
 
 @pytest.fixture(scope="session")
 def serve_trace():
-    """Serves a trace; the address of its page."""
+    """Return a function that serves a trace, and returns the address of its page."""
     servers = []
 
     def serve(path):

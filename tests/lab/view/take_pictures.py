@@ -1,7 +1,7 @@
-"""Take the documents' pictures of the view: ``python -m tests.lab.view.take_pictures``.
+"""Take the pictures of the view for the documents: ``python -m tests.lab.view.take_pictures``.
 
-The demo is seeded, so that each time much the same is shown: a preemption, from a page that has
-seen all since the beginning.
+The demo is seeded, so the pictures show nearly the same each time: a preemption, on a page that was
+open since the first step.
 """
 
 import re
@@ -16,17 +16,17 @@ from tests.server.harness import ENVIRONMENT
 
 SIZES = {1280: 1000, 1920: 1080}
 ENOUGH_STEPS = 150
-"""Before, too little has happened to be worth a picture."""
+"""Number of steps before the pictures, so that enough has happened."""
 DEMO = [sys.executable, "-m", "minimal_vllm", "view", "--no-browser", "--steps-per-second=32"]
 
 
 def take_pictures(page):
-    """One in each size, light and dark, of what the page shows."""
+    """Take one picture per size and theme."""
     for scheme in ("light", "dark"):
         for width, height in SIZES.items():
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": height})
-            page.wait_for_timeout(1000)  # all that depends on sizes is drawn anew
+            page.wait_for_timeout(1000)  # until everything is drawn in the new size
             path = ROOT / "docs" / "images" / f"view-{scheme}-{width}.png"
             page.screenshot(path=path)
             with Image.open(path) as picture:

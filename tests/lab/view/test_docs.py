@@ -1,4 +1,4 @@
-"""docs/view.md and docs/trace-format.md tell the truth."""
+"""docs/view.md and docs/trace-format.md are correct."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def test_every_link_resolves(page):
     assert broken_links(page) == []
 
 
-def test_the_view_is_shown_light_and_dark_on_a_laptop_and_on_a_projector():
+def test_the_pictures_show_both_themes_and_both_sizes():
     shown = re.findall(r"\]\(images/view-(light|dark)-(\d+)\.png\)", VIEW)
     assert set(shown) == {(scheme, width) for scheme in ("light", "dark") for width in SIZES}
     for scheme, width in shown:
@@ -39,7 +39,7 @@ def test_a_command_runs(command, tmp_path):
     assert list(tmp_path.iterdir())
 
 
-def test_the_lines_that_are_shown_can_be_read():
+def test_the_example_lines_can_be_decoded():
     header, step = code_blocks(FORMAT, "json")
     assert decode_header(header.encode()).engine.num_blocks == 32
     assert isinstance(decode(step.encode()), StepRecord)

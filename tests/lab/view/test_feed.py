@@ -1,4 +1,4 @@
-"""Nobody waits for a viewer, and a viewer that was too slow begins anew."""
+"""The engine never waits for a viewer, and a viewer that was too slow starts again."""
 
 import asyncio
 from contextlib import aclosing
@@ -8,7 +8,7 @@ from minimal_vllm_lab.view.feed import Feed
 
 
 def make_feed():
-    """A feed whose greetings are numbered."""
+    """Return a feed that numbers its greetings."""
     count = 0
 
     def greet(viewer):
@@ -50,7 +50,7 @@ def test_a_viewer_that_reads_too_slowly_gets_a_fresh_greeting(monkeypatch):
     asyncio.run(run())
 
 
-def test_records_need_to_be_encoded_only_while_somebody_looks_on():
+def test_records_need_to_be_encoded_only_while_there_are_viewers():
     async def run():
         feed = make_feed()
         assert not feed.is_watched

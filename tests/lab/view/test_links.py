@@ -1,4 +1,4 @@
-"""All that the page links to is there, and nothing else is served."""
+"""Everything that the page links to exists, and nothing else is served."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from minimal_vllm_lab.view import document
 from minimal_vllm_lab.view.replay import replay_app
 from minimal_vllm_lab.view.routes import PAGE
-from minimal_vllm_lab.view.source import PACKAGE, find_lines
+from minimal_vllm_lab.view.source import PACKAGE, SOURCE_ROOT, find_lines
 from tests.markdown import ROOT
 
 HTML = (PAGE / "index.html").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def client(trace):
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_a_link_leads_somewhere(client, link):
+def test_every_link_of_the_page_works(client, link):
     answer = client.get(link)
     assert answer.status_code == 200, answer.text
     if "symbol=" in link:
@@ -34,7 +34,7 @@ def test_a_link_leads_somewhere(client, link):
 
 @pytest.fixture(scope="module", params=["in the repository", "installed"])
 def docs(request, tmp_path_factory):
-    """The documents where they are, and what of them the wheel has."""
+    """The documents in the repository, and the documents in the wheel."""
     if request.param == "in the repository":
         yield document.DOCS
         return
@@ -53,12 +53,12 @@ def docs(request, tmp_path_factory):
 
 
 def links_within(client, url):
-    """What a page links to, as addresses on this server."""
+    """Return the links of a page as addresses on this server."""
     found = re.findall(r'(?:href|src)="([^"]*)"', client.get(url).text)
     return {urljoin(url, unescape(link)) for link in found if not re.match(r"\w+:", link)}
 
 
-def test_no_link_of_a_document_is_dead_be_it_installed_or_not(client, docs):
+def test_every_link_of_a_document_works_in_the_repository_and_in_the_wheel(client, docs):
     start = {link for link in LINKS if link.startswith("/view/docs/")}
     seen, to_see = set(), set(start)
     while to_see:
@@ -92,13 +92,13 @@ def test_a_document_shows_the_code_that_it_includes(client, docs):
     assert count > 50
 
 
-def test_every_module_that_is_imported_is_served(client):
+def test_every_imported_module_is_served(client):
     for module in PAGE.glob("*.js"):
         for name in re.findall(r'from "\./([\w.]+)"', module.read_text(encoding="utf-8")):
             assert client.get(f"/view/page/{name}").status_code == 200
 
 
-def test_the_page_asks_nothing_of_any_other_server():
+def test_the_page_uses_no_other_server():
     texts = [path.read_text(encoding="utf-8") for path in PAGE.iterdir()]
     assert [url for text in texts for url in re.findall(r"https?://[^\s\"'`]+", text)] == []
 
@@ -110,8 +110,8 @@ def test_the_page_asks_nothing_of_any_other_server():
         "/view/page/%2Fetc%2Fpasswd",
         "/view/source/..%2F..%2Fpyproject.toml",
         "/view/source/%2Fetc%2Fpasswd",
-        "/view/source/demo/model/config.json",
-        "/view/source/cache/block_pool.py?symbol=BlockPool.burn",
+        "/view/source/minimal_vllm/demo/model/config.json",
+        "/view/source/minimal_vllm/cache/block_pool.py?symbol=BlockPool.burn",
         "/view/docs/..%2FREADME.md",
         "/view/docs/..%2Fpyproject.toml",
         "/view/docs/course/..%2F..%2F..%2FREADME.md",
@@ -124,7 +124,7 @@ def test_nothing_else_is_served(client, path):
 
 
 def test_a_symbol_is_found_where_it_is_defined():
-    path = PACKAGE / "cache" / "block_pool.py"
+    path = SOURCE_ROOT / "minimal_vllm" / "cache" / "block_pool.py"
     first, last = find_lines(path, "BlockPool.allocate")
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[first - 1].strip().startswith("def allocate(")

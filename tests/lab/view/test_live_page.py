@@ -1,4 +1,4 @@
-"""The page beside a real engine: every control, and what the engine then really does."""
+"""The page with a real engine: every control, and its effect on the engine."""
 
 import re
 import subprocess
@@ -49,7 +49,7 @@ def pause(page):
 
 
 def send(server, count, max_tokens=40):
-    """Requests of other clients, in threads of their own, that have come to a paused engine."""
+    """Send requests from other clients to a paused engine, and wait until they have arrived."""
     bodies = [
         {
             "prompt": f"{BEGINNING} {word}",
@@ -69,7 +69,7 @@ def send(server, count, max_tokens=40):
 
 
 def set_speed(page, value):
-    """Choose a speed, and wait for the server's answer: else the next request may overtake it."""
+    """Select a speed, and wait for the server's answer, so that no later request overtakes it."""
     with page.expect_response("**/view/pace"):
         page.select_option("#speed", value)
 
@@ -122,7 +122,7 @@ def test_a_prompt_typed_into_a_paused_page_waits_and_is_followed_to_its_end(page
     assert state_of(server)["requests"] == []
 
 
-def test_a_click_on_send_sends_the_prompt_that_is_proposed(page, server):
+def test_a_click_on_send_sends_the_placeholder_prompt(page, server):
     pause(page)
     page.click("#prompt-form button")
     until(page, "view.player.history.head.requests.size === 1")
@@ -167,7 +167,7 @@ def test_the_engine_runs_to_the_next_occasion_and_pauses_right_there(page, serve
     assert state_of(server)["step"] == page.evaluate("view.player.history.head.step")
 
 
-def test_the_engine_goes_as_slowly_as_it_is_told(page, server):
+def test_the_engine_runs_at_the_selected_speed(page, server):
     pause(page)
     send(server, 1, max_tokens=6)
     set_speed(page, "2")
@@ -236,7 +236,7 @@ def test_up_and_down_go_through_the_requests_of_the_batch(page, server):
     until(page, f"view.player.state.step === {before + 1}")
 
 
-def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):
+def test_a_click_on_a_block_shows_its_text_and_all_requests_that_share_it(page, server):
     pause(page)
     send(server, 3)
     for _ in range(8):
@@ -267,7 +267,7 @@ def test_a_click_on_a_block_shows_its_text_and_all_who_share_it(page, server):
     until(page, f"view.selection.block === {shared + 1}")
 
 
-def test_a_refused_prompt_is_explained_and_can_be_mended(chromium, server):
+def test_a_rejected_prompt_is_explained_and_can_be_corrected(chromium, server):
     with page_at(chromium, f"{server.url}/view", may_complain_of="status of 400") as page:
         page.fill("#prompt", "word " * 200)
         page.press("#prompt", "Enter")
@@ -279,7 +279,7 @@ def test_a_refused_prompt_is_explained_and_can_be_mended(chromium, server):
         assert page.is_hidden("#message"), "that was the last prompt's"
 
 
-def test_a_prompt_is_shown_as_it_comes_whatever_one_looked_at(page, server):
+def test_a_sent_prompt_is_selected_whatever_was_selected_before(page, server):
     pause(page)
     send(server, 2)
     for _ in range(3):
@@ -314,7 +314,7 @@ def test_the_names_of_requests_can_be_clicked_and_focused_while_the_engine_runs(
 
 
 def step_by_key(page):
-    """One step on, without the pointer, and everything drawn."""
+    """Make one step with the keyboard, and wait until it is drawn."""
     before = page.evaluate("view.player.history.head.step")
     page.keyboard.press("ArrowRight")
     until(page, f"view.player.history.head.step === {before + 1}")
@@ -377,7 +377,7 @@ NOTE_TRAFFIC = """() => {
 
 
 def set_traffic(page, **settings):
-    """Change the demo traffic, one setting after the other: the page sends all, and is told all."""
+    """Change settings of the demo traffic one by one, and wait until the page gets each change."""
     for name, value in settings.items():
         page.fill(f"#{name}", str(value))
         until(page, f"window.traffic?.{name} === {value}")
@@ -388,7 +388,7 @@ def requests_at(url):
 
 
 def until_idle(url):
-    """Wait until the last request has ended, once no more are made."""
+    """Wait until all requests have finished."""
     deadline = time.monotonic() + PATIENCE
     while requests_at(url):
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The page of a recorded trace shows what the live page showed."""
+"""The page of a recorded trace shows the same as the live page."""
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_the_scrub_bar_and_a_click_on_the_batch_go_to_a_step(chromium, replay_ur
         until(page, "view.player.state.step === 2")
 
 
-def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_url):
+def test_the_story_names_the_eviction_in_both_themes(chromium, replay_url):
     for scheme in ("light", "dark"):
         with page_at(chromium, replay_url, color_scheme=scheme) as page:
             assert page.evaluate("document.documentElement.dataset.theme") == scheme
@@ -85,7 +85,7 @@ def test_the_page_speaks_of_what_can_be_seen_in_light_and_dark(chromium, replay_
             until(page, "!view.stale && !view.wordsAreStale")
             told = page.inner_text("#story")
             (eviction, *_) = page.evaluate("view.player.state.now.evicted")
-            assert f"Block {eviction['block']} was evicted for #{eviction['forWhom']}" in told
+            assert f"Block {eviction['block']} was evicted for #{eviction['newOwner']}" in told
             assert f"in step {eviction['releasedStep']}" in told
 
 
@@ -97,19 +97,19 @@ NARRATE = """async (evicted) => {
 }"""
 
 
-def test_blocks_that_are_evicted_for_the_same_reason_are_told_of_together(chromium, replay_url):
+def test_blocks_evicted_for_the_same_reason_share_a_sentence(chromium, replay_url):
     def evicted(block, owner, whom):
-        return {"block": block, "releasedStep": 7, "hits": 0, "owner": owner, "forWhom": whom}
+        return {"block": block, "releasedStep": 7, "hits": 0, "owner": owner, "newOwner": whom}
 
-    why = "of all such blocks {} released the longest ago, in step 7 by #{}."
+    why = "of all such blocks, {} released longest ago, in step 7 by #{}."
     with page_at(chromium, replay_url) as page:
         stop(page)
         page.evaluate("view.player.moveTo(view.player.history.end)")
         blocks = [evicted(4, 1, 5), evicted(9, 2, 5), evicted(2, 1, 5), evicted(3, 1, 6)]
         assert page.evaluate(NARRATE, blocks)[:-1] == [
-            "Blocks 4 and 2 were evicted for #5: nobody references them, and "
+            "Blocks 4 and 2 were evicted for #5: no request holds them, and "
             + why.format("they were", 1),
-            "Block 9 was evicted for #5: nobody references it, and " + why.format("it was", 2),
+            "Block 9 was evicted for #5: no request holds it, and " + why.format("it was", 2),
             "1 more block was evicted.",
         ]
 
@@ -156,7 +156,7 @@ def test_all_panels_have_room(chromium, replay_url, width):
 
 
 CROWD = """async () => {
-  const { colourOf, theme, wordOf } = await import("/view/page/theme.js");
+  const { colorOf, theme, wordOf } = await import("/view/page/theme.js");
   const { batch, digest } = view;
   const wrong = [], kinds = new Set();
   const image = batch.context.getImageData(0, 0, batch.canvas.width, batch.canvas.height);
@@ -167,10 +167,10 @@ CROWD = """async () => {
       const kind = kindAt.get(step) ?? "waiting", isAhead = step > batch.cursor;
       if (kind === "waiting" && isAhead) continue;
       const strength = isAhead ? "pale" : kind === "decode" ? "full" : "bright";
-      const colour = kind === "waiting" ? theme.line : colourOf(row.arrival, strength);
+      const color = kind === "waiting" ? theme.line : colorOf(row.arrival, strength);
       const x = batch.x(step) + batch.columnWidth / 2, y = batch.y(row.lane);
       const shown = pixels[Math.round(y) * image.width + Math.round(x)];
-      if (shown !== wordOf(colour)) wrong.push([row.arrival, step, kind]);
+      if (shown !== wordOf(color)) wrong.push([row.arrival, step, kind]);
       kinds.add(`${kind} ${strength}`);
     }
   }

@@ -1,4 +1,4 @@
-"""The records suffice: from them alone the page rebuilds the engine's state, whatever happens."""
+"""The page rebuilds the engine's state from the records alone."""
 
 import json
 from collections import Counter
@@ -41,7 +41,7 @@ REPLAY = """async ({ facts, records }) => {
 
 
 class Witness(Recorder):
-    """Keeps all records, and the engine's state after each step."""
+    """An observer that keeps all records, and the engine's state after each step."""
 
     def __init__(self):
         self.records, self.states = [], []
@@ -59,7 +59,7 @@ class Witness(Recorder):
 
 
 def random_history(seed):
-    """What was seen, the facts of the engine that was seen, and what happened to it how often."""
+    """Return a witness, facts about its engine, and the number of events of each kind."""
     random, witness = Random(seed), Witness()
     config, eviction = random_config(random), random.choice(["lru", "lfu", "fifo"])
     is_async = random.random() < 0.5

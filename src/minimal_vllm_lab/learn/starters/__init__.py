@@ -1,1 +1,1 @@
-"""What ``minimal-vllm learn start`` writes: one file for each exercise, to be completed."""
+"""Starters: the files that ``minimal-vllm learn start`` writes, one per exercise."""

@@ -1,17 +1,18 @@
-"""Exercise block-table: from a position in a text to a place in memory.
+"""Exercise block-table: map a position in a text to a slot in memory.
 
-The idea. The scheduler thinks in requests and blocks; the model computes on arrays. Between them
-is one formula. With the block table of a request and ``S = block_size``::
+The idea. The scheduler works with requests and blocks, the model with arrays. One formula connects
+them. With the block table of a request and ``S = block_size``::
 
     slot of position p   =   table[p // S] * S  +  p % S
 
     table [7, 2, 5], S = 4:   p = 6   →   table[1] = 2, offset 2   →   slot 10
 
-All requests' new tokens stand behind one another in one array; ``row[t]`` says whose token ``t``
-is. The tables become one array, padded with 0 to the length of the longest.
+The new tokens of all requests are concatenated in one array, and ``row[t]`` is the index of the
+request that token ``t`` belongs to. The block tables are rows of one array, padded with 0 to the
+length of the longest table.
 
-What to write: ``pad_block_tables``, ``slots`` and ``write_to_cache``. Loops over tokens are far
-too slow (a step has thousands): NumPy and PyTorch can index with whole arrays.
+What to write: ``pad_block_tables``, ``slots`` and ``write_to_cache``. Loops over tokens are far too
+slow, because a step has thousands of tokens. Index with whole arrays of NumPy or PyTorch instead.
 
 How it is checked: random requests with scattered blocks, compared with the formula, slot by slot.
 
@@ -27,36 +28,46 @@ from minimal_vllm.step.request import Request
 
 
 def pad_block_tables(requests: list[Request]) -> Int32Array:
-    """Each request's ``block_table`` (an ``array('i')``) in a row, int32, padded with 0."""
+    """Return the block tables of all requests as one array, padded with 0.
+
+    Args:
+        requests: ``block_table`` of each request is an ``array('i')``.
+
+    Returns:
+        int32 ``[R, longest table]``, one row per request.
+    """
     raise NotImplementedError(
-        "make an array of zeros, as wide as the longest table, and fill in the rows"
+        "create an array of zeros, as wide as the longest table, and fill in the rows"
     )
 
 
 def slots(
     block_tables: Int32Array, row: IntArray, positions: IntArray, block_size: int
 ) -> IntArray:
-    """Where the keys and values of tokens go: ``block * block_size + offset``, int64 ``[T]``.
+    """Return the slots for the keys and values of tokens: ``block * block_size + offset``.
 
     Args:
-        block_tables: ``[R, most blocks]``, of all requests.
-        row: ``[T]``: which of them each token belongs to.
-        positions: ``[T]``: each token's place in its request.
+        block_tables: int32 ``[R, longest table]``, padded with 0.
+        row: ``[T]``, index of the request that each token belongs to.
+        positions: ``[T]``, position of each token in its request.
         block_size: tokens per block.
+
+    Returns:
+        int64 ``[T]``.
     """
     raise NotImplementedError("index block_tables with two arrays, and use int64 for the products")
 
 
 def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
-    """Store the new keys and values ``[T, K, D]`` in their slots.
+    """Write the new keys and values to their slots.
 
     Args:
-        k: the keys.
-        v: the values.
-        cache: ``key`` and ``value``, each ``[B, K, S, D]``, written in place.
-        slots: ``[T]`` int64.
+        k: the keys, ``[T, K, D]``.
+        v: the values, ``[T, K, D]``.
+        cache: ``key`` and ``value``, each ``[B, K, S, D]``, changed in place.
+        slots: int64 ``[T]``, the slot of each token.
     """
     raise NotImplementedError(
-        "from a slot, get block and offset; cache.key.transpose(1, 2) is a view [B, S, K, D] of "
-        "the same memory, which can be indexed and assigned"
+        "compute block and offset from the slot; cache.key.transpose(1, 2) is a view "
+        "[B, S, K, D] of the same memory, which can be indexed and assigned to"
     )

@@ -1,21 +1,25 @@
-"""Exercise bytes-and-flops: what a step costs, before any code runs.
+"""Exercise bytes-and-flops: compute the cost of a step before any code runs.
 
-The idea. A step has to read all weights, and the keys and values of all tokens so far, from memory;
-and it multiplies each weight once for each of its tokens. Which of the two takes longer decides
-everything (the *roofline*: Williams et al., CACM 2009)::
+The idea. A step reads all weights from memory, and the keys and values of all tokens so far. It
+also multiplies each weight once per token. Whichever of the two takes longer decides everything
+(the *roofline* model: Williams et al., CACM 2009)::
 
     time of a product = max(bytes / bandwidth, operations / rate)
 
-    one token:      2 operations per weight of 2 bytes: memory is what one waits for
-    1,000 tokens:   2,000 operations per weight, read once: arithmetic is
+    one token:      2 operations per weight of 2 bytes: memory is the bottleneck
+    1,000 tokens:   2,000 operations per weight, read once: arithmetic is the bottleneck
 
-A decoder has, in each layer: query, key, value and output projections (the first and the last
-``hidden_size`` × ``num_heads * head_dim``, the other two × ``num_kv_heads * head_dim``), three
-matrices of the MLP (``hidden_size`` × ``intermediate_size``), and two norms of ``hidden_size``;
-with ``qk_norm`` two more, of ``head_dim``. With ``qkv_bias``, ``o_bias`` and ``mlp_bias`` the
-products have biases, as long as their results (of the MLP's three results, two are
-``intermediate_size`` long). Beside the layers: the embeddings, ``vocab_size`` × ``hidden_size``;
-the head, of the same size, but the same numbers if ``tie_word_embeddings``; one last norm.
+Each layer of a decoder has:
+
+- query and output projections, ``hidden_size`` × ``num_heads * head_dim``,
+- key and value projections, ``hidden_size`` × ``num_kv_heads * head_dim``,
+- three matrices of the MLP, ``hidden_size`` × ``intermediate_size``,
+- two norms of ``hidden_size``; with ``qk_norm`` two more, of ``head_dim``,
+- biases if ``qkv_bias``, ``o_bias`` or ``mlp_bias`` is set, each as long as the output of its
+  product (two outputs of the MLP have ``intermediate_size`` elements, one has ``hidden_size``).
+
+Outside the layers there are the embeddings, ``vocab_size`` × ``hidden_size``, an LM head of the
+same size, which shares their weights if ``tie_word_embeddings`` is set, and one final norm.
 
 What to write: ``num_parameters``, ``kv_bytes_per_token`` and ``_matmul``.
 
@@ -29,28 +33,30 @@ from minimal_vllm_lab.sim.cost_model import RooflineCostModel
 
 
 class MyModel(ModelConfig):
-    """A model's shape: ``self.num_layers``, ``self.hidden_size`` and so on."""
+    """The shape of a model: ``self.num_layers``, ``self.hidden_size`` and so on."""
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the weights hold; tied embeddings count once."""
-        raise NotImplementedError("add up the layers, the embeddings, the head and the norms")
+        """Number of elements of all weights. Tied embeddings count once."""
+        raise NotImplementedError("add up the layers, the embeddings, the LM head and the norms")
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """Bytes that one token's keys and values take over all layers, in ``dtype``.
+        """Return the bytes of one token's keys and values, summed over all layers.
 
-        ``DTYPE_BYTES[dtype]`` are the bytes of one number.
+        Args:
+            dtype: dtype of the cache. ``DTYPE_BYTES[dtype]`` is the size of one element in bytes.
         """
-        raise NotImplementedError("keys and values, in each layer, of each kv head")
+        raise NotImplementedError("count keys and values, for each layer and each kv head")
 
 
 class MyCostModel(RooflineCostModel):
-    """How long a step takes on a GPU."""
+    """Predicted time of a step on a GPU."""
 
     def _matmul(self, num_weights: int, num_rows: int) -> float:
-        """Seconds that a product of so many weights with ``num_rows`` tokens takes.
+        """Return the seconds for a product of ``num_weights`` weights with ``num_rows`` tokens.
 
-        ``self._itemsize`` bytes per weight, ``self._bandwidth`` bytes per second,
-        ``self._matmul_rate`` operations per second: a multiplication and an addition are two.
+        ``self._itemsize`` is the size of a weight in bytes, ``self._bandwidth`` is in bytes per
+        second, and ``self._matmul_rate`` is in operations per second. One multiplication and one
+        addition are two operations.
         """
-        raise NotImplementedError("each weight is read once, and used once for each row")
+        raise NotImplementedError("each weight is read once, and used once per row")

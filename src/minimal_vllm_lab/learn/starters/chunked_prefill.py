@@ -1,9 +1,9 @@
-"""Exercise chunked-prefill: let no prompt stall those who are in the middle of an answer.
+"""Exercise chunked-prefill: split long prompts so that decodes never stall.
 
-The idea. A step may compute so many tokens and no more, its *budget*: that bounds how long it
-takes. A decoding request wants one token of it, a prompt thousands. If the prompt were served
-whole, all others would wait for their next token. So it is cut into chunks of what the others leave
-(Agrawal et al., *Sarathi-Serve*, OSDI 2024)::
+The idea. The number of tokens that a step may compute, its *budget*, bounds the time that it takes.
+A request that decodes needs one token of the budget, a prompt needs thousands. If a prompt were
+computed at once, all other requests would wait for their next token. So it is split into chunks
+that fit into the rest of the budget (Agrawal et al., *Sarathi-Serve*, OSDI 2024)::
 
     budget 8; A and B decode, C has a prompt of 15 tokens
     step      A   B   C
@@ -11,22 +11,24 @@ whole, all others would wait for their next token. So it is cut into chunks of w
     2         1   1   6      tokens 6-11
     3         1   1   3      tokens 12-14: the counter has caught up, and C gets its first token
 
-There is no prefill and no decode here: each request computes ``num_uncomputed_tokens``, or less.
+The code does not distinguish prefill from decode: each request computes ``num_uncomputed_tokens``
+tokens, or fewer.
 
 What you have, in ``self``:
 
-    running                                    the requests that run, in the order of service
-    num_missing_blocks(request, num_new)      blocks it lacks to compute num_new tokens more
-    make_room(request, missing, plan)         preempts from the back of self.running until so many
-                                               blocks are free; False if the request went itself
-    schedule_tokens(plan, request, num_new)    puts num_new tokens of it into the plan, and gives it
-                                               the blocks for them
-    request.num_uncomputed_tokens              how far its counter is behind its tokens
-    request.awaits_its_end                     it needs no token any more: pass it over
+    running                                    the running requests, in order of service
+    num_missing_blocks(request, num_new)       blocks it lacks to compute num_new more tokens
+    make_room(request, missing, plan)          preempts from the back of self.running until that
+                                               many blocks are free; False if it preempted the
+                                               request itself
+    schedule_tokens(plan, request, num_new)    adds num_new tokens of the request to the plan, and
+                                               allocates their blocks
+    request.num_uncomputed_tokens              number of its tokens that are not computed yet
+    request.awaits_its_end                     it needs no more tokens: skip it
 
 What to write: ``schedule_running``.
 
-How it is checked: as continuous-batching is.
+How it is checked: like continuous-batching.
 
     minimal-vllm learn check chunked-prefill
     minimal-vllm learn run chunked-prefill
@@ -37,17 +39,19 @@ from minimal_vllm.step.plan import Plan
 
 
 class MyScheduler(Scheduler):
-    """A scheduler that shares out the budget in a way of your own."""
+    """A scheduler that divides the budget in a way of your own."""
 
     def schedule_running(self, plan: Plan, budget: int) -> int:
-        """Put tokens of each running request into the plan; what is left of the budget.
+        """Add tokens of each running request to the plan, and return the rest of the budget.
 
-        In the order of ``self.running`` each computes as much as it can, but leaves one token of
-        the budget to each request behind it. Where blocks are missing, room is made, which makes
-        ``self.running`` shorter, from its end. Once a request went itself, nobody is behind it.
+        In the order of ``self.running``, each request computes as many tokens as it can, but leaves
+        one token of the budget for each request after it. If it lacks blocks, ``make_room``
+        preempts requests, which removes them from the end of ``self.running``. When a request has
+        preempted itself, it was the last one.
         """
         raise NotImplementedError(
-            "go through self.running by position, since it may become shorter; num_new is "
-            "min(what the request needs, budget - how many are behind it); make room if blocks are "
-            "missing; schedule it; take it from the budget"
+            "go through self.running by index, because it may become shorter; num_new is the "
+            "minimum of request.num_uncomputed_tokens and the budget minus the number of requests "
+            "after it; make room if blocks are missing; schedule the tokens; subtract them from "
+            "the budget"
         )

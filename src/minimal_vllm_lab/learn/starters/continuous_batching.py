@@ -1,33 +1,37 @@
-"""Exercise continuous-batching: put the batch together anew at each step.
+"""Exercise continuous-batching: choose a new batch for every step.
 
-The idea. One step of the model takes almost as long for one token as for a hundred, since it reads
-all weights either way. So requests are computed together. A fixed batch waits for its longest
-answer, while seats stand empty. Here the batch is made anew in each step: who is done leaves, who
-waits comes in as soon as there is room (Yu et al., *Orca*, OSDI 2022)::
+The idea. A step takes almost as long for one token as for a hundred, because it reads all weights
+either way. So requests are computed together. A fixed batch runs until its longest answer is
+complete, while finished requests leave their seats empty. Here the batch is chosen anew for every
+step: finished requests leave, and waiting ones join as soon as there is room (Yu et al., *Orca*,
+OSDI 2022)::
 
     step      1  2  3  4  5  6  7
     A         ▓  ─  ─  ─  ─  ─  ─          ▓ its prompt    ─ one more token
-    B         ▓  ─  ─                      done after step 3 …
-    C                  ▓  ─  ─  ─          … so C comes in at step 4
+    B         ▓  ─  ─                      finishes in step 3 …
+    C                  ▓  ─  ─  ─          … so C joins in step 4
 
 What you have, in ``self``:
 
-    schedule calls      self.schedule_running(plan, budget)   what is left of the budget
+    schedule_running(plan, budget)             schedules the running requests; returns the rest of
+                                               the budget
     config              max_num_seqs, max_num_batched_tokens, block_size, enable_chunked_prefill
-    running             the requests that run, a list
-    waiting             those that wait, a list in the order of service
-    pool                the blocks; pool.take_evicted() lists those evicted since the last call
-    find_cached_prefix(request)               cached blocks that it begins with
-    has_room_for(request, cached)             whether all of it fits into the pool now
-    admit(request, cached)                    gives it a seat, and these cached blocks
+    running             list of the running requests
+    waiting             list of the waiting requests, in order of service
+    pool                the block pool; pool.take_evicted() returns the blocks that were evicted
+                        since the last call
+    find_cached_prefix(request)                cached blocks of the beginning of its tokens
+    has_room_for(request, cached)              whether all of its tokens fit into the pool now
+    admit(request, cached)                     makes it a running request that holds these cached
+                                               blocks
     schedule_tokens(plan, request, num_new, cached)
-                                               puts num_new tokens of it into the plan, and gives it
-                                               the blocks for them
+                                               adds num_new tokens of the request to the plan, and
+                                               allocates their blocks
 
 What to write: ``schedule`` and ``admit_waiting``.
 
-How it is checked: random requests come, run and are aborted, on a fake model that notices each
-wrong block; and each plan must be the engine's.
+How it is checked: random requests arrive, run and are aborted, on a fake model that detects every
+wrong block. Each plan must equal the engine's.
 
     minimal-vllm learn check continuous-batching
     minimal-vllm learn run continuous-batching
@@ -38,30 +42,34 @@ from minimal_vllm.step.plan import Plan
 
 
 class MyScheduler(Scheduler):
-    """A scheduler that lets requests in in a way of your own."""
+    """A scheduler that admits requests in a way of your own."""
 
     def schedule(self) -> Plan:
-        """Choose what the next step computes: running requests first, then new ones.
+        """Choose the tokens that the next step computes: running requests first, then new ones.
 
-        The running ones get what they need of ``config.max_num_batched_tokens``. If none of them
-        had to be preempted (``plan.preempted``), waiting ones are admitted with what is left. The
-        plan ends by listing what the pool has evicted meanwhile, in ``plan.evicted``.
+        The running requests take what they need of ``config.max_num_batched_tokens``. If none of
+        them was preempted (``plan.preempted``), waiting requests are admitted with the rest. At the
+        end, the plan lists the blocks that the pool has evicted, in ``plan.evicted``.
         """
         raise NotImplementedError(
-            "make a Plan(), schedule the running, admit the waiting unless plan.preempted, set "
-            "plan.evicted, and return the plan"
+            "create a Plan(), schedule the running requests, admit waiting ones unless "
+            "plan.preempted, set plan.evicted, and return the plan"
         )
 
     def admit_waiting(self, plan: Plan, budget: int) -> None:
-        """Admit requests, in order, while there is a seat, budget and room; at most ``budget``.
+        """Admit waiting requests in order, while seats, budget and blocks are left.
 
-        A request computes all of its tokens that are not cached, or as many as the budget allows
-        if chunks are allowed (``config.enable_chunked_prefill``); if not, it waits until all fit.
-        Nobody overtakes: where the first in the queue has no room, all wait. Who is admitted is
-        also listed in ``plan.admitted``.
+        A request computes all of its tokens that are not cached. If chunks are allowed
+        (``config.enable_chunked_prefill``), it computes no more than the budget; otherwise it waits
+        until all of its tokens fit into the budget. No request overtakes another: if there is no
+        room for the first one, all wait. Admitted requests are added to ``plan.admitted``.
+
+        Args:
+            plan: the plan to add to.
+            budget: maximum number of tokens to add.
         """
         raise NotImplementedError(
-            "while somebody waits, and there is a seat and budget: see what is cached; stop if it "
-            "does not fit; take it out, admit it, note it in plan.admitted, schedule it, take its "
-            "tokens from the budget"
+            "while requests wait, fewer than max_num_seqs run, and budget is left: find the cached "
+            "prefix of the first one; stop if it does not fit; remove it from self.waiting, admit "
+            "it, add it to plan.admitted, schedule it, and subtract its tokens from the budget"
         )

@@ -1,28 +1,28 @@
-"""Exercise decode-kernel: attention of one new token, as a GPU computes it.
+"""Exercise decode-kernel: write the inner loop of a decode kernel in Triton.
 
-The idea. A kernel can't hold all scores of a long context: it walks through the keys in tiles, and
-keeps three things per query head: the highest score so far (``peak``), the sum of the exponentials
-(``total``) and the sum of the values weighted with them (``acc``). They are a named tuple,
-``Softmax(peak, total, acc)``. When a tile brings a higher score, what was summed before *fades*
-(the online softmax: Milakov and Gimelshein, 2018)::
+The idea. A kernel can't hold all scores of a long context. It loops over the keys in tiles, and
+keeps three values per query head: the maximum score so far (``peak``), the sum of the exponentials
+(``total``), and the sum of the values weighted with them (``acc``). They are a named tuple,
+``Softmax(peak, total, acc)``. When a tile has a higher score, the earlier sums are scaled down
+(online softmax: Milakov and Gimelshein, 2018)::
 
-    fade  = 2 ** (old peak - new peak)
-    total = total * fade + sum of 2 ** (score - new peak)
-    acc   = acc   * fade + sum of 2 ** (score - new peak) * value
+    factor = 2 ** (old peak - new peak)
+    total  = total * factor + sum of 2 ** (score - new peak)
+    acc    = acc   * factor + sum of 2 ** (score - new peak) * value
 
-In the end ``acc / total`` is the result. Powers of two, since GPUs have an instruction for them:
-``scale`` contains log2(e). ``_decode`` below, which is given, runs once for each request and kv
-head, finds the addresses of each tile by the block table, and calls ``take_keys``.
+The result is ``acc / total``. The base is two because GPUs have an instruction for powers of two;
+``scale`` includes the factor log2(e). ``_decode`` below is given. It runs once per request and kv
+head, computes the addresses of each tile from the block table, and calls ``take_keys``.
 
-What to write: ``take_keys``, in Triton's language. What you need of it:
+What to write: ``take_keys``, in Triton's language. These functions suffice:
 
     tl.load(pointers, mask=…, other=0.0)       tl.dot(a, b, input_precision=PRECISION)
     tl.trans(a)                                 tl.dot(a, b, c, input_precision=PRECISION): a b + c
     tl.where(condition, a, b)                   tl.max(a, 1), tl.sum(a, 1): over the keys
     tl.maximum(a, b), tl.exp2(a)                a[:, None]: a column
 
-How it is checked: random batches, compared with attention over contiguous tensors. Without a GPU
-it runs in Triton's interpreter. All memory that belongs to nobody holds NaN.
+How it is checked: random batches, compared with attention over contiguous tensors. Without a GPU it
+runs in Triton's interpreter. All unused memory holds NaN.
 
     minimal-vllm learn check decode-kernel
 """
@@ -39,7 +39,7 @@ from minimal_vllm.step.batch import Batch
 
 LOG2_E = 1.4426950408889634
 ROWS = 16
-"""A product on tensor cores has at least so many rows: the query heads are padded to them."""
+"""Minimum number of rows of a product on tensor cores. The query heads are padded to it."""
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def _decode(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """One request's new token, and the G query heads that share one kv head."""
+    """Compute attention of one request's new token, for the G query heads of one kv head."""
     head, request = tl.program_id(0), tl.program_id(1)
     end = tl.load(seq_lens + request)
     table = block_tables + request * table_stride
@@ -132,7 +132,7 @@ class MyStep(PagedStep):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Launch the kernel; ``[R, H, D]``."""
+        """Launch the kernel, and return the result, ``[R, H, D]``."""
         _, num_kv_heads, block_size, head_dim = cache.key.shape
         out = torch.empty_like(q)
         _decode[(num_kv_heads, len(q))](
@@ -154,11 +154,11 @@ class MyStep(PagedStep):
 
 
 class MyAttention:
-    """Makes the attention of each step."""
+    """An attention backend that creates a ``MyStep`` for each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def plan(self, batch: Batch) -> MyStep:
-        """Return the attention of a step."""
+        """Return the attention of one step."""
         return MyStep.from_batch(batch, self._device)

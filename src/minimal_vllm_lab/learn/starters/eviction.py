@@ -1,24 +1,24 @@
-"""Exercise eviction: forget what was used longest ago.
+"""Exercise eviction: evict the least recently used block.
 
-The idea. When a request ends, its full blocks stay in the cache: the next request may begin with
-the same text. When room is needed one of them has to go. *Least recently used* bets that what was
-used lately will be wanted again soon::
+The idea. When a request finishes, its full blocks stay in the cache, because the next request may
+begin with the same text. When blocks run out, one of them is evicted. *Least recently used* bets
+that recently used content will be needed again soon::
 
     released          3, then 1, then 2          the queue:   3 1 2
     a request finds 3 and uses it                             1 2
-    it ends                                                   1 2 3
-    room is needed: 1 goes                                    2 3
+    the request finishes                                      1 2 3
+    a block is needed: 1 is evicted                           2 3
 
-A request releases the blocks of its text from the last to the first, so that of one text the tail
-goes before the head. You need not do anything for that.
+A request releases its blocks from the last to the first, so that the tail of a text is evicted
+before its head. You need not do anything for that.
 
-What to write: all of ``MyLRU``. The pool calls ``insert`` when a cached block's last owner is gone,
-``remove`` when it is used again, or its content dropped, and ``evict`` when it needs room. Each
-should take the same time however many blocks there are: a pool can have a million of them. The
-check does not measure it, but a list can't do that: removing from its middle moves all that comes
-behind. What in ``collections`` can?
+What to write: all of ``MyLRU``. The pool calls ``insert`` when the last request has released a
+cached block, ``remove`` when the block is used again or its content is dropped, and ``evict`` when
+it needs a block. Each call should take constant time, because a pool can have a million blocks. The
+check does not measure this, but a list is too slow: removing an item from its middle moves all
+items after it. Which class in ``collections`` is fast enough?
 
-How it is checked: random histories of releases, hits and evictions, whose order is known.
+How it is checked: random histories of releases, hits and evictions with a known order.
 
     minimal-vllm learn check eviction
     minimal-vllm learn run eviction
@@ -28,29 +28,29 @@ from minimal_vllm.cache.eviction import EvictionStrategy
 
 
 class MyLRU(EvictionStrategy):
-    """Least recently used first."""
+    """An eviction strategy: least recently used first."""
 
     def __init__(self) -> None:
-        raise NotImplementedError("begin with no evictable blocks")
+        raise NotImplementedError("start without evictable blocks")
 
     def insert(self, block: int) -> None:
-        """``block`` became evictable: it joins the queue at its young end."""
-        raise NotImplementedError("put the block at the end of the queue")
+        """Add a block that became evictable to the end of the queue."""
+        raise NotImplementedError("add the block at the end of the queue")
 
     def remove(self, block: int) -> None:
-        """``block`` is evictable no more: it leaves the queue, wherever in it."""
-        raise NotImplementedError("take the block out of the queue")
+        """Remove a block that is no longer evictable, wherever it is in the queue."""
+        raise NotImplementedError("remove the block from the queue")
 
     def evict(self) -> int:
-        """Take out the block to forget first, and return it; only called while there is one."""
-        raise NotImplementedError("take out the oldest block, and return it")
+        """Remove and return the block to evict. Called only while there is one."""
+        raise NotImplementedError("remove and return the block that was released first")
 
     def in_order(self) -> list[int]:
-        """All evictable blocks, the next to go first."""
-        raise NotImplementedError("list the blocks, the oldest first")
+        """Return all evictable blocks, the next one to be evicted first."""
+        raise NotImplementedError("return the blocks as a list, the next one to be evicted first")
 
     def __contains__(self, block: int) -> bool:
-        raise NotImplementedError("say whether the block is in the queue")
+        raise NotImplementedError("return whether the block is in the queue")
 
     def __len__(self) -> int:
-        raise NotImplementedError("say how many blocks are in the queue")
+        raise NotImplementedError("return the number of blocks in the queue")

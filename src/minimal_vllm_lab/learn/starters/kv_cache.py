@@ -1,25 +1,25 @@
-"""Exercise kv-cache: attention of new tokens over all that was computed before.
+"""Exercise kv-cache: compute attention of new tokens over all earlier ones.
 
-The idea. A token's key and value never change, whatever is written behind it. So they are computed
-once and kept; a new token brings one query, and is compared with all keys so far. Without the cache
-the whole text would be computed again for each token.
+The idea. A token's key and value never change, whatever text follows. So they are computed once and
+kept. A new token has one query, which is compared with all keys so far. Without the cache, the
+whole text would be computed again for every token.
 
-Of a text of m tokens, n are new, the last ones. Each sees the tokens up to itself::
+A text has m tokens, of which the last n are new. Each token attends to itself and to earlier ones::
 
                keys  0  1  2  3  4  5          m = 6
     query of token 4 ×  ×  ×  ×  ×  ·          n = 2
-    query of token 5 ×  ×  ×  ×  ×  ×          × seen    · hidden: it lies behind
+    query of token 5 ×  ×  ×  ×  ×  ×          × visible    · hidden, because it comes later
 
-    scores = q k^T * scale        softmax over what is seen        result = softmax v
+    scores = q k^T * scale        softmax over visible keys        result = softmax v
 
-*Grouped-query attention*: there are H query heads, but only K kv heads, of which each serves
-H / K query heads that stand next to each other: with H = 4 and K = 2, query heads 0 and 1 use kv
-head 0. A *sliding window* of w: a token sees itself and the w - 1 tokens before it.
+*Grouped-query attention*: there are H query heads, but only K kv heads. Each kv head serves H / K
+adjacent query heads: with H = 4 and K = 2, query heads 0 and 1 use kv head 0. With a *sliding
+window* of w, a token attends to itself and to the w - 1 tokens before it.
 
 What to write: ``attend``, for one request and one layer, in plain PyTorch.
 
-How it is checked: against the engine's reference, with random numbers; then a text token by token,
-and whole, must give the same.
+How it is checked: random inputs, compared with the engine's reference. Then a text computed token
+by token must give the same result as the whole text at once.
 
     minimal-vllm learn check kv-cache
 """
@@ -29,19 +29,19 @@ from torch import Tensor
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-    """``softmax(q k^T * scale) v`` of the last tokens of one sequence over all of it, causal.
+    """Return ``softmax(q k^T * scale) v`` of the last tokens of a sequence, with a causal mask.
 
     Args:
-        q: ``[n, H, D]``, the last ``n`` of the sequence's ``m`` tokens.
-        keys: ``[m, K, D]``; each kv head serves ``H / K`` query heads.
+        q: ``[n, H, D]``, the queries of the last ``n`` of ``m`` tokens.
+        keys: ``[m, K, D]``. Each kv head serves ``H / K`` query heads.
         values: ``[m, K, D]``.
-        scale: what the scores are multiplied by.
-        window: a token sees so many tokens, itself included; None: all before it.
+        scale: factor for the scores.
+        window: number of tokens that a token attends to, itself included. None: all.
 
     Returns:
-        ``[n, H, D]`` in ``q``'s dtype; computed in float32.
+        ``[n, H, D]`` in the dtype of ``q``, computed in float32.
     """
     raise NotImplementedError(
-        "repeat_interleave the kv heads; torch.einsum gives the scores [H, n, m]; set what a token "
-        "may not see to -inf; softmax; torch.einsum with the values"
+        "repeat_interleave the kv heads; compute the scores [H, n, m] with torch.einsum; set "
+        "hidden scores to -inf; apply softmax; torch.einsum with the values"
     )

@@ -1,23 +1,24 @@
-"""Exercise merge: attention over a whole context from attention over its parts.
+"""Exercise merge: merge attention over parts of a context in Triton.
 
-The idea. Many processors read one long context, each a part; or a beginning that many requests
-share is read once for all of them, and each one's own end apart. What comes of a part is the mean
-of its values, weighted with their exponentials, and how much weight that was, as a logarithm::
+The idea. Several SMs of a GPU read one long context, a part each. Or a prefix that many requests
+share is read once for all of them, and each request's own tokens separately. The result of a part
+is the mean of its values, weighted by the exponentials of the scores, and the logarithm of the
+total weight::
 
     out_i = (sum of 2 ** score * value) / 2 ** lse_i        lse_i = log2(sum of 2 ** score)
 
     whole = (sum of 2 ** lse_i * out_i) / (sum of 2 ** lse_i)
 
-2 ** lse overflows (a score of 200 is nothing unusual), so, as ever with a softmax, everything is
-kept relative to the highest seen so far, the *peak*; when it rises, what was summed before fades.
-That way parts come in one by one, in any order.
+2 ** lse overflows: a score of 200 is not unusual. As in any softmax, everything is therefore kept
+relative to the maximum so far, the *peak*. When the peak rises, the earlier sums are scaled down.
+The parts can then be added one by one, in any order.
 
 What to write: ``merge_part``, in Triton's language: ``tl.load(pointers, mask=…, other=0.0)``,
-``tl.maximum``, ``tl.exp2``, ``a[:, None]`` for a column. ``merge_parts`` below, which is given,
-calls it once for each part.
+``tl.maximum``, ``tl.exp2``, and ``a[:, None]`` for a column. ``merge_parts`` below is given, and
+calls it once per part.
 
-How it is checked: random contexts, cut anywhere, with small and with very large scores, compared
-with attention over all of it at once. Without a GPU it runs in Triton's interpreter.
+How it is checked: random contexts, split at random, with small and very large scores, compared with
+attention over the whole context. Without a GPU it runs in Triton's interpreter.
 
     minimal-vllm learn check merge
 """
@@ -67,14 +68,14 @@ def _merge_all(partials, out, num_parts, G: tl.constexpr, D: tl.constexpr, ROWS:
 
 
 def merge_parts(outs: Tensor, lses: Tensor) -> Tensor:
-    """Attention over all parts together.
+    """Merge the results of attention over all parts.
 
     Args:
-        outs: ``[parts, G, D]`` float32: each part's result.
-        lses: ``[parts, G]`` float32: the base-2 logarithm of its weight.
+        outs: ``[parts, G, D]`` float32, the result of each part.
+        lses: ``[parts, G]`` float32, the base-2 logarithm of each part's total weight.
 
     Returns:
-        ``[G, D]``.
+        ``[G, D]`` float32.
     """
     num_parts, num_heads, head_dim = outs.shape
     out = torch.empty(num_heads, head_dim, device=outs.device)

@@ -1,25 +1,27 @@
-"""Exercise paged-attention: attention over keys and values that lie in scattered blocks.
+"""Exercise paged-attention: compute attention over keys and values in scattered blocks.
 
-The idea. A request's keys and values are cut into blocks, which lie anywhere; its *block table*
-says where. Gather them in the order of the text, and it is attention as ever::
+The idea. A request's keys and values are stored in blocks that can be anywhere in memory. Its
+*block table* lists them. After gathering the blocks in the order of the text, this is plain
+attention::
 
     block table of a request with 10 tokens        [7, 2, 5]     block_size 4
     its tokens      0  1  2  3 │ 4  5  6  7 │ 8  9
-    are in             block 7 │    block 2 │    block 5, of which two slots are not its own
+    are in             block 7 │    block 2 │    block 5, in which two slots are unused
 
-A layer's keys are one tensor ``[B, K, S, D]``: block, kv head, slot in the block, head dimension.
-In a step, request ``r`` has the new tokens ``query_starts[r]`` to ``query_starts[r + 1]`` of ``q``;
-they are the last of its ``seq_lens[r]`` tokens. Their own keys and values are in the cache already.
+The keys of a layer are one tensor ``[B, K, S, D]``: block, kv head, slot in the block, head
+dimension. In a step, the queries of request ``r`` are the rows ``query_starts[r]`` to
+``query_starts[r + 1]`` of ``q`` (exclusive). They belong to the last of its ``seq_lens[r]`` tokens.
+Their own keys and values are already in the cache.
 
-What you have: ``attend`` (the exercise kv-cache, or the engine's), and in ``self`` what the step
-is (see ``PagedStep``): ``query_starts [R + 1]``, ``seq_lens [R]``, ``block_tables [R, most
-blocks]``, padded with 0.
+What you have: ``attend`` (from the exercise kv-cache, or the engine's), and in ``self`` the
+batch of the step (see ``PagedStep``): ``query_starts [R + 1]``, ``seq_lens [R]`` and
+``block_tables [R, longest table]``, padded with 0.
 
-What to write: ``gather_pages`` and ``MyStep.__call__``. One request after the other, with a
-loop, is fine: that is how the engine's reference does it, to which all faster ones are compared.
+What to write: ``gather_pages`` and ``MyStep.__call__``. A loop over the requests is fine: the
+engine's reference does the same, and all faster backends are compared with it.
 
-How it is checked: random batches, compared with attention over contiguous tensors. All memory that
-belongs to nobody holds NaN.
+How it is checked: random batches, compared with attention over contiguous tensors. All unused
+memory holds NaN.
 
     minimal-vllm learn check paged-attention
     minimal-vllm learn run paged-attention
@@ -35,21 +37,24 @@ from minimal_vllm.step.batch import Batch
 
 
 def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
-    """The tokens behind a block table: of ``[B, K, S, D]``, ``[seq_len, K, D]``.
+    """Return the keys or the values of one request as a contiguous tensor.
 
     Args:
-        layer: all blocks of a layer's keys, or of its values.
-        block_table: ``[most blocks]`` int32; what lies behind the request's blocks is padding.
-        seq_len: the request's tokens.
+        layer: ``[B, K, S, D]``, all blocks of a layer's keys or values.
+        block_table: ``[longest table]`` int32, the request's blocks, followed by padding.
+        seq_len: number of tokens of the request.
+
+    Returns:
+        ``[seq_len, K, D]``.
     """
     raise NotImplementedError(
-        "take ceil(seq_len / block_size) blocks, bring slot before kv head, join the blocks, and "
-        "cut off the slots behind seq_len"
+        "take ceil(seq_len / block_size) blocks, move the slot axis before the kv heads, join the "
+        "blocks, and cut off the slots after seq_len"
     )
 
 
 class MyStep(PagedStep):
-    """Paged attention over the batch of one step."""
+    """Paged attention of one step, with a ``__call__`` of your own."""
 
     def __call__(
         self,
@@ -60,31 +65,31 @@ class MyStep(PagedStep):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache, causally.
+        """Attend to the cached keys and values, with a causal mask.
 
         Args:
-            q: ``[T, H, D]``, the new tokens of all requests behind one another.
-            k: ``[T, K, D]``, their keys; in the cache already.
-            v: ``[T, K, D]``, their values; in the cache already.
-            cache: this layer's ``key`` and ``value``, each ``[B, K, S, D]``.
-            scale: what the scores are multiplied by.
-            window: a token sees so many tokens, itself included; None: all before it.
+            q: ``[T, H, D]``, the queries of the new tokens of all requests, concatenated.
+            k: ``[T, K, D]``, their keys, which are already in the cache.
+            v: ``[T, K, D]``, their values, which are already in the cache.
+            cache: ``key`` and ``value`` of this layer, each ``[B, K, S, D]``.
+            scale: factor for the scores.
+            window: number of tokens that a token attends to, itself included. None: all.
 
         Returns:
-            ``[T, H, D]`` in ``q``'s dtype.
+            ``[T, H, D]`` in the dtype of ``q``.
         """
         raise NotImplementedError(
-            "for each request: gather its keys and its values, attend with its rows of q, and put "
-            "the result into its rows of a tensor like q"
+            "for each request: gather its keys and values, attend with its rows of q, and write "
+            "the result to its rows of a tensor like q"
         )
 
 
 class MyAttention:
-    """Makes the attention of each step; given."""
+    """An attention backend that creates a ``MyStep`` for each step; given."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def plan(self, batch: Batch) -> MyStep:
-        """Return the attention of a step."""
+        """Return the attention of one step."""
         return MyStep.from_batch(batch, self._device)

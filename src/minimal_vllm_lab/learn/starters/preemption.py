@@ -1,26 +1,26 @@
-"""Exercise preemption: when memory runs out, somebody has to go, and to come back.
+"""Exercise preemption: preempt requests when blocks run out.
 
-The idea. Nobody knows how long an answer will be, so requests are admitted before it is known
-whether all of their tokens will fit. One day a request needs a block, and none is free. Then the
-one that came last gives up all of its blocks and waits again. Its tokens are kept, so that
-its keys and values can be computed again when it comes back (Kwon et al., *PagedAttention*, SOSP
-2023, section 4.5: recomputation)::
+The idea. The length of an answer is not known in advance, so requests are admitted before it is
+certain that all of their tokens will fit. At some point a request needs a block, and none is free.
+Then the request that is last in order releases all of its blocks and waits again. It keeps its
+tokens, so its keys and values can be computed again when it is admitted again (Kwon et al.,
+*PagedAttention*, SOSP 2023, section 4.5: recomputation)::
 
     4 blocks of 4 tokens          A ████ ███·     B ████ ████
-    A needs its 8th token's slot: it is there
-    B needs a third block: none is free, and B is the last: it goes itself
-    A needs a third block: taken from B's
+    A needs a slot for its 8th token: its last block has one
+    B needs a third block: none is free, and B is last, so B is preempted itself
+    A needs a third block: it takes one of B's
 
-Why from the back: then the first in line is never preempted for the sake of others; it ends, its
-blocks become free, and the next one is the first.
+Requests are preempted from the back, so the first in order is never preempted to make room for
+others. It finishes, its blocks become free, and the next request is the first.
 
-What you have: ``self.running`` (in the order of service), ``self.enqueue(request)``,
-``self.pool.num_free``, ``self.release(request)`` (gives its blocks and its seat back), and
+What you have: ``self.running`` (in order of service), ``self.enqueue(request)``,
+``self.pool.num_free``, ``self.release(request)`` (releases its blocks and its seat), and
 ``plan.preempted``, a list.
 
 What to write: ``make_room`` and ``preempt``.
 
-How it is checked: as continuous-batching is, with pools that are far too small.
+How it is checked: like continuous-batching, with pools that are far too small.
 
     minimal-vllm learn check preemption
     minimal-vllm learn run preemption
@@ -35,20 +35,26 @@ class MyScheduler(Scheduler):
     """A scheduler that preempts in a way of your own."""
 
     def make_room(self, request: Request, missing: int, plan: Plan) -> bool:
-        """Preempt from the back until so many blocks are free; False if ``request`` went itself.
+        """Preempt requests from the back until ``missing`` blocks are free.
 
-        Who is preempted is listed in ``plan.preempted``.
+        Adds the preempted requests to ``plan.preempted``.
+
+        Returns:
+            False if ``request`` was preempted itself, True otherwise.
         """
         raise NotImplementedError(
-            "while missing is more than self.pool.num_free: take the last of self.running, preempt "
-            "it, note it; if it was the request itself, that is all"
+            "while missing is more than self.pool.num_free: remove the last request from "
+            "self.running, preempt it, and add it to plan.preempted; if it was the request itself, "
+            "stop"
         )
 
     def preempt(self, request: Request) -> None:
-        """Let a request, which is in ``self.running`` no more, wait again.
+        """Move a request that was just removed from ``self.running`` back to the waiting ones.
 
-        It keeps its tokens; nothing of them is computed any more. ``num_preemptions`` counts.
+        It keeps its tokens, but none of them is computed any more. ``num_preemptions`` is
+        incremented.
         """
         raise NotImplementedError(
-            "release what it has, set its counter to 0, count the preemption, let it wait"
+            "release its blocks, set num_computed_tokens to 0, increment num_preemptions, and "
+            "enqueue it"
         )

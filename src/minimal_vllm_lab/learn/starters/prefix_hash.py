@@ -1,26 +1,27 @@
-"""Exercise prefix-hash: find the beginning of a prompt that was computed before.
+"""Exercise prefix-hash: find a prompt's longest cached prefix.
 
-The idea. Keys and values of a token depend on the tokens before it, and on nothing behind it. Two
-prompts that begin alike can share the blocks of their common beginning. To find such blocks, each
-full block gets a name that depends on all tokens up to its end. A block's name covers the name of
-the block before it, its *parent*::
+The idea. A token's key and value depend on the tokens before it, and on nothing after it. Two
+prompts with the same prefix can share the blocks of that prefix. To find such blocks, each full
+block gets a hash that depends on all tokens up to its end. It is computed from the block's own
+tokens and from the hash of the block before it, its *parent*::
 
-    tokens      [ 7 2 9 4 | 1 1 5 0 | 3 8 ]        blocks of 4; the last is not full: no name
-    names         h0        h1
-    h0 = sha256(sha256(salt) + tokens 0-3)         the salt: who may share with whom
+    tokens      [ 7 2 9 4 | 1 1 5 0 | 3 8 ]        blocks of 4; the last is not full: no hash
+    hashes        h0        h1
+    h0 = sha256(sha256(salt) + tokens 0-3)         requests with different salts share nothing
     h1 = sha256(h0           + tokens 4-7)
 
-Equal names mean equal beginnings: SHA-256 has no known collisions. Another first token changes all
-names.
+Equal hashes mean equal prefixes, because SHA-256 has no known collisions. Another first token
+changes all hashes.
 
-What you have: ``self._block_of_hash``, a dict from a name to the block with that content;
-``self._references`` (per block, how many requests hold it); ``self._evictable``, the strategy that
-knows the cached blocks that nobody holds: ``hit(block)`` tells it that a block was found,
-``remove(block)`` that it is evictable no more.
+What you have: ``self._block_of_hash``, a dict from a hash to the block with that content;
+``self._references``, the number of requests that hold each block; and ``self._evictable``, the
+eviction strategy, which contains the cached blocks that no request holds. ``hit(block)`` tells it
+that a block was found, and ``remove(block)`` that a block is no longer evictable.
 
 What to write: ``extend_block_hashes``, ``MyPool.find_prefix`` and ``MyPool.share``.
 
-How it is checked: names of random texts that begin alike or not; then random requests on the pool.
+How it is checked: hashes of random texts, with and without common prefixes; then random requests on
+the pool.
 
     minimal-vllm learn check prefix-hash
     minimal-vllm learn run prefix-hash
@@ -36,17 +37,18 @@ from minimal_vllm.cache.block_pool import BlockPool
 def extend_block_hashes(
     hashes: list[bytes], token_ids: "array[int]", block_size: int, salt: bytes = b""
 ) -> None:
-    """Append to ``hashes`` the hash of every full block of ``token_ids`` that it lacks.
+    """Append the missing hashes of full blocks to ``hashes``.
 
     Args:
-        hashes: of the first blocks, extended in place; those that it has are not computed again.
-        token_ids: ``array('i')``; a slice of it has ``tobytes()``.
+        hashes: hashes of the first blocks, extended in place. Existing hashes are not computed
+            again.
+        token_ids: an ``array('i')``; slices of it have ``tobytes()``.
         block_size: tokens per block.
-        salt: requests with different salts share nothing.
+        salt: requests with different salts share no blocks.
     """
     raise NotImplementedError(
-        "the parent of the first missing hash is hashes[-1], or sha256(salt).digest(); then hash "
-        "parent + the tokens' bytes for each full block, and append"
+        "the parent of the first missing hash is hashes[-1], or sha256(salt).digest(); for each "
+        "full block, append the hash of the parent + the bytes of the tokens"
     )
 
 
@@ -54,14 +56,14 @@ class MyPool(BlockPool):
     """A block pool with two methods of your own."""
 
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest cached prefix of ``hashes``; takes no reference."""
+        """Return the blocks of the longest cached prefix of ``hashes``; take no references."""
         raise NotImplementedError(
-            "look each hash up in self._block_of_hash, and stop at the first that is not there"
+            "look up each hash in self._block_of_hash, and stop at the first one that is missing"
         )
 
     def share(self, blocks: Sequence[int]) -> None:
-        """Take one more reference on each of these cached blocks."""
+        """Add one reference to each of these cached blocks."""
         raise NotImplementedError(
-            "for each block: tell self._evictable of the hit; if nobody held it, it is evictable "
-            "no more; then count the reference"
+            "for each block: call self._evictable.hit; if no request held it, remove it from "
+            "self._evictable; then add the reference"
         )

@@ -1,9 +1,9 @@
-"""Exercise run-ahead: launch the next step before the last one's tokens are there.
+"""Exercise run-ahead: launch a step before the previous one's tokens arrive.
 
-The idea. The CPU plans a step, the GPU computes it, and each waits for the other in turn. But a
-plan needs no tokens: it counts them. So the next step can be planned, and launched, while the GPU
-is at work; only then are the older one's tokens waited for, and made into text. When the GPU has
-done with a step, it finds the next one already there::
+The idea. The CPU plans a step, the GPU computes it, and each of them waits for the other in turn.
+But planning a step only needs the number of tokens, not the tokens themselves. So the next step can
+be planned and launched while the GPU is busy. Only then does the CPU wait for the tokens of the
+older step, and turn them into text. When the GPU finishes a step, the next one is already queued::
 
     one after the other    CPU  plan 0 ········ text 0, plan 1 ········ text 1, plan 2
                            GPU        ▓step 0▓▓               ▓step 1▓▓
@@ -13,18 +13,18 @@ done with a step, it finds the next one already there::
 
 What you have, in ``self``:
 
-    _runs_ahead                       whether the engine is to do so at all; on a CPU it is not
-    _in_flight                        the steps that were launched and not waited for, a sequence
-    _launch_next()                    plans a step and launches it, unless there is nothing to
-                                      compute; outputs, if it could not be launched
-    _finish_oldest()                  waits for the oldest step in flight; the outputs of its tokens
-    scheduler.needs_pending_tokens()  whether what comes next depends on tokens that nobody knows
-                                      yet: a request with a penalty, say, must see them first
+    _runs_ahead                       whether the engine runs ahead; it does not on a CPU
+    _in_flight                        sequence of the steps that are launched but not waited for
+    _launch_next()                    plans and launches a step, if there are tokens to compute;
+                                      returns outputs if the step could not be launched
+    _finish_oldest()                  waits for the oldest step in flight; returns its outputs
+    scheduler.needs_pending_tokens()  whether the next step depends on tokens that are still being
+                                      computed: a request with a penalty, for example, needs them
 
 What to write: ``step``.
 
-How it is checked: a pretended GPU writes down what is launched and waited for in each call.
-Requests come at random, end unforeseen, and some have penalties.
+How it is checked: a fake GPU records the launches and waits of each call. Requests arrive at
+random, finish unexpectedly, and some of them have penalties.
 
     minimal-vllm learn check run-ahead
 """
@@ -34,17 +34,17 @@ from minimal_vllm.outputs import RequestOutput
 
 
 class MyEngine(Engine):
-    """An engine that lets nobody wait in a way of your own."""
+    """An engine whose ``step`` you write, to keep CPU and GPU busy at the same time."""
 
     def step(self) -> list[RequestOutput]:
-        """Compute some tokens of some requests; the outputs of the step that was waited for.
+        """Launch and finish steps, and return the outputs of the step that was waited for.
 
-        At least one step is in flight then, if there is anything to compute; one more if the
-        engine runs ahead and may. After that the oldest is waited for. So between two calls one
-        step is in flight, or none.
+        Launches a step if none is in flight and there are tokens to compute. Launches one more if
+        the engine runs ahead and does not need pending tokens first. Then waits for the oldest
+        step. So between two calls at most one step is in flight.
         """
         raise NotImplementedError(
-            "if nothing is in flight, launch a step; if the engine runs ahead, something is in "
-            "flight and no pending token is needed, launch another; if anything is in flight, "
-            "finish the oldest; return all outputs"
+            "if no step is in flight, launch one; if the engine runs ahead, a step is in flight "
+            "and no pending tokens are needed, launch another; if any step is in flight, finish "
+            "the oldest; return all outputs"
         )

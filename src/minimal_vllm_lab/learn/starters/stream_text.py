@@ -1,33 +1,34 @@
-"""Exercise stream-text: give out text as it comes, and never take any of it back.
+"""Exercise stream-text: stream text, but hold back possible stop strings.
 
-The idea. A client sees text while it is written. But a *stop string*, before which the text is to
-end, may be spread over several tokens, and whoever has sent the first half of it can't take it
-back. So what may become a stop string waits until the next token says whether it does; and nothing
-else waits, since the client wants to see it now::
+The idea. A client receives text while it is generated. But a *stop string*, before which the text
+ends, may be spread over several tokens, and its first half can't be taken back once it is sent. So
+text that may become part of a stop string is held back until the next token decides. All other text
+is given out at once, because the client is waiting for it::
 
     stop string "END"
     tokens        se    a.    E     N     gli     E     ND
     held back                 E     EN            E
     given out     se    a.                ENgli         … and the text ends: "sea.ENgli"
 
-Half of a character (an emoji is four bytes, which may be two tokens) waits too; that is done:
-``_add`` is called with the new text of each token, "" if it ends within a character.
+Incomplete characters are held back too (an emoji has four bytes, which may be two tokens). This is
+done for you: ``_add`` is called with the new text of each token, which is "" if the token ends
+within a character.
 
 What you have, in ``self``:
 
     _stops                         the stop strings
-    _held_back                     what waits: the end of the text so far
-    _pieces                        what was given out, a list of strings to append to
-    _find_stop(text, num_old)      (where it ends, stop string) of the one that is complete first in
-                                   text, behind its first num_old characters; or None
-    num_tokens                     how many have come, this one included
-    _params.min_tokens             stop strings count only from the token after so many
+    _held_back                     the end of the text, which is not given out yet
+    _pieces                        the text that was given out, a list of strings to append to
+    _find_stop(text, num_old)      (end index, stop string) of the first stop string that is
+                                   complete in text, after its first num_old characters; or None
+    num_tokens                     number of tokens so far, this one included
+    _params.min_tokens             stop strings are ignored for this number of tokens
     _params.include_stop_str_in_output
 
 What to write: ``_num_undecided`` and ``_add``.
 
-How it is checked: random tokens and stop strings that begin alike; after each token, what was given
-out is compared with what is certain.
+How it is checked: random tokens and similar stop strings. After each token, the text that was given
+out is compared with the text that is certain.
 
     minimal-vllm learn check stream-text
 """
@@ -39,21 +40,21 @@ class MyDetokenizer(Detokenizer):
     """A detokenizer with two methods of your own."""
 
     def _add(self, new: str) -> str | None:
-        """Take the text of one more token; the stop string with which all ends, or None.
+        """Add the text of one more token, and return the stop string that ends the text, or None.
 
-        All that is certain goes to ``self._pieces``, the rest to ``self._held_back``. If a stop
-        string is complete, the text ends before it, or behind it if it is to be included, and
-        nothing is held back.
+        Text that is certain goes to ``self._pieces``, the rest to ``self._held_back``. If a stop
+        string is complete, the text ends before it, or after it if it is to be included in the
+        output, and nothing is held back.
         """
         raise NotImplementedError(
-            "text = what was held back + new; if stop strings count already, _find_stop in it, "
-            "behind what was held back; give out what stands before the stop, or else all but the "
-            "last _num_undecided(text) characters"
+            "text = self._held_back + new; once num_tokens exceeds min_tokens, call _find_stop "
+            "with the number of characters that were held back; give out the text before the stop "
+            "string, or, without one, all but the last _num_undecided(text) characters"
         )
 
     def _num_undecided(self, text: str) -> int:
-        """The length of the longest end of the text with which a stop string may begin."""
+        """Return the length of the longest suffix with which a stop string may begin."""
         raise NotImplementedError(
-            "for each length below that of the longest stop string, the greatest first: does a "
-            "stop string start with so many last characters of the text?"
+            "for each length below that of the longest stop string, longest first: does a stop "
+            "string start with the last characters of the text?"
         )

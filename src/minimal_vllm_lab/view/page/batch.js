@@ -1,49 +1,49 @@
-// The batch: a column for each step, a row for each request.
+// Draw the batch: one column per step, one row per request.
 
 import { firstFrom } from "./digest.js";
-import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
+import { colorOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 
-const LABELS = 56; // pixels for the names of the rows
-const BUDGET = 54; // pixels for the bars of the token budget
-const AXIS = 18;
-const MAX_ROWS = 400; // pixels for all rows, as long as each has one
-const MIN_ROW = 4; // rows of fewer pixels are nothing but colours, written into an image
+const LABELS = 56; // width of the row labels, in pixels
+const BUDGET = 54; // height of the token budget's bars, in pixels
+const AXIS = 18; // height of the step numbers, in pixels
+const MAX_ROWS = 400; // maximum height of all rows in pixels, unless that is less than one per row
+const MIN_ROW = 4; // rows of fewer pixels are drawn as lines of an image
 
 export class BatchView {
-  /** @param onSeek called with a step, onSelect with an arrival number, which getSelected gives */
+  /** @param onSeek called with a step; onSelect with an arrival number; getSelected returns the selected arrival number */
   constructor(canvas, { onSeek, onSelect, onHover, getSelected }) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
     this.rows = [];
     this.dense = document.createElement("canvas");
     canvas.addEventListener("click", (event) => {
-      const { step, row } = this.placeAt(event);
+      const { step, row } = this.cellAt(event);
       if (row) onSelect(row.arrival);
       if (event.offsetX > LABELS && step !== null) onSeek(step);
     });
-    canvas.addEventListener("pointermove", (event) => onHover(this.placeAt(event), event));
+    canvas.addEventListener("pointermove", (event) => onHover(this.cellAt(event), event));
     canvas.addEventListener("pointerleave", () => onHover(null));
     canvas.addEventListener("keydown", (event) => this.onKey(event, getSelected(), onSelect));
   }
 
-  /** Up and down go to the next row of those whose requests are there at the present step. */
+  /** Up and down select the next request that waits or runs at the current step. */
   onKey(event, selected, onSelect) {
     const move = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!move) return;
     event.preventDefault();
-    const present = this.rows.filter((row) => isThere(row, this.cursor))
+    const present = this.rows.filter((row) => isActive(row, this.cursor))
       .sort((one, other) => one.lane - other.lane);
     const chosen = present.findIndex((row) => row.arrival === selected);
     const next = present[chosen < 0 ? 0 : chosen + move];
     if (next) onSelect(next.arrival);
   }
 
-  placeAt({ offsetX, offsetY }) {
+  cellAt({ offsetX, offsetY }) {
     const step = this.first + Math.floor((offsetX - LABELS) / this.columnWidth);
     const lane = Math.floor((offsetY - BUDGET) / this.rowHeight);
     const row = offsetX < LABELS
       ? this.rows.findLast((each) => each.lane === lane && each.from <= this.cursor)
-      : this.rows.find((each) => each.lane === lane && isThere(each, step));
+      : this.rows.find((each) => each.lane === lane && isActive(each, step));
     return { step: step >= this.first && step <= this.last ? step : null, row };
   }
 
@@ -58,7 +58,7 @@ export class BatchView {
     this.drawCursor(step);
   }
 
-  /** Which steps and rows are in sight: the present at the right, unless one went back. */
+  /** Choose the visible steps and rows: the newest step is at the right, unless the user went back. */
   layOut(digest, step) {
     const width = widthOf(this.canvas.parentElement);
     const lanes = Math.max(digest.lanes.length, 4);
@@ -91,9 +91,9 @@ export class BatchView {
       if (!column) break;
       let top = base;
       context.globalAlpha = each > step ? 0.25 : 1;
-      for (const [kind, colour] of [["decode", theme.ink], ["prompt", theme.accent], ["again", theme.alarm]]) {
+      for (const [kind, color] of [["decode", theme.ink], ["prompt", theme.accent], ["again", theme.alarm]]) {
         const height = column[kind] * scale;
-        context.fillStyle = colour;
+        context.fillStyle = color;
         context.fillRect(this.x(each) + 1, top - height, columnWidth - 2, height);
         top -= height;
       }
@@ -116,7 +116,7 @@ export class BatchView {
     for (let i = firstFrom(row.cells, this.first); i < row.cells.length; i += 1) {
       const cell = row.cells[i];
       if (cell.step > this.last) break;
-      let last = cell.step; // where columns are narrow, what is alike is drawn as one
+      let last = cell.step; // in narrow columns, a run of decodes is drawn as one cell
       while (columnWidth < 12 && isSame(cell, row.cells[i + 1], last, step)) {
         i += 1;
         last += 1;
@@ -127,13 +127,13 @@ export class BatchView {
     if (row.until <= this.last && row.until >= this.first && row.until <= step) {
       context.globalAlpha = alpha(row.until);
       const isBad = row.reason === "abort" || row.reason === "error";
-      context.fillStyle = isBad ? theme.alarm : colourOf(row.arrival, "bright");
+      context.fillStyle = isBad ? theme.alarm : colorOf(row.arrival, "bright");
       context.fillRect(this.x(row.until + 1) - 3, top + 1, 3, Math.max(rowHeight - 2, 1));
     }
     context.globalAlpha = 1;
   }
 
-  /** Very many rows: a pixel for each step of each, in an image that is then stretched. Prompts stand out. */
+  /** Draw many rows as an image with one pixel per step, which is then stretched. Prompts are bright. */
   drawDense(step, selected) {
     const image = new ImageData(this.last - this.first + 1, this.numLanes);
     const words = new Uint32Array(image.data.buffer);
@@ -141,7 +141,7 @@ export class BatchView {
     for (const row of this.rows) {
       const start = row.lane * image.width - this.first;
       const fades = selected !== null && selected !== row.arrival;
-      const [bright, full, pale] = ["bright", "full", "pale"].map((each) => wordOf(colourOf(row.arrival, each)));
+      const [bright, full, pale] = ["bright", "full", "pale"].map((each) => wordOf(colorOf(row.arrival, each)));
       const until = Math.min(row.until, this.last, step);
       words.fill(waiting, start + Math.max(row.from, this.first), start + until + 1);
       for (let i = firstFrom(row.cells, this.first); i < row.cells.length; i += 1) {
@@ -158,7 +158,7 @@ export class BatchView {
     this.context.drawImage(this.dense, LABELS, BUDGET, image.width * this.columnWidth, image.height * this.rowHeight);
   }
 
-  /** What lies under all else: a dotted line for as long as the request is there. */
+  /** Draw a dotted line from the arrival of a request to its end; cells are drawn over it. */
   drawWaiting(row, step, middle, alpha) {
     const { context } = this;
     const from = Math.max(this.x(row.from), LABELS);
@@ -183,7 +183,7 @@ export class BatchView {
       return;
     }
     context.clearRect(x, top, width, height);
-    context.fillStyle = colourOf(row.arrival);
+    context.fillStyle = colorOf(row.arrival);
     if (cell.kind === "decode") {
       const size = Math.max(height * 0.36, 1);
       context.fillRect(x + 1, top + (height - size) / 2, width - 2, size);
@@ -191,8 +191,8 @@ export class BatchView {
     }
     context.fillRect(x + 1, top + pad, width - 2, height - 2 * pad);
     if (cell.kind === "again") this.hatch(x + 1, top + pad, width - 2, height - 2 * pad);
-    if (cell.cached > 0) { // what came from the cache: a pale edge before it
-      context.fillStyle = colourOf(row.arrival, "pale");
+    if (cell.cached > 0) { // a pale edge stands for the cached prefix
+      context.fillStyle = colorOf(row.arrival, "pale");
       context.fillRect(x + 1, top + pad, width * 0.3, height - 2 * pad);
     }
     if (width >= 18 && height >= 14) {
@@ -229,8 +229,8 @@ export class BatchView {
     context.textAlign = "right";
     context.textBaseline = "middle";
     for (const row of this.rows) {
-      if (!isThere(row, step)) continue;
-      context.fillStyle = selected === null || selected === row.arrival ? colourOf(row.arrival, "bright") : theme.muted;
+      if (!isActive(row, step)) continue;
+      context.fillStyle = selected === null || selected === row.arrival ? colorOf(row.arrival, "bright") : theme.muted;
       context.fillText(`#${row.arrival}`, LABELS - 6, this.y(row.lane) + rowHeight / 2);
     }
   }
@@ -256,10 +256,10 @@ export class BatchView {
   }
 }
 
-/** Whether the row's request waits or runs in this step. */
-function isThere(row, step) { return row.from <= step && row.until >= step; }
+/** Return whether the row's request waits or runs in this step. */
+function isActive(row, step) { return row.from <= step && row.until >= step; }
 
-/** Whether the next cell continues a run of single tokens, on the same side of the present. */
+/** Return whether the next cell continues a run of decodes, on the same side of the current step. */
 function isSame(cell, next, last, step) {
   return cell.kind === "decode" && next?.kind === "decode" && next.step === last + 1
     && (next.step > step) === (cell.step > step);

@@ -1,15 +1,15 @@
-// The numbers, as small charts of the last steps.
+// Small charts of the last steps.
 
 import { fitCanvas, theme, widthOf } from "./theme.js";
 
-const STEPS = 240; // at most
-const FEWEST = 60; // so many have room at least, so that the first ones don't fill the chart
-const HEIGHT = 46;
+const MAX_STEPS = 240;
+const MIN_STEPS = 60; // minimum width of a chart in steps, so that the first steps don't fill it
+const HEIGHT = 46; // pixels
 
 const percent = (value) => `${(100 * value).toFixed(0)} %`;
 const duration = (seconds) => (seconds < 1 ? `${(1000 * seconds).toFixed(0)} ms` : `${seconds.toFixed(1)} s`);
 
-/** id in the page -> what to draw of a column (null: nothing), and how to write the last value. */
+/** Element id -> the value to draw for a column (null: none), and how to format the last value. */
 const CHARTS = {
   throughput: { value: (c) => c.throughput, text: (v) => `${v.toFixed(0)} /s` },
   ttft: { value: (c) => c.ttft, text: duration, dots: true },
@@ -22,8 +22,8 @@ const CHARTS = {
 export class Charts {
   draw(digest, step) {
     const end = Math.max(step + 1 - digest.firstStep, 0);
-    const columns = digest.columns.slice(Math.max(end - STEPS, 0), end);
-    this.room = Math.max(columns.length, FEWEST);
+    const columns = digest.columns.slice(Math.max(end - MAX_STEPS, 0), end);
+    this.numSteps = Math.max(columns.length, MIN_STEPS);
     for (const [id, chart] of Object.entries(CHARTS)) this.drawChart(id, chart, columns);
     this.drawBlocks(columns);
   }
@@ -56,10 +56,10 @@ export class Charts {
     return { context, width };
   }
 
-  x(index, count, width) { return width - (count - index - 0.5) * (width / this.room); }
+  x(index, count, width) { return width - (count - index - 0.5) * (width / this.numSteps); }
 
-  line(context, values, top, width, colour) {
-    context.strokeStyle = colour;
+  line(context, values, top, width, color) {
+    context.strokeStyle = color;
     context.lineWidth = 1.5;
     context.beginPath();
     values.forEach((value, index) => {
@@ -80,19 +80,19 @@ export class Charts {
 
   y(value, top) { return HEIGHT - 2 - (HEIGHT - 6) * Math.min(value / top, 1); }
 
-  /** The states of all blocks, stacked. */
+  /** Draw the number of blocks in each state, stacked. */
   drawBlocks(columns) {
     const { context, width } = this.prepare("blocks");
     const last = columns.at(-1);
     const held = last ? last.referenced + last.shared : 0;
     document.getElementById("blocks-value").textContent = last ? `${held} + ${last.cached}` : "–";
-    const step = width / this.room;
+    const step = width / this.numSteps;
     columns.forEach((column, index) => {
       const total = column.free + column.cached + column.referenced + column.shared;
       let y = HEIGHT - 1;
-      for (const [kind, colour] of [["shared", theme.ink], ["referenced", theme.accent], ["cached", theme.cached]]) {
+      for (const [kind, color] of [["shared", theme.ink], ["referenced", theme.accent], ["cached", theme.cached]]) {
         const height = (column[kind] / total) * (HEIGHT - 4);
-        context.fillStyle = colour;
+        context.fillStyle = color;
         context.fillRect(this.x(index, columns.length, width) - step / 2, y - height, step + 0.5, height);
         y -= height;
       }

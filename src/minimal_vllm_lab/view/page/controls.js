@@ -1,4 +1,4 @@
-// Buttons, keys and forms.
+// Handle buttons, keys and forms.
 
 import { headers, post } from "./feed.js";
 import { toggleTheme } from "./theme.js";
@@ -6,13 +6,13 @@ import { toggleTheme } from "./theme.js";
 const $ = (id) => document.getElementById(id);
 const TRAFFIC = ["requests_per_100_steps", "prompt_tokens", "output_tokens", "shared_prefix_tokens"];
 
-/** What is there already costs no new layout. */
+/** Set an element's text; an unchanged text causes no layout. */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 export class Controls {
-  /** @param onSent called with the id of a request that was sent, onTheme when the theme changed */
+  /** @param onSent called with the id of each request that is sent; onTheme when the theme changes; onClear to clear the selection */
   constructor(player, { onSent, onTheme, onClear }) {
     this.player = player;
     this.onSent = onSent;
@@ -49,7 +49,7 @@ export class Controls {
       if (event.key === "Escape") event.target.blur();
       return;
     }
-    if (event.target.matches(".traffic input") && event.key.startsWith("Arrow")) return; // they move it
+    if (event.target.matches(".traffic input") && event.key.startsWith("Arrow")) return; // arrow keys move the slider
     const keys = { " ": "play", ArrowRight: "step", ArrowLeft: "back", p: "preemption", e: "eviction",
                    l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
                    "/": "prompt" };
@@ -62,17 +62,17 @@ export class Controls {
 
   run(name) { return this.attempt(this.actions[name]()); }
 
-  /** Say so if something was refused. */
+  /** Wait for a promise, and show its error message if it is rejected. */
   async attempt(promise) {
     try {
       await promise;
-      this.say("");
+      this.showMessage("");
     } catch (error) {
-      this.say(error.message);
+      this.showMessage(error.message);
     }
   }
 
-  say(message) {
+  showMessage(message) {
     $("message").textContent = message;
     $("message").hidden = message === "";
   }
@@ -83,7 +83,7 @@ export class Controls {
     return next === undefined ? undefined : this.player.setSpeed(next);
   }
 
-  // ---- what the page shows of them ------------------------------------------------------------
+  // ---- drawing --------------------------------------------------------------------------------
 
   draw() {
     const { player } = this;
@@ -109,22 +109,22 @@ export class Controls {
       .reduce((best, each) => (Math.abs(Math.log(each / wanted)) < Math.abs(Math.log(best / wanted)) ? each : best));
   }
 
-  // ---- a prompt of one's own ------------------------------------------------------------------
+  // ---- the user's prompt ----------------------------------------------------------------------
 
   async send(event) {
     event.preventDefault();
     const prompt = $("prompt").value || $("prompt").placeholder;
     const name = `you-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
     $("prompt").value = "";
-    $("prompt").blur(); // keys are for what there is to see now
-    this.say("");
-    this.player.goLive(); // it is not in the past
+    $("prompt").blur(); // keys control the page again
+    this.showMessage("");
+    this.player.goLive(); // the new request exists only in the present
     this.onSent(name);
     try {
       await post("/v1/completions", { prompt, request_id: name, max_tokens: Number($("max-tokens").value) });
     } catch (error) {
-      this.say(error.message);
-      $("prompt").value ||= prompt; // to be mended
+      this.showMessage(error.message);
+      $("prompt").value ||= prompt; // so that the user can correct it
     }
   }
 
@@ -147,7 +147,7 @@ export class Controls {
   }
 }
 
-/** Ask for the server's key, and begin anew. */
+/** Ask for the server's API key, and reload the page. */
 export function askForKey() {
   const dialog = $("key-dialog");
   dialog.querySelector("form").addEventListener("submit", () => {

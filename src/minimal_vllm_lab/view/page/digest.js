@@ -1,22 +1,22 @@
-// What the charts and the batch's timeline show: one column for each step, made as it comes.
+// The data of the charts and of the batch: one column per step and one row per request.
 
-const SECONDS = 2; // the window of throughput
-const LANE_GAP = 2; // steps for which a lane stays empty after a request has ended
+const SECONDS = 2; // time window of the throughput
+const LANE_GAP = 2; // number of steps for which a lane stays empty after a request has ended
 
 export class Digest {
   constructor() {
-    this.columns = []; // one for each step; the numbers of the charts
-    this.rows = []; // one for each request, in the order of arrival
-    this.rowOf = new Map(); // id -> row, of those that have not ended
-    this.lanes = []; // lane -> the step from which it is free; Infinity: taken
+    this.columns = []; // one per step: the values of the charts
+    this.rows = []; // one per request, in order of arrival
+    this.rowOf = new Map(); // id -> row, of requests that have not ended
+    this.lanes = []; // lane -> the first step at which it is free; Infinity: in use
   }
 
   get firstStep() { return this.columns.length ? this.columns[0].step : 0; }
 
-  /** The column of a step, if it is known. */
+  /** Return the column of a step, or undefined. */
   column(step) { return this.columns[step - this.firstStep]; }
 
-  /** Take in a record that has just been applied to `state`. */
+  /** Add a record that has just been applied to `state`. */
   take(record, state) {
     switch (record.kind) {
       case "request": return this.addRow(record, state.step + 1);
@@ -26,7 +26,7 @@ export class Digest {
     }
   }
 
-  /** Begin with the requests of a snapshot. */
+  /** Add the requests of a snapshot. */
   begin(state) {
     for (const r of state.requests.values()) {
       this.addRow({ request_id: r.id, arrival: r.arrival, arrived: null,
@@ -42,12 +42,12 @@ export class Digest {
       arrived: record.arrived,
       numPrompt: record.prompt_token_ids.length,
       lane: this.takeLane(step),
-      from: step, // the first column in which it is there
-      until: Infinity, // the last one
+      from: step, // its first column
+      until: Infinity, // its last column
       reason: null,
       cells: [], // {step, kind, count, cached}, in order
-      reached: 0, // how far it was ever computed
-      lastToken: null, // when its last token came
+      reached: 0, // highest number of computed tokens so far
+      lastToken: null, // time of its last token
     };
     this.rows.push(row);
     this.rowOf.set(row.id, row);
@@ -97,7 +97,7 @@ export class Digest {
 
   addCell(entry, column, latencies, blockSize) {
     const row = this.rowOf.get(entry.request_id);
-    if (!row) return; // it ended while the step ran
+    if (!row) return; // the request was aborted while the step ran
     const end = entry.start + entry.num_tokens;
     const kind = end <= row.reached ? "again" : entry.start >= row.numPrompt ? "decode" : "prompt";
     row.reached = Math.max(row.reached, end);
@@ -118,7 +118,7 @@ export class Digest {
     row.lastToken = column.time;
   }
 
-  /** Tokens sampled a second, over the last seconds. */
+  /** Return the tokens sampled per second, over the last seconds. */
   throughput() {
     const last = this.columns.at(-1);
     let sampled = 0;
@@ -128,7 +128,7 @@ export class Digest {
     return seconds > 0 ? sampled / seconds : 0;
   }
 
-  /** Forget what is older than a step. */
+  /** Drop all data before a step. */
   dropBefore(step) {
     const keep = this.columns.findIndex((column) => column.step >= step);
     if (keep > 0) this.columns.splice(0, keep);
@@ -139,7 +139,7 @@ export class Digest {
 
 const mean = (values) => (values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : null);
 
-/** The index of the first cell at a step or after it. */
+/** Return the index of the first cell at or after a step. */
 export function firstFrom(cells, step) {
   let [low, high] = [0, cells.length];
   while (low < high) {

@@ -1,8 +1,8 @@
-// Elements of the page that are made while it runs.
+// Create and reuse elements of the page.
 
-import { colourOf } from "./theme.js";
+import { colorOf } from "./theme.js";
 
-/** An element with text or children in it. */
+/** Create an element with children, each an element or a text. */
 export function make(tag, className, ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -10,16 +10,16 @@ export function make(tag, className, ...children) {
   return element;
 }
 
-/** A request's name in its colour, which selects it. */
+/** Create a button that shows a request's number in its color and selects the request. */
 export function chip(arrival, note = "") {
   const button = make("button", "chip", `#${arrival}${note}`);
   button.dataset.arrival = arrival;
-  button.style.setProperty("--colour", colourOf(arrival));
-  button.style.setProperty("--pale", colourOf(arrival, "pale"));
+  button.style.setProperty("--color", colorOf(arrival));
+  button.style.setProperty("--pale", colorOf(arrival, "pale"));
   return button;
 }
 
-/** Give an element these children; those that are where they should be, less the others, are left alone. */
+/** Set the children of an element; children that are already in position are not touched. */
 export function setChildren(element, children) {
   const wanted = new Set(children);
   for (const child of [...element.childNodes]) if (!wanted.has(child)) child.remove();
@@ -30,22 +30,22 @@ export function setChildren(element, children) {
 }
 
 /**
- * Elements by what they say. Who says the same as in the last drawing stays the same element: a new
- * one would lose the focus, and a click whose button is still down.
+ * A cache of elements by their content. An element whose content has not changed since the last
+ * drawing is reused: a new element would lose the focus, or a click during which the mouse is down.
  */
-export class Kept {
+export class ElementCache {
   constructor() {
     this.last = new Map();
     this.now = new Map();
   }
 
-  /** The element that says `key`, made if the last drawing had none. */
+  /** Return the element for `key` from the last drawing, or build it. */
   get(key, build) {
     const element = this.last.get(key) ?? build();
     this.now.set(key, element);
     return element;
   }
 
-  /** The drawing is done: what it did not ask for is forgotten. */
-  turn() { [this.last, this.now] = [this.now, new Map()]; }
+  /** End a drawing: drop all elements that it did not use. */
+  endDrawing() { [this.last, this.now] = [this.now, new Map()]; }
 }

@@ -1,24 +1,25 @@
-// The lines of a trace, live or recorded, from the server: server-sent events, read by hand so that
-// they can be asked for with a key.
+// Receive the lines of a trace, live or recorded, from the server. They are server-sent events, read
+// with fetch because EventSource can't send an API key.
 
 const RETRY_MS = 1000;
 
-export class RefusedError extends Error {}
+/** The server requires an API key, or did not accept it. */
+export class UnauthorizedError extends Error {}
 
-/** Headers for whatever is asked of the server. */
+/** Return the headers of all requests to the server. */
 export function headers() {
   const key = sessionStorage.getItem("minimal-vllm-key");
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** Call `onLine` with each line, for ever; `onBreak` when the connection is lost. */
+/** Call `onLine` with each line until the trace is complete; `onBreak` when the connection is lost. */
 export async function follow(onLine, onBreak) {
   for (;;) {
     let ended = false;
     try {
       ended = await readAll(onLine);
     } catch (error) {
-      if (error instanceof RefusedError) throw error;
+      if (error instanceof UnauthorizedError) throw error;
     }
     if (ended) return;
     onBreak();
@@ -26,10 +27,10 @@ export async function follow(onLine, onBreak) {
   }
 }
 
-/** Whether the trace was complete; false: the connection ended before it. */
+/** Read one connection to its end. Return true if the trace is complete, false if the connection was lost. */
 async function readAll(onLine) {
   const response = await fetch("/view/events", { headers: headers() });
-  if (response.status === 401) throw new RefusedError();
+  if (response.status === 401) throw new UnauthorizedError();
   if (!response.ok) return false;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -46,7 +47,7 @@ async function readAll(onLine) {
   }
 }
 
-/** Ask the server for something; the reason if it is refused. */
+/** Send a request to the server. Throws an error with the server's message if it is rejected. */
 export async function post(path, body) {
   const response = await fetch(path, {
     method: "POST",

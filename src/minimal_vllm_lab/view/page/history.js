@@ -1,9 +1,9 @@
-// All records so far, and the state at any moment of them: keyframes, and steps from the last one.
+// All records so far, and the state at any moment: from the last keyframe, records are applied again.
 
 import { EngineState } from "./state.js";
 
-const MAX_ENTRIES = 1_000_000; // of a live engine's records, each counted as one more; a trace is kept whole
-const BLOCKS_PER_STEP = 200; // how many blocks may be copied for a keyframe, per step between two
+const MAX_ENTRIES = 1_000_000; // maximum size of a live history (see sizeOf); a trace is kept whole
+const BLOCKS_PER_STEP = 200; // maximum number of blocks to copy for keyframes, per record on average
 
 export class History {
   /** @param base the state before the first record */
@@ -14,11 +14,11 @@ export class History {
     this.keyframes = [{ position: 0, state: base.clone() }];
     this.spacing = Math.max(64, Math.ceil(base.facts.num_blocks / BLOCKS_PER_STEP));
     this.numEntries = 0;
-    this.dropped = 0; // records that are not kept any more: positions count them too
-    this.past = null; // the state that was last asked for, if it is not the head
+    this.dropped = 0; // number of dropped records; positions include them
+    this.past = null; // position and state of the last call of `at`, if it was not the head
   }
 
-  /** A position is a number of records: the state after so many. */
+  /** The position after the last record. A position is a number of records. */
   get end() { return this.dropped + this.records.length; }
 
   get start() { return this.keyframes[0].position; }
@@ -41,12 +41,12 @@ export class History {
     const count = this.start - this.dropped;
     for (const record of this.records.splice(0, count)) this.numEntries -= sizeOf(record);
     this.dropped += count;
-    if (this.past?.position < this.start) this.past = null; // it can't be stepped on from there
+    if (this.past?.position < this.start) this.past = null; // the records after it are dropped
   }
 
   record(position) { return this.records[position - this.dropped]; }
 
-  /** The state after `position` records. Not to be changed. */
+  /** Return the state after `position` records. The caller must not change it. */
   at(position) {
     if (position >= this.end) {
       this.past = null;
@@ -62,7 +62,7 @@ export class History {
     return this.past.state;
   }
 
-  /** The position right after the next step from `position` that `matches`; null if there is none. */
+  /** Return the position after the next step that `matches`, starting at `position`; null if there is none. */
   nextStep(position, matches = () => true) {
     for (let i = position; i < this.end; i += 1) {
       const record = this.record(i);
@@ -71,7 +71,7 @@ export class History {
     return null;
   }
 
-  /** The position right after the step before the one that `position` is at, or the start. */
+  /** Return the position after the previous step, or the start. */
   previousStep(position) {
     let passed = 0;
     for (let i = position - 1; i >= this.start; i -= 1) {
@@ -82,7 +82,7 @@ export class History {
     return this.start;
   }
 
-  /** The position right after a step, by its number; the nearest that is kept. */
+  /** Return the position after the step of this number, or the nearest one that is kept. */
   afterStep(step) {
     for (let i = this.end - 1; i >= this.start; i -= 1) {
       const record = this.record(i);
@@ -92,6 +92,7 @@ export class History {
   }
 }
 
+/** The size of a record: one, plus one per scheduled request. */
 const sizeOf = (record) => 1 + (record.scheduled?.length ?? 0);
 
 export function startState(facts, snapshot) {

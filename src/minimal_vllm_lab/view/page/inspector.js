@@ -1,43 +1,43 @@
-// One request or one block from near: its text, block by block, and where each is.
+// Show one request or one block in detail: its text, its blocks, and their hashes.
 
-import { chip, Kept, make, setChildren } from "./elements.js";
+import { chip, ElementCache, make, setChildren } from "./elements.js";
 import { CACHED, FREE } from "./state.js";
-import { colourOf } from "./theme.js";
+import { colorOf } from "./theme.js";
 
 const MAX_ROWS = 64;
 const KINDS = ["free", "cached", "referenced", "shared"];
 
 export class Inspector {
-  /** @param mine arrival numbers of the requests from this page */
+  /** @param mine arrival numbers of the requests sent from this page */
   constructor(element, texts, mine) {
     this.element = element;
     this.texts = texts;
     this.mine = mine;
-    this.kept = new Kept();
+    this.cache = new ElementCache();
   }
 
   /** @param selection {arrival, block}, either of which may be null */
   draw(state, { arrival, block }) {
     const request = arrival === null ? null : state.byArrival(arrival);
-    const parts = [];
-    if (block !== null) parts.push(this.blockCard(state, block));
-    if (request) parts.push(...this.requestParts(state, request, block));
-    else if (arrival !== null) parts.push(make("p", "hint", `#${arrival} is not there at this step.`));
-    else if (block === null) parts.push(make("p", "hint", "Select a block of the pool or a row of the batch, or send a prompt of your own and follow it."));
-    setChildren(this.element, parts);
-    this.kept.turn();
+    const elements = [];
+    if (block !== null) elements.push(this.blockCard(state, block));
+    if (request) elements.push(...this.requestElements(state, request, block));
+    else if (arrival !== null) elements.push(make("p", "hint", `#${arrival} does not exist at this step.`));
+    else if (block === null) elements.push(make("p", "hint", "Select a block of the pool or a row of the batch, or send your own prompt and follow it."));
+    setChildren(this.element, elements);
+    this.cache.endDrawing();
   }
 
   // ---- a request ------------------------------------------------------------------------------
 
-  requestParts(state, request, block) {
+  requestElements(state, request, block) {
     const rows = this.blockRows(state, request, block);
     return [this.title(request), this.summary(request), this.counter(request), this.headings(request), ...rows];
   }
 
   title({ arrival, id }) {
     const name = this.mine.has(arrival) ? "your prompt" : id;
-    return this.kept.get(["title", arrival, name, colourOf(arrival)].join(" "),
+    return this.cache.get(["title", arrival, name, colorOf(arrival)].join(" "),
                          () => make("h3", "", chip(arrival), ` ${name}`));
   }
 
@@ -56,24 +56,24 @@ export class Inspector {
     return request.params.max_tokens ? ` of at most ${request.params.max_tokens}` : "";
   }
 
-  /** The one idea: a list of tokens, and a counter that catches up with it. */
+  /** A bar for the number of computed tokens, which catches up with the number of tokens. */
   counter(request) {
     const bar = make("div", "counter");
     const share = (count) => `${(100 * count) / request.numTokens}%`;
     const done = make("div", "done");
     done.style.width = share(request.computed);
-    done.style.background = colourOf(request.arrival);
+    done.style.background = colorOf(request.arrival);
     const mark = make("div", "mark");
     mark.style.left = share(request.numPrompt);
     mark.title = "end of the prompt";
     bar.append(done, mark);
     return make("div", "", bar, make("p", "summary",
-      `computed ${request.computed} of its ${request.numTokens} tokens`));
+      `${request.computed} of ${request.numTokens} tokens computed`));
   }
 
   headings(request) {
     const count = this.tableOf(request).length;
-    const note = request.status === "finished" ? "its blocks were given back" : `${count} block${count === 1 ? "" : "s"}`;
+    const note = request.status === "finished" ? "released" : `${count} block${count === 1 ? "" : "s"}`;
     return make("p", "headings", `Block table, logical → physical (${note})`);
   }
 
@@ -86,19 +86,19 @@ export class Inspector {
     const first = Math.max(0, Math.ceil(request.numTokens / size) - MAX_ROWS);
     return Array.from({ length: count }, (_, i) => {
       const index = first + i;
-      const place = [state, request, index, table[index], table[index] === selected];
-      return this.kept.get(this.rowKey(...place), () => this.blockRow(...place));
+      const row = [state, request, index, table[index], table[index] === selected];
+      return this.cache.get(this.rowKey(...row), () => this.blockRow(...row));
     });
   }
 
-  /** All that a row of the block table depends on. */
+  /** Return a key of everything that a row of the block table shows. */
   rowKey(state, request, index, block, isSelected) {
     const end = (index + 1) * state.facts.block_size;
     const isShared = block !== undefined && state.references[block] > 1;
     const owners = isShared ? state.ownersOf(block).map((each) => each.arrival) : [];
     return ["row", request.arrival, index, block, isSelected, request.status, request.hashes[index],
             Math.min(request.computed, end), Math.min(request.numTokens, end), owners,
-            colourOf(request.arrival)].join(" ");
+            colorOf(request.arrival)].join(" ");
   }
 
   blockRow(state, request, index, block, isSelected) {
@@ -121,7 +121,7 @@ export class Inspector {
     if (block === undefined) return make("span", "physical none", "–");
     const cell = make("button", "physical", String(block));
     cell.dataset.block = block;
-    cell.style.setProperty("--colour", colourOf(request.arrival));
+    cell.style.setProperty("--color", colorOf(request.arrival));
     return cell;
   }
 
@@ -137,12 +137,12 @@ export class Inspector {
     return span;
   }
 
-  /** A full block's name: the hash of its tokens and of the hash before it. */
+  /** The hash of a full block: of its tokens and the hash of the block before it. */
   hash(request, index) {
     const hash = request.hashes[index];
     const label = make("span", "hash", hash ? `${index ? "↑ " : ""}${hash.slice(0, 6)}` : "");
-    const parent = index ? `the hash before it, ${request.hashes[index - 1]?.slice(0, 6)}, and` : "";
-    if (hash) label.title = `SHA-256 of ${parent} its tokens: ${hash}`;
+    const parent = index ? `the hash of the block before it, ${request.hashes[index - 1]?.slice(0, 6)}, and ` : "";
+    if (hash) label.title = `SHA-256 of ${parent}its tokens: ${hash}`;
     return label;
   }
 
@@ -153,10 +153,10 @@ export class Inspector {
     const owners = state.ownersOf(block).slice(0, 12).map((each) => each.arrival);
     const story = this.story(state, block, kind);
     const content = [state.owner[block], state.offset[block], state.fill[block]];
-    const key = ["card", block, kind, owners, owners.map((each) => colourOf(each)), story, content].join(" ");
-    return this.kept.get(key, () => {
+    const key = ["card", block, kind, owners, owners.map((each) => colorOf(each)), story, content].join(" ");
+    return this.cache.get(key, () => {
       const card = make("div", "block-card", make("h3", "", `Block ${block}: ${KINDS[kind]}`));
-      if (owners.length) card.append(make("p", "summary", "in the table of ", ...owners.map((each) => chip(each))));
+      if (owners.length) card.append(make("p", "summary", "held by ", ...owners.map((each) => chip(each))));
       card.append(make("p", "summary", story));
       if (kind !== FREE) card.append(this.contents(state, block));
       return card;
@@ -166,19 +166,18 @@ export class Inspector {
   story(state, block, kind) {
     const fill = `${state.fill[block]} of ${state.facts.block_size} slots filled`;
     const hash = state.hashes[block];
-    const name = hash ? `findable as ${hash.slice(0, 6)}` : "not findable: it is not full";
-    if (kind === FREE) return "Nobody has it, and nothing in it can be found.";
-    if (kind !== CACHED) return `${fill}, ${name}.`;
-    const place = state.numEvictedBefore(block);
-    return `Nobody references it since step ${state.releasedStep[block]}, but its content can still be found as `
-      + `${hash.slice(0, 6)}. It will be evicted ${place ? `after ${place} other${place > 1 ? "s" : ""}` : "next"}, `
-      + "once no block is free.";
+    const name = hash ? `can be found by its hash ${hash.slice(0, 6)}` : "has no hash, because it is not full";
+    if (kind === FREE) return "No request holds it, and its content is not cached.";
+    if (kind !== CACHED) return `${fill}; ${name}.`;
+    const rank = state.numEvictedBefore(block);
+    return `No request has held it since step ${state.releasedStep[block]}, but it can still be found by its hash `
+      + `${hash.slice(0, 6)}. When no block is free, it will be evicted ${rank ? `after ${rank} other${rank > 1 ? "s" : ""}` : "next"}.`;
   }
 
   contents(state, block) {
     const text = make("p", "text");
     const tokens = state.tokens[block];
-    if (!tokens) return make("p", "hint", "Written before this page was opened.");
+    if (!tokens) return make("p", "hint", "Its tokens were written before this page was opened.");
     for (let i = 0; i < state.fill[block]; i += 1) text.append(this.token(tokens[state.offset[block] + i], "prompt"));
     return text;
   }

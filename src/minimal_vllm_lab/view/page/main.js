@@ -1,10 +1,10 @@
-// Puts the page together: lines come in, a moment is chosen, and all panels show it.
+// The page: receives lines, keeps the selected moment, and draws all panels.
 
 import { BatchView } from "./batch.js";
 import { Charts } from "./charts.js";
 import { askForKey, Controls } from "./controls.js";
 import { Digest } from "./digest.js";
-import { follow, RefusedError } from "./feed.js";
+import { follow, UnauthorizedError } from "./feed.js";
 import { History, startState } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { narrate, narrateCell } from "./narrate.js";
@@ -15,19 +15,19 @@ import { loadTheme, watchSystemTheme } from "./theme.js";
 import { showTip } from "./tip.js";
 
 const $ = (id) => document.getElementById(id);
-const WORDS_MS = 100; // texts and charts change no more often: most of the time is the pool's
-const MANY_ROWS = 100; // … and so does a batch that is larger than this
+const WORDS_MS = 100; // minimum time between drawings of texts and charts, which leaves time for the pool
+const MANY_ROWS = 100; // a batch with more rows is drawn as seldom as texts and charts
 const NOTHING = { arrival: null, block: null };
 
 class View {
   constructor() {
     this.texts = new Map(); // token id -> its text
     this.selection = NOTHING;
-    this.isShown = false; // whether what is selected was chosen here, and not by the user
-    this.pointed = NOTHING; // what is under the pointer
-    this.isNear = false; // whether that is the inspector's own
-    this.sent = new Set(); // ids of requests from this page
-    this.mine = new Set(); // … and their arrival numbers
+    this.isAutomatic = false; // whether the page made the selection, and not the user
+    this.pointed = NOTHING; // the request or block under the pointer
+    this.isInInspector = false; // whether the pointer is in the inspector
+    this.sent = new Set(); // ids of requests sent from this page that have not arrived yet
+    this.mine = new Set(); // arrival numbers of the requests sent from this page
     this.facts = null;
     this.digest = null;
     this.player = new Player(() => this.changed());
@@ -44,9 +44,9 @@ class View {
       onSeek: (step) => this.controls.attempt(this.player.seekStep(step)),
       onSelect: (arrival) => this.select({ arrival, block: null }),
       getSelected: () => this.selection.arrival,
-      onHover: (place, event) => {
-        const row = place?.row;
-        this.point({ arrival: row?.arrival ?? null, block: null }, row ? narrateCell(place) : null, event);
+      onHover: (cell, event) => {
+        const row = cell?.row;
+        this.point({ arrival: row?.arrival ?? null, block: null }, row ? narrateCell(cell) : null, event);
       },
     });
     this.inspector = new Inspector($("inspector"), this.texts, this.mine);
@@ -66,11 +66,11 @@ class View {
       case "texts": return Object.entries(line.texts).forEach(([id, text]) => this.texts.set(Number(id), text));
       case "controls": return this.takeControls(line);
       case "snapshot": return this.restart(line.state, true);
-      case "end": return this.controls.say(`The trace ends here: ${line.reason}.`);
+      case "end": return this.controls.showMessage(`The trace ends here: ${line.reason}.`);
     }
     this.player.history.append(line);
     this.digest.take(line, this.player.history.head);
-    if (this.player.isLive) this.forgetOld();
+    if (this.player.isLive) this.dropOld();
     if (line.kind === "request" && this.sent.delete(line.request_id)) {
       this.mine.add(line.arrival);
       this.select({ arrival: line.arrival, block: null });
@@ -102,8 +102,8 @@ class View {
     this.controls.takeTraffic(traffic);
   }
 
-  /** What the history has forgotten can't be gone back to: its charts and cells are of no use. */
-  forgetOld() {
+  /** Drop charts and cells of steps that the history has dropped. */
+  dropOld() {
     const { firstStep } = this.player.history;
     if (firstStep > this.digest.firstStep) this.digest.dropBefore(firstStep);
   }
@@ -112,21 +112,21 @@ class View {
 
   select(selection) {
     this.selection = selection;
-    this.isShown = selection.arrival === null && selection.block === null;
-    this.pointed = NOTHING; // the pointer may lie still where it was
+    this.isAutomatic = selection.arrival === null && selection.block === null;
+    this.pointed = NOTHING; // the pointer may not have moved, but the selection is newer
     this.changed();
   }
 
-  /** As long as nothing is selected, show the first request that runs. */
-  showSomething(state) {
-    if (this.selection.block !== null || (this.selection.arrival !== null && !this.isShown)) return;
+  /** If the user has selected nothing, select the first running request. */
+  selectAutomatically(state) {
+    if (this.selection.block !== null || (this.selection.arrival !== null && !this.isAutomatic)) return;
     const current = state.byArrival(this.selection.arrival);
     if (current && current.status !== "finished") return;
     this.selection = { arrival: state.inOrder("running")[0]?.arrival ?? null, block: null };
-    this.isShown = true;
+    this.isAutomatic = true;
   }
 
-  /** The block, and one of those who have it; again: the next of them. */
+  /** Select a block and one of the requests that hold it; the next one if it is selected again. */
   selectBlock(block) {
     if (block === null) return this.select(NOTHING);
     const owners = this.player.state.ownersOf(block).map((request) => request.arrival);
@@ -134,7 +134,7 @@ class View {
     this.select({ block, arrival: owners[again % owners.length] ?? null });
   }
 
-  /** @param pointed {arrival, block}, either of which may be null */
+  /** Highlight a request or a block under the pointer. @param pointed {arrival, block}, either may be null */
   point(pointed, tip = null, event = null) {
     showTip(tip, event);
     if (pointed.arrival === this.pointed.arrival && pointed.block === this.pointed.block) return;
@@ -142,10 +142,10 @@ class View {
     this.changed();
   }
 
-  /** The pointer has come to another element: the name of a request, the cell of a block, or neither. */
+  /** Handle a pointer over the name of a request, the cell of a block, or another element. */
   onPointer({ target }) {
     const { arrival, block } = target.closest("[data-arrival], [data-block]")?.dataset ?? {};
-    this.isNear = target.closest("#inspector") !== null;
+    this.isInInspector = target.closest("#inspector") !== null;
     this.point({ arrival: arrival ? Number(arrival) : null, block: block ? Number(block) : null });
   }
 
@@ -166,15 +166,15 @@ class View {
     this.select({ arrival: Number(target.dataset.arrival), block: null });
   }
 
-  /** The request that stands out: the one under the pointer, or else what the user selected. */
-  get outstanding() {
+  /** The highlighted request or block: the request under the pointer, or the user's selection. */
+  get highlighted() {
     if (this.pointed.arrival !== null) return { arrival: this.pointed.arrival, block: null };
-    return this.isShown ? NOTHING : this.selection;
+    return this.isAutomatic ? NOTHING : this.selection;
   }
 
-  /** The blocks that are not dimmed; null: none are. */
+  /** Return the blocks that are not dimmed, or null if no block is dimmed. */
   emphasis(state) {
-    const { arrival, block } = this.outstanding;
+    const { arrival, block } = this.highlighted;
     const blocks = new Set(state.byArrival(arrival)?.table ?? []);
     if (block !== null) blocks.add(block);
     if (blocks.size === 0) return null;
@@ -209,7 +209,7 @@ class View {
 
   draw() {
     const { state } = this.player;
-    this.showSomething(state);
+    this.selectAutomatically(state);
     this.controls.draw();
     this.pool.cursor = this.selection.block;
     this.pool.draw(state, this.emphasis(state));
@@ -217,13 +217,13 @@ class View {
   }
 
   drawBatch(state) {
-    this.batch.draw(this.digest, this.facts, state.step, this.outstanding.arrival);
+    this.batch.draw(this.digest, this.facts, state.step, this.highlighted.arrival);
   }
 
   drawWords() {
     const { state } = this.player;
     if (this.digest.lanes.length > MANY_ROWS) this.drawBatch(state);
-    const isPreviewed = this.pointed.arrival !== null && !this.isNear;
+    const isPreviewed = this.pointed.arrival !== null && !this.isInInspector;
     this.inspector.draw(state, isPreviewed ? this.pointed : this.selection);
     this.queue.draw(state);
     this.charts.draw(this.digest, state.step);
@@ -239,9 +239,9 @@ const view = new View();
 window.view = view; // for the console, and for tests
 requestAnimationFrame((now) => view.frame(now));
 try {
-  await follow((line) => view.take(line), () => view.controls.say("The connection is lost; trying again."));
-  await view.player.play(); // a trace, which has come in whole
+  await follow((line) => view.take(line), () => view.controls.showMessage("Connection lost. Reconnecting …"));
+  await view.player.play(); // a trace, which is complete now
 } catch (error) {
-  if (!(error instanceof RefusedError)) throw error;
+  if (!(error instanceof UnauthorizedError)) throw error;
   askForKey();
 }

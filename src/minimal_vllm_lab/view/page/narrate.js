@@ -1,8 +1,8 @@
-// What a step did, in words.
+// Describe in words what a step did.
 
 import { firstFrom } from "./digest.js";
 
-const MOST_GROUPS = 2; // of evicted blocks that a sentence is made of
+const MAX_GROUPS = 2; // groups of evicted blocks that get their own sentence
 
 const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 const listed = (things) => {
@@ -12,103 +12,103 @@ const listed = (things) => {
 };
 const list = (arrivals) => listed(arrivals.map((arrival) => `#${arrival}`));
 
-/** Sentences about the last step of a state, the most remarkable first. */
+/** Return sentences about the last step of a state, the most remarkable event first. */
 export function narrate(state) {
   const { now } = state;
   if (state.step < 0) return ["Nothing has been computed yet."];
-  if (now.record === null) return [`This page came after step ${state.step}, and knows what there was then, but not what came before.`];
+  if (now.record === null) return [`This page was opened after step ${state.step}. It knows the state at that step, but not the steps before it.`];
   return [
     ...preemptions(now, state.facts),
     ...evictions(now, state.facts),
     ...admissions(now, state.facts.block_size),
-    work(state),
+    computed(state),
     ...ends(now),
   ];
 }
 
-function work(state) {
+function computed(state) {
   const prompts = state.now.computed.filter((each) => each.count > 1);
   const tokens = prompts.reduce((sum, each) => sum + each.count, 0);
   const decodes = state.now.computed.length - prompts.length;
-  const parts = [];
-  if (prompts.length) parts.push(`${plural(tokens, "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
-  if (decodes) parts.push(`one token each of ${plural(decodes, "request")}`);
+  const work = [];
+  if (prompts.length) work.push(`${plural(tokens, "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
+  if (decodes) work.push(`one token each for ${plural(decodes, "request")}`);
   const total = tokens + decodes;
-  return `Computed ${parts.join(", and ")}: ${total} of ${state.facts.max_num_batched_tokens} that a step may.`;
+  return `Computed ${work.join(", and ")}: ${total} of at most ${state.facts.max_num_batched_tokens} tokens.`;
 }
 
 function admissions({ admitted, found }, blockSize) {
   const hits = new Map(found.map((each) => [each.arrival, each.blocks.length]));
   if (admitted.length > 3) {
-    return [`${list(admitted)} were admitted, and found ${found.length ? "blocks" : "nothing"} in the cache.`];
+    return [`${list(admitted)} were admitted, ${found.length ? "some with a cached prefix" : "without a cached prefix"}.`];
   }
   return admitted.map((arrival) => {
     const count = hits.get(arrival);
     if (!count) return `#${arrival} was admitted.`;
-    return `#${arrival} was admitted, and found its first ${count * blockSize} tokens in the cache: `
-      + `${plural(count, "block")} that it shares and need not compute.`;
+    return `#${arrival} was admitted. Its first ${count * blockSize} tokens were found in the cache: `
+      + `it shares ${plural(count, "block")} that need not be computed again.`;
   });
 }
 
 function preemptions({ preempted }, facts) {
   if (!preempted.length) return [];
   const isOne = preempted.length === 1;
-  const rank = { fcfs: "came last", priority: `${isOne ? "is" : "are"} served last` }[facts.scheduling_policy];
-  const who = `${list(preempted)}${rank ? `, which ${rank},` : ""}`;
+  const rank = { fcfs: "arrived last", priority: `${isOne ? "is" : "are"} last in order` }[facts.scheduling_policy];
+  const victims = `${list(preempted)}${rank ? `, which ${rank},` : ""}`;
   return [isOne
-    ? `No block was left. ${who} was preempted: it gave its blocks to those before it, and waits to be computed again.`
-    : `No block was left. ${who} were preempted: they gave their blocks to those before them, and wait to be computed again.`];
+    ? `No block was free. ${victims} was preempted: it released its blocks and waits to be computed again.`
+    : `No block was free. ${victims} were preempted: they released their blocks and wait to be computed again.`];
 }
 
-/** Those that were evicted for the same request and reason are told of together. */
+/** One sentence for all blocks that were evicted for the same request and the same reason. */
 function evictions({ evicted }, facts) {
-  const told = new Map(); // for whom and why -> those that were evicted
+  const groupOf = new Map(); // new owner and reason -> evicted blocks
   for (const each of evicted) {
-    const key = `#${each.forWhom} ${evictionReason(each, facts, true)}`;
-    told.set(key, [...(told.get(key) ?? []), each]);
+    const key = `#${each.newOwner} ${evictionReason(each, facts, true)}`;
+    groupOf.set(key, [...(groupOf.get(key) ?? []), each]);
   }
-  const groups = [...told.values()];
-  const sentences = groups.slice(0, MOST_GROUPS).map((group) => {
+  const groups = [...groupOf.values()];
+  const sentences = groups.slice(0, MAX_GROUPS).map((group) => {
     const isOne = group.length === 1;
     const blocks = `${isOne ? "Block" : "Blocks"} ${listed(group.map((each) => each.block))}`;
-    return `${blocks} ${isOne ? "was" : "were"} evicted for #${group[0].forWhom}: ${evictionReason(group[0], facts, isOne)}.`;
+    return `${blocks} ${isOne ? "was" : "were"} evicted for #${group[0].newOwner}: ${evictionReason(group[0], facts, isOne)}.`;
   });
-  const others = groups.slice(MOST_GROUPS).flat().length;
+  const others = groups.slice(MAX_GROUPS).flat().length;
   if (others) sentences.push(`${others} more ${others === 1 ? "block was" : "blocks were"} evicted.`);
   return sentences;
 }
 
-/** Why this block and no other; or, of several, why these. */
+/** Why the strategy chose this block, or these blocks. */
 function evictionReason({ releasedStep, hits, owner }, facts, isOne) {
   const [them, it, was] = isOne ? ["it", "it", "was"] : ["them", "they", "were"];
   const why = {
-    lru: `of all such blocks ${it} ${was} released the longest ago, in step ${releasedStep} by #${owner}`,
-    fifo: `of all such blocks ${it} ${was} the first to be released`,
-    lfu: `of all such blocks ${it} ${was} found the least often (${plural(hits, "time")})`,
+    lru: `of all such blocks, ${it} ${was} released longest ago, in step ${releasedStep} by #${owner}`,
+    fifo: `of all such blocks, ${it} ${was} the first to be released`,
+    lfu: `of all such blocks, ${it} ${was} found least often (${plural(hits, "time")})`,
   }[facts.eviction_policy] ?? `${facts.eviction_policy} chose ${them}`;
-  return `nobody references ${them}, and ${why}`;
+  return `no request holds ${them}, and ${why}`;
 }
 
-/** What a request did in a step, on one line after its name. */
+/** Describe what a request did in a step, in a line after its name. */
 export function narrateCell({ row, step }) {
   const cell = row.cells[firstFrom(row.cells, step)];
-  return `#${row.arrival} ${row.id}\nstep ${step}: ${cell?.step === step ? CELLS[cell.kind](cell) : "it waited"}`;
+  return `#${row.arrival} ${row.id}\nstep ${step}: ${cell?.step === step ? CELLS[cell.kind](cell) : "waiting"}`;
 }
 
 const CELLS = {
   prompt: ({ count, cached }) => `${plural(count, "token")} of its prompt`
-    + (cached ? `, behind ${cached} that were found in the cache` : ""),
-  decode: () => "one token",
+    + (cached ? `, after ${cached} cached ones` : ""),
+  decode: () => "decode of one token",
   again: ({ count }) => `${plural(count, "token")} computed again`,
-  preempted: () => "preempted, its blocks went to others",
+  preempted: () => "preempted: it released its blocks",
 };
 
 function ends({ ended }) {
-  if (ended.length > 3) return [`${list(ended.map((each) => each.arrival))} are done.`];
+  if (ended.length > 3) return [`${list(ended.map((each) => each.arrival))} finished.`];
   return ended.map(({ arrival, reason }) => ({
-    stop: `#${arrival} is done: it stopped.`,
-    length: `#${arrival} is done: it has all the tokens it may.`,
+    stop: `#${arrival} finished with a stop token or stop string.`,
+    length: `#${arrival} finished: it reached its maximum length.`,
     abort: `#${arrival} was aborted.`,
-    error: `#${arrival} ended with an error.`,
-  })[reason] ?? `#${arrival} ended (${reason}).`);
+    error: `#${arrival} failed.`,
+  })[reason] ?? `#${arrival} finished (${reason}).`);
 }

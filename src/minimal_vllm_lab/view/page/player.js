@@ -1,16 +1,15 @@
-// Where in time the page is, and how it moves: one set of controls for a live engine, which really
-// pauses, and for a trace.
+// The position in time: the same controls for a live engine, which really pauses, and for a trace.
 
 import { post } from "./feed.js";
 
-const MOST_STEPS = 4; // in a frame, if frames take long
+const MAX_STEPS = 4; // maximum number of steps per frame, if frames take long
 
 export class Player {
-  /** @param onChange called when anything here has changed */
+  /** @param onChange called after each change */
   constructor(onChange) {
     this.onChange = onChange;
     this.begin(null, false);
-    this.stepsPerSecond = 4; // 0: as fast as it goes
+    this.stepsPerSecond = 4; // 0: as fast as possible
     this.paused = true;
   }
 
@@ -18,18 +17,18 @@ export class Player {
     this.history = history;
     this.isLive = isLive;
     this.position = history ? history.end : 0;
-    this.follows = isLive; // whether the page stays at the newest record
-    this.due = 0;
+    this.follows = isLive; // whether the position stays at the newest record
+    this.due = 0; // number of steps that a playing trace is behind, with a fraction
   }
 
-  /** What the engine says of its pace. */
+  /** Take over the engine's pace. */
   takePace({ paused, interval }) {
     this.paused = paused;
     this.stepsPerSecond = interval > 0 ? 1 / interval : 0;
     this.onChange();
   }
 
-  /** New records have come. */
+  /** Update the position after new records. */
   follow() {
     if (this.follows) this.position = this.history.end;
     this.position = Math.max(this.position, this.history.start);
@@ -39,7 +38,7 @@ export class Player {
 
   get state() { return this.history.at(this.position); }
 
-  // ---- what a user asks for -------------------------------------------------------------------
+  // ---- the user's commands --------------------------------------------------------------------
 
   async toggle() { return this.paused ? this.play() : this.pause(); }
 
@@ -79,7 +78,7 @@ export class Player {
     this.moveTo(this.history.afterStep(step));
   }
 
-  /** Go to the next step with a preemption or an eviction; a live engine runs until there is one. */
+  /** Go to the next step with a preemption or eviction; a live engine runs until there is one. */
   async next(occasion) {
     const field = { preemption: "preempted", eviction: "evicted_blocks" }[occasion];
     const found = this.history.nextStep(this.position, (record) => record[field].length > 0);
@@ -88,7 +87,7 @@ export class Player {
       return this.setPace({ until: occasion });
     }
     await this.pauseIfNeeded();
-    if (found === null) throw new Error(`There is no other ${occasion} in this trace.`);
+    if (found === null) throw new Error(`There is no further ${occasion} in this trace.`);
     return this.moveTo(found);
   }
 
@@ -104,7 +103,7 @@ export class Player {
     this.onChange();
   }
 
-  // ---- how ------------------------------------------------------------------------------------
+  // ---- moving ---------------------------------------------------------------------------------
 
   async pauseIfNeeded() {
     this.follows = false;
@@ -122,11 +121,11 @@ export class Player {
     return post("/view/pace", { interval, ...pace });
   }
 
-  /** A trace plays: called once a frame, with the time since the last one. */
+  /** Advance a playing trace; called once per frame with the time since the last frame. */
   tick(seconds) {
     if (this.isLive || this.paused || !this.history) return;
     const due = this.stepsPerSecond ? this.due + seconds * this.stepsPerSecond : 1;
-    this.due = Math.min(due, MOST_STEPS);
+    this.due = Math.min(due, MAX_STEPS);
     if (this.due < 1) return;
     for (; this.due >= 1; this.due -= 1) {
       const next = this.history.nextStep(this.position);

@@ -1,23 +1,24 @@
-// The block pool: a cell for each block, and in large cells a square for each token.
+// Draw the block pool: one cell per block, and one square per token in large cells.
 
 import { CACHED, FREE, SHARED } from "./state.js";
-import { colourOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
+import { colorOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 
-const DETAIL = 30; // cells of so many pixels show their tokens
-const LABEL = 44; // … and their number
-const WIDE = 76; // … and, of those that were evicted, the word beside it
-const DOT = 5; // cells up to this are nothing but a colour, written into an image
+// Sizes of cells, in pixels:
+const DETAIL = 30; // minimum to show tokens
+const LABEL = 44; // minimum to show the block's number
+const WIDE = 76; // minimum width to show the word "evicted"
+const DOT = 5; // maximum for a cell that is a plain color, drawn into an image
 const MAX_CELL = 130;
 const MIN_CELL = 2;
 
 export class PoolView {
-  /** @param onHover, onSelect called with a block, or null */
+  /** @param onHover, onSelect called with a block or null */
   constructor(canvas, { onHover, onSelect }) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
-    this.drawn = null; // what each cell showed last
-    this.shown = null; // the state, the emphasis and the marked blocks that were drawn last
-    this.cursor = null; // the block chosen by keyboard
+    this.drawn = null; // two numbers per cell that stand for its last look
+    this.shown = null; // state, marked blocks and dimming of the last drawing
+    this.cursor = null; // the selected block
     canvas.addEventListener("pointermove", (event) => onHover(this.blockAt(event), event));
     canvas.addEventListener("pointerleave", () => onHover(null));
     canvas.addEventListener("click", (event) => onSelect(this.blockAt(event)));
@@ -40,10 +41,10 @@ export class PoolView {
     return column < this.columns && block >= 0 && block < this.count ? block : null;
   }
 
-  /** Forget what is drawn: the theme has changed. */
+  /** Draw all cells again next time, because the theme has changed. */
   invalidate() { this.drawn = null; }
 
-  /** The largest cells with which all fit into the panel; tiny ones make it taller. */
+  /** Choose the largest cells with which all blocks fit into the panel; if even the smallest don't, it grows. */
   layOut(count) {
     const clientWidth = widthOf(this.canvas.parentElement);
     const same = clientWidth === this.clientWidth && count === this.count;
@@ -56,40 +57,41 @@ export class PoolView {
     const clientHeight = parseFloat(getComputedStyle(this.canvas.parentElement).minHeight);
     let cell = MAX_CELL;
     while (cell > MIN_CELL && Math.floor(clientWidth / cell) * Math.floor(clientHeight / cell) < count) cell -= 1;
-    const most = Math.max(1, Math.floor(clientWidth / cell));
-    const rows = Math.ceil(count / most);
-    const columns = cell < DETAIL ? most : Math.ceil(count / rows); // large ones fill their rows evenly
+    const maxColumns = Math.max(1, Math.floor(clientWidth / cell));
+    const rows = Math.ceil(count / maxColumns);
+    const columns = cell < DETAIL ? maxColumns : Math.ceil(count / rows); // large cells fill their rows evenly
     const width = cell < DETAIL ? cell : clientWidth / columns;
     const height = cell < DETAIL ? cell : Math.min(clientHeight / rows, width * 0.9);
     Object.assign(this, { clientWidth, count, cell, columns, width, height, tall: Math.max(rows * height, 1) });
   }
 
   /**
-   * Takes what the state has noted of touched blocks, so that a state can have one such view only.
-   * @param emphasis the blocks that are not dimmed; null: none are
+   * Draw the cells that have changed. It clears the state's list of touched blocks, so a state can
+   * be drawn by one pool view only.
+   * @param emphasis the blocks that are not dimmed; null: no block is dimmed
    */
   draw(state, emphasis) {
     this.layOut(state.references.length);
     if (this.drawn === null) this.begin();
     const evicted = new Set(state.now.evicted.map((each) => each.block));
     const owners = this.cell >= DETAIL ? ownersOfShared(state) : new Map();
-    for (const block of this.suspects(state, emphasis, evicted)) {
+    for (const block of this.candidates(state, emphasis, evicted)) {
       const dim = emphasis !== null && !emphasis.has(block);
       const marks = (state.now.written.has(block) ? 1 : 0) | (evicted.has(block) ? 2 : 0)
         | (dim ? 4 : 0) | (block === this.cursor ? 8 : 0);
       const look = state.kindOf(block) | (marks << 2) | (state.fill[block] << 6);
-      const who = owners.has(block) ? mix(owners.get(block)) : state.owner[block];
-      if (this.drawn[2 * block] === look && this.drawn[2 * block + 1] === who) continue;
+      const owner = owners.has(block) ? hashOf(owners.get(block)) : state.owner[block];
+      if (this.drawn[2 * block] === look && this.drawn[2 * block + 1] === owner) continue;
       this.drawn[2 * block] = look;
-      this.drawn[2 * block + 1] = who;
-      if (this.image) this.dot(block, this.smallColour(state, block, marks, state.owner[block]), dim);
+      this.drawn[2 * block + 1] = owner;
+      if (this.image) this.dot(block, this.smallColor(state, block, marks, state.owner[block]), dim);
       else this.drawCell(state, block, marks, owners.get(block) ?? [state.owner[block]]);
     }
     if (this.image) this.context.putImageData(this.image, 0, 0);
   }
 
-  /** The blocks that may look otherwise than when they were drawn last. */
-  suspects(state, emphasis, evicted) {
+  /** Return the blocks that may look different from their last drawing. */
+  candidates(state, emphasis, evicted) {
     const marked = [...state.now.written.keys(), ...evicted, ...(emphasis ?? [])];
     if (this.cursor !== null) marked.push(this.cursor);
     const last = this.shown;
@@ -100,7 +102,7 @@ export class PoolView {
     return new Set([...touched, ...last.marked, ...marked]);
   }
 
-  /** Draw all cells anew. */
+  /** Clear the canvas, so that all cells are drawn again. */
   begin() {
     const { width, height } = this.canvas;
     this.context.clearRect(0, 0, width, height);
@@ -110,13 +112,13 @@ export class PoolView {
     this.words = this.image && new Uint32Array(this.image.data.buffer);
   }
 
-  /** Write a cell into the image; a dimmed one in every other pixel. */
-  dot(block, colour, dim) {
+  /** Draw a cell into the image; two of three pixels of a dimmed cell are pale. */
+  dot(block, color, dim) {
     const scale = devicePixelRatio;
     const left = Math.round((block % this.columns) * this.cell * scale);
     const top = Math.round(Math.floor(block / this.columns) * this.cell * scale);
     const size = Math.max(Math.round(this.cell * scale) - (this.cell > 3 ? 1 : 0), 1);
-    const [full, pale] = [wordOf(colour), wordOf(dim ? theme.slot : colour)];
+    const [full, pale] = [wordOf(color), wordOf(dim ? theme.slot : color)];
     for (let y = top; y < top + size; y += 1) {
       for (let x = left; x < left + size; x += 1) {
         this.words[y * this.image.width + x] = (x + y) % 3 ? pale : full;
@@ -135,19 +137,19 @@ export class PoolView {
     context.globalAlpha = 1;
   }
 
-  /** Full if referenced, pale if cached, brighter if written. */
-  smallColour(state, block, marks, owner) {
+  /** The color of a small cell: full if in use, pale if cached, bright if written in this step. */
+  smallColor(state, block, marks, owner) {
     const kind = state.kindOf(block);
     if (marks & 2) return theme.alarm;
-    if (marks & 1) return colourOf(owner, "bright");
-    return kind === FREE ? theme.slot : colourOf(owner, kind === CACHED ? "pale" : "full");
+    if (marks & 1) return colorOf(owner, "bright");
+    return kind === FREE ? theme.slot : colorOf(owner, kind === CACHED ? "pale" : "full");
   }
 
-  /** One square, with a smaller one in it if it is shared, and hollow as far as it is empty. */
+  /** Draw a block as one square, hollow where it is empty, with a smaller square in it if it is shared. */
   drawSmall(state, block, marks, owner, x, y) {
     const { context } = this;
     const size = this.cell - 1;
-    context.fillStyle = this.smallColour(state, block, marks, owner);
+    context.fillStyle = this.smallColor(state, block, marks, owner);
     context.fillRect(x, y, size, size);
     const empty = 1 - state.fill[block] / state.facts.block_size;
     if (empty > 0 && state.references[block] > 0) {
@@ -160,7 +162,7 @@ export class PoolView {
     }
   }
 
-  /** A box with its number, and a square for each of its tokens. */
+  /** Draw a block as a box with its number and a square per token. */
   drawLarge(state, block, marks, owners, x, y) {
     const { context } = this;
     const kind = state.kindOf(block);
@@ -193,7 +195,7 @@ export class PoolView {
       const isNew = slot >= first && slot < end;
       const owner = owners[slot % owners.length];
       context.fillStyle = !isFilled ? theme.faint
-        : colourOf(owner, kind === CACHED ? "pale" : isNew ? "bright" : "full");
+        : colorOf(owner, kind === CACHED ? "pale" : isNew ? "bright" : "full");
       context.fillRect(x + (slot % columns) * w, y + Math.floor(slot / columns) * h, w - 1.5, h - 1.5);
     }
   }
@@ -213,7 +215,7 @@ export class PoolView {
   }
 }
 
-/** How many squares stand side by side, so that rows are full and the squares nearly square. */
+/** Return the number of columns with which all rows are full and the squares are nearly square. */
 function columnsFor(slots, aspect) {
   let best = slots;
   for (let columns = 1; columns <= slots; columns += 1) {
@@ -224,7 +226,7 @@ function columnsFor(slots, aspect) {
   return best;
 }
 
-/** Block -> arrival numbers of those who share it. */
+/** Return a map from each shared block to the arrival numbers of its requests. */
 function ownersOfShared(state) {
   const owners = new Map();
   for (const request of state.requests.values()) {
@@ -237,7 +239,7 @@ function ownersOfShared(state) {
   return owners;
 }
 
-/** A number that changes when the owners do. */
-function mix(arrivals) {
+/** Return a hash of arrival numbers. */
+function hashOf(arrivals) {
   return arrivals.reduce((sum, arrival) => (sum * 31 + arrival) | 0, arrivals.length);
 }

@@ -1,15 +1,15 @@
-// Who waits, who runs, and who has ended.
+// Draw the lists of waiting, running and finished requests.
 
-import { chip, Kept, make, setChildren } from "./elements.js";
-import { colourOf } from "./theme.js";
+import { chip, ElementCache, make, setChildren } from "./elements.js";
+import { colorOf } from "./theme.js";
 
 const MAX_CHIPS = 40;
 
 export class Queue {
-  /** @param mine arrival numbers of the requests from this page */
+  /** @param mine arrival numbers of the requests sent from this page */
   constructor(document, mine) {
     this.mine = mine;
-    this.chips = new Kept();
+    this.chips = new ElementCache();
     this.lists = {};
     for (const name of ["waiting", "running", "ended"]) {
       this.lists[name] = [document.getElementById(`${name}-list`), document.getElementById(`${name}-count`)];
@@ -21,7 +21,7 @@ export class Queue {
     this.fill("running", state.inOrder("running"), () => "");
     const last = state.ended.slice(-12).reverse();
     this.fill("ended", last, (r) => ` ${r.reason}`, state.numEnded);
-    this.chips.turn();
+    this.chips.endDrawing();
   }
 
   fill(name, requests, note, count = requests.length) {
@@ -34,7 +34,7 @@ export class Queue {
 
   chip(name, request, note) {
     const isMine = this.mine.has(request.arrival);
-    return this.chips.get([name, request.arrival, note, isMine, colourOf(request.arrival)].join(" "), () => {
+    return this.chips.get([name, request.arrival, note, isMine, colorOf(request.arrival)].join(" "), () => {
       const button = chip(request.arrival, note);
       button.classList.toggle("mine", isMine);
       button.title = `${isMine ? "your prompt" : request.id}: ${request.numPrompt} prompt tokens`;

@@ -1,4 +1,4 @@
-// Shows a page of source or of the docs in the view's colours, and scrolls to the lines asked for.
+// On pages of source and documents: apply the view's theme, and scroll to the highlighted lines.
 
 import { loadTheme } from "./theme.js";
 

@@ -1,7 +1,7 @@
-// The engine's state, rebuilt from its records alone: what BlockPool and Scheduler keep, mirrored.
-// docs/trace-format.md says the same in prose.
+// The engine's state, rebuilt from its records alone: it mirrors BlockPool and Scheduler.
+// docs/trace-format.md explains the records.
 
-/** What a block is; the pool's three states, with "referenced by several" told apart. */
+/** Kinds of blocks: free, cached and not in use, held by one request, held by several. */
 export const FREE = 0;
 export const CACHED = 1;
 export const REFERENCED = 2;
@@ -13,32 +13,32 @@ export class EngineState {
     this.facts = facts;
     this.step = -1;
     this.time = 0;
-    this.requests = new Map(); // id -> request, for those that have not ended
-    this.ended = []; // the last ones, newest last
+    this.requests = new Map(); // id -> request, for requests that have not ended
+    this.ended = []; // the last requests that ended, newest last
     this.numEnded = 0;
-    // Of each block:
+    // Per block:
     this.references = new Uint16Array(n);
-    this.owner = new Int32Array(n); // arrival number of who had it last; 0: nobody yet
-    this.fill = new Uint16Array(n); // tokens in it
+    this.owner = new Int32Array(n); // arrival number of its last request; 0: none yet
+    this.fill = new Uint16Array(n); // number of tokens in it
     this.hashes = new Array(n).fill(null);
-    this.tokens = new Array(n).fill(null); // the list that its tokens are part of …
-    this.offset = new Int32Array(n); // … and where in it they begin
-    this.released = new Int32Array(n); // counts releases: the order of LRU
-    this.firstReleased = new Int32Array(n); // the same for its present content: the order of FIFO
-    this.hits = new Uint16Array(n); // of its present content: the order of LFU
-    this.releasedStep = new Int32Array(n);
-    this.names = new Map(); // hash -> block; null: to be made of the hashes
+    this.tokens = new Array(n).fill(null); // the token list of its last request …
+    this.offset = new Int32Array(n); // … and the index of the block's first token in it
+    this.released = new Int32Array(n); // value of numReleases at its last release: the order of LRU
+    this.firstReleased = new Int32Array(n); // the same for the first release of its content: FIFO
+    this.hits = new Uint16Array(n); // number of hits of its content: the order of LFU
+    this.releasedStep = new Int32Array(n); // step of its last release
+    this.names = new Map(); // hash -> block; null: to be rebuilt from the hashes
     this.numReleases = 0;
-    this.counts = [n, 0, 0, 0]; // blocks of each kind
-    this.filled = 0; // slots of referenced blocks that hold a token
-    this.touched = new Set(); // blocks that have changed since it was last asked which
+    this.counts = [n, 0, 0, 0]; // number of blocks of each kind
+    this.filled = 0; // number of slots that hold a token, in blocks in use
+    this.touched = new Set(); // blocks that have changed since the last takeTouched
     this.prefixQueries = 0;
     this.prefixHits = 0;
-    this.now = nothing(); // what the last step did
-    this.plans = new Map(); // step -> the same, of those that are planned and still run
+    this.now = emptyStep(); // what the last step did
+    this.plans = new Map(); // step -> what it does, for steps that are planned and still running
   }
 
-  /** A copy that can be stepped on by itself. Lists of tokens only grow, and so are shared. */
+  /** Return a copy to which other records can be applied. It shares token lists, which only grow. */
   clone() {
     const copy = Object.assign(Object.create(EngineState.prototype), this);
     for (const [name, value] of Object.entries(this)) {
@@ -46,7 +46,7 @@ export class EngineState {
     }
     copy.now = { ...this.now, ended: this.now.ended.slice() };
     copy.plans = new Map(this.plans);
-    copy.names = null; // most copies are only kept
+    copy.names = null; // rebuilt on demand, because most copies are never used
     copy.touched = new Set();
     copy.requests = new Map();
     for (const [id, r] of this.requests) copy.requests.set(id, { ...r, table: r.table.slice() });
@@ -66,11 +66,11 @@ export class EngineState {
     }
     for (const each of snapshot.requests) state.restoreRequest(each);
     for (const block of snapshot.eviction_order) state.noteRelease(block);
-    state.now = nothing();
+    state.now = emptyStep();
     return state;
   }
 
-  // ---- what happens ---------------------------------------------------------------------------
+  // ---- records --------------------------------------------------------------------------------
 
   apply(record) {
     switch (record.kind) {
@@ -122,10 +122,10 @@ export class EngineState {
     Object.assign(this, new EngineState(this.facts), { step, time, numEnded });
   }
 
-  /** A step is planned while the one before it still runs. */
+  /** Apply the plan of a step that was made while the previous step was running. */
   takePlan(record) {
     const last = this.now;
-    this.now = nothing();
+    this.now = emptyStep();
     this.plan(record);
     this.plans.set(record.step, this.now);
     this.now = last;
@@ -136,7 +136,7 @@ export class EngineState {
     this.time = record.started + record.schedule_seconds + record.run_seconds + record.update_seconds;
     const planned = this.plans.get(record.step);
     this.plans.delete(record.step);
-    this.now = { ...(planned ?? nothing()), record };
+    this.now = { ...(planned ?? emptyStep()), record };
     if (!planned) this.plan(record);
     for (const entry of record.scheduled) this.update(entry);
     for (const [id, reason] of record.finished.slice(record.num_aborted ?? 0)) this.end(id, reason);
@@ -145,7 +145,7 @@ export class EngineState {
     this.prefixHits = record.prefix_hits;
   }
 
-  // ---- what a step is made of -----------------------------------------------------------------
+  // ---- steps ----------------------------------------------------------------------------------
 
   plan(record) {
     for (const id of record.preempted ?? []) this.preempt(this.requests.get(id));
@@ -175,10 +175,10 @@ export class EngineState {
     this.now.computed.push({ arrival: request.arrival, start, count: num_tokens });
   }
 
-  /** What is known only when a step has been computed. */
+  /** Apply the results of a step: sampled tokens and hashes. */
   update(entry) {
     const request = this.requests.get(entry.request_id);
-    if (!request) return; // it ended while the step ran
+    if (!request) return; // the request was aborted while the step ran
     if (entry.sampled_token !== undefined) {
       request.tokens[request.numTokens] = entry.sampled_token; // the same whenever this is replayed
       request.numTokens += 1;
@@ -186,7 +186,7 @@ export class EngineState {
     this.nameBlocks(request, entry);
   }
 
-  /** Its blocks that are full, and whose tokens are known, can be found from now on. */
+  /** Make the request's newly full blocks findable by their hashes. */
   nameBlocks(request, { full_hashes = [], first_full = 0 }) {
     full_hashes.forEach((hash, i) => {
       request.hashes[first_full + i] = hash;
@@ -228,7 +228,7 @@ export class EngineState {
     }
   }
 
-  /** Tokens `start` to `end` of a request are now in its blocks. */
+  /** Write tokens `start` to `end` of a request to its blocks. */
   write(request, start, end) {
     const size = this.facts.block_size;
     for (let index = Math.floor(start / size); index * size < end; index += 1) {
@@ -241,7 +241,7 @@ export class EngineState {
     }
   }
 
-  /** Make a full block findable; the newest of equal ones takes the place of the older. */
+  /** Make a full block findable by its hash; it replaces an older block with the same hash. */
   store(block, hash) {
     const older = this.blockOf.get(hash);
     if (older !== undefined && older !== block) this.dropContent(older);
@@ -254,7 +254,7 @@ export class EngineState {
   }
 
   release(request) {
-    for (const block of request.table.splice(0).reverse()) { // the tail first: it is evicted first
+    for (const block of request.table.splice(0).reverse()) { // tail first, because the tail is evicted first
       this.change(block, () => {
         this.references[block] -= 1;
         if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
@@ -276,7 +276,7 @@ export class EngineState {
       releasedStep: this.releasedStep[block],
       hits: this.hits[block],
       owner: this.owner[block],
-      forWhom: request.arrival,
+      newOwner: request.arrival,
     });
     this.dropContent(block);
   }
@@ -297,7 +297,7 @@ export class EngineState {
     for (const block of [...this.blockOf.values()]) this.dropContent(block);
   }
 
-  /** All that changes a block's kind or fill goes through here, which keeps the counts. */
+  /** Change a block by calling `edit`. All changes of its kind or fill must be made here, to update the counts. */
   change(block, edit) {
     this.weigh(block, -1);
     edit();
@@ -311,16 +311,16 @@ export class EngineState {
     if (kind >= REFERENCED) this.filled += sign * this.fill[block];
   }
 
-  // ---- questions ------------------------------------------------------------------------------
+  // ---- queries --------------------------------------------------------------------------------
 
-  /** hash -> block */
+  /** Map from hash to block. */
   get blockOf() {
     this.names ??= new Map([...this.hashes.entries()].filter(([, hash]) => hash !== null)
       .map(([block, hash]) => [hash, block]));
     return this.names;
   }
 
-  /** The blocks that have changed since this was last asked; once each. */
+  /** Return the blocks that have changed since the last call. */
   takeTouched() {
     const touched = this.touched;
     this.touched = new Set();
@@ -334,17 +334,17 @@ export class EngineState {
     return this.hashes[block] === null ? FREE : CACHED;
   }
 
-  /** Negative if block `a` is evicted before block `b`; for a strategy of the user's it is a guess. */
+  /** Return a negative number if block `a` is evicted before block `b`. For a custom strategy, LRU is assumed. */
   compare(a, b) {
     const keys = { lru: this.released, fifo: this.firstReleased, lfu: this.hits };
     const key = keys[this.facts.eviction_policy] ?? this.released;
     return key[a] - key[b] || this.released[a] - this.released[b];
   }
 
-  /** The cached, unreferenced blocks. */
+  /** Return the cached blocks that no request holds, in any order. */
   evictable() { return [...this.blockOf.values()].filter((block) => this.references[block] === 0); }
 
-  /** The same, the next to be evicted first. */
+  /** Return the cached blocks that no request holds, the next one to be evicted first. */
   evictionOrder() { return this.evictable().sort((a, b) => this.compare(a, b)); }
 
   numEvictedBefore(block) { return this.evictable().filter((each) => this.compare(each, block) < 0).length; }
@@ -356,27 +356,27 @@ export class EngineState {
       .sort((a, b) => (byPriority ? a.priority - b.priority : 0) || a.arrival - b.arrival);
   }
 
-  /** A request that has not ended, or is among the last that have. */
+  /** Return a request by its arrival number, if it has not ended or was among the last to end. */
   byArrival(arrival) {
     for (const request of this.requests.values()) if (request.arrival === arrival) return request;
     return this.ended.find((request) => request.arrival === arrival);
   }
 
-  /** Who has a block in its table. */
+  /** Return the requests that have a block in their block tables. */
   ownersOf(block) {
     if (this.references[block] === 0) return [];
     return [...this.requests.values()].filter((request) => request.table.includes(block));
   }
 
-  /** Slots that are taken but hold no token: the memory lost inside blocks, and all that is taken. */
+  /** Return the number of slots of all blocks in use (`taken`), and of those that hold no token (`wasted`). */
   waste() {
     const taken = (this.counts[REFERENCED] + this.counts[SHARED]) * this.facts.block_size;
     return { taken, wasted: taken - this.filled };
   }
 }
 
-/** What the last step did. */
-function nothing() {
+/** Return a record of what a step did, empty at first. */
+function emptyStep() {
   return {
     record: null,
     admitted: [],

@@ -1,8 +1,8 @@
-// Colours: those of the style sheet, for canvases, and one for each request.
+// Colors for canvases: those of the style sheet, and one per request.
 
 const root = document.documentElement;
 const names = ["ink", "muted", "faint", "panel", "line", "accent", "alarm", "slot", "cached"];
-let colours = {};
+let colors = {};
 let palette = {};
 
 export function loadTheme() {
@@ -10,7 +10,7 @@ export function loadTheme() {
   const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   root.dataset.theme = chosen ?? system;
   const style = getComputedStyle(root);
-  colours = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  colors = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
   palette = makePalette(STRENGTHS[root.dataset.theme]);
 }
 
@@ -26,10 +26,9 @@ export function watchSystemTheme(onChange) {
   });
 }
 
-export const theme = new Proxy({}, { get: (_, name) => colours[name] });
+export const theme = new Proxy({}, { get: (_, name) => colors[name] });
 
-// [hue, lightness, chroma], such that those next to each other in time are far apart, and none is
-// the alarm's red.
+// [hue, added lightness, factor of chroma]. Successive colors are far apart, and none is the alarm's red.
 const PALETTE = [
   [255, 0, 1], [70, 0.06, 1], [155, 0, 1], [310, 0, 1], [205, 0.04, 0.8], [95, 0.02, 0.85],
   [280, -0.08, 1.1], [135, 0.08, 1], [345, 0, 1], [230, 0.1, 0.7], [60, -0.12, 0.7], [180, -0.1, 0.75],
@@ -39,9 +38,9 @@ const STRENGTHS = { // [lightness, chroma]
   dark: { full: [0.72, 0.14], pale: [0.45, 0.06], bright: [0.9, 0.1] },
 };
 
-/** A request's colour, by its arrival number: "full", "pale" or "bright". */
-export function colourOf(arrival, strength = "full") {
-  return arrival === 0 ? colours.muted : palette[strength][(arrival - 1) % PALETTE.length];
+/** Return a request's color by its arrival number. @param strength "full", "pale" or "bright" */
+export function colorOf(arrival, strength = "full") {
+  return arrival === 0 ? colors.muted : palette[strength][(arrival - 1) % PALETTE.length];
 }
 
 function makePalette(strengths) {
@@ -53,14 +52,14 @@ function makePalette(strengths) {
 const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 const words = new Map();
 
-/** A colour as a word of an image's data. */
-export function wordOf(colour) {
-  if (!words.has(colour)) {
-    pixel.fillStyle = colour;
+/** Return a color as a 32-bit word of image data. */
+export function wordOf(color) {
+  if (!words.has(color)) {
+    pixel.fillStyle = color;
     pixel.fillRect(0, 0, 1, 1);
-    words.set(colour, new Uint32Array(pixel.getImageData(0, 0, 1, 1).data.buffer)[0]);
+    words.set(color, new Uint32Array(pixel.getImageData(0, 0, 1, 1).data.buffer)[0]);
   }
-  return words.get(colour);
+  return words.get(color);
 }
 
 const widths = new WeakMap();
@@ -68,7 +67,7 @@ const observer = new ResizeObserver((entries) => {
   for (const { target } of entries) widths.set(target, target.clientWidth);
 });
 
-/** An element's inner width. The page is asked once and then tells: asking costs a layout. */
+/** Return an element's inner width. It is cached and updated by an observer, because reading it causes a layout. */
 export function widthOf(element) {
   if (!widths.has(element)) {
     widths.set(element, element.clientWidth);
@@ -77,7 +76,7 @@ export function widthOf(element) {
   return widths.get(element);
 }
 
-/** Fit a canvas's pixels to its size on the page; whether that changed anything. */
+/** Fit a canvas's pixels to its size on the page. Return whether the size has changed. */
 export function fitCanvas(canvas, width, height) {
   const scale = devicePixelRatio;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];

@@ -1,8 +1,8 @@
-// A note beside the pointer.
+// The tooltip beside the pointer.
 
 const tip = document.getElementById("tip");
 
-/** Show a text beside the pointer; null hides it. */
+/** Show a text beside the pointer; null hides the tooltip. */
 export function showTip(text, event) {
   tip.hidden = text === null;
   if (text === null) return;
