@@ -22,7 +22,7 @@ from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES, Scheduler
 from minimal_vllm.runner.interface import StepResult
 from minimal_vllm.runner.plain import DoneStep
 from minimal_vllm.sampling.row import NO_TOKEN
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.batch import build_batch
 from minimal_vllm.step.request import Status
@@ -100,7 +100,7 @@ class FakeRunner:
         token_ids = [
             next_token(entry.request.cache_salt, self._known(entry), entry.request.seed)
             for entry in plan.scheduled
-            if entry.samples
+            if entry.num_logits
         ]
         # A step ahead may compute a request that has ended: nobody will look at its token.
         if self.poisons and token_ids and self.sampled.get(batch.sampling[0]) != EOS:
@@ -111,12 +111,12 @@ class FakeRunner:
             for request, token in zip(batch.sampling, token_ids, strict=True)
         ]
         self.sampled = dict(zip(batch.sampling, token_ids, strict=True))
-        return StepResult(SamplerOutput(token_ids, [None] * len(token_ids)), [])
+        return StepResult(Sampled.one_each(token_ids), [])
 
     def _known(self, entry):
         """The request's tokens, with the one that the engine does not know yet."""
         request = entry.request
-        pending = request.num_pending_tokens - entry.samples  # this step is in flight itself
+        pending = request.num_pending_tokens - entry.num_logits  # this step is in flight itself
         return (*request.token_ids, *([self.sampled[request]] if pending else []))
 
     def _read(self, request, slots, expected):
@@ -286,9 +286,9 @@ class Traffic:
         assert scheduled == stayed + plan.admitted, "a running request was passed over"
         assert not (plan.preempted and plan.admitted)
         for entry in plan.scheduled:
-            length = entry.request.num_planned_tokens - entry.samples
-            assert entry.samples is (entry.start + entry.num_new == length)
-            assert entry.samples or self.config.enable_chunked_prefill
+            length = entry.request.num_planned_tokens - entry.num_logits
+            assert entry.num_logits == (entry.start + entry.num_new == length)
+            assert entry.num_logits or self.config.enable_chunked_prefill
         key = SCHEDULING_POLICIES[self.config.policy]
         waiting = [each for each in self.live() if each.status is Status.WAITING]
         if plan.admitted and waiting:
@@ -298,7 +298,7 @@ class Traffic:
     def _count_events(self, plan):
         self.events["evicted"] += len(plan.evicted)
         self.events["preempted"] += len(plan.preempted)
-        self.events["chunked"] += sum(not entry.samples for entry in plan.scheduled)
+        self.events["chunked"] += sum(not entry.num_logits for entry in plan.scheduled)
         self.events["cached"] += sum(bool(entry.cached_blocks) for entry in plan.scheduled)
         fresh = {block for entry in plan.scheduled for block in entry.new_blocks}
         self.events["shared in the step that computes it"] += sum(

@@ -114,8 +114,12 @@ def header(**changes):
         ("Call me Ishmael.\n", 'its first line should hold "format": "minimal-vllm-trace"'),
         ('{"format": "pcap"}\n', 'its first line should hold "format": "minimal-vllm-trace"'),
         (
-            header(version=2),
-            "it has version 2 of the format, and this program knows versions up to 1",
+            header(version=3),
+            "it has version 3 of the format, but this program reads version 2: read it with the",
+        ),
+        (
+            header(version=1),
+            "it has version 1 of the format, but this program reads version 2: record it again",
         ),
         (header(engine={}), "engine.program"),
         (header() + '\n{"kind": "step"\n', "broken in line 2"),

@@ -344,15 +344,15 @@ class _Play:
         plan = scheduler.schedule()
         self._history.lines[-1] += f" -> {describe_plan(plan)}"
         self._check_plan(plan, before)
-        token_ids = engine.model.run(plan)
+        sampled = engine.model.run(plan)
         self._check_books()
         self._compare_plans(plan)
         if plan.sampling:
             got = (
-                f"{r.request_id} gets {t}" for r, t in zip(plan.sampling, token_ids, strict=True)
+                f"{r.request_id} gets {t}" for r, (t,) in zip(plan.sampling, sampled, strict=True)
             )
-            self._history.note(f"scheduler.update(plan, {token_ids})   {', '.join(got)}")
-        scheduler.update(plan, token_ids)
+            self._history.note(f"scheduler.update(plan, {sampled})   {', '.join(got)}")
+        scheduler.update(plan, sampled)
         self._check_books()
         self._check_ended()
 
@@ -393,13 +393,14 @@ class _Play:
                     f"{name}'s num_computed_tokens is {request.num_computed_tokens}",
                     f"{end}: {entry.start} and {entry.num_new} more",
                 )
-            if entry.samples is not (end == request.num_tokens):
+            num_logits = 1 if end == request.num_tokens else 0
+            if entry.num_logits != num_logits:
                 raise Broken(
                     SAMPLES,
-                    f"samples is {entry.samples} for {name}",
-                    f"{end == request.num_tokens}: {end} of {request.num_tokens} are computed",
+                    f"num_logits is {entry.num_logits} for {name}",
+                    f"{num_logits}: {end} of {request.num_tokens} are computed",
                 )
-            if not (entry.samples or self._config.enable_chunked_prefill):
+            if not (entry.num_logits or self._config.enable_chunked_prefill):
                 raise Broken(WHOLE, f"{name} computes {end} of {request.num_tokens} tokens")
 
     def _check_preemptions(self, plan: Plan, before: "_Before") -> None:

@@ -17,7 +17,7 @@ def check_trace(path: Path) -> int:
 
     Raises:
         OSError: the file can't be read.
-        TraceError: it is no trace, of a newer version, or broken.
+        TraceError: it is no trace, of another version, or broken.
     """
     with open_trace(path) as (_, lines):
         return sum(type(line).__name__ == "StepRecord" for line in lines)

@@ -8,7 +8,7 @@ import pytest
 from pydantic_core import to_json
 
 from minimal_vllm.trace.lines import encode
-from minimal_vllm.trace.step_record import Recorder, StepRecord
+from minimal_vllm.trace.step_record import Listener, StepRecord
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.snapshot import take_snapshot
 from tests.engine.test_traffic import act_randomly, random_config
@@ -40,7 +40,7 @@ REPLAY = """async ({ facts, records }) => {
 }"""
 
 
-class Witness(Recorder):
+class Witness(Listener):
     """Keeps all records, and the engine's state after each step."""
 
     def __init__(self):

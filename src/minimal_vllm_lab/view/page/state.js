@@ -179,11 +179,21 @@ export class EngineState {
   update(entry) {
     const request = this.requests.get(entry.request_id);
     if (!request) return; // it ended while the step ran
-    if (entry.sampled_token !== undefined) {
-      request.tokens[request.numTokens] = entry.sampled_token; // the same whenever this is replayed
+    for (const token of entry.sampled_tokens ?? []) {
+      request.tokens[request.numTokens] = token; // the same whenever this is replayed
       request.numTokens += 1;
     }
+    if (entry.num_rejected) this.reject(request, entry);
     this.nameBlocks(request, entry);
+  }
+
+  /** Guesses that were wrong are not computed any more; blocks with nothing else in them are released. */
+  reject(request, { num_rejected, num_freed_blocks = 0 }) {
+    request.computed -= num_rejected;
+    this.releaseBlocks(request.table.splice(request.table.length - num_freed_blocks));
+    const last = request.table.length - 1;
+    const fill = request.computed - last * this.facts.block_size;
+    this.change(request.table[last], () => { this.fill[request.table[last]] = fill; });
   }
 
   /** Its blocks that are full, and whose tokens are known, can be found from now on. */
@@ -254,7 +264,11 @@ export class EngineState {
   }
 
   release(request) {
-    for (const block of request.table.splice(0).reverse()) { // the tail first: it is evicted first
+    this.releaseBlocks(request.table.splice(0));
+  }
+
+  releaseBlocks(blocks) {
+    for (const block of blocks.reverse()) { // the tail first: it is evicted first
       this.change(block, () => {
         this.references[block] -= 1;
         if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
