@@ -138,11 +138,12 @@ def _last_indices(ends: IntArray, counts: IntArray) -> IntArray:
 
 
 def _join_new_tokens(plan: Plan) -> IntArray:
-    chunks = (
-        # At most the last token of a request is pending.
-        entry.request.token_ids[entry.start : entry.start + entry.num_new] or UNKNOWN
-        for entry in plan.scheduled
-    )
+    chunks = []
+    for entry in plan.scheduled:
+        known = entry.request.token_ids[entry.start : entry.start + entry.num_new]
+        chunks.append(known)
+        if len(known) < entry.num_new:
+            chunks.append(UNKNOWN * (entry.num_new - len(known)))
     return np.frombuffer(b"".join(chunks), dtype=np.int32).astype(np.int64)
 
 
