@@ -38,3 +38,18 @@ def test_chunks_that_are_not_the_last_give_no_logits():
 def test_a_batch_that_samples_nothing_has_no_logits():
     batch = build_batch(Plan([entry(1, 9, 0, 4, [0], num_logits=0)]), block_size=4)
     assert batch.logit_indices.tolist() == batch.sampling == []
+
+
+def test_each_request_gets_the_logits_of_its_last_tokens_as_many_as_the_plan_says():
+    plan = Plan(
+        [
+            entry(1, 9, 0, 6, [4, 1], num_logits=0),
+            entry(2, 3, 2, 3, [0, 5], num_logits=3),
+            entry(3, 2, 0, 2, [6], num_logits=1),
+            entry(4, 5, 4, 2, [7, 8], num_logits=2),
+        ]
+    )
+    batch = build_batch(plan, block_size=4)
+    assert batch.logit_indices.tolist() == [6, 7, 8, 10, 11, 12]
+    assert batch.input_ids.tolist()[6:9] == [202, 0, 0]  # the guesses are not in the list
+    assert [request.request_id for request in batch.sampling] == ["2", "3", "4"]

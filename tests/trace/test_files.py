@@ -82,6 +82,13 @@ def test_a_run_with_all_that_can_happen_is_in_order(tmp_path):
     assert read(tmp_path / "trace.jsonl") == RUN
 
 
+def test_a_request_goes_on_where_its_rejected_guesses_began(tmp_path):
+    guessed = ScheduledRecord("a", 0, 6, sampled_tokens=(7,), num_rejected=3, num_freed_blocks=1)
+    run = [A, step_record(0, scheduled=(guessed,)), step_record(1, scheduled=(entry("a", 3, 1),))]
+    write(tmp_path / "trace.jsonl", run)
+    assert read(tmp_path / "trace.jsonl") == run
+
+
 @pytest.mark.parametrize(
     ("records", "complaint"),
     [
