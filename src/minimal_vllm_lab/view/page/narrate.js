@@ -27,13 +27,18 @@ export function narrate(state) {
 }
 
 function work(state) {
-  const prompts = state.now.computed.filter((each) => each.count > 1);
-  const tokens = prompts.reduce((sum, each) => sum + each.count, 0);
-  const decodes = state.now.computed.length - prompts.length;
+  const count = (entries) => entries.reduce((sum, each) => sum + each.count, 0);
+  const prompts = state.now.computed.filter((each) => !each.decodes);
+  const decodes = state.now.computed.filter((each) => each.decodes);
   const parts = [];
-  if (prompts.length) parts.push(`${plural(tokens, "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
-  if (decodes) parts.push(`one token each of ${plural(decodes, "request")}`);
-  const total = tokens + decodes;
+  if (prompts.length) {
+    parts.push(`${plural(count(prompts), "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
+  }
+  if (decodes.length) {
+    const each = count(decodes) === decodes.length ? "one token each" : plural(count(decodes), "token");
+    parts.push(`${each} of ${plural(decodes.length, "request")}`);
+  }
+  const total = count(state.now.computed);
   return `Computed ${parts.join(", and ")}: ${total} of ${state.facts.max_num_batched_tokens} that a step may.`;
 }
 
@@ -98,7 +103,7 @@ export function narrateCell({ row, step }) {
 const CELLS = {
   prompt: ({ count, cached }) => `${plural(count, "token")} of its prompt`
     + (cached ? `, behind ${cached} that were found in the cache` : ""),
-  decode: () => "one token",
+  decode: ({ count }) => (count === 1 ? "one token" : plural(count, "token")),
   again: ({ count }) => `${plural(count, "token")} computed again`,
   preempted: () => "preempted, its blocks went to others",
 };

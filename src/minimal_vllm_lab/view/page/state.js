@@ -172,7 +172,8 @@ export class EngineState {
     request.computed = start + num_tokens;
     this.write(request, start, request.computed);
     this.nameBlocks(request, entry);
-    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens });
+    const decodes = start >= request.numPrompt;
+    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens, decodes });
   }
 
   /** What is known only when a step has been computed. */
