@@ -20,7 +20,7 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES, Scheduler
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.runner.plain import DoneStep
+from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
@@ -75,7 +75,7 @@ class FakeRunner:
 
     def launch(self, plan):
         try:
-            return DoneStep(self._run(plan))
+            return Landed(self._run(plan))
         except Exception as error:
             if not isinstance(error, CrashError):
                 self.bug = error  # the engine takes it for a failure of the device
