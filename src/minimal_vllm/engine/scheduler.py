@@ -126,27 +126,21 @@ class Scheduler:
         """
         entries = [entry for entry in plan.scheduled if entry.num_logits]
         for entry, tokens in zip(entries, sampled, strict=True):
-            request = entry.request
-            request.num_pending_tokens -= entry.num_logits
+            request, num_logits = entry.request, entry.num_logits
+            request.num_pending_tokens -= num_logits
             if request.finished:
                 continue
             if not tokens:
                 reason = request.grammar.error if request.grammar else ""
                 reason = reason or "no logit was finite or allowed"
                 self.fail(request, f"no token could be sampled: {reason}")
-                continue
-            if len(tokens) != entry.num_logits:
-                self.reject_guesses(request, entry.num_logits - len(tokens))
-            self.append_tokens(request, tokens)
-
-    def append_tokens(self, request: Request, tokens: list[int]) -> None:
-        """Append tokens up to the first that ends the request; the ones behind it are dropped."""
-        for token_id in tokens:
-            request.token_ids.append(token_id)
-            self.store_full_blocks(request)
-            self.finish_if_done(request, token_id)
-            if request.finished:
-                return
+            elif len(tokens) != num_logits:
+                self.reject_guesses(request, num_logits - len(tokens))
+            for token_id in tokens:
+                request.token_ids.append(token_id)
+                self.store_full_blocks(request)
+                if self.finish_if_done(request, token_id):
+                    break  # the tokens behind it are dropped
 
     def reject_guesses(self, request: Request, count: int) -> None:
         """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
@@ -355,8 +349,8 @@ class Scheduler:
 
     # ---- the end of a request -------------------------------------------------------------------
 
-    def finish_if_done(self, request: Request, token_id: int) -> None:
-        """End ``request`` if its newest token, ``token_id``, completes it."""
+    def finish_if_done(self, request: Request, token_id: int) -> bool:
+        """End ``request`` if its newest token, ``token_id``, completes it; True if it has ended."""
         stops = token_id in request.stop_token_ids
         if stops and request.num_output_tokens >= request.params.min_tokens:
             is_eos = token_id in request.eos_token_ids
@@ -365,6 +359,9 @@ class Scheduler:
             self.finish(request, FinishReason.STOP)
         elif request.num_tokens >= request.max_num_tokens:
             self.finish(request, FinishReason.LENGTH)
+        else:
+            return False
+        return True
 
     # ---- proof ----------------------------------------------------------------------------------
 

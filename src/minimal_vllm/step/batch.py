@@ -97,7 +97,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     num_logits = np.array([entry.num_logits for entry in scheduled])
     ends_pending = seq_lens > np.array([entry.request.num_tokens for entry in scheduled])
     return Batch(
-        input_ids=_join_new_tokens(plan),
+        input_ids=_join_new_tokens(plan, int(query_starts[-1])),
         positions=positions,
         slot_mapping=slots(block_tables, row, positions, block_size),
         query_starts=query_starts,
@@ -137,14 +137,19 @@ def _last_indices(ends: IntArray, counts: IntArray) -> IntArray:
     return np.repeat(ends, counts) - before_end
 
 
-def _join_new_tokens(plan: Plan) -> IntArray:
-    chunks = []
-    for entry in plan.scheduled:
-        known = entry.request.token_ids[entry.start : entry.start + entry.num_new]
-        chunks.append(known)
-        if len(known) < entry.num_new:
-            chunks.append(UNKNOWN * (entry.num_new - len(known)))
-    return np.frombuffer(b"".join(chunks), dtype=np.int32).astype(np.int64)
+def _join_new_tokens(plan: Plan, num_tokens: int) -> IntArray:
+    """Concatenate the new tokens of all requests, ``num_tokens`` in all."""
+    chunks = [
+        entry.request.token_ids[entry.start : entry.start + entry.num_new]
+        for entry in plan.scheduled
+    ]
+    joined = b"".join(chunks)
+    if len(joined) < num_tokens * UNKNOWN.itemsize:  # a list ends before a pending token or a guess
+        joined = b"".join(
+            known + UNKNOWN * (entry.num_new - len(known))
+            for known, entry in zip(chunks, plan.scheduled, strict=True)
+        )
+    return np.frombuffer(joined, dtype=np.int32).astype(np.int64)
 
 
 def _pad_block_tables(requests: list[Request]) -> Int32Array:
