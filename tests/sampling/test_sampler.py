@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from minimal_vllm.sampling.sampler import NO_TOKEN, sample
+from minimal_vllm.sampling.sampler import NO_TOKEN, Sampled, sample
 from tests.sampling.rows import plain_probabilities, row, tokens_of
 
 INF = float("inf")
@@ -222,3 +222,14 @@ def test_the_gpu_chooses_the_same_tokens_as_the_cpu():
         logits = random_logits(len(rows), vocab_size, scale=scale)
         on_gpu = sample(logits.cuda(), rows)
         assert tokens_of(on_gpu) == tokens_of(sample(logits, rows))
+
+
+def test_a_row_without_a_token_gives_an_empty_list():
+    sampled = Sampled.one_each([7, NO_TOKEN, 0], [{7: "a"}, None, None])
+    assert sampled.tokens == [[7], [], [0]]
+    assert sampled.logprobs == [[{7: "a"}], [], []]
+
+
+def test_a_custom_sampler_that_forgets_log_probabilities_is_told_what_to_return():
+    with pytest.raises(ValueError, match="it has 0 for 2 requests; give an empty list"):
+        Sampled([[1], [2]], [])
