@@ -75,7 +75,7 @@ class Scheduler:
         self._free_rows = _all_rows(self.config)
 
     def add(self, request: Request) -> None:
-        """Append a new request to the waiting requests.
+        """Add a new request to the waiting requests.
 
         Raises:
             ValueError: the request can never run; it was not added.
@@ -208,7 +208,7 @@ class Scheduler:
         return budget
 
     def make_room(self, request: Request, missing: int, plan: Plan) -> bool:
-        """Preempt from the back until ``missing`` blocks are free; False if ``request`` is too."""
+        """Preempt from the back until ``missing`` blocks are free; False if it hits ``request``."""
         while missing > self.pool.num_free:
             victim = self.running.pop()
             self.preempt(victim)
@@ -264,7 +264,7 @@ class Scheduler:
         return self.pool.find_prefix(request.block_hashes[:usable])
 
     def may_use_cache(self, request: Request) -> bool:
-        """Return whether cached blocks may be used; the prompt's logprobs need every logit."""
+        """Return whether cached blocks may be used: not if the prompt's logprobs are asked for."""
         return self.config.enable_prefix_caching and request.params.prompt_logprobs is None
 
     def has_room_for(self, request: Request, cached: list[int]) -> bool:
@@ -302,7 +302,8 @@ class Scheduler:
     ) -> None:
         """Add the next ``num_new`` tokens of ``request`` to the plan, and allocate their blocks.
 
-        The caller has made sure that the pool has room. ``cached``: see ``cached_blocks``.
+        The caller has made sure that the pool has room. ``cached`` are the blocks that were found
+        in the prefix cache, if ``request`` was just admitted.
         """
         start = request.num_computed_tokens
         missing = self.num_missing_blocks(request, num_new)

@@ -36,7 +36,7 @@ class SchedulerInterface(Protocol):
         ...
 
     def add(self, request: Request) -> None:
-        """Append a new request to the waiting requests.
+        """Add a new request to the waiting requests.
 
         Raises:
             ValueError: the request can never run; it was not added.
