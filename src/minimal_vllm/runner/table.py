@@ -98,8 +98,8 @@ class RowTable:
 def _next_token(entry: ScheduledRequest) -> "array[int]":
     """Return the token and the position that the row of a request in its prompt gets.
 
-    If the request samples, the position is that of the first token whose logits are
-    sampled from; else that of the first token of the next step. The token is used only if the step computes a
+    If the request samples, the position is that of the first token whose logits are sampled from;
+    else that of the first token of the next step. The token is used only if the step computes a
     single one.
     """
     position = entry.start + entry.num_new - entry.num_logits
