@@ -165,8 +165,8 @@ def simulate(turns: Sequence[Turn], strategy: str, num_blocks: int) -> Outcome:
         while arrivals and arrivals[0][0] <= step:
             scheduler.add(requests[heappop(arrivals)[1]])
         plan = scheduler.schedule()
-        sampling = [entry.request for entry in plan.scheduled if entry.samples]
-        answers = [turns[each.arrival].answer[each.num_output_tokens] for each in sampling]
+        sampling = plan.sampling
+        answers = [[turns[each.arrival].answer[each.num_output_tokens]] for each in sampling]
         scheduler.update(plan, answers)
         for request in sampling:
             follower = follower_of.get(request.arrival)

@@ -86,5 +86,5 @@ def attention_floor(
 
 def _tokens_and_rows(step: StepRecord) -> tuple[int, int]:
     tokens = sum(entry.num_tokens for entry in step.scheduled)
-    rows = sum(entry.sampled_token is not None for entry in step.scheduled)
+    rows = sum(len(entry.sampled_tokens) + entry.num_rejected for entry in step.scheduled)
     return tokens, rows

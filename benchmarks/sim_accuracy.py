@@ -111,7 +111,7 @@ def summarize(records: Sequence[StepRecord]) -> dict[str, float]:
     for record in records:
         now += record.schedule_seconds + record.run_seconds + record.update_seconds
         for entry in record.scheduled:
-            if entry.sampled_token is not None:
+            if entry.sampled_tokens:
                 first.setdefault(entry.request_id, now)
     return {"seconds": now, "median_ttft_ms": 1000 * median(first.values())}
 

@@ -66,7 +66,7 @@ def make_scheduler(num_requests: int, num_blocks: int, num_steps: int) -> Schedu
         tokens = array("i", [index] * length)
         scheduler.add(Request(str(index), tokens, length, params, arrival=index))
     plan = scheduler.schedule()
-    scheduler.update(plan, [0] * num_requests)
+    scheduler.update(plan, [[0]] * num_requests)
     return scheduler
 
 
@@ -78,8 +78,8 @@ def blocks_needed(num_requests: int, num_steps: int) -> int:
 def measure(num_requests: int, num_blocks: int, num_steps: int) -> StepCost:
     """Time ``num_steps`` decode steps of ``num_requests`` requests."""
     scheduler = make_scheduler(num_requests, num_blocks, num_steps)
-    token_ids = [1] * num_requests
-    times = [_time_step(scheduler, token_ids) for _ in range(num_steps)]
+    sampled = [[1]] * num_requests
+    times = [_time_step(scheduler, sampled) for _ in range(num_steps)]
     totals = [1e6 * sum(parts) for parts in times]
     parts = {
         part: 1e6 * median(each) for part, each in zip(PARTS, zip(*times, strict=True), strict=True)
@@ -87,14 +87,14 @@ def measure(num_requests: int, num_blocks: int, num_steps: int) -> StepCost:
     return StepCost(num_requests, num_blocks, **parts, total=median(totals), mean=fmean(totals))
 
 
-def _time_step(scheduler: Scheduler, token_ids: list[int]) -> tuple[float, float, float]:
+def _time_step(scheduler: Scheduler, sampled: list[list[int]]) -> tuple[float, float, float]:
     """Return the seconds of each part of one step."""
     begun = time.thread_time()
     plan = scheduler.schedule()
     scheduled = time.thread_time()
     build_batch(plan, BLOCK_SIZE)
     built = time.thread_time()
-    scheduler.update(plan, token_ids)
+    scheduler.update(plan, sampled)
     updated = time.thread_time()
     return scheduled - begun, built - scheduled, updated - built
 

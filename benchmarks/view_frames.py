@@ -33,7 +33,7 @@ from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.runner.interface import StepResult
 from minimal_vllm.runner.plain import Landed
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.trace.facts import EngineFacts
@@ -89,7 +89,7 @@ class StubRunner:
     def launch(self, plan: Plan) -> Landed:
         """Return a finished step with a token for each request that samples."""
         count = len(plan.sampling)
-        return Landed(StepResult(SamplerOutput([1] * count, [None] * count), []))
+        return Landed(StepResult(Sampled.one_each([1] * count), []))
 
 
 def write_trace(path: Path, num_blocks: int, num_requests: int, num_steps: int) -> None:

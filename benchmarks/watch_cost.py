@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.engine.step_watch import StepTimes, StepWatch
+from minimal_vllm.engine.reporter import Reporter, Timing
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.runner.interface import StepResult
 from minimal_vllm.runner.plain import Landed
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.trace.facts import engine_facts
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 from minimal_vllm.trace.writer import TraceWriter
 from minimal_vllm_lab.view.live import LiveView
 
@@ -46,30 +46,30 @@ class NoModel:
     def launch(self, plan: Plan) -> Landed:
         """Return a token for each request that samples."""
         count = len(plan.sampling)
-        return Landed(StepResult(SamplerOutput([1] * count, [None] * count), []))
+        return Landed(StepResult(Sampled.one_each([1] * count), []))
 
 
-class NoWatch:
-    """Stand-in for ``StepWatch`` that does nothing."""
+class NoReporter:
+    """Stand-in for ``Reporter`` that does nothing."""
 
     def note_arrived(self, requests: object) -> None:
         """Do nothing."""
 
-    def begin(self) -> StepTimes:
+    def begin(self) -> Timing:
         """Return times that are never set."""
-        return StepTimes()
+        return Timing()
 
-    def planned(self, plan: Plan, times: StepTimes) -> None:
+    def planned(self, plan: Plan, times: Timing) -> None:
         """Do nothing."""
 
-    def mark(self, times: StepTimes) -> None:
+    def mark(self, times: Timing) -> None:
         """Do nothing."""
 
-    def end(self, plan: Plan, requests: object, times: StepTimes) -> None:
+    def end(self, plan: Plan, requests: object, times: Timing) -> None:
         """Do nothing."""
 
 
-def make_engine(num_requests: int, observers: Sequence[StepObserver]) -> LLM:
+def make_engine(num_requests: int, observers: Sequence[Observer]) -> LLM:
     """Make the built-in model's engine with a stub runner.
 
     Args:
@@ -99,7 +99,7 @@ def start(llm: LLM, num_requests: int) -> Callable[[], object]:
 def variants(num_requests: int, folder: Path) -> dict[str, Callable[[], object]]:
     """Return a function that makes a step for each variant, which differ in their observers."""
     unobservable = make_engine(num_requests, [])
-    unobservable.engine._watch = cast("StepWatch", NoWatch())
+    unobservable.engine._reporter = cast("Reporter", NoReporter())
     unobserved = make_engine(num_requests, [])
     records: list[object] = []
     listed = make_engine(num_requests, [records.append])

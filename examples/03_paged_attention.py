@@ -71,7 +71,7 @@ def make_batch(block_ids: list[int]) -> Batch:
         tokens = array("i", range(length))
         request = Request(name, tokens, length, SamplingParams(), arrival)
         request.block_table.extend(next(unused) for _ in range(-(-length // BLOCK)))
-        plan.scheduled.append(ScheduledRequest(request, length - num_new, num_new, samples=True))
+        plan.scheduled.append(ScheduledRequest(request, length - num_new, num_new, num_logits=1))
     return build_batch(plan, BLOCK)
 
 

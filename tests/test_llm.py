@@ -394,10 +394,7 @@ def test_step_records_add_up(checkpoint):
     outputs = generate(llm, CROWD, RANDOM)
     assert [record.step for record in records] == list(range(len(records)))
     sampled = Counter(
-        each.request_id
-        for record in records
-        for each in record.scheduled
-        if each.sampled_token is not None
+        each.request_id for record in records for each in record.scheduled if each.sampled_tokens
     )
     assert sampled == {output.request_id: 14 for output in outputs}
     assert sorted(pair for record in records for pair in record.finished) == sorted(

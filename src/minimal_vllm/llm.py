@@ -14,7 +14,7 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
 from minimal_vllm.text.tokenizer import Tokenizer
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 
 Message = Mapping[str, Any]
 """``{"role": …, "content": …}``, as in OpenAI's API."""
@@ -41,7 +41,7 @@ class LLM:
         self,
         model: str | None = None,
         *,
-        observers: Sequence[StepObserver] = (),
+        observers: Sequence[Observer] = (),
         **options: Any,
     ) -> None:
         self.config = EngineConfig(model=str(model or DEMO_MODEL_DIR), **options)

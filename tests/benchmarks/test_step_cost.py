@@ -20,7 +20,7 @@ def test_all_requests_decode_in_a_pool_without_a_free_block():
         assert [entry.num_new for entry in plan.scheduled] == [1] * 4
         new_blocks = [block for entry in plan.scheduled for block in entry.new_blocks]
         assert plan.evicted == new_blocks
-        scheduler.update(plan, [1] * 4)
+        scheduler.update(plan, [[1]] * 4)
         scheduler.check()
 
 

@@ -26,8 +26,11 @@ def record(step, scheduled, *, finished=(), preempted=(), queries=0, hits=0):
     )
 
 
-def did(request_id, *, cached=(), new=(), sampled=None):
-    return ScheduledRecord(request_id, 0, 1, tuple(cached), tuple(new), sampled)
+def did(request_id, *, cached=(), new=(), sampled=None, freed=0):
+    tokens = () if sampled is None else (sampled,)
+    return ScheduledRecord(
+        request_id, 0, 1, tuple(cached), tuple(new), tokens, num_freed_blocks=freed
+    )
 
 
 def test_tokens_and_times_are_those_of_the_steps():
@@ -74,3 +77,10 @@ def test_it_agrees_with_a_real_run(model):
     # 2 full blocks of the prompt are shared; each has 31 tokens more (the last one isn't stored).
     assert "48 tokens in" in str(summary)
     assert "KV cache: 6 of 64 blocks at most, 40 % of the prompt" in str(summary)
+
+
+def test_a_block_freed_with_its_rejected_guesses_is_not_counted_again():
+    summary = RunSummary()
+    summary(record(0, [did("a", new=[1, 2], sampled=7, freed=1)]))
+    summary(record(1, [did("a", new=[3], sampled=7)]))
+    assert "2 of 1,000 blocks at most" in str(summary)

@@ -1,5 +1,7 @@
 """Exact plans, spelled out. ``Traffic`` checks the invariants and the content behind each step."""
 
+from array import array
+
 import pytest
 
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
@@ -7,8 +9,8 @@ from minimal_vllm.cache.eviction import LRU
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.step.request import FinishReason, Status
-from tests.engine.traffic import Traffic
+from minimal_vllm.step.request import FinishReason, Request, Status
+from tests.engine.traffic import EOS, Traffic
 
 
 def make_traffic(num_blocks=64, eviction="lru", **config):
@@ -458,3 +460,125 @@ def test_check_finds_broken_books(break_it, message):
     break_it(traffic.scheduler)
     with pytest.raises(InvariantError, match=message):
         traffic.scheduler.check()
+
+
+# ---- several tokens in one step -----------------------------------------------------------------
+
+
+def guessing(prompt_length, num_guesses, **params):
+    """A scheduler with one request, and a plan of its tokens and of guesses behind them."""
+    config = SchedulerConfig(
+        block_size=4, max_model_len=32, max_num_batched_tokens=32, max_num_seqs=2
+    )
+    scheduler = Scheduler(config, BlockPool(8, LRU()))
+    request = Request(
+        "a",
+        array("i", range(20, 20 + prompt_length)),
+        prompt_length,
+        SamplingParams(max_tokens=params.pop("max_tokens", 10)),
+        arrival=1,
+        eos_token_ids=frozenset({EOS}),
+        **params,
+    )
+    scheduler.add(request)
+    plan = scheduler.schedule()
+    (entry,) = plan.scheduled
+    blocks = scheduler.pool.allocate(scheduler.num_missing_blocks(request, num_guesses))
+    request.block_table.extend(blocks)
+    request.num_computed_tokens += num_guesses
+    request.num_pending_tokens += num_guesses
+    entry.num_new += num_guesses
+    entry.num_logits += num_guesses
+    return scheduler, request, plan
+
+
+def output(request):
+    return request.token_ids[request.num_prompt_tokens :].tolist()
+
+
+def test_all_tokens_of_a_step_are_appended_if_all_guesses_are_right():
+    scheduler, request, plan = guessing(3, num_guesses=1)
+    scheduler.update(plan, [[5, 6]])
+    scheduler.check()
+    assert output(request) == [5, 6]
+    assert (request.num_computed_tokens, request.num_pending_tokens) == (4, 0)
+    assert request.num_findable_blocks == 1  # of the prompt and of the right guess
+    assert [entry.num_new for entry in scheduler.schedule().scheduled] == [1]
+
+
+def test_the_counter_moves_back_over_rejected_guesses_and_their_blocks_are_free_again():
+    scheduler, request, plan = guessing(3, num_guesses=4)
+    assert len(request.block_table) == 2
+    scheduler.update(plan, [[5, 6]])
+    scheduler.check()
+    assert output(request) == [5, 6]
+    assert (request.num_computed_tokens, request.num_pending_tokens) == (4, 0)
+    assert (len(request.block_table), scheduler.pool.num_free) == (1, 7)
+
+
+def test_a_block_that_holds_a_rejected_guess_can_not_be_found_in_the_prefix_cache():
+    scheduler, request, plan = guessing(3, num_guesses=1)
+    scheduler.update(plan, [[5]])  # the fourth slot holds the guess, which is another token
+    scheduler.check()
+    assert (request.num_tokens, request.num_computed_tokens) == (4, 3)
+    assert (request.num_findable_blocks, scheduler.pool.num_cached) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_tokens", "kept", "reason"),
+    [
+        ([EOS, 5], 10, [EOS], FinishReason.STOP),
+        ([5, EOS], 10, [5, EOS], FinishReason.STOP),
+        ([5, 6], 1, [5], FinishReason.LENGTH),
+        ([5, EOS], 1, [5], FinishReason.LENGTH),
+    ],
+)
+def test_tokens_behind_the_first_that_ends_a_request_are_ignored(tokens, max_tokens, kept, reason):
+    scheduler, request, plan = guessing(3, num_guesses=1, max_tokens=max_tokens)
+    scheduler.update(plan, [tokens])
+    scheduler.check()
+    assert (output(request), request.finish_reason) == (kept, reason)
+    assert scheduler.pool.num_free == 8
+
+
+class EndsAfter:
+    """A grammar that is complete after some tokens."""
+
+    error = ""
+
+    def __init__(self, count):
+        self._count = count
+
+    def is_complete(self, row):
+        return len(row.token_ids) - row.num_prompt_tokens >= self._count
+
+
+def test_a_complete_grammar_ends_a_request_at_the_first_of_two_tokens():
+    scheduler, request, plan = guessing(3, num_guesses=1, grammar=EndsAfter(1))
+    scheduler.update(plan, [[5, 6]])
+    assert (output(request), request.finish_reason) == ([5], FinishReason.STOP)
+
+
+def test_a_request_preempted_meanwhile_takes_its_tokens_and_has_nothing_to_move_back():
+    scheduler, request, plan = guessing(3, num_guesses=2)
+    scheduler.running.remove(request)
+    scheduler.preempt(request)
+    scheduler.update(plan, [[5]])
+    scheduler.check()
+    assert (output(request), request.num_computed_tokens) == ([5], 0)
+    assert (request.status, request.num_pending_tokens) == (Status.WAITING, 0)
+
+
+def test_more_tokens_than_logits_are_an_error_that_says_so():
+    scheduler, _, plan = guessing(3, num_guesses=0)
+    with pytest.raises(ValueError, match="a got 1 tokens more than it has logits"):
+        scheduler.update(plan, [[5, 6]])
+
+
+def test_an_end_at_an_earlier_token_replaces_the_reason_of_a_later_one():
+    scheduler, request, plan = guessing(3, num_guesses=1)
+    scheduler.update(plan, [[5, EOS]])
+    scheduler.finish(request, FinishReason.STOP, "five", num_tokens=4)
+    assert (output(request), request.stop_reason) == ([5], "five")
+    scheduler.finish(request, FinishReason.ABORT)
+    assert request.finish_reason is FinishReason.STOP

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.traffic import Traffic
+from minimal_vllm.engine.scheduler import Scheduler
+from tests.engine.traffic import GuessingScheduler, Traffic
 
 HISTORIES = 1000
 
@@ -78,11 +79,17 @@ def run_randomly(random, traffic):
 
 
 @pytest.mark.parametrize(
-    ("eviction", "async_scheduling"),
-    [("lru", False), ("lfu", False), ("fifo", False), ("lru", True)],
+    ("eviction", "async_scheduling", "scheduler"),
+    [
+        ("lru", False, Scheduler),
+        ("lfu", False, Scheduler),
+        ("fifo", False, Scheduler),
+        ("lru", True, Scheduler),
+        ("lru", False, GuessingScheduler),
+    ],
 )
 def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
-    eviction, async_scheduling, caplog
+    eviction, async_scheduling, scheduler, caplog
 ):
     caplog.set_level(logging.CRITICAL, "minimal_vllm")
     events = Counter()
@@ -92,7 +99,9 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
     def run(seed):
         random = Random(seed)
         config = random_config(random)
-        traffic = Traffic(eviction=eviction, async_scheduling=async_scheduling, **config)
+        traffic = Traffic(
+            eviction=eviction, async_scheduling=async_scheduling, scheduler=scheduler, **config
+        )
         run_randomly(random, traffic)
         events.update(traffic.events)
 
@@ -105,4 +114,6 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
     }
     if async_scheduling:
         rare |= {"planned while a token was pending", "preempted while a token was pending"}
+    if scheduler is GuessingScheduler:
+        rare |= {"guessed", "several tokens in a step", "rejected", "blocks freed"}
     assert not {event for event in rare if events[event] < 20}, "the search must reach all of these"

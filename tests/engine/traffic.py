@@ -20,9 +20,9 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES, Scheduler
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.runner.plain import DoneStep
+from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.row import NO_TOKEN
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.batch import build_batch
 from minimal_vllm.step.request import Status
@@ -75,7 +75,7 @@ class FakeRunner:
 
     def launch(self, plan):
         try:
-            return DoneStep(self._run(plan))
+            return Landed(self._run(plan))
         except Exception as error:
             if not isinstance(error, CrashError):
                 self.bug = error  # the engine takes it for a failure of the device
@@ -91,33 +91,57 @@ class FakeRunner:
             self.crashes = False
             self.slots[batch.slot_mapping] = GARBAGE
             raise CrashError("out of memory")
+        texts = [self._guess(entry) for entry in plan.scheduled]
         prefixes = [
-            fingerprints(entry.request.cache_salt, self._known(entry)) for entry in plan.scheduled
+            fingerprints(entry.request.cache_salt, tuple(text))
+            for entry, text in zip(plan.scheduled, texts, strict=True)
         ]
         self._write(plan, batch, prefixes)
         for row, entry in enumerate(plan.scheduled):
             self._read(entry.request, self._slots(batch, row), prefixes[row][: batch.seq_lens[row]])
-        token_ids = [
-            next_token(entry.request.cache_salt, self._known(entry), entry.request.seed)
-            for entry in plan.scheduled
-            if entry.samples
+        sampled = [
+            self._verify(entry, text)
+            for entry, text in zip(plan.scheduled, texts, strict=True)
+            if entry.num_logits
         ]
         # A step ahead may compute a request that has ended: nobody will look at its token.
-        if self.poisons and token_ids and self.sampled.get(batch.sampling[0]) != EOS:
+        if self.poisons and sampled and self.sampled.get(batch.sampling[0]) != EOS:
             self.poisons = False
             self._spoil(plan, batch.sampling[0])
-        token_ids = [
-            NO_TOKEN if request in self.lost else token
-            for request, token in zip(batch.sampling, token_ids, strict=True)
+        sampled = [
+            [] if request in self.lost else tokens
+            for request, tokens in zip(batch.sampling, sampled, strict=True)
         ]
-        self.sampled = dict(zip(batch.sampling, token_ids, strict=True))
-        return StepResult(SamplerOutput(token_ids, [None] * len(token_ids)), [])
+        self.sampled = {
+            request: tokens[-1] if tokens else NO_TOKEN
+            for request, tokens in zip(batch.sampling, sampled, strict=True)
+        }
+        return StepResult(Sampled(sampled, [[] for _ in sampled]), [])
 
     def _known(self, entry):
         """The request's tokens, with the one that the engine does not know yet."""
         request = entry.request
-        pending = request.num_pending_tokens - entry.samples  # this step is in flight itself
+        pending = request.num_pending_tokens - entry.num_logits  # this step is in flight itself
         return (*request.token_ids, *([self.sampled[request]] if pending else []))
+
+    def _guess(self, entry):
+        """The request's tokens, and guesses at the next ones, of which the first few are right."""
+        request, tokens = entry.request, list(self._known(entry))
+        num_guesses = max(entry.num_logits - 1, 0)
+        num_right = sum(tokens) % (num_guesses + 1)
+        for index in range(num_guesses):
+            token = next_token(request.cache_salt, tokens, request.seed)
+            tokens.append(token if index < num_right else (token + 1) % VOCAB_SIZE)
+        return tokens
+
+    def _verify(self, entry, tokens):
+        """What the logits give: the right guesses, and the token behind them."""
+        request, sampled = entry.request, []
+        for length in range(len(tokens) - entry.num_logits + 1, len(tokens) + 1):
+            sampled.append(next_token(request.cache_salt, tokens[:length], request.seed))
+            if tokens[length : length + 1] != sampled[-1:]:
+                break
+        return sampled
 
     def _read(self, request, slots, expected):
         seen = self.slots[slots]
@@ -134,7 +158,8 @@ class FakeRunner:
             positions = batch.positions[start:end]
             assert positions.tolist() == list(range(entry.start, entry.start + entry.num_new))
             known = np.array(entry.request.token_ids)
-            inputs = np.append(known, 0)[positions]  # 0 for what the engine does not know
+            # 0 for what the engine does not know.
+            inputs = np.append(known, [0] * max(entry.num_logits, 1))[positions]
             assert batch.input_ids[start:end].tolist() == inputs.tolist()
             self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions]
 
@@ -150,6 +175,31 @@ class FakeRunner:
         for block in request.block_table:
             if owners[block] == 1:
                 self.slots[block * self.block_size : (block + 1) * self.block_size] = SPOILED
+
+
+class GuessingScheduler(Scheduler):
+    """Adds guesses to a plan, as far as budget and pool allow, and none where they would end."""
+
+    def schedule(self):
+        plan = super().schedule()
+        budget = self.config.max_num_batched_tokens - sum(each.num_new for each in plan.scheduled)
+        for entry in plan.scheduled:
+            request = entry.request
+            room = request.max_num_tokens - request.num_planned_tokens
+            count = min(request.arrival % 4, budget, room) if entry.num_logits else 0
+            missing = self.num_missing_blocks(request, count)
+            if count <= 0 or missing > self.pool.num_free:
+                continue
+            new_blocks = self.pool.allocate(missing) if missing else []
+            request.block_table.extend(new_blocks)
+            request.num_computed_tokens += count
+            request.num_pending_tokens += count
+            entry.num_new += count
+            entry.num_logits += count
+            entry.new_blocks = [*entry.new_blocks, *new_blocks]
+            budget -= count
+        plan.evicted += self.pool.take_evicted()
+        return plan
 
 
 class Traffic:
@@ -249,8 +299,15 @@ class Traffic:
         for output in outputs:
             if output.finished:
                 self._end(output)
+        self._count_guesses()
         self.scheduler.check()
         return self.plan
+
+    def _count_guesses(self):
+        for entry in self.records[-1].scheduled if self.records else ():
+            self.events["several tokens in a step"] += len(entry.sampled_tokens) > 1
+            self.events["rejected"] += entry.num_rejected > 0
+            self.events["blocks freed"] += entry.num_freed_blocks > 0
 
     def _checked_schedule(self):
         running, free = list(self.scheduler.running), self.pool.num_free
@@ -286,9 +343,10 @@ class Traffic:
         assert scheduled == stayed + plan.admitted, "a running request was passed over"
         assert not (plan.preempted and plan.admitted)
         for entry in plan.scheduled:
-            length = entry.request.num_planned_tokens - entry.samples
-            assert entry.samples is (entry.start + entry.num_new == length)
-            assert entry.samples or self.config.enable_chunked_prefill
+            length = entry.request.num_planned_tokens - entry.num_logits
+            end = entry.start + entry.num_new - max(entry.num_logits - 1, 0)  # without guesses
+            assert bool(entry.num_logits) == (end == length)
+            assert entry.num_logits or self.config.enable_chunked_prefill
         key = SCHEDULING_POLICIES[self.config.policy]
         waiting = [each for each in self.live() if each.status is Status.WAITING]
         if plan.admitted and waiting:
@@ -298,7 +356,8 @@ class Traffic:
     def _count_events(self, plan):
         self.events["evicted"] += len(plan.evicted)
         self.events["preempted"] += len(plan.preempted)
-        self.events["chunked"] += sum(not entry.samples for entry in plan.scheduled)
+        self.events["guessed"] += sum(entry.num_logits > 1 for entry in plan.scheduled)
+        self.events["chunked"] += sum(not entry.num_logits for entry in plan.scheduled)
         self.events["cached"] += sum(bool(entry.cached_blocks) for entry in plan.scheduled)
         fresh = {block for entry in plan.scheduled for block in entry.new_blocks}
         self.events["shared in the step that computes it"] += sum(

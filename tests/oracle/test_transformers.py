@@ -95,7 +95,7 @@ class Witness:
         engine = self.llm.engine
         endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
         engine.add_request("disturber", disturber, endless)
-        while not any(each.sampled_token is not None for each in self.last_scheduled()):
+        while not any(each.sampled_tokens for each in self.last_scheduled()):
             engine.step()
         engine.add_request("prompt", prompt, PARAMS, output_kind=OutputKind.FINAL_ONLY)
         while self.num_preemptions == 0:
@@ -121,7 +121,7 @@ class Witness:
             each
             for record in self.records
             for each in record.scheduled
-            if each.sampled_token is None and each.request_id != "disturber"
+            if not each.sampled_tokens and each.request_id != "disturber"
         ]
 
 

@@ -32,7 +32,7 @@ def admitted_rows():
         request = Request(str(number), tokens, 5, params, number, seed=seed, row=number)
         request.block_table.extend([number, number + 3])
         plan.admitted.append(request)
-        plan.scheduled.append(ScheduledRequest(request, 5, 1, samples=True))
+        plan.scheduled.append(ScheduledRequest(request, 5, 1, num_logits=1))
     table.update(plan)
     return table
 

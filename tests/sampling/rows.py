@@ -3,10 +3,11 @@
 from array import array
 from dataclasses import dataclass
 
+from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm_lab.check.sampler import plain_probabilities
 
-__all__ = ["plain_probabilities", "row"]
+__all__ = ["plain_probabilities", "row", "tokens_of"]
 
 
 @dataclass
@@ -33,3 +34,9 @@ def row(prompt=(0,), output=(), seed=0, stop=(), bad_words=(), **params):
         frozenset(stop),
         tuple(bad_words),
     )
+
+
+def tokens_of(sampled):
+    """The one token of each row; ``NO_TOKEN`` for an empty list."""
+    assert all(len(tokens) <= 1 for tokens in sampled.tokens)
+    return [tokens[0] if tokens else NO_TOKEN for tokens in sampled.tokens]

@@ -17,7 +17,7 @@ from minimal_vllm.sampling.kernels import sample as kernels
 from minimal_vllm.sampling.kernels.sample import SamplingInputs, sample_rows
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import sample
-from tests.sampling.rows import row
+from tests.sampling.rows import row, tokens_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QWEN3 = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
@@ -42,7 +42,7 @@ def run_kernels(logits, rows):
 
 
 def assert_all_agree(logits, rows):
-    assert run_kernels(logits, rows) == sample(logits.clone(), rows).token_ids
+    assert run_kernels(logits, rows) == tokens_of(sample(logits.clone(), rows))
 
 
 def random_logits(*size, seed=1):
@@ -176,7 +176,7 @@ def test_of_equal_peaks_the_first_is_taken_also_across_chunks():
 def test_rows_that_cannot_be_sampled_get_no_token_and_harm_nobody():
     rows = [*make_rows(8), row(**QWEN3), row(**QWEN3), row(**QWEN3), row(**QWEN3)]
     logits = random_logits(len(rows), 5000, seed=2)
-    expected = sample(logits.clone(), rows).token_ids
+    expected = tokens_of(sample(logits.clone(), rows))
     bad = {1: nan, 3: -inf, 6: inf, 8: nan, 9: -inf, 10: inf}
     for index, value in bad.items():
         logits[index, slice(None) if value == -inf else 4500] = value
@@ -205,4 +205,4 @@ def test_a_filter_with_another_rule_for_ties_is_found_out(mistake, monkeypatch):
     monkeypatch.setattr(kernels, "is_kept", is_kept)
     rows = filtered_rows()
     logits = some_ties(random_logits(len(rows), 4096))
-    assert run_kernels(logits, rows) != sample(logits.clone(), rows).token_ids
+    assert run_kernels(logits, rows) != tokens_of(sample(logits.clone(), rows))

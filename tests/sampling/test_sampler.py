@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from minimal_vllm.sampling.sampler import NO_TOKEN, sample
-from tests.sampling.rows import plain_probabilities, row
+from minimal_vllm.sampling.sampler import NO_TOKEN, Sampled, sample
+from tests.sampling.rows import plain_probabilities, row, tokens_of
 
 INF = float("inf")
 
@@ -44,15 +44,15 @@ def test_a_rows_result_does_not_depend_on_the_batch(vocab_size):
     rows = a_bit_of_everything(vocab_size)
     logits = random_logits(len(rows), vocab_size)
     together = sample(logits.clone(), rows)
-    assert NO_TOKEN not in together.token_ids
+    assert NO_TOKEN not in tokens_of(together)
     for i in range(len(rows)):
         alone = sample(logits[i : i + 1].clone(), rows[i : i + 1])
-        assert alone.token_ids == together.token_ids[i : i + 1]
+        assert tokens_of(alone) == tokens_of(together)[i : i + 1]
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(rows)).tolist()
         shuffled = sample(logits[order], [rows[i] for i in order])
-        assert shuffled.token_ids == [together.token_ids[i] for i in order]
-        assert [p is not None for p in shuffled.logprobs] == [i in (12, 13) for i in order]
+        assert tokens_of(shuffled) == [tokens_of(together)[i] for i in order]
+        assert [p != [] for p in shuffled.logprobs] == [i in (12, 13) for i in order]
 
 
 FILTERS = [
@@ -76,7 +76,7 @@ def test_tokens_are_drawn_with_their_probabilities(params):
     draws = 20_000
     logits = random_logits(1, 20, seed=3, scale=1.0)
     rows = [row(seed=seed, **params) for seed in range(draws)]
-    counts = np.bincount(sample(logits.repeat(draws, 1), rows).token_ids, minlength=20)
+    counts = np.bincount(tokens_of(sample(logits.repeat(draws, 1), rows)), minlength=20)
     expected = plain_probabilities(logits[0], rows[0].params) * draws
     assert (counts[expected == 0] == 0).all()
     possible = expected > 0
@@ -88,7 +88,7 @@ def test_the_tokens_of_one_request_are_drawn_with_their_probabilities_too():
     draws = 3_000
     logits = random_logits(1, 20, seed=4)
     rows = [row(seed=42, output=[1] * n) for n in range(draws)]
-    counts = np.bincount(sample(logits.repeat(draws, 1), rows).token_ids, minlength=20)
+    counts = np.bincount(tokens_of(sample(logits.repeat(draws, 1), rows)), minlength=20)
     expected = plain_probabilities(logits[0], rows[0].params) * draws
     assert chisquare(counts, expected).pvalue > 1e-3
 
@@ -98,7 +98,7 @@ def test_a_seed_and_a_length_give_the_same_token_again_and_others_do_not():
     logits = torch.zeros(1, vocab_size)
 
     def token(**options):
-        return sample(logits.clone(), [row(**options)]).token_ids[0]
+        return tokens_of(sample(logits.clone(), [row(**options)]))[0]
 
     assert token(seed=5) == token(seed=5) == token(seed=5, prompt=[1, 2, 3])
     assert len({token(seed=seed) for seed in range(50)}) > 40
@@ -107,20 +107,20 @@ def test_a_seed_and_a_length_give_the_same_token_again_and_others_do_not():
 
 def test_greedy_takes_the_most_probable_and_the_first_of_equals():
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 2.0, 2.0], [-INF, -5.0, -INF]])
-    assert sample(logits, [row(temperature=0)] * 3).token_ids == [1, 0, 1]
+    assert tokens_of(sample(logits, [row(temperature=0)] * 3)) == [1, 0, 1]
 
 
 def test_top_k_of_one_is_greedy_even_among_equals():
     logits = torch.tensor([[0.0, 1.0, 1.0, 1.0]])
     rows = [row(seed=seed, top_k=1) for seed in range(50)]
-    assert set(sample(logits.repeat(50, 1), rows).token_ids) == {1}
+    assert set(tokens_of(sample(logits.repeat(50, 1), rows))) == {1}
 
 
 @pytest.mark.parametrize("params", [{"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-4}])
 def test_the_strictest_filters_keep_the_most_probable_token(params):
     logits = random_logits(1, 50)
     rows = [row(seed=seed, **params) for seed in range(50)]
-    assert set(sample(logits.repeat(50, 1), rows).token_ids) == {int(logits.argmax())}
+    assert set(tokens_of(sample(logits.repeat(50, 1), rows))) == {int(logits.argmax())}
 
 
 @pytest.mark.parametrize("params", [*FILTERS, {"temperature": 0}], ids=str)
@@ -128,29 +128,29 @@ def test_the_only_possible_token_is_taken(params):
     logits = torch.full((3, 700), -INF)
     for i, token in enumerate((0, 350, 699)):
         logits[i, token] = -7.0
-    assert sample(logits, [row(seed=s, **params) for s in range(3)]).token_ids == [0, 350, 699]
+    assert tokens_of(sample(logits, [row(seed=s, **params) for s in range(3)])) == [0, 350, 699]
 
 
 def test_a_vocabulary_of_one_token():
-    assert sample(torch.zeros(2, 1), [row(top_k=1), row(temperature=0)]).token_ids == [0, 0]
+    assert tokens_of(sample(torch.zeros(2, 1), [row(top_k=1), row(temperature=0)])) == [0, 0]
 
 
 def test_no_rows_give_no_tokens():
     output = sample(torch.zeros(0, 5), [])
-    assert (output.token_ids, output.logprobs) == ([], [])
+    assert (output.tokens, output.logprobs) == ([], [])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_dtype_is_sampled_as_if_it_were_float32(dtype):
     rows = a_bit_of_everything(100)
     logits = random_logits(len(rows), 100).to(dtype)
-    expected = sample(logits.to(torch.float32, copy=True), rows).token_ids
-    assert sample(logits.clone(), rows).token_ids == expected
+    expected = tokens_of(sample(logits.to(torch.float32, copy=True), rows))
+    assert tokens_of(sample(logits.clone(), rows)) == expected
 
 
 def test_large_logits_and_small_temperatures_do_not_overflow():
     logits = torch.tensor([[3e38, -3e38, 2.9e38], [-3e38, -3.1e38, -3.2e38]])
-    assert sample(logits, [row(temperature=2e-5)] * 2).token_ids == [0, 0]
+    assert tokens_of(sample(logits, [row(temperature=2e-5)] * 2)) == [0, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), INF])
@@ -165,22 +165,22 @@ def test_a_row_with_broken_logits_is_reported_and_harms_no_other(bad):
         broken = logits.clone()
         broken[i, vocab_size - 1] = bad
         output = sample(broken, rows)
-        assert output.token_ids[i] == NO_TOKEN
-        assert output.logprobs[i] is None
+        assert tokens_of(output)[i] == NO_TOKEN
+        assert output.logprobs[i] == []
         others = [j for j in range(len(rows)) if j != i]
-        assert [output.token_ids[j] for j in others] == [expected.token_ids[j] for j in others]
+        assert [tokens_of(output)[j] for j in others] == [tokens_of(expected)[j] for j in others]
         assert [output.logprobs[j] for j in others] == [expected.logprobs[j] for j in others]
 
 
 def test_a_row_of_nothing_but_nan_is_survived_by_every_filter():
     logits = torch.full((len(FILTERS), 600), float("nan"))
     output = sample(logits, [row(**params) for params in FILTERS])
-    assert output.token_ids == [NO_TOKEN] * len(FILTERS)
+    assert tokens_of(output) == [NO_TOKEN] * len(FILTERS)
 
 
 def test_a_row_whose_tokens_are_all_forbidden_is_reported():
     rows = [row(allowed_token_ids=[2], bad_words=[(2,)], temperature=t) for t in (0, 1)]
-    assert sample(torch.zeros(2, 5), rows).token_ids == [NO_TOKEN, NO_TOKEN]
+    assert tokens_of(sample(torch.zeros(2, 5), rows)) == [NO_TOKEN, NO_TOKEN]
 
 
 def test_log_probabilities_are_those_of_the_untouched_logits():
@@ -193,11 +193,11 @@ def test_log_probabilities_are_those_of_the_untouched_logits():
         row(temperature=0.5, top_k=1, logprobs=0, **changed),
     ]
     output = sample(logits, rows)
-    assert output.token_ids[0] == output.token_ids[2] == 7
-    assert output.logprobs[1] is None
-    assert list(output.logprobs[0]) == [7, int(raw[0].argmax())]
-    assert list(output.logprobs[2]) == [7]
-    assert output.logprobs[2][7].logprob == pytest.approx(raw[2, 7].item())
+    assert tokens_of(output)[0] == tokens_of(output)[2] == 7
+    assert output.logprobs[1] == []
+    assert list(output.logprobs[0][0]) == [7, int(raw[0].argmax())]
+    assert list(output.logprobs[2][0]) == [7]
+    assert output.logprobs[2][0][7].logprob == pytest.approx(raw[2, 7].item())
 
 
 @settings(deadline=None, max_examples=100)
@@ -210,7 +210,7 @@ def test_only_possible_tokens_are_drawn_whatever_ties_there_are(logits, seed, pa
     if max(logits) == -INF:
         logits[0] = 0.0
     one = row(seed=seed, **params)
-    (token,) = sample(torch.tensor([logits]), [one]).token_ids
+    (token,) = tokens_of(sample(torch.tensor([logits]), [one]))
     assert plain_probabilities(logits, one.params)[token] > 0
 
 
@@ -221,4 +221,15 @@ def test_the_gpu_chooses_the_same_tokens_as_the_cpu():
         rows = a_bit_of_everything(vocab_size)
         logits = random_logits(len(rows), vocab_size, scale=scale)
         on_gpu = sample(logits.cuda(), rows)
-        assert on_gpu.token_ids == sample(logits, rows).token_ids
+        assert tokens_of(on_gpu) == tokens_of(sample(logits, rows))
+
+
+def test_a_row_without_a_token_gives_an_empty_list():
+    sampled = Sampled.one_each([7, NO_TOKEN, 0], [{7: "a"}, None, None])
+    assert sampled.tokens == [[7], [], [0]]
+    assert sampled.logprobs == [[{7: "a"}], [], []]
+
+
+def test_a_custom_sampler_that_forgets_log_probabilities_is_told_what_to_return():
+    with pytest.raises(ValueError, match="it has 0 for 2 requests; give an empty list"):
+        Sampled([[1], [2]], [])

@@ -82,6 +82,13 @@ def test_a_run_with_all_that_can_happen_is_in_order(tmp_path):
     assert read(tmp_path / "trace.jsonl") == RUN
 
 
+def test_a_request_goes_on_where_its_rejected_guesses_began(tmp_path):
+    guessed = ScheduledRecord("a", 0, 6, sampled_tokens=(7,), num_rejected=3, num_freed_blocks=1)
+    run = [A, step_record(0, scheduled=(guessed,)), step_record(1, scheduled=(entry("a", 3, 1),))]
+    write(tmp_path / "trace.jsonl", run)
+    assert read(tmp_path / "trace.jsonl") == run
+
+
 @pytest.mark.parametrize(
     ("records", "complaint"),
     [
@@ -114,8 +121,12 @@ def header(**changes):
         ("Call me Ishmael.\n", 'its first line should hold "format": "minimal-vllm-trace"'),
         ('{"format": "pcap"}\n', 'its first line should hold "format": "minimal-vllm-trace"'),
         (
-            header(version=2),
-            "it has version 2 of the format, and this program knows versions up to 1",
+            header(version=3),
+            "it has version 3 of the format, but this program reads version 2: read it with the",
+        ),
+        (
+            header(version=1),
+            "it has version 1 of the format, but this program reads version 2: record it again",
         ),
         (header(engine={}), "engine.program"),
         (header() + '\n{"kind": "step"\n', "broken in line 2"),

@@ -27,7 +27,7 @@ RECORDS = [
     AbortRecord("a"),
     ResetRecord(),
     PlanRecord(3, (ScheduledRecord("a", 0, 2, (1,), (2,)),), ("a",)),
-    step_record(scheduled=(ScheduledRecord("a", 0, 2, (1,), (2,), 9, ("ff",)),)),
+    step_record(scheduled=(ScheduledRecord("a", 0, 2, (1,), (2,), (9, 8), ("ff",), 1, 2, 1),)),
     TextsRecord({3: " the", 4: "\n"}),
     EndRecord("full"),
 ]
@@ -47,7 +47,7 @@ def test_the_header_survives_being_written_and_read():
 
 def test_the_format_and_version_come_first_in_the_file():
     assert encode_header(Header(engine=FACTS)).startswith(
-        b'{"format":"minimal-vllm-trace","version":1'
+        b'{"format":"minimal-vllm-trace","version":2'
     )
 
 
@@ -72,7 +72,7 @@ def test_each_tokens_text_is_written_once_and_before_its_use():
     encoder = LineEncoder(lambda token_id: f"<{token_id}>")
     first = encoder.encode(RequestRecord("a", 1, 2.5, (3, 4, 3))).splitlines()
     assert decode(first[0]) == TextsRecord({3: "<3>", 4: "<4>"})
-    scheduled = (ScheduledRecord("a", 0, 3, sampled_token=4), ScheduledRecord("b", 0, 3))
+    scheduled = (ScheduledRecord("a", 0, 3, sampled_tokens=(4,)), ScheduledRecord("b", 0, 3))
     assert len(encoder.encode(step_record(scheduled=scheduled)).splitlines()) == 1
     encoder.forget()
     assert len(encoder.encode(step_record(scheduled=scheduled)).splitlines()) == 2
@@ -83,6 +83,6 @@ def test_without_a_tokenizer_no_texts_are_written():
 
 
 def test_a_step_record_on_its_own_is_small():
-    entries = tuple(ScheduledRecord(str(i), 100, 1, sampled_token=i) for i in range(100))
+    entries = tuple(ScheduledRecord(str(i), 100, 1, sampled_tokens=(i,)) for i in range(100))
     assert len(encode(step_record(scheduled=entries))) < 100 * 80 + 500
     assert isinstance(decode(encode(step_record(scheduled=entries))), StepRecord)

@@ -88,7 +88,7 @@ def make_batch() -> Batch:
     for index, length in enumerate(LENGTHS):
         request = Request(str(index), array("i", [300] * length), length, SamplingParams(), index)
         request.block_table.extend(next(places) for _ in range(-(-length // S)))
-        plan.scheduled.append(ScheduledRequest(request, length - 1, 1, samples=True))
+        plan.scheduled.append(ScheduledRequest(request, length - 1, 1, num_logits=1))
     return build_batch(plan, S)
 
 

@@ -54,7 +54,7 @@ def run(budget: int | None) -> Measured:
 
     llm.engine.add_request("B", [300 + index for index in range(LONG)], GREEDY)
     gaps: list[float] = []
-    while not records or records[-1].scheduled[-1].sampled_token is None:
+    while not records or not records[-1].scheduled[-1].sampled_tokens:
         begun = time.monotonic()
         llm.engine.step()
         gaps.append(time.monotonic() - begun)

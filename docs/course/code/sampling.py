@@ -83,7 +83,7 @@ def choose(logits: torch.Tensor, params: SamplingParams) -> list[int]:
         Request("", array("i", [0]), 1, params, arrival=seed, seed=seed, num_pending_tokens=1)
         for seed in range(len(logits))
     ]
-    return sample(logits.clone(), rows).token_ids
+    return [token for (token,) in sample(logits.clone(), rows).tokens]
 
 
 def milliseconds(work: Callable[[], object]) -> float:

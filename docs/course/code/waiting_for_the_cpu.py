@@ -16,7 +16,7 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.step.plan import Plan
 
 PROMPT = "The old captain looked at the sea, and"
@@ -46,7 +46,7 @@ class PretendedStep:
     def wait(self) -> StepResult:
         """Its tokens, once the time is over."""
         time.sleep(max(0.0, self.ends - time.perf_counter()))
-        return StepResult(SamplerOutput([0] * self.num_tokens, [None] * self.num_tokens), [])
+        return StepResult(Sampled.one_each([0] * self.num_tokens), [])
 
 
 class PretendedGpu:

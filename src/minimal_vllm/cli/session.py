@@ -12,7 +12,7 @@ from minimal_vllm.cli.trace import make_llm
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
@@ -36,7 +36,7 @@ class Streamed:
     """``"abort"`` if it was stopped before its end."""
 
 
-def load_llm(ctx: click.Context, observers: Sequence[StepObserver]) -> "LLM":
+def load_llm(ctx: click.Context, observers: Sequence[Observer]) -> "LLM":
     """Load the model that the command line asks for, which imports torch.
 
     The sampling options are checked first, so that a mistake costs no waiting.

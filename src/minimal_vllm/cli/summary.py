@@ -30,7 +30,7 @@ class RunSummary:
         self._ended = record.started + (
             record.schedule_seconds + record.run_seconds + record.update_seconds
         )
-        sampled = sum(entry.sampled_token is not None for entry in record.scheduled)
+        sampled = sum(len(entry.sampled_tokens) for entry in record.scheduled)
         if sampled and not self._num_tokens:
             self._first_token = self._ended
         self._num_tokens += sampled
@@ -48,14 +48,20 @@ class RunSummary:
             self._tables.setdefault(entry.request_id, []).extend(blocks)
             self._holders.update(blocks)
         self._most_blocks = max(self._most_blocks, len(self._holders))
+        for entry in record.scheduled:
+            for _ in range(entry.num_freed_blocks):
+                self._let_go(self._tables[entry.request_id].pop())
         for request_id, _ in record.finished:
             self._release(request_id)
 
     def _release(self, request_id: str) -> None:
         for block in self._tables.pop(request_id, ()):
-            self._holders[block] -= 1
-            if not self._holders[block]:
-                del self._holders[block]
+            self._let_go(block)
+
+    def _let_go(self, block: int) -> None:
+        self._holders[block] -= 1
+        if not self._holders[block]:
+            del self._holders[block]
 
     def __str__(self) -> str:
         if self._begun is None or not self._num_tokens:

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from minimal_vllm.trace.facts import engine_facts
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 from minimal_vllm.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _open(ctx: click.Context, path: Path) -> TraceWriter:
     return writer
 
 
-def make_llm(ctx: click.Context, observers: Sequence[StepObserver] = (), **options: Any) -> "LLM":
+def make_llm(ctx: click.Context, observers: Sequence[Observer] = (), **options: Any) -> "LLM":
     """Load a model, which imports torch, and record what its engine does, if that is wanted.
 
     Raises:

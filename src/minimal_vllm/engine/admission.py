@@ -1,4 +1,4 @@
-"""The door of the engine: what a user asks for becomes requests, or a clear error."""
+"""Admission: turns what a user asks for into requests, or into one clear error."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,24 +15,25 @@ from minimal_vllm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a request may refer to."""
+    """Limits that the model and the engine set for requests."""
 
     vocab_size: int
     eos_token_ids: frozenset[int]
     max_logprobs: int
-    """-1: no limit."""
+    """Maximum number of log-probabilities per token; -1 for no limit."""
 
 
 class Admission:
-    """Checks what users ask for, and makes requests of it.
+    """Validates users' prompts and parameters, and builds requests from them.
 
     Args:
-        limits: the model's.
-        tokenizer: needed for bad words, for grammars and for text; None: token ids alone.
-        seed: requests without a seed of their own get one from this, in the order of arrival.
+        limits: limits of the model.
+        tokenizer: needed for stop strings, bad words and grammars. None: prompts and outputs are
+            token ids only.
+        seed: source of the seeds for requests that have none, in the order of arrival.
 
     Attributes:
-        grammars: compiles those of the requests; None without a tokenizer.
+        grammars: compiler for the requests' grammars; None without a tokenizer.
     """
 
     def __init__(self, limits: ModelLimits, tokenizer: Tokenizer | None, seed: int) -> None:
@@ -54,13 +55,13 @@ class Admission:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> list[Request]:
-        """One request for each of the ``n`` completions.
+        """Build one request for each of the ``n`` completions.
 
-        They share the prompt's blocks through the prefix cache: admitted in the same step, the
-        first computes them and the others only read.
+        They share the blocks of the prompt through the prefix cache. If all are admitted in the
+        same step, the first computes these blocks and the others only read them.
 
         Raises:
-            ValueError: something can't be had; the message says what and what could be.
+            ValueError: something is not supported; the message says what is expected instead.
         """
         prompt = self._checked_tokens("prompt_token_ids", prompt_token_ids)
         self._check(params)
@@ -110,7 +111,10 @@ class Admission:
             )
 
     def _check_choice(self, name: str, token_ids: Iterable[int]) -> None:
-        """Each of its tokens costs time in each step, so repetitions are not let in without end."""
+        """Check the token ids of a parameter, and reject more ids than the vocabulary has.
+
+        Each id costs time in each step, so a list that repeats ids must not grow without bound.
+        """
         num_tokens, limit = len(self._checked_tokens(name, token_ids)), self._limits.vocab_size
         if num_tokens > limit:
             raise ValueError(f"{name} has {num_tokens} tokens, but the model has only {limit}")
@@ -142,7 +146,7 @@ class Admission:
         return self.grammars.start(params.structured_outputs)
 
     def _tokenize_bad_words(self, words: Iterable[str]) -> Iterable[tuple[int, ...]]:
-        """Each word at the start of a text, and, as other tokens, behind a space."""
+        """Yield the token ids of each word, at the start of a text and after a space."""
         if self._tokenizer is None:
             return
         for word in words:

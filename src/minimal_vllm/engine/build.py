@@ -39,7 +39,7 @@ from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.text.tokenizer import Tokenizer
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
 
 @out_of_memory_as_value_error()
 def build_engine(
-    config: EngineConfig, *, observers: Sequence[StepObserver] = (), progress: bool = False
+    config: EngineConfig, *, observers: Sequence[Observer] = (), progress: bool = False
 ) -> BuiltEngine:
     """Read the model, size the KV cache by the memory that is left, and put the engine together.
 

@@ -12,14 +12,14 @@ from itertools import compress
 
 from minimal_vllm.engine.admission import Admission
 from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
+from minimal_vllm.engine.reporter import Reporter, Timing
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
-from minimal_vllm.engine.step_watch import StepTimes, StepWatch
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.runner.interface import DEVICE_LOST, Flight, Runner, StepResult
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import FinishReason
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class LaunchedStep:
 
     plan: Plan
     flight: Flight
-    times: StepTimes
-    """See ``StepWatch``."""
+    times: Timing
+    """See ``Reporter``."""
 
 
 class Engine:
@@ -52,7 +52,7 @@ class Engine:
         runner: Runner,
         admission: Admission,
         outputs: OutputProcessor,
-        observers: Sequence[StepObserver] = (),
+        observers: Sequence[Observer] = (),
         *,
         async_scheduling: bool = False,
     ) -> None:
@@ -60,7 +60,7 @@ class Engine:
         self._runner = runner
         self._admission = admission
         self._outputs = outputs
-        self._watch = StepWatch(scheduler, observers, runs_ahead=async_scheduling)
+        self._reporter = Reporter(scheduler, observers, runs_ahead=async_scheduling)
         self._runs_ahead = async_scheduling
         self._in_flight: deque[LaunchedStep] = deque()
 
@@ -98,7 +98,7 @@ class Engine:
         )
         for request in requests:  # they have the same prompt: it is the first that is refused
             self.scheduler.add(request)
-        self._watch.note_arrived(requests)
+        self._reporter.note_arrived(requests)
         # A list has its integers already; to make new ones takes as long as all else here.
         tokens = prompt_token_ids if isinstance(prompt_token_ids, list) else requests[0].token_ids
         group = RequestGroup(request_id, prompt, list(tokens), output_kind)
@@ -112,7 +112,7 @@ class Engine:
         unfinished = [request for request in requests if not request.finished]
         for request in unfinished:
             self.scheduler.finish(request, FinishReason.ABORT)
-        self._watch.note_aborted(unfinished)
+        self._reporter.note_aborted(unfinished)
         return self._outputs.make_outputs(requests)[0]
 
     @property
@@ -149,11 +149,11 @@ class Engine:
         self._in_flight.clear()
         self.scheduler.reset()
         self._outputs.reset()
-        self._watch.note_reset()
+        self._reporter.note_reset()
 
     def _launch_next(self) -> list[RequestOutput]:
         """Plan a step and launch it, if there is anything to compute."""
-        times = self._watch.begin()
+        times = self._reporter.begin()
         plan = self.scheduler.schedule()
         if not plan.scheduled:
             if self.scheduler.has_work and not self._in_flight:
@@ -161,7 +161,7 @@ class Engine:
                     "the scheduler returned an empty plan although requests are waiting"
                 )
             return []
-        self._watch.planned(plan, times)
+        self._reporter.planned(plan, times)
         try:
             flight = self._runner.launch(plan)
         except Exception as error:
@@ -176,24 +176,24 @@ class Engine:
             result = step.flight.wait()
         except Exception as error:
             return self._fail(step.plan, step.times, error)
-        self._watch.mark(step.times)
+        self._reporter.mark(step.times)
         return self._update(step.plan, step.times, result)
 
-    def _update(self, plan: Plan, times: StepTimes, result: StepResult) -> list[RequestOutput]:
+    def _update(self, plan: Plan, times: Timing, result: StepResult) -> list[RequestOutput]:
         sampled = result.sampled
         # Requests that ended since the step was planned have got their last outputs.
         alive = [not request.finished for request in plan.sampling]
         requests = list(compress(plan.sampling, alive))
-        self.scheduler.update(plan, sampled.token_ids)
+        self.scheduler.update(plan, sampled.tokens)
+        for request, stop_string, num_tokens in self._outputs.update_texts(requests):
+            self.scheduler.finish(request, FinishReason.STOP, stop_string, num_tokens)
         self._outputs.add_logprobs(requests, compress(sampled.logprobs, alive))
         self._outputs.add_prompt_logprobs(result.prompt_logprobs)
-        for request, stop_string in self._outputs.update_texts(requests):
-            self.scheduler.finish(request, FinishReason.STOP, stop_string)
         outputs = self._outputs.make_outputs(requests)
-        self._watch.end(plan, requests, times)
+        self._reporter.end(plan, requests, times)
         return outputs
 
-    def _fail(self, plan: Plan, times: StepTimes, error: Exception) -> list[RequestOutput]:
+    def _fail(self, plan: Plan, times: Timing, error: Exception) -> list[RequestOutput]:
         """End the requests of a step that failed.
 
         Blocks that the step should have filled may be cached already, so that no cached block can
@@ -207,6 +207,6 @@ class Engine:
             self.scheduler.fail(request, f"{type(error).__name__}: {error}")
         self.scheduler.pool.forget_all()
         outputs = self._outputs.make_outputs(requests)
-        self._watch.mark(times)
-        self._watch.end(plan, requests, times)
+        self._reporter.mark(times)
+        self._reporter.end(plan, requests, times)
         return outputs

@@ -1,4 +1,4 @@
-"""From sampled tokens to what the user gets: text, log-probabilities, and the n completions."""
+"""Turns sampled tokens into the user's outputs: text, log-probabilities, and n completions."""
 
 import time
 from collections.abc import Iterable
@@ -19,22 +19,24 @@ from minimal_vllm.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class Completion:
-    """One of the ``n`` completions of a user's request, on its way out."""
+    """One of the ``n`` completions of a user's request, while it is generated."""
 
     index: int
     request: Request
     group: "RequestGroup"
     detokenizer: Detokenizer | None
+    """None if no text is asked for, or there is no tokenizer."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One entry per output token, if log-probabilities are asked for."""
     cumulative_logprob: float = 0.0
     text_is_final: bool = False
     num_given: int = 0
-    """With ``DELTA``: output tokens that the user has already."""
+    """Number of output tokens that the user has already received; used with ``DELTA``."""
     end_is_given: bool = False
-    """With ``DELTA``: whether the user knows that it has ended."""
+    """True if the user has been told that the completion ended; used with ``DELTA``."""
 
     def detokenize(self) -> str | None:
-        """Bring the text up to date; a stop string that was found in it."""
+        """Bring the text up to date, and return the stop string that ends it, if one was found."""
         if self.detokenizer is None or self.text_is_final:
             return None
         request = self.request
@@ -46,9 +48,19 @@ class Completion:
         self.text_is_final = request.finished or stop is not None
         return stop
 
+    def take_logprobs(self, computed: list[TokenLogprobs]) -> None:
+        """Append the log-probabilities of the newest output tokens.
+
+        Entries behind the last output token are dropped: the request ended before them.
+        """
+        first = self.request.num_prompt_tokens + len(self.logprobs)
+        for token_id, entry in zip(self.request.token_ids[first:], computed, strict=False):
+            self.logprobs.append(entry)
+            self.cumulative_logprob += entry[token_id].logprob
+
     @property
     def _hides_last_token(self) -> bool:
-        """Whether the last token ended the output, and is no part of the text."""
+        """True if the last token is a stop token that the text leaves out."""
         request = self.request
         by_token = (
             request.finish_reason == FinishReason.STOP
@@ -59,7 +71,7 @@ class Completion:
 
 @dataclass(slots=True)
 class RequestGroup:
-    """What a user sent as one request: ``n`` completions of one prompt."""
+    """A request as the user sent it: ``n`` completions of one prompt."""
 
     request_id: str
     prompt: str | None
@@ -71,11 +83,11 @@ class RequestGroup:
 
     @property
     def finished(self) -> bool:
-        """Whether all completions are."""
+        """True if all completions have ended."""
         return all(completion.request.finished for completion in self.completions)
 
     def note_times(self, *, finished: bool) -> None:
-        """Note when the first token came, and the end."""
+        """Record the time of the first token and, if ``finished``, of the end."""
         if self.metrics.first_token_time is None and any(
             completion.request.num_output_tokens for completion in self.completions
         ):
@@ -84,7 +96,7 @@ class RequestGroup:
             self.metrics.finished_time = time.monotonic()
 
     def take_prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
-        """Those to give out now: with ``DELTA`` once, when they are complete."""
+        """Return the prompt's log-probabilities; with ``DELTA`` only the first time."""
         known = self.prompt_logprobs
         if self.output_kind is OutputKind.DELTA and known is not None:
             self.prompt_logprobs = None
@@ -92,7 +104,7 @@ class RequestGroup:
 
 
 class OutputProcessor:
-    """Keeps what the scheduler need not know of a request, and makes outputs of it."""
+    """Keeps the text and log-probabilities of each request, and makes outputs from them."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -108,7 +120,7 @@ class OutputProcessor:
         return request_id in self._groups
 
     def add(self, group: RequestGroup, requests: list[Request]) -> None:
-        """Follow a user's request, which the scheduler sees as one or several."""
+        """Begin to collect outputs for a user's request, made of one ``Request`` per completion."""
         self._groups[group.request_id] = group
         if requests[0].params.prompt_logprobs is not None:
             group.prompt_logprobs = [None]
@@ -124,15 +136,22 @@ class OutputProcessor:
         return Detokenizer(self._tokenizer, request.params, prompt)
 
     def requests(self, request_id: str) -> list[Request]:
-        """What the scheduler knows the user's request as; KeyError if it has ended or never was."""
+        """Return the completions of a user's request as the scheduler knows them.
+
+        Raises:
+            KeyError: the request has ended, or never existed.
+        """
         return [completion.request for completion in self._groups[request_id].completions]
 
     # ---- taking in a step's results -------------------------------------------------------------
 
     def add_prompt_logprobs(self, computed: Iterable[PromptLogprobs]) -> None:
-        """Take in those that are new: a preempted request computes its prompt again."""
+        """Add log-probabilities of prompts.
+
+        Positions that are known already are skipped: a preempted request computes its prompt again.
+        """
         for part in computed:
-            completion = self._completions.get(part.request)  # None: it was aborted meanwhile
+            completion = self._completions.get(part.request)  # None if it was aborted meanwhile
             known = completion.group.prompt_logprobs if completion else None
             if known is not None and part.first_position <= len(known):
                 new = part.logprobs[len(known) - part.first_position :]
@@ -140,27 +159,34 @@ class OutputProcessor:
                 known.extend(new)
 
     def add_logprobs(
-        self, requests: Iterable[Request], computed: Iterable[TokenLogprobs | None]
+        self, requests: Iterable[Request], computed: Iterable[list[TokenLogprobs]]
     ) -> None:
-        """Take in those of the tokens sampled last; None where none were asked for."""
+        """Add the log-probabilities of the newest output tokens.
+
+        Args:
+            requests: those that sampled; a stop string has already cut off their tokens.
+            computed: for each request one entry per sampled token; empty if none are asked for.
+        """
         for request, logprobs in zip(requests, computed, strict=True):
-            if logprobs is not None:
-                self._decode([logprobs])
-                completion = self._completions[request]
-                completion.logprobs.append(logprobs)
-                completion.cumulative_logprob += logprobs[request.token_ids[-1]].logprob
+            if logprobs:
+                self._decode(logprobs)
+                self._completions[request].take_logprobs(logprobs)
 
     def _decode(self, positions: Iterable[TokenLogprobs]) -> None:
-        """Fill in the tokens' texts."""
+        """Fill in the text of each token."""
         if self._tokenizer is not None:
             for position in positions:
                 for token_id, logprob in position.items():
                     logprob.decoded_token = self._tokenizer.token_text(token_id)
 
-    def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str]]:
-        """Bring texts up to date, and return the requests that a stop string ends, each with it.
+    def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str, int]]:
+        """Bring texts up to date, and find the requests that a stop string ends.
 
-        A text that is wanted only at the end, and looks for no stop string, is left for the end.
+        A text that is only wanted at the end, and has no stop strings, is left for the end.
+
+        Returns:
+            Each such request, its stop string, and its number of tokens up to the one that
+            completes the stop string.
         """
         stopped = []
         for request in requests:
@@ -168,15 +194,16 @@ class OutputProcessor:
             final_only = completion.group.output_kind is OutputKind.FINAL_ONLY
             if request.params.stop or not final_only:
                 stop = completion.detokenize()
-                if stop is not None:
-                    stopped.append((request, stop))
+                if stop is not None and completion.detokenizer is not None:
+                    num_tokens = request.num_prompt_tokens + completion.detokenizer.num_tokens
+                    stopped.append((request, stop, num_tokens))
         return stopped
 
     # ---- giving out -----------------------------------------------------------------------------
 
     def make_outputs(self, requests: Iterable[Request]) -> list[RequestOutput]:
-        """What the users of these requests get now; ended ones are forgotten."""
-        groups: dict[str, RequestGroup] = {}  # in their order, each once
+        """Return the outputs that the users of these requests get now; forget the ended ones."""
+        groups: dict[str, RequestGroup] = {}  # each group once, in the order of the requests
         for request in requests:
             completion = self._completions[request]
             group = completion.group

@@ -1,10 +1,11 @@
-"""Which request computes how many tokens in the next step.
+"""The scheduler: decides which requests compute how many tokens in the next step.
 
-Continuous batching (Yu et al., *Orca*, OSDI 2022): the batch is put together anew at each step, so
-that a request joins when there is room and leaves when it ends. Chunked prefill (Agrawal et al.,
-*Sarathi-Serve*, OSDI 2024): a long prompt is computed in chunks of what the token budget leaves
-beside the running decodes. Preemption by recomputation (Kwon et al., *PagedAttention*, SOSP 2023,
-section 4.5): when blocks run out, the last request gives up all of its own and waits again.
+Continuous batching (Yu et al., *Orca*, OSDI 2022): the batch is rebuilt at each step, so a request
+joins as soon as there is room and leaves as soon as it ends. Chunked prefill (Agrawal et al.,
+*Sarathi-Serve*, OSDI 2024): a long prompt is computed in chunks, each as large as the token budget
+that the running decodes leave. Preemption by recomputation (Kwon et al., *PagedAttention*, SOSP
+2023, section 4.5): when blocks run out, the last running request gives up its blocks and waits
+again.
 """
 
 from bisect import bisect_left, insort
@@ -15,22 +16,21 @@ from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler_interface import PrefixCacheStats
-from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import FinishReason, Request, Status
 
 SchedulingKey = Callable[[Request], tuple[int, int]]
-"""Gives each request a unique place, which it keeps: the smallest is served first and preempted
-last."""
+"""Function from a request to its sort key, which is unique and never changes. The request with the
+smallest key is served first and preempted last."""
 
 
 def first_come_first_served(request: Request) -> tuple[int, int]:
-    """By arrival alone."""
+    """Return a sort key that orders requests by arrival."""
     return 0, request.arrival
 
 
 def by_priority(request: Request) -> tuple[int, int]:
-    """By priority (smaller first), then by arrival."""
+    """Return a sort key that orders requests by priority, the smaller first, then by arrival."""
     return request.priority, request.arrival
 
 
@@ -45,10 +45,11 @@ def _all_rows(config: SchedulerConfig) -> list[int]:
 
 
 class Scheduler:
-    """Owns the waiting and the running requests and their blocks.
+    """Owns the waiting requests, the running requests, and their KV blocks.
 
-    Invariants, proved by ``check``: ``waiting`` and ``running`` are in the policy's order; a
-    running request's table has just the blocks that its computed tokens need; nobody else has any.
+    ``check`` proves these invariants: ``waiting`` and ``running`` are in the policy's order; the
+    block table of a running request has exactly the blocks that its computed tokens need; no other
+    request has blocks.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
@@ -67,24 +68,24 @@ class Scheduler:
         self._free_rows = _all_rows(config)
 
     def reset(self) -> None:
-        """Forget all requests and all that is cached, whatever state it was left in."""
+        """Forget all requests and all cached blocks, whatever state an error left them in."""
         self.pool = self.pool.emptied()
         self.waiting = []
         self.running = []
         self._free_rows = _all_rows(self.config)
 
     def add(self, request: Request) -> None:
-        """Let a new request wait for its turn.
+        """Add a new request to the waiting requests.
 
         Raises:
-            ValueError: it can never run; it was not added.
+            ValueError: the request can never run; it was not added.
         """
         if request.num_tokens == 0:
             raise ValueError("the prompt is empty: it must hold at least one token")
         if request.num_tokens >= self.config.max_model_len:
             raise ValueError(
                 f"the prompt has {request.num_tokens} tokens, but max_model_len is "
-                f"{self.config.max_model_len} and one token at least must fit behind it: "
+                f"{self.config.max_model_len} and at least one more token must fit: "
                 f"shorten the prompt"
             )
         wanted = request.params.max_tokens
@@ -94,19 +95,19 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is not finished."""
+        """True if any request is not finished."""
         return bool(self.running or self.waiting)
 
     def needs_pending_tokens(self) -> bool:
-        """Whether what comes next depends, beyond the logits, on tokens that nobody knows yet."""
+        """Return whether sampling the next step needs the ids of tokens that are still pending."""
         return any(request.num_pending_tokens and request.needs_history for request in self.running)
 
     # ---- one step -------------------------------------------------------------------------------
 
     def schedule(self) -> Plan:
-        """Choose what the next step computes: running requests first, then new ones.
+        """Plan the next step: running requests first, then waiting ones.
 
-        The plan may be empty if a step is in flight: all may wait for their last token.
+        The plan can be empty while a step is in flight, if every request waits for its last token.
         """
         plan = Plan()
         budget = self.schedule_running(plan, self.config.max_num_batched_tokens)
@@ -115,37 +116,61 @@ class Scheduler:
         plan.evicted = self.pool.take_evicted()
         return plan
 
-    def update(self, plan: Plan, token_ids: list[int]) -> None:
-        """Append the sampled tokens, one per scheduled request that samples; end who is done.
+    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+        """Append the sampled tokens to their requests, and end the requests that are complete.
 
-        ``NO_TOKEN`` ends its request with an error: its logits were not finite, or all forbidden.
-        A request that ended after the step was planned gets nothing more.
+        ``sampled`` has at most ``num_logits`` tokens for each request in ``plan.sampling``. An
+        empty list ends its request with an error: its logits were not finite, or all forbidden. If
+        there are fewer tokens than logits, guesses were rejected, and the counter moves back over
+        them. A request that ended after the step was planned takes no tokens.
         """
-        for request, token_id in zip(plan.sampling, token_ids, strict=True):
-            request.num_pending_tokens -= 1
+        entries = [entry for entry in plan.scheduled if entry.num_logits]
+        for entry, tokens in zip(entries, sampled, strict=True):
+            request, num_logits = entry.request, entry.num_logits
+            request.num_pending_tokens -= num_logits
             if request.finished:
                 continue
-            if token_id == NO_TOKEN:
+            if not tokens:
                 reason = request.grammar.error if request.grammar else ""
                 reason = reason or "no logit was finite or allowed"
                 self.fail(request, f"no token could be sampled: {reason}")
-            else:
+            elif len(tokens) != num_logits:
+                self.reject_guesses(request, num_logits - len(tokens))
+            for token_id in tokens:
                 request.token_ids.append(token_id)
                 self.store_full_blocks(request)
-                self.finish_if_done(request, token_id)
+                if self.finish_if_done(request, token_id):
+                    break  # the tokens behind it are dropped
+
+    def reject_guesses(self, request: Request, count: int) -> None:
+        """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
+        if count < 0:
+            raise ValueError(f"{request.request_id} got {-count} tokens more than it has logits")
+        if request.status is Status.RUNNING:  # else it was preempted: nothing of it is computed
+            request.num_computed_tokens -= count
+            needed = self.config.blocks_for(request.num_computed_tokens)
+            self.pool.release(request.block_table[needed:])
+            del request.block_table[needed:]
 
     def finish(
-        self, request: Request, reason: FinishReason, stop_reason: int | str | None = None
+        self,
+        request: Request,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        num_tokens: int | None = None,
     ) -> None:
         """End ``request``, whatever its state, and free its blocks.
 
-        The first reason holds, but for a stop string found in the very token that also reached
-        the length limit.
+        With ``num_tokens``, the tokens behind the first ``num_tokens`` are dropped. A request that
+        has ended keeps its reason, with two exceptions: an end at an earlier token replaces any
+        reason, and a stop string replaces the length limit if the same token reached both.
         """
-        if request.status is Status.FINISHED and (
-            reason is not FinishReason.STOP or request.finish_reason is not FinishReason.LENGTH
-        ):
+        ends_earlier = num_tokens is not None and num_tokens < request.num_tokens
+        at_limit = reason is FinishReason.STOP and request.finish_reason is FinishReason.LENGTH
+        if request.finished and not (ends_earlier or at_limit):
             return
+        if ends_earlier:
+            del request.token_ids[num_tokens:]
         if request.status is Status.RUNNING:
             self.running.remove(request)
             self.release(request)
@@ -156,22 +181,22 @@ class Scheduler:
         request.stop_reason = stop_reason
 
     def fail(self, request: Request, error: str) -> None:
-        """End ``request`` with an error; what it wrote to the cache can't be trusted."""
-        # Preempted while the step ran, it has no table any more, but may be found by its hashes.
+        """End ``request`` with an error, and forget the blocks that it wrote."""
+        # A request preempted while the step ran has no block table; its hashes find its blocks.
         self.pool.forget(request.block_table or self.pool.find_prefix(request.block_hashes))
         self.finish(request, FinishReason.ERROR, stop_reason=error)
 
     # ---- the running requests -------------------------------------------------------------------
 
     def schedule_running(self, plan: Plan, budget: int) -> int:
-        """Give each running request tokens to compute, in order, and return the budget left."""
+        """Plan tokens for each running request, in order, and return the remaining token budget."""
         position = 0
         while position < len(self.running):
             request = self.running[position]
             if request.awaits_its_end:
                 position += 1
                 continue
-            # Each request behind this one is owed a token, so that no prompt stalls a decode.
+            # Keep one token for each of the following requests, so that no prompt stalls a decode.
             behind = len(self.running) - position - 1
             num_new = min(request.num_uncomputed_tokens, budget - behind)
             missing = self.num_missing_blocks(request, num_new)
@@ -183,7 +208,7 @@ class Scheduler:
         return budget
 
     def make_room(self, request: Request, missing: int, plan: Plan) -> bool:
-        """Preempt from the back until so many blocks are free; False if ``request`` went itself."""
+        """Preempt from the back until ``missing`` blocks are free; False if it hits ``request``."""
         while missing > self.pool.num_free:
             victim = self.running.pop()
             self.preempt(victim)
@@ -193,7 +218,7 @@ class Scheduler:
         return True
 
     def preempt(self, request: Request) -> None:
-        """Take all blocks from a request that left ``running``, and let it wait again."""
+        """Release the blocks of a request that has left ``running``, and let it wait again."""
         self.release(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
@@ -202,10 +227,10 @@ class Scheduler:
     # ---- the waiting requests -------------------------------------------------------------------
 
     def enqueue(self, request: Request) -> None:
-        """Let ``request`` wait for its turn, be it for the first time or again.
+        """Insert ``request`` into the waiting requests, in the policy's order.
 
-        Its key is always the same. So one that was preempted is before all who arrived after it:
-        no other mechanism is needed to make it resume first.
+        The key of a request never changes. A preempted request is therefore ahead of all requests
+        that arrived after it, and resumes first without any other mechanism.
         """
         request.status = Status.WAITING
         insort(self.waiting, request, key=self.key)
@@ -228,9 +253,9 @@ class Scheduler:
             budget -= num_new
 
     def find_cached_prefix(self, request: Request) -> list[int]:
-        """Cached blocks that ``request`` begins with.
+        """Return the longest run of cached blocks that ``request`` begins with.
 
-        Never all of it, since its last token's logits are wanted.
+        They never cover the whole request: the last token must be computed, for its logits.
         """
         if not self.may_use_cache(request):
             return []
@@ -239,23 +264,23 @@ class Scheduler:
         return self.pool.find_prefix(request.block_hashes[:usable])
 
     def may_use_cache(self, request: Request) -> bool:
-        """Not if the logits of its whole prompt are wanted: they have to be computed."""
+        """Return whether cached blocks may be used: not if the prompt's logprobs are asked for."""
         return self.config.enable_prefix_caching and request.params.prompt_logprobs is None
 
     def has_room_for(self, request: Request, cached: list[int]) -> bool:
-        """Whether all of ``request`` fits now.
+        """Return whether all tokens of ``request`` fit into the free blocks.
 
-        It must leave each running one a block to grow into: who is admitted should not have to be
-        preempted at once.
+        One block per running request is left free, so that the next steps don't preempt what was
+        just admitted.
         """
         wanted = self.config.blocks_for(request.num_tokens) + len(self.running)
         if wanted <= self.pool.num_free:
-            return True  # whatever of it is shared
+            return True  # even if nothing is shared
         held_by_others = sum(not self.pool.is_evictable(block) for block in cached)
         return wanted - held_by_others <= self.pool.num_free
 
     def admit(self, request: Request, cached: list[int]) -> None:
-        """Make ``request`` a running request that begins with the blocks ``cached``."""
+        """Let ``request`` run; its block table begins with the blocks ``cached``."""
         num_cached = len(cached) * self.config.block_size
         self.pool.share(cached)
         request.block_table.extend(cached)
@@ -275,17 +300,21 @@ class Scheduler:
     def schedule_tokens(
         self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
     ) -> None:
-        """Put ``num_new`` tokens of ``request`` into the plan, with the missing blocks for them."""
+        """Add the next ``num_new`` tokens of ``request`` to the plan, and allocate their blocks.
+
+        The caller has made sure that the pool has room. ``cached`` are the blocks that were found
+        in the prefix cache, if ``request`` was just admitted.
+        """
         start = request.num_computed_tokens
         missing = self.num_missing_blocks(request, num_new)
         new_blocks = self.pool.allocate(missing) if missing else ()
         request.block_table.extend(new_blocks)
         request.num_computed_tokens = start + num_new
         self.store_full_blocks(request)
-        samples = request.num_uncomputed_tokens == 0
-        request.num_pending_tokens += samples
+        num_logits = 1 if request.num_uncomputed_tokens == 0 else 0
+        request.num_pending_tokens += num_logits
         plan.scheduled.append(
-            ScheduledRequest(request, start, num_new, samples, cached, new_blocks)
+            ScheduledRequest(request, start, num_new, num_logits, cached, new_blocks)
         )
 
     def num_missing_blocks(self, request: Request, num_new: int) -> int:
@@ -294,9 +323,9 @@ class Scheduler:
         return needed - len(request.block_table)
 
     def store_full_blocks(self, request: Request) -> None:
-        """Make the blocks findable that are full after this step, of tokens that are known.
+        """Enter the blocks that this step fills into the prefix cache, if their tokens are known.
 
-        A request admitted later in this very step may already share them: in each layer, all keys
+        A request admitted later in the same step may share them already: in each layer, all keys
         and values of a step are written before any are read.
         """
         num_known = min(request.num_computed_tokens, request.num_tokens)
@@ -314,15 +343,15 @@ class Scheduler:
         )
 
     def release(self, request: Request) -> None:
-        """Give back the blocks and the row of ``request``."""
+        """Return the blocks and the row of ``request`` to their pools."""
         self.pool.release(request.block_table)
         del request.block_table[:]
         self._free_rows.append(request.row)
 
     # ---- the end of a request -------------------------------------------------------------------
 
-    def finish_if_done(self, request: Request, token_id: int) -> None:
-        """End ``request`` if its newest token, ``token_id``, is its last."""
+    def finish_if_done(self, request: Request, token_id: int) -> bool:
+        """End ``request`` if its newest token, ``token_id``, completes it; True if it has ended."""
         stops = token_id in request.stop_token_ids
         if stops and request.num_output_tokens >= request.params.min_tokens:
             is_eos = token_id in request.eos_token_ids
@@ -331,14 +360,17 @@ class Scheduler:
             self.finish(request, FinishReason.STOP)
         elif request.num_tokens >= request.max_num_tokens:
             self.finish(request, FinishReason.LENGTH)
+        else:
+            return False
+        return True
 
     # ---- proof ----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Prove the scheduler's and the pool's invariants between two steps.
+        """Prove the invariants of the scheduler and its pool. Call it between two steps.
 
         Raises:
-            InvariantError: naming the request or block and what is wrong with it.
+            InvariantError: an invariant is broken; the message names the request or block.
         """
         self.pool.check(request.block_table for request in self.running)
         for requests in (self.waiting, self.running):

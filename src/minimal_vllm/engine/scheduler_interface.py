@@ -1,4 +1,4 @@
-"""The interface of a scheduler: what the engine calls, and what a replacement must have."""
+"""Interface of a scheduler: the methods and attributes that the engine uses."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,7 +28,7 @@ class SchedulerInterface(Protocol):
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is not finished."""
+        """True if any request is not finished."""
         ...
 
     def reset(self) -> None:
@@ -36,7 +36,7 @@ class SchedulerInterface(Protocol):
         ...
 
     def add(self, request: Request) -> None:
-        """Let a new request wait.
+        """Add a new request to the waiting requests.
 
         Raises:
             ValueError: the request can never run; it was not added.
@@ -51,14 +51,24 @@ class SchedulerInterface(Protocol):
         """Plan the next step. The plan may be empty if a step is in flight."""
         ...
 
-    def update(self, plan: Plan, token_ids: list[int]) -> None:
-        """Append the sampled tokens, one for each request in ``plan.sampling``."""
+    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+        """Append the sampled tokens: one list for each request in ``plan.sampling``.
+
+        An empty list means that nothing could be sampled, and ends its request with an error.
+        """
         ...
 
     def finish(
-        self, request: Request, reason: FinishReason, stop_reason: int | str | None = None
+        self,
+        request: Request,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        num_tokens: int | None = None,
     ) -> None:
-        """End ``request``, whatever its state, and free its blocks."""
+        """End ``request``, whatever its state, and free its blocks.
+
+        With ``num_tokens``, the tokens behind the first ``num_tokens`` are dropped.
+        """
         ...
 
     def fail(self, request: Request, error: str) -> None:

@@ -19,8 +19,8 @@ from minimal_vllm.runner.graphs import Graphs
 from minimal_vllm.runner.interface import PromptLogprobs, StepResult
 from minimal_vllm.runner.plain import all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
-from minimal_vllm.sampling.row import needs_only_numbers
-from minimal_vllm.sampling.sampler import SamplerOutput, sample
+from minimal_vllm.sampling.row import NO_TOKEN, needs_only_numbers
+from minimal_vllm.sampling.sampler import Sampled, sample
 from minimal_vllm.step.batch import build_batch
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
@@ -36,7 +36,7 @@ class QueuedFlight:
 
     def wait(self) -> StepResult:
         """Wait until the tokens have arrived, and return the step's result."""
-        return StepResult(SamplerOutput(self.tokens.wait(), self.logprobs), self.prompt_logprobs)
+        return StepResult(Sampled.one_each(self.tokens.wait(), self.logprobs), self.prompt_logprobs)
 
 
 class CudaRunner:
@@ -99,8 +99,9 @@ class CudaRunner:
             special_requests = [requests[i] for i in special]
             sampled = sample(outputs.logits[index], special_requests)
             for i, known in zip(special, sampled.logprobs, strict=True):
-                logprobs[i] = known
-            chosen = send(np.array(sampled.token_ids), device)
+                logprobs[i] = known[0] if known else None
+            one_each = [tokens[0] if tokens else NO_TOKEN for tokens in sampled.tokens]
+            chosen = send(np.array(one_each), device)
             outputs.tokens[index] = chosen
             rows = send(np.array([request.row for request in special_requests]), device)
             self._step.table.note_tokens(rows, chosen)

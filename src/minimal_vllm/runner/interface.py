@@ -9,7 +9,7 @@ from minimal_vllm.attention.interface import Attention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.outputs import TokenLogprobs
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 
@@ -31,8 +31,8 @@ class PromptLogprobs:
 class StepResult:
     """What a step computed."""
 
-    sampled: SamplerOutput
-    """One entry for each scheduled request that samples, in the plan's order."""
+    sampled: Sampled
+    """One list of tokens for each scheduled request that samples, in the plan's order."""
     prompt_logprobs: list[PromptLogprobs]
 
 

@@ -83,7 +83,7 @@ class RowTable:
         if request.row in self._in_prompt:
             if not is_admitted:
                 yield TOKEN, _next_token(entry)
-            if entry.samples:
+            if entry.num_logits:
                 self._in_prompt.discard(request.row)
 
     def last_tokens(self, rows: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ class RowTable:
 def _next_token(entry: ScheduledRequest) -> "array[int]":
     """Return the token and the position that the row of a request in its prompt gets.
 
-    If the request samples, the position is that of its last token, from which the sampler goes on;
+    If the request samples, the position is that of the first token whose logits are sampled from;
     else that of the first token of the next step. The token is used only if the step computes a
     single one.
     """
-    position = entry.start + entry.num_new - entry.samples
+    position = entry.start + entry.num_new - entry.num_logits
     return array("i", [entry.request.token_ids[entry.start], position])
 
 

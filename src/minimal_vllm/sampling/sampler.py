@@ -27,28 +27,55 @@ float32 would overflow at far higher ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class SamplerOutput:
-    """What was sampled: one entry per row of logits.
+class Sampled:
+    """The tokens that a step sampled: one list for each request that samples.
 
-    From some rows nothing can be sampled, because a logit is NaN or +inf or because every token is
-    forbidden. Their token is ``NO_TOKEN``, their log-probabilities are None; the other rows are
-    what they would be without them.
+    A list is empty if nothing could be sampled, because a logit is NaN or +inf or because every
+    token is forbidden. The other lists do not depend on it.
+
+    Raises:
+        ValueError: ``logprobs`` has another length than ``tokens``.
     """
 
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    tokens: list[list[int]]
+    """Token ids of each request, in the order in which they follow its text."""
+    logprobs: list[list[TokenLogprobs]]
+    """Log-probabilities for each of these tokens; an empty list for a request without
+    ``SamplingParams.logprobs``."""
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.logprobs):
+            raise ValueError(
+                f"Sampled needs one list of logprobs per request: it has {len(self.logprobs)} for "
+                f"{len(self.tokens)} requests; give an empty list to a request that asks for none"
+            )
+
+    @classmethod
+    def one_each(
+        cls, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None] | None = None
+    ) -> "Sampled":
+        """Build the result of a step that samples one token per request.
+
+        Args:
+            token_ids: one per request; ``NO_TOKEN`` becomes an empty list.
+            logprobs: one entry per request; None where no log-probabilities are asked for.
+        """
+        return cls(
+            [[token_id] if token_id != NO_TOKEN else [] for token_id in token_ids],
+            [[entry] if entry is not None else [] for entry in logprobs or [None] * len(token_ids)],
+        )
 
 
 class Sampler(Protocol):
     """A function that chooses tokens; ``sample`` is one."""
 
-    def __call__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
+    def __call__(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         """Choose one token per row; see ``sample``."""
         ...
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     """Sample one token per row, in the stages of vLLM's sampler and in their order.
 
     A row's token is a function of its own logits, parameters, seed and tokens. Other rows of the
@@ -57,6 +84,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
     Args:
         logits: ``[N, V]`` of any floating dtype; computed in float32. May be overwritten.
         rows: the ``N`` requests that the logits belong to.
+
+    Returns:
+        A list with one token for each row, or with none if nothing can be sampled from it.
     """
     logits = logits.float()
     asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
@@ -82,7 +112,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SamplerOutput:
             asking, top_logprobs(raw_logprobs, chosen[asking], wanted), strict=True
         ):
             logprobs[i] = entry if token_ids[i] != NO_TOKEN else None
-    return SamplerOutput(token_ids, logprobs)
+    return Sampled.one_each(token_ids, logprobs)
 
 
 def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

@@ -199,13 +199,14 @@ class Metrics:
                 timeline.admitted = record.started
                 timeline.num_cached_tokens = entry.start
                 self._queue.observe(record.started - timeline.arrival)
-            if entry.sampled_token is not None:
-                num_sampled += 1
-                self._on_token(timeline, now)
+            if entry.sampled_tokens:
+                num_sampled += len(entry.sampled_tokens)
+                self._on_tokens(timeline, len(entry.sampled_tokens), now)
         self._generation_tokens.inc(num_sampled)
 
-    def _on_token(self, timeline: Timeline, now: float) -> None:
-        timeline.num_output_tokens += 1
+    def _on_tokens(self, timeline: Timeline, count: int, now: float) -> None:
+        """Count the tokens of one step. They come at once, so one latency is observed for all."""
+        timeline.num_output_tokens += count
         if timeline.last_token is None:
             timeline.first_token = now
             self._on_prompt(timeline.num_prompt_tokens, timeline.num_cached_tokens)

@@ -18,7 +18,7 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.extension import ServerExtension, load_extension
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.service import Service, choose_model_names
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 
 MOST_TOKENS_ON_GPU = 8192
 """A step's tokens, unless told otherwise: fewer than offline, as others wait for its end."""
@@ -32,7 +32,7 @@ SECONDS_TO_SEND = 5
 def make_service(
     config: ServerConfig,
     model: str | None,
-    observers: Sequence[StepObserver] = (),
+    observers: Sequence[Observer] = (),
     view: ServerExtension | None = None,
     **options: Any,
 ) -> Service:

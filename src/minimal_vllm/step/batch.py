@@ -7,21 +7,21 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from minimal_vllm.step.plan import Plan
+from minimal_vllm.step.plan import Plan, is_decode
 from minimal_vllm.step.request import Request
 
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 LOGITS_AT_A_TIME = 256
-"""Maximum number of prompt positions whose logits exist at once: one row of them can hold 150,000
-numbers."""
+"""Maximum number of prompt positions whose logits exist at once. One row of logits is as long as
+the vocabulary, which can have 150,000 tokens."""
 UNKNOWN = array("i", [0])
-"""Stands for a pending token."""
+"""Placeholder for a pending token, whose id is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input: the tokens of all requests behind one another, without padding.
+    """One step's input: the new tokens of all requests, concatenated without padding.
 
     ::
 
@@ -31,51 +31,61 @@ class Batch:
     positions      4  5  6  7   9  2
     query_starts   0            4  5  6      R + 1
     seq_lens      8            10  3
-    logit_indices           3   4  5         (if all three sample)
+    logit_indices           3   4  5         (if all three sample one token)
     """
 
     input_ids: IntArray
     """``[T]``"""
     positions: IntArray
-    """``[T]``: each token's place in its own request."""
+    """``[T]``: position of each token in its own request."""
     slot_mapping: IntArray
-    """``[T]``: where its keys and values go, ``block * block_size + offset``."""
+    """``[T]``: slot for the token's keys and values, ``block * block_size + offset``."""
     query_starts: IntArray
-    """``[R + 1]``: request ``r`` has the tokens from ``query_starts[r]`` to ``[r + 1]``."""
+    """``[R + 1]``: request ``r`` has the tokens from ``query_starts[r]`` up to, and not including,
+    ``query_starts[r + 1]``."""
     seq_lens: IntArray
-    """``[R]``: how many tokens of the request are in the cache after this step."""
+    """``[R]``: number of the request's tokens in the KV cache after this step."""
     block_tables: Int32Array
-    """``[R, most blocks of one request]``, padded with 0."""
+    """``[R, B]``: block ids, padded with 0 to the longest block table, ``B`` blocks."""
     logit_indices: IntArray
-    """``[N]``: the tokens whose logits are sampled from, the last of each request that samples."""
+    """``[N]``: indices of the tokens whose logits are sampled from: the last ``num_logits`` tokens
+    of each request."""
     sampling: list[Request]
-    """``[N]``: the requests that these logits belong to."""
+    """Requests that sample, in order. Each owns its next ``num_logits`` rows of the ``N``
+    logits."""
     wants_all_logits: bool
-    """Whether somebody asks for the log-probabilities of a prompt."""
+    """True if any request asks for the log-probabilities of its prompt."""
     rows: IntArray
-    """``[R]``: the requests' rows in what a GPU keeps of them; see ``row_table``."""
+    """``[R]``: the requests' rows in the GPU's table of running requests, ``RowTable``."""
     pending: IntArray
-    """``[P]``: the requests whose last token is being sampled by the step before. It is 0 in
-    ``input_ids``; the GPU has it."""
+    """``[P]``: indices of the requests whose last token is still being sampled by the previous
+    step. ``input_ids`` has a 0 in its place; the GPU fills it in."""
 
     @property
     def decodes(self) -> IntArray:
-        """Indices of the requests that decode: those that compute a single token."""
-        return np.flatnonzero(self.num_new == 1)
+        """Indices of the requests that decode."""
+        return np.flatnonzero(is_decode(self.num_new))
 
     @property
     def prefills(self) -> IntArray:
         """Indices of the requests that compute several tokens, which are parts of prompts."""
-        return np.flatnonzero(self.num_new != 1)
+        return np.flatnonzero(~is_decode(self.num_new))
 
     @property
     def num_new(self) -> IntArray:
-        """``[R]``: how many tokens of each request are computed."""
+        """Number of tokens computed for each request, ``[R]``."""
         return np.diff(self.query_starts)
 
 
 def build_batch(plan: Plan, block_size: int) -> Batch:
-    """Lay out a (non-empty) plan; cost grows with its tokens and blocks, and with nothing else."""
+    """Lay out a plan as arrays.
+
+    The cost is linear in the number of tokens computed and the number of blocks in the tables.
+
+    Args:
+        plan: not empty.
+        block_size: tokens per KV block.
+    """
     scheduled = plan.scheduled
     starts = np.array([entry.start for entry in scheduled])
     num_new = np.array([entry.num_new for entry in scheduled])
@@ -84,16 +94,16 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     positions = np.arange(query_starts[-1]) - (query_starts[:-1] - starts)[row]
     block_tables = _pad_block_tables([entry.request for entry in scheduled])
     seq_lens = starts + num_new
-    samples = np.array([entry.samples for entry in scheduled])
+    num_logits = np.array([entry.num_logits for entry in scheduled])
     ends_pending = seq_lens > np.array([entry.request.num_tokens for entry in scheduled])
     return Batch(
-        input_ids=_join_new_tokens(plan),
+        input_ids=_join_new_tokens(plan, int(query_starts[-1])),
         positions=positions,
         slot_mapping=slots(block_tables, row, positions, block_size),
         query_starts=query_starts,
         seq_lens=seq_lens,
         block_tables=block_tables,
-        logit_indices=query_starts[1:][samples] - 1,
+        logit_indices=_last_indices(query_starts[1:], num_logits),
         sampling=plan.sampling,
         wants_all_logits=any(
             entry.request.params.prompt_logprobs is not None for entry in scheduled
@@ -106,18 +116,40 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
 def slots(
     block_tables: Int32Array, row: IntArray, positions: IntArray, block_size: int
 ) -> IntArray:
-    """The one formula for slots: where the tokens at ``positions`` of the requests ``row`` go."""
+    """Return the KV slots of tokens; every slot in the engine comes from this formula.
+
+    Args:
+        block_tables: ``[R, B]``.
+        row: ``[T]``: index of each token's request in ``block_tables``.
+        positions: ``[T]``: position of each token in its request.
+        block_size: tokens per KV block.
+    """
     block = block_tables[row, positions // block_size].astype(np.int64)
     return block * block_size + positions % block_size
 
 
-def _join_new_tokens(plan: Plan) -> IntArray:
-    chunks = (
-        # Of those in a step at most the last token is pending.
-        entry.request.token_ids[entry.start : entry.start + entry.num_new] or UNKNOWN
+def _last_indices(ends: IntArray, counts: IntArray) -> IntArray:
+    """Return the last ``counts[r]`` indices before ``ends[r]``, for each request ``r`` in turn."""
+    if counts.max() <= 1:  # as in every step without guesses
+        return ends[counts > 0] - 1
+    # Of the indices of one request, the last one is 1 before the end, the one before it 2, …
+    before_end = np.repeat(np.cumsum(counts), counts) - np.arange(counts.sum())
+    return np.repeat(ends, counts) - before_end
+
+
+def _join_new_tokens(plan: Plan, num_tokens: int) -> IntArray:
+    """Concatenate the new tokens of all requests, ``num_tokens`` in all."""
+    chunks = [
+        entry.request.token_ids[entry.start : entry.start + entry.num_new]
         for entry in plan.scheduled
-    )
-    return np.frombuffer(b"".join(chunks), dtype=np.int32).astype(np.int64)
+    ]
+    joined = b"".join(chunks)
+    if len(joined) < num_tokens * UNKNOWN.itemsize:  # a list ends before a pending token or a guess
+        joined = b"".join(
+            known + UNKNOWN * (entry.num_new - len(known))
+            for known, entry in zip(chunks, plan.scheduled, strict=True)
+        )
+    return np.frombuffer(joined, dtype=np.int32).astype(np.int64)
 
 
 def _pad_block_tables(requests: list[Request]) -> Int32Array:

@@ -2,44 +2,71 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
 
 from minimal_vllm.step.request import Request
 
 
+@overload
+def is_decode(num_new: int) -> bool: ...
+@overload
+def is_decode(num_new: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]: ...
+def is_decode(num_new: int | npt.NDArray[np.int64]) -> bool | npt.NDArray[np.bool_]:
+    """Return whether a request decodes that computes ``num_new`` tokens: if it is a single one.
+
+    This is the only definition of a decode: the runner's graphs and attention's kernels use it.
+    For an array of numbers the result is an array.
+    """
+    return num_new == 1
+
+
 @dataclass(slots=True)
 class ScheduledRequest:
-    """Compute ``num_new`` tokens of ``request``, beginning with token ``start``."""
+    """One request's part of a step: compute ``num_new`` of its tokens, from ``start`` on."""
 
     request: Request
     start: int
+    """Position of the first token to compute."""
     num_new: int
-    samples: bool
-    """Whether the counter catches up with the tokens, so that the logits give the next one."""
+    """Number of tokens to compute; at least 1."""
+    num_logits: int
+    """Number of tokens to sample at most: the last ``num_logits`` of the computed tokens give
+    logits.
+
+    - 0: a chunk of a prompt that is not its last chunk.
+    - 1: the counter catches up with the list, and the logits give the next token.
+    - 1 + k: the last k computed tokens are guesses at the next ones; the logits say how many of
+      them are right, and give one token more.
+    """
     cached_blocks: Sequence[int] = ()
-    """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
+    """Blocks found in the prefix cache, if the request is admitted in this step. The block table
+    begins with them."""
     new_blocks: Sequence[int] = ()
-    """What its block table was then extended by."""
+    """Blocks that were then appended to the block table."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """What one step does. Once made it is carried out: the requests' counters include it."""
+    """What one step computes. The requests' counters already include it."""
 
     scheduled: list[ScheduledRequest] = field(default_factory=list)
-    """What is computed: the running requests, then the admitted ones."""
+    """What is computed: first for the running requests, then for the admitted ones."""
     admitted: list[Request] = field(default_factory=list)
-    """Who was let in from the queue."""
+    """Waiting requests that begin to run in this step."""
     preempted: list[Request] = field(default_factory=list)
-    """Who lost all blocks, and waits again."""
+    """Running requests that lost all their blocks and wait again."""
     evicted: list[int] = field(default_factory=list)
-    """Blocks whose cached content was forgotten, to be written anew."""
+    """Cached blocks whose content was dropped, because the step writes to them."""
 
     @property
     def is_steady_decode(self) -> bool:
-        """Whether each scheduled request computes its one newest token, and samples the next."""
-        return all(entry.num_new == 1 and entry.samples for entry in self.scheduled)
+        """True if each scheduled request computes its newest token alone, and samples the next."""
+        return all(is_decode(entry.num_new) and entry.num_logits for entry in self.scheduled)
 
     @property
     def sampling(self) -> list[Request]:
-        """The requests whose counters catch up, in order: each gets a token."""
-        return [entry.request for entry in self.scheduled if entry.samples]
+        """Requests that sample in this step, in order."""
+        return [entry.request for entry in self.scheduled if entry.num_logits]

@@ -1,4 +1,4 @@
-"""A request: a list of tokens, and a counter that catches up with it."""
+"""A request: a list of tokens, and a counter of those that are computed."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from minimal_vllm.sampling_params import SamplingParams
 
 
 class Status(Enum):
-    """Where a request is. A preempted one is waiting again."""
+    """State of a request. A preempted request is waiting again."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -17,7 +17,7 @@ class Status(Enum):
 
 
 class FinishReason(StrEnum):
-    """Why a request ended, in the API's words."""
+    """Reason why a request ended, spelled as in the API."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -29,57 +29,63 @@ class FinishReason(StrEnum):
 class Request:
     """One sequence of tokens to extend.
 
-    There is no prefill phase and no decode phase: ``num_computed_tokens`` says for how many of
-    ``token_ids`` the keys and values are in the cache; each step computes some more; when the
-    counter has caught up with the list, the model's logits give the list one token more.
+    There is no prefill phase and no decode phase. ``num_computed_tokens`` counts the tokens whose
+    keys and values are in the cache, and each step computes some more. When the counter has caught
+    up with ``token_ids``, the model's logits give the next token, and the list grows.
 
-    A step may be planned while the one before it still runs. The tokens that this one samples have
-    their places behind the list already, and are counted, but nobody knows them yet: they are
-    *pending*.
+    A step may be planned while the previous one still runs. The tokens that the running step
+    samples are then *pending*: they count as part of the request, but their ids are not known yet.
     """
 
     request_id: str
     token_ids: "array[int]"
-    """Prompt and output, as ``array('i')``: 4 bytes a token, joined into a batch by memcpy."""
+    """Prompt and output as ``array('i')``, 4 bytes per token, so that a batch is built by copying
+    memory."""
     num_prompt_tokens: int
     params: SamplingParams
     arrival: int
-    """Unique and increasing: who came first."""
+    """Unique number that increases with each request; the smaller one arrived first."""
     seed: int = 0
-    """Random numbers for sampling are a function of this and of the output's length."""
+    """Random numbers for sampling are a function of this seed and the output's length."""
     eos_token_ids: frozenset[int] = frozenset()
-    """Tokens that end the output; empty if the request ignores them."""
+    """The model's end-of-sequence tokens; empty if the request ignores them."""
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that must not appear in the output."""
     grammar: Constraint | None = None
-    """What the output must match; None: anything."""
+    """Rule that the output must follow; None for free text."""
     priority: int = 0
-    """With the priority policy: smaller goes first."""
+    """Rank under the ``priority`` policy; the smaller one is served first."""
     cache_salt: bytes = b""
-    """Only requests with the same salt share cached blocks."""
+    """Requests share cached blocks only if they have the same salt."""
 
     stop_token_ids: frozenset[int] = field(init=False)
-    """All tokens that end the output."""
+    """All tokens that end the output: ``eos_token_ids`` and the user's own."""
     needs_history: bool = field(init=False)
-    """Whether what is sampled depends, beyond the logits, on the tokens before it."""
+    """True if sampling needs the ids of all previous tokens, for penalties, bad words or a
+    grammar."""
     max_num_tokens: int = 0
-    """It ends when it has so many tokens; set by the scheduler."""
+    """Total number of tokens, prompt and output, at which the request ends; set by the
+    scheduler."""
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
+    """Number of tokens whose keys and values are in the cache after the last planned step."""
     num_pending_tokens: int = 0
-    """Tokens behind ``token_ids`` that steps in flight sample."""
+    """Number of tokens that steps in flight will append to ``token_ids``, at most."""
     row: int = -1
-    """While it runs: its own among the ``max_num_seqs`` rows of what a GPU keeps of requests."""
+    """Row of the GPU's table of running requests; below ``max_num_seqs`` while the request runs."""
     block_table: "array[int]" = field(default_factory=lambda: array("i"))
-    """Logical to physical: block ``i`` holds the tokens from ``i * block_size`` on."""
+    """Block ids: block ``block_table[i]`` holds the tokens from ``i * block_size`` on."""
     block_hashes: list[bytes] = field(default_factory=list)
-    """Of the full blocks of ``token_ids``, extended when they are needed."""
+    """Hashes of the full blocks of ``token_ids``; extended on demand."""
     num_findable_blocks: int = 0
-    """How many blocks of the table the prefix cache knows."""
+    """Number of leading blocks in the table that the prefix cache can find."""
     num_cached_tokens: int | None = None
-    """Tokens found in the prefix cache when it was first admitted; None before."""
+    """Number of tokens found in the prefix cache at the first admission; None before that."""
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
+    """None until the request has ended."""
     stop_reason: int | str | None = None
+    """Stop token or stop string that ended the request, or the message of an error."""
 
     def __post_init__(self) -> None:
         self.stop_token_ids = self.eos_token_ids.union(self.params.stop_token_ids or ())
@@ -87,35 +93,35 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens together."""
+        """Number of known tokens, prompt and output."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
+        """Number of tokens generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_planned_tokens(self) -> int:
-        """Prompt and output tokens together, and the pending ones."""
+        """Number of tokens including the pending ones."""
         return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def next_output_index(self) -> int:
-        """The place, in the output, of the token that the step planned last samples."""
+        """Index in the output of the token that the last planned step samples."""
         return self.num_planned_tokens - 1 - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """How far the counter is behind the list."""
+        """Number of tokens that are still to be computed, pending ones included."""
         return self.num_planned_tokens - self.num_computed_tokens
 
     @property
     def awaits_its_end(self) -> bool:
-        """Whether a pending token will be its last, for its length."""
+        """True if a pending token will bring the request to its maximum length."""
         return self.num_planned_tokens >= self.max_num_tokens
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended, for whatever reason."""
+        """True if the request has ended, for any reason."""
         return self.status is Status.FINISHED

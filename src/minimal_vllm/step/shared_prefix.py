@@ -1,7 +1,7 @@
-"""Which decoding requests begin with the same blocks, so that these can be read once for all.
+"""Finds decoding requests that begin with the same blocks, so that attention reads these once.
 
 Source: Juravsky et al., *Hydragen*, 2024, https://arxiv.org/abs/2402.05099; Ye et al., *Cascade
-Inference*, 2024. Here the block tables say who shares what, so that nobody has to declare it.
+Inference*, 2024. Sharing is read off the block tables, so the user does not have to declare it.
 """
 
 from collections import defaultdict
@@ -13,23 +13,28 @@ import numpy as np
 from minimal_vllm.step.request import Request
 
 LEAST_SAVING = 0.125
-"""The share of all tokens that sharing must spare the step from reading, to be worth a kernel."""
+"""Smallest fraction of a step's cached tokens that sharing must save from being read."""
 LEAST_TOKENS = 8192
-"""And so many it must be: to share costs a layer 10 µs, in which these can be read."""
+"""Smallest number of cached tokens that sharing must save. The extra kernel takes 10 µs per layer,
+and this many tokens are read in that time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """Some requests, and how many tokens at their beginning lie in the same blocks."""
+    """A group of requests whose first ``num_tokens`` tokens lie in the same blocks."""
 
     members: list[int]
-    """Places in the batch; at least two."""
+    """Indices in the batch; at least two."""
     num_tokens: int
-    """A multiple of the block size; each member has at least one token behind it."""
+    """Length of the shared prefix, a multiple of the block size. Each member has at least one more
+    computed token."""
 
 
 def find_shared_prefixes(requests: Sequence[Request], block_size: int) -> list[SharedPrefix]:
-    """The groups that share a beginning, those that save most first; none if it would not pay."""
+    """Return the groups that share a prefix, the largest saving first.
+
+    The list is empty if the extra kernel would cost more time than the sharing saves.
+    """
     found = group_by_beginning(requests, block_size)
     total = sum(request.num_computed_tokens for request in requests)
     if sum(map(_saving, found)) < max(LEAST_TOKENS, LEAST_SAVING * total):
@@ -38,12 +43,12 @@ def find_shared_prefixes(requests: Sequence[Request], block_size: int) -> list[S
 
 
 def group_by_beginning(requests: Sequence[Request], block_size: int) -> list[SharedPrefix]:
-    """Group requests by their first block; a group shares what all its members begin with."""
+    """Group requests by their first block, and find the longest prefix that each group shares."""
     groups = defaultdict(list)
-    for place, request in enumerate(requests):
-        groups[request.block_table[0]].append(place)
+    for index, request in enumerate(requests):
+        groups[request.block_table[0]].append(index)
     return [
-        _shared_by(members, [requests[place] for place in members], block_size)
+        _shared_by(members, [requests[index] for index in members], block_size)
         for members in groups.values()
         if len(members) > 1
     ]
@@ -53,10 +58,10 @@ def _saving(prefix: SharedPrefix) -> int:
     return (len(prefix.members) - 1) * prefix.num_tokens
 
 
-def _shared_by(places: list[int], requests: Sequence[Request], block_size: int) -> SharedPrefix:
-    # The last token is its request's own, and is never left to what is shared.
+def _shared_by(members: list[int], requests: Sequence[Request], block_size: int) -> SharedPrefix:
+    # A request's last token is never part of the shared prefix.
     most = min((request.num_computed_tokens - 1) // block_size for request in requests)
     tables = np.array([request.block_table[:most] for request in requests])
     differs = (tables != tables[0]).any(axis=0)
     num_blocks = int(differs.argmax()) if differs.any() else most
-    return SharedPrefix(places, num_blocks * block_size)
+    return SharedPrefix(members, num_blocks * block_size)

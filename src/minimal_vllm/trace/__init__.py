@@ -1,1 +1,1 @@
-"""What the engine tells those who watch it."""
+"""Records of what the engine does, and the trace file made of them."""

@@ -1,4 +1,4 @@
-"""What a trace says of the engine that made it."""
+"""Facts about the engine that a trace was recorded from."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,38 +13,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What must be known of an engine to understand its records."""
+    """Settings of an engine that one needs to understand its records."""
 
     program: str
-    """Name and version of what ran it."""
+    """Name and version of the program that ran the engine."""
     model: str
-    """As it was named; of the built-in model its name."""
+    """Model as the user named it, or the name of the built-in model."""
     device: str
-    """Where it ran."""
+    """Device that computed the steps, such as ``cpu`` or ``cuda:0``."""
     dtype: str
-    """What weights and cache were held in."""
+    """Dtype of weights and KV cache."""
     num_blocks: int
-    """KV blocks in the pool."""
+    """Number of KV blocks in the pool."""
     block_size: int
-    """Tokens per block."""
+    """Number of tokens per block."""
     max_model_len: int
-    """No request grew beyond so many tokens."""
+    """Maximum number of tokens in a request, prompt and output."""
     max_num_batched_tokens: int
-    """The token budget of a step."""
+    """Maximum number of tokens computed per step."""
     max_num_seqs: int
-    """At most so many requests ran at once."""
+    """Maximum number of requests that run at once."""
     scheduling_policy: str
-    """Who went first."""
+    """Order in which requests are served."""
     eviction_policy: str
-    """Which cached block was forgotten first."""
+    """Order in which cached blocks are evicted."""
     enable_prefix_caching: bool
-    """Whether blocks were kept and shared."""
+    """Whether blocks are kept for later requests and shared."""
     enable_chunked_prefill: bool
-    """Whether prompts were computed in several steps."""
+    """Whether a prompt may be computed in several steps."""
 
 
 class Described(Protocol):
-    """Attributes of a built or simulated engine that its facts are taken from."""
+    """A built or simulated engine, as far as its facts are taken from it."""
 
     @property
     def scheduler_config(self) -> "SchedulerConfig":
@@ -64,7 +64,7 @@ class Described(Protocol):
 
 
 def engine_facts(config: "EngineConfig", built: Described) -> EngineFacts:
-    """The facts of an engine that was built, or designed, from ``config``."""
+    """Return the facts of an engine that was built, or simulated, from ``config``."""
     limits = built.scheduler_config
     return EngineFacts(
         program=f"minimal-vllm {__version__}",

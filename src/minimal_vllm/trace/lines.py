@@ -1,4 +1,4 @@
-"""Records as lines of JSON, and back: the format of `docs/trace-format.md`."""
+"""Encodes records as lines of JSON, and decodes them: the format of `docs/trace-format.md`."""
 
 import time
 from collections.abc import Callable
@@ -19,38 +19,44 @@ from minimal_vllm.trace.step_record import (
 )
 
 FORMAT: Literal["minimal-vllm-trace"] = "minimal-vllm-trace"
-VERSION: Literal[1] = 1
-"""Raised when what is written changes its meaning; new fields may come without."""
+VERSION: Literal[2] = 2
+"""Version of the format. It rises when the meaning of a field changes; new fields alone don't raise
+it.
+
+Version 2: ``sampled_tokens``, a list, replaces ``sampled_token``, one number.
+"""
 
 Spell = Callable[[int], str]
-"""The text of a token."""
+"""Function that returns the text of a token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The first line."""
+    """First line of a trace."""
 
     format: Literal["minimal-vllm-trace"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     engine: EngineFacts
     started: float = field(default_factory=time.monotonic)
-    """On the clock of the records' times, in seconds."""
+    """Time at which the trace began, on the clock of the records, in seconds."""
     unix_time: float = field(default_factory=time.time)
-    """The same moment, in seconds since 1970."""
+    """The same time in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextsRecord:
-    """The texts of tokens that the next line names for the first time."""
+    """Texts of the tokens that the next line uses for the first time."""
 
     texts: dict[int, str]
+    """Token id to text."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndRecord:
-    """The last line of a trace that was ended before its engine."""
+    """Last line of a trace that ended before its engine did."""
 
     reason: str
+    """Reason why no more records were written."""
 
 
 Line = Record | TextsRecord | EndRecord
@@ -64,28 +70,28 @@ ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "texts": TypeAdapter(TextsRecord),
     "end": TypeAdapter(EndRecord),
 }
-"""For each kind of line, what is on it."""
+"""Kind of line to the type that reads and writes its fields."""
 _KINDS = {adapter._type: kind for kind, adapter in ADAPTERS.items()}
 _HEADER = TypeAdapter(Header)
 
 
 def encode_header(header: Header) -> bytes:
-    """One line, with its end."""
+    """Return the header as a line of JSON that ends with a line feed."""
     return _HEADER.dump_json(header) + b"\n"
 
 
 def encode(line: Line) -> bytes:
-    """One line, with its end; fields that have their default are left out."""
+    """Return the record as a line of JSON that ends with a line feed, without default values."""
     kind = _KINDS[type(line)]
     fields = ADAPTERS[kind].dump_json(line, exclude_defaults=True)[1:-1]
     return b'{"kind":"%s"%s%s}\n' % (kind.encode(), b"," if fields else b"", fields)
 
 
 def decode(text: bytes) -> Line:
-    """The record on a line.
+    """Return the record that a line holds.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the line holds no record.
     """
     fields = from_json(text)
     if not isinstance(fields, dict) or fields.get("kind") not in ADAPTERS:
@@ -94,10 +100,10 @@ def decode(text: bytes) -> Line:
 
 
 def decode_header(text: bytes) -> Header:
-    """The header on a line.
+    """Return the header that a line holds.
 
     Raises:
-        ValueError: it is none, or one of another version.
+        ValueError: the line holds no header, or the header of another version of the format.
     """
     try:
         fields = from_json(text)
@@ -106,19 +112,24 @@ def decode_header(text: bytes) -> Header:
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise ValueError(f'its first line should hold "format": "{FORMAT}"')
     version = fields.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if isinstance(version, int) and version != VERSION:
+        advice = (
+            "read it with the newer program that wrote it"
+            if version > VERSION
+            else "record it again with this program, or read it with the one that wrote it"
+        )
         raise ValueError(
-            f"it has version {version} of the format, and this program knows versions up to "
-            f"{VERSION}: use a newer one"
+            f"it has version {version} of the format, but this program reads version {VERSION}: "
+            f"{advice}"
         )
     return _HEADER.validate_python(fields)
 
 
 class LineEncoder:
-    """Encodes records, each token's text before its first use.
+    """Encodes records, and writes the text of each token before its first use.
 
     Args:
-        spell: None: no texts are known.
+        spell: returns the text of a token; None to write no texts.
     """
 
     def __init__(self, spell: Spell | None) -> None:
@@ -126,11 +137,11 @@ class LineEncoder:
         self._spelt: set[int] = set()
 
     def encode(self, record: Record) -> bytes:
-        """One line, or two."""
+        """Return the record's line, after a line of texts if it uses new tokens."""
         return self.encode_texts(_tokens_in(record)) + encode(record)
 
     def encode_texts(self, token_ids: set[int]) -> bytes:
-        """A line with the texts of those of these tokens that had none yet."""
+        """Return a line with the texts of the tokens that were not written before; may be empty."""
         new = token_ids - self._spelt
         if self._spell is None or not new:
             return b""
@@ -138,7 +149,7 @@ class LineEncoder:
         return encode(TextsRecord({token_id: self._spell(token_id) for token_id in sorted(new)}))
 
     def forget(self) -> None:
-        """Begin anew, for a reader that has seen nothing yet."""
+        """Write all texts again from now on, for a reader that has seen none of them."""
         self._spelt.clear()
 
 
@@ -146,6 +157,5 @@ def _tokens_in(record: Record) -> set[int]:
     if isinstance(record, RequestRecord):
         return set(record.prompt_token_ids)
     if isinstance(record, StepRecord):
-        sampled = {entry.sampled_token for entry in record.scheduled}
-        return {token_id for token_id in sampled if token_id is not None}
+        return {token_id for entry in record.scheduled for token_id in entry.sampled_tokens}
     return set()

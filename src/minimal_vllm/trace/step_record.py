@@ -1,7 +1,7 @@
-"""What happens in the engine, as records for metrics, trace files and viewers.
+"""Records of what happens in the engine, for metrics, trace files and viewers.
 
-From the records alone, in their order, the state of every request and every block can be followed
-step by step: `docs/trace-format.md` says how.
+The records alone, taken in order, are enough to follow the state of every request and every block
+step by step. `docs/trace-format.md` describes how.
 """
 
 from abc import ABC, abstractmethod
@@ -12,128 +12,138 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """A request came, and waits."""
+    """A request arrived, and waits."""
 
     request_id: str
-    """Unique among the requests that have not ended."""
+    """Id of the request, unique among those that have not ended."""
     arrival: int
-    """Unique and increasing: who came first."""
+    """Unique number that increases with each request; the smaller one arrived first."""
     arrived: float
-    """``time.monotonic()``, in seconds."""
+    """Time of arrival, from ``time.monotonic()``, in seconds."""
     prompt_token_ids: tuple[int, ...]
-    """The prompt, as the model reads it."""
+    """Token ids of the prompt."""
     priority: int = 0
-    """With the priority policy: smaller goes first."""
+    """Rank under the ``priority`` policy; the smaller one is served first."""
     params: dict[str, Any] = field(default_factory=dict)
-    """The sampling parameters that are not the defaults."""
+    """Sampling parameters that differ from their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class AbortRecord:
-    """A request was ended between two steps."""
+    """A request was aborted between two steps."""
 
     request_id: str
+    """Id of the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResetRecord:
-    """All requests and all that was cached were forgotten, between two steps."""
+    """All requests and all cached blocks were forgotten, between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRecord:
-    """What one request did in a step."""
+    """One request's part of a step."""
 
     request_id: str
-    """Whose tokens they are."""
+    """Id of the request."""
     start: int
     """Position of the first token computed."""
     num_tokens: int
-    """How many tokens, from there on, were computed."""
+    """Number of tokens computed, from ``start`` on."""
     cached_blocks: tuple[int, ...] = ()
-    """Found in the prefix cache, if it was admitted in this step: its block table's beginning."""
+    """Blocks found in the prefix cache, if the request was admitted in this step. Its block table
+    begins with them."""
     new_blocks: tuple[int, ...] = ()
-    """What its block table was then extended by."""
-    sampled_token: int | None = None
-    """None for a prompt's chunk that is not its last."""
+    """Blocks that were then appended to its block table."""
+    sampled_tokens: tuple[int, ...] = ()
+    """Tokens appended to the request, in order; empty for a chunk of a prompt that is not its last
+    chunk."""
     full_hashes: tuple[str, ...] = ()
-    """Of those of its blocks that can be found from now on: their hashes, in hexadecimal. Empty
-    without prefix caching, and without a ``Recorder``."""
+    """Hashes, in hexadecimal, of the request's blocks that the prefix cache can find from now on.
+    Empty without prefix caching, and without a ``Listener``."""
     first_full: int = 0
-    """The place of the first of these in its block table."""
+    """Index in the block table of the block that ``full_hashes`` begins with."""
+    num_rejected: int = 0
+    """Number of computed tokens, the last ones, that were wrong guesses. The number of the
+    request's computed tokens goes down by as many."""
+    num_freed_blocks: int = 0
+    """Number of blocks, the last ones of its block table, that were released because only rejected
+    tokens were in them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """A step was planned, maybe while the one before it still runs; its ``StepRecord`` follows.
+    """A step was planned, possibly while the previous one still runs; its ``StepRecord`` follows.
 
-    Only from an engine with asynchronous scheduling: elsewhere the ``StepRecord`` is enough.
+    Only an engine with asynchronous scheduling makes these records.
     """
 
     step: int
-    """The number that its ``StepRecord`` will have."""
+    """Number of the step; its ``StepRecord`` has the same."""
     scheduled: tuple[ScheduledRecord, ...]
-    """Nothing is sampled yet."""
+    """Each request's part of the step. No tokens are sampled yet."""
     admitted: tuple[str, ...] = ()
-    """Ids of the requests that were let in from the queue."""
+    """Ids of the waiting requests that began to run."""
     preempted: tuple[str, ...] = ()
-    """Ids of those that lost their blocks, and wait again."""
+    """Ids of the running requests that lost all their blocks and wait again."""
     evicted_blocks: tuple[int, ...] = ()
-    """Blocks whose cached content was forgotten, to be written anew."""
+    """Cached blocks whose content was dropped, because the step writes to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step did, and the state it left behind. Times are seconds."""
+    """One step that was computed, and the state after it. Times are in seconds."""
 
     step: int
-    """Counts from 0."""
+    """Number of the step, from 0."""
     started: float
-    """``time.monotonic()`` when it began."""
+    """Time at which the step began, from ``time.monotonic()``."""
     schedule_seconds: float
-    """Making the plan."""
+    """Time to make the plan."""
     run_seconds: float
-    """Batch building, the model, and sampling."""
+    """Time to build the batch, run the model, and sample."""
     update_seconds: float
-    """Handing the sampled tokens to their requests, and making outputs."""
+    """Time to append the sampled tokens to their requests, and to make outputs."""
     scheduled: tuple[ScheduledRecord, ...]
-    """What each request of the batch did, in their order."""
+    """Each request's part of the step, in the order of the batch."""
     admitted: tuple[str, ...]
-    """Ids of the requests that were let in from the queue."""
+    """Ids of the waiting requests that began to run."""
     preempted: tuple[str, ...]
-    """Ids of those that lost their blocks, and wait again."""
+    """Ids of the running requests that lost all their blocks and wait again."""
     finished: tuple[tuple[str, str], ...]
-    """Request ids, each with its finish reason, in the order in which they ended; those that
-    ended since the last step come first."""
+    """Pairs of request id and finish reason, in the order in which the requests ended. Requests
+    that ended since the previous step come first."""
     evicted_blocks: tuple[int, ...]
-    """Blocks whose cached content was forgotten, to be written anew."""
+    """Cached blocks whose content was dropped, because the step writes to them."""
     num_running: int
-    """Requests that run after the step."""
+    """Number of running requests after the step."""
     num_waiting: int
-    """Requests that wait after it."""
+    """Number of waiting requests after the step."""
     num_blocks: int
-    """All blocks of the pool."""
+    """Number of blocks in the pool."""
     num_free_blocks: int
-    """Free or evictable."""
+    """Number of blocks that no request references: free or evictable."""
     num_cached_blocks: int
-    """Findable by their hash, referenced or not."""
+    """Number of blocks that the prefix cache can find, referenced or not."""
     prefix_queries: int
-    """Prompt tokens looked up in the prefix cache, since the start."""
+    """Number of prompt tokens looked up in the prefix cache since the engine started."""
     prefix_hits: int
-    """Those found."""
+    """Number of these tokens that were found."""
     num_aborted: int = 0
-    """So many of ``finished``, the first ones, ended before the step: each was an
-    ``AbortRecord``."""
+    """Number of entries of ``finished``, the first ones, that ended before the step. Each of them
+    had an ``AbortRecord`` already."""
 
 
 Record = RequestRecord | AbortRecord | ResetRecord | PlanRecord | StepRecord
 
-StepObserver = Callable[[StepRecord], None]
+Observer = Callable[[StepRecord], None]
+"""Function that is called with the record of each step, in the engine's thread."""
 
 
-class Recorder(ABC):
-    """An observer that is told of everything, not of steps alone."""
+class Listener(ABC):
+    """An observer that is called with every record, not only those of steps."""
 
     @abstractmethod
     def __call__(self, record: Record) -> None:
-        """Take in what has just happened; called in the engine's thread."""
+        """Take the record of what has just happened. It is called in the engine's thread."""

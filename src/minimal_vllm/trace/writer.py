@@ -1,4 +1,4 @@
-"""Writes what happens in an engine to a file."""
+"""Writes an engine's records to a trace file."""
 
 import logging
 import time
@@ -6,23 +6,23 @@ from pathlib import Path
 
 from minimal_vllm.trace.facts import EngineFacts
 from minimal_vllm.trace.lines import EndRecord, Header, LineEncoder, Spell, encode, encode_header
-from minimal_vllm.trace.step_record import Record, Recorder
+from minimal_vllm.trace.step_record import Listener, Record
 
 logger = logging.getLogger(__name__)
 
 SECONDS_UNWRITTEN = 1.0
-"""What a killed process may lose."""
+"""Maximum age of records that are not on disk yet. A killed process loses these."""
 
 
-class TraceWriter(Recorder):
-    """An observer that writes each record as a line of JSON.
+class TraceWriter(Listener):
+    """Writes each record as a line of JSON.
 
     Args:
-        path: the file, which is overwritten.
-        max_bytes: the trace ends when the file would grow beyond this.
+        path: trace file; an existing file is overwritten.
+        max_bytes: maximum size of the file. The trace ends when the next record would exceed it.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -33,25 +33,25 @@ class TraceWriter(Recorder):
         self._flushed = time.monotonic()
 
     def begin(self, engine: EngineFacts, spell: Spell | None, started: float | None = None) -> None:
-        """Write the header; before the first record.
+        """Write the header. Call it once, before the first record.
 
         Args:
-            engine: whose records will come.
-            spell: None: no texts are known.
-            started: what their clock shows now, in seconds; None: it is ``time.monotonic()``.
+            engine: facts about the engine whose records follow.
+            spell: returns the text of a token; None to write no texts.
+            started: present time on the records' clock, in seconds. Default: ``time.monotonic()``.
         """
         self._encoder = LineEncoder(spell)
         now = time.monotonic() if started is None else started
         self._write(encode_header(Header(engine=engine, started=now)))
 
     def __call__(self, record: Record) -> None:
-        """Write a record."""
+        """Write a record, unless the file is full."""
         if self._ended:
             return
         lines = self._encoder.encode(record)
         if len(lines) > self._room:
             self._ended = True
-            self._file.write(encode(EndRecord("the trace reached its greatest size")))
+            self._file.write(encode(EndRecord("the trace reached its maximum size")))
             logger.warning("%s is full: the trace ends here, the engine goes on", self._path)
         else:
             self._write(lines)
@@ -64,5 +64,5 @@ class TraceWriter(Recorder):
         self._room -= len(lines)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write buffered records and close the file."""
         self._file.close()

@@ -17,7 +17,7 @@ from minimal_vllm.engine.runners import runs_ahead
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.trace.facts import engine_facts
-from minimal_vllm.trace.step_record import Record, Recorder, StepRecord
+from minimal_vllm.trace.step_record import Listener, Record, StepRecord
 from minimal_vllm.trace.writer import TraceWriter
 from minimal_vllm_lab.ablate.clock import Clock
 from minimal_vllm_lab.ablate.memory import MemoryWatch
@@ -77,8 +77,8 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class Gate(Recorder):
-    """Recorder that passes records on to trace writers once it is open."""
+class Gate(Listener):
+    """Listener that passes records on to trace writers once it is open."""
 
     def __init__(self, others: Sequence[TraceWriter]) -> None:
         self.is_open = False

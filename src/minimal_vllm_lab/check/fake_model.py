@@ -57,8 +57,8 @@ class FakeModel:
         self._slots: list[Tokens | None] = [None] * (num_blocks * block_size)
         self._block_size = block_size
 
-    def run(self, plan: Plan) -> list[int]:
-        """Execute a plan, and return one token for each request that samples.
+    def run(self, plan: Plan) -> list[list[int]]:
+        """Execute a plan, and return a list with one token for each request that samples.
 
         Raises:
             Broken: a token has no slot or shares its slot, or a request reads another request's
@@ -69,7 +69,7 @@ class FakeModel:
             self._write(entry, written)
         for entry in plan.scheduled:  # in each layer, all writes come before all reads
             self._read(entry)
-        return [next_token(request.token_ids) for request in plan.sampling]
+        return [[next_token(request.token_ids)] for request in plan.sampling]
 
     def _write(self, entry: ScheduledRequest, written: dict[int, str]) -> None:
         request, end = entry.request, entry.start + entry.num_new

@@ -66,7 +66,7 @@ def make_case(
         tokens = array("i", bytes(4 * (cached + new)))
         request = Request(str(index), tokens, 1, SamplingParams(), index)
         request.block_table.extend(free.pop() for _ in range(size))
-        plan.scheduled.append(ScheduledRequest(request, cached, new, samples=True))
+        plan.scheduled.append(ScheduledRequest(request, cached, new, num_logits=1))
         keys, values = (numbers(cached + new, num_kv_heads, head_dim) for _ in range(2))
         dense.append((keys, values))
         for position in range(cached):

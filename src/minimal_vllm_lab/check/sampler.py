@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minimal_vllm.sampling.row import NO_TOKEN
-from minimal_vllm.sampling.sampler import Sampler, sample
+from minimal_vllm.sampling.sampler import Sampled, Sampler, sample
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.request import Request
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
@@ -63,8 +62,13 @@ OPTIONS_APPLIED = Rule(
     "They are part of the API. Whatever the API accepts must take effect.",
     CHAPTER,
 )
+ONE_EACH = Rule(
+    "Each row of logits gives a list of one token; only a row with NaN logits gives none.",
+    "The scheduler appends the tokens to the requests that the rows belong to, in the same order.",
+    CHAPTER,
+)
 NAN_ROW = Rule(
-    "A row with NaN logits gets NO_TOKEN, and does not affect other rows.",
+    "A row with NaN logits gives an empty list of tokens, and does not affect other rows.",
     "Its request ends with an error. The other requests must not notice.",
     CHAPTER,
 )
@@ -147,16 +151,24 @@ def _cases() -> "SearchStrategy[list[Row]]":
 
 
 def _draw(sampler: Sampler, rows: Sequence[Row], num_output: int = 1) -> list[int]:
+    """Return the one token that each row gives."""
+    tokens = _sample(sampler, rows, num_output).tokens
+    if [len(each) for each in tokens] != [1] * len(rows):
+        raise Broken(ONE_EACH, f"tokens={tokens}", f"{len(rows)} lists of one token")
+    return [token for (token,) in tokens]
+
+
+def _sample(sampler: Sampler, rows: Sequence[Row], num_output: int = 1) -> Sampled:
     logits = torch.tensor([row.logits for row in rows])
-    return list(sampler(logits, [row.request(num_output) for row in rows]).token_ids)
+    return sampler(logits, [row.request(num_output) for row in rows])
 
 
 def _check_rows(sampler: Sampler, rows: list[Row], history: History) -> None:
     for index, row in enumerate(rows):
         history.note(f"row {index}: {row}")
-    history.note("sampler(logits, rows).token_ids")
+    history.note("sampler(logits, rows).tokens")
     together = _draw(sampler, rows)
-    history.lines[-1] += f" -> {together}"
+    history.lines[-1] += f" -> {[[token] for token in together]}"
     for index, row in enumerate(rows):
         name = f"row {index} gets token {together[index]}"
         if row.params.get("temperature") == 0:
@@ -176,36 +188,33 @@ def _check_rows(sampler: Sampler, rows: list[Row], history: History) -> None:
 
 
 def _check_greedy(row: Row, token: int, name: str) -> None:
-    (expected,) = sample(torch.tensor([row.logits]), [row.request()]).token_ids
+    (expected,) = _draw(sample, [row])
     if token != expected:
         has_no_options = len(row.params) == 1
         raise Broken(GREEDY if has_no_options else OPTIONS_APPLIED, name, f"token {expected}")
 
 
 def _check_logprobs(sampler: Sampler, rows: list[Row]) -> None:
-    logits = torch.tensor([row.logits for row in rows])
-    requests = [row.request() for row in rows]
-    found = sampler(logits.clone(), requests).logprobs
+    found = _sample(sampler, rows).logprobs
     for index, row in enumerate(rows):
         if "logprobs" not in row.params:
-            if found[index] is not None:
-                raise Broken(OPTIONS_APPLIED, f"log-probabilities for row {index}", "none")
+            if found[index]:
+                raise Broken(OPTIONS_APPLIED, f"log-probabilities for row {index}", "an empty list")
             continue
-        expected = sample(logits[index : index + 1].clone(), [requests[index]]).logprobs[0]
+        (expected,) = _sample(sample, [row]).logprobs
         if found[index] != expected:
             raise Broken(OPTIONS_APPLIED, f"row {index}: {found[index]}", f"{expected}")
 
 
 def _check_broken_row(sampler: Sampler, history: History) -> None:
     rows = [Row(logits, {}, 5) for logits in LOGITS]
-    expected = [NO_TOKEN, *_draw(sampler, rows)]
+    expected = [[], *([token] for token in _draw(sampler, rows))]
     rows.insert(0, Row((float("nan"),) * len(LOGITS[0]), {}, 5))
     for index, row in enumerate(rows):
         history.note(f"row {index}: {row}")
-    logits = torch.tensor([row.logits for row in rows])
-    found = list(sampler(logits, [row.request() for row in rows]).token_ids)
+    found = _sample(sampler, rows).tokens
     if found != expected:
-        raise Broken(NAN_ROW, f"token_ids={found}", f"token_ids={expected}")
+        raise Broken(NAN_ROW, f"tokens={found}", f"tokens={expected}")
 
 
 def _check_draws(sampler: Sampler, history: History) -> None:

@@ -168,15 +168,15 @@ class _Driver:
         plan = scheduler.schedule()
         self._history.lines[-1] += f" -> {describe_plan(plan)}"
         check_plan(plan, before, scheduler, engine.requests)
-        token_ids = engine.model.run(plan)
+        sampled = engine.model.run(plan)
         self._check_owners()
         self._compare_plans(plan)
         if plan.sampling:
-            sampled = (
-                f"{r.request_id} gets {t}" for r, t in zip(plan.sampling, token_ids, strict=True)
+            got = (
+                f"{r.request_id} gets {t}" for r, (t,) in zip(plan.sampling, sampled, strict=True)
             )
-            self._history.note(f"scheduler.update(plan, {token_ids})   {', '.join(sampled)}")
-        scheduler.update(plan, token_ids)
+            self._history.note(f"scheduler.update(plan, {sampled})   {', '.join(got)}")
+        scheduler.update(plan, sampled)
         self._check_owners()
         self._check_outputs()
 

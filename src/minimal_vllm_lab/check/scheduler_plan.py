@@ -88,13 +88,14 @@ def _check_entries(plan: Plan, before: StateBefore, may_chunk: bool) -> None:
                 f"{name}'s num_computed_tokens is {request.num_computed_tokens}",
                 f"{end}: {entry.start}, plus {entry.num_new} in this step",
             )
-        if entry.samples is not (end == request.num_tokens):
+        num_logits = 1 if end == request.num_tokens else 0
+        if entry.num_logits != num_logits:
             raise Broken(
                 SAMPLES,
-                f"samples is {entry.samples} for {name}",
-                f"{end == request.num_tokens}: {end} of {request.num_tokens} tokens are computed",
+                f"num_logits is {entry.num_logits} for {name}",
+                f"{num_logits}: {end} of {request.num_tokens} tokens are computed",
             )
-        if not (entry.samples or may_chunk):
+        if not (entry.num_logits or may_chunk):
             raise Broken(WHOLE_PROMPT, f"{name} computes {end} of {request.num_tokens} tokens")
 
 

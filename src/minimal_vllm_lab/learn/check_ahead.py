@@ -13,7 +13,7 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.sampling.sampler import SamplerOutput
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan
 from minimal_vllm_lab.check.fake_model import EOS, VOCAB_SIZE, next_token
@@ -80,7 +80,7 @@ class _Step:
 
     def wait(self) -> StepResult:
         self.gpu.events.append(f"wait for {self.number}")
-        return StepResult(SamplerOutput(self.token_ids, [None] * len(self.token_ids)), [])
+        return StepResult(Sampled.one_each(self.token_ids), [])
 
 
 @dataclass(slots=True)

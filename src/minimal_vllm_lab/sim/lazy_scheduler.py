@@ -78,15 +78,15 @@ class LazyScheduler(Scheduler):
         self._settle(sleeper)
         super().preempt(request)
 
-    def update(self, plan: Plan, token_ids: list[int]) -> None:
+    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
         """Store the sampled tokens, then put to sleep the requests that may sleep."""
-        super().update(plan, token_ids)
+        super().update(plan, sampled)
         self._pass_step()
         self._awake = []
         for entry in plan.scheduled:
             request = simulated(entry.request)
             if request.status is Status.RUNNING:
-                if entry.samples and self._may_sleep:
+                if entry.num_logits and self._may_sleep:
                     self._sleep(request)
                 else:
                     self._awake.append(request)
@@ -114,7 +114,7 @@ class LazyScheduler(Scheduler):
             for request in self._wake():
                 self._settle(request)
                 self.schedule_tokens(plan, request, 1)
-            self.update(plan, [simulated(each).output_token for each in plan.sampling])
+            self.update(plan, [[simulated(each).output_token] for each in plan.sampling])
         self.pool.take_evicted()
 
     # ---- sleep ----------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> St
     return StepLoad(
         num_requests=len(plan.scheduled) + num_asleep,
         num_tokens=num_tokens + num_asleep,
-        num_samples=sum([entry.samples for entry in plan.scheduled]) + num_asleep,
+        num_samples=sum([entry.num_logits for entry in plan.scheduled]) + num_asleep,
         kv_tokens=kv_tokens + asleep_context,
         attended=attended + asleep_context,
     )
@@ -83,7 +83,7 @@ def load_of_record(record: StepRecord) -> StepLoad:
     """Return the load of a recorded step."""
     entries = [(entry.start, entry.num_tokens) for entry in record.scheduled]
     num_tokens, kv_tokens, attended = _add_up(entries)
-    num_samples = sum(entry.sampled_token is not None for entry in record.scheduled)
+    num_samples = sum(len(each.sampled_tokens) + each.num_rejected for each in record.scheduled)
     return StepLoad(len(entries), num_tokens, num_samples, kv_tokens, attended)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
-from minimal_vllm.engine.step_watch import StepTimes, StepWatch
+from minimal_vllm.engine.reporter import Reporter, Timing
 from minimal_vllm.step.request import Status
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cost_model import CostModel
 from minimal_vllm_lab.sim.job import SimulatedRequest, simulated
 from minimal_vllm_lab.sim.lazy_scheduler import LazyScheduler
@@ -78,7 +78,7 @@ class Replica:
         config: SchedulerConfig,
         pool: BlockPool,
         cost_model: CostModel,
-        observers: Sequence[StepObserver] = (),
+        observers: Sequence[Observer] = (),
         make_scheduler: "Callable[[SchedulerConfig, BlockPool], SchedulerInterface] | None" = None,
         *,
         cascade: bool = False,
@@ -92,9 +92,9 @@ class Replica:
         self.tally = Tally()
         self._cost_model = cost_model
         self._cascade = cascade
-        self._watch = StepWatch(self.scheduler, observers, clock=lambda: self._now)
+        self._reporter = Reporter(self.scheduler, observers, clock=lambda: self._now)
         self._now = 0.0
-        self._times = StepTimes()
+        self._timing = Timing()
         self._plan: Plan | None = None
         self._num_asleep = 0
         self._seconds: list[float] = []
@@ -112,7 +112,7 @@ class Replica:
         """
         self.scheduler.add(request)
         self._now = request.arrived
-        self._watch.note_arrived([request])
+        self._reporter.note_arrived([request])
 
     def begin(self, now: float) -> float:
         """Continue at the time ``now``; return the time at which the next decision is due."""
@@ -144,9 +144,9 @@ class Replica:
         return ended
 
     def _begin_step(self) -> None:
-        self._times = self._watch.begin()
+        self._timing = self._reporter.begin()
         self._plan = plan = self.scheduler.schedule()
-        self._watch.planned(plan, self._times)
+        self._reporter.planned(plan, self._timing)
         for request in map(simulated, plan.preempted):
             if request.first_token_at is not None and request.stalled_since is None:
                 # Its last token came when the previous step ended, which is now.
@@ -162,10 +162,10 @@ class Replica:
 
     def _end_step(self, plan: "Plan") -> list[SimulatedRequest]:
         self._now = now = self._ends[0]
-        self._watch.mark(self._times)
+        self._reporter.mark(self._timing)
         sampling = [simulated(request) for request in plan.sampling]
-        self.scheduler.update(plan, [request.output_token for request in sampling])
-        self._watch.end(plan, sampling, self._times)
+        self.scheduler.update(plan, [[request.output_token] for request in sampling])
+        self._reporter.end(plan, sampling, self._timing)
         num_undisturbed = self._num_asleep + len(sampling)
         ended = []
         for request in sampling:

@@ -18,7 +18,7 @@ from minimal_vllm.engine.sizing import (
     estimate_activations,
 )
 from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
-from minimal_vllm.trace.step_record import StepObserver
+from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import SimulationConfig
 from minimal_vllm_lab.sim.cost_model import CostModel, RooflineCostModel, kv_bytes_per_token
@@ -57,7 +57,7 @@ class Design:
     cascade: bool
     """True if decodes read the keys and values of a shared prefix once for all requests."""
 
-    def make_replica(self, observers: Sequence[StepObserver] = ()) -> Replica:
+    def make_replica(self, observers: Sequence[Observer] = ()) -> Replica:
         """Return an idle engine of this design.
 
         Args:
@@ -139,7 +139,7 @@ def simulate(
     design: Design,
     config: SimulationConfig,
     slo: Slo | None = None,
-    observers_of: Callable[[int], Sequence[StepObserver]] = lambda _: (),
+    observers_of: Callable[[int], Sequence[Observer]] = lambda _: (),
     jobs: Iterable[Job] | None = None,
 ) -> Report:
     """Run a simulation to its end.

@@ -151,6 +151,7 @@ class Exporter:
         facts = {
             "first position": entry.start,
             "tokens": entry.num_tokens,
+            "sampled tokens": len(entry.sampled_tokens),
             "blocks found in the cache": len(entry.cached_blocks),
             "new blocks": len(entry.new_blocks),
         }

@@ -13,6 +13,7 @@ from minimal_vllm.trace.step_record import (
     PlanRecord,
     RequestRecord,
     ResetRecord,
+    ScheduledRecord,
     StepRecord,
 )
 
@@ -30,7 +31,7 @@ def open_trace(path: Path) -> Iterator[tuple[Header, Iterator[Line]]]:
 
     Raises:
         OSError: If the file can't be read.
-        TraceError: If the file is not a trace, is of a newer version, is broken or lacks lines.
+        TraceError: If the file is not a trace, is of another version, is broken or lacks lines.
             Also raised while lines are read.
     """
     with path.open("rb") as file:
@@ -91,6 +92,8 @@ class _Order:
         self._step = record.step
         if not self._has_plans:
             self._plan(record)
+        for entry in record.scheduled:
+            self._reject(entry)
         for request_id, _ in record.finished[record.num_aborted :]:
             self._end(request_id)
 
@@ -107,6 +110,11 @@ class _Order:
                     f"before this one are missing"
                 )
             self._computed[entry.request_id] = entry.start + entry.num_tokens
+
+    def _reject(self, entry: ScheduledRecord) -> None:
+        if entry.num_rejected:
+            computed = self._computed_of(entry.request_id)
+            self._computed[entry.request_id] = (computed or 0) - entry.num_rejected
 
     def _end(self, request_id: str) -> None:
         self._computed_of(request_id)

@@ -3,9 +3,9 @@
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.trace.step_record import (
     AbortRecord,
+    Listener,
     PlanRecord,
     Record,
-    Recorder,
     RequestRecord,
     ResetRecord,
     ScheduledRecord,
@@ -13,7 +13,7 @@ from minimal_vllm.trace.step_record import (
 )
 
 
-class BlockContents(Recorder):
+class BlockContents(Listener):
     """An observer that follows the records and keeps the tokens of each cached block.
 
     It belongs to the engine's thread.
@@ -51,8 +51,7 @@ class BlockContents(Recorder):
         tokens = self._tokens.get(entry.request_id)
         if tokens is None:  # the request was aborted while the step ran
             return
-        if entry.sampled_token is not None:
-            tokens.append(entry.sampled_token)
+        tokens.extend(entry.sampled_tokens)
         size = self._scheduler.config.block_size
         for index, block_hash in enumerate(entry.full_hashes, entry.first_full):
             self._tokens_of_hash[block_hash] = tuple(tokens[index * size : (index + 1) * size])

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from minimal_vllm.server.pace import Pace, PaceState
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.lines import Header, LineEncoder, encode_header
-from minimal_vllm.trace.step_record import Record, Recorder, StepRecord
+from minimal_vllm.trace.step_record import Listener, Record, StepRecord
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.feed import Feed, Viewer
 from minimal_vllm_lab.view.snapshot import Snapshot, take_snapshot
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minimal_vllm.server.async_engine import AsyncEngine
 
 
-class LiveView(Recorder):
+class LiveView(Listener):
     """Watch an engine on behalf of the viewers, and pass their commands to it.
 
     Two threads use this object. Records, snapshots and the pace belong to the engine's thread;

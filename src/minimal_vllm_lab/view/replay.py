@@ -17,7 +17,7 @@ def check_trace(path: Path) -> int:
 
     Raises:
         OSError: the file can't be read.
-        TraceError: the file is no trace, has a newer version, or is broken.
+        TraceError: the file is no trace, has another version, or is broken.
     """
     with open_trace(path) as (_, lines):
         return sum(type(line).__name__ == "StepRecord" for line in lines)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from minimal_vllm.sampling.row import needs_only_numbers
-from minimal_vllm.sampling.sampler import SamplerOutput, sample
+from minimal_vllm.sampling.sampler import Sampled, sample
 from minimal_vllm_lab.check import sampler as rules
 from minimal_vllm_lab.check.sampler import check_sampler
+from tests.sampling.rows import tokens_of
 
 
 class Right:
@@ -19,9 +20,9 @@ class AlwaysTheBest:
         asked = sample(logits.clone(), rows)
         best = [
             token if row.params.greedy or token < 0 else int(line.argmax())
-            for token, row, line in zip(asked.token_ids, rows, logits, strict=True)
+            for token, row, line in zip(tokens_of(asked), rows, logits, strict=True)
         ]
-        return replace(asked, token_ids=best)
+        return one_each(best, asked)
 
 
 class LastOfEquals:
@@ -32,15 +33,15 @@ class LastOfEquals:
             int(last[index])
             if needs_only_numbers(row) and row.params.greedy and token >= 0
             else token
-            for index, (token, row) in enumerate(zip(asked.token_ids, rows, strict=True))
+            for index, (token, row) in enumerate(zip(tokens_of(asked), rows, strict=True))
         ]
-        return replace(asked, token_ids=tokens)
+        return one_each(tokens, asked)
 
 
 class KnowsNoParameters:
     def __call__(self, logits, rows):
         best = logits.nan_to_num().argmax(-1).tolist()
-        return SamplerOutput(best, [None] * len(rows))
+        return Sampled.one_each(best)
 
 
 class DependsOnOtherRows:
@@ -52,9 +53,9 @@ class DependsOnOtherRows:
         drawn = torch.multinomial(logits.nan_to_num().softmax(-1), 1, generator=generator)
         tokens = [
             int(drawn[index]) if _is_plain(row.params) and token >= 0 else token
-            for index, (token, row) in enumerate(zip(asked.token_ids, rows, strict=True))
+            for index, (token, row) in enumerate(zip(tokens_of(asked), rows, strict=True))
         ]
-        return replace(asked, token_ids=tokens)
+        return one_each(tokens, asked)
 
 
 class IgnoresTheTemperature:
@@ -75,6 +76,29 @@ class IgnoresThePosition:
 class HidesBrokenRows:
     def __call__(self, logits, rows):
         return sample(logits.nan_to_num(), rows)
+
+
+class TwoAtOnce:
+    def __call__(self, logits, rows):
+        asked = sample(logits, rows)
+        return replace(asked, tokens=[each * 2 for each in asked.tokens])
+
+
+class GivesUp:
+    """Takes a row whose logits are all equal for one that nothing can be sampled from."""
+
+    def __call__(self, logits, rows):
+        flat = (logits == logits[:, :1]).all(dim=-1).tolist()
+        asked = sample(logits, rows)
+        return replace(
+            asked,
+            tokens=[[] if flat[i] else tokens for i, tokens in enumerate(asked.tokens)],
+        )
+
+
+def one_each(tokens, asked):
+    """``asked`` with other tokens."""
+    return replace(asked, tokens=Sampled.one_each(tokens).tokens)
 
 
 class _Changed:
@@ -103,6 +127,8 @@ MUTANTS = {
     IgnoresTopK: rules.POSSIBLE,
     IgnoresThePosition: rules.NEW_DRAW,
     HidesBrokenRows: rules.NAN_ROW,
+    TwoAtOnce: rules.ONE_EACH,
+    GivesUp: rules.ONE_EACH,
 }
 
 

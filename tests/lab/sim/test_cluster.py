@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from minimal_vllm.trace.step_record import Recorder, RequestRecord
+from minimal_vllm.trace.step_record import Listener, RequestRecord
 from minimal_vllm_lab.sim.cost_model import LinearCostModel
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.stats.latency import distribution
@@ -107,7 +107,7 @@ def test_the_gap_caused_by_a_preemption_is_counted_in_full():
     for record in records:
         now = record.started + record.run_seconds
         for entry in record.scheduled:
-            if entry.sampled_token is not None:
+            if entry.sampled_tokens:
                 if entry.request_id in last:
                     gaps.append(now - last[entry.request_id])
                 last[entry.request_id] = now
@@ -124,8 +124,8 @@ def test_simulated_records_are_contiguous():
     assert {reason for record in records for _, reason in record.finished} == {"length"}
 
 
-class Everything(list, Recorder):
-    """Recorder that keeps all records."""
+class Everything(list, Listener):
+    """Listener that keeps all records."""
 
     __call__ = list.append
 

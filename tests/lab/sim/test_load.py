@@ -9,8 +9,8 @@ from tests.lab.sim.simulated import COSTS, make_jobs, make_replica, run
 
 
 class Entry:
-    def __init__(self, start, num_new, samples):
-        self.start, self.num_new, self.samples = start, num_new, samples
+    def __init__(self, start, num_new, num_logits):
+        self.start, self.num_new, self.num_logits = start, num_new, num_logits
 
 
 class Plan:
@@ -19,7 +19,7 @@ class Plan:
 
 
 entries = st.lists(
-    st.builds(Entry, st.integers(0, 50), st.integers(1, 20), st.booleans()), max_size=5
+    st.builds(Entry, st.integers(0, 50), st.integers(1, 20), st.integers(0, 3)), max_size=5
 )
 
 
@@ -30,7 +30,7 @@ def test_a_load_counts_each_pair_of_tokens_that_attend(scheduled):
     assert load == StepLoad(
         num_requests=len(scheduled),
         num_tokens=sum(map(len, computed)),
-        num_samples=sum(each.samples for each in scheduled),
+        num_samples=sum(each.num_logits for each in scheduled),
         kv_tokens=sum(positions[-1] + 1 for positions in computed),
         attended=sum(position + 1 for positions in computed for position in positions),
     )
@@ -38,7 +38,7 @@ def test_a_load_counts_each_pair_of_tokens_that_attend(scheduled):
 
 @given(entries, st.lists(st.integers(0, 50), max_size=5))
 def test_sleepers_count_as_decodes(scheduled, starts):
-    decodes = [Entry(start, 1, True) for start in starts]
+    decodes = [Entry(start, 1, 1) for start in starts]
     context = sum(start + 1 for start in starts)
     whole = load_of_plan(Plan([*scheduled, *decodes]))
     assert load_of_plan(Plan(scheduled), len(starts), context) == whole

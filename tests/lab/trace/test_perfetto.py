@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from minimal_vllm.trace.lines import Header
-from minimal_vllm.trace.step_record import Recorder, RequestRecord, StepRecord
+from minimal_vllm.trace.step_record import Listener, RequestRecord, StepRecord
 from minimal_vllm_lab.trace.perfetto import ENGINE, REQUESTS, STEPS, Exporter, export_perfetto
 from minimal_vllm_lab.trace.reader import open_trace
 from tests.engine.test_traffic import act_randomly, random_config
@@ -77,7 +77,7 @@ def test_what_a_request_does_lies_within_the_step_in_which_it_does_it(exported):
 def test_no_slice_overlaps_another_of_its_track_when_steps_overlap(seed):
     random, records = Random(seed), []
 
-    class Keep(Recorder):
+    class Keep(Listener):
         def __call__(self, record):
             records.append(record)
 

@@ -7,12 +7,13 @@ from random import Random
 import pytest
 from pydantic_core import to_json
 
+from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.trace.lines import encode
-from minimal_vllm.trace.step_record import Recorder, StepRecord
+from minimal_vllm.trace.step_record import Listener, StepRecord
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.snapshot import take_snapshot
 from tests.engine.test_traffic import act_randomly, random_config
-from tests.engine.traffic import Traffic
+from tests.engine.traffic import GuessingScheduler, Traffic
 from tests.lab.sim.simulated import make_jobs, make_replica, run
 from tests.lab.view.browser import REBUILD, actual, page_at
 
@@ -40,7 +41,7 @@ REPLAY = """async ({ facts, records }) => {
 }"""
 
 
-class Witness(Recorder):
+class Witness(Listener):
     """An observer that keeps all records, and the engine's state after each step."""
 
     def __init__(self):
@@ -63,7 +64,14 @@ def random_history(seed):
     random, witness = Random(seed), Witness()
     config, eviction = random_config(random), random.choice(["lru", "lfu", "fifo"])
     is_async = random.random() < 0.5
-    traffic = Traffic(eviction=eviction, async_scheduling=is_async, observers=[witness], **config)
+    guesses = not is_async and random.random() < 0.5
+    traffic = Traffic(
+        eviction=eviction,
+        async_scheduling=is_async,
+        observers=[witness],
+        scheduler=GuessingScheduler if guesses else Scheduler,
+        **config,
+    )
     witness.watch(traffic.scheduler)
     for _ in range(40):
         act_randomly(random, traffic)
@@ -88,7 +96,7 @@ def test_the_page_rebuilds_every_state_of_random_histories(chromium, replay_url)
             for state, expected in zip(replayed["states"], witness.states, strict=True):
                 assert state.pop("counts") == state.pop("recounted"), "the counts went astray"
                 assert state == expected, f"history {seed}, step {expected['step']}"
-    for event in ("preempted", "evicted", "crashed", "ended by abort", "cached"):
+    for event in ("preempted", "evicted", "crashed", "ended by abort", "cached", "blocks freed"):
         assert events[event] > 10, f"{event} was hardly tested"
 
 

@@ -100,7 +100,7 @@ export class Digest {
     if (!row) return; // the request was aborted while the step ran
     const end = entry.start + entry.num_tokens;
     const kind = end <= row.reached ? "again" : entry.start >= row.numPrompt ? "decode" : "prompt";
-    row.reached = Math.max(row.reached, end);
+    row.reached = Math.max(row.reached, end - (entry.num_rejected ?? 0));
     row.cells.push({
       step: column.step,
       kind,
@@ -108,11 +108,12 @@ export class Digest {
       cached: (entry.cached_blocks?.length ?? 0) * blockSize,
     });
     column[kind] += entry.num_tokens;
-    if (entry.sampled_token !== undefined) this.noteToken(row, column, latencies);
+    if (entry.sampled_tokens) this.noteTokens(row, entry.sampled_tokens.length, column, latencies);
   }
 
-  noteToken(row, column, { ttft, itl }) {
-    column.sampled += 1;
+  /** The tokens of one step come at once: one latency for all. */
+  noteTokens(row, count, column, { ttft, itl }) {
+    column.sampled += count;
     if (row.lastToken !== null) itl.push(column.time - row.lastToken);
     else if (row.arrived !== null) ttft.push(column.time - row.arrived);
     row.lastToken = column.time;

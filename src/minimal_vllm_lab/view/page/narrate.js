@@ -27,13 +27,18 @@ export function narrate(state) {
 }
 
 function computed(state) {
-  const prompts = state.now.computed.filter((each) => each.count > 1);
-  const tokens = prompts.reduce((sum, each) => sum + each.count, 0);
-  const decodes = state.now.computed.length - prompts.length;
+  const count = (entries) => entries.reduce((sum, each) => sum + each.count, 0);
+  const prompts = state.now.computed.filter((each) => !each.decodes);
+  const decodes = state.now.computed.filter((each) => each.decodes);
   const work = [];
-  if (prompts.length) work.push(`${plural(tokens, "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
-  if (decodes) work.push(`one token each for ${plural(decodes, "request")}`);
-  const total = tokens + decodes;
+  if (prompts.length) {
+    work.push(`${plural(count(prompts), "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
+  }
+  if (decodes.length) {
+    const each = count(decodes) === decodes.length ? "one token each" : plural(count(decodes), "token");
+    work.push(`${each} for ${plural(decodes.length, "request")}`);
+  }
+  const total = count(state.now.computed);
   return `Computed ${work.join(", and ")}: ${total} of at most ${state.facts.max_num_batched_tokens} tokens.`;
 }
 
@@ -98,7 +103,7 @@ export function narrateCell({ row, step }) {
 const CELLS = {
   prompt: ({ count, cached }) => `${plural(count, "token")} of its prompt`
     + (cached ? `, after ${cached} cached ones` : ""),
-  decode: () => "decode of one token",
+  decode: ({ count }) => `decode of ${count === 1 ? "one token" : plural(count, "token")}`,
   again: ({ count }) => `${plural(count, "token")} computed again`,
   preempted: () => "preempted: it released its blocks",
 };

@@ -172,18 +172,29 @@ export class EngineState {
     request.computed = start + num_tokens;
     this.write(request, start, request.computed);
     this.nameBlocks(request, entry);
-    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens });
+    const decodes = start >= request.numPrompt;
+    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens, decodes });
   }
 
   /** Apply the results of a step: sampled tokens and hashes. */
   update(entry) {
     const request = this.requests.get(entry.request_id);
     if (!request) return; // the request was aborted while the step ran
-    if (entry.sampled_token !== undefined) {
-      request.tokens[request.numTokens] = entry.sampled_token; // the same whenever this is replayed
+    for (const token of entry.sampled_tokens ?? []) {
+      request.tokens[request.numTokens] = token; // the same whenever this is replayed
       request.numTokens += 1;
     }
+    if (entry.num_rejected) this.reject(request, entry);
     this.nameBlocks(request, entry);
+  }
+
+  /** Move the counter back over rejected guesses, and release blocks that hold nothing else. */
+  reject(request, { num_rejected, num_freed_blocks = 0 }) {
+    request.computed -= num_rejected;
+    this.releaseBlocks(request.table.splice(request.table.length - num_freed_blocks));
+    const last = request.table.length - 1;
+    const fill = request.computed - last * this.facts.block_size;
+    this.change(request.table[last], () => { this.fill[request.table[last]] = fill; });
   }
 
   /** Make the request's newly full blocks findable by their hashes. */
@@ -254,7 +265,11 @@ export class EngineState {
   }
 
   release(request) {
-    for (const block of request.table.splice(0).reverse()) { // tail first, because the tail is evicted first
+    this.releaseBlocks(request.table.splice(0));
+  }
+
+  releaseBlocks(blocks) {
+    for (const block of blocks.reverse()) { // tail first, because the tail is evicted first
       this.change(block, () => {
         this.references[block] -= 1;
         if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;

@@ -1,4 +1,4 @@
-"""Makes a record of each step, and of what comes between them, if anyone watches."""
+"""Reports what happens in the engine to its observers, as records."""
 
 import logging
 import time
@@ -11,16 +11,16 @@ from pydantic import TypeAdapter
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan, ScheduledRequest
-from minimal_vllm.step.request import FinishReason, Request
+from minimal_vllm.step.request import FinishReason, Request, Status
 from minimal_vllm.trace.step_record import (
     AbortRecord,
+    Listener,
+    Observer,
     PlanRecord,
     Record,
-    Recorder,
     RequestRecord,
     ResetRecord,
     ScheduledRecord,
-    StepObserver,
     StepRecord,
 )
 
@@ -28,22 +28,34 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class StepTimes:
-    """What is known of a step that has begun. The next one may begin before it ends."""
+class Timing:
+    """Number and times of a step that has begun. The next step may begin before it ends."""
 
     moments: list[float] = field(default_factory=list)
-    """When it began, was planned, and was computed."""
+    """Times at which the step began, was planned, was computed, and ended, in seconds; as many as
+    have passed. Empty without observers."""
     step: int = -1
-    """Its number, once it is planned."""
+    """Number of the step; -1 until it is planned."""
 
 
-class StepWatch:
-    """Called at the four moments of a step; without observers each call returns at once."""
+class Reporter:
+    """Tells observers of requests and steps. Without observers, each method returns at once.
+
+    An observer that raises is logged, and the engine goes on.
+
+    Args:
+        scheduler: source of the state that records contain.
+        observers: called with a ``StepRecord`` after each step. A ``Listener`` among them is called
+            with all other records too.
+        runs_ahead: whether a step is planned while the previous one runs. Listeners then get a
+            ``PlanRecord`` when a step is planned.
+        clock: returns the time in seconds.
+    """
 
     def __init__(
         self,
         scheduler: SchedulerInterface,
-        observers: Sequence[StepObserver],
+        observers: Sequence[Observer],
         *,
         runs_ahead: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -51,58 +63,64 @@ class StepWatch:
         self._scheduler = scheduler
         self._observers = observers
         self._clock = clock
-        self._recorders = [each for each in observers if isinstance(each, Recorder)]
-        self._tells_plans = runs_ahead and bool(self._recorders)
+        self._listeners = [each for each in observers if isinstance(each, Listener)]
+        self._tells_plans = runs_ahead and bool(self._listeners)
         self._num_planned = 0
         self._aborted: list[Request] = []  # since the last record of a step
-        self._num_named: dict[Request, int] = {}  # blocks whose hashes were told
+        self._num_named: dict[Request, int] = {}  # blocks whose hashes were reported
 
     # ---- between two steps ----------------------------------------------------------------------
 
     def note_arrived(self, requests: Iterable[Request]) -> None:
-        """Requests wait."""
-        if self._recorders:
+        """Report requests that were added."""
+        if self._listeners:
             now = self._clock()
             for request in requests:
-                _tell(self._recorders, _record_request(request, now))
+                _tell(self._listeners, _record_request(request, now))
 
     def note_aborted(self, requests: Iterable[Request]) -> None:
-        """Requests were ended."""
+        """Report requests that were aborted, between two steps."""
         if self._observers:
             for request in requests:
                 self._aborted.append(request)
                 self._num_named.pop(request, None)
-                _tell(self._recorders, AbortRecord(request.request_id))
+                _tell(self._listeners, AbortRecord(request.request_id))
 
     def note_reset(self) -> None:
-        """Everything was forgotten."""
+        """Report that all requests and all cached blocks were forgotten."""
         self._aborted.clear()
         self._num_named.clear()
-        _tell(self._recorders, ResetRecord())
+        _tell(self._listeners, ResetRecord())
 
     # ---- the moments of a step ------------------------------------------------------------------
 
-    def begin(self) -> StepTimes:
-        """A step begins."""
-        times = StepTimes()
+    def begin(self) -> Timing:
+        """Start the timing of a step."""
+        times = Timing()
         self.mark(times)
         return times
 
-    def planned(self, plan: Plan, times: StepTimes) -> None:
-        """It was decided what it computes, be it that the step before it still runs."""
+    def planned(self, plan: Plan, times: Timing) -> None:
+        """Number the step and report its plan. The previous step may still run."""
         self.mark(times)
         times.step = self._num_planned
         self._num_planned += 1
         if self._tells_plans:
-            _tell(self._recorders, self._record_plan(plan, times))
+            _tell(self._listeners, self._record_plan(plan, times))
 
-    def mark(self, times: StepTimes) -> None:
-        """A part of the step is done."""
+    def mark(self, times: Timing) -> None:
+        """Record the time at which a part of the step is done."""
         if self._observers:
             times.moments.append(self._clock())
 
-    def end(self, plan: Plan, requests: Sequence[Request], times: StepTimes) -> None:
-        """The step is done, and these requests have got something: tell the observers."""
+    def end(self, plan: Plan, requests: Sequence[Request], times: Timing) -> None:
+        """Report a step that is done.
+
+        Args:
+            plan: what it computed.
+            requests: those that got tokens, or ended, in the plan's order.
+            times: its times up to here.
+        """
         if not self._observers:
             return
         self.mark(times)
@@ -112,7 +130,7 @@ class StepWatch:
 
     # ---- records --------------------------------------------------------------------------------
 
-    def _record_plan(self, plan: Plan, times: StepTimes) -> PlanRecord:
+    def _record_plan(self, plan: Plan, times: Timing) -> PlanRecord:
         return PlanRecord(
             step=times.step,
             scheduled=self._record_scheduled(plan, is_planned=False),
@@ -121,10 +139,10 @@ class StepWatch:
             evicted_blocks=tuple(plan.evicted),
         )
 
-    def _make_record(self, plan: Plan, requests: Sequence[Request], times: StepTimes) -> StepRecord:
+    def _make_record(self, plan: Plan, requests: Sequence[Request], times: Timing) -> StepRecord:
         begun, scheduled, run, ended = times.moments
         pool, stats = self._scheduler.pool, self._scheduler.prefix_cache_stats
-        in_order = sorted(requests, key=_ended_by_its_text)  # text is looked at last
+        in_order = sorted(requests, key=_ended_by_stop_string)  # these are found last
         record = StepRecord(
             step=times.step,
             started=begun,
@@ -155,28 +173,37 @@ class StepWatch:
         return record
 
     def _record_scheduled(self, plan: Plan, *, is_planned: bool) -> tuple[ScheduledRecord, ...]:
-        """``is_planned``: there was a record of the plan already."""
+        """Record what each request did; ``is_planned``: a ``PlanRecord`` came before."""
         return tuple(self._record_entry(entry, is_planned) for entry in plan.scheduled)
 
     def _record_entry(self, entry: ScheduledRequest, is_planned: bool) -> ScheduledRecord:
-        # Others don't look at hashes.
-        first, hashes = self._new_hashes(entry, is_planned) if self._recorders else (0, ())
+        # Only listeners look at hashes.
+        first, hashes = self._new_hashes(entry, is_planned) if self._listeners else (0, ())
+        sampled = _sampled_tokens(entry)
+        num_rejected = _num_rejected(entry, len(sampled))
+        end, blocks_for = entry.start + entry.num_new, self._scheduler.config.blocks_for
         return ScheduledRecord(
             entry.request.request_id,
             entry.start,
             entry.num_new,
             tuple(entry.cached_blocks),
             tuple(entry.new_blocks),
-            _sampled_token(entry),
+            sampled,
             hashes,
             first,
+            num_rejected,
+            blocks_for(end) - blocks_for(end - num_rejected) if num_rejected else 0,
         )
 
     def _new_hashes(self, entry: ScheduledRequest, is_planned: bool) -> tuple[int, tuple[str, ...]]:
-        """Of the blocks that have become findable since that was last told, from which on."""
+        """Return the hashes of the blocks that became findable since the last record.
+
+        Returns:
+            Index of the first such block in the block table, and the hashes in hexadecimal.
+        """
         request, num_cached = entry.request, len(entry.cached_blocks)
         if not is_planned and entry.start == num_cached * self._scheduler.config.block_size:
-            self._num_named[request] = num_cached  # it was admitted, for the first time or again
+            self._num_named[request] = num_cached  # it was just admitted
         end = request.num_findable_blocks
         first = self._num_named.get(request, end)
         if first == end:  # as in most steps of a decoding request
@@ -185,14 +212,22 @@ class StepWatch:
         return first, tuple(each.hex() for each in request.block_hashes[first:end])
 
 
-def _sampled_token(entry: ScheduledRequest) -> int | None:
-    """None also if it is not known yet, or came after the request's end."""
-    end = entry.start + entry.num_new
-    sampled = entry.request.token_ids[end : end + 1] if entry.samples else None
-    return sampled[0] if sampled else None
+def _sampled_tokens(entry: ScheduledRequest) -> tuple[int, ...]:
+    """Return the tokens that the request took; none if they are pending, or came after its end."""
+    if not entry.num_logits:
+        return ()
+    first = entry.start + entry.num_new - entry.num_logits + 1
+    return tuple(entry.request.token_ids[first : first + entry.num_logits])
 
 
-def _ended_by_its_text(request: Request) -> bool:
+def _num_rejected(entry: ScheduledRequest, num_sampled: int) -> int:
+    """Return by how many tokens the counter moved back; 0 if no token was taken yet."""
+    if num_sampled == 0 or entry.request.status is not Status.RUNNING:
+        return 0
+    return entry.num_logits - num_sampled
+
+
+def _ended_by_stop_string(request: Request) -> bool:
     return request.finish_reason is FinishReason.STOP and isinstance(request.stop_reason, str)
 
 
