@@ -114,27 +114,27 @@ def apply_penalties(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     cells = torch.tensor(index, device=logits.device)[seen.row], seen.token
     values = logits[cells]
     values = torch.where(values > 0, values / repetition, values * repetition)
-    values -= frequency * seen.num_seen
-    values -= presence * (seen.num_seen > 0)
+    values -= frequency * seen.num_outputs
+    values -= presence * (seen.num_outputs > 0)
     logits[cells] = values
 
 
 class _SeenTokens(NamedTuple):
     """The tokens of ``E`` positions in several requests.
 
-    A token at two positions is there twice, with the same count::
+    A token at two positions is there twice, with the same number::
 
-        prompt 5 9, output 7 5      row    0 0 0 0
-        prompt 4,   output 4 4             1 1 1
-                                    token  5 9 7 5  4 4 4
-                                    count  1 0 1 1  2 2 2
+        prompt 5 9, output 7 5      row          0 0 0 0
+        prompt 4,   output 4 4                           1 1 1
+                                    token        5 9 7 5 4 4 4
+                                    num_outputs  1 0 1 1 2 2 2
     """
 
     row: Tensor
     """``[E]`` int64: index of the request."""
     token: Tensor
     """``[E]`` int64"""
-    num_seen: Tensor
+    num_outputs: Tensor
     """``[E]`` float32: number of times that the token is in the request's output."""
 
 

@@ -79,7 +79,7 @@ class Row(NamedTuple):
 
     logits: tl.tensor
     """Pointer to the logits of all rows."""
-    index: tl.tensor
+    row: tl.tensor
     vocab_size: tl.tensor
     peak: tl.tensor
     temperature: tl.tensor
@@ -308,7 +308,7 @@ def _load_listed(the_row, first, number, GROUP: tl.constexpr, TILE_GROUPS: tl.co
     past_all_tokens = the_row.vocab_size
     group = tl.load(the_row.listed + index, mask=index < number, other=past_all_tokens)
     token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    logits = load_logits(the_row.logits, the_row.index, token, the_row.vocab_size)
+    logits = load_logits(the_row.logits, the_row.row, token, the_row.vocab_size)
     return token, gaps(logits, the_row.peak, the_row.temperature)
 
 
