@@ -58,27 +58,26 @@ def take_keys(
     """Add a tile of keys and values to a running softmax.
 
     Args:
-        q_tile: ``[rows, dims]``.
+        q_tile: ``[rows, dims]``, the queries.
         cache: pointers to the layer's keys, ``cache.key``, and values, ``cache.value``.
-        offsets: ``[keys, dims]``: the tile's offsets from both: its keys are at
-            ``cache.key + offsets``.
-        is_key: ``[keys, dims]`` bool: which of the tile's numbers exist; others count as zeros.
-        visible: ``[rows or 1, keys]`` bool: which keys a row sees; used if ``MASKED``. A hidden
-            score is -inf.
-        scale: factor of the scores.
-        softmax: ``Softmax`` over the keys before: ``softmax.peak`` ``[rows]``, -inf at first,
-            ``softmax.total`` ``[rows]``, ``softmax.acc`` ``[rows, dims]``, all float32.
-        MASKED: whether some keys may be hidden from some rows.
-        MAY_SEE_NONE: whether a row may have seen no key even after this tile; False here.
-        PRECISION: of the matrix products, as in ``tl.dot``.
+        offsets: ``[keys, dims]``, offsets of the tile from both pointers.
+        is_key: ``[keys, dims]`` bool, False for elements that do not exist; load them as zeros.
+        visible: ``[rows or 1, keys]`` bool, False for hidden scores, which are -inf. Used if
+            ``MASKED``.
+        scale: factor for the scores.
+        softmax: ``Softmax`` of the earlier keys: ``softmax.peak`` ``[rows]``, -inf at first,
+            ``softmax.total`` ``[rows]`` and ``softmax.acc`` ``[rows, dims]``, all float32.
+        MASKED: True if some keys may be hidden from some rows.
+        MAY_SEE_NONE: True if all keys so far may be hidden from a row; never the case here.
+        PRECISION: precision of the matrix products, as in ``tl.dot``.
 
     Returns:
-        ``Softmax`` with the tile's keys in it.
+        ``Softmax(peak, total, acc)`` with the tile added.
     """
     raise NotImplementedError(
-        "load the keys; scores = q_tile keys^T * scale; hide what is not visible; find the new "
-        "peak; weights = exp2(scores - new peak); let total and acc fade; add the weights to "
-        "total, and weights times values to acc; return Softmax(peak, total, acc)"
+        "load the keys; scores = q_tile keys^T * scale; set hidden scores to -inf; compute the new "
+        "peak; weights = exp2(scores - new peak); scale total and acc down; add the weights to "
+        "total, and the weights times the values to acc; return Softmax(peak, total, acc)"
     )
 
 

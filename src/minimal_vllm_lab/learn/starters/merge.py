@@ -34,25 +34,25 @@ from minimal_vllm.attention.kernels.softmax import Softmax, empty_softmax
 
 @triton.jit
 def merge_part(partials, index, is_row, softmax, D: tl.constexpr):
-    """Add one partial result to a running mean.
+    """Add the result of one part to a running weighted sum.
 
     Args:
         partials: pointers to the results of all parts, ``partials.out``, and to their lse,
-            ``partials.lse``. Number ``dim`` of a row is at ``partials.out + index * D + dim``, its
-            lse at ``partials.lse + index``.
-        index: ``[rows]``: the indices of this part's rows, one for each query head.
-        is_row: ``[rows]`` bool: which of them exist; the others are padding.
-        softmax: ``Softmax`` of three float32 tensors: ``softmax.peak`` ``[rows]``, the highest lse
+            ``partials.lse``. Element ``dim`` of a row is at ``partials.out + index * D + dim``. The
+            lse of a row is at ``partials.lse + index``.
+        index: ``[rows]``, indices of this part's rows, one per query head.
+        is_row: ``[rows]`` bool, False for rows that are padding.
+        softmax: ``Softmax`` of three float32 tensors: ``softmax.peak`` ``[rows]``, the maximum lse
             so far, -inf at first; ``softmax.total`` ``[rows]``, the sum of ``2 ** (lse - peak)``;
             ``softmax.acc`` ``[rows, dims]``, the sum of ``2 ** (lse - peak) * out``.
-        D: numbers per row.
+        D: number of elements per row.
 
     Returns:
-        ``Softmax(peak, total, acc)`` with the part in it.
+        ``Softmax(peak, total, acc)`` with the part added.
     """
     raise NotImplementedError(
-        "load the part's lse [rows] and out [rows, dims]; find the new peak; let total and acc "
-        "fade by exp2(old peak - new peak), and add the part with the weight exp2(lse - new peak)"
+        "load the part's lse [rows] and out [rows, dims]; compute the new peak; multiply total and "
+        "acc by exp2(old peak - new peak), and add the part with the weight exp2(lse - new peak)"
     )
 
 
