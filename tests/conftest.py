@@ -3,14 +3,16 @@ import shutil
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
+
 from checkpoints import FAMILIES, write_checkpoint
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from recorded import record_trace
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
 # The same examples each time, however slow the machine. To look for others:
 # pytest --hypothesis-profile=exploring --hypothesis-seed=1
 exploring = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
