@@ -38,7 +38,7 @@ def test_the_config_that_transformers_saves_means_the_same(name, tmp_path):
     saved.save_pretrained(tmp_path)
     rewritten = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in rewritten
-    assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(FAMILIES[name])
+    assert ModelConfig.from_checkpoint(tmp_path) == ModelConfig.from_dict(FAMILIES[name])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -46,7 +46,7 @@ def test_parameters_are_counted_as_transformers_does(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES[name]))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    config = ModelConfig.from_folder(tmp_path)
+    config = ModelConfig.from_checkpoint(tmp_path)
     assert config.num_parameters == sum(p.numel() for p in model.parameters())
     assert config.num_parameters == sum(
         torch.Size(shape).numel() for shape in tensor_shapes(FAMILIES[name]).values()
@@ -232,7 +232,7 @@ def test_a_config_that_cannot_be_read_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json"):
-        ModelConfig.from_folder(tmp_path)
+        ModelConfig.from_checkpoint(tmp_path)
 
 
 def test_config_and_hub_import_no_torch():

@@ -41,7 +41,7 @@ def dense_cache(monkeypatch):
 
 
 def load(folder, dtype=torch.float32, **options) -> Decoder:
-    config = ModelConfig.from_folder(folder)
+    config = ModelConfig.from_checkpoint(folder)
     return load_model(folder, config, dtype, torch.device("cpu"), **options)
 
 

@@ -3,13 +3,20 @@
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
+from minimal_vllm.model.gguf_file import GgufFile, find_gguf, read_gguf
 from minimal_vllm.model.json_fields import entries, flag, integer, positive
 from minimal_vllm.model.registry import COMMON_DEFAULTS, Family, NormNames, find_family
-from minimal_vllm.model.rope_config import LinearScaling, RopeConfig, YarnScaling
+from minimal_vllm.model.rope_config import (
+    FrequencyFactors,
+    LinearScaling,
+    RopeConfig,
+    YarnScaling,
+)
 
 
 @dataclass(frozen=True)
@@ -151,13 +158,40 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "ModelConfig":
-        """Read ``config.json`` in a checkpoint's folder.
+    def from_checkpoint(cls, checkpoint: Path) -> "ModelConfig":
+        """Read ``config.json`` in a checkpoint's folder, or the metadata of a GGUF file.
 
         Raises:
-            ValueError: as ``from_dict`` does, or if the file is missing or not a JSON object.
+            ValueError: as ``from_dict`` does, or if the file is missing, damaged or not a JSON
+                object.
         """
-        return cls.from_dict(read_json(folder / "config.json"))
+        gguf = find_gguf(checkpoint)
+        if gguf is not None:
+            return cls.from_gguf(read_gguf(gguf))
+        return cls.from_dict(read_json(checkpoint / "config.json"))
+
+    @classmethod
+    def from_gguf(cls, file: GgufFile) -> "ModelConfig":
+        """Read the metadata of a GGUF file.
+
+        Raises:
+            ValueError: as ``config_json`` and ``from_dict`` do; the error names the file.
+        """
+        raw = config_json(file)
+        try:
+            config = cls.from_dict(raw)
+        except ValueError as error:
+            complaint = str(error).removeprefix("config.json: ")
+            raise ValueError(f"{file.path}: its metadata is wrong: {complaint}") from error
+        if ROPE_FACTORS not in file.tensors:
+            return config
+        factors = tuple(file.rows(ROPE_FACTORS)[0].tolist())
+        if len(factors) != config.head_dim // 2 or not all(factor > 0 for factor in factors):
+            raise ValueError(
+                f"{file.path}: {ROPE_FACTORS} must have a positive number for each pair of the "
+                f"{config.head_dim} dimensions of a head"
+            )
+        return replace(config, rope=replace(config.rope, scaling=FrequencyFactors(factors)))
 
     @classmethod
     def from_dict(cls, config_json: Mapping[str, Any]) -> "ModelConfig":

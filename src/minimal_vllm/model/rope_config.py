@@ -43,7 +43,19 @@ class YarnScaling:
     """Whether the ramp between stretched and kept dimensions starts and ends at whole ones."""
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True)
+class FrequencyFactors:
+    """Each pair's frequency is divided by a factor of its own.
+
+    No config.json asks for it: GGUF files have these factors in place of ``Llama3Scaling``, from
+    which they were computed.
+    """
+
+    factors: tuple[float, ...]
+    """``head_dim / 2`` positive numbers."""
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FrequencyFactors
 
 SCALINGS: dict[str, type[RopeScaling] | None] = {
     "default": None,

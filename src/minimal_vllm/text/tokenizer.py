@@ -1,4 +1,4 @@
-"""A model's tokenizer, read from the files in its folder without importing transformers."""
+"""A model's tokenizer, read from the model's files without importing transformers."""
 
 import json
 import re
@@ -9,6 +9,9 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from minimal_vllm.model.gguf_file import find_gguf, read_gguf
+from minimal_vllm.text.gguf_tokenizer import read_tokenizer
+
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """What stands in a decoded text for bytes that are not UTF-8."""
 
@@ -17,18 +20,20 @@ class Tokenizer:
     """Encodes and decodes as ``transformers.AutoTokenizer`` does with the same folder.
 
     Attributes:
-        config: what ``tokenizer_config.json`` holds; empty without it.
+        folder: the model's folder, or its GGUF file.
+        config: what ``tokenizer_config.json`` holds, or the same from a GGUF file's metadata;
+            empty without either.
         special_tokens: the named ones, such as ``{"eos_token": "</s>"}``.
         special_token_ids: all that ``skip_special_tokens`` leaves out of a text.
 
     Raises:
-        ValueError: if the folder has no ``tokenizer.json``, or a file in it cannot be read.
+        ValueError: if the folder has neither a ``tokenizer.json`` nor a GGUF file, or a file in
+            it cannot be read.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._backend = _load_backend(self.folder)
-        self.config = _load_config(self.folder)
+        self._backend, self.config = _load(self.folder)
         self.special_tokens: dict[str, str] = {
             name: _content(token)
             for name, token in self.config.items()
@@ -115,6 +120,14 @@ class Tokenizer:
         """``token_bytes`` of a token with which a text begins: it may lack its leading space."""
         text = self._backend.decode([token_id], skip_special_tokens=False)
         return text.encode() if REPLACEMENT_CHARACTER not in text else self.token_bytes(token_id)
+
+
+def _load(folder: Path) -> tuple[Backend, dict[str, Any]]:
+    if not (folder / "tokenizer.json").is_file():
+        gguf = find_gguf(folder)
+        if gguf is not None:
+            return read_tokenizer(read_gguf(gguf))
+    return _load_backend(folder), _load_config(folder)
 
 
 def _load_backend(folder: Path) -> Backend:
