@@ -26,8 +26,7 @@ def resolve_model(
     checkpoint = find_checkpoint(name, revision, download_dir, weights=weights)
     if find_gguf(checkpoint) is None and not (checkpoint / "config.json").is_file():
         raise ValueError(
-            f"{checkpoint} has no config.json and no .gguf file: it is not a Hugging Face "
-            "checkpoint, nor one of llama.cpp's"
+            f"{checkpoint} has no config.json and no .gguf file: it is not a checkpoint"
         )
     return checkpoint
 
