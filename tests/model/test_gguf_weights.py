@@ -7,9 +7,9 @@ from gguf import GGMLQuantizationType as Type
 from gguf_files import unpermute, write_gguf
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.formats.gguf_file import READABLE
 from minimal_vllm.model import gguf_weights
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.gguf_file import READABLE
 from minimal_vllm.model.loader import load_model
 
 CPU = torch.device("cpu")

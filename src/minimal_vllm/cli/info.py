@@ -11,9 +11,9 @@ import click
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
 from minimal_vllm.model.gguf_config import describe_types
-from minimal_vllm.model.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.hub import resolve_model
 
 OPTIONS = frozenset(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from minimal_vllm.formats.gguf_file import GgufFile, find_gguf, read_gguf
 from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
-from minimal_vllm.model.gguf_file import GgufFile, find_gguf, read_gguf
 from minimal_vllm.model.json_fields import entries, flag, integer, positive
 from minimal_vllm.model.registry import COMMON_DEFAULTS, Family, NormNames, find_family
 from minimal_vllm.model.rope_config import (

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig, read_json, token_ids
 from minimal_vllm.model.gguf_config import generation_config_json
-from minimal_vllm.model.gguf_file import find_gguf, read_gguf
 from minimal_vllm.sampling_params import SamplingParams
 
 # The keys that are heeded -> their names in SamplingParams.

@@ -8,7 +8,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from minimal_vllm.model.gguf_file import GgufFile
+from minimal_vllm.formats.gguf_file import GgufFile
+from minimal_vllm.text.gguf_tokenizer import CONTROL
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",  # Mistral's models too: llama.cpp calls them llama
@@ -64,9 +65,6 @@ _END_TOKENS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"}
     | {"<|end_of_text|>", "<EOT>", "<|EOT|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"}
 )
-CONTROL = 3
-"""In ``tokenizer.ggml.token_type``: the token is special."""
-
 _SAMPLING_KEYS = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minimal_vllm.formats.gguf_file import GgufFile, TensorInfo, read_gguf
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.gguf_config import ROPE_FACTORS
-from minimal_vllm.model.gguf_file import GgufFile, TensorInfo, read_gguf
 
 WINDOW_NUMBERS = 8 << 20
 """Numbers that are dequantized at a time: 32 MiB of float32, which is what loading takes beside the

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from minimal_vllm.formats.gguf_file import find_gguf
 from minimal_vllm.model.fetch import FETCHABLE, fetched_model
-from minimal_vllm.model.gguf_file import find_gguf
 
 # chat_template.jinja, but no pickles, and not the second copy of the weights that some models have.
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from minimal_vllm.model.gguf_file import find_gguf, read_gguf
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.text.gguf_tokenizer import read_tokenizer
 
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.engine.sizing import check_weights_fit
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.generation_config import GenerationConfig
-from minimal_vllm.model.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.loader import load_model
 from minimal_vllm.text.tokenizer import Tokenizer
 
