@@ -8,10 +8,10 @@ import torch
 from checkpoints import FAMILIES
 from gguf import GGMLQuantizationType as Type
 from gguf_files import tokenizer_metadata, write_gguf
-from minimal_vllm.model.rope_frequencies import rope_frequencies
 
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.generation_config import GenerationConfig
+from minimal_vllm.model.rope import rope_frequencies
 from minimal_vllm.model.rope_config import FrequencyFactors, Llama3Scaling
 
 LLAMA = FAMILIES["llama"]

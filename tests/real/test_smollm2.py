@@ -14,7 +14,7 @@ from tests.server.harness import process
 
 pytestmark = pytest.mark.real
 
-NUM_TOKENS = 12
+NUM_TOKENS = 10
 QUESTION = "What is the capital of France?"
 
 
@@ -112,7 +112,7 @@ def test_it_is_chatted_with_by_name(smollm2):
 
 
 def test_it_is_served_by_name(smollm2):
-    with process("--model=smollm2", "--max-model-len=512") as server:
+    with process("smollm2", "--max-model-len=512") as server:
         answer = server.client().chat.completions.create(
             model="smollm2", messages=[{"role": "user", "content": QUESTION}]
         )
