@@ -63,7 +63,8 @@ class EngineConfig:
     """What a user may choose, with vLLM's names; None means: from the model or the machine."""
 
     model: str
-    """A folder in Hugging Face's format, or the id of a model on the hub."""
+    """A folder in Hugging Face's format, a .gguf file, a model that ``minimal-vllm fetch`` has
+    fetched, or the id of a model on the hub."""
     tokenizer: str | None = None
     """The same for the tokenizer; None: the model's own."""
     skip_tokenizer_init: bool = False

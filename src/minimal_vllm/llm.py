@@ -27,7 +27,8 @@ class LLM:
     """A model, ready to complete prompts.
 
     Args:
-        model: a folder in Hugging Face's format, or the id of a model on the hub; None: the small
+        model: a folder in Hugging Face's format, a .gguf file, a model that ``minimal-vllm fetch``
+            has fetched, or the id of a model on the hub; None: the small
             built-in one.
         observers: called with a ``StepRecord`` after each step of the engine.
         options: the other fields of ``EngineConfig``.

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,16 @@ def read_gguf(path: Path) -> GgufFile:
         raise ValueError(f"{path} can't be read: {error.strerror or error}") from error
 
 
+class _Entry(NamedTuple):
+    """What the list of tensors says of one."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+    """From the beginning of the tensors' data."""
+
+
 class _Header:
     """Reads a header front to back, and never beyond the end of the file."""
 
@@ -164,7 +174,7 @@ class _Header:
         if type(alignment) is not int or alignment <= 0 or alignment % 8:
             raise self._damaged(f"general.alignment is {alignment!r}, not a multiple of 8")
         data_start = -(-self._place // alignment) * alignment
-        tensors = {name: self._located(name, *rest, data_start) for name, *rest in found}
+        tensors = {entry.name: self._located(entry, data_start) for entry in found}
         if len(tensors) != len(found):
             raise self._damaged("it has two tensors of the same name")
         return GgufFile(self._path, metadata, tensors)
@@ -193,21 +203,20 @@ class _Header:
                 "`llama-gguf-split --merge FIRST_PART OUTPUT` and give the output"
             )
 
-    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Return name, shape, type and offset from the beginning of the data."""
+    def _tensor(self) -> "_Entry":
         name = self._string()
         num_dimensions = self._integer("<I")
         if not 1 <= num_dimensions <= MOST_DIMENSIONS:
             raise self._damaged(f"the tensor {name} has {num_dimensions} dimensions")
         shape = tuple(self._integer("<Q") for _ in range(num_dimensions))[::-1]
-        return name, shape, self._integer("<I"), self._integer("<Q")
+        return _Entry(name, shape, self._integer("<I"), self._integer("<Q"))
 
-    def _located(
-        self, name: str, shape: tuple[int, ...], type_id: int, offset: int, data_start: int
-    ) -> TensorInfo:
+    def _located(self, entry: "_Entry", data_start: int) -> TensorInfo:
+        """Find a tensor in the file and check that it is whole."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        type_name = _type_name(type_id)
+        name, shape = entry.name, entry.shape
+        type_name = _type_name(entry.type_id)
         if type_name not in READABLE:
             raise ValueError(
                 f"{self._path}: the tensor {name} has the type {type_name}, which is not "
@@ -220,13 +229,14 @@ class _Header:
                 f"{block_size} numbers"
             )
         num_bytes = prod(shape) // block_size * block_bytes
-        end = data_start + offset + num_bytes
+        start = data_start + entry.offset
+        end = start + num_bytes
         if end > self._size:
             raise ValueError(
                 f"{self._path} is cut off or damaged: the tensor {name} ends at byte {end:,}, but "
                 f"the file has {self._size:,}: get it again"
             )
-        return TensorInfo(name, shape, type_name, data_start + offset, num_bytes)
+        return TensorInfo(name, shape, type_name, start, num_bytes)
 
     def _value(self, value_type: int) -> Any:
         if value_type == _STRING:
@@ -250,7 +260,8 @@ class _Header:
         )
         if value_type == _FLOAT32 and count == 1:
             return [float(str(numbers[0]))]  # 1e-05 as it was meant, not 9.999999747378752e-06
-        return numbers.tolist()
+        values: list[Any] = numbers.tolist()
+        return values
 
     def _string(self) -> str:
         stored = self._bytes(self._integer("<Q"))

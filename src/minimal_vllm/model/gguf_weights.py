@@ -93,7 +93,7 @@ class GgufTensor:
         """
         if self.interleaved_head_dim is None:
             return rows
-        pairs = rows.unflatten(0, (-1, self.interleaved_head_dim // 2, 2))
+        pairs = rows.view(-1, self.interleaved_head_dim // 2, 2, *rows.shape[1:])
         return pairs.transpose(1, 2).flatten(0, 2)
 
 
