@@ -11,9 +11,9 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import PreTokenizer
-from tokenizers.processors import TemplateProcessing
 
 from minimal_vllm.formats.gguf_file import GgufFile
+from minimal_vllm.text.special_tokens import surround
 
 # Values of tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -222,15 +222,10 @@ def _add_beginning_and_end(backend: Backend, file: GgufFile, named: Mapping[str,
     pre, is_sentencepiece = file.metadata.get(_PREFIX + "pre"), backend.model.byte_fallback
     begins = file.metadata.get(_PREFIX + "add_bos_token", is_sentencepiece or pre in _ADD_BOS)
     ends = file.metadata.get(_PREFIX + "add_eos_token", False)
-    bos = [named["bos_token"]] if begins and "bos_token" in named else []
-    eos = [named["eos_token"]] if ends and "eos_token" in named else []
-    if bos or eos:
-        first, second = [*bos, "$A", *eos], [*bos, "$B:1", *eos]
-        backend.post_processor = TemplateProcessing(
-            single=first,
-            pair=[*first, *second],
-            special_tokens=[(token, backend.token_to_id(token)) for token in {*bos, *eos}],
-        )
+    bos = named.get("bos_token") if begins else None
+    eos = named.get("eos_token") if ends else None
+    if bos is not None or eos is not None:
+        surround(backend, bos, eos)
 
 
 def _chat_templates(file: GgufFile) -> dict[str, Any]:

@@ -11,6 +11,12 @@ from tokenizers import Tokenizer as Backend
 
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.text.gguf_tokenizer import read_tokenizer
+from minimal_vllm.text.special_tokens import surround
+
+_HEED_CONFIGURED_ENDS = frozenset(
+    {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"}
+)
+"""Values of ``tokenizer_class``, without "Fast"."""
 
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """What stands in a decoded text for bytes that are not UTF-8."""
@@ -40,6 +46,7 @@ class Tokenizer:
             if name.endswith("_token") and isinstance(token, str | dict)
         }
         _add_configured_tokens(self._backend, self.config, list(self.special_tokens.values()))
+        _heed_configured_ends(self._backend, self.config, self.special_tokens)
         self.special_token_ids = frozenset(
             token_id
             for token_id, token in self._backend.get_added_tokens_decoder().items()
@@ -191,6 +198,23 @@ def _add_configured_tokens(backend: Backend, config: dict[str, Any], named: list
             if token not in special
         ]
     )
+
+
+def _heed_configured_ends(
+    backend: Backend, config: dict[str, Any], special_tokens: dict[str, str]
+) -> None:
+    """Let ``add_bos_token`` and ``add_eos_token`` overrule tokenizer.json, as in vLLM.
+
+    Only some classes of tokenizers do so; for others, the file has the last word. A token that has
+    no name isn't added.
+    """
+    heeds = str(config.get("tokenizer_class", "")).removesuffix("Fast") in _HEED_CONFIGURED_ENDS
+    begins, ends = config.get("add_bos_token"), config.get("add_eos_token")
+    if not heeds or (begins is None and ends is None):
+        return
+    bos = special_tokens.get("bos_token") if begins in (None, True) else None
+    eos = special_tokens.get("eos_token") if ends is True else None
+    surround(backend, bos, eos)
 
 
 def _plain_token(backend: Backend) -> list[int]:
