@@ -1,11 +1,12 @@
 """A real model answers as transformers has it answer, and as its makers meant it to."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.model.fetch import FETCHABLE
@@ -14,7 +15,7 @@ from tests.server.harness import process
 
 pytestmark = pytest.mark.real
 
-NUM_TOKENS = 10
+NUM_TOKENS = 8
 QUESTION = "What is the capital of France?"
 
 
@@ -75,6 +76,18 @@ def test_chats_are_rendered_as_transformers_does(llm, reader, original_tokenizer
     )
     expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert llm.render_chat(chat) == expected
+
+
+def test_transformers_own_conversion_agrees(llm, smollm2):
+    """But for digits after several spaces: it leaves out the original's rule for single digits."""
+    theirs = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+    ours = llm.get_tokenizer()
+    for text in TEXTS:
+        if not re.search(r"  \d", text):
+            assert ours.encode(text) == theirs.encode(text)
+    for chat in CHATS:
+        expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert llm.render_chat(chat) == expected
 
 
 def test_bfloat16_gives_nearly_the_same_probabilities(llm, smollm2, prompts):

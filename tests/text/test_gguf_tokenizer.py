@@ -15,6 +15,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.tokenization_utils_base import generate_merges
 
+from minimal_vllm.formats import gguf_file
 from minimal_vllm.text.chat_template import load_chat_template
 from minimal_vllm.text.gguf_tokenizer import PRE_TOKENIZERS
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -239,7 +240,5 @@ def test_every_supported_pre_tokenizer_is_a_valid_pattern(tmp_path):
 
 
 def test_token_types_have_the_format_s_numbers():
-    from minimal_vllm.text import gguf_tokenizer
-
     for name in ("NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "UNUSED", "BYTE"):
-        assert getattr(gguf_tokenizer, name) == gguf.TokenType[name]
+        assert getattr(gguf_file, name) == gguf.TokenType[name]

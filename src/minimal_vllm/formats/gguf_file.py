@@ -12,15 +12,19 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MOST_DIMENSIONS = 4
+
+# Values of tokenizer.ggml.token_type.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 READABLE = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
@@ -67,7 +71,7 @@ class GgufFile:
     """Numbers, booleans, strings, and lists of them."""
     tensors: dict[str, TensorInfo]
 
-    def rows(self, name: str, first: int = 0, end: int | None = None) -> NDArray[np.float32]:
+    def rows(self, name: str, first: int = 0, end: int | None = None) -> "NDArray[np.float32]":
         """Read and dequantize some rows of a tensor.
 
         Args:
@@ -81,6 +85,7 @@ class GgufFile:
         Raises:
             ValueError: the file can't be read or was cut since its header was read.
         """
+        import numpy as np  # the command line's --help needs no such imports
         from gguf import GGMLQuantizationType, dequantize
 
         tensor = self.tensors[name]
@@ -253,6 +258,8 @@ class _Header:
         return self._numbers(element_type, count)
 
     def _numbers(self, value_type: int, count: int) -> list[Any]:
+        import numpy as np
+
         if value_type not in _NUMBERS:
             raise self._damaged(f"it has a value of the unknown type {value_type}")
         numbers = np.frombuffer(

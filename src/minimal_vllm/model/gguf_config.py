@@ -8,8 +8,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from minimal_vllm.formats.gguf_file import GgufFile
-from minimal_vllm.text.gguf_tokenizer import CONTROL
+from minimal_vllm.formats.gguf_file import CONTROL, GgufFile
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",  # Mistral's models too: llama.cpp calls them llama

@@ -12,11 +12,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from minimal_vllm.formats.gguf_file import GgufFile
+from minimal_vllm.formats.gguf_file import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, GgufFile
 from minimal_vllm.text.special_tokens import surround
-
-# Values of tokenizer.ggml.token_type.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _QWEN2 = (
