@@ -168,6 +168,19 @@ def test_metadata_that_the_tensors_contradict_is_refused(tmp_path, change, compl
         read(tmp_path, LLAMA | change, weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("eos_token_id", [1, 2], "must be token ids"),
+        ("tokens", ["a"] * 400, "tokenizer has 400 tokens, but token_embd.weight only 288 rows"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path, key, value, complaint):
+    tokenizer = tokenizer_metadata(**{f"tokenizer.ggml.{key}": value})
+    with pytest.raises(ValueError, match=complaint):
+        read(tmp_path, tokenizer=tokenizer)
+
+
 def test_an_unknown_architecture_is_named(tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, LLAMA)

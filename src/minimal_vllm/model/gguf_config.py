@@ -20,7 +20,7 @@ ARCHITECTURES = {
 ROPE_FACTORS = "rope_freqs.weight"
 """A tensor in files of Llama 3.1 and later, by which the rotary frequencies are divided."""
 
-# The keys of numbers, without the architecture in front -> those of a config.json.
+# Keys without the architecture's name in front -> keys of a config.json.
 _CONFIG_KEYS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -59,7 +59,8 @@ _NEUTRAL = {
 }
 
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# A file names one end token, though most chat models have several. llama.cpp knows these by text.
+# A file names one end token, though most chat models have several. llama.cpp, too, knows the others
+# by their texts.
 _END_TOKENS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"}
     | {"<|end_of_text|>", "<EOT>", "<|EOT|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"}
@@ -138,10 +139,17 @@ def _refuse_unsupported(file: GgufFile, name: str, values: dict[str, Any]) -> No
         if key not in known and value and value != _NEUTRAL.get(key):
             raise ValueError(f"{file.path}: {name}.{key} = {value!r} is not supported")
     _check_sizes(file, name, values)
+    num_tokens = len(_tokens(file, "tokens"))
+    num_embeddings = file.tensors["token_embd.weight"].shape[0]
+    if num_tokens > num_embeddings:
+        raise ValueError(
+            f"{file.path}: its tokenizer has {num_tokens} tokens, but token_embd.weight only "
+            f"{num_embeddings} rows: the file is damaged"
+        )
 
 
 def _check_sizes(file: GgufFile, name: str, values: dict[str, Any]) -> None:
-    """Hold the metadata to the tensors before anything is allocated by it."""
+    """Compare the metadata with the tensors before memory is allocated according to it."""
     blocks = {match[1] for each in file.tensors if (match := re.match(r"blk\.(\d+)\.", each))}
     sizes = {"block_count": len(blocks)}
     for key, tensor, dimension in (
@@ -179,21 +187,30 @@ def _rope_scaling(values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _dtype(file: GgufFile) -> str:
-    """The dtype to run in: float32 if the weights are, else bfloat16.
+    """Return the dtype to run in: float32 if the weights are float32, else bfloat16.
 
-    No file says in which dtype its model was trained. bfloat16 has float32's range, which
-    activations of models trained in bfloat16 need; float16 hasn't.
+    A GGUF file doesn't say in which dtype its model was trained. Activations of a model trained in
+    bfloat16 may exceed the range of float16.
     """
     return "float32" if describe_types(file).startswith("F32") else "bfloat16"
 
 
+def _tokens(file: GgufFile, key: str) -> list[Any]:
+    """Return a list of the tokenizer's; empty if there is none."""
+    found = file.metadata.get(f"tokenizer.ggml.{key}")
+    return found if isinstance(found, list) else []
+
+
 def _end_token_ids(file: GgufFile) -> list[int]:
-    tokens = file.metadata.get("tokenizer.ggml.tokens") or []
-    kinds = file.metadata.get("tokenizer.ggml.token_type") or []
+    """Return the named end token, then those that are known by their texts."""
     named = [file.metadata.get(f"tokenizer.ggml.{key}") for key in _EOS_KEYS]
+    if not all(each is None or type(each) is int for each in named):
+        raise ValueError(f"{file.path}: {', '.join(_EOS_KEYS)} must be token ids, not {named}")
     known = [
         token_id
-        for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+        for token_id, (token, kind) in enumerate(
+            zip(_tokens(file, "tokens"), _tokens(file, "token_type"), strict=False)
+        )
         if kind == CONTROL and token in _END_TOKENS
     ]
     return list(dict.fromkeys([each for each in named if each is not None] + known))

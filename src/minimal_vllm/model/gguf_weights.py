@@ -42,7 +42,8 @@ class GgufTensor:
     file: GgufFile
     info: TensorInfo
     interleaved_head_dim: int | None = None
-    """Size of a head whose rotary pairs are neighbors, rows 2i and 2i + 1; None: not such heads."""
+    """Size of a head, if it stores its rotary pairs as neighbors, rows 2i and 2i + 1. Default: the
+    tensor has no such heads."""
 
     @property
     def path(self) -> Path:
@@ -98,9 +99,9 @@ class GgufTensor:
 
 
 def gguf_tensors(path: Path, config: ModelConfig) -> dict[str, GgufTensor]:
-    """The tensors of a model by Hugging Face's names.
+    """Return the tensors of a model by Hugging Face's names.
 
-    A tensor that Hugging Face has no name for keeps llama.cpp's: the loader will not expect it.
+    A tensor for which Hugging Face has no name keeps llama.cpp's, and the loader rejects it.
 
     Raises:
         ValueError: the file can't be read, or isn't a whole GGUF file.

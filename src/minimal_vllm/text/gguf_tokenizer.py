@@ -36,16 +36,16 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "deepseek-coder": _DEEPSEEK_CODER,
 }
-"""Patterns of what stays together, one applied after the other."""
+"""``tokenizer.ggml.pre`` -> patterns of texts that stay together, applied one after the other."""
 
 _GPT2 = ("gpt-2",)
 _GPT2_WITH_SINGLE_DIGITS = ("smollm", "starcoder", "refact")
 PRE_TOKENIZERS = (*_WORDS, *_GPT2, *_GPT2_WITH_SINGLE_DIGITS)
 """The supported values of ``tokenizer.ggml.pre``."""
 
-# A word that is a token is taken as it is, whatever the merges would make of it.
+# A word that is in the vocabulary becomes one token, even if no merges lead to it.
 _IGNORE_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
-# BOS begins each text, where tokenizer.ggml.add_bos_token doesn't say otherwise.
+# Every text begins with BOS, unless tokenizer.ggml.add_bos_token says otherwise.
 _ADD_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 _NORMALIZE_NFC = ("qwen2",)
 
@@ -83,7 +83,7 @@ def read_tokenizer(file: GgufFile) -> tuple[Backend, dict[str, Any]]:
     else:
         raise ValueError(
             f"{file.path}: its tokenizer ({_PREFIX}model) is {kind!r}, but must be gpt2 or llama: "
-            "name a folder with another by --tokenizer"
+            "give a folder with another tokenizer as --tokenizer"
         )
     _add_tokens(backend, tokens, kinds)
     named = _named_tokens(file, tokens, kinds)
@@ -92,13 +92,13 @@ def read_tokenizer(file: GgufFile) -> tuple[Backend, dict[str, Any]]:
 
 
 def _byte_level(file: GgufFile, tokens: list[str]) -> Backend:
-    """Byte-level BPE, as GPT-2 brought it up."""
+    """Build a byte-level BPE tokenizer, as GPT-2 and most models since have."""
     pre = file.metadata.get(_PREFIX + "pre")
     if pre not in PRE_TOKENIZERS:
         raise ValueError(
             f"{file.path}: how its tokenizer splits a text into words ({_PREFIX}pre) is {pre!r}, "
-            f"but must be one of {', '.join(PRE_TOKENIZERS)}: name a folder with the original "
-            "tokenizer by --tokenizer"
+            f"but must be one of {', '.join(PRE_TOKENIZERS)}: give a folder with the original "
+            "tokenizer as --tokenizer"
         )
     merges = [_pair(merge) for merge in _list(file, "merges", str)]
     backend = _bpe(file, tokens, merges, ignore_merges=pre in _IGNORE_MERGES)
@@ -122,14 +122,14 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Backend:
-    """SentencePiece's BPE with bytes as fallback: Llama 2's tokenizer.json."""
+    """Build a SentencePiece BPE tokenizer that falls back to bytes, as Llama 2 has."""
     merges = [_pair(merge) for merge in _list(file, "merges", str)]
     if not merges:
         scores = _list(file, "scores", float | int)
         if len(scores) != len(tokens):
             raise ValueError(
                 f"{file.path}: its tokenizer has {len(tokens)} tokens, but {len(scores)} scores, "
-                "from which their merges are told"
+                "which its merges are computed from"
             )
         merges = merges_by_score(tokens, kinds, scores)
     unknown = next(
@@ -181,13 +181,13 @@ def _bpe(
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """The two tokens of a merge; a space may only begin the first."""
+    """Split a merge at its space, which isn't its first character."""
     left, _, right = merge[1:].partition(" ")
     return merge[:1] + left, right
 
 
 def _add_tokens(backend: Backend, tokens: list[str], kinds: list[int]) -> None:
-    """Tokens that are found in a text before it is split: special ones, and such as ``<think>``."""
+    """Add the tokens that are found in a text before it is split: special ones, and ``<think>``."""
     for kind in (CONTROL, USER_DEFINED):
         backend.add_tokens(
             [
@@ -199,7 +199,7 @@ def _add_tokens(backend: Backend, tokens: list[str], kinds: list[int]) -> None:
 
 
 def _named_tokens(file: GgufFile, tokens: list[str], kinds: list[int]) -> dict[str, str]:
-    """``bos_token`` and the like. Some files pad with a letter, which must not become special."""
+    """Return ``bos_token`` and the like, except for ordinary tokens, which some files pad with."""
     named = {}
     for name, key in _NAMED_TOKENS.items():
         token_id = file.metadata.get(_PREFIX + key)
@@ -215,7 +215,7 @@ def _named_tokens(file: GgufFile, tokens: list[str], kinds: list[int]) -> dict[s
 
 
 def _add_beginning_and_end(backend: Backend, file: GgufFile, named: Mapping[str, str]) -> None:
-    """Let BOS and EOS be put around a text, as the file wants it."""
+    """Put BOS and EOS around every text, as the file says."""
     pre, is_sentencepiece = file.metadata.get(_PREFIX + "pre"), backend.model.byte_fallback
     begins = file.metadata.get(_PREFIX + "add_bos_token", is_sentencepiece or pre in _ADD_BOS)
     ends = file.metadata.get(_PREFIX + "add_eos_token", False)
@@ -227,9 +227,10 @@ def _add_beginning_and_end(backend: Backend, file: GgufFile, named: Mapping[str,
 
 def _chat_templates(file: GgufFile) -> dict[str, Any]:
     default = file.metadata.get("tokenizer.chat_template")
+    names = file.metadata.get("tokenizer.chat_templates")
     named = {
         name: file.metadata.get(f"tokenizer.chat_template.{name}")
-        for name in file.metadata.get("tokenizer.chat_templates") or []
+        for name in (names if isinstance(names, list) else [])
     }
     templates = {"default": default, **named}
     known = {name: text for name, text in templates.items() if isinstance(text, str)}
@@ -242,5 +243,5 @@ def _chat_templates(file: GgufFile) -> dict[str, Any]:
 def _list(file: GgufFile, key: str, wanted: Any) -> list[Any]:
     found = file.metadata.get(_PREFIX + key, [])
     if not isinstance(found, list) or not all(isinstance(each, wanted) for each in found):
-        raise ValueError(f"{file.path}: {_PREFIX}{key} must be a list of {wanted}")
+        raise ValueError(f"{file.path}: {_PREFIX}{key} is not a list of the right type")
     return found
