@@ -154,6 +154,10 @@ def test_what_would_change_the_output_is_refused(tmp_path, metadata, complaint):
         ({"hidden_size": 64}, "embedding_length is 64, but the tensors have 32"),
         ({"intermediate_size": 65}, "feed_forward_length is 65, but the tensors have 64"),
         ({"num_attention_heads": 3}, "num_attention_heads"),
+        (
+            {"max_position_embeddings": 1 << 31},
+            "context_length is 2,147,483,648: the file is damaged",
+        ),
         ({"max_position_embeddings": 0}, "context_length is 0, but must be a positive integer"),
     ],
 )

@@ -33,6 +33,8 @@ _CONFIG_KEYS = {
     "rope.freq_base": "rope_theta",
 }
 _REQUIRED = tuple(_CONFIG_KEYS)[:5]
+_MOST_POSITIONS = 1 << 24
+"""No model has a longer context (16.8 million tokens): the number was damaged."""
 _SCALING_KEYS = {
     "rope.scaling.factor": "factor",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
@@ -159,6 +161,10 @@ def _check_sizes(file: GgufFile, name: str, values: dict[str, Any]) -> None:
         if tensor not in file.tensors or len(file.tensors[tensor].shape) != 2:
             raise ValueError(f"{file.path} has no matrix {tensor}: it is not a whole model")
         sizes[key] = file.tensors[tensor].shape[dimension]
+    if values["context_length"] > _MOST_POSITIONS:
+        raise ValueError(
+            f"{file.path}: {name}.context_length is {values['context_length']:,}: the file is damaged"
+        )
     for key, size in sizes.items():
         if values[key] != size:
             raise ValueError(
