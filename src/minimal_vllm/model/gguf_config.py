@@ -163,7 +163,8 @@ def _check_sizes(file: GgufFile, name: str, values: dict[str, Any]) -> None:
         sizes[key] = file.tensors[tensor].shape[dimension]
     if values["context_length"] > _MOST_POSITIONS:
         raise ValueError(
-            f"{file.path}: {name}.context_length is {values['context_length']:,}: the file is damaged"
+            f"{file.path}: {name}.context_length is {values['context_length']:,}: the file is "
+            "damaged"
         )
     for key, size in sizes.items():
         if values[key] != size:
