@@ -18,17 +18,17 @@ from tests.server.harness import ENVIRONMENT
 PATH = ROOT / "docs" / "images" / "view.webp"
 DEMO = [
     *(sys.executable, "-m", "minimal_vllm", "view", "--no-browser", "--steps-per-second=1"),
-    *("--requests-per-100-steps=14", "--output-tokens=36"),
+    *("--requests-per-100-steps=11", "--output-tokens=36"),
 ]
 """It starts slowly, so that the page sees nearly every step, and has room for one more request."""
 SCREEN = {"width": 1280, "height": 960}
 SIZE = (960, 720)
-FIRST_STEP = 56
+FIRST_STEP = 52
 """The first step to show: by then several requests run, and some have ended."""
-NUM_STEPS = 48
-PROMPT = "The lighthouse keeper opened the door, and"
-MAX_TOKENS = 32
-TYPING_MS, SENT_MS, STEP_MS, LAST_MS = 110, 900, 220, 2500
+NUM_STEPS = 64
+PROMPT = "The lighthouse keeper opened the door, and there in the rain stood"
+MAX_TOKENS = 60
+TYPING_MS, SENT_MS, STEP_MS, LAST_MS = 110, 900, 200, 2500
 """How long a frame is shown: while typing, before sending, of a step, and the last."""
 
 
