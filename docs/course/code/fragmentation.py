@@ -63,7 +63,7 @@ def round_up(length: int, unit: int) -> int:
 
 def show_block_sizes(records: list[StepRecord]) -> None:
     held = [length for record in records for length in lengths_in(record)]
-    print("\nblock size   unused places per request   of what is lent, used")
+    print("\nblock size    unused slots per request   of what is lent, used")
     for size in (1, 4, 16, 64, 256):
         wasted = [round_up(length, size) - length for length in held]
         assert max(wasted) < size

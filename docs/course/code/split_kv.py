@@ -28,7 +28,7 @@ def main() -> None:
     in_pieces = [
         min(size, length - first) for length in LENGTHS for first in range(0, length, size)
     ]
-    print("contexts are read by   programs   time   processors at work, on average")
+    print("contexts are read by   programs   time   SMs at work, on average")
     show("one program each", LENGTHS)
     show(f"pieces of {size} keys", in_pieces)
     check_kernel()
