@@ -45,7 +45,7 @@ class LinkToRepository(SphinxTransform):
 
     @property
     def _folders(self) -> list[Path]:
-        """Folders that links can be relative to: those of this page and of the files it includes."""
+        """Folders that links may be relative to: those of this page and of its includes."""
         page = self.env.doc2path(self.env.current_document.docname)
         included = self.document.settings.record_dependencies.list
         return [page.parent, *(Path(each).parent for each in included if each.endswith(".md"))]
