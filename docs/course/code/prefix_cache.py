@@ -1,6 +1,6 @@
 """A conversation of four turns, with and without the prefix cache.
 
-The prompt of each turn is all that was said before, and one sentence more.
+The prompt of each turn is everything said before, and one more sentence.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 class Turn(NamedTuple):
-    """What one turn cost, up to its first token."""
+    """The cost of one turn, up to its first token."""
 
     num_prompt: int
     computed: int

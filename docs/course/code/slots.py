@@ -1,6 +1,6 @@
-"""How the tokens of one step are laid out, and what a rectangle would cost instead.
+"""The layout of one step's tokens, and the cost of a rectangle instead.
 
-First the arrays of a real step, with blocks of 4 tokens: A and B write, C has just come. Then the
+First the arrays of a real step, with blocks of 4 tokens: A and B decode, C has just arrived. Then the
 time of a step with tokens in one row, and of one in which all requests are as long as the longest.
 """
 
@@ -35,7 +35,7 @@ def add(llm: LLM, prompts: dict[str, str]) -> None:
 
 
 def show_step(llm: LLM) -> None:
-    """Plan the next step, and show the arrays that it becomes. It is never run."""
+    """Plan the next step, and show its arrays. The step is never run."""
     plan = llm.engine.scheduler.schedule()
     batch = build_batch(plan, BLOCK)
     row: list[object] = []
@@ -62,7 +62,7 @@ def show_step(llm: LLM) -> None:
 
 
 def step_of(llm: LLM, num_long: int, records: list[StepRecord]) -> StepRecord:
-    """One step with so many long prompts; the rest of eight requests decode."""
+    """Plan a step of eight requests, some of which have long prompts; the others decode."""
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     for index in range(8 - num_long):
         llm.engine.add_request(f"short {index}", [300 + index], params)

@@ -1,6 +1,6 @@
-"""How a decode step fills a GPU's processors: a program per request, or pieces of contexts.
+"""How a decode step fills a GPU's SMs: one program per request, or pieces of contexts.
 
-Counts only: nothing runs on a GPU. Then the real kernel, in Triton's interpreter, on the CPU.
+The first part only counts; nothing runs on a GPU. Then the real kernel runs in Triton's interpreter.
 """
 
 import os
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def show(how: str, contexts: list[int]) -> None:
-    """Each is read by a program per kv head, a key per unit of time; who is free takes the next."""
+    """Let a program per kv head read each context, one key per unit of time, on the next free SM."""
     programs = contexts * K
     ends = [0] * PROCESSORS
     for length in programs:
