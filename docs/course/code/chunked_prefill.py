@@ -62,7 +62,7 @@ def run(budget: int | None) -> Measured:
 
 
 def check(seen: Measured, budget: int) -> None:
-    """Check the chapter's formulas: c tokens of B's prompt go into a step, and there are n steps."""
+    """Check the chapter's formulas: n steps, with c tokens of B's prompt in each."""
     c = budget - 1
     n = ceil(LONG / c)
     assert len(seen.steps) == n

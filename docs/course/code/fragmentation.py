@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def run(how: str, max_num_seqs: int, unit: int) -> list[StepRecord]:
-    """Serve all requests with a maximum number at once, each with its memory in units of one size."""
+    """Serve all requests, at most ``max_num_seqs`` at once, with memory lent in units."""
     records: list[StepRecord] = []
     llm = LLM(
         device="cpu",

@@ -67,7 +67,7 @@ def complete(llm: LLM, count: int) -> None:
 
 
 def flops_of(model: ModelConfig, count: int) -> int:
-    """Apply the chapter's formula to a prompt of ``count`` tokens, of which the last one samples."""
+    """Apply the chapter's formula to a prompt of ``count`` tokens; the last one samples."""
     h, num_layers = model.hidden_size, model.num_layers
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     after_attention = queries * h + 3 * h * model.intermediate_size

@@ -40,7 +40,7 @@ def run(num_blocks: int, has_cache: bool) -> Texts:
 
 
 def generate(llm: LLM) -> Texts:
-    """Generate for all requests at once; their first tokens differ, so that no two share a block."""
+    """Generate for all requests at once. Their first tokens differ, so they share no blocks."""
     prompt = llm.get_tokenizer().encode(PROMPT)
     for index in range(len(WRITE)):
         params = SamplingParams(temperature=0, max_tokens=MAY_WRITE, ignore_eos=True)

@@ -18,7 +18,7 @@ def main() -> None:
 
 
 def show_what_is_read() -> None:
-    """Use one system prompt, followed by the course's sentence with a different first word each time."""
+    """Use one system prompt, then the course's sentence with varying first words."""
     llm = LLM(num_gpu_blocks_override=256)
     system = [300 + index for index in range(NUM_SHARED)]
     sentence = llm.get_tokenizer().encode(PROMPT)
@@ -59,7 +59,7 @@ def show_merging() -> None:
 
 
 def attend_to_part(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend to some keys: return the result ``[1, H, D]``, and the logarithm of the sum ``[H]``."""
+    """Attend to some keys; return ``[1, H, D]`` and the logarithm of the sum ``[H]``."""
     group = HEADS // KV_HEADS
     scores = torch.einsum("nhd,mhd->hm", q, keys.repeat_interleave(group, 1)) * DIM**-0.5
     return attend(q, keys, values, DIM**-0.5, None), scores.logsumexp(dim=-1)

@@ -1,7 +1,8 @@
 """The layout of one step's tokens, and the cost of a rectangle instead.
 
-First the arrays of a real step, with blocks of 4 tokens: A and B decode, C has just arrived. Then the
-time of a step with tokens in one row, and of one in which all requests are as long as the longest.
+First the arrays of a real step, with blocks of 4 tokens: A and B decode, C has just arrived. Then
+the time of a step with tokens in one row, and of one in which all requests are padded to the
+longest.
 """
 
 from minimal_vllm import LLM, SamplingParams

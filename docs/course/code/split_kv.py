@@ -1,6 +1,6 @@
 """How a decode step fills a GPU's SMs: one program per request, or pieces of contexts.
 
-The first part only counts; nothing runs on a GPU. Then the real kernel runs in Triton's interpreter.
+The first part only counts. Then the real kernel runs, in Triton's interpreter on the CPU.
 """
 
 import os
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def show(how: str, contexts: list[int]) -> None:
-    """Let a program per kv head read each context, one key per unit of time, on the next free SM."""
+    """Assign a program per context and kv head to the next free SM; a key takes one unit."""
     programs = contexts * K
     ends = [0] * PROCESSORS
     for length in programs:

@@ -97,7 +97,7 @@ def show_operations() -> None:
 
 
 def milliseconds_per_step(gpu: float, *, ahead: bool) -> tuple[float, float]:
-    """Measure CPU time and wall time per step of the real engine with a pretended GPU as its model."""
+    """Measure CPU and wall time per step of the real engine on a pretended GPU."""
     config = SchedulerConfig(max_model_len=256, max_num_batched_tokens=4096)
     engine = Engine(
         Scheduler(config, BlockPool(8192, EVICTION_STRATEGIES["lru"]())),
