@@ -21,8 +21,8 @@ DEMO = [
     *("--requests-per-100-steps=11", "--output-tokens=36"),
 ]
 """It starts slowly, so that the page sees nearly every step, and has room for one more request."""
-SCREEN = {"width": 1280, "height": 960}
-SIZE = (960, 720)
+SCREEN = {"width": 1280, "height": 860}
+SIZE = (960, 645)
 FIRST_STEP = 52
 """The first step to show: by then several requests run, and some have ended."""
 NUM_STEPS = 64
