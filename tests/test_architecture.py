@@ -15,7 +15,7 @@ PACKAGE = SOURCES / "minimal_vllm"
 LAB = SOURCES / "minimal_vllm_lab"
 TEXT = read("ARCHITECTURE.md")
 FILE = r"(?:minimal_vllm_lab/)?[\w/]+\.py"
-BENEATH = {"demo", "outputs", "plugin", "sampling_params", "version"}
+BENEATH = {"demo", "formats", "outputs", "plugin", "sampling_params", "version"}
 """What lies beneath all rooms, and is named in the text below their table."""
 
 
