@@ -116,6 +116,18 @@ def test_no_room_is_left_out():
         assert folders - listed - BENEATH == set()
 
 
+ORDERS = [
+    (path.parent, name)
+    for path in sorted(SOURCES.glob("*/*/__init__.py"))
+    for name in re.findall(r"``(\w+)``", path.read_text("utf-8").partition("Read in this order")[2])
+]
+
+
+@pytest.mark.parametrize(("room", "name"), ORDERS, ids=lambda part: getattr(part, "name", part))
+def test_a_reading_order_names_files_of_its_room(room, name):
+    assert (room / f"{name}.py").is_file() or (room / name).is_dir()
+
+
 TOUR = re.findall(rf"^\| `({FILE})`", section("The tour of an evening"), re.M)
 
 
