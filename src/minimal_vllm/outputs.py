@@ -64,7 +64,7 @@ class CompletionOutput:
     """The stop token or stop string that ended it, or what the error was; None otherwise."""
 
     def finished(self) -> bool:
-        """Whether no more tokens will come."""
+        """Return whether the completion has ended. A method, as in vLLM."""
         return self.finish_reason is not None
 
 

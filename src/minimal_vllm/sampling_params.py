@@ -5,15 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from minimal_vllm.settings import SETTINGS, clear_errors
+from minimal_vllm.vllm_arguments import SAMPLING, accepts
+
 GREEDY_BELOW = 1e-5
 """A temperature under this means greedy decoding: the division by it would overflow."""
 
 TokenId = Annotated[int, Field(ge=0)]
 
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_CONFIG)
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
 class StructuredOutputsParams:
     """What the output must match as a whole; exactly one of the first five is given."""
 
@@ -55,7 +57,9 @@ class StructuredOutputsParams:
         return self._given[0]
 
 
-@dataclass(config=ConfigDict(**_CONFIG, validate_assignment=True))
+@accepts(SAMPLING)
+@clear_errors
+@dataclass(config=ConfigDict(**SETTINGS, validate_assignment=True))
 class SamplingParams:
     """How the tokens of one request are chosen, when it stops, and what is returned.
 

@@ -99,7 +99,7 @@ class Conversation:
         """Print the model's answer, and remember both; or say that they don't fit."""
         messages = [*self._messages, {"role": "user", "content": message}]
         prompt = self._llm.render_chat(messages)
-        token_ids = self._llm.get_tokenizer().encode(prompt, add_special_tokens=False)
+        token_ids = self._llm.tokenizer.encode(prompt, add_special_tokens=False)
         if len(token_ids) >= self._max_len:
             _note(
                 f"That makes a conversation of {len(token_ids):,} tokens, and {self._max_len:,} "

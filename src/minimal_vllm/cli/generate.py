@@ -76,7 +76,7 @@ def generate(
 def _stream(llm: "LLM", prompt: str, params: SamplingParams) -> None:
     if sys.stdout.isatty():  # elsewhere, only what is new is wanted
         click.secho(prompt, dim=True, nl=False)
-    stream(llm, llm.get_tokenizer().encode(prompt), params)
+    stream(llm, llm.tokenizer.encode(prompt), params)
 
 
 def _print_text(outputs: Sequence[RequestOutput], has_text: bool) -> None:

@@ -18,6 +18,7 @@ OPTIONS = frozenset(
     {
         "revision",
         "download_dir",
+        "hf_overrides",
         "dtype",
         "attention_backend",
         "max_model_len",
@@ -95,7 +96,7 @@ def gather(config: EngineConfig) -> ModelInfo:
     from minimal_vllm.engine.sizing import choose_model_len
 
     folder = resolve_model(config.model, config.revision, config.download_dir, weights=False)
-    model = ModelConfig.from_folder(folder)
+    model = ModelConfig.from_folder(folder, config.hf_overrides)
     max_model_len = choose_model_len(config, model)
     return ModelInfo(
         folder=str(folder),

@@ -17,11 +17,8 @@ from minimal_vllm.trace.step_record import Observer
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
-WITHOUT_EFFECT = frozenset(
-    {"seed", "scheduling_policy", "tensor_parallel_size", "trust_remote_code"}
-)
-"""Engine options that would change nothing: --seed is the requests', all have one priority, and
-the others can have one value only."""
+WITHOUT_EFFECT = frozenset({"seed", "scheduling_policy"})
+"""Engine options that would change nothing: --seed is the requests', and all have one priority."""
 
 STREAM_ID = "stream"
 
@@ -47,8 +44,7 @@ def load_llm(ctx: click.Context, observers: Sequence[Observer]) -> "LLM":
 
 def sampling_params(ctx: click.Context, llm: "LLM") -> SamplingParams:
     """What the command line asks for; else what the model does; else the command's defaults."""
-    follows_model = llm.config.generation_config == "auto"
-    return _merge(ctx, llm.built.files.generation_config.sampling if follows_model else {})
+    return _merge(ctx, llm.built.files.generation_config.sampling)
 
 
 def _merge(ctx: click.Context, model_choice: Mapping[str, Any]) -> SamplingParams:
@@ -83,7 +79,7 @@ def stream(
             click.echo(completion.text, nl=False)
             pieces.append(completion.text)
             num_tokens += len(completion.token_ids)
-            ended = completion if completion.finished() else None
+            ended = completion if completion.finish_reason is not None else None
     click.echo()
     if ended.finish_reason == "error":
         raise StepFailure(f"the engine failed: {ended.stop_reason}")

@@ -151,13 +151,13 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "ModelConfig":
-        """Read ``config.json`` in a checkpoint's folder.
+    def from_folder(cls, folder: Path, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
+        """Read ``config.json`` in a checkpoint's folder; ``overrides`` replace its entries.
 
         Raises:
             ValueError: as ``from_dict`` does, or if the file is missing or not a JSON object.
         """
-        return cls.from_dict(read_json(folder / "config.json"))
+        return cls.from_dict({**read_json(folder / "config.json"), **(overrides or {})})
 
     @classmethod
     def from_dict(cls, config_json: Mapping[str, Any]) -> "ModelConfig":

@@ -2,14 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from minimal_vllm.settings import SETTINGS, clear_errors
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
 class ServerConfig:
     """What a user may choose, with vLLM's names where vLLM has them."""
 

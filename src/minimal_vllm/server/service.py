@@ -5,8 +5,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from pydantic import ValidationError
-
 from minimal_vllm.demo import DEMO_MODEL_NAME
 from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import OutputKind
@@ -18,6 +16,7 @@ from minimal_vllm.server.extension import ServerExtension
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
+from minimal_vllm.settings import SettingsError
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -69,11 +68,10 @@ class Service:
 
     def sampling_params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
         """What the request asks for, else what the model does, else the endpoint's default."""
-        follows_model = self.llm.config.generation_config == "auto"
-        model_choice = self.llm.built.files.generation_config.sampling if follows_model else {}
+        model_choice = self.llm.built.files.generation_config.sampling
         try:
             return body.sampling_params({"max_tokens": max_tokens, **model_choice})
-        except ValidationError as error:
+        except SettingsError as error:
             raise as_api_error(error) from error
 
     async def constrain(
@@ -87,7 +85,7 @@ class Service:
         if constraint is None:
             return params
         self.check_load()
-        compile_it = self.llm.built.grammars.start  # type: ignore[union-attr] # has a tokenizer
+        compile_it = self.llm.text.grammars.start
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
@@ -101,7 +99,7 @@ class Service:
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
         """The tokens of some prompts (400 if one is not valid text)."""
-        tokenizer = self.llm.get_tokenizer()
+        tokenizer = self.llm.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         try:
             encoded = iter(

@@ -30,7 +30,7 @@ def _render(service: Service, chat: ChatFields) -> str:
     # Not by ``load_chat_template``, which would read whatever file the client names.
     brought = chat.chat_template
     try:
-        special_tokens = service.llm.get_tokenizer().special_tokens
+        special_tokens = service.llm.tokenizer.special_tokens
         template = ChatTemplate(brought, special_tokens) if brought is not None else None
         render = template.render if template else service.llm.render_chat
         return render(
