@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.build import BuiltEngine
 
@@ -33,7 +31,7 @@ class ModelConfig:
         self.model = config.model
         self.tokenizer = config.tokenizer or config.model
         self.revision = config.revision
-        self.dtype: torch.dtype = built.dtype
+        self.dtype = built.dtype
         self.seed = config.seed
         self.max_model_len = built.scheduler_config.max_model_len
         self.max_logprobs = config.max_logprobs

@@ -113,7 +113,7 @@ class CompletionAnswer(ChunkedAnswer):
         self._body = body
         self._prompts = body.prompts
         self._params = params
-        self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
+        self._names = service.token_names(body)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
         self._begun: set[int] = set()
 

@@ -1,6 +1,6 @@
-"""How the server is reached, and what it lets in."""
+"""Configuration of the server: address, access, limits and formats."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -10,51 +10,75 @@ from minimal_vllm.settings import SETTINGS, clear_errors
 PositiveInt = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
+TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "self",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+    }
+)
+"""Names that ``chat_template_kwargs`` may not set, because requests have fields for them."""
+
 
 @clear_errors
 @dataclass(frozen=True, config=SETTINGS)
 class ServerConfig:
-    """What a user may choose, with vLLM's names where vLLM has them."""
+    """Options of the server, with vLLM's names where vLLM has them."""
 
     host: str = "127.0.0.1"
-    """The address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on; 0.0.0.0 admits other machines."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """The port; 0: any that is free."""
+    """Port to listen on; 0 takes any free port."""
     served_model_name: list[NonEmpty] | None = None
-    """What clients call the model; None: as it was named here."""
+    """Names by which clients may call the model. Default: the name given here."""
     api_key: list[NonEmpty] | None = None
-    """Clients must send this key, or one of these; None: the environment's MINIMAL_VLLM_API_KEY,
+    """Keys of which clients must send one. Default: the environment variable MINIMAL_VLLM_API_KEY,
     if it is set."""
     ssl_certfile: str | None = None
-    """Certificate, for https."""
+    """Certificate file, for https."""
     ssl_keyfile: str | None = None
-    """Its private key."""
+    """Private key of the certificate, if it is in a file of its own."""
     allowed_origins: list[str] | None = None
-    """Web pages from here may call the server (CORS); ``*``: from anywhere."""
+    """Origins of web pages that may call the server (CORS); ``*`` allows all. Default: none."""
     allowed_methods: list[str] | None = None
-    """HTTP methods that they may use; None: GET and POST."""
+    """HTTP methods that these pages may use. Default: GET and POST."""
     allowed_headers: list[str] | None = None
-    """HTTP headers that they may send; None: all."""
+    """HTTP headers that these pages may send. Default: all."""
     allow_credentials: bool = False
-    """Whether they may send cookies."""
+    """Let these pages send cookies."""
+    root_path: str = ""
+    """Path under which a proxy publishes the server, such as /llm. Requests may come with or
+    without it."""
+    uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "warning"
+    """Log level of the web server uvicorn. Requests are logged anyway."""
+    enable_log_requests: bool = False
+    """Log the sampling parameters and the number of prompt tokens of each request."""
     max_waiting_requests: PositiveInt = 1000
-    """While so many requests wait to run, more are refused (429)."""
+    """Maximum number of waiting requests; further ones are refused (429)."""
     max_choices: PositiveInt = 128
-    """One HTTP request may ask for so many completions, over all its prompts."""
+    """Maximum number of completions in one HTTP request, over all its prompts."""
     max_body_bytes: PositiveInt = 10 * 2**20
-    """Longer bodies are refused (413)."""
+    """Maximum size of a request's body; longer ones are refused (413)."""
     shutdown_timeout: Annotated[float, Field(ge=0)] = 30.0
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
     view: bool = False
-    """Serve a page at /view that shows the engine at work, and can pause it."""
+    """Serve a page at /view that shows the engine at work and can pause it."""
     trust_request_chat_template: bool = False
-    """Let requests bring a chat template: it is a program, which may run for ever."""
+    """Accept chat templates in requests. A template is a program, which may run forever."""
+    default_chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, for requests that don't set them."""
+    return_tokens_as_token_ids: bool = False
+    """Write tokens as token_id:ID instead of text where log-probabilities are returned."""
     enable_auto_tool_choice: bool = False
-    """Let the model decide whether to call tools; needs tool_call_parser."""
+    """Let the model decide whether to call tools. Needs tool_call_parser."""
     tool_call_parser: Literal["hermes", "llama3_json"] | None = None
-    """The format in which the model writes tool calls."""
+    """Format in which the model writes tool calls."""
     reasoning_parser: Literal["deepseek_r1", "qwen3"] | None = None
-    """Part the model's reasoning from its answers; named for the models that reason so."""
+    """Format in which the model writes its reasoning, which is then returned apart from the
+    answer."""
 
     @model_validator(mode="after")
     def _tool_options_come_together(self) -> "ServerConfig":
@@ -62,6 +86,13 @@ class ServerConfig:
             raise ValueError(
                 "enable_auto_tool_choice and tool_call_parser need each other: give both or none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _template_variables_are_free(self) -> "ServerConfig":
+        taken = TEMPLATE_ARGUMENTS & (self.default_chat_template_kwargs or {}).keys()
+        if taken:
+            raise ValueError(f"default_chat_template_kwargs can't set {', '.join(sorted(taken))}")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """What all routes share: the model's names, its tokenizer, and its engine."""
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,13 @@ from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.extension import ServerExtension
+from minimal_vllm.server.logprobs import TokenNames
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
 from minimal_vllm.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -111,6 +115,11 @@ class Service:
             raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
+    def token_names(self, body: SamplingFields) -> TokenNames:
+        """Return the names of tokens in a response: texts, or ids if they are asked for."""
+        as_ids = body.return_tokens_as_token_ids or self.config.return_tokens_as_token_ids
+        return TokenNames(self.llm.tokenizer, as_ids)
+
     # ---- requests --------------------------------------------------------------------------------
 
     def make_requests(
@@ -132,6 +141,11 @@ class Service:
                 "priority: this server takes who comes first (--scheduling-policy=priority)",
                 param="priority",
             )
+        if self.config.enable_log_requests:
+            for prompt in prompts:
+                logger.info(
+                    "request_id=%s prompt_tokens=%d params=%s", response_id, len(prompt), params
+                )
         return [
             EngineRequest(
                 request_id=f"{response_id}-{place * params.n + index}",

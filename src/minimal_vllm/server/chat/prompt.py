@@ -38,7 +38,8 @@ def _render(service: Service, chat: ChatFields) -> str:
             tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            **(chat.chat_template_kwargs or {}),
+            **(service.config.default_chat_template_kwargs or {})
+            | (chat.chat_template_kwargs or {}),
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error
