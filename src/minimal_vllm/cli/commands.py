@@ -1,4 +1,4 @@
-"""The group of commands, those of other packages included."""
+"""A group of commands, to which other packages add theirs."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any

@@ -1,4 +1,4 @@
-"""What ``generate`` and ``chat`` share: from options to a running model, and text as it comes."""
+"""Functions of ``generate`` and ``chat``: load a model, and print text while it is generated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,25 +25,25 @@ STREAM_ID = "stream"
 
 @dataclass(frozen=True)
 class Streamed:
-    """A completion that the user has read already."""
+    """A completion that has been printed."""
 
     text: str
     num_tokens: int
     finish_reason: str
-    """``"abort"`` if it was stopped before its end."""
+    """Reason for the end; ``"abort"`` if it was stopped."""
 
 
 def load_llm(ctx: click.Context, observers: Sequence[Observer]) -> "LLM":
-    """Load the model that the command line asks for, which imports torch.
+    """Load the model that the command line names. Imports torch.
 
-    The sampling options are checked first, so that a mistake costs no waiting.
+    Sampling options are checked first, so that a mistake is reported at once.
     """
     _merge(ctx, {})
     return make_llm(ctx, observers, **given_options(ctx, EngineConfig))
 
 
 def sampling_params(ctx: click.Context, llm: "LLM") -> SamplingParams:
-    """What the command line asks for; else what the model does; else the command's defaults."""
+    """Return the command line's sampling parameters, with the model's and then ours as defaults."""
     return _merge(ctx, llm.built.files.generation_config.sampling)
 
 
@@ -61,10 +61,10 @@ def stream(
     """Print one completion as it is generated.
 
     Args:
-        llm: idle.
-        prompt_token_ids: what to complete.
-        params: with ``n = 1``.
-        stopped: asked before each step whether to end early.
+        llm: the model, without running requests.
+        prompt_token_ids: tokens to complete.
+        params: sampling parameters, with ``n = 1``.
+        stopped: called before each step; ends the completion if it returns True.
 
     Raises:
         StepFailure: a step could not be computed.
