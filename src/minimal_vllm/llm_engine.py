@@ -12,7 +12,7 @@ from minimal_vllm.engine.build import BuiltEngine
 
 
 class ModelConfig:
-    """What is known of the model, with the names of vLLM's ``ModelConfig``.
+    """Description of the model, with the names of vLLM's ``ModelConfig``.
 
     Attributes:
         model: as it was given to ``LLM``.

@@ -26,7 +26,7 @@ ANYTHING = _Anything()
 """For an argument that changes nothing at any value, since what it configures does not exist."""
 
 ON_OR_OFF = (False, True)
-"""The same for a flag."""
+"""Values of a flag that changes nothing."""
 
 OFF = (False,)
 

@@ -73,7 +73,7 @@ def test_a_conversation_that_no_longer_fits_says_so_and_can_begin_anew(run, llm)
     lines = result.stderr.splitlines()
     assert "its maximum is 100: write a shorter message, or start a new one" in lines[0]
     assert lines[1:] == [CUT_OFF.strip(), lines[2], "Started a new conversation.", CUT_OFF.strip()]
-    assert lines[2].startswith("That makes a conversation of 1")
+    assert lines[2].startswith("The conversation would have 1")
 
 
 def test_an_answer_that_fills_the_context_says_so(run):

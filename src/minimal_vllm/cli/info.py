@@ -34,7 +34,7 @@ OPTIONS = frozenset(
 
 @dataclass(frozen=True)
 class DeviceFit:
-    """How a model would run on one device, with all sizes in bytes."""
+    """Prediction of how a model would run on one device, with all sizes in bytes."""
 
     device: str
     dtype: str
