@@ -4,9 +4,10 @@ from dataclasses import fields
 
 import pytest
 
-from minimal_vllm import LLM, SamplingParams, TextPrompt, TokensPrompt
+from minimal_vllm import LLM, EngineArgs, SamplingParams, TextPrompt, TokensPrompt
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.lora.request import LoRARequest
+from minimal_vllm.utils.argparse_utils import FlexibleArgumentParser
 from minimal_vllm.vllm_arguments import ENGINE, OFFLINE, REQUEST, SAMPLING, drop_neutral
 
 LM_EVAL = {
@@ -125,6 +126,18 @@ def test_an_object_that_cant_be_compared_is_refused_not_a_crash():
 
     with pytest.raises(ValueError, match="not supported"):
         drop_neutral({"quantization": Array()}, ENGINE)
+
+
+def test_a_scripts_arguments_make_an_engine(checkpoint):
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    parser.set_defaults(model=str(checkpoint("llama")))
+    typed = ["--max_model_len", "64", "--no-enable-prefix-caching", "--quantization=none"]
+    arguments = parser.parse_args([*typed, "--num-gpu-blocks-override=32", "--dtype", "float"])
+    llm = LLM(**vars(arguments))
+    assert (llm.config.max_model_len, llm.config.enable_prefix_caching) == (64, False)
+    assert EngineArgs.from_cli_args(arguments).dtype == llm.config.dtype == "float32"
+    with pytest.raises(ValueError, match="kv_cache_dtype='fp8' is not supported"):
+        EngineArgs.from_cli_args(parser.parse_args(["--kv-cache-dtype=fp8"]))
 
 
 @pytest.fixture(scope="module")

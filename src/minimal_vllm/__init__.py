@@ -13,6 +13,7 @@ from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from minimal_vllm.version import __version__
 
 if TYPE_CHECKING:
+    from minimal_vllm.engine_args import EngineArgs
     from minimal_vllm.llm import LLM
 
 # OpenMP reads this when torch is imported. By default its threads spin while they wait for each
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "EngineArgs",
     "Logprob",
     "RequestOutput",
     "SamplingParams",
@@ -33,9 +35,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``LLM`` on first use: it needs torch, which takes seconds to import."""
+    """Import ``LLM`` on first use, because torch takes seconds to import."""
     if name == "LLM":
         from minimal_vllm.llm import LLM
 
         return LLM
+    if name == "EngineArgs":
+        from minimal_vllm.engine_args import EngineArgs
+
+        return EngineArgs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeGuard
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,15 +18,14 @@ from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
-from minimal_vllm.text.script_tokenizer import make_script_tokenizer
+from minimal_vllm.text.script_tokenizer import (
+    Conversation,
+    is_conversation,
+    make_script_tokenizer,
+)
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm.vllm_arguments import OFFLINE, REQUEST, check_unsupported, drop_neutral
-
-Message = Mapping[str, Any]
-"""``{"role": …, "content": …}``, as in OpenAI's API."""
-
-Conversation = Sequence[Message]
 
 MakeBar = Callable[..., "tqdm[Any]"]
 PromptParamsPriority = tuple[TokenizedPrompt, SamplingParams, int]
@@ -211,7 +210,7 @@ class LLM:
                 tools=tools,
                 **(chat_template_kwargs or {}),
             )
-            for conversation in ([messages] if _is_conversation(messages) else messages)
+            for conversation in ([messages] if is_conversation(messages) else messages)
         ]
         tokenized = self.tokenizer.encode_batch(prompts, add_special_tokens=False)
         tokens_and_text = [
@@ -300,8 +299,3 @@ def _text_side(config: EngineConfig, built: BuiltEngine) -> TextSide | None:
     if tokenizer is None or grammars is None:
         return None
     return TextSide(tokenizer, grammars, load_chat_template(tokenizer, config.chat_template))
-
-
-def _is_conversation(messages: Conversation | Sequence[Conversation]) -> TypeGuard[Conversation]:
-    """Return whether the messages are one conversation, not a list of conversations."""
-    return bool(messages) and isinstance(messages[0], Mapping)

@@ -52,6 +52,11 @@ class Unsupported:
         raise ValueError(f"{name}={value!r} is not supported: {self.instead}")
 
 
+def takes_no_value(neutral: Container[object]) -> bool:
+    """Return whether an argument with these neutral values is a flag on the command line."""
+    return isinstance(neutral, tuple) and {type(each) for each in neutral} == {bool}
+
+
 def _is_among(value: object, values: Container[object]) -> bool:
     try:
         return value in values

@@ -5,14 +5,14 @@ that says what is supported. ``vllm_arguments`` declares them.
 """
 
 import json
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import click
 
 from minimal_vllm.cli.errors import Failure
 from minimal_vllm.cli.options import FieldOption, SectionedCommand
-from minimal_vllm.vllm_arguments import Unsupported
+from minimal_vllm.vllm_arguments import Unsupported, takes_no_value
 
 
 class UnsupportedOption(click.Option):
@@ -20,7 +20,7 @@ class UnsupportedOption(click.Option):
 
     def __init__(self, name: str, unsupported: Unsupported) -> None:
         flag = name.replace("_", "-")
-        is_flag = _takes_no_value(unsupported.neutral[name])
+        is_flag = takes_no_value(unsupported.neutral[name])
         super().__init__(
             [f"--{flag}/--no-{flag}" if is_flag else f"--{flag}", name],
             default=None,
@@ -36,10 +36,6 @@ class UnsupportedOption(click.Option):
             self._unsupported.check(str(self.name), _parse(value))
         except ValueError as error:
             raise Failure(str(error)) from error
-
-
-def _takes_no_value(neutral: Container[object]) -> bool:
-    return isinstance(neutral, tuple) and {type(each) for each in neutral} == {bool}
 
 
 def _parse(value: str | bool | None) -> Any:

@@ -3,7 +3,7 @@
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeGuard
 
 from minimal_vllm.text.chat_template import ChatTemplate
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -12,7 +12,16 @@ COPIED_CONFIG = ("model_max_length", "padding_side", "clean_up_tokenization_spac
 """Entries of tokenizer_config.json that Hugging Face's tokenizer reads too."""
 
 Text = str | Sequence[str]
-Messages = Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]]
+
+Conversation = Sequence[Mapping[str, Any]]
+"""Messages, each ``{"role": …, "content": …}``, as in OpenAI's API."""
+
+
+def is_conversation(
+    messages: Conversation | Sequence[Conversation],
+) -> TypeGuard[Conversation]:
+    """Return whether the messages are one conversation, not a list of conversations."""
+    return bool(messages) and isinstance(messages[0], Mapping)
 
 
 def make_script_tokenizer(tokenizer: Tokenizer, template: ChatTemplate | None) -> Any:
@@ -153,7 +162,7 @@ class ScriptTokenizer:
 
     def apply_chat_template(
         self,
-        conversation: Messages,
+        conversation: Conversation | Sequence[Conversation],
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
@@ -182,7 +191,6 @@ class ScriptTokenizer:
             template = ChatTemplate(chat_template, self._tokenizer.special_tokens)
         if template is None:
             raise ValueError("the model has no chat template: give one with chat_template=…")
-        is_one = not conversation or isinstance(conversation[0], Mapping)
         texts = [
             template.render(
                 each,
@@ -191,9 +199,9 @@ class ScriptTokenizer:
                 continue_final_message=continue_final_message,
                 **variables,
             )
-            for each in ([conversation] if is_one else conversation)
+            for each in ([conversation] if is_conversation(conversation) else conversation)
         ]
-        text: Any = texts[0] if is_one else texts
+        text: Any = texts[0] if is_conversation(conversation) else texts
         if not tokenize:
             return text
         encoding = self(text, add_special_tokens=False)
