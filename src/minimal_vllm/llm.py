@@ -20,7 +20,7 @@ from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
 from minimal_vllm.text.script_tokenizer import (
     Conversation,
-    is_conversation,
+    as_conversations,
     make_script_tokenizer,
 )
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -210,7 +210,7 @@ class LLM:
                 tools=tools,
                 **(chat_template_kwargs or {}),
             )
-            for conversation in ([messages] if is_conversation(messages) else messages)
+            for conversation in as_conversations(messages)
         ]
         tokenized = self.tokenizer.encode_batch(prompts, add_special_tokens=False)
         tokens_and_text = [

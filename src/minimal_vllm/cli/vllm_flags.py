@@ -25,6 +25,7 @@ class UnsupportedOption(click.Option):
             [f"--{flag}/--no-{flag}" if is_flag else f"--{flag}", name],
             default=None,
             hidden=True,
+            help=f"Accepted at values that change nothing: {unsupported.instead}.",
             expose_value=False,
             callback=self._check,
             **({"is_flag": True} if is_flag else {"type": str}),

@@ -3,7 +3,7 @@
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, TypeGuard
+from typing import Any
 
 from minimal_vllm.text.chat_template import ChatTemplate
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -13,15 +13,23 @@ COPIED_CONFIG = ("model_max_length", "padding_side", "clean_up_tokenization_spac
 
 Text = str | Sequence[str]
 
-Conversation = Sequence[Mapping[str, Any]]
-"""Messages, each ``{"role": …, "content": …}``, as in OpenAI's API."""
+Message = Mapping[str, Any]
+"""``{"role": …, "content": …}``, as in OpenAI's API."""
+
+Conversation = Sequence[Message]
 
 
-def is_conversation(
-    messages: Conversation | Sequence[Conversation],
-) -> TypeGuard[Conversation]:
-    """Return whether the messages are one conversation, not a list of conversations."""
-    return bool(messages) and isinstance(messages[0], Mapping)
+def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    """Return a list of conversations, given one conversation or several.
+
+    Raises:
+        ValueError: messages stand beside conversations.
+    """
+    one = [each for each in messages if isinstance(each, Mapping)]
+    several = [each for each in messages if not isinstance(each, Mapping)]
+    if one and several:
+        raise ValueError("messages should be one conversation, or a list of conversations")
+    return [one] if one else several
 
 
 def make_script_tokenizer(tokenizer: Tokenizer, template: ChatTemplate | None) -> Any:
@@ -199,9 +207,10 @@ class ScriptTokenizer:
                 continue_final_message=continue_final_message,
                 **variables,
             )
-            for each in ([conversation] if is_conversation(conversation) else conversation)
+            for each in as_conversations(conversation)
         ]
-        text: Any = texts[0] if is_conversation(conversation) else texts
+        is_one = bool(conversation) and isinstance(conversation[0], Mapping)
+        text: Any = texts[0] if is_one else texts
         if not tokenize:
             return text
         encoding = self(text, add_special_tokens=False)
