@@ -13,10 +13,11 @@ from click.testing import CliRunner
 
 from minimal_vllm import SamplingParams
 from minimal_vllm.cli.main import main
-from minimal_vllm.cli.options import FieldOption
+from minimal_vllm.cli.options import FieldOption, given_options
 from minimal_vllm.cli.serve import serve
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.completions import CompletionRequest
+from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.config import ServerConfig
 from tests.server.harness import (
     ENVIRONMENT,
@@ -218,6 +219,21 @@ def test_a_flag_that_would_change_something_says_what_is_supported(arguments, co
     assert result.exit_code == 2
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_model_behind_a_list_is_not_taken_for_one_of_its_values(tmp_path):
+    context = serve.make_context("serve", ["--api-key", "one", "two", str(tmp_path)])
+    assert context.params["api_key"] == ("one", "two")
+    assert context.params["model"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("2k", 2000), ("2K", 2048), ("1.5k", 1500), ("auto", None), ("7", 7)]
+)
+def test_lengths_may_have_vllms_suffixes(written, read):
+    context = serve.make_context("serve", ["--max-model-len", written, "--dtype", "half"])
+    assert context.params["max_model_len"] == read
+    assert EngineConfig(model="m", **given_options(context, EngineConfig)).dtype == "float16"
 
 
 def test_behind_a_proxy_paths_may_have_the_proxys_prefix():

@@ -6,6 +6,7 @@ that says what is supported. ``vllm_arguments`` declares them.
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -92,7 +93,10 @@ class VllmCommand(SectionedCommand):
 
 
 def _repeat_names(args: Iterable[str], repeatable: Collection[str]) -> Iterator[str]:
-    """Write ``--name a b`` as ``--name a --name b``, and ``--some_name`` as ``--some-name``."""
+    """Write ``--name a b`` as ``--name a --name b``, and ``--some_name`` as ``--some-name``.
+
+    A further value that is an existing file or folder is left alone: it is the command's argument.
+    """
     name, num_values = "", 0
     for argument in args:
         if argument.startswith("-"):
@@ -102,7 +106,7 @@ def _repeat_names(args: Iterable[str], repeatable: Collection[str]) -> Iterator[
             num_values = 1 if equals else 0
             yield f"{name}{equals}{value}"
         else:
-            if name in repeatable and num_values > 0:
+            if name in repeatable and num_values > 0 and not Path(argument).exists():
                 yield name
             num_values += 1
             yield argument
