@@ -15,9 +15,9 @@ from minimal_vllm import SamplingParams
 from minimal_vllm.cli.main import main
 from minimal_vllm.cli.options import FieldOption, given_options
 from minimal_vllm.cli.serve import serve
+from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.completions import CompletionRequest
-from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.config import ServerConfig
 from tests.server.harness import (
     ENVIRONMENT,
