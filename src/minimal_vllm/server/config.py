@@ -1,4 +1,4 @@
-"""Configuration of the server: address, access, limits and formats."""
+"""Server options: address, keys, limits, and formats of the model's output."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from minimal_vllm.settings import SETTINGS, clear_errors
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+
 
 TEMPLATE_ARGUMENTS = frozenset(
     {
@@ -26,29 +27,29 @@ TEMPLATE_ARGUMENTS = frozenset(
 @clear_errors
 @dataclass(frozen=True, config=SETTINGS)
 class ServerConfig:
-    """Options of the server, with vLLM's names where vLLM has them."""
+    """Server options, with vLLM's names where vLLM has them."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 admits other machines."""
+    """Address to listen on; 0.0.0.0 accepts connections from other machines."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port to listen on; 0 takes any free port."""
+    """Port to listen on; 0 chooses a free one."""
     served_model_name: list[NonEmpty] | None = None
     """Names by which clients may call the model. Default: the name given here."""
     api_key: list[NonEmpty] | None = None
-    """Keys of which clients must send one. Default: the environment variable MINIMAL_VLLM_API_KEY,
-    if it is set."""
+    """Key that clients must send; may be repeated. Default: the environment variable
+    MINIMAL_VLLM_API_KEY, if it is set."""
     ssl_certfile: str | None = None
     """Certificate file, for https."""
     ssl_keyfile: str | None = None
-    """Private key of the certificate, if it is in a file of its own."""
+    """Private key of the certificate. Default: in the certificate file."""
     allowed_origins: list[str] | None = None
-    """Origins of web pages that may call the server (CORS); ``*`` allows all. Default: none."""
+    """Origins of web pages that may call the server (CORS); ``*`` allows all."""
     allowed_methods: list[str] | None = None
-    """HTTP methods that these pages may use. Default: GET and POST."""
+    """HTTP methods that web pages may use. Default: GET and POST."""
     allowed_headers: list[str] | None = None
-    """HTTP headers that these pages may send. Default: all."""
+    """HTTP headers that web pages may send. Default: all."""
     allow_credentials: bool = False
-    """Let these pages send cookies."""
+    """Allow web pages to send cookies."""
     root_path: str = ""
     """Path under which a proxy publishes the server, such as /llm. Requests may come with or
     without it."""
@@ -57,28 +58,27 @@ class ServerConfig:
     enable_log_requests: bool = False
     """Log the sampling parameters and the number of prompt tokens of each request."""
     max_waiting_requests: PositiveInt = 1000
-    """Maximum number of waiting requests; further ones are refused (429)."""
+    """Maximum number of waiting requests; more are refused (429)."""
     max_choices: PositiveInt = 128
-    """Maximum number of completions in one HTTP request, over all its prompts."""
+    """Maximum number of completions of one HTTP request, over all its prompts."""
     max_body_bytes: PositiveInt = 10 * 2**20
-    """Maximum size of a request's body; longer ones are refused (413)."""
+    """Maximum length of a request's body in bytes; longer ones are refused (413)."""
     shutdown_timeout: Annotated[float, Field(ge=0)] = 30.0
-    """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
+    """Seconds in which running requests may finish after SIGTERM or Ctrl-C."""
     view: bool = False
     """Serve a page at /view that shows the engine at work and can pause it."""
     trust_request_chat_template: bool = False
-    """Accept chat templates in requests. A template is a program, which may run forever."""
+    """Allow requests to bring a chat template, which is a program and may never end."""
     default_chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template, for requests that don't set them."""
     return_tokens_as_token_ids: bool = False
     """Write tokens as token_id:ID instead of text where log-probabilities are returned."""
     enable_auto_tool_choice: bool = False
-    """Let the model decide whether to call tools. Needs tool_call_parser."""
+    """Let the model decide whether to call tools; needs tool_call_parser."""
     tool_call_parser: Literal["hermes", "llama3_json"] | None = None
-    """Format in which the model writes tool calls."""
+    """The format in which the model writes tool calls."""
     reasoning_parser: Literal["deepseek_r1", "qwen3"] | None = None
-    """Format in which the model writes its reasoning, which is then returned apart from the
-    answer."""
+    """Part the model's reasoning from its answers; named for the models that reason so."""
 
     @model_validator(mode="after")
     def _tool_options_come_together(self) -> "ServerConfig":
