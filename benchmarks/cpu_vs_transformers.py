@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     folder = model_folder(options.model)
     jobs = make_jobs(
         options.num_requests,
-        ModelConfig.from_folder(folder).vocab_size,
+        ModelConfig.from_checkpoint(folder).vocab_size,
         tuple(options.prompt_lengths),
         tuple(options.output_lengths),
         options.seed,

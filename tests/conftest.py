@@ -57,6 +57,7 @@ def chromium():
 NEEDS = {
     "gpu": ("NO GPU", torch.cuda.is_available()),
     "browser": ("NO CHROMIUM", shutil.which("chromium") is not None),
+    "real": ("NO NETWORK", True),  # found out by the fixture that fetches the model
 }
 """For each marker of what not every machine has: how its lack is called, and whether it is here."""
 

@@ -91,7 +91,8 @@ class EngineConfig:
     """
 
     model: str
-    """Folder with a checkpoint in Hugging Face's format, or id of a model on the hub."""
+    """Folder with a checkpoint in Hugging Face's format, .gguf file, model fetched with
+    ``minimal-vllm fetch``, or id of a model on the hub."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer. Default: the model's own."""
     skip_tokenizer_init: bool = False

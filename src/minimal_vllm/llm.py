@@ -50,8 +50,8 @@ class LLM:
     """A model that is ready to complete prompts.
 
     Args:
-        model: folder with a checkpoint in Hugging Face's format, or id of a model on the hub.
-            Default: the small built-in model.
+        model: folder with a checkpoint in Hugging Face's format, .gguf file, model fetched with
+            ``minimal-vllm fetch``, or id of a model on the hub. Default: the small built-in model.
         observers: called with a ``StepRecord`` after each step of the engine.
         options: the other fields of ``EngineConfig``, and vLLM's other arguments at values that
             change nothing here.

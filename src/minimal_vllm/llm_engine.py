@@ -1,6 +1,5 @@
 """``LLM.llm_engine``: the attributes that scripts for vLLM read from its engine."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -9,6 +8,9 @@ from typing import Any
 
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.build import BuiltEngine
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
+from minimal_vllm.model.config import read_json
+from minimal_vllm.model.gguf_config import config_json
 
 
 class ModelConfig:
@@ -26,7 +28,7 @@ class ModelConfig:
     """
 
     def __init__(self, config: EngineConfig, built: BuiltEngine) -> None:
-        self._folder = built.files.folder
+        self._checkpoint = built.files.checkpoint
         self._shape = built.files.config
         self.model = config.model
         self.tokenizer = config.tokenizer or config.model
@@ -39,12 +41,18 @@ class ModelConfig:
 
     @cached_property
     def hf_config(self) -> Any:
-        """Return the model's config.json, as transformers' object where it is installed."""
+        """Return the model's config.json, as transformers' object where it is installed.
+
+        A GGUF file has none; its metadata are returned under the names of a config.json.
+        """
+        gguf = find_gguf(self._checkpoint)
+        if gguf is not None:
+            return SimpleNamespace(**config_json(read_gguf(gguf)))
         if find_spec("transformers") is not None:
             from transformers import AutoConfig
 
-            return AutoConfig.from_pretrained(self._folder)
-        return SimpleNamespace(**json.loads((self._folder / "config.json").read_text()))
+            return AutoConfig.from_pretrained(self._checkpoint)
+        return SimpleNamespace(**read_json(self._checkpoint / "config.json"))
 
     def get_vocab_size(self) -> int:
         """Return the number of logits per token."""

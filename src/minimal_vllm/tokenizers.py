@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from minimal_vllm.model.hub import find_folder
+from minimal_vllm.model.hub import find_checkpoint
 from minimal_vllm.text.chat_template import load_chat_template
 from minimal_vllm.text.script_tokenizer import make_script_tokenizer
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ def get_tokenizer(
     """Load the tokenizer of a model, with the methods of Hugging Face's.
 
     Args:
-        tokenizer_name: folder with the tokenizer, or id of a model on the hub.
+        tokenizer_name: folder with the tokenizer, GGUF file, or id of a model on the hub.
         tokenizer_mode: ``"auto"``.
         trust_remote_code: has no effect, since no code that comes with a model is run.
         revision: branch, tag or commit to load from the hub.
@@ -37,6 +37,6 @@ def get_tokenizer(
     for name, value in unsupported.items():
         if value is not None:
             raise ValueError(f"get_tokenizer does not support {name}={value!r}: leave it out")
-    folder = find_folder(str(tokenizer_name), revision, download_dir, weights=False)
-    tokenizer = Tokenizer(folder)
+    checkpoint = find_checkpoint(str(tokenizer_name), revision, download_dir, weights=False)
+    tokenizer = Tokenizer(checkpoint)
     return make_script_tokenizer(tokenizer, load_chat_template(tokenizer))

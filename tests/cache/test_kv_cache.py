@@ -9,7 +9,7 @@ from minimal_vllm.model.config import ModelConfig
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_layer_has_zeroed_keys_and_values_of_its_own(tmp_path, dtype):
     write_json(tmp_path / "config.json", FAMILIES["qwen3"])
-    config = ModelConfig.from_folder(tmp_path)
+    config = ModelConfig.from_checkpoint(tmp_path)
     caches = allocate_kv_cache(
         num_layers=config.num_layers,
         num_blocks=5,

@@ -39,8 +39,9 @@ def test_reset_forgets_all_but_the_system_message(run, llm):
     assert result.stdout == f"{first}\n{second}\n"
 
 
-def test_exit_ends_before_what_follows(run):
-    result = run("chat", *GREEDY, stdin="/exit\nthe\n")
+@pytest.mark.parametrize("ending", ["/exit", "exit", " EXIT ", "quit", "/quit", "/bye", ""])
+def test_exit_ends_before_what_follows(run, ending):
+    result = run("chat", *GREEDY, stdin=f"{ending}\nthe\n" if ending else "")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 

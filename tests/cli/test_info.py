@@ -4,6 +4,8 @@ import pytest
 import torch
 from checkpoints import FAMILIES, random_weights, write_checkpoint
 from click.testing import CliRunner
+from gguf import GGMLQuantizationType
+from gguf_files import write_gguf
 
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.cli.info import _size
@@ -31,6 +33,17 @@ def test_it_describes_the_model_without_its_weights(tmp_path, family):
     assert found["max_model_len"] == 512
     assert found["chat_template"] is True
     assert found["devices"][0]["device"] == "cpu"
+
+
+def test_it_describes_a_gguf_file(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, FAMILIES["llama"], GGMLQuantizationType.Q4_1)
+    found = json.loads(info(path, "--json"))
+    assert found["path"] == str(path)
+    assert found["format"] == "GGUF (Q4_1, F32)"
+    assert found["architecture"] == "LlamaForCausalLM"
+    assert found["chat_template"] is True
+    assert "GGUF (Q4_1, F32)" in info(tmp_path)
 
 
 def test_what_fits_is_what_the_engine_would_allocate(model, monkeypatch):
@@ -68,7 +81,7 @@ def test_a_model_without_a_tokenizer_is_described_all_the_same(tmp_path):
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     result = CliRunner().invoke(main, ["info", str(tmp_path)])
     assert result.exit_code == 2
-    assert result.stderr.endswith("has no config.json: it is not a Hugging Face checkpoint\n")
+    assert result.stderr.endswith("has no config.json and no .gguf file: it is not a checkpoint\n")
 
 
 @pytest.mark.parametrize(

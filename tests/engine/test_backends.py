@@ -9,7 +9,7 @@ from minimal_vllm.model.config import ModelConfig
 
 def test_the_backend_is_the_one_that_was_named(tmp_path):
     write_json(tmp_path / "config.json", FAMILIES["llama"])
-    config = ModelConfig.from_folder(tmp_path)
+    config = ModelConfig.from_checkpoint(tmp_path)
     chosen = {
         name: type(choose_attention(name, config, 16, torch.float32, torch.device("cpu"), 4))
         for name in ("auto", "tiled", "reference")

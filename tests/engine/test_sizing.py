@@ -16,7 +16,7 @@ MIB = 2**20
 def model(tmp_path):
     """3 layers, 2 kv heads of 16, 4 heads, hidden 32, MLP 64, vocabulary 288, 512 positions."""
     write_json(tmp_path / "config.json", FAMILIES["qwen3"])
-    return ModelConfig.from_folder(tmp_path)
+    return ModelConfig.from_checkpoint(tmp_path)
 
 
 def config(**options):

@@ -38,7 +38,7 @@ def test_the_config_that_transformers_saves_means_the_same(name, tmp_path):
     saved.save_pretrained(tmp_path)
     rewritten = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in rewritten
-    assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(FAMILIES[name])
+    assert ModelConfig.from_checkpoint(tmp_path) == ModelConfig.from_dict(FAMILIES[name])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -46,7 +46,7 @@ def test_parameters_are_counted_as_transformers_does(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES[name]))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    config = ModelConfig.from_folder(tmp_path)
+    config = ModelConfig.from_checkpoint(tmp_path)
     assert config.num_parameters == sum(p.numel() for p in model.parameters())
     assert config.num_parameters == sum(
         torch.Size(shape).numel() for shape in tensor_shapes(FAMILIES[name]).values()
@@ -141,7 +141,11 @@ def test_end_of_sequence_may_be_one_token_or_several():
 
 
 REFUSED = {
-    "no architecture": ({"architectures": None}, "MistralForCausalLM, Qwen2ForCausalLM"),
+    "no architecture": (
+        {"architectures": None, "model_type": None},
+        "MistralForCausalLM, Qwen2ForCausalLM",
+    ),
+    "unknown model type": ({"architectures": [], "model_type": "gpt2"}, "'architectures' is"),
     "unknown architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
     "two architectures": ({"architectures": ["LlamaForCausalLM"] * 2}, "architectures"),
     "missing key": ({"vocab_size": None}, "vocab_size is missing"),
@@ -154,6 +158,9 @@ REFUSED = {
     "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "bidirectional": ({"is_causal": False}, "is_causal"),
+    "dual chunks": ({"dual_chunk_attention_config": {"chunk_size": 1}}, "dual_chunk_attention"),
+    "multiplier": ({"embedding_multiplier": 12.0}, "embedding_multiplier = 12.0"),
+    "logn": ({"use_logn_attn": True}, "use_logn_attn = True is not supported; only False is"),
     "softcapping": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     "dtype": ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
     "kv heads": ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
@@ -168,6 +175,59 @@ REFUSED = {
     "too many layer types": ({"layer_types": ["full_attention"] * 4}, "4 entries for 3 layers"),
     "layer types in text": ({"layer_types": "full"}, "layer_types is 'full'"),
 }
+
+
+CHANGES_NOTHING = {
+    "no quantization": {"quantization_config": {}},
+    "multipliers": dict.fromkeys(
+        ["embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"], 1.0
+    ),
+    "attention multiplier": {"attention_multiplier": 1.0},
+    "swish": {"hidden_act": "swish"},
+    "auto": {"torch_dtype": "auto"},
+    "no theta": {"rope_theta": None},
+    "no epsilon": {"rms_norm_eps": None},
+    "no biases": {"attention_bias": None, "mlp_bias": None},
+    "no window": {"use_sliding_window": None},
+    "no architectures": {"architectures": None, "model_type": "llama"},
+    "empty architectures": {"architectures": []},
+    "old name": {"architectures": ["LLaMAForCausalLM"]},
+    "default scaling": {"rope_scaling": {"type": "default", "factor": 1.0}},
+    "no scaling": {"rope_scaling": {"rope_type": None, "factor": None}},
+    "causal both ways": {"is_causal": True, "use_bidirectional_attention": False},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES_NOTHING)
+def test_what_changes_nothing_is_accepted(name):
+    plain = {**LLAMA, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+    assert read(plain, **CHANGES_NOTHING[name]) == read(plain)
+
+
+def test_what_changes_nothing_in_yarn_is_accepted():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    notes = {"finetuned": True, "attn_factor": 1.0, "extrapolation_factor": 1}
+    assert read(LLAMA, rope_scaling={**yarn, **notes}) == read(LLAMA, rope_scaling=yarn)
+    with pytest.raises(ValueError, match="no parameter 'attn_factor'"):
+        read(LLAMA, rope_scaling={**yarn, "attn_factor": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("bf16", "bfloat16"),
+        ("torch.bfloat16", "bfloat16"),
+        ("half", "float16"),
+        ("fp16", "float16"),
+    ],
+)
+def test_a_dtype_has_several_names(name, dtype):
+    assert read(LLAMA, dtype=name).dtype == dtype
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
+def test_the_model_type_stands_in_for_the_architecture(family):
+    assert read(FAMILIES[family], architectures=None) == read(FAMILIES[family])
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -232,7 +292,7 @@ def test_a_config_that_cannot_be_read_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json"):
-        ModelConfig.from_folder(tmp_path)
+        ModelConfig.from_checkpoint(tmp_path)
 
 
 def test_config_and_hub_import_no_torch():

@@ -41,7 +41,7 @@ def dense_cache(monkeypatch):
 
 
 def load(folder, dtype=torch.float32, **options) -> Decoder:
-    config = ModelConfig.from_folder(folder)
+    config = ModelConfig.from_checkpoint(folder)
     return load_model(folder, config, dtype, torch.device("cpu"), **options)
 
 
@@ -149,7 +149,7 @@ def test_norms_are_where_the_family_has_them(tmp_path, monkeypatch, place):
     """Sub-layers that double their input show which vectors they were given."""
     names = PLACES[place]
     write_checkpoint(tmp_path, FAMILIES["llama"])
-    config = replace(ModelConfig.from_folder(tmp_path), norms=names, rms_norm_eps=EPS)
+    config = replace(ModelConfig.from_checkpoint(tmp_path), norms=names, rms_norm_eps=EPS)
     layer = Decoder(config, torch.float32, torch.device("cpu")).layers[0]
     for module in layer.modules():
         if isinstance(module, RMSNorm):
@@ -167,7 +167,7 @@ def test_norms_are_where_the_family_has_them(tmp_path, monkeypatch, place):
 @pytest.mark.parametrize("place", PLACES)
 def test_a_checkpoint_has_the_norms_that_the_family_names(tmp_path, place):
     write_checkpoint(tmp_path, FAMILIES["llama"])
-    config = replace(ModelConfig.from_folder(tmp_path), norms=PLACES[place])
+    config = replace(ModelConfig.from_checkpoint(tmp_path), norms=PLACES[place])
     model = Decoder(config, torch.float32, torch.device("cpu"))
     prefix = "model.layers.0."
     found = {name for name in checkpoint_tensors(model) if name.startswith(prefix)}

@@ -12,7 +12,7 @@ def read(folder, generation_config=None, eos_token_id=5):
     if generation_config is not None:
         write_json(folder / "generation_config.json", generation_config)
     config = ModelConfig.from_dict({**FAMILIES["llama"], "eos_token_id": eos_token_id})
-    return GenerationConfig.from_folder(folder, config)
+    return GenerationConfig.from_checkpoint(folder, config)
 
 
 def test_without_the_file_the_end_of_sequence_is_that_of_the_config(tmp_path):

@@ -38,6 +38,23 @@ def test_a_folder_in_the_home_folder_is_found(tmp_path, monkeypatch):
     assert resolve_model("~/model") == tmp_path / "model"
 
 
+def test_a_gguf_file_is_used_as_it_is(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    assert resolve_model(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+    assert resolve_model(str(tmp_path)) == tmp_path
+
+
+def test_a_gguf_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file .*model\.gguf"):
+        resolve_model(str(tmp_path / "model.gguf"))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"model\.safetensors is neither .*: give the folder"):
+        resolve_model(str(tmp_path / "model.safetensors"))
+
+
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         resolve_model(tmp_path)

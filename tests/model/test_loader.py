@@ -23,7 +23,7 @@ FUSED_WITH_BIASES = FAMILIES["llama-mqa-biases"]
 
 
 def load(folder, dtype=torch.float32, **options):
-    return load_model(folder, ModelConfig.from_folder(folder), dtype, CPU, **options)
+    return load_model(folder, ModelConfig.from_checkpoint(folder), dtype, CPU, **options)
 
 
 def assert_holds(model, weights):

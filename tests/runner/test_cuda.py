@@ -69,7 +69,12 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
     old = llm.engine._runner._model
     files = llm.built.files
     decoder = load_model(
-        files.folder, files.config, torch.float32, CPU, max_positions=128, modules=TRITON_MODULES
+        files.checkpoint,
+        files.config,
+        torch.float32,
+        CPU,
+        max_positions=128,
+        modules=TRITON_MODULES,
     )
     attention = TritonAttention(
         windows=frozenset(layer.window for layer in files.config.layers),

@@ -66,6 +66,28 @@ def test_tokenizer_json_decides_about_bos_as_in_transformers(tmp_path, setting):
     assert ids[0] == Tokenizer(folder).bos_token_id
 
 
+@pytest.mark.parametrize("tokenizer_class", ["LlamaTokenizer", "LlamaTokenizerFast"])
+@pytest.mark.parametrize(
+    ("config", "begins", "ends"),
+    [
+        ({}, True, False),
+        ({"add_bos_token": True, "add_eos_token": False}, True, False),
+        ({"add_bos_token": False}, False, False),
+        ({"add_eos_token": True}, True, True),
+        ({"add_bos_token": False, "add_eos_token": True}, False, True),
+        ({"add_bos_token": None, "add_eos_token": None}, True, False),
+    ],
+)
+def test_llama_s_tokenizers_add_bos_and_eos_as_configured(
+    tmp_path, tokenizer_class, config, begins, ends
+):
+    """As in vLLM and transformers 4: tokenizer.json, which adds BOS, is overruled."""
+    tokenizer = Tokenizer(llama2(tmp_path, **config, tokenizer_class=tokenizer_class))
+    plain = tokenizer.encode("It was", add_special_tokens=False)
+    before, after = [tokenizer.bos_token_id] * begins, [tokenizer.eos_token_id] * ends
+    assert tokenizer.encode("It was") == [*before, *plain, *after]
+
+
 def test_a_token_that_only_the_configuration_calls_special_is_special(tmp_path):
     folder = qwen(tmp_path)
     path = folder / "tokenizer_config.json"

@@ -22,7 +22,9 @@ from minimal_vllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
-HELP = "/reset starts a new conversation; /exit or Ctrl-D ends; Ctrl-C stops an answer."
+HELP = "/reset starts a new conversation; exit, quit or Ctrl-D ends; Ctrl-C stops an answer."
+ENDINGS = {"exit", "quit", "/exit", "/quit", "/bye"}
+"""Inputs that end the conversation, in small or capital letters."""
 
 
 @trace_options
@@ -41,7 +43,7 @@ HELP = "/reset starts a new conversation; /exit or Ctrl-D ends; Ctrl-C stops an 
 def chat(ctx: click.Context, /, system: str | None, stats: bool, **_: Any) -> None:
     """Talk with a model that has a chat template.
 
-    /reset starts a new conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer.
+    /reset starts a new conversation, exit or Ctrl-D ends, Ctrl-C stops an answer.
     """
     summary = RunSummary()
     llm = load_llm(ctx, [summary] if stats else [])
@@ -52,7 +54,7 @@ def chat(ctx: click.Context, /, system: str | None, stats: bool, **_: Any) -> No
         match line.strip():
             case "":
                 pass
-            case "/exit":
+            case ending if ending.lower() in ENDINGS:
                 return
             case "/reset":
                 conversation.reset()

@@ -11,7 +11,9 @@ import click
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.model.gguf_config import describe_types
 from minimal_vllm.model.hub import resolve_model
 
 OPTIONS = frozenset(
@@ -56,7 +58,10 @@ class DeviceFit:
 class ModelInfo:
     """Description of a model, and of how it fits the devices here."""
 
-    folder: str
+    path: str
+    """A folder, or a GGUF file."""
+    format: str
+    """``safetensors``, or ``GGUF`` and how its numbers are stored."""
     architecture: str
     num_layers: int
     num_sliding_layers: int
@@ -95,11 +100,12 @@ def gather(config: EngineConfig) -> ModelInfo:
     """
     from minimal_vllm.engine.sizing import choose_model_len
 
-    folder = resolve_model(config.model, config.revision, config.download_dir, weights=False)
-    model = ModelConfig.from_folder(folder, config.hf_overrides)
+    checkpoint = resolve_model(config.model, config.revision, config.download_dir, weights=False)
+    model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     max_model_len = choose_model_len(config, model)
     return ModelInfo(
-        folder=str(folder),
+        path=str(checkpoint),
+        format=_format(checkpoint),
         architecture=model.architecture,
         num_layers=model.num_layers,
         num_sliding_layers=sum(layer.window is not None for layer in model.layers),
@@ -113,18 +119,23 @@ def gather(config: EngineConfig) -> ModelInfo:
         weight_bytes={dtype: model.num_parameters * size for dtype, size in DTYPE_BYTES.items()},
         checkpoint_dtype=model.dtype,
         max_model_len=max_model_len,
-        chat_template=_has_chat_template(config, folder),
+        chat_template=_has_chat_template(config, checkpoint),
         devices=tuple(_fit(name, config, model, max_model_len) for name in _device_names()),
     )
 
 
-def _has_chat_template(config: EngineConfig, folder: Path) -> bool:
-    if not (folder / "tokenizer.json").exists():
+def _format(checkpoint: Path) -> str:
+    gguf = find_gguf(checkpoint)
+    return f"GGUF ({describe_types(read_gguf(gguf))})" if gguf else "safetensors"
+
+
+def _has_chat_template(config: EngineConfig, checkpoint: Path) -> bool:
+    if not (checkpoint / "tokenizer.json").exists() and find_gguf(checkpoint) is None:
         return False
     from minimal_vllm.text.chat_template import load_chat_template
     from minimal_vllm.text.tokenizer import Tokenizer
 
-    return load_chat_template(Tokenizer(folder), config.chat_template) is not None
+    return load_chat_template(Tokenizer(checkpoint), config.chat_template) is not None
 
 
 def _device_names() -> list[str]:
@@ -174,7 +185,8 @@ def _render(found: ModelInfo) -> Iterator[str]:
     sliding = f", {found.num_sliding_layers} with a sliding window" * bool(found.num_sliding_layers)
     weights = ", ".join(f"{_size(size)} in {dtype}" for dtype, size in found.weight_bytes.items())
     rows = {
-        "Model": found.folder,
+        "Model": found.path,
+        "Format": found.format,
         "Architecture": found.architecture,
         "Layers": f"{found.num_layers}{sliding}",
         "Sizes": f"hidden {found.hidden_size:,}, MLP {found.intermediate_size:,}, "

@@ -34,7 +34,7 @@ from minimal_vllm.engine.warm_up import warm_up
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
-from minimal_vllm.model.hub import find_folder, resolve_model
+from minimal_vllm.model.hub import find_checkpoint, resolve_model
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.grammar import GrammarCompiler
@@ -44,9 +44,10 @@ from minimal_vllm.trace.step_record import Observer
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Everything that a checkpoint's folder says, apart from the weights."""
+    """Everything that a checkpoint's files say, apart from the weights."""
 
-    folder: Path
+    checkpoint: Path
+    """A folder, or a GGUF file."""
     config: ModelConfig
     generation_config: GenerationConfig
     tokenizer: Tokenizer | None
@@ -86,34 +87,34 @@ class _LoadedModel:
 
 
 def read_model_files(config: EngineConfig) -> ModelFiles:
-    """Find the model's folder, downloading it if need be, and read all but the weights.
+    """Find the model's files, downloading it if need be, and read all but the weights.
 
     Raises:
         ValueError: naming the file that is missing or wrong.
     """
-    folder = resolve_model(config.model, config.revision, config.download_dir)
-    model_config = ModelConfig.from_folder(folder, config.hf_overrides)
+    checkpoint = resolve_model(config.model, config.revision, config.download_dir)
+    model_config = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     return ModelFiles(
-        folder,
+        checkpoint,
         model_config,
-        _read_generation_config(config, folder, model_config),
-        None if config.skip_tokenizer_init else _load_tokenizer(config, folder),
+        _read_generation_config(config, checkpoint, model_config),
+        None if config.skip_tokenizer_init else _load_tokenizer(config, checkpoint),
     )
 
 
 def _read_generation_config(
-    config: EngineConfig, folder: Path, model_config: ModelConfig
+    config: EngineConfig, checkpoint: Path, model_config: ModelConfig
 ) -> GenerationConfig:
-    own = GenerationConfig.from_folder(folder, model_config)
+    own = GenerationConfig.from_checkpoint(checkpoint, model_config)
     if config.generation_config == "vllm":
         own = replace(own, sampling={})
     return own.overridden(config.override_generation_config or {})
 
 
-def _load_tokenizer(config: EngineConfig, model_folder: Path) -> Tokenizer:
+def _load_tokenizer(config: EngineConfig, checkpoint: Path) -> Tokenizer:
     if config.tokenizer is None:
-        return Tokenizer(model_folder)
-    return Tokenizer(find_folder(config.tokenizer, None, config.download_dir, weights=False))
+        return Tokenizer(checkpoint)
+    return Tokenizer(find_checkpoint(config.tokenizer, None, config.download_dir, weights=False))
 
 
 @out_of_memory_as_value_error()
@@ -187,7 +188,7 @@ def _load(
         init_random(decoder, config.seed)
     else:
         decoder = load_model(
-            files.folder,
+            files.checkpoint,
             files.config,
             dtype,
             device,

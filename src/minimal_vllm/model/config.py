@@ -3,13 +3,20 @@
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from minimal_vllm.formats.gguf_file import GgufFile, find_gguf, read_gguf
+from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
 from minimal_vllm.model.json_fields import entries, flag, integer, positive
 from minimal_vllm.model.registry import COMMON_DEFAULTS, Family, NormNames, find_family
-from minimal_vllm.model.rope_config import LinearScaling, RopeConfig, YarnScaling
+from minimal_vllm.model.rope_config import (
+    FrequencyFactors,
+    LinearScaling,
+    RopeConfig,
+    YarnScaling,
+)
 
 
 @dataclass(frozen=True)
@@ -107,21 +114,44 @@ _ACTIVATIONS: dict[object, Activation] = {
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """The dtypes that weights and activations can have, and the bytes of one number."""
 
-# Each would change what the model computes; it may only be absent or null, or have this value.
-_ONLY_SUPPORTED_AS: dict[str, object] = {
-    "is_causal": True,
-    "quantization_config": None,
-    "compression_config": None,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "query_pre_attn_scalar": None,
-    "logit_scale": None,
-    "logits_scaling": None,
-    "attention_multiplier": None,
-    "embedding_multiplier": None,
-    "residual_multiplier": None,
-    "attention_chunk_size": None,
+_DTYPE_NAMES = {
+    **{name: name for name in DTYPE_BYTES},
+    "float": "float32",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "half": "float16",
+    "fp16": "float16",
+    "auto": "float32",  # as without a dtype
 }
+"""Names of dtypes in config.json -> the dtypes."""
+
+# Each would change what the model computes; it may only be absent, null or one of these values.
+_ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
+    "quantization_config": ({},),
+    "compression_config": ({},),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    # 1.0 is what transformers writes for a model that doesn't use them.
+    "logit_scale": (1.0,),
+    "logits_scaling": (1.0,),
+    "attention_multiplier": (1.0,),
+    "embedding_multiplier": (1.0,),
+    "residual_multiplier": (1.0,),
+    "attention_chunk_size": (),
+    "dual_chunk_attention_config": ({},),
+    "clip_qkv": (),
+    "use_qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "use_logn_attn": (False,),
+    "use_dynamic_ntk": (False,),
+    "attn_temperature_tuning": (False,),
+}
+
+# Null has the same meaning as no such key; for other keys, such as sliding_window, it has another.
+_DEFAULT_IF_NULL = frozenset({"rope_theta", "rms_norm_eps", "use_sliding_window"})
 
 
 @dataclass(frozen=True)
@@ -151,13 +181,46 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     @classmethod
-    def from_folder(cls, folder: Path, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
-        """Read ``config.json`` in a checkpoint's folder; ``overrides`` replace its entries.
+    def from_checkpoint(
+        cls, checkpoint: Path, overrides: Mapping[str, Any] | None = None
+    ) -> "ModelConfig":
+        """Read ``config.json`` in a checkpoint's folder, or the metadata of a GGUF file.
+
+        Args:
+            checkpoint: a folder, or a GGUF file.
+            overrides: entries that replace those of the ``config.json``.
 
         Raises:
-            ValueError: as ``from_dict`` does, or if the file is missing or not a JSON object.
+            ValueError: as ``from_dict`` does, or if the file is missing, damaged or not a JSON
+                object.
         """
-        return cls.from_dict({**read_json(folder / "config.json"), **(overrides or {})})
+        gguf = find_gguf(checkpoint)
+        if gguf is not None:
+            return cls.from_gguf(read_gguf(gguf), overrides)
+        return cls.from_dict({**read_json(checkpoint / "config.json"), **(overrides or {})})
+
+    @classmethod
+    def from_gguf(cls, file: GgufFile, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
+        """Read the metadata of a GGUF file; ``overrides`` replace entries as of a config.json.
+
+        Raises:
+            ValueError: as ``config_json`` and ``from_dict`` do; the error names the file.
+        """
+        raw = {**config_json(file), **(overrides or {})}
+        try:
+            config = cls.from_dict(raw)
+        except ValueError as error:
+            complaint = str(error).removeprefix("config.json: ")
+            raise ValueError(f"{file.path}: its metadata is wrong: {complaint}") from error
+        if ROPE_FACTORS not in file.tensors:
+            return config
+        factors = tuple(file.rows(ROPE_FACTORS)[0].tolist())
+        if len(factors) != config.head_dim // 2 or not all(factor > 0 for factor in factors):
+            raise ValueError(
+                f"{file.path}: {ROPE_FACTORS} must have a positive number for each pair of the "
+                f"{config.head_dim} dimensions of a head"
+            )
+        return replace(config, rope=replace(config.rope, scaling=FrequencyFactors(factors)))
 
     @classmethod
     def from_dict(cls, config_json: Mapping[str, Any]) -> "ModelConfig":
@@ -167,11 +230,16 @@ class ModelConfig:
             ValueError: if a key is missing or its value makes no sense, or if it asks for anything
                 that would change the output and isn't supported.
         """
-        architecture, family = find_family(config_json.get("architectures"))
-        defaults = {**COMMON_DEFAULTS, **family.defaults}
-        raw = {
-            key: value for key, value in {**defaults, **config_json}.items() if value is not None
+        architecture, family = find_family(
+            config_json.get("architectures"), config_json.get("model_type")
+        )
+        given = {
+            key: value
+            for key, value in config_json.items()
+            if value is not None or key not in _DEFAULT_IF_NULL
         }
+        everything = {**COMMON_DEFAULTS, **family.defaults, **given}
+        raw = {key: value for key, value in everything.items() if value is not None}
         _refuse_unsupported(raw)
         hidden_size = integer(raw, "hidden_size")
         num_heads = integer(raw, "num_attention_heads")
@@ -259,11 +327,11 @@ def token_ids(value: object) -> tuple[int, ...]:
 
 def _dtype(raw: Mapping[str, Any]) -> str:
     dtype = str(raw.get("dtype", raw.get("torch_dtype", "float32"))).removeprefix("torch.")
-    if dtype not in DTYPE_BYTES:
+    if dtype not in _DTYPE_NAMES:
         raise ValueError(
             f"config.json: dtype is {dtype!r}, but must be one of {', '.join(DTYPE_BYTES)}"
         )
-    return dtype
+    return _DTYPE_NAMES[dtype]
 
 
 def _activation(raw: Mapping[str, Any]) -> Activation:
@@ -278,8 +346,9 @@ def _activation(raw: Mapping[str, Any]) -> Activation:
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key, supported in _ONLY_SUPPORTED_AS.items():
-        if key in raw and raw[key] != supported:
-            instead = f"only {supported!r} is" if supported else "choose a checkpoint without it"
+        if key in raw and raw[key] not in supported:
+            is_told = supported not in ((), ({},))
+            instead = f"only {supported[0]!r} is" if is_told else "choose a checkpoint without it"
             found = reprlib.repr(raw[key])  # a quantization's is long
             raise ValueError(f"config.json: {key} = {found} is not supported; {instead}")
 

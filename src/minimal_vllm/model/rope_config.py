@@ -43,7 +43,19 @@ class YarnScaling:
     """Whether the ramp between stretched and kept dimensions starts and ends at whole ones."""
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True)
+class FrequencyFactors:
+    """Each pair's frequency is divided by a factor of its own.
+
+    No config.json asks for it: GGUF files have these factors in place of ``Llama3Scaling``, from
+    which they were computed.
+    """
+
+    factors: tuple[float, ...]
+    """``head_dim / 2`` positive numbers."""
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FrequencyFactors
 
 SCALINGS: dict[str, type[RopeScaling] | None] = {
     "default": None,
@@ -85,11 +97,30 @@ class RopeConfig:
                 f"config.json: partial_rotary_factor is {rotated}, but only fully rotated heads "
                 "(1.0) are supported"
             )
+        parameters = {
+            key: value
+            for key, value in parameters.items()
+            if not _changes_nothing(rope_type, key, value)
+        }
         if rope_type in ("llama3", "yarn"):
             key = "original_max_position_embeddings"
             trained_length = parameters.get(key, raw["max_position_embeddings"])
             parameters[key] = raw.get(key, trained_length)
         return cls(theta, _scaling(rope_type, parameters))
+
+
+def _changes_nothing(rope_type: str, key: str, value: object) -> bool:
+    """Whether a parameter, which published checkpoints have, has no effect with this value."""
+    match key:
+        case "finetuned":  # a note on how the model was made
+            return True
+        case "attn_factor" | "extrapolation_factor":
+            return value == 1
+        case "factor":
+            return rope_type == "default" and value == 1
+        case "original_max_position_embeddings":
+            return rope_type in ("default", "linear")
+    return False
 
 
 def _scaling(rope_type: str, parameters: Mapping[str, Any]) -> RopeScaling | None:

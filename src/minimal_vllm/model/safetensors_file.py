@@ -30,8 +30,8 @@ WINDOW_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file."""
+class SafetensorsTensor:
+    """A tensor in a safetensors file."""
 
     path: Path
     name: str
@@ -40,12 +40,30 @@ class StoredTensor:
     """As safetensors names it."""
 
     @property
+    def is_readable(self) -> bool:
+        """Whether its dtype can be read."""
+        return self.dtype in DTYPES
+
+    @property
     def num_bytes(self) -> int:
-        """Its size in the file, if its dtype can be read."""
+        """Its size in the file, if it is readable."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    def copy_to(self, destination: Tensor) -> None:
+        """Fill ``destination``, which has the same shape, converting to its dtype and device.
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+        Raises:
+            ValueError: if the file can't be read any more.
+        """
+        rows = self.shape[0]
+        rows_at_a_time = max(1, WINDOW_BYTES * rows // max(self.num_bytes, 1))
+        for first in range(0, rows, rows_at_a_time):
+            window = slice(first, min(first + rows_at_a_time, rows))
+            with _opened(self.path) as file:
+                destination[window].copy_(file.get_slice(self.name)[window])
+
+
+def read_header(path: Path) -> dict[str, SafetensorsTensor]:
     """What tensors a file holds, by name.
 
     Raises:
@@ -54,23 +72,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return {
-            name: StoredTensor(path, name, tuple(part.get_shape()), part.get_dtype())
+            name: SafetensorsTensor(path, name, tuple(part.get_shape()), part.get_dtype())
             for name, part in slices.items()
         }
-
-
-def copy_tensor(stored: StoredTensor, destination: Tensor) -> None:
-    """Fill ``destination``, of the same shape, converting to its dtype and moving to its device.
-
-    Raises:
-        ValueError: if the file can't be read any more.
-    """
-    rows = stored.shape[0]
-    rows_at_a_time = max(1, WINDOW_BYTES * rows // max(stored.num_bytes, 1))
-    for first in range(0, rows, rows_at_a_time):
-        window = slice(first, min(first + rows_at_a_time, rows))
-        with _opened(stored.path) as file:
-            destination[window].copy_(file.get_slice(stored.name)[window])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A model's tokenizer, read from the files in its folder without importing transformers."""
+"""A model's tokenizer, read from the model's files without importing transformers."""
 
 import json
 import re
@@ -9,6 +9,15 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
+from minimal_vllm.text.gguf_tokenizer import read_tokenizer
+from minimal_vllm.text.special_tokens import surround
+
+_HEED_CONFIGURED_ENDS = frozenset(
+    {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"}
+)
+"""Values of ``tokenizer_class``, without "Fast"."""
+
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """What stands in a decoded text for bytes that are not UTF-8."""
 
@@ -17,24 +26,27 @@ class Tokenizer:
     """Encodes and decodes as ``transformers.AutoTokenizer`` does with the same folder.
 
     Attributes:
-        config: what ``tokenizer_config.json`` holds; empty without it.
+        folder: the model's folder, or its GGUF file.
+        config: what ``tokenizer_config.json`` holds, or the same from a GGUF file's metadata;
+            empty without either.
         special_tokens: the named ones, such as ``{"eos_token": "</s>"}``.
         special_token_ids: all that ``skip_special_tokens`` leaves out of a text.
 
     Raises:
-        ValueError: if the folder has no ``tokenizer.json``, or a file in it cannot be read.
+        ValueError: if the folder has neither a ``tokenizer.json`` nor a GGUF file, or a file in
+            it cannot be read.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._backend = _load_backend(self.folder)
-        self.config = _load_config(self.folder)
+        self._backend, self.config = _load(self.folder)
         self.special_tokens: dict[str, str] = {
             name: _content(token)
             for name, token in self.config.items()
             if name.endswith("_token") and isinstance(token, str | dict)
         }
         _add_configured_tokens(self._backend, self.config, list(self.special_tokens.values()))
+        _heed_configured_ends(self._backend, self.config, self.special_tokens)
         self.special_token_ids = frozenset(
             token_id
             for token_id, token in self._backend.get_added_tokens_decoder().items()
@@ -122,6 +134,14 @@ class Tokenizer:
         return text.encode() if REPLACEMENT_CHARACTER not in text else self.token_bytes(token_id)
 
 
+def _load(folder: Path) -> tuple[Backend, dict[str, Any]]:
+    if not (folder / "tokenizer.json").is_file():
+        gguf = find_gguf(folder)
+        if gguf is not None:
+            return read_tokenizer(read_gguf(gguf))
+    return _load_backend(folder), _load_config(folder)
+
+
 def _load_backend(folder: Path) -> Backend:
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -183,6 +203,23 @@ def _add_configured_tokens(backend: Backend, config: dict[str, Any], named: list
             if token not in special
         ]
     )
+
+
+def _heed_configured_ends(
+    backend: Backend, config: dict[str, Any], special_tokens: dict[str, str]
+) -> None:
+    """Let ``add_bos_token`` and ``add_eos_token`` overrule tokenizer.json, as in vLLM.
+
+    Only some classes of tokenizers do so; for others, the file has the last word. A token that has
+    no name isn't added.
+    """
+    heeds = str(config.get("tokenizer_class", "")).removesuffix("Fast") in _HEED_CONFIGURED_ENDS
+    begins, ends = config.get("add_bos_token"), config.get("add_eos_token")
+    if not heeds or (begins is None and ends is None):
+        return
+    bos = special_tokens.get("bos_token") if begins in (None, True) else None
+    eos = special_tokens.get("eos_token") if ends is True else None
+    surround(backend, bos, eos)
 
 
 def _plain_token(backend: Backend) -> list[int]:

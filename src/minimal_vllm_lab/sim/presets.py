@@ -71,7 +71,7 @@ def read_model_shape(model: str, revision: str | None, download_dir: str | None)
     if model.endswith(".json"):
         return ModelConfig.from_dict(read_json(Path(model).expanduser()))
     try:
-        folder = resolve_model(model, revision, download_dir, weights=False)
+        checkpoint = resolve_model(model, revision, download_dir, weights=False)
     except ValueError as error:
         raise ValueError(f"{error}; the simulator's presets are {', '.join(PRESETS)}") from error
-    return ModelConfig.from_folder(folder)
+    return ModelConfig.from_checkpoint(checkpoint)

@@ -1,0 +1,126 @@
+"""The tensors of a GGUF file under the names, and in the order, of a Hugging Face checkpoint."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minimal_vllm.formats.gguf_file import GgufFile, TensorInfo, read_gguf
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.gguf_config import ROPE_FACTORS
+
+WINDOW_NUMBERS = 8 << 20
+"""Numbers that are dequantized at a time: 32 MiB of float32, which is what loading takes beside the
+weights."""
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor in a GGUF file, as the loader takes it."""
+
+    file: GgufFile
+    info: TensorInfo
+    interleaved_head_dim: int | None = None
+    """Size of a head, if it stores its rotary pairs as neighbors, rows 2i and 2i + 1. Default: the
+    tensor has no such heads."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the model."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> str:
+        """How its numbers are stored, in llama.cpp's words."""
+        return self.info.type_name
+
+    @property
+    def is_readable(self) -> bool:
+        """Always true: a file with types that can't be read is refused as a whole."""
+        return True
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return self.info.num_bytes
+
+    def copy_to(self, destination: Tensor) -> None:
+        """Fill ``destination``, which has the same shape, converting to its dtype and device.
+
+        Raises:
+            ValueError: the file can't be read any more.
+        """
+        whole = self.interleaved_head_dim or 1
+        step = max(1, WINDOW_NUMBERS // (self.shape[-1] * whole)) * whole
+        for first in range(0, self.info.num_rows, step):
+            end = min(first + step, self.info.num_rows)
+            rows = torch.from_numpy(self.file.rows(self.info.name, first, end))
+            if len(self.shape) == 1:  # a vector is one row in the file
+                destination.copy_(self._in_halves(rows[0]))
+            else:
+                destination[first:end].copy_(self._in_halves(rows))
+
+    def _in_halves(self, rows: Tensor) -> Tensor:
+        """Undo llama.cpp's order of a head's rows.
+
+        Its rotary embedding rotates rows 2i and 2i + 1 together, Hugging Face's rows i and
+        i + D / 2. Its converter therefore moves row i to 2i, and row i + D / 2 to 2i + 1.
+        """
+        if self.interleaved_head_dim is None:
+            return rows
+        pairs = rows.view(-1, self.interleaved_head_dim // 2, 2, *rows.shape[1:])
+        return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def gguf_tensors(path: Path, config: ModelConfig) -> dict[str, GgufTensor]:
+    """Return the tensors of a model by Hugging Face's names.
+
+    A tensor for which Hugging Face has no name keeps llama.cpp's, and the loader rejects it.
+
+    Raises:
+        ValueError: the file can't be read, or isn't a whole GGUF file.
+    """
+    file = read_gguf(path)
+    is_interleaved = file.metadata.get("general.architecture") == "llama"
+    tensors = {}
+    for name, info in file.tensors.items():
+        if name == ROPE_FACTORS:  # belongs to the configuration
+            continue
+        has_heads = is_interleaved and re.search(r"\.attn_[qk]\.", name)
+        head_dim = config.head_dim if has_heads else None
+        tensors[_hugging_face_name(name)] = GgufTensor(file, info, head_dim)
+    return tensors
+
+
+def _hugging_face_name(name: str) -> str:
+    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
+        layer, part, kind = match.groups()
+        return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}" if part in _LAYER_NAMES else name
+    part, _, kind = name.rpartition(".")
+    return f"{_NAMES[part]}.{kind}" if part in _NAMES else name

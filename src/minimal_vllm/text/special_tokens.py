@@ -1,0 +1,19 @@
+"""Special tokens that a tokenizer puts around every text."""
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+
+def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
+    """Let ``backend`` begin every text with ``bos`` and end it with ``eos``; None: with nothing.
+
+    It replaces the tokenizer's own post-processor. Both must be tokens of the vocabulary.
+    """
+    before = [] if bos is None else [bos]
+    after = [] if eos is None else [eos]
+    first, second = [*before, "$A", *after], [*before, "$B:1", *after]
+    backend.post_processor = TemplateProcessing(
+        single=first,
+        pair=[*first, *second],
+        special_tokens=[(token, backend.token_to_id(token)) for token in {*before, *after}],
+    )
