@@ -43,8 +43,14 @@ def test_the_gate_alone_agrees_with_pytorch(activation, size):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_gate_rounds_16_bit_numbers_where_pytorch_does(activation, dtype):
     gate_up = numbers(64, 2 * 3072).to(dtype)
-    # One step of rounding: the exponential is another one.
-    torch.testing.assert_close(act_and_mul(gate_up, activation), gated(gate_up, activation))
+    # Two steps of rounding: the exponential is another one. Where GELU is nearly 0, PyTorch's own
+    # 1 + tanh has only a few digits left.
+    torch.testing.assert_close(
+        act_and_mul(gate_up, activation),
+        gated(gate_up, activation),
+        rtol=2 * torch.finfo(dtype).eps,
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
