@@ -47,7 +47,7 @@ def run(budget: int | None) -> Measured:
         options = {"max_num_batched_tokens": budget}
     records: list[StepRecord] = []
     llm = LLM(num_gpu_blocks_override=160, max_num_seqs=8, observers=[records.append], **options)
-    llm.engine.add_request("A", llm.get_tokenizer().encode(PROMPT), GREEDY)
+    llm.engine.add_request("A", llm.tokenizer.encode(PROMPT), GREEDY)
     while len(records) < 8:
         llm.engine.step()
     del records[:]

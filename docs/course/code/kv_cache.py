@@ -17,7 +17,7 @@ def main() -> None:
     llm = LLM(
         device="cpu", dtype="float32", enable_prefix_caching=False, observers=[records.append]
     )
-    prompt = llm.get_tokenizer().encode(PROMPT)
+    prompt = llm.tokenizer.encode(PROMPT)
     complete(llm, prompt, 1)  # the first step of a process is slow
 
     del records[:]

@@ -41,7 +41,7 @@ def run(num_blocks: int, has_cache: bool) -> Texts:
 
 def generate(llm: LLM) -> Texts:
     """Generate for all requests at once. Their first tokens differ, so they share no blocks."""
-    prompt = llm.get_tokenizer().encode(PROMPT)
+    prompt = llm.tokenizer.encode(PROMPT)
     for index in range(len(WRITE)):
         params = SamplingParams(temperature=0, max_tokens=MAY_WRITE, ignore_eos=True)
         llm.engine.add_request(str(index), [300 + index, *prompt], params)

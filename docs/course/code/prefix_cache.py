@@ -51,7 +51,7 @@ def run(enable_prefix_caching: bool) -> list[Turn]:
         enable_prefix_caching=enable_prefix_caching,
         observers=[records.append],
     )
-    encode = llm.get_tokenizer().encode
+    encode = llm.tokenizer.encode
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True)
     text, turns = encode(OPENING), []
     for sentence in TURNS:

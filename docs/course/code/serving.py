@@ -108,7 +108,7 @@ def show_metrics(metrics: Metrics) -> None:
 
 
 def prompt_of(llm: LLM) -> list[int]:
-    return llm.get_tokenizer().encode(PROMPT)
+    return llm.tokenizer.encode(PROMPT)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def show_what_is_read() -> None:
     """Use one system prompt, then the course's sentence with varying first words."""
     llm = LLM(num_gpu_blocks_override=256)
     system = [300 + index for index in range(NUM_SHARED)]
-    sentence = llm.get_tokenizer().encode(PROMPT)
+    sentence = llm.tokenizer.encode(PROMPT)
     greedy = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
     for index in range(NUM_REQUESTS):
         llm.engine.add_request(str(index), [*system, 1000 + index, *sentence], greedy)

@@ -32,7 +32,7 @@ def main() -> None:
 def add(llm: LLM, prompts: dict[str, str]) -> None:
     for name, prompt in prompts.items():
         params = SamplingParams(temperature=0, max_tokens=9)
-        llm.engine.add_request(name, llm.get_tokenizer().encode(prompt), params)
+        llm.engine.add_request(name, llm.tokenizer.encode(prompt), params)
 
 
 def show_step(llm: LLM) -> None:
@@ -48,7 +48,7 @@ def show_step(llm: LLM) -> None:
         for position in range(entry.start, entry.start + entry.num_new):
             row.append(entry.request.request_id)
             slots.append(table[position // BLOCK] * BLOCK + position % BLOCK)
-    words = [llm.get_tokenizer().decode([token]).strip() for token in batch.input_ids.tolist()]
+    words = [llm.tokenizer.decode([token]).strip() for token in batch.input_ids.tolist()]
     cells = {
         "": row,
         "input_ids": words,

@@ -74,7 +74,7 @@ def main() -> None:
 
 def show_operations() -> None:
     llm = LLM(num_gpu_blocks_override=128)
-    llm.engine.add_request("A", llm.get_tokenizer().encode(PROMPT), GREEDY)
+    llm.engine.add_request("A", llm.tokenizer.encode(PROMPT), GREEDY)
     for _ in range(3):
         llm.engine.step()
     begun = time.perf_counter()

@@ -120,7 +120,7 @@ class SamplingFields(ApiModel):
         """What is asked for, else the defaults.
 
         Raises:
-            pydantic.ValidationError: a value is out of range, or two contradict each other.
+            SettingsError: a value is out of range, or two contradict each other.
         """
         names = {field.name for field in fields(SamplingParams)} & type(self).model_fields.keys()
         given = {name: value for name in names if (value := getattr(self, name)) is not None}

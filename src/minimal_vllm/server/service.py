@@ -1,11 +1,10 @@
 """What all routes share: the model's names, its tokenizer, and its engine."""
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-
-from pydantic import ValidationError
 
 from minimal_vllm.demo import DEMO_MODEL_NAME
 from minimal_vllm.llm import LLM
@@ -15,9 +14,13 @@ from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.extension import ServerExtension
+from minimal_vllm.server.logprobs import TokenNames
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
+from minimal_vllm.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -69,11 +72,10 @@ class Service:
 
     def sampling_params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
         """What the request asks for, else what the model does, else the endpoint's default."""
-        follows_model = self.llm.config.generation_config == "auto"
-        model_choice = self.llm.built.files.generation_config.sampling if follows_model else {}
+        model_choice = self.llm.built.files.generation_config.sampling
         try:
             return body.sampling_params({"max_tokens": max_tokens, **model_choice})
-        except ValidationError as error:
+        except SettingsError as error:
             raise as_api_error(error) from error
 
     async def constrain(
@@ -87,7 +89,7 @@ class Service:
         if constraint is None:
             return params
         self.check_load()
-        compile_it = self.llm.built.grammars.start  # type: ignore[union-attr] # has a tokenizer
+        compile_it = self.llm.text.grammars.start
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
@@ -101,7 +103,7 @@ class Service:
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
         """The tokens of some prompts (400 if one is not valid text)."""
-        tokenizer = self.llm.get_tokenizer()
+        tokenizer = self.llm.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         try:
             encoded = iter(
@@ -112,6 +114,11 @@ class Service:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def token_names(self, body: SamplingFields) -> TokenNames:
+        """Return the names of tokens in a response: texts, or ids if they are asked for."""
+        as_ids = body.return_tokens_as_token_ids or self.config.return_tokens_as_token_ids
+        return TokenNames(self.llm.tokenizer, as_ids)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -134,6 +141,11 @@ class Service:
                 "priority: this server takes who comes first (--scheduling-policy=priority)",
                 param="priority",
             )
+        if self.config.enable_log_requests:
+            for prompt in prompts:
+                logger.info(
+                    "request_id=%s prompt_tokens=%d params=%s", response_id, len(prompt), params
+                )
         return [
             EngineRequest(
                 request_id=f"{response_id}-{place * params.n + index}",

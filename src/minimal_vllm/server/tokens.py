@@ -67,7 +67,7 @@ class Text(BaseModel):
 def make_router(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter()
-    tokenizer = service.llm.get_tokenizer()
+    tokenizer = service.llm.tokenizer
 
     @router.post("/tokenize", response_model_exclude_unset=True)
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:

@@ -31,7 +31,7 @@ class ChatTemplate:
     content, and with a JSON string as the arguments of a tool call. Most templates know neither.
 
     Attributes:
-        names: of the templates that there are; ``default`` and ``tool_use`` choose themselves.
+        sources: template by name; ``default`` is used, or ``tool_use`` where tools are given.
 
     Raises:
         ValueError: if a template's syntax is wrong.
@@ -40,8 +40,8 @@ class ChatTemplate:
     def __init__(
         self, sources: str | Mapping[str, str], special_tokens: Mapping[str, str] | None = None
     ) -> None:
-        sources = {"default": sources} if isinstance(sources, str) else sources
-        self._templates = {name: _compile(source) for name, source in sources.items()}
+        self.sources = {"default": sources} if isinstance(sources, str) else dict(sources)
+        self._templates = {name: _compile(source) for name, source in self.sources.items()}
         self._special_tokens = dict(special_tokens or {})
 
     def render(

@@ -96,7 +96,7 @@ class ChatAnswer(ChunkedAnswer):
         super().__init__(service, response_id, body)
         self._body = body
         self._messages = MessageReaders(dialogue)
-        self._names = TokenNames(service.llm.get_tokenizer(), body.return_tokens_as_token_ids)
+        self._names = service.token_names(body)
         self._begun: set[int] = set()
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:

@@ -30,7 +30,7 @@ def _render(service: Service, chat: ChatFields) -> str:
     # Not by ``load_chat_template``, which would read whatever file the client names.
     brought = chat.chat_template
     try:
-        special_tokens = service.llm.get_tokenizer().special_tokens
+        special_tokens = service.llm.tokenizer.special_tokens
         template = ChatTemplate(brought, special_tokens) if brought is not None else None
         render = template.render if template else service.llm.render_chat
         return render(
@@ -38,7 +38,8 @@ def _render(service: Service, chat: ChatFields) -> str:
             tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            **(chat.chat_template_kwargs or {}),
+            **(service.config.default_chat_template_kwargs or {})
+            | (chat.chat_template_kwargs or {}),
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error

@@ -5,20 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.config import TEMPLATE_ARGUMENTS
 from minimal_vllm.server.models import SamplingFields
 from minimal_vllm.server.tools.protocol import Tool, ToolCall, ToolChoice
-
-TEMPLATE_ARGUMENTS = frozenset(
-    {
-        "self",
-        "messages",
-        "tools",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-    }
-)
-"""Names that ``chat_template_kwargs`` may not set: they have fields of their own."""
 
 
 class TextPart(ApiModel):
