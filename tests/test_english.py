@@ -32,7 +32,6 @@ NOT_REWRITTEN_YET = frozenset(
         "minimal_vllm/device/launch.py",
         "minimal_vllm/engine/backends.py",
         "minimal_vllm/engine/engine.py",
-        "minimal_vllm/engine/runners.py",
         "minimal_vllm/sampling/row.py",
         "minimal_vllm/step/plan.py",
         "minimal_vllm/trace/lines.py",

@@ -8,7 +8,7 @@ from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import FIFO, LRU
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.engine.runners import runs_ahead
+from minimal_vllm.engine.backends import runs_ahead
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.sampling.sampler import sample
 

@@ -8,6 +8,9 @@ from transformers import AutoModelForCausalLM
 from minimal_vllm.model import layers
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.layers import Modules
+from minimal_vllm.model.linear import Linear, parameter
 from minimal_vllm.model.loader import checkpoint_tensors, load_model
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.registry import NormNames
@@ -174,3 +177,54 @@ def test_a_checkpoint_has_the_norms_that_the_family_names(tmp_path, place):
     norms = {f"{prefix}{name}.weight" for name in astuple(PLACES[place]) if name}
     assert {name for name in found if name.endswith("layernorm.weight")} == norms
     assert sum(each.numel() for each in model.parameters()) == config.num_parameters
+
+
+class Int8Linear(Linear):
+    """A projection with int8 weights and a scale per row."""
+
+    def __init__(self, in_size, parts, bias):
+        super().__init__(in_size, parts, bias)
+        self.weight = parameter(sum(parts.values()), in_size, dtype=torch.int8)
+        self.scale = parameter(sum(parts.values()), dtype=torch.float32)
+
+    def quantize(self, weight):
+        self.scale.copy_(weight.float().abs().amax(dim=1) / 127)
+        self.weight.copy_((weight.float() / self.scale[:, None]).round())
+
+    def dequantized(self):
+        return self.weight * self.scale[:, None]
+
+    def forward(self, x, out=None):
+        x = computed(x)
+        return torch.nn.functional.linear(x, self.dequantized().to(x.dtype), self.bias)
+
+
+def quantizes_layers(path, projection):
+    """As formats do that leave the head as it is."""
+    if path == "lm_head" or type(projection) is not Linear:
+        return projection
+    return Int8Linear(projection.in_size, projection.parts, projection.bias is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_projection_of_another_class_is_put_in_by_its_path(tmp_path, dtype):
+    plain = load(write_checkpoint(tmp_path, FAMILIES["llama-mqa-biases"]), dtype)
+    config = ModelConfig.from_checkpoint(tmp_path)
+    modules = Modules(convert=quantizes_layers)
+    model = Decoder(config, dtype, torch.device("cpu"), modules=modules)
+    assert type(model.lm_head) is Linear
+    weights = dict(plain.named_parameters())
+    for path, module in model.named_modules():
+        if isinstance(module, Int8Linear):
+            assert (module.weight.dtype, module.scale.dtype) == (torch.int8, torch.float32)
+            module.quantize(weights[f"{path}.weight"])
+            module.bias.copy_(weights[f"{path}.bias"])
+            plain.get_submodule(path).weight.copy_(module.dequantized())
+    for path, own in model.named_parameters():
+        if path in weights and not isinstance(
+            model.get_submodule(path.rpartition(".")[0]), Int8Linear
+        ):
+            own.copy_(weights[path])
+    torch.testing.assert_close(
+        compute_logits(model, [len(TOKEN_IDS)]), compute_logits(plain, [len(TOKEN_IDS)])
+    )

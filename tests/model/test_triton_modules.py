@@ -14,6 +14,7 @@ from minimal_vllm.model.config import LayerConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
 from minimal_vllm.model.layers import PLAIN_MODULES
+from minimal_vllm.model.rope import Rotary, Rotation
 from minimal_vllm.model.rope_config import RopeConfig
 from minimal_vllm.model.triton_modules import TRITON_MODULES, PartialSums
 
@@ -185,10 +186,10 @@ def test_heads_are_normalized_rotated_and_stored(shape, norms, rope, dtype):
     positions = torch.tensor([3, 0, 49, 7, 8], device=DEVICE)
     slots = torch.tensor([5, 31, 0, 16, 12], device=DEVICE)
     results = []
-    for attention, modules in zip(pair, (PLAIN_MODULES, TRITON_MODULES), strict=True):
+    rotation = Rotary(rope_config, head_dim, 50, DEVICE).rotation(positions, dtype)
+    for attention in pair:
         memory = torch.full((2, 3, num_kv_heads, 16, head_dim), -7.0, device=DEVICE).to(dtype)
         cache = LayerCache(*memory)
-        rotation = modules.rotary(rope_config, head_dim, 50, DEVICE).rotation(positions, dtype)
         heads = attention.place_heads(qkv.clone(), rotation, slots, cache)
         results.append((*heads, cache.key, cache.value))
     for expected, got in zip(*results, strict=True):
@@ -199,7 +200,7 @@ def test_a_token_without_a_slot_is_not_stored():
     _, attention = make_attentions(4, 2, 16, norms=False, rope=False, dtype=torch.float32)
     cache = LayerCache(*torch.full((2, 2, 2, 16, 16), -7.0, device=DEVICE))
     slots = torch.tensor([-1], device=DEVICE)
-    rotation = numbers(4, 16), torch.tensor([0], device=DEVICE)
+    rotation = Rotation(numbers(4, 16), torch.tensor([0], device=DEVICE), torch.float32)
     attention.place_heads(numbers(1, 8 * 16), rotation, slots, cache)
     assert (cache.key == -7).all()
     assert (cache.value == -7).all()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.step.batch import Batch, IntArray
+from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
 
 PROMPT_TILE = 32
 """Number of tokens per tile of a prompt: enough rows for an efficient matrix product."""
@@ -255,7 +255,7 @@ class TiledAttention:
         self, batch: Batch, requests: IntArray, tile_size: int, window: int | None
     ) -> TileGroup:
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
-        owner, index = _enumerate_runs(-(-(ends - starts) // tile_size))
+        owner, index = enumerate_runs(-(-(ends - starts) // tile_size))
         first = starts[owner] + index * tile_size
         tokens = np.minimum(first[:, None] + np.arange(tile_size), ends[owner, None] - 1)
         positions = batch.positions[tokens]
@@ -324,13 +324,3 @@ def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Ten
     if window is not None:
         hidden |= key_positions[:, None, :] <= positions[:, :, None] - window
     return hidden
-
-
-def _enumerate_runs(lengths: IntArray) -> tuple[IntArray, IntArray]:
-    """Number the elements of runs: lengths ``[2, 1, 3]`` are runs ``[0, 0, 1, 2, 2, 2]``.
-
-    Returns:
-        The run of each element, and its index in the run, here ``[0, 1, 0, 0, 1, 2]``.
-    """
-    run = np.repeat(np.arange(len(lengths)), lengths)
-    return run, np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -36,7 +36,7 @@ from minimal_vllm.attention.library import (
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.transfer import send
-from minimal_vllm.step.batch import Batch, Int32Array, IntArray
+from minimal_vllm.step.batch import Batch, Int32Array, IntArray, enumerate_runs
 from minimal_vllm.step.shared_prefix import SharedPrefix
 
 
@@ -251,8 +251,7 @@ class TritonAttention:
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
         most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
         num_tiles = -(-(ends - starts) // most_tokens)
-        owner = np.repeat(np.arange(len(requests)), num_tiles)
-        index = np.arange(len(owner)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
+        owner, index = enumerate_runs(num_tiles)
         token = starts[owner] + index * most_tokens
         num_tokens = np.minimum(ends[owner] - token, most_tokens)
         position = batch.positions[token]

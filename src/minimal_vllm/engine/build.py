@@ -16,11 +16,10 @@ from minimal_vllm.cache.memory import (
 )
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
-from minimal_vllm.engine.backends import choose_attention, choose_modules
+from minimal_vllm.engine.backends import choose_attention, choose_modules, make_runner, runs_ahead
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.parts import make_pool, make_scheduler
-from minimal_vllm.engine.runners import make_runner, runs_ahead
 from minimal_vllm.engine.sizing import (
     check_weights_fit,
     choose_batched_tokens,

@@ -11,7 +11,8 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules
-from minimal_vllm.model.linear import parameter
+from minimal_vllm.model.linear import Projection, TypedParameter, parameter
+from minimal_vllm.model.rope import Rotary
 
 
 class Embedding(nn.Module):
@@ -72,12 +73,15 @@ class Decoder(nn.Module):
             )
             self.norm = modules.norm("norm", config.hidden_size, config.rms_norm_eps)
             self.lm_head = modules.linear(config.hidden_size, {"lm_head": config.vocab_size}, False)
+        for path, module in list(self.named_modules()):
+            if isinstance(module, Projection):
+                self.set_submodule(path, modules.convert(path, module))
         self.has_tied_embeddings = config.tie_word_embeddings
         if self.has_tied_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+            self.lm_head.share_weight(self.embed_tokens.weight)
         _allocate(self, dtype, device)
         num_positions = max_positions or config.max_positions
-        self.rotary = modules.rotary(config.rope, config.head_dim, num_positions, device)
+        self.rotary = Rotary(config.rope, config.head_dim, num_positions, device)
 
     def forward(
         self,
@@ -131,6 +135,7 @@ def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Non
     for module in model.modules():
         for name, shaped in module.named_parameters(recurse=False):
             if shaped not in allocated:
-                memory = torch.empty(shaped.shape, dtype=dtype, device=device)
+                own = shaped.dtype if isinstance(shaped, TypedParameter) else dtype
+                memory = torch.empty(shaped.shape, dtype=own, device=device)
                 allocated[shaped] = nn.Parameter(memory, requires_grad=False)
             setattr(module, name, allocated[shaped])

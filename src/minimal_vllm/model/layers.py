@@ -14,9 +14,9 @@ from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import Activation, LayerConfig, ModelConfig
 from minimal_vllm.model.deferred import Operand
-from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
+from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear
 from minimal_vllm.model.norm import NoNorm, RMSNorm
-from minimal_vllm.model.rope import Rotary, Rotation, rotate
+from minimal_vllm.model.rope import Rotation, rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries ``[T, H, D]``, keys ``[T, K, D]`` and values ``[T, K, D]``."""
@@ -103,7 +103,7 @@ class SelfAttention(nn.Module):
             q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
             qk = cat((self.q_norm.normalize(q), self.k_norm.normalize(k)), dim=1)
         if self.rope:
-            qk = rotate(qk, *rotation)
+            qk = rotate(qk, *rotation.cos_sin)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         write_to_cache(k, v, cache, slots)
         return q, k, v
@@ -127,7 +127,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = modules.attention(config, layer, modules)
         self.after_attention = norm(config.norms.after_attention)
         self.before_mlp = norm(config.norms.before_mlp)
-        self.mlp = MLP(config, modules)
+        self.mlp = modules.mlp(config, modules)
         self.after_mlp = norm(config.norms.after_mlp)
 
     def forward(
@@ -163,6 +163,10 @@ class DecoderLayer(nn.Module):
         return self.after_mlp.normalize(x), residual
 
 
+def _keep(path: str, projection: Projection) -> Projection:  # noqa: ARG001
+    return projection
+
+
 @dataclass(frozen=True)
 class Modules:
     """Makers of the modules of a decoder; by default PyTorch's operations, on any device.
@@ -181,8 +185,12 @@ class Modules:
     """Makes a norm from its name in the checkpoint, its size, and its epsilon."""
     attention: "Callable[[ModelConfig, LayerConfig, Modules], SelfAttention]" = SelfAttention
     """Makes a layer's attention, whose projections and norms are made by these makers too."""
-    rotary: type[Rotary] = Rotary
-    """Prepares rotary embeddings."""
+    mlp: "Callable[[ModelConfig, Modules], MLP]" = MLP
+    """Makes a layer's MLP, of projections from these makers."""
+    convert: Callable[[str, Projection], Projection] = _keep
+    """Replaces a projection by another, given its path in the model; by default, by itself. The
+    weights have no memory yet. A format that quantizes some projections and leaves others, or an
+    adapter of some layers, is put in here."""
 
 
 PLAIN_MODULES = Modules()

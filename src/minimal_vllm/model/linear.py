@@ -16,9 +16,20 @@ from minimal_vllm.model.config import Activation
 from minimal_vllm.model.deferred import Operand, computed
 
 
-def parameter(*shape: int) -> nn.Parameter:
-    """Return an uninitialized weight that is never trained."""
-    return nn.Parameter(torch.empty(shape), requires_grad=False)
+class TypedParameter(nn.Parameter):
+    """A parameter that keeps its own dtype, whatever the model's is."""
+
+
+def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """Return an uninitialized weight that is never trained.
+
+    Args:
+        *shape: its shape.
+        dtype: its dtype. Default: the model's.
+    """
+    if dtype is None:
+        return nn.Parameter(torch.empty(shape), requires_grad=False)
+    return TypedParameter(torch.empty(shape, dtype=dtype), requires_grad=False)
 
 
 class Projection(nn.Module):
@@ -33,6 +44,7 @@ class Projection(nn.Module):
 
     def __init__(self, in_size: int, parts: dict[str, int], bias: bool) -> None:
         super().__init__()
+        self.in_size = in_size
         self.parts = parts
         self.weight = parameter(sum(parts.values()), in_size)
         self.bias = parameter(sum(parts.values())) if bias else None
@@ -50,6 +62,10 @@ class Projection(nn.Module):
 
 class Linear(Projection):
     """A plain projection: ``x @ weight.T + bias``."""
+
+    def share_weight(self, weight: nn.Parameter) -> None:
+        """Use ``weight``, ``[out, in]``, which another module owns."""
+        self.weight = weight
 
     def forward(self, x: Operand, out: Tensor | None = None) -> Tensor:
         """Project ``x``.

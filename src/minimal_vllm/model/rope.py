@@ -8,6 +8,8 @@ Scaled frequencies stretch a model to longer contexts than it was trained for: P
 """
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -98,8 +100,25 @@ def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=1) * attention_factor(config)
 
 
-Rotation = tuple[Tensor, Tensor]
-"""What ``Rotary.rotation`` makes of a step's positions; all layers of the step share it."""
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation of a step's tokens, which all layers share."""
+
+    table: Tensor
+    """``[num_positions, D]``, from ``rope_table``."""
+    positions: Tensor
+    """``[T]`` int64: positions of the tokens, each below ``num_positions``."""
+    dtype: torch.dtype
+    """Dtype of the model."""
+
+    @cached_property
+    def cos_sin(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each ``[T, 1, D]``; the first D / 2 sines are negated.
+
+        They are looked up once per step. A kernel may look them up in ``table`` itself.
+        """
+        cos, sin = self.table[self.positions].to(self.dtype).unsqueeze(1).chunk(2, dim=-1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 class Rotary:
@@ -118,17 +137,13 @@ class Rotary:
         self.table = rope_table(config, head_dim, num_positions).to(device)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Look up what ``rotate`` needs for the tokens of a step.
+        """Return the rotation of a step.
 
         Args:
             positions: ``[T]`` int64, each below ``num_positions``.
             dtype: dtype of the model.
-
-        Returns:
-            Cosines and sines, each ``[T, 1, D]``; the first D / 2 sines are negated.
         """
-        cos, sin = self.table[positions].to(dtype).unsqueeze(1).chunk(2, dim=-1)
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return Rotation(self.table, positions, dtype)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -136,8 +151,8 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         heads: queries or keys, ``[T, heads, D]``.
-        cos: from ``Rotary.rotation``.
-        sin: from ``Rotary.rotation``.
+        cos: from ``Rotation.cos_sin``.
+        sin: from ``Rotation.cos_sin``.
     """
     swapped = heads.roll(heads.shape[-1] // 2, dims=-1)  # (b, a)
     return torch.addcmul(heads * cos, swapped, sin)

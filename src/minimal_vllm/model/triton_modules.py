@@ -22,15 +22,15 @@ from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.model.layers import Heads, Modules, SelfAttention
 from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
 from minimal_vllm.model.norm import RMSNorm
-from minimal_vllm.model.rope import Rotary, Rotation
+from minimal_vllm.model.rope import Rotation
 
 
 @dataclass(frozen=True, slots=True)
 class Normed:
     """The norm of the residual stream of a single token, deferred.
 
-    Whoever computes it also writes ``total``, the new residual stream, and must do so before the
-    stream is read again.
+    The module that computes it also writes ``total``, the new residual stream, before the stream is
+    read again.
     """
 
     residual: Tensor
@@ -145,13 +145,12 @@ class TritonSelfAttention(SelfAttention):
         self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
     ) -> Heads:
         """Normalize and rotate queries and keys, in place; see ``SelfAttention.place_heads``."""
-        table, positions = rotation
         norm_rotate_store(
             qkv,
             norms=(self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None,
             eps=self.q_norm.eps if self.q_norm else 0.0,
-            rope_table=table if self.rope else None,
-            positions=positions,
+            rope_table=rotation.table if self.rope else None,
+            positions=rotation.positions,
             slots=slots,
             cache=cache,
         )
@@ -160,19 +159,10 @@ class TritonSelfAttention(SelfAttention):
         return q, k, v
 
 
-class TritonRotary(Rotary):
-    """Leaves the table of angles to the kernel that reads it."""
-
-    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:  # noqa: ARG002
-        """Return the table, and ``positions``, ``[T]`` int64."""
-        return self.table, positions
-
-
 TRITON_MODULES = Modules(
     linear=TritonLinear,
     row_linear=TritonRowLinear,
     gated_linear=TritonGatedLinear,
     norm=TritonRMSNorm,
     attention=TritonSelfAttention,
-    rotary=TritonRotary,
 )

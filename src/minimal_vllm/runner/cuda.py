@@ -71,12 +71,14 @@ class CudaRunner:
             self._graphs.forget_order()
             if self._graphs.fits(batch):
                 return self._graphs.mixed(plan, batch), []
-        last = send(batch.logit_indices, step.model.device)
-        hidden = step.body(step.batch_front(batch), None if batch.wants_all_logits else last)
         outputs = step.new_outputs(len(batch.sampling))
-        if batch.sampling:
-            last_hidden = hidden[last] if batch.wants_all_logits else hidden
-            step.head(self._order(batch.sampling), last_hidden, outputs)
+        hidden = step.run(
+            step.batch_front(batch),
+            self._order(batch.sampling),
+            outputs,
+            last=send(batch.logit_indices, step.model.device),
+            keep_all=batch.wants_all_logits,
+        )
         return outputs, list(all_prompt_logprobs(step.model, plan, batch, hidden))
 
     def _order(self, requests: list[Request]) -> Tensor:

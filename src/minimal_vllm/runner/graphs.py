@@ -212,9 +212,7 @@ class Graphs:
         order = self._order[: shape.num_decodes]
         shared = self.shared.work(shape.num_decodes) if shape.shares else None
         placed = self._step.decode_front(order, shared)
-        hidden = self._step.body(placed)
-        outputs = self._outputs.first(shape.num_decodes)
-        self._step.head(order, hidden, outputs, placed.sampling)
+        self._step.run(placed, order, self._outputs.first(shape.num_decodes))
 
     def _mixed_body(self, shape: StepShape) -> None:
         """Compute the hidden states of all tokens in the inputs."""

@@ -1,4 +1,4 @@
-"""One step on a GPU, in three parts: front, body and head.
+"""One step on a GPU, in three parts: front, body and head. ``TritonStep`` is its attention.
 
 Every step has these parts, in this order, whether a CUDA graph repeats its launches or the CPU
 launches its kernels one by one:
@@ -87,6 +87,31 @@ class GpuStep:
         self.attention = attention
         self.table = table
 
+    def run(
+        self,
+        placed: Placed,
+        order: Tensor,
+        outputs: Outputs,
+        *,
+        last: Tensor | None = None,
+        keep_all: bool = False,
+    ) -> Tensor:
+        """Run body and head behind a front.
+
+        Args:
+            placed: from a front.
+            order: ``[N]`` int32: rows of the requests that sample.
+            outputs: written.
+            last: ``[N]`` int64: indices of the tokens that they sample from. Default: all tokens.
+            keep_all: whether the hidden states of all tokens are computed, not only of ``last``.
+
+        Returns:
+            The hidden states that were computed.
+        """
+        hidden = self.body(placed, None if keep_all else last)
+        self.head(order, hidden[last] if keep_all else hidden, outputs, placed.sampling)
+        return hidden
+
     # ---- front ----------------------------------------------------------------------------------
 
     def decode_front(self, order: Tensor, shared: SharedWork | None) -> Placed:
@@ -130,7 +155,11 @@ class GpuStep:
         return Placed(placed.tokens, placed.positions, attend)
 
     def batch_front(self, batch: Batch) -> Placed:
-        """Send a whole batch, which may have any shape; take pending tokens from the table."""
+        """Send a whole batch of any shape, for a step that has no graph.
+
+        Pending tokens are taken from the table. Long fresh prompts may go to the library's kernel,
+        which a graph can't do.
+        """
         device = self.model.device
         tokens = send(batch.input_ids, device)
         if len(batch.pending):
@@ -163,6 +192,8 @@ class GpuStep:
             outputs: written.
             sampling: how to sample. Default: as the table says.
         """
+        if not len(order):
+            return
         if sampling is None:
             sampling = begin_step(self.table, order, self.model.block_size).sampling
         logits = self.model.decoder.logits(hidden, out=outputs.logits)

@@ -158,3 +158,13 @@ def _pad_block_tables(requests: list[Request]) -> Int32Array:
     padded = np.zeros((len(requests), lengths.max()), dtype=np.int32)
     padded[np.arange(lengths.max()) < lengths[:, None]] = joined
     return padded
+
+
+def enumerate_runs(lengths: IntArray) -> tuple[IntArray, IntArray]:
+    """Number the elements of runs: lengths ``[2, 1, 3]`` are runs ``[0, 0, 1, 2, 2, 2]``.
+
+    Returns:
+        The run of each element, and its index in the run, here ``[0, 1, 0, 0, 1, 2]``.
+    """
+    run = np.repeat(np.arange(len(lengths)), lengths)
+    return run, np.arange(len(run)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from minimal_vllm.config import EngineConfig
+from minimal_vllm.engine.backends import runs_ahead
 from minimal_vllm.engine.build import BuiltEngine, build_engine
 from minimal_vllm.engine.engine import Engine
-from minimal_vllm.engine.runners import runs_ahead
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.trace.facts import engine_facts

@@ -36,7 +36,7 @@ from minimal_vllm.attention.kernels.softmax import (
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.step.batch import IntArray
+from minimal_vllm.step.batch import IntArray, enumerate_runs
 
 ROWS = 128
 """Rows per tile: pairs of a token and a query head. A few tokens of many heads fill it, too."""
@@ -105,9 +105,8 @@ def cut_tiles(tiles: IntArray, num_kv_heads: int, num_sms: int, *, windowed: boo
     counts = np.ones_like(ends)
     if len(tiles) < wanted:
         counts = np.maximum(-(-seen_by_all // length), 1)
-    owner = np.repeat(np.arange(len(tiles)), counts)
+    owner, index = enumerate_runs(counts)
     first = np.cumsum(counts) - counts
-    index = np.arange(len(owner)) - first[owner]
     is_last = index == counts[owner] - 1
     first_key = index * length
     end_key = np.where(is_last, ends[owner], first_key + length)
