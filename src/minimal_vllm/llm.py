@@ -154,6 +154,11 @@ class LLM:
         ]
         return self.generate(tokens_and_text, sampling_params, use_tqdm=use_tqdm)
 
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The chat template that is used unless a call brings another; None without one."""
+        return self._chat_template
+
     def render_chat(self, messages: Sequence[Message], **options: Any) -> str:
         """The prompt that a conversation becomes; ``options`` are ``ChatTemplate.render``'s."""
         return self._choose_template(None).render(messages, **options)

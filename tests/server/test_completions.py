@@ -69,7 +69,8 @@ def test_the_usage_of_a_stream_comes_last_and_only_if_asked_for(complete):
 
 
 def test_usage_can_be_told_in_each_chunk(complete):
-    chunks = complete(max_tokens=4, stream=True, stream_options={"continuous_usage_stats": True})
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = complete(max_tokens=4, stream=True, stream_options=options)
     assert [chunk.usage.completion_tokens for chunk in chunks][-1] == 4
 
 

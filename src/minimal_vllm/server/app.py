@@ -8,7 +8,13 @@ from minimal_vllm import __version__
 from minimal_vllm.server import completions, status, tokens
 from minimal_vllm.server.chat import route as chat
 from minimal_vllm.server.errors import ErrorBody, add_error_handlers
-from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, Observe, RequireKey
+from minimal_vllm.server.middleware import (
+    CancelOnDisconnect,
+    HeadAsGet,
+    LimitBody,
+    Observe,
+    RequireKey,
+)
 from minimal_vllm.server.service import Service
 
 
@@ -45,5 +51,6 @@ def _middleware(service: Service) -> list[Middleware]:
     if config.api_key:
         layers.append(Middleware(RequireKey, keys=config.api_key))
     layers.append(Middleware(LimitBody, max_bytes=config.max_body_bytes))
+    layers.append(Middleware(HeadAsGet))
     layers.append(Middleware(CancelOnDisconnect))
     return layers

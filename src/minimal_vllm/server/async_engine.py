@@ -110,6 +110,11 @@ class AsyncEngine:
         """Requests that wait to be admitted, or to be handed to the engine."""
         return len(self._engine.scheduler.waiting) + self._num_sent - self._num_received
 
+    @property
+    def num_running(self) -> int:
+        """Number of requests that have been admitted and haven't ended."""
+        return len(self._engine.scheduler.running)
+
     async def generate(
         self, requests: Sequence[EngineRequest]
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:

@@ -20,6 +20,7 @@ from minimal_vllm.server.models import (
     TokenIds,
     Usage,
 )
+from minimal_vllm.server.other_fields import OtherCompletionFields
 from minimal_vllm.server.service import Service
 from minimal_vllm.server.structured import asked_constraint
 
@@ -27,7 +28,7 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, OtherCompletionFields):
     """The body of ``POST /v1/completions``."""
 
     prompt: (
@@ -56,6 +57,13 @@ class CompletionRequest(SamplingFields):
     def only_echo(self) -> bool:
         """Whether nothing is to be generated."""
         return self.echo and self.max_tokens == 0
+
+    def client_field(self, name: str) -> str:
+        """Return the field from which a sampling parameter comes."""
+        if name == "prompt_token_ids":
+            return "prompt"
+        from_logprobs = name == "prompt_logprobs" and self.prompt_logprobs is None
+        return "logprobs" if from_logprobs else name
 
     def _other_params(self) -> dict[str, Any]:
         others = {}
@@ -243,6 +251,7 @@ def make_router(service: Service) -> APIRouter:
         constraint = asked_constraint(body.response_format, body.structured_outputs)
         params = await service.constrain(params, constraint)
         prompts = await service.encode(body.prompts, add_special_tokens=body.add_special_tokens)
+        service.check_length(prompts, "prompt")
         response_id = new_id("cmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, prompts, params)
         answer = CompletionAnswer(service, response_id, body, params)

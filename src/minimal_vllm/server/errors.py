@@ -1,6 +1,6 @@
 """Errors in OpenAI's body, each naming the field that it is about."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -28,13 +28,14 @@ ERROR_TYPES = {
 }
 """OpenAI's names; all others are ``invalid_request_error``."""
 
-SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+ENGINE_FIELDS = frozenset({field.name for field in fields(SamplingParams)} | {"prompt_token_ids"})
+"""Names with which the engine's complaints may begin."""
 
 UNION_TAGS = frozenset({"str", "constrained-str"})
 """What pydantic puts into an error's location for the members of a union; others have brackets."""
 
-UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
-"""Pydantic's names for the same, of models and of dataclasses."""
+UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument", "unsupported_field"})
+"""Pydantic's names for the same, of models and of dataclasses, and that of ``OnlyDefault``."""
 
 LONGEST_INPUT = 100
 
@@ -73,6 +74,19 @@ class ApiError(HTTPException):
         self.param = param
         self.code = code
 
+    def renamed(self, rename: Callable[[str], str]) -> "ApiError":
+        """Return the same error about the field that the client knows by another name."""
+        if self.param is None:
+            return self
+        old, dot, rest = self.param.partition(".")
+        new = rename(old)
+        message = self.detail
+        if message.startswith(old):
+            message = new + message.removeprefix(old)
+        return ApiError(
+            self.status_code, message, param=new + dot + rest, code=self.code, headers=self.headers
+        )
+
     @property
     def body(self) -> ErrorBody:
         """What the client gets."""
@@ -105,7 +119,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case RequestRefusedError():
             subject = str(error).partition(" ")[0]  # the engine begins with the field's name
-            return ApiError(400, str(error), param=subject if subject in SAMPLING_FIELDS else None)
+            return ApiError(400, str(error), param=subject if subject in ENGINE_FIELDS else None)
         case EngineStoppedError():
             return ApiError(503, str(error), headers={"Retry-After": "1"})
         case EngineFailedError():
@@ -139,6 +153,8 @@ def _names(error: Mapping[str, Any]) -> list[str]:
     inside = loc[1:] if loc[:1] == ("body",) else loc
     if error["type"] == "json_invalid":
         return []
+    if error["type"] == "field_error":
+        inside = (*inside, error["ctx"]["field"])
     if error["type"] == "extra_forbidden":  # its last part is whatever the client wrote
         return [*map(str, filter(_is_name, inside[:-1])), str(inside[-1])]
     return [str(each) for each in inside if _is_name(each)]
@@ -161,6 +177,8 @@ def _complaint(details: Mapping[str, Any]) -> str:
             return f"the body is not valid JSON at character {place}: {details['ctx']['error']}"
         case "model_attributes_type" | "model_type":
             return "should be a JSON object"
+        case "unsupported_field" | "field_error":
+            return str(details["msg"])
         case "value_error":
             return str(details["msg"]).removeprefix("Value error, ")
     message = str(details["msg"]).removeprefix("Input ")
@@ -170,11 +188,19 @@ def _complaint(details: Mapping[str, Any]) -> str:
     return message if ", not " in message else f"{message}, not {given}"
 
 
+def _describe_endpoints(app: FastAPI, path: str) -> str:
+    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    known = [f"{method.upper()} {each}" for each in paths for method in paths[each]]
+    return f"there is no {path[:LONGEST_INPUT]}: this server has {', '.join(known)}"
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Let the foreseen errors of all routes end in OpenAI's body."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         api_error = as_api_error(error)
+        if api_error.status_code == 404 and not isinstance(error, ApiError):
+            api_error = ApiError(404, _describe_endpoints(app, request.url.path))
         request.state.error = api_error.detail
         return api_error.response
 

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.outputs import RequestOutput
-from minimal_vllm.server.async_engine import EngineRequest
+from minimal_vllm.server.async_engine import EngineRequest, RequestRefusedError
 from minimal_vllm.server.errors import ENGINE_ERRORS, ApiError, as_api_error
 from minimal_vllm.server.models import PromptTokensDetails, SamplingFields, StreamOptions, Usage
 from minimal_vllm.server.service import Service
@@ -188,7 +188,7 @@ async def respond(
     service.check_load()
     usage = UsageCounter(requests, n)
     headers = {"X-Request-Id": answer.response_id}
-    outputs = _run(service, requests, usage, answer, body.user)
+    outputs = _run(service, requests, usage, answer, body)
     if body.stream:
         first = await anext(outputs)
         return EventStream(outputs, _events(first, outputs, answer, usage), headers)
@@ -209,7 +209,7 @@ async def _run(
     requests: Sequence[EngineRequest],
     usage: UsageCounter,
     answer: Answer,
-    user: str | None,
+    body: SamplingFields,
 ) -> Outputs:
     """The engine's outputs, counted, with a line in the log at their end."""
     begun = time.monotonic()
@@ -224,22 +224,33 @@ async def _run(
                     reasons.append(str(output.outputs[0].finish_reason))
                     ending = ",".join(reasons) if len(reasons) == len(requests) else ending
                 yield place, output
+    except RequestRefusedError as error:
+        refusal = as_api_error(error).renamed(body.client_field)
+        ending = f"RequestRefusedError: {refusal.detail}"
+        raise refusal from error
     except Exception as error:
         ending = f"{type(error).__name__}: {error}"
         raise
     finally:
         total = usage.usage
         logger.info(
-            "request_id=%s user=%.100r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
+            "request_id=%s user=%.100r%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
             "seconds=%.3f end=%r",
             answer.response_id,
-            user,
+            body.user,
+            _bookkeeping(body),
             total.prompt_tokens,
             total.prompt_tokens_details.cached_tokens,
             total.completion_tokens,
             time.monotonic() - begun,
             ending,
         )
+
+
+def _bookkeeping(body: SamplingFields) -> str:
+    """Return the request's other notes for the log, if it has any."""
+    notes = {name: value for name, value in body.bookkeeping.items() if name != "user"}
+    return f" bookkeeping={notes!r:.300}" if notes else ""
 
 
 class EventStream(StreamingResponse):
@@ -276,7 +287,7 @@ async def _events(
         for each in answer.last_events(usage.usage):
             yield each
     except Exception as error:
-        if not isinstance(error, ENGINE_ERRORS):
+        if not isinstance(error, (ApiError, *ENGINE_ERRORS)):
             logger.exception("request_id=%s: the stream failed", answer.response_id)
         for each in answer.error_events(as_api_error(error)):
             yield each

@@ -162,6 +162,34 @@ class LimitBody:
             raise ApiError(413, f"the body is longer than {self._max_bytes:,} bytes")
 
 
+class HeadAsGet:
+    """Answers HEAD wherever there is GET, with the same status and headers, and without a body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, as GET if it is HEAD."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        inner = {**scope, "method": "GET"}
+        is_sent = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal is_sent
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not is_sent:
+                is_sent = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            return await self._app(inner, receive, send_head)
+        finally:
+            if "route" in inner:
+                scope["route"] = inner["route"]
+
+
 class CancelOnDisconnect:
     """Cancels whatever works on a request when its client goes away, or reads nothing any more.
 

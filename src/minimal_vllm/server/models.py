@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.api_model import ApiModel, Bookkeeping, FieldClass, field_error
 from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -53,7 +53,9 @@ class StreamOptions(ApiModel):
     include_usage: bool = False
     """End with a chunk that has no choices, but the usage."""
     continuous_usage_stats: bool = False
-    """Tell the usage so far in each chunk."""
+    """Tell the usage so far in each chunk, if ``include_usage`` is set."""
+    include_obfuscation: Bookkeeping = None
+    """Random characters that OpenAI adds, to hide the length of a chunk."""
 
 
 class SamplingFields(ApiModel):
@@ -69,8 +71,8 @@ class SamplingFields(ApiModel):
     """Smaller goes first; needs the server's ``--scheduling-policy=priority``."""
     cache_salt: str | None = None
     """Only requests with the same salt share cached blocks."""
-    user: str | None = None
-    """For the log alone."""
+    user: Bookkeeping = None
+    """The end user."""
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     """In log-probabilities, write tokens as ``token_id:5``, so that none are confused."""
@@ -101,20 +103,30 @@ class SamplingFields(ApiModel):
 
     @model_validator(mode="after")
     def _only_one_says_what_to_match(self) -> "SamplingFields":
-        if self.response_format is not None and self.structured_outputs is not None:
-            raise ValueError(
-                "response_format and structured_outputs both say what the output must match: "
-                "give one of them"
+        has_format = self.response_format is not None and self.response_format.type != "text"
+        if has_format and self.structured_outputs is not None:
+            raise field_error(
+                "response_format", "structured_outputs says what to match, too: give one of them"
             )
         return self
 
     @model_validator(mode="after")
     def _streaming_fields_agree(self) -> "SamplingFields":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream=true")
+        options = self.stream_options or StreamOptions()
+        if not self.stream and (options.include_usage or options.continuous_usage_stats):
+            raise field_error("stream_options", "needs stream=true")
         if self.stream and self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs can't be streamed: set stream=false")
+            raise field_error("prompt_logprobs", "can't be streamed: set stream=false")
         return self
+
+    @property
+    def bookkeeping(self) -> dict[str, Any]:
+        """The request's fields that are only written to the log."""
+        return self.given(FieldClass.BOOKKEEPING)
+
+    def client_field(self, name: str) -> str:
+        """Return the request's field from which a sampling parameter comes."""
+        return name
 
     def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """What is asked for, else the defaults.
@@ -123,6 +135,7 @@ class SamplingFields(ApiModel):
             pydantic.ValidationError: a value is out of range, or two contradict each other.
         """
         names = {field.name for field in fields(SamplingParams)} & type(self).model_fields.keys()
+        names.discard("structured_outputs")  # set once its grammar has been compiled
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return SamplingParams(**{**defaults, **given, **self._other_params()})
 

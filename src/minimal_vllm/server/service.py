@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -57,6 +58,26 @@ class Service:
                 code="model_not_found",
             )
 
+    def check_length(self, prompts: Iterable[Sequence[int]], field: str) -> None:
+        """Refuse prompts behind which no token fits (400), as OpenAI does.
+
+        Libraries look for the code and for these words.
+
+        Args:
+            prompts: token ids of each prompt.
+            field: the request's field from which they come.
+        """
+        longest = max(map(len, prompts))
+        if longest >= self.max_model_len:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {self.max_model_len} tokens. However, the "
+                f"prompt has {longest} tokens, and at least one must fit behind it: shorten the "
+                f"{field}.",
+                param=field,
+                code="context_length_exceeded",
+            )
+
     def check_load(self) -> None:
         """Refuse requests while too many wait (429)."""
         if self.engine.num_waiting >= self.config.max_waiting_requests:
@@ -74,7 +95,7 @@ class Service:
         try:
             return body.sampling_params({"max_tokens": max_tokens, **model_choice})
         except ValidationError as error:
-            raise as_api_error(error) from error
+            raise as_api_error(error).renamed(body.client_field) from error
 
     async def constrain(
         self, params: SamplingParams, constraint: Constraint | None

@@ -37,6 +37,13 @@ class Health(BaseModel):
     status: str = Field(examples=["ok"])
 
 
+class Load(BaseModel):
+    """The answer of ``/load``."""
+
+    server_load: int
+    """Number of requests that run or wait."""
+
+
 class Version(BaseModel):
     """The answer of ``/version``."""
 
@@ -77,6 +84,11 @@ def make_router(service: Service) -> APIRouter:
     @router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
     async def ping() -> Health:
         return await health()
+
+    @router.get("/load")
+    async def load() -> Load:
+        engine = service.engine
+        return Load(server_load=engine.num_waiting + engine.num_running)
 
     @router.get("/version")
     async def version() -> Version:

@@ -3,13 +3,46 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from minimal_vllm.sampling_params import StructuredOutputsParams
-from minimal_vllm.server.api_model import ApiModel, without_nothings
+from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
 
-StructuredOutputs = Annotated[StructuredOutputsParams, BeforeValidator(without_nothings)]
-"""vLLM's object; of its options those are refused that the engine doesn't have."""
+
+class StructuredOutputs(ApiModel):
+    """vLLM's way to say what the output must match; exactly one of the first five is given."""
+
+    json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    disable_fallback: Bookkeeping = None
+    """Whether vLLM may try another of its libraries; here there is one."""
+    whitespace_pattern: OnlyDefault[str] = None
+    structural_tag: OnlyDefault[str] = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "StructuredOutputs":
+        try:
+            _ = self.params
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["ctx"]["error"]) from error
+        return self
+
+    @property
+    def params(self) -> StructuredOutputsParams:
+        """The same for the engine."""
+        return StructuredOutputsParams(
+            json=self.json_,
+            regex=self.regex,
+            choice=self.choice,
+            grammar=self.grammar,
+            json_object=self.json_object,
+            disable_any_whitespace=self.disable_any_whitespace,
+        )
 
 
 class JsonSchema(ApiModel):
@@ -46,11 +79,12 @@ class Constraint:
 
 
 def asked_constraint(
-    response_format: ResponseFormat | None, structured_outputs: StructuredOutputsParams | None
+    response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
 ) -> Constraint | None:
-    """What these two fields, of which one may be given, ask for."""
+    """Return what these two fields, of which one may be given, ask for; None: nothing."""
     if structured_outputs is not None:
-        return Constraint(structured_outputs, f"structured_outputs.{structured_outputs.kind}")
+        params = structured_outputs.params
+        return Constraint(params, f"structured_outputs.{params.kind}")
     if response_format is None or response_format.type == "text":
         return None
     if response_format.json_schema is None:

@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``POST /detokenize``."""
+"""``POST /tokenize``, ``POST /detokenize`` and ``GET /tokenizer_info``."""
 
 import asyncio
 from typing import Annotated, Any
@@ -94,5 +94,12 @@ def make_router(service: Service) -> APIRouter:
             )
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
         return Text(prompt=text)
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        """Return the content of ``tokenizer_config.json``, and the chat template in use."""
+        template = service.llm.chat_template
+        others = {"chat_template": template.source} if template else {}
+        return {**tokenizer.config, **others}
 
     return router

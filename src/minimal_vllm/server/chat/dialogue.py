@@ -105,7 +105,7 @@ def plan_dialogue(config: ServerConfig, body: ChatCompletionRequest, prompt: str
 
 def _choose_tools(config: ServerConfig, body: ChatCompletionRequest) -> ToolFormat | None:
     functions = [tool.function for tool in body.tools or ()]
-    if not functions and body.tool_choice not in (None, "none"):
+    if not functions and body.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "tool_choice: there are no tools to choose from", param="tool_choice")
     match body.tool_choice:
         case "required":

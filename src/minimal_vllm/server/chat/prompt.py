@@ -35,10 +35,10 @@ def _render(service: Service, chat: ChatFields) -> str:
         render = template.render if template else service.llm.render_chat
         return render(
             [message.as_dict() for message in chat.messages],
-            tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
+            tools=[tool.as_dict() for tool in chat.tools or ()] or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            **(chat.chat_template_kwargs or {}),
+            **chat.template_variables,
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error

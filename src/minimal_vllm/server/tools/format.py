@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from minimal_vllm.sampling.grammar_source import json_rule
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, Reader
-from minimal_vllm.server.tools.protocol import Function
+from minimal_vllm.server.tools.declaration import Function
 
 
 class ToolFormat(ABC):

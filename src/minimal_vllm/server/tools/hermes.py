@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader, overlap
 from minimal_vllm.server.tools.call_object import CallObject
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.format import ToolFormat, call_rules, loose
-from minimal_vllm.server.tools.protocol import Function
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 BEGIN = re.compile(rf"{OPEN}\s*(?=\{{)")

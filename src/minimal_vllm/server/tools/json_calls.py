@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader
 from minimal_vllm.server.tools.call_object import CallObject
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.format import ToolFormat, call_rules, loose
-from minimal_vllm.server.tools.protocol import Function
 
 PYTHON_TAG = "<|python_tag|>"
 

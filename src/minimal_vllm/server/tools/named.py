@@ -2,8 +2,8 @@
 
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.format import ToolFormat
-from minimal_vllm.server.tools.protocol import Function
 
 
 class NamedCall(ToolFormat):

@@ -1,16 +1,15 @@
-"""Tools and calls in OpenAI's shape, as requests have them."""
+"""Tools in OpenAI's shape, as a request declares them."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.api_model import ApiModel, HistoryModel
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class Function(ApiModel):
+class Function(HistoryModel):
     """A function that the model may call."""
 
     name: FunctionName
@@ -35,11 +34,23 @@ class Function(ApiModel):
         return {"type": "object", **self.parameters}
 
 
-class Tool(ApiModel):
-    """There are no others than functions."""
+class Tool(HistoryModel):
+    """A tool; the only kind is a function."""
 
     type: Literal["function"]
     function: Function
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the tool as chat templates know it: as in vLLM, what is not given is None."""
+        function = self.function
+        described: dict[str, Any] = {
+            "name": function.name,
+            "description": function.description,
+            "parameters": function.parameters,
+        }
+        if function.strict is not None:
+            described["strict"] = function.strict
+        return {"type": self.type, "function": described}
 
 
 class FunctionReference(ApiModel):
@@ -60,30 +71,3 @@ ToolChoice = Annotated[
     | Annotated[NamedTool, Tag("[tool]")],
     Discriminator(lambda choice: "[word]" if isinstance(choice, str) else "[tool]"),
 ]
-
-
-class FunctionCall(ApiModel):
-    """A call that the assistant made."""
-
-    name: FunctionName
-    arguments: str
-    """JSON."""
-
-    @field_validator("arguments")
-    @classmethod
-    def _arguments_are_json(cls, arguments: str) -> str:
-        try:
-            parsed = json.loads(arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON: {error}") from error
-        if not isinstance(parsed, dict):
-            raise ValueError("the JSON of an object is expected")
-        return arguments
-
-
-class ToolCall(ApiModel):
-    """A call that the assistant made, and the id by which its result refers to it."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
