@@ -1,6 +1,5 @@
 """What today's clients and routers send, which is more than the server has: none is turned away."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
