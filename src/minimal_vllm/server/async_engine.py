@@ -14,7 +14,7 @@ Nothing waits for a reader, who may be slow or gone: see ``mailbox``.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -33,6 +33,9 @@ STOP_TIMEOUT = 10.0
 """Seconds to wait for the last step."""
 RESTRICTIONS = ("allowed_token_ids", "bad_words", "structured_outputs")
 """Parameters that may forbid all tokens, alone or together."""
+
+
+OnAbort = Callable[[Sequence[tuple[int, RequestOutput]]], None]
 
 
 class RequestRefusedError(Exception):
@@ -116,9 +119,13 @@ class AsyncEngine:
         return len(self._engine.scheduler.running)
 
     async def generate(
-        self, requests: Sequence[EngineRequest]
+        self, requests: Sequence[EngineRequest], on_abort: OnAbort | None = None
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Complete some prompts, all or none; they are aborted if this ends before they do.
+
+        Args:
+            requests: one for each completion.
+            on_abort: called in the event loop with the last outputs of those that were aborted.
 
         Yields:
             Outputs as they come, each with the place of its request in ``requests``.
@@ -149,7 +156,7 @@ class AsyncEngine:
         finally:
             self._leave(mailbox)
             if unfinished:
-                self._inbox.put(partial(self._abort, tuple(unfinished), mailbox))
+                self._inbox.put(partial(self._abort, dict(unfinished), mailbox, on_abort))
 
     def between_steps(self, command: Callable[[], None]) -> None:
         """Let the engine's thread do this before its next step."""
@@ -221,7 +228,7 @@ class AsyncEngine:
                 self._mailboxes[request.request_id] = mailbox
                 added.append(request.request_id)
         except Exception as error:  # whatever one request does to us, others go on
-            self._abort(added, mailbox)
+            self._abort(dict.fromkeys(added, 0), mailbox)
             self._loop.call_soon_threadsafe(mailbox.fail, _why_not_added(error))
 
     def _add_one(self, request: EngineRequest) -> None:
@@ -235,14 +242,21 @@ class AsyncEngine:
         )
         self._metrics.arrived(request.request_id, len(request.prompt_token_ids))
 
-    def _abort(self, request_ids: Collection[str], mailbox: Mailbox) -> None:
-        for request_id in request_ids:
+    def _abort(
+        self, places: Mapping[str, int], mailbox: Mailbox, on_abort: OnAbort | None = None
+    ) -> None:
+        """Abort some requests, given their places among those of their call."""
+        outputs: list[tuple[int, RequestOutput]] = []
+        for request_id, place in places.items():
             # It may have ended meanwhile, and another may have taken its id.
             if self._mailboxes.get(request_id) is mailbox:
                 del self._mailboxes[request_id]
                 output = self._engine.abort(request_id)
                 if output is not None:
                     self._metrics.ended(output)
+                    outputs.append((place, output))
+        if on_abort is not None:
+            self._loop.call_soon_threadsafe(on_abort, outputs)
 
     def _stop(self) -> None:
         self._stopped = True

@@ -1,7 +1,7 @@
 """``POST /v1/completions``: its request, its answer, and its route."""
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -106,6 +106,8 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    service_tier: None = None
+    system_fingerprint: None = None
 
 
 class CompletionAnswer(ChunkedAnswer):
@@ -123,7 +125,7 @@ class CompletionAnswer(ChunkedAnswer):
         self._params = params
         self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
-        self._begun: set[int] = set()
+        self._opened: set[int] = set()
 
     def adapt(self, output: RequestOutput) -> RequestOutput:
         """Without the token that was generated only because the engine can't do with less."""
@@ -158,13 +160,13 @@ class CompletionAnswer(ChunkedAnswer):
     def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
         """A ``CompletionChoice`` of what is new; to a place's first, what comes before is added."""
         (completion,) = output.outputs
-        is_first = place not in self._begun
-        self._begun.add(place)
-        echoed = self._prompt_text(place) if self._body.echo and is_first else ""
+        is_first = place not in self._opened
+        self._opened.add(place)
+        echoed = self._prompt_text(place) if self._body.echo and is_first else None
         choice = {
             "index": place,
-            "text": echoed + completion.text,
-            "logprobs": self._write_logprobs(place, output, is_first),
+            "text": (echoed or "") + completion.text,
+            "logprobs": self._write_logprobs(place, output, echoed),
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
@@ -183,46 +185,65 @@ class CompletionAnswer(ChunkedAnswer):
         return self._tokenizer.decode(prompt, skip_special_tokens=self._params.skip_special_tokens)
 
     def _write_logprobs(
-        self, place: int, output: RequestOutput, is_first: bool
+        self, place: int, output: RequestOutput, echoed: str | None
     ) -> CompletionLogprobs | None:
         wanted = self._params.logprobs
         if wanted is None:
             return None
-        (completion,) = output.outputs
-        token_ids = completion.token_ids
-        positions: list[TokenLogprobs | None] = [*(completion.logprobs or [])]
-        if self._body.echo and is_first:
-            token_ids = output.prompt_token_ids + token_ids
-            positions = [*(output.prompt_logprobs or []), *positions]
         if place not in self._logprobs:
-            self._logprobs[place] = CompletionLogprobsWriter(self._names, wanted)
-        return self._logprobs[place].write(token_ids, positions)
+            skips = self._params.skip_special_tokens
+            hidden = self._tokenizer.special_token_ids if skips else ()
+            self._logprobs[place] = CompletionLogprobsWriter(self._names, wanted, hidden)
+        writer, (completion,) = self._logprobs[place], output.outputs
+        generated = (completion.token_ids, completion.logprobs or [])
+        if echoed is None:
+            return writer.write(*generated)
+        prompt = writer.write(output.prompt_token_ids, output.prompt_logprobs or [], echoed)
+        text = writer.write(*generated)
+        return CompletionLogprobs(
+            text_offset=prompt.text_offset + text.text_offset,
+            token_logprobs=prompt.token_logprobs + text.token_logprobs,
+            tokens=prompt.tokens + text.tokens,
+            top_logprobs=prompt.top_logprobs + text.top_logprobs,
+        )
 
 
 class CompletionLogprobsWriter:
     """Writes the log-probabilities of one choice of ``/v1/completions``, part by part.
 
     Args:
-        names: of the tokens.
-        num_top: how many of the most probable tokens are wanted; -1: all.
+        names: names of the tokens.
+        num_top: number of most probable tokens to write; -1: all.
+        hidden: tokens that the generated text leaves out.
     """
 
-    def __init__(self, names: TokenNames, num_top: int) -> None:
+    def __init__(self, names: TokenNames, num_top: int, hidden: Collection[int]) -> None:
         self._names = names
         self._num_top = num_top
+        self._hidden = hidden
         self._offset = 0
         # A character may be spread over tokens: it belongs to the one that completes it.
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(
-        self, token_ids: Iterable[int], positions: Iterable[TokenLogprobs | None]
+        self,
+        token_ids: Iterable[int],
+        positions: Iterable[TokenLogprobs | None],
+        echoed: str | None = None,
     ) -> CompletionLogprobs:
-        """The next tokens; None for a prompt's first, which nothing precedes."""
+        """Return the log-probabilities of the next tokens.
+
+        Args:
+            token_ids: the tokens.
+            positions: log-probabilities for each; None for a prompt's first token, which nothing
+                precedes.
+            echoed: the prompt's text, if these are its tokens.
+        """
         written = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
         for token_id, position in zip(token_ids, positions, strict=True):
             written.text_offset.append(self._offset)
             written.tokens.append(self._names[token_id])
-            self._offset += len(self._utf8.decode(self._names.tokenizer.token_bytes(token_id)))
+            self._offset += self._length(token_id, echoed)
             if position is None:
                 written.token_logprobs.append(None)
                 written.top_logprobs.append(None)
@@ -231,11 +252,30 @@ class CompletionLogprobsWriter:
                 written.top_logprobs.append(self._top(token_id, position))
         return written
 
+    def _length(self, token_id: int, echoed: str | None) -> int:
+        """Return how many characters of the choice's text a token accounts for."""
+        tokenizer = self._names.tokenizer
+        if echoed is None:
+            if token_id in self._hidden:
+                return 0
+            return len(self._utf8.decode(tokenizer.token_bytes(token_id)))
+        spell = tokenizer.token_bytes if self._offset else tokenizer.first_token_bytes
+        text = self._utf8.decode(spell(token_id))
+        is_shown = token_id not in tokenizer.special_token_ids or echoed.startswith(
+            text, self._offset
+        )
+        return len(text) if is_shown else 0
+
     def _top(self, chosen: int, position: TokenLogprobs) -> dict[str, float]:
-        """The most probable tokens, and the chosen one; of two with one name, the better."""
+        """Return the chosen token and the most probable ones, the best first.
+
+        A token that has the name of another one here is written by its id.
+        """
         named: dict[str, float] = {}
-        for token_id in dict.fromkeys((*best_tokens(position, self._num_top), chosen)):
-            named.setdefault(self._names[token_id], finite(position[token_id]))
+        for token_id in dict.fromkeys((chosen, *best_tokens(position, self._num_top))):
+            name = self._names[token_id]
+            name = f"token_id:{token_id}" if name in named else name
+            named[name] = finite(position[token_id])
         return named
 
 

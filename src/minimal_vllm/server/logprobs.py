@@ -18,7 +18,13 @@ class TokenNames:
         self._as_ids = as_ids
 
     def __getitem__(self, token_id: int) -> str:
-        return f"token_id:{token_id}" if self._as_ids else self.tokenizer.token_text(token_id)
+        if self._as_ids:
+            return f"token_id:{token_id}"
+        spelled = self.tokenizer.token_bytes(token_id)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:  # a part of a character; as OpenAI writes it
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
 def prompt_logprobs(positions: Sequence[TokenLogprobs | None]) -> PromptLogprobs:

@@ -28,6 +28,9 @@ BODY_TIMEOUT = 60.0
 SEND_TIMEOUT = 60.0
 """Seconds in which a client must read something, once more waits for it than buffers hold."""
 
+MAX_REQUEST_ID = 128
+"""Maximum number of characters of an ``X-Request-Id`` that is used."""
+
 CLIENT_WENT_AWAY = 499
 """Stands in the log and the metrics where nobody was there to receive a status."""
 
@@ -44,7 +47,9 @@ class Observe:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         state = scope.setdefault("state", {})
-        state["request_id"] = uuid.uuid4().hex
+        chosen = _chosen_id(scope)
+        unique = uuid.uuid4().hex
+        state["request_id"] = f"{chosen}-{unique[:8]}" if chosen else unique
         status: int | None = None
         begun = time.monotonic()
 
@@ -52,7 +57,10 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).setdefault("X-Request-Id", state["request_id"])
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Request-Id", state["request_id"])
+                if chosen:
+                    headers["X-Request-Id"] = chosen
             await send(message)
 
         try:
@@ -80,6 +88,13 @@ class Observe:
                 seconds,
                 state.get("error"),
             )
+
+
+def _chosen_id(scope: Scope) -> str | None:
+    """Return the client's id of its request, if it can stand in a header and in the log."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    is_printable = given.isascii() and given.isprintable() and " " not in given
+    return given if is_printable and 0 < len(given) <= MAX_REQUEST_ID else None
 
 
 class RequireKey:

@@ -151,6 +151,13 @@ class PromptTokensDetails(BaseModel):
     """Found in the prefix cache, and so not computed."""
 
 
+class CompletionTokensDetails(BaseModel):
+    """Part of ``Usage``."""
+
+    reasoning_tokens: int
+    """Tokens of reasoning, its tags included."""
+
+
 class Usage(BaseModel):
     """How many tokens a request took; a prompt counts once, however many its completions."""
 
@@ -158,6 +165,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class PromptLogprob(BaseModel):

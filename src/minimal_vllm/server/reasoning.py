@@ -1,5 +1,6 @@
 """Models that reason before they answer, between ``<think>`` and ``</think>``."""
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from minimal_vllm.server.message import MessageDelta, Reader, overlap
@@ -30,6 +31,48 @@ def expected_reasoning(parser: str, prompt: str, continued: str | None) -> Reaso
     if prompt.rstrip().endswith(OPEN):
         return "begun"
     return None if prompt.rstrip().endswith(CLOSE) else REASONING_PARSERS[parser]
+
+
+class ReasoningTokens:
+    """Counts the tokens of the reasoning that a text begins with, tags included.
+
+    Args:
+        expected: what the text begins with.
+        token_bytes: returns the UTF-8 bytes of a token.
+    """
+
+    def __init__(self, expected: Reasoning, token_bytes: Callable[[int], bytes]) -> None:
+        self._expected = expected
+        self._token_bytes = token_bytes
+        self._text = b""
+        self._num_undecided = 0
+        self._is_at_start = True
+        self._is_over = False
+
+    def count(self, token_ids: Iterable[int]) -> int:
+        """Take in the next tokens, and return how many more are known to be reasoning."""
+        num_known = 0
+        for token_id in token_ids:
+            if self._is_over:
+                break
+            self._text += self._token_bytes(token_id)
+            self._num_undecided += 1
+            if self._is_at_start and not self._read_start():
+                continue
+            num_known += 0 if self._is_over else self._num_undecided
+            self._num_undecided = 0
+            self._is_over = self._is_over or CLOSE.encode() in self._text
+            self._text = self._text[1 - len(CLOSE) :]
+        return num_known
+
+    def _read_start(self) -> bool:
+        """Return whether it is clear what the text begins with."""
+        begin = self._text.lstrip()
+        if OPEN.encode().startswith(begin) and begin != OPEN.encode():
+            return False
+        self._is_at_start = False
+        self._is_over = self._expected == "possible" and not begin.startswith(OPEN.encode())
+        return True
 
 
 class ReasoningReader(Reader):

@@ -12,6 +12,7 @@ from minimal_vllm.server.generation import ChunkedAnswer
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.message import MessageDelta, ToolCallDelta
 from minimal_vllm.server.models import PromptLogprobs, Usage
+from minimal_vllm.server.reasoning import ReasoningTokens
 from minimal_vllm.server.service import Service
 
 
@@ -55,10 +56,14 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"]
     content: str | None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
     """The same: vLLM's field has had both names, and clients read the one or the other."""
-    tool_calls: list[MessageCall] | None = None
+    tool_calls: list[MessageCall] = []
 
 
 class ChatChoice(BaseModel):
@@ -81,6 +86,8 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    service_tier: None = None
+    system_fingerprint: None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
 
@@ -96,8 +103,19 @@ class ChatAnswer(ChunkedAnswer):
         super().__init__(service, response_id, body)
         self._body = body
         self._messages = MessageReaders(dialogue)
-        self._names = TokenNames(service.llm.get_tokenizer(), body.return_tokens_as_token_ids)
-        self._begun: set[int] = set()
+        self._reasoning = dialogue.reasoning
+        self._tokenizer = service.llm.get_tokenizer()
+        self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
+        self._counters: dict[int, ReasoningTokens] = {}
+
+    def count_reasoning(self, index: int, output: RequestOutput) -> int:
+        """Return the number of reasoning tokens in the new output of one choice."""
+        if self._reasoning is None:
+            return 0
+        if index not in self._counters:
+            token_bytes = self._tokenizer.token_bytes
+            self._counters[index] = ReasoningTokens(self._reasoning, token_bytes)
+        return self._counters[index].count(output.outputs[0].token_ids)
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:
         """The whole answer."""
@@ -123,17 +141,11 @@ class ChatAnswer(ChunkedAnswer):
     def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """The new part of a choice, if there is any."""
         (completion,) = output.outputs
-        chunks: list[dict[str, Any]] = []
-        if index not in self._begun:
-            chunks.append(self._role(index))
-            if self._body.return_token_ids and not self._begun:
-                chunks[0]["prompt_token_ids"] = output.prompt_token_ids
-            self._begun.add(index)
         part = self._messages.read(index, completion)
         details = self._details(index, completion)
         if part or any(details.get(name) for name in ("finish_reason", "logprobs", "token_ids")):
-            chunks.append({"choices": [{"index": index, "delta": _delta(part), **details}]})
-        return chunks
+            return [{"choices": [{"index": index, "delta": _delta(part), **details}]}]
+        return []
 
     def _details(self, index: int, completion: CompletionOutput) -> dict[str, Any]:
         """What a choice has beside its text, in a stream or not."""
@@ -142,15 +154,17 @@ class ChatAnswer(ChunkedAnswer):
             "finish_reason": self._messages.finish_reason(index, completion),
             "stop_reason": completion.stop_reason,
         }
-        if self._body.return_token_ids:
-            details["token_ids"] = completion.token_ids
+        details["token_ids"] = completion.token_ids if self._body.return_token_ids else None
         return details
 
-    @staticmethod
-    def _role(index: int) -> dict[str, Any]:
+    def opening(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """Return the chunk that names the role; the first of all has the prompt's tokens, too."""
         delta = {"role": "assistant", "content": ""}
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return {"choices": [choice]}
+        if self._begun:
+            return [{"choices": [choice]}]
+        prompt = output.prompt_token_ids if self._body.return_token_ids else None
+        return [{"choices": [choice], "prompt_token_ids": prompt}]
 
     def _write_logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:
