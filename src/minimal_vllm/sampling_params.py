@@ -30,6 +30,9 @@ class StructuredOutputsParams:
     """Any JSON object."""
     disable_any_whitespace: bool = False
     """Of JSON: no whitespace between its tokens, rather than up to 32 characters of it."""
+    disable_additional_properties: bool = False
+    """Close every object of the JSON schema that names its properties. Default: close those for
+    which it can't contradict another part of the schema."""
     reasoning: Literal["begun", "possible"] | None = None
     """What may come before it: text up to ``</think>``, if the prompt has ``begun`` it; that, from
     ``<think>`` on, or nothing, if it is ``possible``; or, by default, nothing."""

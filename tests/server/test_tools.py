@@ -385,21 +385,23 @@ def test_an_answer_can_be_sent_back_with_the_result_of_its_call(tool_server):
         (
             {
                 "tools": [
-                    {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
+                    {
+                        "type": "function",
+                        "function": {
+                            "name": "f",
+                            "strict": True,
+                            "parameters": {"properties": {"a": {"uniqueItems": True}}},
+                        },
+                    }
                 ],
                 "tool_choice": "required",
             },
-            "tools",
-            "tools can't be used: failed to compile JSON schema: Unimplemented keys",
+            "tools.0.function.parameters.properties.a",
+            "'uniqueItems' can't be enforced in a strict tool",
         ),
         (
-            {"tools": LOOSE, "response_format": {"type": "json_object"}},
-            "response_format",
-            "set tool_choice to none",
-        ),
-        (
-            {"tools": LOOSE, "tool_choice": PAINT, "structured_outputs": {"regex": "a"}},
-            "structured_outputs",
+            {"tools": LOOSE, "structured_outputs": {"grammar": 'start: "a"'}},
+            "structured_outputs.grammar",
             "set tool_choice to none",
         ),
     ],

@@ -126,6 +126,12 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
         "API key": "required" if service.config.api_key else "none",
         "Serving at": address_of(listener, scheme),
     }
+    for label, name, given in (
+        ("Tool calls", service.formats.tool_calls, service.config.tool_call_parser),
+        ("Reasoning", service.formats.reasoning, service.config.reasoning_parser),
+    ):
+        if name:
+            rows[label] = name if given else f"{name}, as the chat template shows"
     if service.view:
         rows["View"] = f"{address_of(listener, scheme)}/view"
     for label, value in rows.items():

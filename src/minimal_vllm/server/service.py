@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pydantic import ValidationError
 
@@ -16,6 +17,7 @@ from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.extension import ServerExtension
+from minimal_vllm.server.formats import Formats, choose_formats
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
@@ -42,6 +44,12 @@ class Service:
     grammar_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")
     )
+
+    @cached_property
+    def formats(self) -> Formats:
+        """Formats in which the model writes tool calls and reasoning."""
+        template = self.llm.chat_template
+        return choose_formats(self.config, template.source if template else "")
 
     @property
     def max_model_len(self) -> int:
@@ -114,8 +122,8 @@ class Service:
             await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
         except ValueError as error:
             reason = error.__cause__ or error  # which would name the engine's parameter
-            field = constraint.field
-            raise ApiError(400, f"{field} can't be used: {reason}", param=field) from error
+            name, sentence = constraint.blame(str(reason))
+            raise ApiError(400, sentence, param=name) from error
         return replace(params, structured_outputs=constraint.params)
 
     # ---- tokenizing, in other threads: a long text takes long ------------------------------------

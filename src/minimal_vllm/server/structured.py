@@ -1,10 +1,13 @@
 """``response_format`` and ``structured_outputs``: what a request wants its output to match."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from minimal_vllm.sampling.json_schema import find_keyword
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
 
@@ -42,6 +45,7 @@ class StructuredOutputs(ApiModel):
             grammar=self.grammar,
             json_object=self.json_object,
             disable_any_whitespace=self.disable_any_whitespace,
+            disable_additional_properties=self.disable_additional_properties,
         )
 
 
@@ -71,11 +75,31 @@ class ResponseFormat(ApiModel):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an output must match."""
+    """What an output must match, and where in the request it is asked for."""
 
     params: StructuredOutputsParams
     field: str
-    """The request's field that asks for it, to be named if it can't be had."""
+    """The request's field that asks for it."""
+    schemas: Mapping[str, dict[str, Any]] | None = None
+    """Schemas of which it is made, if there are several, by the request's fields that hold them."""
+
+    def blame(self, reason: str) -> tuple[str, str]:
+        """Return the field that makes the constraint unusable, and a sentence that says why.
+
+        Args:
+            reason: what the grammar's compiler says.
+        """
+        unenforced = re.search(r'Unimplemented keys: \["(\w+)"', reason)
+        keyword = unenforced[1] if unenforced else ""
+        for name, schema in (self.schemas or {}).items():
+            path = find_keyword(schema, keyword)
+            if path is not None:
+                full_name = f"{name}.{path}" if path else name
+                return full_name, (
+                    f"{full_name} can't be used: {keyword!r} can't be enforced in a strict tool: "
+                    "leave it out, or set strict to false"
+                )
+        return self.field, f"{self.field} can't be used: {reason}"
 
 
 def asked_constraint(

@@ -47,7 +47,7 @@ async def prepare_chat(
     params = service.sampling_params(body, max_tokens=None)
     service.check_size(1, params.n)
     prompt = await render_chat(service, body)
-    dialogue = plan_dialogue(service.config, body, prompt)
+    dialogue = plan_dialogue(service.formats, body, prompt)
     if dialogue.has_tags and body.skip_special_tokens is None:
         params = replace(params, skip_special_tokens=False)
     params = await service.constrain(params, dialogue.constraint)

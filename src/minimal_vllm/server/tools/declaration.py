@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
+from minimal_vllm.sampling.grammar_source import json_rule
 from minimal_vllm.server.api_model import ApiModel, HistoryModel
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -32,6 +33,14 @@ class Function(HistoryModel):
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
+
+    @property
+    def arguments_rule(self) -> str:
+        """The rule of a grammar that matches the arguments; ``strict`` ones as the schema says.
+
+        Others are held to as much of the schema as can be enforced.
+        """
+        return json_rule(self.schema_of_arguments, lenient=not self.strict)
 
 
 class Tool(HistoryModel):

@@ -4,7 +4,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from minimal_vllm.sampling.grammar_source import json_rule
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, Reader
 from minimal_vllm.server.tools.declaration import Function
@@ -14,8 +13,12 @@ class ToolFormat(ABC):
     """How calls of some functions are written in the model's text."""
 
     @abstractmethod
-    def constraint(self) -> StructuredOutputsParams | None:
-        """What the text is held to; None: the model writes what it likes."""
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams | None:
+        """Return what the text must match; None: the model writes what it likes.
+
+        Args:
+            answer: grammar, in Lark's syntax, of a text that has no calls; None: any text.
+        """
 
     @abstractmethod
     def make_reader(self, calls: CallWriter) -> Reader:
@@ -35,7 +38,7 @@ def call_rules(functions: Sequence[Function], arguments: str) -> str:
         head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{arguments}": '
         rules += [
             f'call_{place}: {json.dumps(head)} arguments_{place} "}}"',
-            f"arguments_{place}: {json_rule(function.schema_of_arguments)}",
+            f"arguments_{place}: {function.arguments_rule}",
         ]
     return "\n".join(rules)
 

@@ -6,6 +6,7 @@ Source: https://github.com/NousResearch/Hermes-Function-Calling
 import re
 from collections.abc import Sequence
 
+from minimal_vllm.sampling.grammar_source import nested_rule
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader, overlap
 from minimal_vllm.server.tools.call_object import CallObject
@@ -23,18 +24,25 @@ tagged: open /\n?/ call /\n?/ "</tool_call>"
 """Any text, but once a tag is opened, it has a call in it."""
 
 
+CALLS_OR_ANSWER = r"""start: answer | tagged+
+tagged: "<tool_call>" /\n?/ call /\n?/ "</tool_call>" /\n?/
+answer: """
+"""Calls and no other text, or an answer of another form."""
+
+
 class Hermes(ToolFormat):
     """``<tool_call>{"name": …, "arguments": {…}}</tool_call>``, anywhere, any number of times."""
 
     def __init__(self, functions: Sequence[Function]) -> None:
         self._functions = functions
 
-    def constraint(self) -> StructuredOutputsParams | None:
-        """The schemas of strict functions, if there are any; the others take any object then."""
-        if not any(function.strict for function in self._functions):
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams | None:
+        """Return a grammar if a function is strict, or an answer without calls has a form."""
+        if answer is None and not any(function.strict for function in self._functions):
             return None
         rules = call_rules([loose(function) for function in self._functions], "arguments")
-        return StructuredOutputsParams(grammar=GRAMMAR + rules)
+        start = GRAMMAR if answer is None else CALLS_OR_ANSWER + nested_rule(answer) + "\n"
+        return StructuredOutputsParams(grammar=start + rules)
 
     def make_reader(self, calls: CallWriter) -> Reader:
         """Takes whitespace around calls for a part of them."""

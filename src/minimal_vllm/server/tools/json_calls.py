@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from minimal_vllm.sampling.grammar_source import nested_rule
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader
 from minimal_vllm.server.tools.call_object import CallObject
@@ -15,6 +16,10 @@ LLAMA_GRAMMAR = r"""start: text | call (/; ?/ call)*
 text: /([^{\s;,](?s:.)*)?/
 """
 """Calls, or a text that is not taken for one."""
+
+LLAMA_OR_ANSWER = """start: answer | call (/; ?/ call)*
+answer: """
+"""Calls, or an answer of another form."""
 
 ARRAY_GRAMMAR = """start: "[" call (", " call)* "]"
 """
@@ -29,12 +34,13 @@ class Llama3Json(ToolFormat):
     def __init__(self, functions: Sequence[Function]) -> None:
         self._functions = functions
 
-    def constraint(self) -> StructuredOutputsParams | None:
-        """The schemas of strict functions, if there are any; the others take any object then."""
-        if not any(function.strict for function in self._functions):
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams | None:
+        """Return a grammar if a function is strict, or an answer without calls has a form."""
+        if answer is None and not any(function.strict for function in self._functions):
             return None
         rules = call_rules([loose(function) for function in self._functions], "parameters")
-        return StructuredOutputsParams(grammar=LLAMA_GRAMMAR + rules)
+        start = LLAMA_GRAMMAR if answer is None else LLAMA_OR_ANSWER + nested_rule(answer) + "\n"
+        return StructuredOutputsParams(grammar=start + rules)
 
     def make_reader(self, calls: CallWriter) -> Reader:
         """A text is a call only from its very beginning on."""
@@ -52,8 +58,8 @@ class RequiredCalls(ToolFormat):
         self._functions = functions
         self._parallel = parallel
 
-    def constraint(self) -> StructuredOutputsParams:
-        """At least one call; one, if they are not to be parallel."""
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams:  # noqa: ARG002
+        """Return the grammar of at least one call; of one, if they are not to be parallel."""
         start = ARRAY_GRAMMAR if self._parallel else 'start: "[" call "]"\n'
         return StructuredOutputsParams(grammar=start + call_rules(self._functions, "parameters"))
 

@@ -12,9 +12,9 @@ class NamedCall(ToolFormat):
     def __init__(self, function: Function) -> None:
         self._function = function
 
-    def constraint(self) -> StructuredOutputsParams:
-        """The schema of the arguments."""
-        return StructuredOutputsParams(json=self._function.schema_of_arguments)
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams:  # noqa: ARG002
+        """Return the grammar of the arguments: there is always a call, and no other answer."""
+        return StructuredOutputsParams(grammar=f"start: {self._function.arguments_rule}")
 
     def make_reader(self, calls: CallWriter) -> Reader:
         """There is nothing to find."""
