@@ -4,6 +4,7 @@ import json
 
 import jsonschema
 import pytest
+from checkpoints import BYTES
 
 from tests.server.harness import TOOL_MODEL
 
@@ -16,6 +17,7 @@ CLOSED = {
     "required": ["s"],
     "additionalProperties": False,
 }
+NO_SPACES = {str(BYTES.index(space)): -100 for space in "ĠĉĊč"}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "s", "schema": CLOSED}}
 
 
@@ -24,7 +26,8 @@ def tool(name, parameters, **others):
 
 
 def choice_of(server, **body):
-    body = {"messages": HELLO, "max_tokens": 120, "seed": 1, **PLAIN, **body}
+    bias = NO_SPACES | body.pop("logit_bias", {})
+    body = {"messages": HELLO, "max_tokens": 200, "seed": 1, "logit_bias": bias, **PLAIN, **body}
     response = server.post(CHAT, **body)
     assert response.status_code == 200, response.text
     return response.json()["choices"][0]
@@ -51,7 +54,13 @@ def test_a_stop_string_does_not_break_a_form_that_is_unfinished(tool_server, sto
 
 
 def test_a_stop_string_does_not_break_a_call(tool_server):
-    choice = choice_of(tool_server, tools=[tool("f", CLOSED)], tool_choice="required", stop=["x"])
+    choice = choice_of(
+        tool_server,
+        tools=[tool("f", CLOSED)],
+        tool_choice="required",
+        stop=["x"],
+        parallel_tool_calls=False,
+    )
     assert choice["finish_reason"] == "tool_calls"
     jsonschema.validate(
         json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]), CLOSED
@@ -62,9 +71,9 @@ def test_a_stop_string_ends_a_form_where_it_may_end(tool_server):
     body = {"prompt": "a", "structured_outputs": {"regex": "(ab)*"}, "stop": "a", "seed": 1}
     choice = tool_server.post(COMPLETIONS, **body).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("", "stop")
-    body["stop"] = "b"  # it would leave a text that doesn't match
-    text = tool_server.post(COMPLETIONS, **body).json()["choices"][0]["text"]
-    assert text.startswith("ab")
+    body |= {"structured_outputs": {"regex": "(ab){2}"}, "stop": "b"}  # it would leave an "a"
+    choice = tool_server.post(COMPLETIONS, **body).json()["choices"][0]
+    assert (choice["text"], choice["stop_reason"]) == ("abab", None)
 
 
 LOOSE = [
@@ -78,9 +87,8 @@ LOOSE = [
 def test_one_tool_that_can_not_be_enforced_spoils_no_other(tool_server, parameters):
     tools = [tool("f", CLOSED), tool("g", parameters)]
     for choice in ("required", {"type": "function", "function": {"name": "g"}}):
-        (call, *_) = choice_of(tool_server, tools=tools, tool_choice=choice)["message"][
-            "tool_calls"
-        ]
+        options = {"tool_choice": choice, "parallel_tool_calls": False}
+        (call,) = choice_of(tool_server, tools=tools, **options)["message"]["tool_calls"]
         assert json.loads(call["function"]["arguments"]).keys() <= {"s", "p"}
 
 
@@ -93,12 +101,12 @@ def test_objects_are_closed(tool_server, switch):
 
 @pytest.mark.parametrize("name", ["<tool_call>", "{"])
 def test_tools_and_a_schema_together_give_a_call_or_the_schema(tool_server, name):
-    (token,) = tool_server.post("/tokenize", prompt=name).json()["tokens"]
+    tokens = tool_server.post("/tokenize", prompt=f"{name}<|endoftext|>").json()["tokens"]
     choice = choice_of(
         tool_server,
         tools=[tool("f", CLOSED, strict=True)],
         response_format=FORMAT,
-        logit_bias={str(token): 50},
+        logit_bias=dict(zip(map(str, tokens), (50, 100), strict=True)),
     )
     if name == "{":
         assert choice["finish_reason"] == "stop"

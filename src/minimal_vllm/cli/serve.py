@@ -108,6 +108,20 @@ def log_to_stderr() -> None:
     logging.getLogger("minimal_vllm").setLevel(logging.INFO)
 
 
+def _formats(service: "Service") -> dict[str, str]:
+    """Return the formats in which the model writes, and what tells them, for the summary."""
+    formats, config = service.formats, service.config
+    rows = (
+        ("Tool calls", formats.tool_calls, config.tool_call_parser),
+        ("Reasoning", formats.reasoning, config.reasoning_parser),
+    )
+    return {
+        label: name if given else f"{name}, as the chat template shows"
+        for label, name, given in rows
+        if name
+    }
+
+
 def _summary(service: "Service", listener: "socket") -> Iterator[str]:
     from minimal_vllm.engine.backends import backend_name
 
@@ -123,15 +137,10 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
         "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {config.block_size})",
         "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
         f"with {backend} attention",
+        **_formats(service),
         "API key": "required" if service.config.api_key else "none",
         "Serving at": address_of(listener, scheme),
     }
-    for label, name, given in (
-        ("Tool calls", service.formats.tool_calls, service.config.tool_call_parser),
-        ("Reasoning", service.formats.reasoning, service.config.reasoning_parser),
-    ):
-        if name:
-            rows[label] = name if given else f"{name}, as the chat template shows"
     if service.view:
         rows["View"] = f"{address_of(listener, scheme)}/view"
     for label, value in rows.items():

@@ -1,4 +1,4 @@
-"""The application: middleware and routes."""
+"""ASGI application: middleware and routes."""
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -19,7 +19,7 @@ from minimal_vllm.server.service import Service
 
 
 def make_app(service: Service) -> FastAPI:
-    """The ASGI application that serves ``service``, whose engine is started by the caller."""
+    """Return the ASGI application that serves ``service``; the caller starts the engine."""
     app = FastAPI(
         title="minimal-vllm",
         version=__version__,
@@ -35,7 +35,7 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _middleware(service: Service) -> list[Middleware]:
-    """The outermost first."""
+    """Return the middleware, outermost first."""
     config, layers = service.config, []
     if config.allowed_origins:
         layers.append(

@@ -25,11 +25,11 @@ from minimal_vllm.server.service import Service
 from minimal_vllm.server.structured import asked_constraint
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's."""
+"""Default of ``max_tokens``, which is OpenAI's."""
 
 
 class CompletionRequest(SamplingFields, OtherCompletionFields):
-    """The body of ``POST /v1/completions``."""
+    """Body of ``POST /v1/completions``."""
 
     prompt: (
         str
@@ -37,17 +37,17 @@ class CompletionRequest(SamplingFields, OtherCompletionFields):
         | Annotated[Texts, Field(min_length=1)]
         | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
-    """One prompt or several, each a text or its tokens."""
+    """One prompt or several, each as text or as token ids."""
     echo: bool = False
-    """Begin each completion with its prompt; with ``max_tokens=0`` there is nothing else."""
+    """Begin each completion with its prompt; with ``max_tokens=0``, return the prompt alone."""
     logprobs: int | None = None
-    """Log-probabilities of so many top tokens, and of the one that was chosen."""
+    """Number of most probable tokens to return log-probabilities of, besides the chosen one."""
     add_special_tokens: bool = True
-    """Put around a text what the tokenizer puts there, mostly a BOS token."""
+    """Add the special tokens that the tokenizer puts around a text, mostly a BOS token."""
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts, as a list."""
+        """The prompts as a list."""
         prompt = self.prompt
         if isinstance(prompt, str) or isinstance(prompt[0], int):
             return [prompt]
@@ -55,7 +55,7 @@ class CompletionRequest(SamplingFields, OtherCompletionFields):
 
     @property
     def only_echo(self) -> bool:
-        """Whether nothing is to be generated."""
+        """True if no token is asked for beyond the prompt."""
         return self.echo and self.max_tokens == 0
 
     def client_field(self, name: str) -> str:
@@ -75,17 +75,17 @@ class CompletionRequest(SamplingFields, OtherCompletionFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """Parallel lists, with an entry for each token."""
+    """Log-probabilities as parallel lists with one entry per token."""
 
     text_offset: list[int]
-    """Where the token begins in the choice's text."""
+    """Offsets of the tokens in the choice's text, in characters."""
     token_logprobs: list[float | None]
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(BaseModel):
-    """One completion, or what is new of it."""
+    """One completion, or its new part in a stream."""
 
     index: int
     text: str
@@ -98,7 +98,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The answer of ``/v1/completions``, whole or one chunk of it."""
+    """Answer of ``/v1/completions``, or one chunk of it."""
 
     id: str
     object: Literal["text_completion"]
@@ -111,7 +111,7 @@ class Completion(BaseModel):
 
 
 class CompletionAnswer(ChunkedAnswer):
-    """Text, and the prompt before it if it is to be echoed."""
+    """Answer that consists of the generated texts, each after its prompt if that is echoed."""
 
     chunk_object = "text_completion"
 
@@ -128,7 +128,7 @@ class CompletionAnswer(ChunkedAnswer):
         self._opened: set[int] = set()
 
     def adapt(self, output: RequestOutput) -> RequestOutput:
-        """Without the token that was generated only because the engine can't do with less."""
+        """Return the output without the token that the engine generates if none is asked for."""
         if not self._body.only_echo:
             return output
         (completion,) = output.outputs
@@ -143,30 +143,30 @@ class CompletionAnswer(ChunkedAnswer):
         return replace(output, outputs=[nothing])
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> Completion:
-        """The whole answer."""
+        """Return the whole answer."""
         choices = [
-            CompletionChoice(**self._choice(place, output)) for place, output in enumerate(outputs)
+            CompletionChoice(**self._choice(index, output)) for index, output in enumerate(outputs)
         ]
         return Completion(object="text_completion", **self.envelope, choices=choices, usage=usage)
 
-    def chunks(self, place: int, output: RequestOutput) -> list[dict[str, Any]]:
-        """The new part of a choice, if there is any."""
-        choice = self._choice(place, output)
+    def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """Return the new part of a choice as one chunk, or no chunk if there is nothing new."""
+        choice = self._choice(index, output)
         has_news = any(
             choice.get(name) for name in ("text", "finish_reason", "logprobs", "token_ids")
         )
         return [{"choices": [choice]}] if has_news else []
 
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
-        """A ``CompletionChoice`` of what is new; to a place's first, what comes before is added."""
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        """Return the fields of a ``CompletionChoice``; the first one of a choice has the echo."""
         (completion,) = output.outputs
-        is_first = place not in self._opened
-        self._opened.add(place)
-        echoed = self._prompt_text(place) if self._body.echo and is_first else None
+        is_first = index not in self._opened
+        self._opened.add(index)
+        echoed = self._prompt_text(index) if self._body.echo and is_first else None
         choice = {
-            "index": place,
+            "index": index,
             "text": (echoed or "") + completion.text,
-            "logprobs": self._write_logprobs(place, output, echoed),
+            "logprobs": self._write_logprobs(index, output, echoed),
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
@@ -178,23 +178,23 @@ class CompletionAnswer(ChunkedAnswer):
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs or [])
         return choice
 
-    def _prompt_text(self, place: int) -> str:
-        prompt = self._prompts[place // self._params.n]
+    def _prompt_text(self, index: int) -> str:
+        prompt = self._prompts[index // self._params.n]
         if isinstance(prompt, str):
             return prompt
         return self._tokenizer.decode(prompt, skip_special_tokens=self._params.skip_special_tokens)
 
     def _write_logprobs(
-        self, place: int, output: RequestOutput, echoed: str | None
+        self, index: int, output: RequestOutput, echoed: str | None
     ) -> CompletionLogprobs | None:
         wanted = self._params.logprobs
         if wanted is None:
             return None
-        if place not in self._logprobs:
+        if index not in self._logprobs:
             skips = self._params.skip_special_tokens
             hidden = self._tokenizer.special_token_ids if skips else ()
-            self._logprobs[place] = CompletionLogprobsWriter(self._names, wanted, hidden)
-        writer, (completion,) = self._logprobs[place], output.outputs
+            self._logprobs[index] = CompletionLogprobsWriter(self._names, wanted, hidden)
+        writer, (completion,) = self._logprobs[index], output.outputs
         generated = (completion.token_ids, completion.logprobs or [])
         if echoed is None:
             return writer.write(*generated)
@@ -280,7 +280,7 @@ class CompletionLogprobsWriter:
 
 
 def make_router(service: Service) -> APIRouter:
-    """The route."""
+    """Return a router with this one route."""
     router = APIRouter()
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM_TOO)

@@ -1,4 +1,4 @@
-"""How the server is reached, and what it lets in."""
+"""Server options: address, keys, limits, and formats of the model's output."""
 
 from typing import Annotated, Literal
 
@@ -11,41 +11,41 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ServerConfig:
-    """What a user may choose, with vLLM's names where vLLM has them."""
+    """Server options, with vLLM's names where vLLM has them."""
 
     host: str = "127.0.0.1"
-    """The address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on; 0.0.0.0 accepts connections from other machines."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """The port; 0: any that is free."""
+    """Port to listen on; 0 chooses a free one."""
     served_model_name: list[NonEmpty] | None = None
-    """What clients call the model; None: as it was named here."""
+    """Names by which clients may call the model. Default: the name given here."""
     api_key: list[NonEmpty] | None = None
-    """Clients must send this key, or one of these; None: the environment's MINIMAL_VLLM_API_KEY,
-    if it is set."""
+    """Key that clients must send; may be repeated. Default: the environment variable
+    MINIMAL_VLLM_API_KEY, if it is set."""
     ssl_certfile: str | None = None
-    """Certificate, for https."""
+    """Certificate file, for https."""
     ssl_keyfile: str | None = None
-    """Its private key."""
+    """Private key of the certificate. Default: in the certificate file."""
     allowed_origins: list[str] | None = None
-    """Web pages from here may call the server (CORS); ``*``: from anywhere."""
+    """Origins of web pages that may call the server (CORS); ``*`` allows all."""
     allowed_methods: list[str] | None = None
-    """HTTP methods that they may use; None: GET and POST."""
+    """HTTP methods that web pages may use. Default: GET and POST."""
     allowed_headers: list[str] | None = None
-    """HTTP headers that they may send; None: all."""
+    """HTTP headers that web pages may send. Default: all."""
     allow_credentials: bool = False
-    """Whether they may send cookies."""
+    """Allow web pages to send cookies."""
     max_waiting_requests: PositiveInt = 1000
-    """While so many requests wait to run, more are refused (429)."""
+    """Maximum number of waiting requests; more are refused (429)."""
     max_choices: PositiveInt = 128
-    """One HTTP request may ask for so many completions, over all its prompts."""
+    """Maximum number of completions of one HTTP request, over all its prompts."""
     max_body_bytes: PositiveInt = 10 * 2**20
-    """Longer bodies are refused (413)."""
+    """Maximum length of a request's body in bytes; longer ones are refused (413)."""
     shutdown_timeout: Annotated[float, Field(ge=0)] = 30.0
-    """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
+    """Seconds in which running requests may finish after SIGTERM or Ctrl-C."""
     view: bool = False
-    """Serve a page at /view that shows the engine at work, and can pause it."""
+    """Serve a page at /view that shows the engine at work and can pause it."""
     trust_request_chat_template: bool = False
-    """Let requests bring a chat template: it is a program, which may run for ever."""
+    """Allow requests to bring a chat template, which is a program and may never end."""
     enable_auto_tool_choice: bool = False
     """Let the model decide whether to call tools; needs tool_call_parser. Default: on, if the
     chat template shows the format of its calls."""

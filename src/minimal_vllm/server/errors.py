@@ -1,4 +1,4 @@
-"""Errors in OpenAI's body, each naming the field that it is about."""
+"""Errors in OpenAI's body, each with the name of the field that is wrong."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -26,25 +26,26 @@ ERROR_TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
-"""OpenAI's names; all others are ``invalid_request_error``."""
+"""OpenAI's error types by status; all others are ``invalid_request_error``."""
 
 ENGINE_FIELDS = frozenset({field.name for field in fields(SamplingParams)} | {"prompt_token_ids"})
 """Names with which the engine's complaints may begin."""
 
 UNION_TAGS = frozenset({"str", "constrained-str"})
-"""What pydantic puts into an error's location for the members of a union; others have brackets."""
+"""Names of union members in the location of a pydantic error; others' names have brackets."""
 
 UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument", "unsupported_field"})
-"""Pydantic's names for the same, of models and of dataclasses, and that of ``OnlyDefault``."""
+"""Types of pydantic errors about unknown fields of models and of dataclasses, and that of
+``OnlyDefault``."""
 
 LONGEST_INPUT = 100
 
 ENGINE_ERRORS = (RequestRefusedError, EngineStoppedError, EngineFailedError)
-"""What the engine may say of a request."""
+"""Errors that the engine raises for a request."""
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, and the field that it is about."""
+    """Description of an error, and the field that it is about."""
 
     message: str
     type: str
@@ -53,13 +54,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every error."""
+    """Body of every error."""
 
     error: ErrorDetail
 
 
 class ApiError(HTTPException):
-    """Ends a request with this status and OpenAI's error body."""
+    """Error that ends a request with a status and OpenAI's error body."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class ApiError(HTTPException):
 
     @property
     def body(self) -> ErrorBody:
-        """What the client gets."""
+        """The error as the client gets it."""
         kind = ERROR_TYPES.get(self.status_code, "invalid_request_error")
         return ErrorBody(
             error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code)
@@ -97,17 +98,17 @@ class ApiError(HTTPException):
 
     @property
     def response(self) -> JSONResponse:
-        """The whole HTTP response."""
+        """The HTTP response."""
         return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it from a middleware, and leave the reason for the log."""
+        """Send the response from a middleware, and store the message for the log."""
         scope["state"]["error"] = self.detail
         await self.response(scope, receive, send)
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of any error; of one that nobody foresaw, nothing."""
+    """Return the error that a client gets for an exception; unexpected ones stay in the log."""
     match error:
         case ApiError():
             return error
@@ -128,9 +129,10 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def _from_validation(errors: Sequence[Any]) -> ApiError:
-    """The complaints about the first field that has any.
+    """Return one error for the first field that is wrong.
 
-    A union has some for each of its members: those that got furthest are the likeliest meant.
+    A union has errors for each of its members. Those with the longest location are chosen, since
+    the client most likely meant that member.
     """
     names = [_names(each) for each in errors]
     about_first = [each for each in names if each[:1] == names[0][:1]]
@@ -148,7 +150,7 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
 
 
 def _names(error: Mapping[str, Any]) -> list[str]:
-    """Where an error is, without what only pydantic knows: the members of unions, or an offset."""
+    """Return the location of an error without pydantic's own parts: union members and offsets."""
     loc = error["loc"]
     inside = loc[1:] if loc[:1] == ("body",) else loc
     if error["type"] == "json_invalid":
@@ -195,7 +197,7 @@ def _describe_endpoints(app: FastAPI, path: str) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let the foreseen errors of all routes end in OpenAI's body."""
+    """Answer the expected errors of all routes with OpenAI's body."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         api_error = as_api_error(error)

@@ -1,4 +1,4 @@
-"""From requests to the engine to an HTTP response, whole or as a stream of events."""
+"""Running requests, and writing their outputs as an HTTP response or a stream of events."""
 
 import asyncio
 import logging
@@ -41,17 +41,17 @@ EVENT_SCHEMA = {
 STREAM_TOO: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
 }
-"""For a route's OpenAPI description: its answer may be a stream of events."""
+"""Part of a route's OpenAPI description: its answer may be a stream of events."""
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
 class UsageCounter:
-    """Adds up what a request takes.
+    """Counts the tokens of one HTTP request.
 
     Args:
-        requests: all of it.
-        n: how many of them, in a row, have the same prompt.
+        requests: its engine requests.
+        n: number of consecutive ones that have the same prompt.
     """
 
     def __init__(self, requests: Sequence[EngineRequest], n: int) -> None:
@@ -70,7 +70,7 @@ class UsageCounter:
 
     @property
     def usage(self) -> Usage:
-        """What was taken so far."""
+        """Usage so far."""
         return Usage(
             prompt_tokens=self._prompt,
             completion_tokens=self._completion,
@@ -212,16 +212,16 @@ async def respond(
     n: int,
     answer: Answer,
 ) -> Response:
-    """Run the requests, and write the answer as the client wants it.
+    """Run the requests, and return the answer, whole or as a stream.
 
-    A stream's status is sent with its first tokens: what fails before them has its true one.
+    The status of a stream is sent with its first tokens: an error before them has its own status.
 
     Args:
-        service: runs them.
-        body: what the client sent.
-        requests: one for each choice.
-        n: how many of them, in a row, have the same prompt.
-        answer: the endpoint's.
+        service: the model that is served.
+        body: the client's request.
+        requests: one engine request for each choice.
+        n: number of consecutive ones that have the same prompt.
+        answer: writes the endpoint's answer.
     """
     service.check_load()
     usage = UsageCounter(requests, n)
@@ -237,7 +237,7 @@ async def respond(
         whole = answer.whole([final[index] for index in range(len(requests))], usage.usage)
         return whole.model_dump_json()
 
-    # In another thread: log-probabilities of long prompts are megabytes.
+    # In another thread, because log-probabilities of long prompts are megabytes.
     content = await asyncio.to_thread(write)
     return Response(content, headers=headers, media_type="application/json")
 
@@ -322,12 +322,12 @@ def _bookkeeping(body: SamplingFields) -> str:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events.
+    """Response of server-sent events.
 
     Args:
-        outputs: where the events come from; closed with the response, however it ends.
-        events: the events' text.
-        headers: of the response.
+        outputs: the engine's outputs; closed when the response ends, for whatever reason.
+        events: the events as bytes.
+        headers: headers of the response.
     """
 
     media_type = "text/event-stream"
@@ -340,7 +340,7 @@ class EventStream(StreamingResponse):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the events, and close the outputs."""
         async with aclosing(self._outputs), aclosing(self._events):
             await super().__call__(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""Models that reason before they answer, between ``<think>`` and ``</think>``."""
+"""Reasoning before the answer, between ``<think>`` and ``</think>``."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -8,21 +8,22 @@ from minimal_vllm.server.message import MessageDelta, Reader, overlap
 OPEN, CLOSE = "<think>", "</think>"
 
 Reasoning = Literal["begun", "possible"]
-"""As in ``StructuredOutputsParams``: whether the text begins within the reasoning, or may begin
-with it."""
+"""``begun``: the text begins inside the reasoning. ``possible``: it may begin with reasoning. Both
+are as in ``StructuredOutputsParams``."""
 
 REASONING_PARSERS: dict[str, Reasoning] = {"qwen3": "possible", "deepseek_r1": "begun"}
-"""What models do that their prompt leaves the choice. DeepSeek R1 always reasons, and may leave
-out the opening tag."""
+"""Expected reasoning of a model if its prompt doesn't decide it. DeepSeek R1 always reasons, and
+may leave out the opening tag."""
 
 
 def expected_reasoning(parser: str, prompt: str, continued: str | None) -> Reasoning | None:
-    """What to expect of the text behind a prompt; None: no reasoning.
+    """Return which reasoning the text after a prompt begins with; None: it has none.
 
     Args:
         parser: one of ``REASONING_PARSERS``.
-        prompt: the template may end it with an opening tag, or with both, which says: don't.
-        continued: the message that the text continues, if it does.
+        prompt: the rendered prompt. A template may end it with an opening tag, or with both tags,
+            which asks the model not to reason.
+        continued: text of the message that the model continues; None: it begins a message.
     """
     if continued is not None:
         if continued.rfind(OPEN) > continued.rfind(CLOSE):
@@ -37,7 +38,7 @@ class ReasoningTokens:
     """Counts the tokens of the reasoning that a text begins with, tags included.
 
     Args:
-        expected: what the text begins with.
+        expected: reasoning that the text begins with.
         token_bytes: returns the UTF-8 bytes of a token.
     """
 
@@ -76,11 +77,11 @@ class ReasoningTokens:
 
 
 class ReasoningReader(Reader):
-    """Takes out the reasoning, and leaves the rest to another reader.
+    """Reader that splits off the reasoning, and passes the rest to another reader.
 
     Args:
-        expected: what the text begins with.
-        answer: reads what comes behind the reasoning.
+        expected: reasoning that the text begins with.
+        answer: reader of the text after the reasoning.
     """
 
     def __init__(self, expected: Reasoning, answer: Reader) -> None:
@@ -91,7 +92,7 @@ class ReasoningReader(Reader):
         self._is_reasoning = True
 
     def read(self, text: str, part: MessageDelta) -> None:
-        """Put what the next piece of text says into ``part``."""
+        """Read the next piece of text, and add its content to ``part``."""
         text, self._held = self._held + text, ""
         if self._is_at_start:
             text = self._read_start(text)
@@ -101,7 +102,7 @@ class ReasoningReader(Reader):
             self._answer.read(text, part)
 
     def finish(self, part: MessageDelta) -> None:
-        """Put what was held back into ``part``."""
+        """Add the text that was held back to ``part``."""
         if self._is_at_start and self._expected == "possible":
             self._answer.read(self._held, part)
         elif self._is_reasoning:
@@ -109,7 +110,7 @@ class ReasoningReader(Reader):
         self._answer.finish(part)
 
     def _read_start(self, text: str) -> str:
-        """The text without the opening tag; nothing, until it is clear whether it has one."""
+        """Return the text without its opening tag, or nothing while the tag may be incomplete."""
         begin = text.lstrip()
         if OPEN.startswith(begin) and begin != OPEN:
             self._held = text
@@ -119,7 +120,7 @@ class ReasoningReader(Reader):
         return begin.removeprefix(OPEN) if begin.startswith(OPEN) else text
 
     def _read_reasoning(self, text: str, part: MessageDelta) -> str:
-        """What comes behind the reasoning."""
+        """Read the reasoning, and return the text after it."""
         if self._is_at_start:
             return ""
         reasoning, close, rest = text.partition(CLOSE)

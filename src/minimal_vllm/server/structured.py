@@ -1,4 +1,4 @@
-"""``response_format`` and ``structured_outputs``: what a request wants its output to match."""
+"""``response_format`` and ``structured_outputs``: the form that an output must match."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
 
 
 class StructuredOutputs(ApiModel):
-    """vLLM's way to say what the output must match; exactly one of the first five is given."""
+    """vLLM's object that says what the output must match; one of the first five is given."""
 
     json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
     regex: str | None = None
@@ -37,7 +37,7 @@ class StructuredOutputs(ApiModel):
 
     @property
     def params(self) -> StructuredOutputsParams:
-        """The same for the engine."""
+        """The same as the engine's parameters."""
         return StructuredOutputsParams(
             json=self.json_,
             regex=self.regex,
@@ -50,18 +50,18 @@ class StructuredOutputs(ApiModel):
 
 
 class JsonSchema(ApiModel):
-    """The part of ``ResponseFormat`` that says which JSON."""
+    """JSON schema of a ``ResponseFormat``."""
 
     name: str
-    """For the client's own use, as is ``description``: the model sees neither."""
+    """Name for the client's own use; the model sees neither it nor ``description``."""
     description: str | None = None
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
-    """The output is held to the schema in any case."""
+    """Without effect: the output is held to the schema in any case."""
 
 
 class ResponseFormat(ApiModel):
-    """OpenAI's way to ask for JSON."""
+    """OpenAI's object that asks for JSON."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None

@@ -1,4 +1,4 @@
-"""The answer to a chat: its models, and how the model's text becomes one of them."""
+"""Answer to a chat: its models, and writing the generated text as one of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from minimal_vllm.server.service import Service
 
 
 class TokenLogprob(BaseModel):
-    """One token that might have come."""
+    """Log-probability of one token."""
 
     token: str
     logprob: float
@@ -25,26 +25,26 @@ class TokenLogprob(BaseModel):
 
 
 class ChatTokenLogprob(TokenLogprob):
-    """The token that came, and those that might have."""
+    """Log-probability of the chosen token, and those of the most probable ones."""
 
     top_logprobs: list[TokenLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """An entry for each token."""
+    """Log-probabilities with one entry per token."""
 
     content: list[ChatTokenLogprob]
 
 
 class CalledFunction(BaseModel):
-    """A function's name, and its arguments as JSON."""
+    """Name of a function, and its arguments as JSON."""
 
     name: str
     arguments: str
 
 
 class MessageCall(BaseModel):
-    """A function that is to be called."""
+    """Call of a function."""
 
     id: str
     type: Literal["function"]
@@ -52,7 +52,7 @@ class MessageCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """What the model says."""
+    """Message of the assistant."""
 
     role: Literal["assistant"]
     content: str | None
@@ -62,12 +62,12 @@ class ChatMessage(BaseModel):
     function_call: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    """The same: vLLM's field has had both names, and clients read the one or the other."""
+    """Same as ``reasoning``: vLLM has used both names, and clients read one or the other."""
     tool_calls: list[MessageCall] = []
 
 
 class ChatChoice(BaseModel):
-    """One answer to the conversation."""
+    """One answer to the conversation, with its message."""
 
     index: int
     message: ChatMessage
@@ -78,7 +78,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer of ``/v1/chat/completions``."""
+    """Answer of ``/v1/chat/completions``."""
 
     id: str
     object: Literal["chat.completion"]
@@ -93,7 +93,7 @@ class ChatCompletion(BaseModel):
 
 
 class ChatAnswer(ChunkedAnswer):
-    """Messages of the assistant."""
+    """Answer that consists of messages of the assistant."""
 
     chunk_object = "chat.completion.chunk"
 
@@ -118,7 +118,7 @@ class ChatAnswer(ChunkedAnswer):
         return self._counters[index].count(output.outputs[0].token_ids)
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:
-        """The whole answer."""
+        """Return the whole answer."""
         answer = ChatCompletion(
             object="chat.completion",
             **self.envelope,
@@ -139,7 +139,7 @@ class ChatAnswer(ChunkedAnswer):
         return answer
 
     def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
-        """The new part of a choice, if there is any."""
+        """Return the new part of a choice as one chunk, or no chunk if there is nothing new."""
         (completion,) = output.outputs
         part = self._messages.read(index, completion)
         details = self._details(index, completion)
@@ -148,7 +148,7 @@ class ChatAnswer(ChunkedAnswer):
         return []
 
     def _details(self, index: int, completion: CompletionOutput) -> dict[str, Any]:
-        """What a choice has beside its text, in a stream or not."""
+        """Return the fields of a choice besides its message."""
         details: dict[str, Any] = {
             "logprobs": self._write_logprobs(completion),
             "finish_reason": self._messages.finish_reason(index, completion),
@@ -174,7 +174,7 @@ class ChatAnswer(ChunkedAnswer):
 
 
 def _message(part: MessageDelta) -> ChatMessage:
-    """A message, of which this is all."""
+    """Return a whole message."""
     others = _reasoning(part)
     if part.calls:
         others["tool_calls"] = [_message_call(call) for call in part.calls.values()]
@@ -183,7 +183,7 @@ def _message(part: MessageDelta) -> ChatMessage:
 
 
 def _delta(part: MessageDelta) -> dict[str, Any]:
-    """What is new of a message."""
+    """Return the ``delta`` of a chunk."""
     delta = _reasoning(part)
     if part.calls:
         delta["tool_calls"] = [_call_delta(index, call) for index, call in part.calls.items()]
@@ -193,7 +193,7 @@ def _delta(part: MessageDelta) -> dict[str, Any]:
 
 
 def _reasoning(part: MessageDelta) -> dict[str, Any]:
-    """Under both names."""
+    """Return the reasoning under both of its names."""
     if not part.reasoning:
         return {}
     return {"reasoning": part.reasoning, "reasoning_content": part.reasoning}
@@ -205,7 +205,7 @@ def _message_call(call: ToolCallDelta) -> MessageCall:
 
 
 def _call_delta(index: int, call: ToolCallDelta) -> dict[str, Any]:
-    """What is new of a call; the first part has its id, type and name."""
+    """Return the new part of a call; the first part of a call has its id, type and name."""
     if not call.id:
         return {"index": index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
@@ -215,7 +215,7 @@ def _call_delta(index: int, call: ToolCallDelta) -> dict[str, Any]:
 def chat_logprobs(
     names: TokenNames, num_top: int, token_ids: Iterable[int], positions: Iterable[TokenLogprobs]
 ) -> ChatLogprobs:
-    """The log-probabilities of some tokens, as ``/v1/chat/completions`` has them."""
+    """Return the log-probabilities of tokens in the form of ``/v1/chat/completions``."""
 
     def write(token_id: int, logprob: Logprob) -> TokenLogprob:
         return TokenLogprob(

@@ -1,4 +1,4 @@
-"""How one chat is answered: what the model's text must match, and how it becomes a message."""
+"""Plan of the answers to one chat: the form of the text, and how it becomes a message."""
 
 from dataclasses import dataclass, replace
 
@@ -16,26 +16,26 @@ from minimal_vllm.server.tools.json_calls import Llama3Json, RequiredCalls
 from minimal_vllm.server.tools.named import NamedCall
 
 TOOL_CALL_PARSERS = {"hermes": Hermes, "llama3_json": Llama3Json}
-"""The formats of models that may call tools by themselves."""
+"""Formats of tool calls that a model makes by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """What was settled for all answers to one chat."""
+    """Plan for all answers to one chat."""
 
     constraint: Constraint | None
     tools: ToolFormat | None
-    """How calls are written; None: there are none."""
+    """Format of the calls; None: the text has no calls."""
     parallel: bool
-    """Whether a message may have several calls."""
+    """True if a message may have several calls."""
     reasoning: Reasoning | None
-    """What a text begins with; None: with the answer."""
+    """Reasoning that the text begins with; None: it has none."""
     reason_of_calls: str
-    """The ``finish_reason`` of a message that has calls and is complete."""
+    """``finish_reason`` of a complete message that has calls."""
 
     @property
     def has_tags(self) -> bool:
-        """Whether the text may have tags, which are special tokens of some models."""
+        """True if the text may have tags, which are special tokens of some models."""
         return self.tools is not None or self.reasoning is not None
 
     def make_reader(self) -> Reader:
@@ -77,15 +77,15 @@ class MessageReaders:
 
 
 def plan_dialogue(formats: Formats, body: ChatCompletionRequest, prompt: str) -> Dialogue:
-    """Settle how a chat is answered.
+    """Plan the answers to a chat.
 
     Args:
         formats: formats in which the model writes.
         body: the request.
-        prompt: what the chat template made of it.
+        prompt: its rendered prompt.
 
     Raises:
-        ApiError: the request contradicts itself, or needs a format that was not named.
+        ApiError: the request contradicts itself, or the model's format isn't known.
     """
     tools = _choose_tools(formats, body)
     constraint = _choose_constraint(body, tools)

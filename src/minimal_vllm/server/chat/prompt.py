@@ -1,4 +1,4 @@
-"""From a conversation to the text of its prompt, through the model's chat template."""
+"""Rendering a conversation as a prompt by the model's chat template."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def render_chat(service: Service, chat: ChatFields) -> str:
     if chat.chat_template is not None and not service.config.trust_request_chat_template:
         raise ApiError(
             400,
-            "chat_template: this server trusts no templates but the model's "
+            "chat_template: this server uses no template but the model's "
             "(--trust-request-chat-template)",
             param="chat_template",
         )

@@ -1,4 +1,4 @@
-"""What a chat's request may have: the conversation, the tools, and how the answer is sampled."""
+"""Request of a chat: the conversation, the tools, and how the answer is sampled."""
 
 from typing import Annotated, Any
 
@@ -20,29 +20,29 @@ TEMPLATE_ARGUMENTS = frozenset(
         "continue_final_message",
     }
 )
-"""Names that ``chat_template_kwargs`` may not set: they have fields of their own."""
+"""Names that ``chat_template_kwargs`` may not set, because they have their own fields."""
 
 
 class ChatFields(ApiModel):
-    """How a conversation becomes a prompt."""
+    """Fields that say how a conversation becomes a prompt."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
-    """What the model may call; the chat template tells it, whatever ``tool_choice`` says."""
+    """Functions that the model may call; the template shows them, whatever ``tool_choice`` says."""
     add_generation_prompt: bool = True
     """End the prompt with the header of the assistant's next message."""
     continue_final_message: bool = False
     """Leave the last message open, to be continued; needs ``add_generation_prompt=false``."""
     chat_template: str | None = None
-    """Used in place of the model's; needs the server's ``--trust-request-chat-template``."""
+    """Template to use in place of the model's; needs ``--trust-request-chat-template``."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """What else the template knows, such as ``enable_thinking``."""
+    """Other variables of the template, such as ``enable_thinking``."""
     reasoning_effort: TemplateHint[str] = None
     """``low``, ``medium``, ``high`` or what else the template knows."""
     documents: TemplateHint[list[dict[str, Any]]] = None
     """Documents that the template shows to the model."""
     add_special_tokens: bool = False
-    """As for a completion; most templates write these tokens themselves."""
+    """Add the tokenizer's special tokens, although most templates write them themselves."""
 
     @field_validator("tools")
     @classmethod
@@ -66,17 +66,17 @@ class ChatFields(ApiModel):
 
 
 class ChatCompletionRequest(SamplingFields, ChatFields, OtherChatFields):
-    """The body of ``POST /v1/chat/completions``."""
+    """Body of ``POST /v1/chat/completions``."""
 
     logprobs: bool = False
     top_logprobs: int | None = None
-    """Log-probabilities of so many top tokens; needs ``logprobs=true``."""
+    """Number of most probable tokens to return; needs ``logprobs=true``."""
     max_completion_tokens: int | None = None
-    """OpenAI's newer name of ``max_tokens``."""
+    """Newer name of ``max_tokens``."""
     tool_choice: ToolChoice | None = None
-    """None: ``auto``, if there are tools."""
+    """Whether and which tools are called. Default: ``auto``."""
     parallel_tool_calls: bool = True
-    """Whether a message may have several calls."""
+    """Allow several calls in one message."""
 
     @model_validator(mode="after")
     def _two_names_agree(self) -> "ChatCompletionRequest":

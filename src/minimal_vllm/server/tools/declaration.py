@@ -1,4 +1,4 @@
-"""Tools in OpenAI's shape, as a request declares them."""
+"""Tools that a request declares, in OpenAI's form."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,25 +11,28 @@ FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Function(HistoryModel):
-    """A function that the model may call."""
+    """Function that the model may call."""
 
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """The JSON schema of the arguments, an object; None: the function takes none."""
+    """JSON schema of the arguments, which are an object; None: the function takes none."""
     strict: bool | None = None
-    """Hold calls that the model makes by itself to the schema; others are in any case."""
+    """Hold calls to the schema even if the model makes them by itself, and refuse a schema that
+    can't be enforced."""
 
     @field_validator("parameters")
     @classmethod
     def _arguments_are_an_object(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
         if parameters and parameters.get("type", "object") != "object":
-            raise ValueError(f"arguments are an object, not of type {parameters['type']!r}")
+            raise ValueError(
+                f"arguments are an object: the type should be 'object', not {parameters['type']!r}"
+            )
         return parameters
 
     @property
     def schema_of_arguments(self) -> dict[str, Any]:
-        """What the arguments are held to."""
+        """JSON schema of the arguments, which is an object in any case."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
@@ -44,7 +47,7 @@ class Function(HistoryModel):
 
 
 class Tool(HistoryModel):
-    """A tool; the only kind is a function."""
+    """Tool; the only kind is a function."""
 
     type: Literal["function"]
     function: Function
@@ -63,13 +66,13 @@ class Tool(HistoryModel):
 
 
 class FunctionReference(ApiModel):
-    """A function, by its name."""
+    """Name of a function."""
 
     name: FunctionName
 
 
 class NamedTool(ApiModel):
-    """The one tool that the model must call."""
+    """Tool that the model must call."""
 
     type: Literal["function"]
     function: FunctionReference

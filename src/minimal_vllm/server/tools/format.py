@@ -1,4 +1,4 @@
-"""What all ways to write tool calls have in common."""
+"""Base of the formats of tool calls."""
 
 import json
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from minimal_vllm.server.tools.declaration import Function
 
 
 class ToolFormat(ABC):
-    """How calls of some functions are written in the model's text."""
+    """Format in which calls are written in the model's text."""
 
     @abstractmethod
     def constraint(self, answer: str | None = None) -> StructuredOutputsParams | None:
@@ -22,15 +22,15 @@ class ToolFormat(ABC):
 
     @abstractmethod
     def make_reader(self, calls: CallWriter) -> Reader:
-        """What finds the calls in the text of one message."""
+        """Return a reader that finds the calls in the text of one message."""
 
 
 def call_rules(functions: Sequence[Function], arguments: str) -> str:
-    """Rules of a grammar, of which ``call`` is an object that calls one of the functions.
+    """Return rules of a grammar in which ``call`` matches an object that calls a function.
 
     Args:
-        functions: at least one.
-        arguments: the key under which the call has its arguments.
+        functions: functions that may be called, at least one.
+        arguments: key of the arguments in that object.
     """
     calls = " | ".join(f"call_{place}" for place in range(len(functions)))
     rules = [f"call: {calls}"]
@@ -44,5 +44,5 @@ def call_rules(functions: Sequence[Function], arguments: str) -> str:
 
 
 def loose(function: Function) -> Function:
-    """The function, with any object for arguments if it doesn't ask for strictness."""
+    """Return the function; if it isn't strict, with any object as arguments."""
     return function if function.strict else Function(name=function.name, parameters={})
