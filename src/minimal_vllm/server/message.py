@@ -51,7 +51,7 @@ class CallWriter:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a call has begun."""
+        """True if a call has begun."""
         return self._index >= 0
 
     @property

@@ -28,7 +28,7 @@ class OtherFields(ApiModel):
     prompt_cache_retention: Bookkeeping = None
     """Time that OpenAI keeps a cached prompt."""
     prompt_cache_options: Bookkeeping = None
-    """How OpenAI caches the prompt."""
+    """Settings of OpenAI's prompt cache."""
     best_of: OnlyDefault[int] = 1
     modalities: Annotated[OnlyDefault[list[str]], Field(default=["text"])]
 
@@ -60,7 +60,7 @@ class OtherFields(ApiModel):
     rid: Bookkeeping = None
     """SGLang's request id."""
     log_metrics: Bookkeeping = None
-    """Whether SGLang counts the request."""
+    """Count the request in SGLang's metrics."""
     regex: OnlyDefault[str] = None
     ebnf: OnlyDefault[str] = None
     json_schema: OnlyDefault[str] = None

@@ -23,7 +23,7 @@ class StructuredOutputs(ApiModel):
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     disable_fallback: Bookkeeping = None
-    """Whether vLLM may try another of its libraries; here there is one."""
+    """Forbid vLLM to try another of its libraries; this server has one."""
     whitespace_pattern: OnlyDefault[str] = None
     structural_tag: OnlyDefault[str] = None
 
@@ -57,7 +57,7 @@ class JsonSchema(ApiModel):
     description: str | None = None
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
-    """Without effect: the output is held to the schema in any case."""
+    """Accepted without effect: the output matches the schema in any case."""
 
 
 class ResponseFormat(ApiModel):
@@ -75,7 +75,7 @@ class ResponseFormat(ApiModel):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an output must match, and where in the request it is asked for."""
+    """Form that an output must match, and the part of the request that asks for it."""
 
     params: StructuredOutputsParams
     field: str

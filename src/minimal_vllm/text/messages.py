@@ -27,9 +27,9 @@ class MessageForm:
     """The form of the messages that a template gets."""
 
     parts: bool = False
-    """Whether a list as content stays a list; else it becomes one text."""
+    """Keep a list as content; else it becomes one text."""
     none_beside_calls: bool = False
-    """Whether absent content beside tool calls is None; else it is the empty text."""
+    """Set absent content beside tool calls to None; else to the empty text."""
     arguments: Literal["object", "string", "any object"] = "object"
     """``object``: text that isn't a JSON object stays a string. ``string``: all are JSON strings.
     ``any object``: text that isn't a JSON object becomes the value of a key ``arguments``."""

@@ -82,7 +82,7 @@ class Message(HistoryModel):
     tool_call_id: str | None = None
     """Id of the call of which this message, of the role ``tool``, is the result."""
     refusal: str | None = None
-    """What the assistant says in place of ``content`` when it declines to answer."""
+    """Text of the assistant in place of ``content`` when it declines to answer."""
     reasoning: str | None = None
     """Reasoning of the assistant."""
     reasoning_content: str | None = None

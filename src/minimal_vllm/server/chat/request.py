@@ -74,7 +74,7 @@ class ChatCompletionRequest(SamplingFields, ChatFields, OtherChatFields):
     max_completion_tokens: int | None = None
     """Newer name of ``max_tokens``."""
     tool_choice: ToolChoice | None = None
-    """Whether and which tools are called. Default: ``auto``."""
+    """Tools that may or must be called. Default: ``auto``."""
     parallel_tool_calls: bool = True
     """Allow several calls in one message."""
 

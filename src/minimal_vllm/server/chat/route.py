@@ -22,7 +22,7 @@ class PreparedChat:
     """A chat that is ready to be generated."""
 
     dialogue: Dialogue
-    """How the model's text becomes messages."""
+    """Plan by which the model's text becomes messages."""
     requests: list[EngineRequest]
     """One for each choice, all with the same prompt."""
 
