@@ -18,7 +18,8 @@ class StructuredOutputsParams:
     """What the output must match as a whole; exactly one of the first five is given."""
 
     json: str | dict[str, Any] | None = None
-    """JSON that is valid by this JSON schema; properties come in the schema's order."""
+    """JSON that is valid by this JSON schema; properties come in the schema's order. Objects that
+    name their properties have no others, unless the schema asks for them."""
     regex: str | None = None
     r"""What this regular expression matches as a whole: Rust's syntax, without look-around; \d and
     \w are ASCII."""
