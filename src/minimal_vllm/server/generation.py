@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -182,11 +183,10 @@ class ChunkedAnswer(Answer):
 def _usage_before(output: RequestOutput, usage: Usage) -> Usage:
     """Return the usage without the tokens of an output, for a chunk that comes before its text."""
     num_new = len(output.outputs[0].token_ids)
-    return usage.model_copy(
-        update={
-            "completion_tokens": usage.completion_tokens - num_new,
-            "total_tokens": usage.total_tokens - num_new,
-        }
+    return replace(
+        usage,
+        completion_tokens=usage.completion_tokens - num_new,
+        total_tokens=usage.total_tokens - num_new,
     )
 
 

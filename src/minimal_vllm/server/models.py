@@ -5,7 +5,7 @@ refused by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -144,22 +144,28 @@ class SamplingFields(ApiModel):
         return {}
 
 
-class PromptTokensDetails(BaseModel):
+@dataclass(frozen=True, slots=True)
+class PromptTokensDetails:
     """Part of ``Usage``."""
 
     cached_tokens: int
     """Number of prompt tokens that were found in the prefix cache."""
 
 
-class CompletionTokensDetails(BaseModel):
+@dataclass(frozen=True, slots=True)
+class CompletionTokensDetails:
     """Part of ``Usage``."""
 
     reasoning_tokens: int
     """Tokens of reasoning, its tags included."""
 
 
-class Usage(BaseModel):
-    """Numbers of tokens of a request; a prompt counts once, however many its completions."""
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens of a request; a prompt counts once, however many its completions.
+
+    It is no pydantic model, because one is made for each chunk of a stream.
+    """
 
     prompt_tokens: int
     completion_tokens: int
