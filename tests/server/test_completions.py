@@ -297,7 +297,7 @@ def test_the_id_of_a_running_request_is_refused():
     answer, refusal = asyncio.run(run())
     assert answer.json()["id"] == "cmpl-mine"
     assert refusal.status_code == 400
-    assert "there is a request 'cmpl-mine-0'" in refusal.json()["error"]["message"]
+    assert "a request 'cmpl-mine-0' exists already" in refusal.json()["error"]["message"]
 
 
 def test_priority_is_accepted_where_the_policy_heeds_it(complete):
