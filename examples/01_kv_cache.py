@@ -34,7 +34,7 @@ ENDINGS = {"A": "the postman saw one.", "B": "a carriage drew up at the gate."}
 def main() -> None:
     records: list[StepRecord] = []
     llm = LLM(num_gpu_blocks_override=256, max_model_len=2048, observers=[records.append])
-    encode = llm.get_tokenizer().encode
+    encode = llm.tokenizer.encode
     prompts = {name: encode(OPENING + ending) for name, ending in ENDINGS.items()}
     show_sharing(llm, prompts, records)
     show_hashes(prompts)

@@ -62,7 +62,7 @@ def show_streaming(llm: LLM) -> None:
     step = 0
     while step == 0 or llm.engine.has_unfinished_requests:
         for name in joining.get(step, ""):
-            token_ids = llm.get_tokenizer().encode(PROMPTS[name])
+            token_ids = llm.tokenizer.encode(PROMPTS[name])
             llm.engine.add_request(name, token_ids, params[name], output_kind=OutputKind.DELTA)
             print(f"   step {step:2}  {name} joins")
         aborted = [llm.engine.abort("B")] if step == 16 else []
@@ -80,7 +80,7 @@ def show_streaming(llm: LLM) -> None:
 
 def show_batching(llm: LLM, records: list[StepRecord]) -> None:
     print("3. One stream against eight, 64 tokens each\n")
-    prompt = llm.get_tokenizer().encode(PROMPTS["A"])
+    prompt = llm.tokenizer.encode(PROMPTS["A"])
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     print("   streams  first token  tokens/s  per stream  time between tokens")
     for num_streams in (1, 8):

@@ -17,7 +17,7 @@ def record_trace(path):
     """Run an engine that is too small, and write its trace."""
     writer = TraceWriter(path, 10**7)
     llm = LLM(observers=[writer], **SMALL)
-    writer.begin(engine_facts(llm.config, llm.built), llm.get_tokenizer().token_text)
+    writer.begin(engine_facts(llm.config, llm.built), llm.tokenizer.token_text)
     beginning = "The old captain looked at the sea, and then he looked at the ship, and said:"
     prompts = [f"{beginning} {word}" for word in ("Good", "Never", "Where", "I")] * 4
     params = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)

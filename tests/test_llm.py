@@ -52,7 +52,7 @@ def complete(llm, prompt=TEXT, **params):
 
 
 def test_a_prompt_may_come_as_text_or_ids_bare_or_in_a_dict(llm):
-    ids = llm.get_tokenizer().encode(TEXT)
+    ids = llm.tokenizer.encode(TEXT)
     forms = [TEXT, ids, tuple(ids), {"prompt": TEXT}, {"prompt_token_ids": ids}, np.array(ids)]
     outputs = [generate(llm, form)[0] for form in forms] + generate(llm, forms)
     assert len({tuple(tokens) for tokens in tokens_of(outputs)}) == 1
@@ -144,7 +144,7 @@ def test_a_stop_token_ends_it_and_is_kept_in_the_ids_but_not_in_the_text(llm):
     completion = complete(llm, stop_token_ids=[stop])
     assert completion.token_ids == whole.token_ids[: at + 1]
     assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
-    tokenizer = llm.get_tokenizer()
+    tokenizer = llm.tokenizer
     assert completion.text == tokenizer.decode(whole.token_ids[:at], skip_special_tokens=True)
     kept = complete(llm, stop_token_ids=[stop], include_stop_str_in_output=True)
     assert kept.text == tokenizer.decode(whole.token_ids[: at + 1], skip_special_tokens=True)
@@ -208,7 +208,7 @@ def test_a_stop_string_in_the_last_token_counts_before_the_length(llm):
 
 
 def test_a_bad_word_is_avoided(llm):
-    params = {"max_tokens": 40, "allowed_token_ids": llm.get_tokenizer().encode("th e")}
+    params = {"max_tokens": 40, "allowed_token_ids": llm.tokenizer.encode("th e")}
     assert complete(llm, **params).text.startswith("th")
     completion = complete(llm, **params, bad_words=["th"])
     assert "th" not in completion.text
@@ -220,7 +220,7 @@ def test_a_bad_word_is_avoided(llm):
 
 def test_text_is_the_decoded_tokens(llm):
     completion = complete(llm)
-    tokenizer = llm.get_tokenizer()
+    tokenizer = llm.tokenizer
     assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert complete(llm, detokenize=False).text == ""
     assert complete(llm, detokenize=False).token_ids == completion.token_ids
@@ -234,7 +234,7 @@ def test_special_tokens_are_shown_only_if_wanted(llm):
 
 def test_logprobs_cover_every_token_and_say_their_text(llm):
     completion = complete(llm, logprobs=2, max_tokens=5)
-    token_text = llm.get_tokenizer().token_text
+    token_text = llm.tokenizer.token_text
     assert len(completion.logprobs) == 5
     for token, entry in zip(completion.token_ids, completion.logprobs, strict=True):
         assert entry[token].rank == 1
@@ -254,7 +254,7 @@ def test_metrics_are_in_the_order_of_events(llm):
 
 def test_without_a_tokenizer_ids_go_in_and_ids_come_out(checkpoint, llm):
     bare = make_llm(checkpoint("qwen3"), skip_tokenizer_init=True)
-    ids = llm.get_tokenizer().encode(TEXT)
+    ids = llm.tokenizer.encode(TEXT)
     completion = complete(bare, ids, logprobs=1)
     assert (completion.token_ids, completion.text) == (complete(llm).token_ids, "")
     assert all(each.decoded_token is None for each in completion.logprobs[0].values())

@@ -66,10 +66,10 @@ def test_the_path_of_imports_is_left_as_it_was(write):
     [
         ("no_such.py:Mine", "there is no file no_such.py"),
         ("no_such_package.mine:Mine", "no_such_package.mine can't be imported"),
-        ("minimal_vllm.cache.prefix_hash:LRU", "has no class LRU, but: none at all"),
-        ("minimal_vllm.cache.eviction:MRU", "has no class MRU, but: EvictionStrategy, LRU"),
-        ("minimal_vllm", "names no class: write my_file.py:MyClass"),
-        (":LRU", "names no class"),
+        ("minimal_vllm.cache.prefix_hash:LRU", "has no class LRU; it has none"),
+        ("minimal_vllm.cache.eviction:MRU", "has no class MRU; it has EvictionStrategy, LRU"),
+        ("minimal_vllm", "is not a class: write my_file.py:MyClass"),
+        (":LRU", "is not a class"),
     ],
 )
 def test_a_class_that_is_not_there_is_refused_with_what_is_there(spec, complaint):
@@ -87,7 +87,7 @@ def test_a_file_that_can_t_be_run_says_why_and_leaves_no_module(write):
 def test_a_file_can_t_take_the_place_of_a_module_that_others_use(write):
     import queue
 
-    with pytest.raises(ValueError, match="another module is called queue; rename it"):
+    with pytest.raises(ValueError, match="another module is named queue; rename the file"):
         load_class(f"{write(FITTING, 'queue.py')}:Polite", Greeter)
     assert sys.modules["queue"] is queue
 
@@ -135,7 +135,7 @@ def test_a_constructor_that_does_not_fit_is_refused():
     class Demanding(BlockPool):
         def __init__(self, num_blocks, eviction, color): ...
 
-    with pytest.raises(ValueError, match=r"must be made with \(int, LRU\): missing.*'color'"):
+    with pytest.raises(ValueError, match=r"must take \(int, LRU\): missing.*'color'"):
         make_part(Demanding, BlockPool, 4, LRU())
 
 

@@ -308,7 +308,7 @@ def test_the_text_of_a_stream_is_that_of_the_whole(random_model):
     params = SamplingParams(
         seed=9, max_tokens=480, structured_outputs=StructuredOutputsParams(**NAME)
     )
-    tokens = random_model.get_tokenizer().encode("Dear")
+    tokens = random_model.tokenizer.encode("Dear")
     random_model.engine.add_request("stream", tokens, params, output_kind=OutputKind.DELTA)
     text = ""
     while random_model.engine.has_unfinished_requests:

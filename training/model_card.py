@@ -40,7 +40,7 @@ pipeline_tag: text-generation
 A Qwen3-architecture language model of {parameters:,} parameters (bfloat16): {num_layers} layers,
 hidden size {hidden_size}, query heads {num_heads}, key/value heads {num_kv_heads}, head size 64,
 intermediate size {intermediate_size}, tied embeddings, context {context}, and a byte-level BPE
-vocabulary of {vocab_size} learnt from the same text. It continues prose in the manner of English
+vocabulary of {vocab_size} learned from the same text. It continues prose in the manner of English
 novels of 1839 to 1930.
 
 Limits: its sentences are mostly grammatical, its paragraphs rarely make sense. It knows nothing,
@@ -50,7 +50,7 @@ work, not for its words.
 ## Training
 - Text: 93 novels ({train_bytes:.1f} MB, {train_tokens:.2f} million tokens) of the corpus
   "100 English Novels" of the Computational Stylistics Group, in the public domain in the United
-  States. The text is not part of this repository. Weights and tokenizer are under the MIT licence.
+  States. The text is not part of this repository. Weights and tokenizer are under the MIT license.
 - Run: {minutes} minutes on one {device}, {steps:,} steps, {tokens_seen:.0f} million tokens,
   {epochs:.0f} epochs. Kept: the weights of minute {kept_minutes} (epoch {kept_epochs:.0f}), where
   the held-out loss was lowest. Demo and draft model shared the GPU while the draft was trained.

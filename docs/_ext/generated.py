@@ -1,5 +1,6 @@
-"""Parts of the reference that are made from the code: dataclasses, commands, metrics."""
+"""Parts of the reference that are made from the code: dataclasses, commands, metrics, files."""
 
+import ast
 import inspect
 import re
 import types
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,16 +24,17 @@ from sphinx.util.docutils import SphinxDirective
 from minimal_vllm.cli.main import main
 from minimal_vllm.server.metrics import Metrics
 
+SOURCES = Path(__file__).parents[2] / "src"
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 class FieldsDirective(SphinxDirective):
-    """``{fields} package.module.Class``: what the dataclass is, then each of its fields."""
+    """``{fields} package.module.Class``: the docstring of a dataclass, then each of its fields."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """The class's docstring, then name, type, default and docstring of each field."""
+        """Return the class's docstring, then name, type, default and docstring of each field."""
         module, _, name = self.arguments[0].rpartition(".")
         owner = getattr(import_module(module), name)
         owner_name = f"{owner.__module__}.{name}"
@@ -66,7 +69,7 @@ class FieldsDirective(SphinxDirective):
 
 
 def type_text(hint: Any) -> str:
-    """A type as one would say it: ``int ≥ 1 | None``."""
+    """Return a type as text: ``int ≥ 1 | None``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is types.NoneType:
         return "None"
@@ -90,14 +93,14 @@ def _limits(info: Any) -> Iterator[str]:
 
 
 def default_text(field: "Field[Any]") -> str | None:
-    """A field's default as Python; None if it has to be given."""
+    """Return a field's default as Python code, or None if the field is required."""
     if field.default_factory is not MISSING:
         return repr(field.default_factory())
     return None if field.default is MISSING else repr(field.default)
 
 
 class HelpRecorder(click.HelpFormatter):
-    """Keeps what a command would write as ``--help``: headings, each with names and meanings."""
+    """Keeps what a command prints for ``--help``: headings, each with names and meanings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,10 +118,10 @@ class HelpRecorder(click.HelpFormatter):
 
 
 class CommandsDirective(SphinxDirective):
-    """``{commands}``: each command of ``minimal-vllm``, with all that its ``--help`` says."""
+    """``{commands}``: each command of ``minimal-vllm``, with everything in its ``--help``."""
 
     def run(self) -> list[nodes.Node]:
-        """A section for each command, and one in it for each of its own commands."""
+        """Return a section for each command, with a section for each of its subcommands."""
         return [self._section(main, click.Context(main, info_name="minimal-vllm"))]
 
     def _section(self, command: click.Command, context: click.Context) -> nodes.section:
@@ -148,7 +151,7 @@ class CommandsDirective(SphinxDirective):
 
 
 def _help_paragraph(text: str) -> nodes.paragraph:
-    """A paragraph of a command's help, in which options are set as code."""
+    """Return a paragraph of a command's help, in which options are set as code."""
     parts = re.split(r"(--[a-z][\w-]*)", " ".join(text.split()))
     return nodes.paragraph(
         "",
@@ -161,10 +164,10 @@ class MetricsDirective(SphinxDirective):
     """``{metrics}``: name, kind, labels and meaning of each metric of the server."""
 
     def run(self) -> list[nodes.Node]:
-        """A list of all that ``GET /metrics`` can give."""
+        """Return a list of everything that ``GET /metrics`` can return."""
         listed = addnodes.desc(domain="std", objtype="metric", classes=["metric"])
         for family in text_string_to_metric_families(rendered_metrics()):
-            # The library's own: the process's are not on every system, and times are no news.
+            # Added by the client library: process metrics exist on some systems only.
             if family.name.startswith("process_") or family.name.endswith("_created"):
                 continue
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -181,16 +184,53 @@ class MetricsDirective(SphinxDirective):
 
 
 def rendered_metrics() -> str:
-    """What a server gives that has answered one request: then even these metrics have labels."""
+    """Render the metrics of a server after one request, so that all of them have labels."""
     metrics = Metrics("model")
     metrics.describe_cache({"block_size": 16, "num_gpu_blocks": 1})
     metrics.answered("/v1/completions", "POST", 200, 1.0)
     return metrics.render().decode()
 
 
+class FilesDirective(SphinxDirective):
+    """``{files} package``: each file of a package, with the first sentence of its docstring."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return a section for each folder, with a list of its files."""
+        package = SOURCES / self.arguments[0]
+        files = sorted(package.rglob("*.py"), key=lambda file: (file.parent, file.name))
+        folders = dict.fromkeys(file.parent for file in files)
+        return [
+            self._section(folder, [file for file in files if file.parent == folder])
+            for folder in folders
+        ]
+
+    def _section(self, folder: Path, files: list[Path]) -> nodes.section:
+        name = f"{folder.relative_to(SOURCES).as_posix()}/"
+        section = nodes.section("", nodes.title("", name), ids=[nodes.make_id(name)])
+        listed = nodes.definition_list()
+        for file in files:
+            self.env.note_dependency(str(file))
+            path = file.relative_to(SOURCES).as_posix()
+            term = nodes.term("", "", nodes.literal("", path))
+            what = nodes.definition("", *self.parse_text_to_nodes(first_sentence(file)))
+            listed += nodes.definition_list_item("", term, what)
+        section += listed
+        return section
+
+
+def first_sentence(file: Path) -> str:
+    """Return the first sentence of a module's docstring."""
+    doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(doc.partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", paragraph)[0]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """What Sphinx calls."""
+    """Register the directives; Sphinx calls this."""
     app.add_directive("fields", FieldsDirective)
     app.add_directive("commands", CommandsDirective)
     app.add_directive("metrics", MetricsDirective)
+    app.add_directive("files", FilesDirective)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

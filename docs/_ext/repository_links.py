@@ -1,7 +1,7 @@
-"""Links to files of the repository work on the site as they do on a code host.
+"""Make links to files of the repository work on the site as they do on a code host.
 
-A link to a page of the site stays one. A link to any other file, and a file's name in backticks,
-lead to a page that shows the file.
+A link to a page of the site stays one. A link to any other file leads to a page that shows the
+file, and so does a file's name in backticks.
 """
 
 import os
@@ -21,11 +21,11 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "src" / "minimal_vllm"
+SOURCES = ROOT / "src"
 
 
 class LinkToRepository(SphinxTransform):
-    """Makes each link to a file of the repository one that the site can follow."""
+    """Turns each link to a file of the repository into one that the site can follow."""
 
     default_priority = 500
 
@@ -38,14 +38,14 @@ class LinkToRepository(SphinxTransform):
             if file := self._find(path, self._folders):
                 node.replace_self(self._link(file, heading, node.children))
         for node in list(self.document.findall(nodes.literal)):
-            folders = [*_room(node), PACKAGE, ROOT] if "." in node.astext() else []
+            folders = [SOURCES / "minimal_vllm", SOURCES, ROOT] if "." in node.astext() else []
             file = self._find(node.astext(), folders)
             if file and not _around(node, nodes.reference | addnodes.pending_xref):
                 node.replace_self(self._link(file, "", [node.deepcopy()]))
 
     @property
     def _folders(self) -> list[Path]:
-        """What links can be relative to: where this page lies, and where what it includes does."""
+        """Folders that links may be relative to: those of this page and of its includes."""
         page = self.env.doc2path(self.env.current_document.docname)
         included = self.document.settings.record_dependencies.list
         return [page.parent, *(Path(each).parent for each in included if each.endswith(".md"))]
@@ -60,7 +60,7 @@ class LinkToRepository(SphinxTransform):
         return None
 
     def _link(self, file: Path, heading: str, children: list[nodes.Node]) -> nodes.Element:
-        """A reference to the page that is made of the file, or that shows it."""
+        """Return a reference to the page that is made from the file, or that shows it."""
         name = file.relative_to(ROOT).as_posix()
         page = self.config.included_pages.get(name) or self.env.path2doc(file)
         shown_on = self.env.current_document.docname
@@ -78,15 +78,8 @@ def _is_markdown_link(node: nodes.Node) -> bool:
     return isinstance(node, kinds) and node.get("reftype") == "myst"
 
 
-def _room(literal: nodes.literal) -> list[Path]:
-    """The folder that the row of a table is about: ``file.py`` in it is ``folder/file.py``."""
-    row = _around(literal, nodes.row)
-    first = next(row.findall(nodes.literal), None) if row else None
-    return [PACKAGE / first.astext()] if first and (PACKAGE / first.astext()).is_dir() else []
-
-
 def _around(node: nodes.Node, kind: type | UnionType) -> nodes.Element | None:
-    """The nearest element of this kind that the node is in."""
+    """Return the nearest enclosing element of this kind, or None."""
     parent = node.parent
     while parent is not None and not isinstance(parent, kind):
         parent = parent.parent
@@ -96,7 +89,7 @@ def _around(node: nodes.Node, kind: type | UnionType) -> nodes.Element | None:
 def resolve(
     app: Sphinx, _env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.Node
 ) -> nodes.reference | None:
-    """The address of the page that shows a file."""
+    """Return a link to the page that shows a file, or None for any other reference."""
     if node["reftype"] != "repository":
         return None
     uri = app.builder.get_relative_uri(node["refdoc"], f"source/{node['reftarget']}")
@@ -104,7 +97,7 @@ def resolve(
 
 
 def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """A page for each file that some page of the site links to."""
+    """Yield a page for each file that some page of the site links to."""
     if not isinstance(app.builder, StandaloneHTMLBuilder):
         return
     names = set().union(*(each.get("shown_files", ()) for each in app.env.metadata.values()))
@@ -122,7 +115,7 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """What Sphinx calls."""
+    """Register the extension; Sphinx calls this."""
     app.add_config_value("included_pages", {}, "env", dict)
     app.add_transform(LinkToRepository)
     app.connect("missing-reference", resolve)

@@ -1,4 +1,4 @@
-"""Takes the pictures of this site that the README shows: ``make docs`` and then this script."""
+"""Take the README's pictures of the site: run ``make docs``, then this script."""
 
 import shutil
 from io import BytesIO
@@ -16,11 +16,11 @@ PICTURES: dict[str, tuple[str, Literal["light", "dark"], int]] = {
     "site-light-390": ("course/02-kv-cache", "light", 390),
     "site-dark-390": ("compare/comparison", "dark", 390),
 }
-"""File, page, colours, and how wide the screen is, in the browser's pixels."""
+"""For each file, the page, its color scheme, and the width of the screen in CSS pixels."""
 
 
 def main() -> None:
-    """Look at each page, and keep what is seen."""
+    """Take a screenshot of each page."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]

@@ -1,14 +1,14 @@
-"""Everything that can be set, frozen and validated once."""
+"""Configuration of the engine: frozen dataclasses, validated when they are made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.plugin import Part
-
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+from minimal_vllm.settings import SETTINGS, clear_errors
+from minimal_vllm.vllm_arguments import ENGINE, accepts
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -16,34 +16,56 @@ BUILT_IN = {
     "attention_backend": ("auto", "reference", "tiled", "triton"),
     "eviction_policy": tuple(EVICTION_STRATEGIES),
 }
-"""The names of the parts of which there are several."""
+"""Names of the built-in classes, for the fields that choose one by name."""
+
+DTYPE_ALIASES = {"half": "float16", "float": "float32"}
+"""vLLM's other names of dtypes."""
+
+LOAD_FORMAT_ALIASES = {"hf": "auto", "safetensors": "auto"}
+"""vLLM's names of the formats that ``auto`` reads anyway."""
 
 
-@dataclass(frozen=True, config=_CONFIG)
+def _as_dtype_name(dtype: object) -> object:
+    """Return the name of a dtype, which may be given as PyTorch's object."""
+    name = str(dtype).removeprefix("torch.")
+    return DTYPE_ALIASES.get(name, name)
+
+
+def _as_load_format(name: object) -> object:
+    return LOAD_FORMAT_ALIASES.get(name, name) if isinstance(name, str) else name
+
+
+def _as_model_len(length: object) -> object:
+    """Return a length, or None for vLLM's two ways to ask for the greatest that fits."""
+    return None if length in (-1, "auto") else length
+
+
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
 class SchedulerConfig:
-    """What the scheduler must keep to."""
+    """Limits and policy of the scheduler."""
 
     max_model_len: PositiveInt
-    """No request grows beyond so many tokens, prompt and output together."""
+    """Maximum number of tokens in a request, prompt and output together."""
     max_num_batched_tokens: PositiveInt = 2048
-    """At most so many tokens are computed in one step."""
+    """Maximum number of tokens computed per step."""
     max_num_seqs: PositiveInt = 256
-    """At most so many requests run at once."""
+    """Maximum number of requests that run at once."""
     block_size: PositiveInt = 16
-    """Tokens per KV block."""
+    """Number of tokens per KV block."""
     enable_prefix_caching: bool = True
-    """Keep the blocks of ended requests, and share those of equal prefixes."""
+    """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
     enable_chunked_prefill: bool = True
-    """Let a prompt be computed in several steps."""
+    """Compute a long prompt in several steps, beside the decoding of other requests."""
     policy: Literal["fcfs", "priority"] = "fcfs"
-    """Who goes first: who came first, or whose ``priority`` is smaller."""
+    """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
 
     @model_validator(mode="after")
     def _limits_agree(self) -> "SchedulerConfig":
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}): each running request is owed a token a step"
+                f"max_num_seqs ({self.max_num_seqs}): each running request needs one token per step"
             )
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ValueError(
@@ -54,85 +76,95 @@ class SchedulerConfig:
         return self
 
     def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks hold ``num_tokens`` tokens."""
+        """Return the number of blocks that hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@accepts(ENGINE, none_is_default=True)
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
 class EngineConfig:
-    """What a user may choose, with vLLM's names; None means: from the model or the machine."""
+    """Options of the engine, with vLLM's names.
+
+    None leaves a choice to the model or to the machine. vLLM's other arguments are accepted at
+    values that change nothing here, and refused at others: see ``vllm_arguments``.
+    """
 
     model: str
-    """A folder in Hugging Face's format, a .gguf file, a model that ``minimal-vllm fetch`` has
-    fetched, or the id of a model on the hub."""
+    """Folder with a checkpoint in Hugging Face's format, .gguf file, model fetched with
+    ``minimal-vllm fetch``, or id of a model on the hub."""
     tokenizer: str | None = None
-    """The same for the tokenizer; None: the model's own."""
+    """Folder or hub id of the tokenizer. Default: the model's own."""
     skip_tokenizer_init: bool = False
-    """Work on token ids alone: no tokenizer is loaded and no text is returned."""
+    """Load no tokenizer: prompts are token ids, and outputs have no text."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit to load from the hub."""
     download_dir: str | None = None
-    """Where models from the hub are kept; None: the hub's usual cache."""
-    load_format: Literal["auto", "dummy"] = "auto"
-    """``dummy``: random weights in the model's shape, for measurements."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What weights and cache are held in; auto: the checkpoint's own, on a GPU, and what computes
-    fastest here on a CPU."""
+    """Folder for models downloaded from the hub. Default: the hub's cache."""
+    load_format: Annotated[Literal["auto", "dummy"], BeforeValidator(_as_load_format)] = "auto"
+    """Format of the weights: ``auto`` reads the checkpoint, ``dummy`` makes random weights of the
+    model's shape, for measurements."""
+    hf_overrides: dict[str, Any] | None = None
+    """Entries that replace those of the model's config.json."""
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_as_dtype_name)
+    ] = "auto"
+    """Data type of weights and KV cache. ``auto``: the checkpoint's on a GPU, float32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU if there is one."""
+    """Device to run on. ``auto``: the GPU if there is one."""
     attention_backend: Part = "auto"
-    """How attention is computed; ``reference`` is the slow, plain one, ``tiled`` that for CPUs,
-    ``triton`` our kernels for GPUs; or a class of yours, FILE.py:CLASS."""
-    max_model_len: PositiveInt | None = None
-    """No request grows beyond so many tokens; None: what the model was trained for, or what the
-    memory holds if that is less."""
+    """Implementation of attention: ``reference`` (slow and plain), ``tiled`` (CPU), ``triton``
+    (GPU), or a class of your own, FILE.py:CLASS."""
+    max_model_len: Annotated[PositiveInt | None, BeforeValidator(_as_model_len)] = None
+    """Maximum number of tokens in a request, prompt and output together. Default: the model's
+    limit, or what the KV cache holds if that is less."""
     block_size: PositiveInt = 16
-    """Tokens per KV block."""
+    """Number of tokens per KV block."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the device's memory that this process may use, weights included; None: 0.9 of
-    a GPU, or half of the RAM, which is not the engine's alone."""
+    """Fraction of the device's memory that this process may use, weights included. Default: 0.9 of
+    a GPU, 0.5 of the RAM, which other programs need too."""
     num_gpu_blocks_override: PositiveInt | None = None
-    """So many blocks, whatever the memory."""
+    """Number of KV blocks, overriding the estimate from the device's memory."""
     eviction_policy: Part = "lru"
-    """Which cached block is forgotten first: ``lru``, ``lfu``, ``fifo``; or a class of yours,
-    FILE.py:CLASS."""
+    """Cached block to evict first: the least recently used (``lru``), the least frequently used
+    (``lfu``) or the oldest (``fifo``); or a class of your own, FILE.py:CLASS."""
     block_pool: Part | None = None
-    """A class of yours, FILE.py:CLASS, in place of the block pool."""
+    """Class that replaces the block pool, FILE.py:CLASS."""
     scheduler: Part | None = None
-    """A class of yours, FILE.py:CLASS, in place of the scheduler."""
+    """Class that replaces the scheduler, FILE.py:CLASS."""
     sampler: Part | None = None
-    """A class of yours, FILE.py:CLASS, in place of the sampler."""
+    """Class that replaces the sampler, FILE.py:CLASS."""
     max_num_batched_tokens: PositiveInt | None = None
-    """At most so many tokens are computed in one step; None: 2,048 on a CPU, 8,192 on a GPU, and
-    16,384 on one with 70 GiB or more, but for a server, where others wait for a step to end."""
+    """Maximum number of tokens computed per step. Default: 2,048 on a CPU, 8,192 on a GPU, 16,384
+    offline on a GPU with 70 GiB or more."""
     max_num_seqs: PositiveInt = 256
-    """At most so many requests run at once."""
+    """Maximum number of requests that run at once."""
     enable_prefix_caching: bool = True
-    """Keep the blocks of ended requests, and share those of equal prefixes."""
+    """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
     enable_chunked_prefill: bool = True
-    """Let a prompt be computed in several steps."""
+    """Compute a long prompt in several steps, beside the decoding of other requests."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
-    """Who goes first: who came first, or whose ``priority`` is smaller."""
+    """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
     max_logprobs: Annotated[int, Field(ge=-1)] = 20
-    """No request may ask for the log-probabilities of more top tokens; -1: of the vocabulary."""
+    """Maximum number of top tokens whose log-probabilities a request may ask for; -1: no limit."""
     generation_config: Literal["auto", "vllm"] = "auto"
-    """Default sampling parameters: the model's own (``auto``), or the engine's (``vllm``)."""
+    """Source of the default sampling parameters: the model's generation_config.json (``auto``), or
+    the engine's own defaults (``vllm``)."""
+    override_generation_config: dict[str, Any] | None = None
+    """Default sampling parameters that replace those of ``generation_config``, under
+    generation_config.json's names."""
     chat_template: str | None = None
-    """A chat template, or the file that holds it; None: the model's own."""
-    tensor_parallel_size: Literal[1] = 1
-    """How many GPUs share the model: one."""
+    """Chat template, or the file that holds it. Default: the model's own."""
     enforce_eager: bool = False
-    """Launch every kernel by itself, instead of replaying CUDA graphs of steps."""
+    """Launch each kernel separately instead of replaying CUDA graphs."""
     async_scheduling: bool | None = None
-    """Plan and launch a step while the one before it still runs; None: where that is possible, and
-    scheduler and sampler are the built-in ones."""
+    """Plan and launch each step while the previous one still runs. Default: on with the triton
+    backend and the built-in scheduler and sampler."""
     cascade_attention: bool = True
-    """Read the beginnings that running requests share once per step, not once per request; in
-    CUDA graphs only."""
-    trust_remote_code: Literal[False] = False
-    """Run code that comes with a model: never."""
+    """Read a prefix that running requests share once per step instead of once per request. Only
+    in CUDA graphs."""
     seed: int = 0
-    """Seeds the requests that have no seed of their own, in the order of their arrival."""
+    """Seed from which requests without a seed get theirs, in the order of their arrival."""
 
     @field_validator("attention_backend", "eviction_policy", "block_pool", "scheduler", "sampler")
     @classmethod

@@ -1,6 +1,9 @@
 """The offline API, with vLLM's names: prompts in, completions out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -8,68 +11,121 @@ from tqdm import tqdm
 
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
-from minimal_vllm.engine.build import build_engine
+from minimal_vllm.engine.build import BuiltEngine, build_engine
+from minimal_vllm.llm_engine import LLMEngine
 from minimal_vllm.outputs import OutputKind, RequestOutput
+from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
+from minimal_vllm.text.script_tokenizer import (
+    Conversation,
+    as_conversations,
+    make_script_tokenizer,
+)
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
-
-Message = Mapping[str, Any]
-"""``{"role": …, "content": …}``, as in OpenAI's API."""
+from minimal_vllm.vllm_arguments import OFFLINE, REQUEST, check_unsupported, drop_neutral
 
 MakeBar = Callable[..., "tqdm[Any]"]
 PromptParamsPriority = tuple[TokenizedPrompt, SamplingParams, int]
 
 
+@dataclass(frozen=True)
+class TextSide:
+    """The parts of an engine that know text.
+
+    Attributes:
+        tokenizer: encodes and decodes.
+        grammars: compiles the grammars of structured outputs.
+        chat_template: the model's, or the one given in the configuration; None without one.
+    """
+
+    tokenizer: Tokenizer
+    grammars: GrammarCompiler
+    chat_template: ChatTemplate | None
+
+
 class LLM:
-    """A model, ready to complete prompts.
+    """A model that is ready to complete prompts.
 
     Args:
-        model: a folder in Hugging Face's format, a .gguf file, a model that ``minimal-vllm fetch``
-            has fetched, or the id of a model on the hub; None: the small
-            built-in one.
+        model: folder with a checkpoint in Hugging Face's format, .gguf file, model fetched with
+            ``minimal-vllm fetch``, or id of a model on the hub. Default: the small built-in model.
         observers: called with a ``StepRecord`` after each step of the engine.
-        options: the other fields of ``EngineConfig``.
+        options: the other fields of ``EngineConfig``, and vLLM's other arguments at values that
+            change nothing here.
 
     Raises:
-        ValueError: an option is unknown or out of range, the checkpoint is broken, or there is too
-            little memory; the message says which.
+        ValueError: an option is unknown, unsupported or out of range, the checkpoint is broken, or
+            there is too little memory; the message says which.
     """
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | Path | None = None,
         *,
         observers: Sequence[Observer] = (),
         **options: Any,
     ) -> None:
+        options = drop_neutral(options, OFFLINE)
         self.config = EngineConfig(model=str(model or DEMO_MODEL_DIR), **options)
         self.built = build_engine(self.config, observers=observers, progress=True)
         self.engine = self.built.engine
+        self._text = _text_side(self.config, self.built)
         self._num_requests = 0
         self._turn = RLock()
-        tokenizer = self.built.files.tokenizer
-        self._chat_template = (
-            load_chat_template(tokenizer, self.config.chat_template) if tokenizer else None
-        )
 
-    def get_tokenizer(self) -> Tokenizer:
-        """The tokenizer.
+    @property
+    def text(self) -> TextSide:
+        """Return the parts of the engine that know text.
+
+        Raises:
+            ValueError: no tokenizer was loaded.
+        """
+        if self._text is None:
+            raise ValueError("no tokenizer was loaded (skip_tokenizer_init): give token ids")
+        return self._text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return the engine's own tokenizer.
 
         Raises:
             ValueError: none was loaded.
         """
-        tokenizer = self.built.files.tokenizer
-        if tokenizer is None:
-            raise ValueError("no tokenizer was loaded (skip_tokenizer_init): give token ids")
-        return tokenizer
+        return self.text.tokenizer
+
+    def get_tokenizer(self) -> Any:
+        """Return the tokenizer with the methods of Hugging Face's, which scripts expect.
+
+        It is a ``transformers.PreTrainedTokenizerFast`` where transformers is installed. It encodes
+        as the engine does.
+
+        Raises:
+            ValueError: no tokenizer was loaded.
+        """
+        return self._script_tokenizer
+
+    @cached_property
+    def _script_tokenizer(self) -> Any:
+        return make_script_tokenizer(self.tokenizer, self.text.chat_template)
+
+    @cached_property
+    def llm_engine(self) -> LLMEngine:
+        """Return what vLLM's scripts read from the engine, such as the model's configuration."""
+        return LLMEngine(self.config, self.built)
+
+    @property
+    def model_config(self) -> Any:
+        """Return the model's configuration with vLLM's attributes, such as ``max_model_len``."""
+        return self.llm_engine.model_config
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no parameters are given: the model's own choice, then the engine's."""
-        if self.config.generation_config == "vllm":
-            return SamplingParams()
+        """Return the parameters used where none are given.
+
+        They are those of ``override_generation_config``, then the model's own, then the engine's.
+        """
         return SamplingParams(**self.built.files.generation_config.sampling)
 
     def generate(
@@ -78,47 +134,53 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | MakeBar = True,
-        priority: Sequence[int] | None = None,
+        priority: int | Sequence[int] | None = None,
+        **unsupported: Any,
     ) -> list[RequestOutput]:
         """Complete prompts, all in one continuous batch.
 
+        Several threads may call this at once; their calls run one after the other.
+
         Args:
             prompts: one prompt, or several.
-            sampling_params: for all, or one for each; None: the model's defaults.
-            use_tqdm: show a progress bar (or the one that this makes).
-            priority: one for each prompt, smaller goes first; needs the ``priority`` policy.
+            sampling_params: for all prompts, or one for each. Default: the model's.
+            use_tqdm: show a progress bar, or the one that this makes.
+            priority: for all prompts, or one for each; the smallest number goes first. Needs
+                ``scheduling_policy="priority"``.
+            **unsupported: vLLM's other arguments, such as ``lora_request``, which can only be None.
 
         Returns:
-            One output for each prompt, in their order.
+            One output for each prompt, in order. A request whose computation fails ends with the
+            ``finish_reason`` ``"error"``, and the others go on.
 
         Raises:
             ValueError: a prompt can't be completed; then none is.
-
-        A request whose computation fails ends with the ``finish_reason`` ``"error"``; the others
-        go on. Threads may call this at once, and take turns.
         """
-        tokenized = tokenize_prompts(as_list(prompts), self.get_tokenizer)
+        check_unsupported("generate", unsupported, REQUEST)
+        tokenized = tokenize_prompts(as_list(prompts), lambda: self.tokenizer)
         params = self._params_for(len(tokenized), sampling_params)
         priorities = self._priorities_for(len(tokenized), priority)
         with self._turn:
             request_ids = self._add_all(zip(tokenized, params, priorities, strict=True))
             try:
                 return self._run(request_ids, use_tqdm)
-            except BaseException:  # be it Ctrl-C: a step may be half done
+            except BaseException:  # Ctrl-C too: it may interrupt a step halfway
                 self.engine.reset()
                 raise
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool | MakeBar = True,
+        *,
+        priority: int | Sequence[int] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        **unsupported: Any,
     ) -> list[RequestOutput]:
         """Continue conversations, each rendered by the model's chat template.
 
@@ -126,47 +188,45 @@ class LLM:
             messages: one conversation, or several.
             sampling_params: as in ``generate``.
             use_tqdm: as in ``generate``.
-            chat_template: used in place of the model's.
+            priority: as in ``generate``.
+            chat_template: template to use in place of the model's.
             add_generation_prompt: end the prompt with the header of the assistant's next message.
             continue_final_message: leave the last message open, to be continued.
             tools: JSON schemas of functions that the model may call.
-            chat_template_kwargs: what else the template knows.
+            chat_template_kwargs: further variables of the template.
+            **unsupported: as in ``generate``.
 
         Raises:
-            ValueError: as ``generate``; or there is no chat template, or it rejects the messages.
+            ValueError: as in ``generate``; or there is no chat template, or it rejects the
+                messages.
         """
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        check_unsupported("chat", unsupported, REQUEST)
         template = self._choose_template(chat_template)
-        options = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "tools": tools,
-            **(chat_template_kwargs or {}),
-        }
         prompts = [
-            template.render(each, **options)  # type: ignore[arg-type] # told apart above
-            for each in conversations
+            template.render(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                **(chat_template_kwargs or {}),
+            )
+            for conversation in as_conversations(messages)
         ]
-        tokenized = self.get_tokenizer().encode_batch(prompts, add_special_tokens=False)
+        tokenized = self.tokenizer.encode_batch(prompts, add_special_tokens=False)
         tokens_and_text = [
             {"prompt_token_ids": token_ids, "prompt": prompt}
             for token_ids, prompt in zip(tokenized, prompts, strict=True)
         ]
-        return self.generate(tokens_and_text, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(tokens_and_text, sampling_params, use_tqdm=use_tqdm, priority=priority)
 
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        """The chat template that is used unless a call brings another; None without one."""
-        return self._chat_template
-
-    def render_chat(self, messages: Sequence[Message], **options: Any) -> str:
-        """The prompt that a conversation becomes; ``options`` are ``ChatTemplate.render``'s."""
+    def render_chat(self, messages: Conversation, **options: Any) -> str:
+        """Return the prompt of a conversation; ``options`` are those of ``ChatTemplate.render``."""
         return self._choose_template(None).render(messages, **options)
 
     def _choose_template(self, given: str | None) -> ChatTemplate:
-        template = self._chat_template
+        template = self.text.chat_template
         if given is not None:
-            template = load_chat_template(self.get_tokenizer(), given)
+            template = load_chat_template(self.tokenizer, given)
         if template is None:
             raise ValueError("the model has no chat template: give one with chat_template=…")
         return template
@@ -186,14 +246,18 @@ class LLM:
         return given
 
     @staticmethod
-    def _priorities_for(count: int, given: Sequence[int] | None) -> Sequence[int]:
-        if given is not None and len(given) != count:
+    def _priorities_for(count: int, given: int | Sequence[int] | None) -> Sequence[int]:
+        if given is None or isinstance(given, int):
+            return [given or 0] * count
+        if len(given) != count:
             raise ValueError(f"there are {count} prompts but {len(given)} priorities")
-        return given or [0] * count
+        return given
 
     def _add_all(self, requests: Iterable[PromptParamsPriority]) -> list[str]:
         if self.engine.has_unfinished_requests:
-            raise ValueError("the engine is at work on requests that were added to it: end them")
+            raise ValueError(
+                "the engine still has requests that were added to it directly: finish or abort them"
+            )
         request_ids: list[str] = []
         try:
             for prompt, params, priority in requests:
@@ -208,7 +272,7 @@ class LLM:
                     cache_salt=prompt.cache_salt,
                 )
                 self._num_requests += 1
-        except BaseException:  # one is refused, or Ctrl-C: the engine is unharmed
+        except BaseException:  # a request was refused, or Ctrl-C: no step has run yet
             for request_id in request_ids:
                 self.engine.abort(request_id)
             raise
@@ -228,3 +292,10 @@ class LLM:
                     bar.set_postfix_str(f"{num_tokens} tokens generated", refresh=False)
                     bar.update()
         return [outputs[request_id] for request_id in request_ids]
+
+
+def _text_side(config: EngineConfig, built: BuiltEngine) -> TextSide | None:
+    tokenizer, grammars = built.files.tokenizer, built.grammars
+    if tokenizer is None or grammars is None:
+        return None
+    return TextSide(tokenizer, grammars, load_chat_template(tokenizer, config.chat_template))

@@ -1,4 +1,4 @@
-"""What a finished or running request gives back, with vLLM's names."""
+"""Outputs of running and finished requests, with vLLM's names."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -6,85 +6,85 @@ from enum import Enum
 
 @dataclass(slots=True)
 class Logprob:
-    """The log-probability of one token, its rank in the vocabulary (1 is the top) and its text."""
+    """Log-probability of one token, with the token's rank and text."""
 
     logprob: float
-    """Natural logarithm of its probability."""
+    """Natural logarithm of the token's probability."""
     rank: int
-    """Its place in the vocabulary by probability; 1 is the most probable."""
+    """Rank of the token by probability; 1 is the most probable."""
     decoded_token: str | None = None
-    """Its text; None without a tokenizer."""
+    """Text of the token; None without a tokenizer, or with ``detokenize=False``."""
 
 
 TokenLogprobs = dict[int, Logprob]
-"""Token id -> its log-probability, for one position."""
+"""Log-probabilities by token id, for one position."""
 
 
 class OutputKind(Enum):
-    """When a request gives outputs, and what they hold."""
+    """Kind of outputs that a request produces."""
 
     CUMULATIVE = "cumulative"
-    """At each step, all that has been generated so far."""
+    """One output per step, with everything generated so far."""
     DELTA = "delta"
-    """At each step, what is new."""
+    """One output per step, with what is new."""
     FINAL_ONLY = "final_only"
-    """Once, at its end: cheaper, since text is made in one go."""
+    """One output at the end. Cheapest, because text is decoded once."""
 
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """When a request passed which door, in seconds of ``time.monotonic()``."""
+    """Times of a request's events, in seconds of ``time.monotonic()``."""
 
     arrival_time: float
-    """It was added to the engine."""
+    """Time at which the request was added to the engine."""
     first_token_time: float | None = None
-    """Its first token was sampled; None before."""
+    """Time at which the first token was sampled; None before."""
     finished_time: float | None = None
-    """It ended; None before."""
+    """Time at which the request ended; None before."""
 
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One of the ``n`` completions of a request, as far as it has come."""
+    """One of the ``n`` completions of a request, finished or not."""
 
     index: int
-    """Its place among the ``n`` completions of the prompt, from 0."""
+    """Index among the ``n`` completions of the prompt, from 0."""
     text: str
-    """What was generated, without the prompt; empty with ``detokenize=False``."""
+    """Generated text, without the prompt; empty with ``detokenize=False``."""
     token_ids: list[int]
-    """The same as token ids."""
+    """Generated tokens."""
     cumulative_logprob: float | None = None
-    """Sum of its tokens' log-probabilities, if ``logprobs`` were asked for."""
+    """Sum of the log-probabilities of the generated tokens; None without ``logprobs``."""
     logprobs: list[TokenLogprobs] | None = None
-    """One entry per token generated, if they were asked for."""
+    """Log-probabilities, one entry per generated token; None without ``logprobs``."""
     finish_reason: str | None = None
-    """``"stop"`` (end of sequence, stop token, stop string), ``"length"``, ``"abort"`` or
-    ``"error"``; None while it runs."""
+    """Reason for the end: ``"stop"`` (end of sequence, stop token or stop string), ``"length"``,
+    ``"abort"`` or ``"error"``; None before."""
     stop_reason: int | str | None = None
-    """The stop token or stop string that ended it, or what the error was; None otherwise."""
+    """Stop token or stop string that ended the completion, or the error's message; else None."""
 
     def finished(self) -> bool:
-        """Whether no more tokens will come."""
+        """Return whether the completion has ended. A method, as in vLLM."""
         return self.finish_reason is not None
 
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A request's completions so far; the last one given has ``finished`` set."""
+    """Completions of one request. The last output of a request has ``finished`` set."""
 
     request_id: str
-    """The name under which the engine has it."""
+    """Id of the request in the engine."""
     prompt: str | None
-    """The prompt's text; None if it was given as token ids."""
+    """Text of the prompt; None if it was given as token ids."""
     prompt_token_ids: list[int]
-    """The prompt, as the model reads it."""
+    """Tokens of the prompt."""
     prompt_logprobs: list[TokenLogprobs | None] | None
-    """One entry per prompt token; the first is None, since nothing precedes it."""
+    """Log-probabilities, one entry per prompt token; the first is None. None if not asked for."""
     outputs: list[CompletionOutput]
-    """The completions, ``n`` of them."""
+    """Completions, one for each of ``n``."""
     finished: bool
-    """Whether all of them have ended."""
+    """Whether all completions have ended."""
     num_cached_tokens: int = 0
-    """How many prompt tokens were found in the prefix cache."""
+    """Number of prompt tokens found in the prefix cache."""
     metrics: RequestMetrics | None = field(default=None, repr=False)
-    """When it came, gave its first token, and ended."""
+    """Times of arrival, first token and end."""

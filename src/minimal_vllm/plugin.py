@@ -1,4 +1,4 @@
-"""Parts of the engine that a user brings along: from a name to a class that fits.
+"""Loading of classes that replace a part of the engine.
 
 The scheduler, the block pool, the eviction strategy, attention and the sampler can each be replaced
 by a class that has the methods of the built-in one.
@@ -15,7 +15,7 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 Part = type | str
-"""A class, or where it is: ``my_file.py:MyClass`` or ``package.module:MyClass``."""
+"""A class, or its location: ``my_file.py:MyClass`` or ``package.module:MyClass``."""
 
 T = TypeVar("T")
 
@@ -23,19 +23,19 @@ OPERATORS = ("__call__", "__contains__", "__len__")
 
 
 def load_class(part: Part, interface: type[T]) -> type[T]:
-    """The class that ``part`` is or names.
+    """Return the class that ``part`` is or names.
 
-    A file is run anew each time, as a module of its own name, unless somebody has imported it. What
-    lies beside it can't be imported from it: ``sys.path`` is left as it is.
+    A file is run anew on each call, as a module named after the file, unless it has been imported
+    already. It can't import the files beside it, because ``sys.path`` is not changed.
 
     Args:
-        part: see ``Part``.
-        interface: the class need not be derived from it, but must have its public methods, and
-            these must take its methods' arguments.
+        part: a class or its location.
+        interface: class whose public methods the class must have, with the same arguments. The
+            class need not be derived from it.
 
     Raises:
-        ValueError: there is no such file, module or class, or it does not fit; the message says
-            what is missing.
+        ValueError: there is no such file, module or class, or the class lacks a method; the message
+            says which.
     """
     found = _find(part) if isinstance(part, str) else part
     complaints = "; ".join(_complaints(found, interface))
@@ -46,36 +46,41 @@ def load_class(part: Part, interface: type[T]) -> type[T]:
 
 
 def make_part(part: Part, interface: type[T], *arguments: Any) -> T:
-    """An object of the class that ``part`` is or names, made with these arguments.
+    """Create an object of the class that ``part`` is or names.
+
+    Args:
+        part: a class or its location.
+        interface: as in ``load_class``.
+        *arguments: arguments of the class.
 
     Raises:
-        ValueError: as ``load_class``, or if the class can't be made with them.
+        ValueError: as in ``load_class``, or the class does not take these arguments.
     """
     found = load_class(part, interface)
     try:
         inspect.signature(found).bind(*arguments)
     except TypeError as error:
         kinds = ", ".join(type(argument).__name__ for argument in arguments)
-        raise ValueError(f"{part_name(part)} must be made with ({kinds}): {error}") from error
+        raise ValueError(f"{part_name(part)} must take ({kinds}): {error}") from error
     return found(*arguments)
 
 
 def part_name(part: Part) -> str:
-    """How a part is called where it can only be named."""
+    """Return the location of a part, in the form that ``Part`` has."""
     return part if isinstance(part, str) else f"{part.__module__}:{part.__qualname__}"
 
 
 def _find(spec: str) -> type:
     place, _, name = spec.rpartition(":")
     if not place or not name:
-        raise ValueError(f"{spec!r} names no class: write my_file.py:MyClass, or module:MyClass")
+        raise ValueError(f"{spec!r} is not a class: write my_file.py:MyClass or module:MyClass")
     module = load_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
     found = getattr(module, name, None)
     if not isinstance(found, type):
         own = [
             each.__name__ for each in vars(module).values() if _is_class_of(each, module.__name__)
         ]
-        raise ValueError(f"{place} has no class {name}, but: {', '.join(own) or 'none at all'}")
+        raise ValueError(f"{place} has no class {name}; it has {', '.join(own) or 'none'}")
     return found
 
 
@@ -84,14 +89,15 @@ def _is_class_of(value: object, module: str) -> bool:
 
 
 class _PartLoader(SourceFileLoader):
-    """By it one knows the modules that were loaded here: they may be loaded again."""
+    """Loader that marks the modules loaded here, which may be loaded again."""
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a file of the user's, as ``load_class`` does.
+    """Run a Python file as a module, and return the module.
 
     Raises:
-        ValueError: there is none, or it can't be run.
+        ValueError: there is no such file, it raises an error, or its name is that of another
+            module.
     """
     name = path.stem
     if not path.is_file():
@@ -100,7 +106,7 @@ def load_file(path: Path) -> ModuleType:
     if loaded and not isinstance(getattr(loaded, "__loader__", None), _PartLoader):
         if Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
             return loaded
-        raise ValueError(f"{path} can't be loaded: another module is called {name}; rename it")
+        raise ValueError(f"{path} can't be loaded: another module is named {name}; rename the file")
     spec = spec_from_file_location(name, path, loader=_PartLoader(name, str(path)))
     assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - a loader is given
     sys.modules[name] = module = module_from_spec(spec)  # dataclasses look for it there
@@ -130,7 +136,7 @@ def _complaints(found: type, interface: type) -> Iterator[str]:
 
 
 def _methods(interface: type) -> dict[str, Any]:
-    """The public methods and properties that an interface itself defines."""
+    """Return the public methods and properties that an interface itself defines."""
     return {
         name: value
         for name, value in vars(interface).items()
@@ -140,7 +146,7 @@ def _methods(interface: type) -> dict[str, Any]:
 
 
 def _described(name: str, method: Any) -> str:
-    """A method as one calls it: types, which are not checked, would hide its arguments."""
+    """Return a method's name and arguments, without types, which are not checked."""
     if not isinstance(method, FunctionType):
         return name
     parameters = inspect.signature(method).parameters.values()

@@ -1,42 +1,48 @@
-"""What a request may ask of the sampler, with vLLM's names and meanings."""
+"""Sampling parameters of a request, with vLLM's names and meanings."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
+from minimal_vllm.settings import SETTINGS, clear_errors
+from minimal_vllm.vllm_arguments import SAMPLING, accepts
+
 GREEDY_BELOW = 1e-5
-"""A temperature under this means greedy decoding: the division by it would overflow."""
+"""Temperature below which decoding is greedy, because dividing logits by it would overflow."""
 
 TokenId = Annotated[int, Field(ge=0)]
 
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_CONFIG)
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
 class StructuredOutputsParams:
-    """What the output must match as a whole; exactly one of the first five is given."""
+    """Constraint on the whole output. Exactly one of the first five fields is set.
+
+    Raises ``SettingsError`` (a ``ValueError``) otherwise.
+    """
 
     json: str | dict[str, Any] | None = None
-    """JSON that is valid by this JSON schema; properties come in the schema's order. Objects that
-    name their properties have no others, unless the schema asks for them."""
+    """JSON schema that the output must satisfy, with its properties in the schema's order. Objects
+    that name their properties have no others, unless the schema asks for them."""
     regex: str | None = None
-    r"""What this regular expression matches as a whole: Rust's syntax, without look-around; \d and
-    \w are ASCII."""
+    r"""Regular expression that the whole output must match, in Rust's syntax without look-around.
+    \d and \w are ASCII."""
     choice: Annotated[list[str], Field(min_length=1)] | None = None
-    """One of these texts."""
+    """Texts of which the output must be one."""
     grammar: str | None = None
-    """A text of this context-free grammar, in the syntax of Lark or in EBNF as llama.cpp's."""
+    """Context-free grammar of the output, in Lark's syntax or in EBNF as llama.cpp has it."""
     json_object: bool | None = None
-    """Any JSON object."""
+    """Require any JSON object."""
     disable_any_whitespace: bool = False
-    """Of JSON: no whitespace between its tokens, rather than up to 32 characters of it."""
+    """Allow no whitespace between the tokens of JSON. Default: up to 32 characters."""
     disable_additional_properties: bool = False
     """Close every object of the JSON schema that names its properties. Default: close those for
     which it can't contradict another part of the schema."""
     reasoning: Literal["begun", "possible"] | None = None
-    """What may come before it: text up to ``</think>``, if the prompt has ``begun`` it; that, from
-    ``<think>`` on, or nothing, if it is ``possible``; or, by default, nothing."""
+    """Reasoning allowed before the constrained output: text up to ``</think>`` (``begun``: the
+    prompt ends inside it), or optionally ``<think>``, text and ``</think>`` (``possible``).
+    Default: none."""
 
     @model_validator(mode="after")
     def _one_is_given(self) -> "StructuredOutputsParams":
@@ -55,66 +61,69 @@ class StructuredOutputsParams:
 
     @property
     def kind(self) -> str:
-        """The name of the one that is given."""
+        """Return the name of the field that is set."""
         return self._given[0]
 
 
-@dataclass(config=ConfigDict(**_CONFIG, validate_assignment=True))
+@accepts(SAMPLING)
+@clear_errors
+@dataclass(config=ConfigDict(**SETTINGS, validate_assignment=True))
 class SamplingParams:
-    """How the tokens of one request are chosen, when it stops, and what is returned.
+    """Sampling, stopping and output of one request.
 
-    Fields can be assigned, and are checked then too; a request keeps what it was given.
+    Fields can be assigned, and are checked then too. A running request keeps the values with which
+    it was added. vLLM's other arguments are accepted at values that change nothing here.
 
-    Raises ``pydantic.ValidationError`` (a ``ValueError``) that names the field if a value is out
-    of range, if two contradict each other, or if a name is unknown.
+    Raises ``SettingsError`` (a ``ValueError``) that names the field if a value is out of range, if
+    two fields contradict each other, or if a name is unknown.
     """
 
     n: Annotated[int, Field(ge=1)] = 1
-    """How many completions to sample; with prefix caching they share their prompt's blocks."""
+    """Number of completions to sample. With prefix caching they share the prompt's KV blocks."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    """Subtracted from the logit of every token that the output holds already."""
+    """Number subtracted from the logits of tokens that occur in the output."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    """Subtracted once for each time that the output holds the token."""
+    """Number subtracted from a token's logit once for each of its occurrences in the output."""
     repetition_penalty: Annotated[float, Field(ge=1e-30, le=1e30)] = 1.0
-    """Divides the positive, multiplies the negative logits of tokens seen in prompt or output."""
+    """Divisor of positive logits, and factor of negative ones, of tokens in prompt or output."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Divides the logits; 0 is greedy decoding."""
+    """Divisor of the logits; 0 selects greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Keep the fewest most probable tokens whose probabilities sum to at least this."""
+    """Sample from the smallest set of most probable tokens with at least this total probability."""
     top_k: Annotated[int, Field(ge=-1)] = 0
-    """Keep this many of the most probable tokens; 0 or -1 keeps all."""
+    """Number of most probable tokens to sample from; 0 or -1: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Drop tokens less probable than this times the most probable one."""
+    """Minimum probability of a token, relative to the most probable one."""
     seed: int | None = None
-    """Makes this request's tokens reproducible, whatever else runs beside it; -1 is none."""
+    """Seed that makes the request's tokens reproducible in any batch. Default, and -1: no seed."""
     stop: str | list[str] | None = None
-    """Strings that end the output, wherever in it they appear."""
+    """Strings that end the output where they appear in it."""
     stop_token_ids: list[TokenId] | None = None
-    """Tokens that end the output, beside the model's own end-of-sequence tokens."""
+    """Token ids that end the output, in addition to the model's end-of-sequence tokens."""
     ignore_eos: bool = False
-    """Go on generating after the model's end-of-sequence token."""
+    """Continue after the model's end-of-sequence token."""
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
-    """At most so many tokens are generated; None: as many as the model's length allows."""
+    """Maximum number of output tokens; None: up to the model's maximum length."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    """No stop token is sampled, and no stop string heeded, before so many tokens."""
+    """Minimum number of output tokens before a stop token or stop string can end the output."""
     logprobs: Annotated[int, Field(ge=-1)] | None = None
-    """Return the log-probabilities of so many top tokens at each step (-1: of all)."""
+    """Number of top tokens whose log-probabilities are returned for each output token; -1: all."""
     prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
-    """The same for each token of the prompt."""
+    """Number of top tokens whose log-probabilities are returned for each prompt token; -1: all."""
     detokenize: bool = True
-    """Turn the tokens into text."""
+    """Return text; otherwise only token ids."""
     skip_special_tokens: bool = True
-    """Leave special tokens out of the text."""
+    """Omit special tokens from the text."""
     include_stop_str_in_output: bool = False
-    """Keep the stop string that ended the output in its text."""
+    """Include the stop string that ended the output in its text."""
     logit_bias: dict[TokenId, float] | None = None
-    """Added to the logits of these tokens; clamped to [-100, 100]."""
+    """Numbers added to the logits of tokens, clamped to [-100, 100]."""
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
-    """If given, no other token can be sampled."""
+    """Token ids that can be sampled. Default: all."""
     bad_words: list[str] | None = None
-    """Words that the output must not contain."""
+    """Words that are never generated."""
     structured_outputs: StructuredOutputsParams | None = None
-    """What the output must match; it ends where nothing could be added, even before min_tokens."""
+    """Constraint on the output, which ends when nothing can follow, even before min_tokens."""
 
     @field_validator("stop")
     @classmethod
@@ -139,15 +148,15 @@ class SamplingParams:
         if self.greedy and self.n > 1:
             raise ValueError(f"n must be 1 with greedy sampling (temperature 0), not {self.n}")
         if self.stop and not self.detokenize:
-            raise ValueError("stop strings are found in the text: they need detokenize=True")
+            raise ValueError("stop strings are searched for in the text: they need detokenize=True")
         return self
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """Return whether the most probable token is always chosen."""
         return self.temperature < GREEDY_BELOW
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """``stop`` as a tuple."""
+        """Return ``stop`` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

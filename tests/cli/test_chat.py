@@ -72,14 +72,16 @@ def test_a_conversation_that_no_longer_fits_says_so_and_can_begin_anew(run, llm)
     assert result.exit_code == 0
     assert result.stdout == 2 * (answer(llm, user("the")) + "\n")
     lines = result.stderr.splitlines()
-    assert "100 are the most that there is room for: say less, or begin anew" in lines[0]
-    assert lines[1:] == [CUT_OFF.strip(), lines[2], "A new conversation.", CUT_OFF.strip()]
-    assert lines[2].startswith("That makes a conversation of 1")
+    assert "its maximum is 100: write a shorter message, or start a new one" in lines[0]
+    assert lines[1:] == [CUT_OFF.strip(), lines[2], "Started a new conversation.", CUT_OFF.strip()]
+    assert lines[2].startswith("The conversation would have 1")
 
 
 def test_an_answer_that_fills_the_context_says_so(run):
     result = run("chat", *GREEDY, "--max-model-len=30", stdin="the\n")
-    assert result.stderr == "The conversation fills all 30 tokens: begin anew with /reset.\n"
+    assert result.stderr == (
+        "The conversation has reached its maximum of 30 tokens: start a new one with /reset.\n"
+    )
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(model, capsys):

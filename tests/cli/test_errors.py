@@ -1,10 +1,9 @@
 import click
 import pytest
 from click.testing import CliRunner
-from pydantic import ValidationError
 
 from minimal_vllm.cli.commands import Commands
-from minimal_vllm.cli.errors import Failure, StepFailure, describe_validation_error
+from minimal_vllm.cli.errors import Failure, StepFailure
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
 
@@ -42,9 +41,9 @@ from minimal_vllm.sampling_params import SamplingParams
     ],
 )
 def test_a_validation_error_becomes_one_line_that_names_the_option(cls, values, message):
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValueError) as caught:
         cls(**values)
-    assert describe_validation_error(caught.value) == message
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,18 @@ COMMAND = [sys.executable, "-m", "minimal_vllm"]
 
 
 @pytest.fixture
-def start(model):
+def heeding_ctrl_c():
+    """Let processes begin with SIGINT's default action.
+
+    A shell starts a background job with SIGINT ignored, and its children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def start(model, heeding_ctrl_c):
     """Start ``generate``, on the tiny model."""
     processes = []
 

@@ -1,23 +1,24 @@
-from dataclasses import dataclass
 from typing import Literal
 
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic.dataclasses import dataclass
 
 from minimal_vllm.cli.chat import chat
 from minimal_vllm.cli.generate import generate
 from minimal_vllm.cli.options import FieldOption, SectionedCommand, field_options, given_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.settings import SETTINGS
 
 
-@dataclass
+@dataclass(config=SETTINGS)
 class Inner:
     kind: str
 
 
-@dataclass
+@dataclass(config=SETTINGS)
 class Settings:
     """An option of each kind."""
 

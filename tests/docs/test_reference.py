@@ -25,9 +25,12 @@ OPTIONS = [param for each in COMMANDS for param in each.params]
 OWNERS = list(dict.fromkeys(each.owner for each in OPTIONS if isinstance(each, FieldOption)))
 
 
-@pytest.mark.parametrize("name", minimal_vllm.__all__)
+PUBLIC_NAMES = [name for name in minimal_vllm.__all__ if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
 def test_a_public_name_has_a_heading(name):
-    assert f"\n## {name}\n" in API
+    assert f"\n## {name}\n" in API.replace("`", "")
 
 
 @pytest.mark.parametrize("owner", OWNERS, ids=lambda owner: owner.__name__)

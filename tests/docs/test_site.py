@@ -55,10 +55,11 @@ def test_links_lead_to_places_that_exist_and_nothing_is_loaded_from_elsewhere(si
             if not file.exists() or (anchor and anchor not in pages[file].ids):
                 broken.append((page.relative_to(site).as_posix(), target))
     assert broken == []
-    rows_of_rooms = pages[
-        site / "start" / "map.html"
-    ].targets  # in which files stand without folder
-    assert "../source/src/minimal_vllm/model/config.py.html" in rows_of_rooms
+    shown_on_map = pages[site / "start" / "map.html"].targets
+    assert "../source/src/minimal_vllm/model/decoder.py.html" in shown_on_map
+    assert "../source/src/minimal_vllm_lab/ablate/policies.py.html" in shown_on_map
+    listed = pages[site / "reference" / "files.html"].targets
+    assert "../source/src/minimal_vllm/model/config.py.html" in listed
     loaded = {each for links in pages.values() for each in links.loaded}
     assert {each for each in loaded if "://" in each} == set()
 

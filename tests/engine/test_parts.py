@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention.reference import ReferenceAttention
@@ -90,13 +89,13 @@ def test_the_pool_of_the_user_s_is_still_there_after_a_reset():
 @pytest.mark.parametrize(
     ("option", "part", "complaint"),
     [
-        ("scheduler", "fcfs", "scheduler\n.*should name a class, as my_file.py:MyClass"),
+        ("scheduler", "fcfs", "scheduler: should name a class, as my_file.py:MyClass"),
         ("eviction_policy", "random", "should be one of lru, lfu, fifo, or name a class"),
         ("attention_backend", "flash", "should be one of auto, reference, tiled, triton, or name"),
     ],
 )
 def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(option, part, complaint):
-    with pytest.raises(ValidationError, match=complaint):
+    with pytest.raises(ValueError, match=complaint):
         EngineConfig(model="x", **{option: part})
 
 

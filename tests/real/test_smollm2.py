@@ -23,7 +23,7 @@ QUESTION = "What is the capital of France?"
 def prompts(llm):
     """All thirty as token ids."""
     texts = [*TEXTS, *map(llm.render_chat, CHATS)]
-    return [llm.get_tokenizer().encode(text, add_special_tokens=False) for text in texts]
+    return [llm.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(
     for prompt, output in zip(prompts, outputs, strict=True):
         tokens, logprobs = continue_greedily(transformers_model, prompt)
         (found,) = output.outputs
-        assert found.token_ids == tokens, llm.get_tokenizer().decode(prompt)
+        assert found.token_ids == tokens, llm.tokenizer.decode(prompt)
         chosen = [each[token].logprob for token, each in zip(tokens, found.logprobs, strict=True)]
         assert chosen == pytest.approx(logprobs, abs=1e-3)
 
@@ -62,8 +62,8 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(
 @pytest.mark.parametrize("text", [*TEXTS, *(f"{CHATS!r} " * 2, "  7", "7  8\n 9", "\r\n\t x")])
 def test_texts_are_tokenized_as_the_original_does(llm, original_tokenizer, text):
     expected = original_tokenizer.encode(text, add_special_tokens=False).ids
-    assert llm.get_tokenizer().encode(text) == expected
-    assert llm.get_tokenizer().decode(expected) == text
+    assert llm.tokenizer.encode(text) == expected
+    assert llm.tokenizer.decode(expected) == text
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -81,7 +81,7 @@ def test_chats_are_rendered_as_transformers_does(llm, reader, original_tokenizer
 def test_transformers_own_conversion_agrees(llm, smollm2):
     """But for digits after several spaces: it leaves out the original's rule for single digits."""
     theirs = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
-    ours = llm.get_tokenizer()
+    ours = llm.tokenizer
     for text in TEXTS:
         if not re.search(r"  \d", text):
             assert ours.encode(text) == theirs.encode(text)

@@ -342,7 +342,7 @@ def test_the_event_loop_runs_while_a_step_does():
 def test_a_long_text_is_tokenized_while_others_are_served():
     async def run():
         async with started() as service:
-            tokenizer = service.llm.get_tokenizer()
+            tokenizer = service.llm.tokenizer
             begun, may_end = Event(), Event()
             encode = tokenizer.encode_batch
 

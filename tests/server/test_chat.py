@@ -151,7 +151,7 @@ def test_a_template_that_is_a_path_reads_no_file(prompt_of):
 def test_token_ids_are_returned_if_asked_for(chat, llm):
     extra = {"return_token_ids": True}
     answer = chat(seed=1, extra=extra)
-    prompt = llm.get_tokenizer().encode(llm.render_chat(MESSAGES), add_special_tokens=False)
+    prompt = llm.tokenizer.encode(llm.render_chat(MESSAGES), add_special_tokens=False)
     assert answer.prompt_token_ids == prompt
     first, *others = list(chat(seed=1, extra=extra, stream=True))
     assert first.prompt_token_ids == prompt

@@ -83,7 +83,7 @@ def test_cached_tokens_are_told(complete):
 
 
 def test_a_text_and_its_tokens_are_the_same_prompt(complete, llm):
-    token_ids = llm.get_tokenizer().encode(PROMPT)
+    token_ids = llm.tokenizer.encode(PROMPT)
     assert complete(token_ids, seed=1).choices[0].text == complete(seed=1).choices[0].text
 
 
@@ -107,14 +107,14 @@ def test_the_seeds_of_n_choices_are_counted_as_offline_whatever_they_pass(comple
 
 def test_a_batch_counts_each_prompt_once(complete, llm):
     usage = complete([PROMPT, OTHER], n=3, max_tokens=2).usage
-    lengths = [len(ids) for ids in llm.get_tokenizer().encode_batch([PROMPT, OTHER])]
+    lengths = [len(ids) for ids in llm.tokenizer.encode_batch([PROMPT, OTHER])]
     assert (usage.prompt_tokens, usage.completion_tokens) == (sum(lengths), 12)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("as_tokens", [False, True])
 def test_echo_puts_the_prompt_before_each_completion(complete, llm, stream, as_tokens):
-    prompt = llm.get_tokenizer().encode(PROMPT) if as_tokens else PROMPT
+    prompt = llm.tokenizer.encode(PROMPT) if as_tokens else PROMPT
     answer = complete(prompt, echo=True, n=2, seed=1, stream=stream)
     plain = complete(n=2, seed=1)
     texts = ["", ""]
@@ -186,7 +186,7 @@ def test_logprobs_are_the_engine_s_in_openai_s_lists(complete, expect, llm, stre
     answer = complete(seed=1, logprobs=2, stream=stream)
     parts = [chunk.choices[0].logprobs for chunk in (answer if stream else [answer])]
     (expected,) = expect(PROMPT, seed=1, logprobs=2).outputs
-    names = [llm.get_tokenizer().token_text(token) for token in expected.token_ids]
+    names = [llm.tokenizer.token_text(token) for token in expected.token_ids]
     assert [token for part in parts for token in part.tokens] == names
     chosen = [
         each[token].logprob

@@ -38,7 +38,7 @@ ID = re.compile(r"request_id=(\S+)")
 def test_what_nobody_foresaw_is_a_500_whose_id_finds_the_traceback(caplog):
     async def run():
         service = make_demo_service()
-        tokenizer = service.llm.get_tokenizer()
+        tokenizer = service.llm.tokenizer
 
         def fail(*arguments, **options):
             raise KeyError("secret of the house")

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from minimal_vllm import SamplingParams
 from minimal_vllm.cli.main import main
-from minimal_vllm.cli.options import FieldOption
+from minimal_vllm.cli.options import FieldOption, given_options
 from minimal_vllm.cli.serve import serve
+from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.completions import CompletionRequest
 from minimal_vllm.server.config import ServerConfig
@@ -176,3 +177,90 @@ def test_the_body_s_limit_can_be_set():
     with process("--max-body-bytes=100") as server:
         assert server.post("/v1/completions", prompt="a", max_tokens=1).status_code == 200
         assert server.post("/v1/completions", prompt="a" * 100).status_code == 413
+
+
+def test_lists_may_be_written_as_vllm_writes_them():
+    arguments = ["--served_model_name", "one", "two", "--allowed-origins", '["https://a.example"]']
+    with process(*arguments, "--max-model-len", "1k", "--no-async-scheduling") as server:
+        assert [model.id for model in server.client().models.list().data] == ["one", "two"]
+        response = server.get("/v1/models", headers={"origin": "https://a.example"})
+        assert response.headers["access-control-allow-origin"] == "https://a.example"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tensor-parallel-size", "1"],
+        ["--quantization", "none"],
+        ["--kv-cache-dtype=auto"],
+        ["--speculative-config", "none"],
+        ["--disable-log-stats", "--no-enable-lora"],
+        ["--compilation-config", '{"mode": 3}', "--trust-remote-code"],
+        ["--chat-template-content-format", "auto"],
+    ],
+)
+def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
+    assert serve.make_context("serve", arguments).params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tensor-parallel-size", "2"], "tensor_parallel_size=2 is not supported: one process"),
+        (["--quantization", "fp8"], "quantization='fp8' is not supported: weights are"),
+        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype='fp8' is not supported: the KV cache holds"),
+        (["--speculative-config", '{"method": "ngram"}'], "is not supported: every token is"),
+        (["--enable-lora"], "enable_lora=True is not supported: LoRA adapters"),
+        (["--default-chat-template-kwargs", '{"tools": []}'], "can't set tools"),
+    ],
+)
+def test_a_flag_that_would_change_something_says_what_is_supported(arguments, complaint):
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_model_behind_a_list_is_not_taken_for_one_of_its_values(tmp_path):
+    context = serve.make_context("serve", ["--api-key", "one", "two", str(tmp_path)])
+    assert context.params["api_key"] == ("one", "two")
+    assert context.params["model"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("2k", 2000), ("2K", 2048), ("1.5k", 1500), ("auto", None), ("7", 7)]
+)
+def test_lengths_may_have_vllms_suffixes(written, read):
+    context = serve.make_context("serve", ["--max-model-len", written, "--dtype", "half"])
+    assert context.params["max_model_len"] == read
+    assert EngineConfig(model="m", **given_options(context, EngineConfig)).dtype == "float16"
+
+
+def test_behind_a_proxy_paths_may_have_the_proxys_prefix():
+    with process("--root-path=/llm", "--return-tokens-as-token-ids") as server:
+        for prefix in ("", "/llm"):
+            assert server.get(f"{prefix}/v1/models").status_code == 200
+            answer = server.post(f"{prefix}/v1/completions", prompt="a", max_tokens=1, logprobs=1)
+            (token,) = answer.json()["choices"][0]["logprobs"]["tokens"]
+            assert token.startswith("token_id:")
+
+
+def test_default_sampling_and_template_variables_can_be_set(tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ mood }}{{ messages[0]['content'] }}")
+    arguments = [
+        *("--override-generation-config", '{"temperature": 0.0, "max_new_tokens": 3}'),
+        *("--default-chat-template-kwargs", '{"mood": "glad"}'),
+        *("--chat-template", str(template), "--enable-log-requests"),
+    ]
+    with process(*arguments) as server:
+        body = {"messages": [{"role": "user", "content": " day"}], "model": "minimal-vllm-demo"}
+        for kwargs, mood in (({}, "glad"), ({"mood": "sad"}, "sad")):
+            tokens = server.post("/tokenize", **body, chat_template_kwargs=kwargs).json()["tokens"]
+            assert server.post("/detokenize", tokens=tokens).json()["prompt"] == f"{mood} day"
+        answers = [server.post("/v1/chat/completions", **body).json() for _ in range(2)]
+        assert answers[0]["choices"] == answers[1]["choices"]
+        assert answers[0]["usage"]["completion_tokens"] <= 3
+        server.terminate()
+        _, log = server.wait()
+    assert "temperature=0.0" in log

@@ -59,7 +59,7 @@ def test_health_tells_of_a_dead_engine():
 def test_a_text_and_its_tokens_can_be_turned_into_each_other(server, llm):
     text = "Fürwahr, a 🦙!"
     given = server.post("/tokenize", prompt=text, return_token_strs=True).json()
-    assert given["tokens"] == llm.get_tokenizer().encode(text)
+    assert given["tokens"] == llm.tokenizer.encode(text)
     assert (given["count"], given["max_model_len"]) == (len(given["tokens"]), 2048)
     assert len(given["token_strs"]) == given["count"]
     assert server.post("/detokenize", tokens=given["tokens"]).json() == {"prompt": text}
@@ -68,7 +68,7 @@ def test_a_text_and_its_tokens_can_be_turned_into_each_other(server, llm):
 def test_a_conversation_is_tokenized_as_it_would_be_served(server, llm):
     messages = [{"role": "user", "content": "Hello"}]
     given = server.post("/tokenize", messages=messages).json()["tokens"]
-    assert given == llm.get_tokenizer().encode(llm.render_chat(messages))
+    assert given == llm.tokenizer.encode(llm.render_chat(messages))
 
 
 @pytest.mark.parametrize("tokens", [[-1], [4096], [10**20], ["a"]])

@@ -1,4 +1,4 @@
-"""One layer's attention of twelve decoding requests, in three ways; and how fast it could be."""
+"""Attention of twelve decoding requests in one layer: three ways, and the least possible time."""
 
 import time
 from array import array
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def attend_key_by_key(q: Tensor, cache: LayerCache, table: list[int], length: int) -> Tensor:
-    """One request's new token looks at all of its tokens, one after the other: [H, D] -> [H, D]."""
+    """Attend from one request's new token to its tokens, one after another: [H, D] -> [H, D]."""
     q = q.view(K, G, D) * SCALE
     peak = torch.full([K, G], -torch.inf)
     total, mean = torch.zeros(K, G), torch.zeros(K, G, D)
@@ -83,7 +83,7 @@ def bind(
 
 
 def make_batch() -> Batch:
-    """Requests whose last token is new, in shuffled blocks."""
+    """Return a batch of requests whose last token is new, in shuffled blocks."""
     plan, places = Plan(), iter(torch.randperm(B).tolist())
     for index, length in enumerate(LENGTHS):
         request = Request(str(index), array("i", [300] * length), length, SamplingParams(), index)
@@ -93,13 +93,13 @@ def make_batch() -> Batch:
 
 
 def read_rate() -> float:
-    """Bytes per second, of a product that uses each number once."""
+    """Measure bytes per second in a product that uses each number once."""
     matrix, one = torch.randn(4096, 4096), torch.randn(4096)
     return matrix.nbytes / seconds_of(lambda: matrix @ one)
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """The best of five."""
+    """Return the shortest of five runs."""
     times = []
     for _ in range(5):
         begun = time.perf_counter()

@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def serve(llm: LLM, *names: str) -> Texts:
-    """Add these requests, and step until the last one has ended."""
-    prompt = llm.get_tokenizer().encode(PROMPT)
+    """Add these requests, and step until all have ended."""
+    prompt = llm.tokenizer.encode(PROMPT)
     for name in names:
         params = SamplingParams(seed=ord(name), max_tokens=NUM_NEW[name], ignore_eos=True)
         llm.engine.add_request(name, prompt, params)

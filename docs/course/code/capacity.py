@@ -1,4 +1,4 @@
-"""How many requests a second one GPU holds: by hand, and simulated."""
+"""Requests per second that one GPU can serve: calculated by hand, and simulated."""
 
 from itertools import pairwise
 from typing import Final

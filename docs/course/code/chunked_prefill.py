@@ -1,6 +1,6 @@
-"""What a long prompt does to a neighbour's stream: computed whole, and in chunks.
+"""The effect of a long prompt on another request's stream, computed whole and in chunks.
 
-A writes one token per step. After its eighth token B arrives, with a prompt of 1,200 tokens.
+A decodes one token per step. After its eighth token B arrives, with a prompt of 1,200 tokens.
 """
 
 import time
@@ -19,7 +19,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
 
 @dataclass(frozen=True)
 class Measured:
-    """What happened while B's prompt was computed."""
+    """Measurements taken while B's prompt was computed."""
 
     steps: list[StepRecord]
     """From B's arrival to its first token."""
@@ -47,7 +47,7 @@ def run(budget: int | None) -> Measured:
         options = {"max_num_batched_tokens": budget}
     records: list[StepRecord] = []
     llm = LLM(num_gpu_blocks_override=160, max_num_seqs=8, observers=[records.append], **options)
-    llm.engine.add_request("A", llm.get_tokenizer().encode(PROMPT), GREEDY)
+    llm.engine.add_request("A", llm.tokenizer.encode(PROMPT), GREEDY)
     while len(records) < 8:
         llm.engine.step()
     del records[:]
@@ -62,7 +62,7 @@ def run(budget: int | None) -> Measured:
 
 
 def check(seen: Measured, budget: int) -> None:
-    """The chapter's formulas: c tokens of B's prompt go into a step, and there are n steps."""
+    """Check the chapter's formulas: n steps, with c tokens of B's prompt in each."""
     c = budget - 1
     n = ceil(LONG / c)
     assert len(seen.steps) == n

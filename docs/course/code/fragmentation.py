@@ -1,7 +1,7 @@
 """A memory of 4,096 tokens, lent in two ways: room for the longest text, or block by block.
 
-The requests are the same: short and long texts, mixed as in chats. Nobody knows beforehand how
-long a text will be. It may become as long as the model can read, 2,048 tokens.
+The requests are the same: short and long texts, mixed as in chats. Their lengths are not known in
+advance. A text may become as long as the model can read, 2,048 tokens.
 """
 
 import time
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def run(how: str, max_num_seqs: int, unit: int) -> list[StepRecord]:
-    """Serve all requests, with at most so many at once, each with its memory in such units."""
+    """Serve all requests, at most ``max_num_seqs`` at once, with memory lent in units."""
     records: list[StepRecord] = []
     llm = LLM(
         device="cpu",
@@ -53,7 +53,7 @@ def run(how: str, max_num_seqs: int, unit: int) -> list[StepRecord]:
 
 
 def lengths_in(record: StepRecord) -> list[int]:
-    """How many tokens each running request has in the cache after this step."""
+    """Return the number of cached tokens of each running request after this step."""
     return [entry.start + entry.num_tokens for entry in record.scheduled]
 
 
@@ -63,7 +63,7 @@ def round_up(length: int, unit: int) -> int:
 
 def show_block_sizes(records: list[StepRecord]) -> None:
     held = [length for record in records for length in lengths_in(record)]
-    print("\nblock size   unused places per request   of what is lent, used")
+    print("\nblock size    unused slots per request   of what is lent, used")
     for size in (1, 4, 16, 64, 256):
         wasted = [round_up(length, size) - length for length in held]
         assert max(wasted) < size

@@ -1,4 +1,4 @@
-"""The same text, written with and without a KV cache; both through the engine.
+"""The same text, generated with and without a KV cache, both times by the engine.
 
 Without: each new token is a request of its own, whose prompt is the whole text so far. (The prefix
 cache, which would find the text's beginning again, is off: chapter 6 is about it.)
@@ -17,7 +17,7 @@ def main() -> None:
     llm = LLM(
         device="cpu", dtype="float32", enable_prefix_caching=False, observers=[records.append]
     )
-    prompt = llm.get_tokenizer().encode(PROMPT)
+    prompt = llm.tokenizer.encode(PROMPT)
     complete(llm, prompt, 1)  # the first step of a process is slow
 
     del records[:]
@@ -61,13 +61,13 @@ def show(without: list[StepRecord], with_cache: list[StepRecord]) -> None:
 
 
 def check(without: list[StepRecord], with_cache: list[StepRecord], length: int) -> None:
-    """The chapter's formulas: P prompt tokens, N new ones."""
+    """Check the chapter's formulas: P prompt tokens, N new ones."""
     assert sum(map(tokens_of, without)) == NUM_NEW * length + NUM_NEW * (NUM_NEW - 1) // 2
     assert sum(map(tokens_of, with_cache)) == length + NUM_NEW - 1
 
 
 def check_bytes(llm: LLM) -> None:
-    """2·L·K·D numbers of 4 bytes for each token that the cache has room for."""
+    """Check that the cache has 2·L·K·D numbers of 4 bytes for each token it can hold."""
     model, num_tokens = llm.built.files.config, llm.built.num_blocks * llm.config.block_size
     allocated = sum(tensor.nbytes for cache in llm.built.caches for tensor in cache)
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4

@@ -1,6 +1,6 @@
-"""One step of the model, for few and for many tokens: what it computes, what it reads, how long.
+"""One step of the model with few and with many tokens: operations, bytes read, and time.
 
-The least time for a step is that of its arithmetic or of its reading, whichever is longer. Both
+The least time of a step is the time of its arithmetic or of its reading, whichever is longer. Both
 rates are measured first, with one large matrix.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """The best of five."""
+    """Return the shortest of five runs."""
     times = []
     for _ in range(5):
         begun = time.perf_counter()
@@ -54,7 +54,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def seconds_of_step(llm: LLM, records: list[StepRecord], count: int) -> float:
-    """The best of five steps that compute a prompt of so many tokens."""
+    """Return the shortest of five steps that compute a prompt of ``count`` tokens."""
     for _ in range(5):
         complete(llm, count)
     return min(record.run_seconds for record in records[-5:])
@@ -67,7 +67,7 @@ def complete(llm: LLM, count: int) -> None:
 
 
 def flops_of(model: ModelConfig, count: int) -> int:
-    """The chapter's formula, for a prompt of ``count`` tokens, of which the last one samples."""
+    """Apply the chapter's formula to a prompt of ``count`` tokens; the last one samples."""
     h, num_layers = model.hidden_size, model.num_layers
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     after_attention = queries * h + 3 * h * model.intermediate_size
@@ -78,7 +78,7 @@ def flops_of(model: ModelConfig, count: int) -> int:
 
 
 def check_flops(model: ModelConfig) -> None:
-    """PyTorch's own counter agrees, with attention as the formula has it: all pairs of tokens."""
+    """Check against PyTorch's counter, which counts all pairs of tokens in attention, too."""
     llm = LLM(
         device="cpu", dtype="float32", enable_prefix_caching=False, attention_backend="reference"
     )

@@ -1,6 +1,6 @@
 """The same eight requests in pools that hold fewer and fewer of them.
 
-Each may write 50 tokens. Some write fewer, but nobody can know which.
+Each may generate 50 tokens. Some generate fewer, but it is not known in advance which.
 """
 
 from minimal_vllm import LLM, SamplingParams
@@ -40,8 +40,8 @@ def run(num_blocks: int, has_cache: bool) -> Texts:
 
 
 def generate(llm: LLM) -> Texts:
-    """All arrive at once; each has another first token, so that no two share a block."""
-    prompt = llm.get_tokenizer().encode(PROMPT)
+    """Generate for all requests at once. Their first tokens differ, so they share no blocks."""
+    prompt = llm.tokenizer.encode(PROMPT)
     for index in range(len(WRITE)):
         params = SamplingParams(temperature=0, max_tokens=MAY_WRITE, ignore_eos=True)
         llm.engine.add_request(str(index), [300 + index, *prompt], params)

@@ -1,6 +1,6 @@
 """A conversation of four turns, with and without the prefix cache.
 
-The prompt of each turn is all that was said before, and one sentence more.
+The prompt of each turn is everything said before, and one more sentence.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 class Turn(NamedTuple):
-    """What one turn cost, up to its first token."""
+    """The cost of one turn, up to its first token."""
 
     num_prompt: int
     computed: int
@@ -51,7 +51,7 @@ def run(enable_prefix_caching: bool) -> list[Turn]:
         enable_prefix_caching=enable_prefix_caching,
         observers=[records.append],
     )
-    encode = llm.get_tokenizer().encode
+    encode = llm.tokenizer.encode
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True)
     text, turns = encode(OPENING), []
     for sentence in TURNS:

@@ -1,9 +1,9 @@
-"""Draws the roofline of one H200, and where the engine's kernels stand under it, as an SVG.
+"""Draw the roofline of one H200, with the engine's kernels below it, as an SVG.
 
     python docs/course/code/roofline.py > docs/images/roofline.svg
 
-The rates were measured: those of the machine by a large copy and a large product, those of the
-kernels as benchmarks/README.md tells. FLOPs per byte are the chapter's formulas.
+The rates were measured: the machine's with a large copy and a large product, the kernels' as
+described in benchmarks/README.md. FLOPs per byte are the chapter's formulas.
 """
 
 from math import log10

@@ -1,4 +1,4 @@
-"""A seed that holds in a crowd, and what choosing one token of many costs."""
+"""A seed that works in any batch, and the cost of choosing one token of many."""
 
 import time
 from array import array
@@ -42,15 +42,15 @@ def show_candidates(llm: LLM) -> None:
 
 
 def show_one_generator() -> None:
-    """What a simple engine does: one random generator for whoever is in the batch."""
+    """Sample as a simple engine does, with one random generator for the whole batch."""
     probabilities = torch.rand(1, 50, generator=torch.Generator().manual_seed(0))
     chosen = []
-    for neighbours in (0, 1, 2):
+    for num_others in (0, 1, 2):
         generator = torch.Generator().manual_seed(7)
-        batch = probabilities.expand(neighbours + 1, -1)  # our row is the last
+        batch = probabilities.expand(num_others + 1, -1)  # our row is the last
         chosen.append(torch.multinomial(batch, 1, generator=generator)[-1].item())
     print("2. Our row's token, drawn from one generator for the batch, seed 7")
-    print(f"   with 0, 1 and 2 neighbours: {', '.join(map(str, chosen))}\n")
+    print(f"   with 0, 1 and 2 other rows: {', '.join(map(str, chosen))}\n")
 
 
 def show_seeds(llm: LLM) -> None:

@@ -1,6 +1,6 @@
-"""Clients of one engine: one after the other, in the event loop; and by the server's engine.
+"""Clients of one engine, served one after another in the event loop, and by the server's engine.
 
-The event loop is what talks to the network. A heartbeat tells how long it was unable to.
+The event loop talks to the network. A heartbeat shows how long it could not.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 
 @dataclass
 class Client:
-    """When it came, and when its tokens came; seconds."""
+    """Arrival time of a client, and the times of its tokens, in seconds."""
 
     came: float = field(default_factory=time.monotonic)
     tokens: list[float] = field(default_factory=list)
@@ -108,7 +108,7 @@ def show_metrics(metrics: Metrics) -> None:
 
 
 def prompt_of(llm: LLM) -> list[int]:
-    return llm.get_tokenizer().encode(PROMPT)
+    return llm.tokenizer.encode(PROMPT)
 
 
 if __name__ == "__main__":

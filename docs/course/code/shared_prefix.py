@@ -1,4 +1,4 @@
-"""What requests with one beginning read, and that parts of a softmax can be merged."""
+"""What requests with a shared prefix read, and how parts of a softmax are merged."""
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ def main() -> None:
 
 
 def show_what_is_read() -> None:
-    """One system prompt, and the sentence of the course behind it, with another first word each."""
+    """Use one system prompt, then the course's sentence with varying first words."""
     llm = LLM(num_gpu_blocks_override=256)
     system = [300 + index for index in range(NUM_SHARED)]
-    sentence = llm.get_tokenizer().encode(PROMPT)
+    sentence = llm.tokenizer.encode(PROMPT)
     greedy = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
     for index in range(NUM_REQUESTS):
         llm.engine.add_request(str(index), [*system, 1000 + index, *sentence], greedy)
@@ -59,14 +59,14 @@ def show_merging() -> None:
 
 
 def attend_to_part(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What one token gets from some keys ``[1, H, D]``, and the logarithm of their sum ``[H]``."""
+    """Attend to some keys; return ``[1, H, D]`` and the logarithm of the sum ``[H]``."""
     group = HEADS // KV_HEADS
     scores = torch.einsum("nhd,mhd->hm", q, keys.repeat_interleave(group, 1)) * DIM**-0.5
     return attend(q, keys, values, DIM**-0.5, None), scores.logsumexp(dim=-1)
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean of the parts' results, weighted by the sums of their exponentials."""
+    """Return the mean of the parts' results, weighted by the sums of their exponentials."""
     lse = torch.stack([each for _, each in parts])  # [parts, H]
     weights = (lse - lse.logsumexp(dim=0)).exp()
     outs = torch.cat([out for out, _ in parts])  # [parts, H, D]

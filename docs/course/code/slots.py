@@ -1,7 +1,8 @@
-"""How the tokens of one step are laid out, and what a rectangle would cost instead.
+"""The layout of one step's tokens, and the cost of a rectangle instead.
 
-First the arrays of a real step, with blocks of 4 tokens: A and B write, C has just come. Then the
-time of a step with tokens in one row, and of one in which all requests are as long as the longest.
+First the arrays of a real step, with blocks of 4 tokens: A and B decode, C has just arrived. Then
+the time of a step with tokens in one row, and of one in which all requests are padded to the
+longest.
 """
 
 from minimal_vllm import LLM, SamplingParams
@@ -31,11 +32,11 @@ def main() -> None:
 def add(llm: LLM, prompts: dict[str, str]) -> None:
     for name, prompt in prompts.items():
         params = SamplingParams(temperature=0, max_tokens=9)
-        llm.engine.add_request(name, llm.get_tokenizer().encode(prompt), params)
+        llm.engine.add_request(name, llm.tokenizer.encode(prompt), params)
 
 
 def show_step(llm: LLM) -> None:
-    """Plan the next step, and show the arrays that it becomes. It is never run."""
+    """Plan the next step, and show its arrays. The step is never run."""
     plan = llm.engine.scheduler.schedule()
     batch = build_batch(plan, BLOCK)
     row: list[object] = []
@@ -47,7 +48,7 @@ def show_step(llm: LLM) -> None:
         for position in range(entry.start, entry.start + entry.num_new):
             row.append(entry.request.request_id)
             slots.append(table[position // BLOCK] * BLOCK + position % BLOCK)
-    words = [llm.get_tokenizer().decode([token]).strip() for token in batch.input_ids.tolist()]
+    words = [llm.tokenizer.decode([token]).strip() for token in batch.input_ids.tolist()]
     cells = {
         "": row,
         "input_ids": words,
@@ -62,7 +63,7 @@ def show_step(llm: LLM) -> None:
 
 
 def step_of(llm: LLM, num_long: int, records: list[StepRecord]) -> StepRecord:
-    """One step with so many long prompts; the rest of eight requests decode."""
+    """Plan a step of eight requests, some of which have long prompts; the others decode."""
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     for index in range(8 - num_long):
         llm.engine.add_request(f"short {index}", [300 + index], params)

@@ -1,6 +1,6 @@
-"""How a decode step fills a GPU's processors: a program per request, or pieces of contexts.
+"""How a decode step fills a GPU's SMs: one program per request, or pieces of contexts.
 
-Counts only: nothing runs on a GPU. Then the real kernel, in Triton's interpreter, on the CPU.
+The first part only counts. Then the real kernel runs, in Triton's interpreter on the CPU.
 """
 
 import os
@@ -28,14 +28,14 @@ def main() -> None:
     in_pieces = [
         min(size, length - first) for length in LENGTHS for first in range(0, length, size)
     ]
-    print("contexts are read by   programs   time   processors at work, on average")
+    print("contexts are read by   programs   time   SMs at work, on average")
     show("one program each", LENGTHS)
     show(f"pieces of {size} keys", in_pieces)
     check_kernel()
 
 
 def show(how: str, contexts: list[int]) -> None:
-    """Each is read by a program per kv head, a key per unit of time; who is free takes the next."""
+    """Assign a program per context and kv head to the next free SM; a key takes one unit."""
     programs = contexts * K
     ends = [0] * PROCESSORS
     for length in programs:

@@ -1,4 +1,4 @@
-"""How many operations a step is, and what it gains to plan the next one meanwhile."""
+"""The number of operations in a step, and the gain from planning the next step meanwhile."""
 
 import time
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NUM_STEPS, ignore_eos=True)
 
 
 class CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what PyTorch is asked to compute; on a GPU each would be a launch, or several."""
+    """Counts PyTorch's operations; on a GPU each would be one launch or several."""
 
     count = 0
 
@@ -38,26 +38,26 @@ class CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class PretendedStep:
-    """A step on a GPU that does nothing but take its time."""
+    """A step of a pretended GPU, which takes time and computes nothing."""
 
     ends: float
     num_tokens: int
 
     def wait(self) -> StepResult:
-        """Its tokens, once the time is over."""
+        """Wait until the time is over, and return the tokens."""
         time.sleep(max(0.0, self.ends - time.perf_counter()))
         return StepResult(Sampled.one_each([0] * self.num_tokens), [])
 
 
 class PretendedGpu:
-    """Runs one step after the other, as a GPU's queue does, while the CPU does what it likes."""
+    """Runs one step after another, as a GPU's queue does, while the CPU is free."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._free_from = 0.0
 
     def launch(self, plan: Plan) -> PretendedStep:
-        """Put it behind those that run."""
+        """Queue the step after the running ones."""
         self._free_from = max(self._free_from, time.perf_counter()) + self._seconds
         return PretendedStep(self._free_from, len(plan.sampling))
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 def show_operations() -> None:
     llm = LLM(num_gpu_blocks_override=128)
-    llm.engine.add_request("A", llm.get_tokenizer().encode(PROMPT), GREEDY)
+    llm.engine.add_request("A", llm.tokenizer.encode(PROMPT), GREEDY)
     for _ in range(3):
         llm.engine.step()
     begun = time.perf_counter()
@@ -97,7 +97,7 @@ def show_operations() -> None:
 
 
 def milliseconds_per_step(gpu: float, *, ahead: bool) -> tuple[float, float]:
-    """CPU time, and time, of the real engine with a pretended GPU in the model's place."""
+    """Measure CPU and wall time per step of the real engine on a pretended GPU."""
     config = SchedulerConfig(max_model_len=256, max_num_batched_tokens=4096)
     engine = Engine(
         Scheduler(config, BlockPool(8192, EVICTION_STRATEGIES["lru"]())),

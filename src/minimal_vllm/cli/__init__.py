@@ -1,4 +1,4 @@
 """The command line: ``minimal-vllm generate``, ``chat``, ``serve`` and ``info``.
 
-Nothing here imports torch before a command runs, so that ``--help`` answers at once.
+No module here imports torch before a command runs, so that ``--help`` answers at once.
 """

@@ -1,4 +1,4 @@
-"""``minimal-vllm chat``: a conversation in the terminal."""
+"""``minimal-vllm chat``: hold a conversation in the terminal."""
 
 import signal
 import sys
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HELP = "/reset starts a new conversation; exit, quit or Ctrl-D ends; Ctrl-C stops an answer."
 ENDINGS = {"exit", "quit", "/exit", "/quit", "/bye"}
-"""What ends the conversation, in small or capital letters."""
+"""Inputs that end the conversation, in small or capital letters."""
 
 
 @trace_options
@@ -35,8 +35,10 @@ ENDINGS = {"exit", "quit", "/exit", "/quit", "/bye"}
     defaults={"max_tokens": 512},
 )
 @click.command(cls=SectionedCommand, short_help="Talk with a model.")
-@click.option("--system", metavar="TEXT", help="A system message, which begins the conversation.")
-@click.option("--stats", is_flag=True, help="A line about speed and KV cache after each answer.")
+@click.option("--system", metavar="TEXT", help="System message at the start of the conversation.")
+@click.option(
+    "--stats", is_flag=True, help="Print speed and use of the KV cache after each answer."
+)
 @click.pass_context
 def chat(ctx: click.Context, /, system: str | None, stats: bool, **_: Any) -> None:
     """Talk with a model that has a chat template.
@@ -56,7 +58,7 @@ def chat(ctx: click.Context, /, system: str | None, stats: bool, **_: Any) -> No
                 return
             case "/reset":
                 conversation.reset()
-                _note("A new conversation.")
+                _note("Started a new conversation.")
             case command if command.startswith("/") and " " not in command:
                 _note(f"There is no command {command}. {HELP}")
             case message:
@@ -74,15 +76,15 @@ def _params(ctx: click.Context, llm: "LLM") -> SamplingParams:
 
 
 class Conversation:
-    """What was said so far, and the model that answers.
+    """A conversation with a model.
 
     Args:
-        llm: idle.
-        params: of each answer.
-        system: a system message, if there is to be one.
+        llm: the model, without running requests.
+        params: sampling parameters of the answers.
+        system: system message, or None.
 
     Raises:
-        ValueError: there is no chat template, or it has no place for a system message.
+        ValueError: the model has no chat template, or its template rejects a system message.
     """
 
     def __init__(self, llm: "LLM", params: SamplingParams, system: str | None) -> None:
@@ -94,18 +96,18 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all but the system message."""
+        """Remove all messages but the system message."""
         self._messages = list(self._system)
 
     def answer(self, message: str) -> None:
-        """Print the model's answer, and remember both; or say that they don't fit."""
+        """Print the model's answer and add both messages, or say that the message doesn't fit."""
         messages = [*self._messages, {"role": "user", "content": message}]
         prompt = self._llm.render_chat(messages)
-        token_ids = self._llm.get_tokenizer().encode(prompt, add_special_tokens=False)
+        token_ids = self._llm.tokenizer.encode(prompt, add_special_tokens=False)
         if len(token_ids) >= self._max_len:
             _note(
-                f"That makes a conversation of {len(token_ids):,} tokens, and {self._max_len:,} "
-                f"are the most that there is room for: say less, or begin anew with /reset."
+                f"The conversation would have {len(token_ids):,} tokens, but its maximum is "
+                f"{self._max_len:,}: write a shorter message, or start a new one with /reset."
             )
             return
         with _ctrl_c_as_flag() as pressed:
@@ -114,7 +116,8 @@ class Conversation:
         if answer.finish_reason == "length":
             is_full = len(token_ids) + answer.num_tokens >= self._max_len
             _note(
-                f"The conversation fills all {self._max_len:,} tokens: begin anew with /reset."
+                f"The conversation has reached its maximum of {self._max_len:,} tokens: start a "
+                f"new one with /reset."
                 if is_full
                 else f"The answer was cut off after {answer.num_tokens:,} tokens (--max-tokens)."
             )
@@ -122,7 +125,7 @@ class Conversation:
 
 @contextmanager
 def _ctrl_c_as_flag() -> Iterator[Event]:
-    """Within this, Ctrl-C sets a flag: no step of the engine is torn apart. A second one raises."""
+    """Turn Ctrl-C into an event, so that it interrupts no step; a second one raises."""
     pressed = Event()
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -138,7 +141,7 @@ def _ctrl_c_as_flag() -> Iterator[Event]:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, or what is piped in, line by line."""
+    """Yield the lines that are typed or piped in."""
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         with suppress(ImportError):  # not on every platform

@@ -1,4 +1,4 @@
-"""The group of commands, those of other packages included."""
+"""A group of commands, to which other packages add theirs."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from minimal_vllm.cli.errors import Failure, describe_validation_error
+from minimal_vllm.cli.errors import Failure
+from minimal_vllm.settings import describe
 
 ENTRY_POINT_GROUP = "minimal_vllm.commands"
 """Group of the entry points by which a package adds commands; their names are the commands'."""
@@ -51,9 +52,9 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             ctx.exit(130)  # 128 + SIGINT, as the shell has it
         except BrokenPipeError:
-            raise  # click ends quietly: whoever reads our output has seen enough
+            raise  # click ends quietly: the reader of our output wants no more
         except ValidationError as error:
-            raise Failure(describe_validation_error(error)) from error
+            raise Failure(describe(error)) from error
         except OSError as error:
             is_about_a_file = error.filename and error.strerror
             message = f"{error.filename}: {error.strerror}" if is_about_a_file else str(error)

@@ -1,4 +1,4 @@
-"""``minimal-vllm generate``: completes prompts."""
+"""``minimal-vllm generate``: complete prompts."""
 
 import json
 import sys
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     "input_file",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Read the prompts from a file ('-': standard input), one on each line; if it is called "
-    '.jsonl, each line is {"prompt": …} or {"prompt_token_ids": …}.',
+    help="File to read prompts from ('-': standard input), one per line. In a .jsonl file each "
+    'line is {"prompt": …} or {"prompt_token_ids": …}.',
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each prompt.")
-@click.option("--stats", is_flag=True, help="End with a line about speed and the KV cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per prompt.")
+@click.option("--stats", is_flag=True, help="Print speed and use of the KV cache at the end.")
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -48,12 +48,12 @@ def generate(
     stats: bool,
     **options: Any,
 ) -> None:
-    """Complete each PROMPT; '-', or none at all, is what comes on standard input, as one prompt.
+    """Complete each PROMPT. '-', or no PROMPT, reads one prompt from standard input.
 
-    A single completion is printed while it is generated. Several are computed together.
+    A single completion is printed while it is generated. Several prompts are computed together.
     """
     if not as_json and {options["logprobs"], options["prompt_logprobs"]} != {None}:
-        raise click.UsageError("--logprobs and --prompt-logprobs need --json to be seen.")
+        raise click.UsageError("--logprobs and --prompt-logprobs need --json to be printed.")
     wanted = read_prompts(prompts, input_file)
     summary = RunSummary()
     llm = load_llm(ctx, [summary] if stats else [])
@@ -74,9 +74,9 @@ def generate(
 
 
 def _stream(llm: "LLM", prompt: str, params: SamplingParams) -> None:
-    if sys.stdout.isatty():  # elsewhere, only what is new is wanted
+    if sys.stdout.isatty():  # a file or a pipe gets the completion only
         click.secho(prompt, dim=True, nl=False)
-    stream(llm, llm.get_tokenizer().encode(prompt), params)
+    stream(llm, llm.tokenizer.encode(prompt), params)
 
 
 def _print_text(outputs: Sequence[RequestOutput], has_text: bool) -> None:

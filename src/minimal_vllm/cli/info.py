@@ -1,4 +1,4 @@
-"""``minimal-vllm info``: what a model is, and how much of it fits here; reads no weights."""
+"""``minimal-vllm info``: describe a model, and how it fits this machine. Reads no weights."""
 
 import json
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ OPTIONS = frozenset(
     {
         "revision",
         "download_dir",
+        "hf_overrides",
         "dtype",
         "attention_backend",
         "max_model_len",
@@ -30,12 +31,12 @@ OPTIONS = frozenset(
         "chat_template",
     }
 )
-"""The fields of ``EngineConfig`` on which the answer depends."""
+"""Fields of ``EngineConfig`` on which the answer depends."""
 
 
 @dataclass(frozen=True)
 class DeviceFit:
-    """How a model would run on one device. All sizes are in bytes."""
+    """Prediction of how a model would run on one device, with all sizes in bytes."""
 
     device: str
     dtype: str
@@ -47,15 +48,15 @@ class DeviceFit:
     kv_per_block: int
     block_size: int
     num_blocks: int
-    """0: the model does not fit."""
+    """Number of KV blocks; 0 if the model does not fit."""
     num_tokens: int
     num_full_requests: int
-    """Requests as long as the context."""
+    """Number of requests of the maximum length that fit."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What there is to know about a model."""
+    """Description of a model, and of how it fits the devices here."""
 
     path: str
     """A folder, or a GGUF file."""
@@ -72,7 +73,7 @@ class ModelInfo:
     head_dim: int
     num_parameters: int
     weight_bytes: dict[str, int]
-    """By dtype."""
+    """Size of the weights, by dtype."""
     checkpoint_dtype: str
     max_model_len: int
     chat_template: bool
@@ -80,27 +81,27 @@ class ModelInfo:
 
 
 @field_options(EngineConfig, without={field.name for field in fields(EngineConfig)} - OPTIONS)
-@click.command(cls=SectionedCommand, short_help="Tell what a model is, and what fits here.")
+@click.command(cls=SectionedCommand, short_help="Describe a model, and how it fits this machine.")
 @click.argument("model", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; sizes are in bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with sizes in bytes.")
 @click.pass_context
 def info(ctx: click.Context, /, model: str | None, as_json: bool, **_: Any) -> None:
-    """Tell what MODEL is (default: the built-in one), and how much of it fits in this machine."""
+    """Describe MODEL (default: the built-in one), and how it fits this machine."""
     config = EngineConfig(model=model or str(DEMO_MODEL_DIR), **given_options(ctx, EngineConfig))
     found = gather(config)
     click.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(_render(found)))
 
 
 def gather(config: EngineConfig) -> ModelInfo:
-    """Read all but the weights of a checkpoint, and measure this machine.
+    """Describe a checkpoint without reading its weights, and how it fits this machine.
 
     Raises:
-        ValueError: as starting the engine with ``config`` would.
+        ValueError: as when the engine is started with ``config``.
     """
     from minimal_vllm.engine.sizing import choose_model_len
 
     checkpoint = resolve_model(config.model, config.revision, config.download_dir, weights=False)
-    model = ModelConfig.from_checkpoint(checkpoint)
+    model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     max_model_len = choose_model_len(config, model)
     return ModelInfo(
         path=str(checkpoint),
@@ -144,7 +145,7 @@ def _device_names() -> list[str]:
 
 
 def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int) -> DeviceFit:
-    """What the engine would decide on a device, if the weights were there already."""
+    """Return what the engine would decide on a device that has loaded the weights."""
     from minimal_vllm.cache.memory import gpu_free, measure_memory
     from minimal_vllm.engine import sizing
     from minimal_vllm.engine.backends import backend_name
@@ -227,7 +228,7 @@ def _row(label: str, value: str) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    """Bytes for a reader: three figures and a binary unit."""
+    """Format a number of bytes with three digits and a binary unit."""
     units = ["B", "KiB", "MiB", "GiB"]
     while num_bytes >= 1000 and len(units) > 1:
         num_bytes /= 1024

@@ -23,6 +23,6 @@ from minimal_vllm.cli.serve import serve
 def main() -> None:
     """Run language models with an engine small enough to read.
 
-    Without --model, a small model that is built in is used.
+    Without --model, a small built-in model is used.
     """
     logging.basicConfig(format="minimal-vllm: %(levelname)s: %(message)s")

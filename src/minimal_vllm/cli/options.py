@@ -1,21 +1,28 @@
-"""Command line options made from the fields of a dataclass, so that there is one list of them.
+"""Command line options made from the fields of dataclasses, so that each is declared once.
 
-A field's name, type, default and docstring become an option's; its checks stay the dataclass's.
+The name, type, default and docstring of a field become those of its option. Its value is checked by
+the dataclass.
 """
 
-import ast
-import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
+from pydantic import BeforeValidator
 
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.sampling_params import SamplingParams
+
+MULTIPLIERS = {
+    **{suffix: 1000**power for power, suffix in enumerate("kmgt", 1)},
+    **{suffix: 1024**power for power, suffix in enumerate("KMGT", 1)},
+}
+"""Suffixes of numbers, as vLLM has them: 2k is 2,000, and 2K is 2,048."""
 
 
 class FieldOption(click.Option):
@@ -34,7 +41,7 @@ class FieldOption(click.Option):
         required = default is MISSING
         kind = _type_of(hint, default)
         super().__init__(
-            [f"--{name}/--no-{name}" if default is True else f"--{name}", field_name],
+            [f"--{name}/--no-{name}" if "is_flag" in kind else f"--{name}", field_name],
             default=None if required else default,
             show_default="the small built-in one" if required else default is not False,
             help=f"{doc} Can be repeated." if "multiple" in kind else doc,
@@ -42,6 +49,14 @@ class FieldOption(click.Option):
         )
         self.owner = owner
         self.heading = heading
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """Convert what was typed; a JSON list stands for its elements."""
+        converted = super().type_cast_value(ctx, value)
+        if not self.multiple or converted is None:
+            return converted
+        lists = [each if isinstance(each, list) else [each] for each in converted]
+        return tuple(element for each in lists for element in each)
 
 
 class SectionedCommand(click.Command):
@@ -63,8 +78,7 @@ class SectionedCommand(click.Command):
 
 HEADINGS: dict[type, str] = {
     EngineConfig: "Engine",
-    SamplingParams: "Sampling (what the model's generation_config.json asks for comes before the "
-    "defaults shown)",
+    SamplingParams: "Sampling (the model's generation_config.json overrides the defaults shown)",
 }
 """Headings of the dataclasses that several commands take options from."""
 
@@ -77,22 +91,23 @@ def field_options(
     named: Mapping[str, str] = {},
     heading: str | None = None,
 ) -> Callable[[click.Command], click.Command]:
-    """Decorates a command with an option for each field of a dataclass.
+    """Decorate a command with an option for each field of a dataclass.
 
     Args:
-        owner: the dataclass; each field has a docstring under it.
+        owner: a pydantic dataclass with docstrings under its fields, made with ``SETTINGS``.
         without: fields that get no option.
-        defaults: what the command takes for some fields in place of the dataclass's defaults.
-        named: what it calls some options, which else have their fields' names.
+        defaults: the command's defaults, where they differ from the dataclass's.
+        named: names of options that differ from their fields' names.
         heading: title of the options' section in ``--help``. Default: the one in ``HEADINGS``.
     """
-    hints, docs = get_type_hints(owner), _field_docs(owner)
+    hints = get_type_hints(owner, include_extras=True)
+    docs: Mapping[str, Any] = getattr(owner, "__pydantic_fields__")  # noqa: B009 - not in its type
     section = heading or HEADINGS.get(owner, "Options")
 
     def decorate(command: click.Command) -> click.Command:
         for field in fields(owner):
             if field.name not in without:
-                hint, doc = hints[field.name], docs[field.name]
+                hint, doc = hints[field.name], docs[field.name].description.replace("``", "")
                 default = defaults.get(field.name, field.default)
                 name = named.get(field.name, field.name.replace("_", "-"))
                 command.params.append(
@@ -104,7 +119,7 @@ def field_options(
 
 
 def given_options(ctx: click.Context, owner: type) -> dict[str, Any]:
-    """The fields of ``owner`` that were set on the command line; the others keep their defaults."""
+    """Return the fields of ``owner`` that were set on the command line."""
     names = [
         param.name
         for param in ctx.command.params
@@ -118,20 +133,58 @@ def given_options(ctx: click.Context, owner: type) -> dict[str, Any]:
 
 
 def _type_of(hint: Any, default: Any) -> dict[str, Any]:
-    """The arguments of ``click.Option`` that make it take values of this type."""
-    if hint is bool:
-        return {"is_flag": True}
-    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    """Return the arguments of ``click.Option`` that make it take values of this type."""
+    alternatives = list(_alternatives(hint))
     kind = [each for each in alternatives if each is not NoneType][-1]  # str | list[str]: the list
+    if kind is bool:
+        return {"is_flag": True}
     if get_origin(kind) is Literal:
-        return {"type": click.Choice(get_args(kind))}
+        names = get_args(kind)
+        if _is_converted(hint):  # it has other names too, which the dataclass knows
+            return {"type": str, "metavar": f"[{'|'.join(names)}]"}
+        return {"type": click.Choice(names)}
     if get_origin(kind) is list:
-        return {"type": get_args(kind)[0], "multiple": True}
+        return {"type": _element_or_list(get_args(kind)[0]), "multiple": True}
     if get_origin(kind) is dict or is_dataclass(kind):
         return {"type": _json_object, "metavar": "JSON"}
-    if kind is int and NoneType in alternatives and default is not None:
-        return {"type": _integer_or_none, "metavar": "INTEGER|none"}
+    if kind is int and NoneType in alternatives:
+        return {"type": _integer_or_none, "metavar": "INTEGER|none" if default else "INTEGER"}
+    if kind is int:
+        return {"type": _integer, "metavar": "INTEGER"}
     return {"type": kind}
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the members of a union, without the annotations around them."""
+    if get_origin(hint) is Annotated:
+        return _alternatives(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [each for member in get_args(hint) for each in _alternatives(member)]
+    return [hint]
+
+
+def _is_converted(hint: Any) -> bool:
+    """Return whether the dataclass converts a value before it checks its type."""
+    return any(isinstance(each, BeforeValidator) for each in getattr(hint, "__metadata__", ()))
+
+
+def _element_or_list(kind: Any) -> Callable[[str], Any]:
+    """Return a converter of one element, or of a JSON list of them."""
+    convert = _alternatives(kind)[0]
+
+    def parse(text: str) -> Any:
+        if text.startswith("["):
+            try:
+                return [convert(each) for each in json.loads(text)]
+            except (ValueError, TypeError):
+                raise click.BadParameter(f"{text!r} is not a JSON list.") from None
+        try:
+            return convert(text)
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not a valid {convert.__name__}.") from None
+
+    parse.__name__ = {int: "integer", str: "text"}.get(convert, convert.__name__)
+    return parse
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -144,24 +197,25 @@ def _json_object(text: str) -> dict[str, Any]:
     return parsed
 
 
-def _integer_or_none(text: str | int) -> int | None:
-    """Lets None be asked for where it is not the default."""
+def _integer(text: str | int) -> int:
+    """Read an integer, which may have a suffix: 2k, 1.5k, 2K."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT])", str(text))
     try:
-        return None if text == "none" else int(text)
+        if number is None:
+            return int(text)
+        value = float(number[1]) * MULTIPLIERS[number[2]]
+        if not value.is_integer():
+            raise ValueError
+        return int(value)
     except ValueError:
+        raise click.BadParameter(f"{text!r} is not a valid integer.") from None
+
+
+def _integer_or_none(text: str | int) -> int | None:
+    """Read an integer, or ``none`` or vLLM's ``auto`` for None."""
+    if text in ("none", "auto"):
+        return None
+    try:
+        return _integer(text)
+    except click.BadParameter:
         raise click.BadParameter(f"{text!r} is neither an integer nor none.") from None
-
-
-def _field_docs(owner: type) -> dict[str, str]:
-    """The string under each field, which Python itself forgets."""
-    statements = ast.parse(inspect.getsource(owner)).body
-    definition = next(each for each in statements if isinstance(each, ast.ClassDef))
-    return {
-        field.target.id: inspect.cleandoc(doc.value.value).replace("``", "")
-        for field, doc in zip(definition.body, definition.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-        and isinstance(doc.value.value, str)
-    }

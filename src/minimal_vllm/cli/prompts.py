@@ -1,4 +1,4 @@
-"""Where ``generate`` finds its prompts."""
+"""The prompts of ``minimal-vllm generate``: arguments, a file or standard input."""
 
 import json
 import sys
@@ -9,27 +9,31 @@ from typing import Any
 import click
 
 Prompt = str | dict[str, Any]
-"""A text, or what ``LLM.generate`` takes in its place."""
+"""A text, or one of the mappings that ``LLM.generate`` takes."""
 
 
 def read_prompts(arguments: Sequence[str], input_file: Path | None) -> list[Prompt]:
-    """The prompts that the command line holds or names; at least one.
+    """Return the prompts of the command line, at least one.
+
+    Args:
+        arguments: the prompts given as arguments; ``-`` stands for standard input.
+        input_file: file with prompts, or None.
 
     Raises:
-        click.UsageError: there are none, or they are given in two ways.
-        ValueError: a file can't be read, or is not as it should be; it names file and line.
+        click.UsageError: there are no prompts, or both arguments and a file.
+        ValueError: the file can't be read, or a line has the wrong form; the message names both.
     """
     if input_file is not None:
         if arguments:
             raise click.UsageError("Give either prompts or --input, not both.")
         return _read_file(input_file)
     if not arguments and sys.stdin.isatty():
-        raise click.UsageError("Give a prompt, or --input FILE, or a text on standard input.")
+        raise click.UsageError("Give a prompt, --input FILE, or text on standard input.")
     return [_read_stdin() if prompt == "-" else prompt for prompt in arguments or ["-"]]
 
 
 def _read_stdin() -> str:
-    text = sys.stdin.read().rstrip("\n")  # which an editor or echo put there
+    text = sys.stdin.read().rstrip("\n")  # added by an editor or by echo
     if not text:
         raise click.UsageError("Standard input is empty: it should hold a prompt.")
     return text

@@ -1,10 +1,11 @@
-"""``minimal-vllm serve``: a model over HTTP, with OpenAI's API."""
+"""``minimal-vllm serve``: serve a model over HTTP, with OpenAI's API."""
 
 import asyncio
 import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minimal_vllm.cli.errors import Failure, StepFailure
-from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
+from minimal_vllm.cli.options import field_options, given_options
 from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
+from minimal_vllm.cli.vllm_flags import VllmCommand, unsupported_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.vllm_arguments import ENGINE, SERVER
 
 if TYPE_CHECKING:
     from socket import socket
 
     from minimal_vllm.server.service import Service
 
-NOT_FOR_A_SERVER = frozenset(
-    {"model", "skip_tokenizer_init", "tensor_parallel_size", "trust_remote_code"}
-)
-"""Engine options: the model is the argument, a server speaks text, and the others can have one
-value only."""
+NOT_FOR_A_SERVER = frozenset({"model", "skip_tokenizer_init"})
+"""Engine options that a server has not: the model is its argument, and it needs a tokenizer."""
+
+SERVER_OPTIONS = frozenset(field.name for field in fields(ServerConfig))
 
 KEY_VARIABLE = "MINIMAL_VLLM_API_KEY"
 
@@ -34,13 +36,17 @@ KEY_VARIABLE = "MINIMAL_VLLM_API_KEY"
 @trace_options
 @field_options(EngineConfig, without=NOT_FOR_A_SERVER)
 @field_options(ServerConfig, heading="Server")
-@click.command(cls=SectionedCommand, short_help="Serve a model over HTTP, with OpenAI's API.")
+@unsupported_options(ENGINE, SERVER, without=SERVER_OPTIONS)
+@click.command(cls=VllmCommand, short_help="Serve a model over HTTP, with OpenAI's API.")
 @click.argument("model", required=False)
 @click.pass_context
 def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
-    """Serve MODEL (default: the built-in one) to OpenAI's clients.
+    """Serve MODEL (default: the built-in one) to clients of OpenAI's API.
 
     SIGTERM or Ctrl-C lets the running requests finish; a second one ends them.
+
+    Options are those of 'vllm serve', in its syntax. An option of vLLM's that is not listed here is
+    accepted at values that change nothing.
     """
     config = _server_config(ctx)
     run = import_server("serve")
@@ -58,7 +64,11 @@ def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
 
 
 def import_server(command: str) -> ModuleType:
-    """``minimal_vllm.server.run``, which needs what not everybody has installed."""
+    """Import ``minimal_vllm.server.run``, which needs the packages of the extra ``server``.
+
+    Raises:
+        Failure: a package is missing; the message says how to install it.
+    """
     try:
         return import_module("minimal_vllm.server.run")
     except ModuleNotFoundError as error:
@@ -69,7 +79,12 @@ def import_server(command: str) -> ModuleType:
 
 
 def run_service(service: "Service", listener: "socket", announce: Callable[[], None]) -> None:
-    """Serve until a signal comes, and tell when clients can connect.
+    """Serve until a signal ends the server.
+
+    Args:
+        service: the model and its engine, not started yet.
+        listener: a bound socket.
+        announce: called when clients can connect.
 
     Raises:
         StepFailure: the engine died.
@@ -77,8 +92,8 @@ def run_service(service: "Service", listener: "socket", announce: Callable[[], N
     from minimal_vllm.server import run
     from minimal_vllm.server.async_engine import EngineFailedError
 
-    # A full collection would walk the 300,000 objects that imports leave, and the step in which it
-    # comes would take a tenth of a second longer: they are set aside.
+    # A full garbage collection would walk the 300,000 objects that imports leave, and make the step
+    # in which it happens a tenth of a second longer. Freezing excludes them.
     gc.collect()
     gc.freeze()
     try:
@@ -90,7 +105,7 @@ def run_service(service: "Service", listener: "socket", announce: Callable[[], N
 
 
 def address_of(listener: "socket", scheme: str = "http") -> str:
-    """The URL of a bound socket."""
+    """Return the URL of a bound socket."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{port}"
@@ -103,7 +118,7 @@ def _server_config(ctx: click.Context) -> ServerConfig:
 
 
 def log_to_stderr() -> None:
-    """Let the server's log be seen, with times."""
+    """Print the server's log on standard error, with times."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("minimal_vllm").setLevel(logging.INFO)
 

@@ -1,4 +1,4 @@
-"""What ``generate`` and ``chat`` share: from options to a running model, and text as it comes."""
+"""Functions of ``generate`` and ``chat``: load a model, and print text while it is generated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,38 +17,34 @@ from minimal_vllm.trace.step_record import Observer
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
-WITHOUT_EFFECT = frozenset(
-    {"seed", "scheduling_policy", "tensor_parallel_size", "trust_remote_code"}
-)
-"""Engine options that would change nothing: --seed is the requests', all have one priority, and
-the others can have one value only."""
+WITHOUT_EFFECT = frozenset({"seed", "scheduling_policy"})
+"""Engine options that would change nothing: --seed is the requests', and all have one priority."""
 
 STREAM_ID = "stream"
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """A completion that the user has read already."""
+    """A completion that has been printed."""
 
     text: str
     num_tokens: int
     finish_reason: str
-    """``"abort"`` if it was stopped before its end."""
+    """Reason for the end; ``"abort"`` if it was stopped."""
 
 
 def load_llm(ctx: click.Context, observers: Sequence[Observer]) -> "LLM":
-    """Load the model that the command line asks for, which imports torch.
+    """Load the model that the command line names. Imports torch.
 
-    The sampling options are checked first, so that a mistake costs no waiting.
+    Sampling options are checked first, so that a mistake is reported at once.
     """
     _merge(ctx, {})
     return make_llm(ctx, observers, **given_options(ctx, EngineConfig))
 
 
 def sampling_params(ctx: click.Context, llm: "LLM") -> SamplingParams:
-    """What the command line asks for; else what the model does; else the command's defaults."""
-    follows_model = llm.config.generation_config == "auto"
-    return _merge(ctx, llm.built.files.generation_config.sampling if follows_model else {})
+    """Return the command line's sampling parameters, with the model's and then ours as defaults."""
+    return _merge(ctx, llm.built.files.generation_config.sampling)
 
 
 def _merge(ctx: click.Context, model_choice: Mapping[str, Any]) -> SamplingParams:
@@ -65,10 +61,10 @@ def stream(
     """Print one completion as it is generated.
 
     Args:
-        llm: idle.
-        prompt_token_ids: what to complete.
-        params: with ``n = 1``.
-        stopped: asked before each step whether to end early.
+        llm: the model, without running requests.
+        prompt_token_ids: tokens to complete.
+        params: sampling parameters, with ``n = 1``.
+        stopped: called before each step; ends the completion if it returns True.
 
     Raises:
         StepFailure: a step could not be computed.
@@ -83,7 +79,7 @@ def stream(
             click.echo(completion.text, nl=False)
             pieces.append(completion.text)
             num_tokens += len(completion.token_ids)
-            ended = completion if completion.finished() else None
+            ended = completion if completion.finish_reason is not None else None
     click.echo()
     if ended.finish_reason == "error":
         raise StepFailure(f"the engine failed: {ended.stop_reason}")

@@ -1,4 +1,4 @@
-"""One line about a run, from the records of its steps."""
+"""A line that sums up a run, from the records of its steps."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from minimal_vllm.trace.step_record import StepRecord
 
 
 class RunSummary:
-    """An observer of the engine that adds up what its steps did since ``reset``."""
+    """An observer of the engine that sums up its steps since ``reset``."""
 
     def __init__(self) -> None:
         self._seen_queries = self._seen_hits = 0
@@ -14,7 +14,7 @@ class RunSummary:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the steps so far."""
+        """Start counting anew."""
         self._begun: float | None = None
         self._first_token = self._ended = 0.0
         self._num_tokens = self._num_preemptions = 0
@@ -24,7 +24,7 @@ class RunSummary:
         self._seen_queries, self._seen_hits = self._queries, self._hits
 
     def __call__(self, record: StepRecord) -> None:
-        """Take in a step."""
+        """Add a step."""
         if self._begun is None:
             self._begun = record.started
         self._ended = record.started + (
@@ -39,7 +39,7 @@ class RunSummary:
         self._count_blocks(record)
 
     def _count_blocks(self, record: StepRecord) -> None:
-        """Follow the block tables: a block may be in several, and some end with the step."""
+        """Count used blocks. A block may be in several tables; some tables end with the step."""
         self._num_blocks = record.num_blocks
         for request_id in record.preempted:
             self._release(request_id)

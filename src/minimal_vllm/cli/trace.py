@@ -1,4 +1,4 @@
-"""``--trace`` on the commands that run an engine."""
+"""The option ``--trace`` of commands that run an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,27 +16,29 @@ if TYPE_CHECKING:
 
 
 def trace_options(command: click.Command) -> click.Command:
-    """Decorates a command with ``--trace`` and ``--trace-max-mb``."""
+    """Decorate a command with ``--trace`` and ``--trace-max-mb``."""
     command.params += [
         click.Option(
             ["--trace"],
             metavar="FILE",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="Record what the engine does, step by step: see 'minimal-vllm view FILE'.",
+            help="File to record each step of the engine in; 'minimal-vllm view FILE' shows it.",
         ),
         click.Option(
             ["--trace-max-mb"],
             type=click.IntRange(min=1),
             default=256,
             show_default=True,
-            help="End the trace, not the command, when the file has so many megabytes.",
+            help="Maximum size of the trace file in megabytes. The command continues beyond it.",
         ),
     ]
     return command
 
 
 def open_writers(ctx: click.Context) -> list[TraceWriter]:
-    """The observer that writes the trace, if one is wanted; it is closed with the command.
+    """Return the observer that writes the trace, if one is asked for, in a list.
+
+    The file is closed with the command.
 
     Raises:
         OSError: the file can't be written.
@@ -46,7 +48,7 @@ def open_writers(ctx: click.Context) -> list[TraceWriter]:
 
 
 def open_writers_of(ctx: click.Context, names: Sequence[str]) -> dict[str, TraceWriter]:
-    """Observers that write a trace for each name, if any is wanted, to FILE with the name in it.
+    """Return an observer for each name that writes a trace to FILE-NAME; none without ``--trace``.
 
     Raises:
         OSError: a file can't be written.
@@ -72,11 +74,11 @@ def _open(ctx: click.Context, path: Path) -> TraceWriter:
 
 
 def make_llm(ctx: click.Context, observers: Sequence[Observer] = (), **options: Any) -> "LLM":
-    """Load a model, which imports torch, and record what its engine does, if that is wanted.
+    """Load a model, and record its steps if the command line asks for it. Imports torch.
 
     Raises:
         OSError: the trace can't be written.
-        ValueError: as ``LLM``.
+        ValueError: as in ``LLM``.
     """
     from minimal_vllm.llm import LLM
 
@@ -87,7 +89,7 @@ def make_llm(ctx: click.Context, observers: Sequence[Observer] = (), **options: 
 
 
 def begin_traces(writers: list[TraceWriter], llm: "LLM") -> None:
-    """Write the headers, now that the engine is known."""
+    """Write the headers of the traces, which describe the engine."""
     tokenizer = llm.built.files.tokenizer
     for writer in writers:
         facts = engine_facts(llm.config, llm.built)

@@ -1,7 +1,7 @@
 """From a configuration to an engine that is ready to step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -93,13 +93,22 @@ def read_model_files(config: EngineConfig) -> ModelFiles:
         ValueError: naming the file that is missing or wrong.
     """
     checkpoint = resolve_model(config.model, config.revision, config.download_dir)
-    model_config = ModelConfig.from_checkpoint(checkpoint)
+    model_config = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     return ModelFiles(
         checkpoint,
         model_config,
-        GenerationConfig.from_checkpoint(checkpoint, model_config),
+        _read_generation_config(config, checkpoint, model_config),
         None if config.skip_tokenizer_init else _load_tokenizer(config, checkpoint),
     )
+
+
+def _read_generation_config(
+    config: EngineConfig, checkpoint: Path, model_config: ModelConfig
+) -> GenerationConfig:
+    own = GenerationConfig.from_checkpoint(checkpoint, model_config)
+    if config.generation_config == "vllm":
+        own = replace(own, sampling={})
+    return own.overridden(config.override_generation_config or {})
 
 
 def _load_tokenizer(config: EngineConfig, checkpoint: Path) -> Tokenizer:

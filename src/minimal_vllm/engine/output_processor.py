@@ -159,7 +159,7 @@ class OutputProcessor:
             known = completion.group.prompt_logprobs if completion else None
             if known is not None and part.first_position <= len(known):
                 new = part.logprobs[len(known) - part.first_position :]
-                self._decode(new)
+                self._decode(part.request, new)
                 known.extend(new)
 
     def add_logprobs(
@@ -173,12 +173,12 @@ class OutputProcessor:
         """
         for request, logprobs in zip(requests, computed, strict=True):
             if logprobs:
-                self._decode(logprobs)
+                self._decode(request, logprobs)
                 self._completions[request].take_logprobs(logprobs)
 
-    def _decode(self, positions: Iterable[TokenLogprobs]) -> None:
-        """Fill in the text of each token."""
-        if self._tokenizer is not None:
+    def _decode(self, request: Request, positions: Iterable[TokenLogprobs]) -> None:
+        """Fill in the text of each token, unless the request wants no text."""
+        if self._tokenizer is not None and request.params.detokenize:
             for position in positions:
                 for token_id, logprob in position.items():
                     logprob.decoded_token = self._tokenizer.token_text(token_id)

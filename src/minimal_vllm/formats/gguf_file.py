@@ -47,11 +47,11 @@ class TensorInfo:
     """A tensor in a GGUF file."""
 
     name: str
-    """As llama.cpp names it, such as ``blk.0.attn_q.weight``."""
+    """Name of the tensor in llama.cpp, such as ``blk.0.attn_q.weight``."""
     shape: tuple[int, ...]
-    """As PyTorch has it: the dimension whose numbers are adjacent comes last."""
+    """Shape in PyTorch's order: the dimension whose numbers are adjacent comes last."""
     type_name: str
-    """How its numbers are stored, such as ``Q4_K``."""
+    """Storage format of the numbers, such as ``Q4_K``."""
     offset: int
     """Position of its first byte in the file."""
     num_bytes: int
@@ -64,7 +64,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file holds beside the tensors' numbers."""
+    """Contents of a GGUF file, without the numbers of its tensors."""
 
     path: Path
     metadata: dict[str, Any]
@@ -142,7 +142,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Entry(NamedTuple):
-    """What the list of tensors says of one."""
+    """Entry of the list of tensors."""
 
     name: str
     shape: tuple[int, ...]

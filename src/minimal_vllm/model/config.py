@@ -181,8 +181,14 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Path) -> "ModelConfig":
+    def from_checkpoint(
+        cls, checkpoint: Path, overrides: Mapping[str, Any] | None = None
+    ) -> "ModelConfig":
         """Read ``config.json`` in a checkpoint's folder, or the metadata of a GGUF file.
+
+        Args:
+            checkpoint: a folder, or a GGUF file.
+            overrides: entries that replace those of the ``config.json``.
 
         Raises:
             ValueError: as ``from_dict`` does, or if the file is missing, damaged or not a JSON
@@ -190,17 +196,17 @@ class ModelConfig:
         """
         gguf = find_gguf(checkpoint)
         if gguf is not None:
-            return cls.from_gguf(read_gguf(gguf))
-        return cls.from_dict(read_json(checkpoint / "config.json"))
+            return cls.from_gguf(read_gguf(gguf), overrides)
+        return cls.from_dict({**read_json(checkpoint / "config.json"), **(overrides or {})})
 
     @classmethod
-    def from_gguf(cls, file: GgufFile) -> "ModelConfig":
-        """Read the metadata of a GGUF file.
+    def from_gguf(cls, file: GgufFile, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
+        """Read the metadata of a GGUF file; ``overrides`` replace entries as of a config.json.
 
         Raises:
             ValueError: as ``config_json`` and ``from_dict`` do; the error names the file.
         """
-        raw = config_json(file)
+        raw = {**config_json(file), **(overrides or {})}
         try:
             config = cls.from_dict(raw)
         except ValueError as error:

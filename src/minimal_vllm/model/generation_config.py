@@ -1,18 +1,17 @@
 """What a checkpoint's generation_config.json asks for: when to stop, and how to sample."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig, read_json, token_ids
 from minimal_vllm.model.gguf_config import generation_config_json
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.settings import SettingsError
 
-# The keys that are heeded -> their names in SamplingParams.
-_SAMPLING_NAMES = {
+SAMPLING_NAMES = {
     "temperature": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -20,6 +19,7 @@ _SAMPLING_NAMES = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
+"""Keys of generation_config.json that are read -> their names in ``SamplingParams``."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,41 @@ class GenerationConfig:
             path, raw = gguf, generation_config_json(read_gguf(gguf))
         else:
             raw = {}
-        sampling = {
-            ours: raw[theirs]
-            for theirs, ours in _SAMPLING_NAMES.items()
-            if raw.get(theirs) is not None
-        }
         try:
             eos_token_ids = (*token_ids(raw.get("eos_token_id")), *config.eos_token_ids)
-            SamplingParams(**sampling)
-        except ValidationError as error:
-            (field, *_), complaint = error.errors()[0]["loc"], error.errors()[0]["msg"]
-            raise ValueError(f"{path}: {field} = {sampling[str(field)]!r}: {complaint}") from error
+            sampling = _read_sampling(raw)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return cls(tuple(dict.fromkeys(eos_token_ids)), sampling)
+
+    def overridden(self, raw: Mapping[str, Any]) -> "GenerationConfig":
+        """Return this configuration with other values for some keys of generation_config.json.
+
+        Raises:
+            ValueError: a key is not one that is read, or its value is wrong.
+        """
+        known = {*SAMPLING_NAMES, "eos_token_id"}
+        if unknown := sorted(raw.keys() - known):
+            raise ValueError(
+                f"override_generation_config: {', '.join(unknown)} is not read from a generation "
+                f"config; known are {', '.join(sorted(known))}"
+            )
+        try:
+            eos_token_ids = token_ids(raw.get("eos_token_id")) or self.eos_token_ids
+            sampling = {**self.sampling, **_read_sampling(raw)}
+        except ValueError as error:
+            raise ValueError(f"override_generation_config: {error}") from error
+        return replace(self, eos_token_ids=tuple(eos_token_ids), sampling=sampling)
+
+
+def _read_sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``SamplingParams`` that a generation config has."""
+    sampling = {
+        ours: raw[theirs] for theirs, ours in SAMPLING_NAMES.items() if raw.get(theirs) is not None
+    }
+    try:
+        SamplingParams(**sampling)
+    except SettingsError as error:
+        (name, *_), complaint = error.errors()[0]["loc"], error.errors()[0]["msg"]
+        raise ValueError(f"{name} = {sampling[str(name)]!r}: {complaint}") from error
+    return sampling

@@ -48,7 +48,7 @@ class FrequencyFactors:
     """Each pair's frequency is divided by a factor of its own.
 
     No config.json asks for it: GGUF files have these factors in place of ``Llama3Scaling``, from
-    which they were computed.
+    which llama.cpp computed them (``rope_freqs.weight``, https://github.com/ggml-org/llama.cpp).
     """
 
     factors: tuple[float, ...]

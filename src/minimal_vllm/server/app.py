@@ -23,6 +23,7 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="minimal-vllm",
         version=__version__,
+        root_path=service.config.root_path,
         middleware=_middleware(service),
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )

@@ -119,11 +119,11 @@ class CompletionAnswer(ChunkedAnswer):
         self, service: Service, response_id: str, body: CompletionRequest, params: SamplingParams
     ) -> None:
         super().__init__(service, response_id, body)
-        self._tokenizer = service.llm.get_tokenizer()
+        self._tokenizer = service.llm.tokenizer
         self._body = body
         self._prompts = body.prompts
         self._params = params
-        self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
+        self._names = service.token_names(body)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
         self._opened: set[int] = set()
 

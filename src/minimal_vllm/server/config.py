@@ -1,15 +1,31 @@
 """Server options: address, keys, limits, and formats of the model's output."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from minimal_vllm.settings import SETTINGS, clear_errors
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "self",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+    }
+)
+"""Names that ``chat_template_kwargs`` may not set, because requests have fields for them."""
+
+
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
 class ServerConfig:
     """Server options, with vLLM's names where vLLM has them."""
 
@@ -34,6 +50,13 @@ class ServerConfig:
     """HTTP headers that web pages may send. Default: all."""
     allow_credentials: bool = False
     """Allow web pages to send cookies."""
+    root_path: str = ""
+    """Path under which a proxy publishes the server, such as /llm. Requests may come with or
+    without it."""
+    uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "warning"
+    """Log level of the web server uvicorn. Requests are logged anyway."""
+    enable_log_requests: bool = False
+    """Log the sampling parameters and the number of prompt tokens of each request."""
     max_waiting_requests: PositiveInt = 1000
     """Maximum number of waiting requests; more are refused (429)."""
     max_choices: PositiveInt = 128
@@ -46,6 +69,10 @@ class ServerConfig:
     """Serve a page at /view that shows the engine at work and can pause it."""
     trust_request_chat_template: bool = False
     """Allow requests to bring a chat template, which is a program and may never end."""
+    default_chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, for requests that don't set them."""
+    return_tokens_as_token_ids: bool = False
+    """Write tokens as token_id:ID instead of text where log-probabilities are returned."""
     enable_auto_tool_choice: bool = False
     """Let the model decide whether to call tools; needs tool_call_parser. Default: on, if the
     chat template shows the format of its calls."""
@@ -63,6 +90,13 @@ class ServerConfig:
             raise ValueError(
                 "enable_auto_tool_choice and tool_call_parser need each other: give both or none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _template_variables_are_free(self) -> "ServerConfig":
+        taken = TEMPLATE_ARGUMENTS & (self.default_chat_template_kwargs or {}).keys()
+        if taken:
+            raise ValueError(f"default_chat_template_kwargs can't set {', '.join(sorted(taken))}")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from minimal_vllm.server.async_engine import (
     EngineStoppedError,
     RequestRefusedError,
 )
+from minimal_vllm.settings import SettingsError
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -112,7 +113,7 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case RequestValidationError() | ValidationError():
+        case RequestValidationError() | ValidationError() | SettingsError():
             return _from_validation(error.errors())
         case HTTPException(status_code=400, __cause__=Exception() as cause):  # FastAPI's reader
             return ApiError(400, f"the body can't be read as JSON: {cause}")

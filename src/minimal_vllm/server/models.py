@@ -132,7 +132,7 @@ class SamplingFields(ApiModel):
         """Return the request's sampling parameters; absent ones are the defaults.
 
         Raises:
-            pydantic.ValidationError: a value is out of range, or two contradict each other.
+            SettingsError: a value is out of range, or two contradict each other.
         """
         names = {field.name for field in fields(SamplingParams)} & type(self).model_fields.keys()
         names.discard("structured_outputs")  # set once its grammar has been compiled

@@ -156,6 +156,7 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level=service.config.uvicorn_log_level,
         access_log=False,
         ssl_certfile=service.config.ssl_certfile,
         ssl_keyfile=service.config.ssl_keyfile,

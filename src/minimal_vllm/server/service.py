@@ -1,13 +1,12 @@
 """The served model: its names, its tokenizer and its engine, shared by all routes."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-from pydantic import ValidationError
 
 from minimal_vllm.demo import DEMO_MODEL_NAME
 from minimal_vllm.llm import LLM
@@ -18,9 +17,13 @@ from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.extension import ServerExtension
 from minimal_vllm.server.formats import Formats, choose_formats
+from minimal_vllm.server.logprobs import TokenNames
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
 from minimal_vllm.server.structured import Constraint
+from minimal_vllm.settings import SettingsError
+
+logger = logging.getLogger(__name__)
 
 NUM_GRAMMAR_THREADS = 2
 
@@ -53,7 +56,7 @@ class Service:
     @cached_property
     def formats(self) -> Formats:
         """Formats in which the model writes tool calls and reasoning."""
-        template = self.llm.chat_template
+        template = self.llm.text.chat_template
         return choose_formats(self.config, template.source if template else "")
 
     @property
@@ -107,11 +110,10 @@ class Service:
         Raises:
             ApiError: a parameter is out of range.
         """
-        follows_model = self.llm.config.generation_config == "auto"
-        model_choice = self.llm.built.files.generation_config.sampling if follows_model else {}
+        model_choice = self.llm.built.files.generation_config.sampling
         try:
             return body.sampling_params({"max_tokens": max_tokens, **model_choice})
-        except ValidationError as error:
+        except SettingsError as error:
             raise as_api_error(error).renamed(body.client_field) from error
 
     async def constrain(
@@ -128,7 +130,7 @@ class Service:
         if constraint is None:
             return params
         self.check_load()
-        compile_it = self.llm.built.grammars.start  # type: ignore[union-attr] # has a tokenizer
+        compile_it = self.llm.text.grammars.start
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
@@ -142,7 +144,7 @@ class Service:
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
         """Return the token ids of each prompt; refuse one that isn't valid text (400)."""
-        tokenizer = self.llm.get_tokenizer()
+        tokenizer = self.llm.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         try:
             encoded = iter(
@@ -153,6 +155,11 @@ class Service:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def token_names(self, body: SamplingFields) -> TokenNames:
+        """Return the names of tokens in a response: texts, or ids if they are asked for."""
+        as_ids = body.return_tokens_as_token_ids or self.config.return_tokens_as_token_ids
+        return TokenNames(self.llm.tokenizer, as_ids)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -175,6 +182,11 @@ class Service:
                 "(--scheduling-policy=priority)",
                 param="priority",
             )
+        if self.config.enable_log_requests:
+            for prompt in prompts:
+                logger.info(
+                    "request_id=%s prompt_tokens=%d params=%s", response_id, len(prompt), params
+                )
         return [
             EngineRequest(
                 request_id=f"{response_id}-{place * params.n + index}",

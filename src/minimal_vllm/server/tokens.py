@@ -67,7 +67,7 @@ class Text(BaseModel):
 def make_router(service: Service) -> APIRouter:
     """Return a router with these routes."""
     router = APIRouter()
-    tokenizer = service.llm.get_tokenizer()
+    tokenizer = service.llm.tokenizer
 
     @router.post("/tokenize", response_model_exclude_unset=True)
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
@@ -98,7 +98,7 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:
         """Return the content of ``tokenizer_config.json``, and the chat template in use."""
-        template = service.llm.chat_template
+        template = service.llm.text.chat_template
         others = {"chat_template": template.source} if template else {}
         return {**tokenizer.config, **others}
 

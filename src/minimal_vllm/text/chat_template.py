@@ -31,12 +31,11 @@ class ChatTemplate:
     template seems to be written for. If it fails with that, it is rendered with other forms.
 
     Args:
-        sources: one template, or several by name; ``default`` is used, or, if there are tools and
-            it exists, ``tool_use``.
+        sources: one template, or several by name.
         special_tokens: variables such as ``bos_token``, with their texts.
 
     Attributes:
-        source: the default template.
+        sources: template by name; ``default`` is used, or ``tool_use`` where tools are given.
 
     Raises:
         ValueError: if a template's syntax is wrong.
@@ -45,10 +44,14 @@ class ChatTemplate:
     def __init__(
         self, sources: str | Mapping[str, str], special_tokens: Mapping[str, str] | None = None
     ) -> None:
-        sources = {"default": sources} if isinstance(sources, str) else sources
-        self.source = sources.get("default", next(iter(sources.values()), ""))
-        self._templates = {name: _compile(source) for name, source in sources.items()}
+        self.sources = {"default": sources} if isinstance(sources, str) else dict(sources)
+        self._templates = {name: _compile(source) for name, source in self.sources.items()}
         self._special_tokens = dict(special_tokens or {})
+
+    @property
+    def source(self) -> str:
+        """The default template, or the first one if none is called so."""
+        return self.sources.get("default", next(iter(self.sources.values()), ""))
 
     def render(
         self,

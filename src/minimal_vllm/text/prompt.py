@@ -59,7 +59,8 @@ def _parse(prompt: Prompt) -> tuple[str | None, Sequence[int] | None, str | None
         )
     if not isinstance(prompt, Mapping):
         return None, prompt, None
-    unknown = prompt.keys() - {"prompt", "prompt_token_ids", "cache_salt"}
+    given = {key for key, value in prompt.items() if value is not None}
+    unknown = given - {"prompt", "prompt_token_ids", "cache_salt"}
     text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if unknown or (text is None and token_ids is None):
         raise ValueError(

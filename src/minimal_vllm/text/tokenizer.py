@@ -57,6 +57,11 @@ class Tokenizer:
         self._token_bytes: dict[int, bytes] = {}
 
     @property
+    def backend(self) -> Backend:
+        """Return the tokenizer of Hugging Face's ``tokenizers`` library."""
+        return self._backend
+
+    @property
     def vocab_size(self) -> int:
         """How many tokens there are, added ones included; a model's logits may be more."""
         return self._backend.get_vocab_size(with_added_tokens=True)

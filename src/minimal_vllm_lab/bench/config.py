@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from minimal_vllm_lab.stats.slo import Slo
 
-_CONFIG = ConfigDict(extra="forbid")
+_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

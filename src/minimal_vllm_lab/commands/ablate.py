@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 WITHOUT_EFFECT = frozenset(
     {
         *("seed", "scheduling_policy"),  # the workload has a seed, and requests no priorities
-        *("tokenizer", "chat_template", "generation_config", "max_logprobs"),  # there is no text
-        *("tensor_parallel_size", "trust_remote_code"),  # only one value is supported
+        *("tokenizer", "chat_template", "max_logprobs"),  # there is no text
+        *("generation_config", "override_generation_config"),  # the workload sets its own
+        "hf_overrides",  # the simulator reads config.json as it is
     }
 )
 """Engine options that would not change the result, and so are not offered."""

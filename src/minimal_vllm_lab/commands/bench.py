@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,22 +14,19 @@ import click
 from minimal_vllm.cli.errors import Failure
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
 from minimal_vllm.cli.trace import make_llm, trace_options
+from minimal_vllm.cli.vllm_flags import VllmCommand
 from minimal_vllm.config import EngineConfig
 from minimal_vllm_lab.bench.config import Load, Workload
-
-LISTS = ("--request-rate", "--goodput")
-"""Options of ``bench serve`` that take all values up to the next option, like in vLLM."""
 
 NOT_MEASURED = frozenset(
     {
         "seed",  # the workload's seed is used for the engine too
         "skip_tokenizer_init",
         "generation_config",
+        "override_generation_config",
         "chat_template",
         "scheduling_policy",
         "max_logprobs",
-        "tensor_parallel_size",
-        "trust_remote_code",
     }
 )
 """Engine options that would not change the result, and so are not offered."""
@@ -70,30 +67,9 @@ def bench() -> None:
     """Benchmark with the options and the result fields of vllm bench."""
 
 
-class ServeCommand(SectionedCommand):
-    """A command that reads ``--request-rate 1 2`` as ``--request-rate 1 --request-rate 2``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, after repeating each list option for each of its values."""
-        return super().parse_args(ctx, list(_repeat_lists(args)))
-
-
-def _repeat_lists(args: Sequence[str]) -> Iterator[str]:
-    """Insert the name of a list option before its second value and all further ones."""
-    current, has_value = None, True
-    for argument in args:
-        if argument.startswith("--"):
-            current, has_value = (argument if argument in LISTS else None), False
-        elif current and has_value:
-            yield current
-        else:
-            has_value = True
-        yield argument
-
-
 @field_options(Workload, heading="Workload")
 @field_options(Load, heading="Load")
-@bench.command(cls=ServeCommand, short_help="Benchmark a server with OpenAI's API.")
+@bench.command(cls=VllmCommand, short_help="Benchmark a server with OpenAI's API.")
 @click.pass_context
 def serve(ctx: click.Context, /, **_: Any) -> None:
     """Send requests to a server with OpenAI's API, and report throughput and latencies.

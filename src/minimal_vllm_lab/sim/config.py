@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from minimal_vllm.config import EngineConfig, PositiveInt
 from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
 
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]

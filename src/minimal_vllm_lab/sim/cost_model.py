@@ -18,7 +18,7 @@ from minimal_vllm_lab.sim.config import Achieved, NonNegative
 from minimal_vllm_lab.sim.hardware import Gpu
 from minimal_vllm_lab.sim.load import StepLoad
 
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 LOGITS_PASSES = 4
 """Number of times that logits move to or from memory: the LM head writes them, and the sampler

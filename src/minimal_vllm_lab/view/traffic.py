@@ -46,7 +46,7 @@ class Traffic:
         self._engine = engine
         self._max_len = llm.built.scheduler_config.max_model_len
         self._random = Random(0)  # the same demo each time
-        self._passages = llm.get_tokenizer().encode_batch(_read_passages())
+        self._passages = llm.tokenizer.encode_batch(_read_passages())
         self._num_made = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticked = asyncio.Event()

@@ -2,13 +2,15 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
+
+from minimal_vllm.settings import SETTINGS
 
 TokenCount = Annotated[int, Field(ge=1, le=100_000)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True, config=SETTINGS)
 class TrafficSettings:
     """Rate and lengths of the demo traffic.
 

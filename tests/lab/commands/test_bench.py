@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from minimal_vllm.cli.main import main
 from minimal_vllm.trace.step_record import RequestRecord
 from minimal_vllm_lab.bench.report import SUMMARY
-from minimal_vllm_lab.commands.bench import LISTS
 from minimal_vllm_lab.commands.bench import serve as serve_command
 from minimal_vllm_lab.trace.reader import open_trace
 from tests.server.harness import MODEL, metric, process, until
@@ -197,7 +196,10 @@ def test_a_bad_option_is_reported_before_anything_is_sent(arguments, complaint):
 
 
 def test_the_options_that_take_several_values_are_those_that_can_be_repeated():
-    assert {param.opts[0] for param in serve_command.params if param.multiple} == set(LISTS)
+    lists = {"--request-rate", "--goodput"}
+    assert {param.opts[0] for param in serve_command.params if param.multiple} == lists
+    context = serve_command.make_context("serve", ["--request_rate", "1", "2", "--goodput=ttft:5"])
+    assert context.params["request_rate"] == (1.0, 2.0)
 
 
 def test_throughput_completes_all_tokens_asked_for(model, tmp_path):

@@ -1,4 +1,7 @@
-"""The gate of a feed-forward network in one pass over memory: read both halves, write one."""
+"""The gate of a feed-forward network in one pass over memory: read both halves, write one.
+
+Gated networks: Shazeer, 2020, https://arxiv.org/abs/2002.05202.
+"""
 
 import triton
 import triton.language as tl

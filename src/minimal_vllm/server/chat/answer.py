@@ -104,8 +104,8 @@ class ChatAnswer(ChunkedAnswer):
         self._body = body
         self._messages = MessageReaders(dialogue)
         self._reasoning = dialogue.reasoning
-        self._tokenizer = service.llm.get_tokenizer()
-        self._names = TokenNames(self._tokenizer, body.return_tokens_as_token_ids)
+        self._token_bytes = service.llm.tokenizer.token_bytes
+        self._names = service.token_names(body)
         self._counters: dict[int, ReasoningTokens] = {}
 
     def count_reasoning(self, index: int, output: RequestOutput) -> int:
@@ -113,8 +113,7 @@ class ChatAnswer(ChunkedAnswer):
         if self._reasoning is None:
             return 0
         if index not in self._counters:
-            token_bytes = self._tokenizer.token_bytes
-            self._counters[index] = ReasoningTokens(self._reasoning, token_bytes)
+            self._counters[index] = ReasoningTokens(self._reasoning, self._token_bytes)
         return self._counters[index].count(output.outputs[0].token_ids)
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:

@@ -30,7 +30,7 @@ def _render(service: Service, chat: ChatFields) -> str:
     # Not by ``load_chat_template``, which would read whatever file the client names.
     brought = chat.chat_template
     try:
-        special_tokens = service.llm.get_tokenizer().special_tokens
+        special_tokens = service.llm.tokenizer.special_tokens
         template = ChatTemplate(brought, special_tokens) if brought is not None else None
         render = template.render if template else service.llm.render_chat
         return render(
@@ -38,7 +38,7 @@ def _render(service: Service, chat: ChatFields) -> str:
             tools=[tool.as_dict() for tool in chat.tools or ()] or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            **chat.template_variables,
+            **(service.config.default_chat_template_kwargs or {}) | chat.template_variables,
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error

@@ -6,21 +6,10 @@ from pydantic import Field, field_validator, model_validator
 
 from minimal_vllm.server.api_model import ApiModel, FieldClass, TemplateHint, field_error
 from minimal_vllm.server.chat.history import Message
+from minimal_vllm.server.config import TEMPLATE_ARGUMENTS
 from minimal_vllm.server.models import SamplingFields
 from minimal_vllm.server.other_fields import OtherChatFields
 from minimal_vllm.server.tools.declaration import Tool, ToolChoice
-
-TEMPLATE_ARGUMENTS = frozenset(
-    {
-        "self",
-        "messages",
-        "tools",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-    }
-)
-"""Names that ``chat_template_kwargs`` may not set, because they have their own fields."""
 
 
 class ChatFields(ApiModel):

@@ -1,0 +1,1 @@
+"""LoRA adapters, under vLLM's module names. They are not supported yet."""

@@ -1,0 +1,1 @@
+"""Helpers that scripts for vLLM import from modules of these names."""

@@ -1,0 +1,31 @@
+"""Arguments that vLLM has and this engine has not, with the values at which they change nothing.
+
+Scripts written for vLLM pass many arguments at their defaults. Such a value is accepted and
+dropped; any other value is refused with a sentence that says what is supported instead. The names
+and defaults are those of ``EngineArgs``, ``SamplingParams`` and ``FrontendArgs`` in vLLM 0.33, and
+some of earlier versions.
+"""
+
+from minimal_vllm.vllm_arguments.engine import ENGINE, OFFLINE
+from minimal_vllm.vllm_arguments.request import REQUEST, SAMPLING
+from minimal_vllm.vllm_arguments.server import SERVER
+from minimal_vllm.vllm_arguments.unsupported import (
+    Unsupported,
+    accepts,
+    check_unsupported,
+    drop_neutral,
+    takes_no_value,
+)
+
+__all__ = [
+    "ENGINE",
+    "OFFLINE",
+    "REQUEST",
+    "SAMPLING",
+    "SERVER",
+    "Unsupported",
+    "accepts",
+    "check_unsupported",
+    "drop_neutral",
+    "takes_no_value",
+]

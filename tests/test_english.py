@@ -1,0 +1,114 @@
+"""Docstrings are understood in a hover box: they open with a verb or with the thing described."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src"
+
+RIDDLES = re.compile(
+    r"""(They|Them|Those|These|It|Its|He|She|His|Her|Their|Theirs|We|You|Your|Ours|One\ by|
+    What|Whatever|Who|Whose|Whoever|Whom|Which|Nobody|Somebody|Someone|Everybody|Everyone|Nothing|
+    So\ many|How|At\ most|At\ least|As|Than|Same|The\ same|Or|And|But|Only|Be\ it)\b""",
+    re.VERBOSE,
+)
+"""Openings that need the code to be understood."""
+
+THIRD_PERSON = re.compile(r"[A-Z][a-z]*[^s]s (the|a|an|each|every|its|one|whether|no)\b")
+"""A verb such as "Returns", told from a plural noun by the word that follows."""
+
+NOT_REWRITTEN_YET = frozenset(
+    {
+        "minimal_vllm/attention",
+        "minimal_vllm/model",
+        "minimal_vllm/runner",
+        "minimal_vllm/server",
+        "minimal_vllm/text",
+        "minimal_vllm/cache/eviction.py",
+        "minimal_vllm/cache/memory.py",
+        "minimal_vllm/device/__init__.py",
+        "minimal_vllm/device/launch.py",
+        "minimal_vllm/engine/backends.py",
+        "minimal_vllm/engine/engine.py",
+        "minimal_vllm/engine/runners.py",
+        "minimal_vllm/sampling/row.py",
+        "minimal_vllm/step/plan.py",
+        "minimal_vllm/trace/lines.py",
+        "minimal_vllm_lab/learn/exercises.py",
+    }
+)
+"""Folders and files below ``src`` whose docstrings are still to be worded. It only shrinks."""
+
+
+def docstrings(path):
+    """The docstrings of a file with their line numbers, those of fields and constants included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        owners = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        previous = node if isinstance(node, owners) else None
+        for statement in body:
+            match statement:
+                case ast.Expr(value=ast.Constant(value=str(text))) if previous is not None:
+                    yield statement.lineno, previous, text
+            is_field = isinstance(statement, ast.Assign | ast.AnnAssign)
+            previous = statement if is_field else None
+
+
+def is_rewritten(path):
+    place = path.relative_to(SOURCE).as_posix()
+    return not any(place == name or place.startswith(f"{name}/") for name in NOT_REWRITTEN_YET)
+
+
+def complaints(is_wrong):
+    """Where a docstring is wrong, in files that have been rewritten."""
+    return [
+        f"{path.relative_to(SOURCE)}:{line}: {text.strip().splitlines()[0]}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        if is_rewritten(path)
+        for line, owner, text in docstrings(path)
+        if text.strip() and is_wrong(owner, text.strip())
+    ]
+
+
+def opens_with_a_riddle(owner, text):
+    """Only a field may say "Whether": a function says "Return whether"."""
+    is_field = isinstance(owner, ast.Assign | ast.AnnAssign)
+    return RIDDLES.match(text) is not None or (text.startswith("Whether") and not is_field)
+
+
+def is_in_the_third_person(owner, text):
+    is_function = isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef)
+    return is_function and THIRD_PERSON.match(text) is not None
+
+
+def test_no_docstring_opens_with_a_riddle():
+    assert complaints(opens_with_a_riddle) == []
+
+
+def test_a_functions_docstring_opens_with_an_imperative_or_a_noun():
+    assert complaints(is_in_the_third_person) == []
+
+
+@pytest.mark.parametrize("name", sorted(NOT_REWRITTEN_YET))
+def test_what_is_still_to_be_worded_exists(name):
+    assert (SOURCE / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("They, once they are there.", True),
+        ("So many blocks, whatever the memory.", True),
+        ("What the scheduler must keep to.", True),
+        ("Whether no more tokens come.", True),
+        ("Item of a list.", False),
+        ("Assign each row.", False),
+        ("Return whether no more tokens come.", False),
+    ],
+)
+def test_a_riddle_is_recognised(text, expected):
+    assert opens_with_a_riddle(None, text) is expected
