@@ -23,7 +23,8 @@ class StructuredOutputsParams:
     """
 
     json: str | dict[str, Any] | None = None
-    """JSON schema that the output must satisfy, with its properties in the schema's order."""
+    """JSON schema that the output must satisfy, with its properties in the schema's order. Objects
+    that name their properties have no others, unless the schema asks for them."""
     regex: str | None = None
     r"""Regular expression that the whole output must match, in Rust's syntax without look-around.
     \d and \w are ASCII."""
@@ -35,6 +36,9 @@ class StructuredOutputsParams:
     """Require any JSON object."""
     disable_any_whitespace: bool = False
     """Allow no whitespace between the tokens of JSON. Default: up to 32 characters."""
+    disable_additional_properties: bool = False
+    """Close every object of the JSON schema that names its properties. Default: close those for
+    which it can't contradict another part of the schema."""
     reasoning: Literal["begun", "possible"] | None = None
     """Reasoning allowed before the constrained output: text up to ``</think>`` (``begun``: the
     prompt ends inside it), or optionally ``<think>``, text and ``</think>`` (``possible``).

@@ -69,7 +69,8 @@ def test_the_usage_of_a_stream_comes_last_and_only_if_asked_for(complete):
 
 
 def test_usage_can_be_told_in_each_chunk(complete):
-    chunks = complete(max_tokens=4, stream=True, stream_options={"continuous_usage_stats": True})
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = complete(max_tokens=4, stream=True, stream_options=options)
     assert [chunk.usage.completion_tokens for chunk in chunks][-1] == 4
 
 
@@ -296,7 +297,7 @@ def test_the_id_of_a_running_request_is_refused():
     answer, refusal = asyncio.run(run())
     assert answer.json()["id"] == "cmpl-mine"
     assert refusal.status_code == 400
-    assert "there is a request 'cmpl-mine-0'" in refusal.json()["error"]["message"]
+    assert "a request 'cmpl-mine-0' exists already" in refusal.json()["error"]["message"]
 
 
 def test_priority_is_accepted_where_the_policy_heeds_it(complete):

@@ -30,9 +30,9 @@ def error_of(response):
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("guided_json", {}),
-        ("functions", []),
-        ("audio", {}),
+        ("guided_json", {"type": "object"}),
+        ("functions", [{"name": "f"}]),
+        ("audio", {"voice": "ash"}),
         ("modalities", ["audio"]),
         ("use_beam_search", True),
         ("never_heard_of", 0),
@@ -69,10 +69,10 @@ def test_completions_call_no_tools(server, name, value):
         ({"prompt": []}, "prompt", "at least 1 item"),
         ({"prompt": [[5], ["a"]]}, "prompt.1.0", "should be a valid integer"),
         ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0, not -1"),
-        ({"prompt": [4096]}, None, "prompt_token_ids has 4096, but the model's tokens are"),
+        ({"prompt": [4096]}, "prompt", "prompt has 4096, but the model's tokens are"),
         ({"prompt": ""}, None, "the prompt is empty"),
         ({"prompt": [[5], []]}, None, "the prompt is empty"),
-        ({"prompt": "a " * 3000}, None, "max_model_len is 2048"),
+        ({"prompt": "a " * 3000}, "prompt", "maximum context length is 2048 tokens"),
         ({"prompt": "a", "top_p": 1.5}, "top_p", "less than or equal to 1, not 1.5"),
         ({"prompt": "a", "temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"prompt": "a", "temperature": "hot"}, "temperature", "should be a valid number"),
@@ -105,13 +105,21 @@ def test_completions_call_no_tools(server, name, value):
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
         ({"prompt": "a", "logit_bias": {"9999": 1}}, "logit_bias", "logit_bias has 9999"),
         ({"prompt": "a", "request_id": "a\nb"}, "request_id", "should match pattern"),
-        ({"prompt": "a", "stream_options": {}}, None, "stream_options needs stream=true"),
+        (
+            {"prompt": "a", "stream_options": {"include_usage": True}},
+            "stream_options",
+            "needs stream=true",
+        ),
         (
             {"prompt": "a", "stream": True, "stream_options": {"x": 1}},
             "stream_options.x",
             "not supported here",
         ),
-        ({"prompt": "a", "stream": True, "prompt_logprobs": 1}, None, "can't be streamed"),
+        (
+            {"prompt": "a", "stream": True, "prompt_logprobs": 1},
+            "prompt_logprobs",
+            "can't be streamed",
+        ),
     ],
 )
 def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body, param, message):
@@ -137,28 +145,28 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "should be 'text', not 'image_url'",
         ),
         (
-            {"messages": [{"role": "assistant", "content": "", "refusal": "no"}]},
-            "messages.0.refusal",
-            "not supported here",
-        ),
-        (
             {"messages": HELLO, "response_format": "json_object"},
             "response_format",
             "response_format: should be a JSON object",
         ),
-        ({"messages": HELLO, "top_logprobs": 2}, None, "top_logprobs needs logprobs=true"),
+        ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "needs logprobs=true"),
         (
             {"messages": HELLO, "logprobs": True, "top_logprobs": 21},
-            "logprobs",
-            "max_logprobs is 20",
+            "top_logprobs",
+            "top_logprobs asks for 21, but max_logprobs is 20",
         ),
         ({"messages": HELLO, "echo": True}, "echo", "not supported here"),
+        (
+            {"messages": HELLO, "max_completion_tokens": 0},
+            "max_completion_tokens",
+            "max_completion_tokens: should be greater than or equal to 1, not 0",
+        ),
         ({"messages": HELLO, "continue_final_message": True}, "messages", "generation prompt"),
         ({"messages": HELLO, "chat_template": "{% if"}, "messages", "not valid jinja"),
         (
             {"messages": HELLO, "chat_template_kwargs": {"messages": [], "self": 1}},
-            None,
-            "chat_template_kwargs can't set messages, self",
+            "chat_template_kwargs",
+            "can't set messages, self",
         ),
     ],
 )
@@ -248,6 +256,19 @@ def test_of_a_million_mistakes_few_are_written_down(model, body):
     assert caught.value.error_count() < 10
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        (COMPLETIONS, "prompt", {"prompt": [5] * 3000}),
+        (CHAT, "messages", {"messages": [{"role": "user", "content": "a " * 3000}]}),
+    ],
+)
+def test_libraries_recognize_the_error_of_a_prompt_that_is_too_long(server, path, field, body):
+    error = error_of(server.post(path, **body))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+    assert error["message"].startswith("This model's maximum context length is 2048 tokens.")
+
+
 def test_infinity_is_no_number(server):
     content = b'{"prompt": "a", "temperature": Infinity}'
     response = server.request("POST", COMPLETIONS, content=content, headers=JSON)
@@ -283,7 +304,10 @@ def test_an_unknown_model_is_a_404_that_names_the_known(client):
 
 
 def test_paths_and_methods_that_are_not_there_have_the_body_too(server):
-    assert error_of(server.get("/v1/nothing"))["type"] == "not_found_error"
+    error = error_of(server.get("/v1/nothing"))
+    assert error["type"] == "not_found_error"
+    assert error["message"].startswith("there is no /v1/nothing: this server has ")
+    assert "POST /v1/chat/completions" in error["message"]
     response = server.get(COMPLETIONS)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert error_of(response)["message"] == "Method Not Allowed"

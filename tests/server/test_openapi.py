@@ -31,7 +31,15 @@ BODIES = {
     "/tokenize": {"prompt": "It was"},
     "/detokenize": {"tokens": [5, 6]},
 }
-GETS = ("/v1/models", "/v1/models/{model}", "/health", "/version", "/metrics")
+GETS = (
+    "/v1/models",
+    "/v1/models/{model}",
+    "/health",
+    "/load",
+    "/tokenizer_info",
+    "/version",
+    "/metrics",
+)
 
 
 @pytest.fixture(scope="module")

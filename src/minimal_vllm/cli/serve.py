@@ -123,6 +123,20 @@ def log_to_stderr() -> None:
     logging.getLogger("minimal_vllm").setLevel(logging.INFO)
 
 
+def _formats(service: "Service") -> dict[str, str]:
+    """Return the formats in which the model writes, and what tells them, for the summary."""
+    formats, config = service.formats, service.config
+    rows = (
+        ("Tool calls", formats.tool_calls, config.tool_call_parser),
+        ("Reasoning", formats.reasoning, config.reasoning_parser),
+    )
+    return {
+        label: name if given else f"{name}, as the chat template shows"
+        for label, name, given in rows
+        if name
+    }
+
+
 def _summary(service: "Service", listener: "socket") -> Iterator[str]:
     from minimal_vllm.engine.backends import backend_name
 
@@ -138,6 +152,7 @@ def _summary(service: "Service", listener: "socket") -> Iterator[str]:
         "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {config.block_size})",
         "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
         f"with {backend} attention",
+        **_formats(service),
         "API key": "required" if service.config.api_key else "none",
         "Serving at": address_of(listener, scheme),
     }

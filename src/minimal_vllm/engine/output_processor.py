@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from minimal_vllm.outputs import (
     CompletionOutput,
@@ -42,7 +43,10 @@ class Completion:
         request = self.request
         start = request.num_prompt_tokens + self.detokenizer.num_tokens
         end = request.num_tokens - self._hides_last_token
-        stop = self.detokenizer.append(request.token_ids[start:end])
+        could_end: Iterable[bool] = repeat(True)
+        if request.grammar is not None and request.params.stop:
+            could_end = request.grammar.could_end(request)[self.detokenizer.num_tokens :]
+        stop = self.detokenizer.append(request.token_ids[start:end], could_end)
         if request.finished and stop is None:
             self.detokenizer.finish()
         self.text_is_final = request.finished or stop is not None

@@ -5,7 +5,7 @@ detokenizer puts out, so the tokenizer's own rules don't matter here.
 """
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ class Grammar:
     def __init__(self, matcher: "LLMatcher") -> None:
         self._matcher = matcher
         self._num_taken = 0
+        self._could_end = [matcher.is_accepting()]
+        """One entry before each token and one behind the last; kept if there are stop strings."""
 
     def allowed_tokens(self, row: SamplingRow) -> bytearray:
         """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next.
@@ -53,6 +55,14 @@ class Grammar:
         self._catch_up(row)
         return self._matcher.is_stopped() and self._matcher.is_accepting()
 
+    def could_end(self, row: SamplingRow) -> Sequence[bool]:
+        """Return whether the output matched the grammar before each of its tokens, and does now.
+
+        It is known for requests with stop strings only.
+        """
+        self._catch_up(row)
+        return self._could_end
+
     @property
     def error(self) -> str:
         """Reason why the matcher has given up and allows no token; mostly, it took too long."""
@@ -61,7 +71,11 @@ class Grammar:
     def _catch_up(self, row: SamplingRow) -> None:
         new = row.token_ids[row.num_prompt_tokens + self._num_taken :]
         self._num_taken += len(new)
-        if new:
+        if row.params.stop:
+            for token_id in new:
+                self._matcher.consume_tokens([token_id])
+                self._could_end.append(self._matcher.is_accepting())
+        elif new:
             self._matcher.consume_tokens(new.tolist())  # after a token that is not allowed, none is
 
 

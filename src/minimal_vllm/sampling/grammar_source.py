@@ -6,6 +6,7 @@ The syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 import json
 from typing import Any
 
+from minimal_vllm.sampling.json_schema import prepare_schema
 from minimal_vllm.sampling_params import StructuredOutputsParams
 
 MAX_WHITESPACE = 32
@@ -30,7 +31,8 @@ def grammar_source(wanted: StructuredOutputsParams) -> str:
 
     any_whitespace = not wanted.disable_any_whitespace
     if wanted.json is not None:
-        return f"start: {json_rule(wanted.json, any_whitespace)}"
+        close_all = wanted.disable_additional_properties
+        return f"start: {json_rule(wanted.json, any_whitespace, close_all=close_all)}"
     if wanted.json_object:
         return f"start: {json_rule({'type': 'object'}, any_whitespace)}"
     if wanted.regex is not None:
@@ -42,25 +44,41 @@ def grammar_source(wanted: StructuredOutputsParams) -> str:
     return wanted.grammar or ""
 
 
-def json_rule(schema: str | dict[str, Any], any_whitespace: bool = True) -> str:
+def json_rule(
+    schema: str | dict[str, Any],
+    any_whitespace: bool = True,
+    *,
+    close_all: bool = False,
+    lenient: bool = False,
+) -> str:
     """Return the part of a rule that matches JSON of this schema; ``$ref`` sees this schema only.
+
+    Args:
+        schema: the schema, or its JSON; see ``prepare_schema`` for what is made of it.
+        any_whitespace: allow whitespace between two tokens of JSON.
+        close_all: as in ``prepare_schema``.
+        lenient: ignore keywords that can't be enforced, rather than to refuse the schema.
 
     Raises:
         ValueError, TypeError, RecursionError: as ``grammar_source``.
     """
-    parsed = json.loads(schema) if isinstance(schema, str) else schema
-    if not isinstance(parsed, dict):
-        raise ValueError(f"a JSON schema is an object, not {parsed!r}")
-    whitespace = (
+    prepared = prepare_schema(schema, close_all=close_all)
+    options: dict[str, Any] = (
         {"whitespace_pattern": f"[ \\n\\r\\t]{{1,{MAX_WHITESPACE}}}"}
         if any_whitespace
         else {"whitespace_flexible": False}
     )
-    return "%json " + json.dumps({"x-guidance": whitespace} | parsed, allow_nan=False)
+    options["lenient"] = lenient
+    return "%json " + json.dumps({"x-guidance": options} | prepared)
+
+
+def nested_rule(source: str) -> str:
+    """Return the part of a rule that matches what a whole grammar, in Lark's syntax, matches."""
+    return f"%lark {{\n{source}\n}}"
 
 
 def with_reasoning(source: str, reasoning: str | None) -> str:
     """Return a grammar, in Lark's syntax, with the reasoning that the request allows before it."""
     if reasoning is None:
         return source
-    return f"{_WITH_REASONING[reasoning]}\nanswer: %lark {{\n{source}\n}}"
+    return f"{_WITH_REASONING[reasoning]}\nanswer: {nested_rule(source)}"

@@ -1,5 +1,6 @@
 """What the sampler reads of a request."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from minimal_vllm.sampling_params import SamplingParams
@@ -20,6 +21,10 @@ class Constraint(Protocol):
 
     def is_complete(self, row: "SamplingRow", /) -> bool:
         """Return whether the output satisfies the rule and no token may be added to it."""
+        ...
+
+    def could_end(self, row: "SamplingRow", /) -> Sequence[bool]:
+        """Return whether the output satisfied the rule before each of its tokens, and does now."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""The HTTP server: OpenAI's API around one engine loop.
+"""HTTP server: OpenAI's API around one engine loop.
 
-``async_engine.py`` is its heart. Only ``config.py`` can be imported without the ``server`` extra.
+Start with ``async_engine.py``. Only ``config.py`` can be imported without the ``server`` extra.
 """

@@ -1,4 +1,4 @@
-"""The application: middleware and routes."""
+"""ASGI application: middleware and routes."""
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -8,12 +8,18 @@ from minimal_vllm import __version__
 from minimal_vllm.server import completions, status, tokens
 from minimal_vllm.server.chat import route as chat
 from minimal_vllm.server.errors import ErrorBody, add_error_handlers
-from minimal_vllm.server.middleware import CancelOnDisconnect, LimitBody, Observe, RequireKey
+from minimal_vllm.server.middleware import (
+    CancelOnDisconnect,
+    HeadAsGet,
+    LimitBody,
+    Observe,
+    RequireKey,
+)
 from minimal_vllm.server.service import Service
 
 
 def make_app(service: Service) -> FastAPI:
-    """The ASGI application that serves ``service``, whose engine is started by the caller."""
+    """Return the ASGI application that serves ``service``; the caller starts the engine."""
     app = FastAPI(
         title="minimal-vllm",
         version=__version__,
@@ -30,7 +36,7 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _middleware(service: Service) -> list[Middleware]:
-    """The outermost first."""
+    """Return the middleware, outermost first."""
     config, layers = service.config, []
     if config.allowed_origins:
         layers.append(
@@ -46,5 +52,6 @@ def _middleware(service: Service) -> list[Middleware]:
     if config.api_key:
         layers.append(Middleware(RequireKey, keys=config.api_key))
     layers.append(Middleware(LimitBody, max_bytes=config.max_body_bytes))
+    layers.append(Middleware(HeadAsGet))
     layers.append(Middleware(CancelOnDisconnect))
     return layers

@@ -1,6 +1,6 @@
-"""The engine loop, in a thread of its own, and the way to it from the event loop.
+"""The engine loop in a thread of its own, and its interface to the event loop.
 
-Two threads, and each piece of state belongs to one of them:
+There are two threads, and each piece of state belongs to one of them:
 
 ```
  event loop                                     engine thread
@@ -9,12 +9,12 @@ Two threads, and each piece of state belongs to one of them:
  mailbox ◀──── outputs, in one call per step ◀──────────── Engine.step
 ```
 
-Nothing waits for a reader, who may be slow or gone: see ``mailbox``.
+The engine never waits for a reader, which may be slow or gone: see ``mailbox``.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -30,21 +30,24 @@ from minimal_vllm.server.pace import Pace
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT = 10.0
-"""Seconds to wait for the last step."""
+"""Maximum number of seconds to wait for the last step."""
 RESTRICTIONS = ("allowed_token_ids", "bad_words", "structured_outputs")
-"""Parameters that may forbid all tokens, alone or together."""
+"""Sampling parameters that may forbid all tokens, alone or together."""
+
+
+OnAbort = Callable[[Sequence[tuple[int, RequestOutput]]], None]
 
 
 class RequestRefusedError(Exception):
-    """The engine can't serve this request: it says why."""
+    """The engine can't serve a request; the message says why."""
 
 
 class EngineFailedError(Exception):
-    """What the request needed could not be computed; its message says why."""
+    """A request could not be computed; the message says why."""
 
 
 class EngineStoppedError(Exception):
-    """The engine takes no requests any more, or ended one early; its message says why."""
+    """The engine takes no more requests, or ended one early; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +57,19 @@ class EngineRequest:
     request_id: str
     prompt_token_ids: Sequence[int]
     params: SamplingParams
-    """With ``n = 1``: n completions are n requests, so that each has an id to be known by."""
+    """Sampling parameters with ``n = 1``: n completions are n requests, each with its own id."""
     output_kind: OutputKind
     priority: int = 0
     cache_salt: str | None = None
 
 
 class AsyncEngine:
-    """Runs an engine, which nobody else may touch from now on.
+    """Runs an engine in a thread; no other code may use the engine from then on.
 
     Args:
-        engine: idle.
-        metrics: told when requests come and end.
-        pace: holds the engine back between steps; None: nothing does.
+        engine: an idle engine.
+        metrics: metrics that are updated when requests arrive and end.
+        pace: delays or pauses the engine between steps. Default: never.
     """
 
     def __init__(self, engine: Engine, metrics: Metrics, pace: Pace | None = None) -> None:
@@ -75,14 +78,14 @@ class AsyncEngine:
         self._pace = pace or Pace()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
-        # The event loop's:
+        # State of the event loop:
         self._readers: set[Mailbox] = set()
         self._num_sent = 0
         self._refusal: Exception | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._dead = asyncio.Event()
-        # The engine thread's:
+        # State of the engine's thread:
         self._mailboxes: dict[str, Mailbox] = {}
         self._num_received = 0
         self._stopped = False
@@ -90,36 +93,45 @@ class AsyncEngine:
     # ---- in the event loop ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin; outputs go to the event loop that runs now."""
+        """Start the thread; outputs go to the event loop that is running now."""
         self._loop = asyncio.get_running_loop()
         self._metrics.watch(self._engine.scheduler, lambda: self.num_waiting)
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the loop after its present step; a step that hangs is left behind."""
+        """Stop the thread after its current step; a step that hangs is abandoned."""
         self._inbox.put(self._stop)
         await asyncio.to_thread(self._thread.join, STOP_TIMEOUT)
 
     @property
     def refusal(self) -> Exception | None:
-        """Why no request is taken, if none is."""
+        """Reason why no more requests are taken; None while they are."""
         return self._refusal
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait to be admitted, or to be handed to the engine."""
+        """Number of requests that wait to be admitted, or to be passed to the engine."""
         return len(self._engine.scheduler.waiting) + self._num_sent - self._num_received
 
+    @property
+    def num_running(self) -> int:
+        """Number of requests that have been admitted and haven't ended."""
+        return len(self._engine.scheduler.running)
+
     async def generate(
-        self, requests: Sequence[EngineRequest]
+        self, requests: Sequence[EngineRequest], on_abort: OnAbort | None = None
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """Complete some prompts, all or none; they are aborted if this ends before they do.
+        """Complete some prompts, all or none. Closing the generator aborts those that still run.
+
+        Args:
+            requests: one for each completion.
+            on_abort: called in the event loop with the last outputs of those that were aborted.
 
         Yields:
-            Outputs as they come, each with the place of its request in ``requests``.
+            Outputs as they arrive, each with the index of its request in ``requests``.
 
         Raises:
-            RequestRefusedError: one of them can't be served, or lets no token come next.
+            RequestRefusedError: one of them can't be served, or allows no token.
             EngineFailedError: one of them could not be computed.
             EngineStoppedError: the server shuts down.
         """
@@ -144,27 +156,27 @@ class AsyncEngine:
         finally:
             self._leave(mailbox)
             if unfinished:
-                self._inbox.put(partial(self._abort, tuple(unfinished), mailbox))
+                self._inbox.put(partial(self._abort, dict(unfinished), mailbox, on_abort))
 
     def between_steps(self, command: Callable[[], None]) -> None:
-        """Let the engine's thread do this before its next step."""
+        """Call ``command`` in the engine's thread, before its next step."""
         self._inbox.put(command)
 
     def refuse(self, reason: Exception) -> None:
-        """Take no more requests; those that run go on."""
+        """Refuse new requests for this reason; those that are running continue."""
         self._refusal = self._refusal or reason
 
     def end_all(self, reason: Exception) -> None:
-        """End all requests that have not ended, with this error."""
+        """End all unfinished requests with this error."""
         for mailbox in self._readers:
             mailbox.fail(reason)
 
     async def wait_until_idle(self) -> None:
-        """Return once nobody waits for outputs."""
+        """Return once no reader waits for outputs."""
         await self._idle.wait()
 
     async def wait_until_dead(self) -> None:
-        """Return if the loop ends by an error; ``refusal`` is then what it was."""
+        """Return if the engine loop fails; ``refusal`` is then its error."""
         await self._dead.wait()
 
     def _join(self, mailbox: Mailbox) -> None:
@@ -196,7 +208,7 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(self._die, error)
 
     def _take_commands(self) -> None:
-        """Do what was asked for during the last step, and wait for more until a step is due."""
+        """Run the commands in the inbox, and wait for more until the next step is due."""
         while not self._stopped:
             has_work = self._engine.has_unfinished_requests
             try:
@@ -215,8 +227,8 @@ class AsyncEngine:
                 self._add_one(request)
                 self._mailboxes[request.request_id] = mailbox
                 added.append(request.request_id)
-        except Exception as error:  # whatever one request does to us, others go on
-            self._abort(added, mailbox)
+        except Exception as error:  # whatever is wrong with one request, the others continue
+            self._abort(dict.fromkeys(added, 0), mailbox)
             self._loop.call_soon_threadsafe(mailbox.fail, _why_not_added(error))
 
     def _add_one(self, request: EngineRequest) -> None:
@@ -230,14 +242,21 @@ class AsyncEngine:
         )
         self._metrics.arrived(request.request_id, len(request.prompt_token_ids))
 
-    def _abort(self, request_ids: Collection[str], mailbox: Mailbox) -> None:
-        for request_id in request_ids:
+    def _abort(
+        self, places: Mapping[str, int], mailbox: Mailbox, on_abort: OnAbort | None = None
+    ) -> None:
+        """Abort some requests, given their places among those of their call."""
+        outputs: list[tuple[int, RequestOutput]] = []
+        for request_id, place in places.items():
             # It may have ended meanwhile, and another may have taken its id.
             if self._mailboxes.get(request_id) is mailbox:
                 del self._mailboxes[request_id]
                 output = self._engine.abort(request_id)
                 if output is not None:
                     self._metrics.ended(output)
+                    outputs.append((place, output))
+        if on_abort is not None:
+            self._loop.call_soon_threadsafe(on_abort, outputs)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -254,7 +273,7 @@ class AsyncEngine:
 
 
 def _whose_fault(error: EngineFailedError, params: SamplingParams) -> Exception:
-    """A request may itself leave no token to choose from; all of one call have such parameters."""
+    """Return the error that is to be raised: a request may itself forbid all tokens."""
     reason = str(error).removeprefix("the engine failed: ")
     restricted_by = ", ".join(name for name in RESTRICTIONS if getattr(params, name))
     if restricted_by and reason.startswith("no token could be sampled"):

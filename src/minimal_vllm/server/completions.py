@@ -1,7 +1,7 @@
 """``POST /v1/completions``: its request, its answer, and its route."""
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -20,15 +20,16 @@ from minimal_vllm.server.models import (
     TokenIds,
     Usage,
 )
+from minimal_vllm.server.other_fields import OtherCompletionFields
 from minimal_vllm.server.service import Service
 from minimal_vllm.server.structured import asked_constraint
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's."""
+"""Default of ``max_tokens``, which is OpenAI's."""
 
 
-class CompletionRequest(SamplingFields):
-    """The body of ``POST /v1/completions``."""
+class CompletionRequest(SamplingFields, OtherCompletionFields):
+    """Body of ``POST /v1/completions``."""
 
     prompt: (
         str
@@ -36,17 +37,17 @@ class CompletionRequest(SamplingFields):
         | Annotated[Texts, Field(min_length=1)]
         | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
-    """One prompt or several, each a text or its tokens."""
+    """One prompt or several, each as text or as token ids."""
     echo: bool = False
-    """Begin each completion with its prompt; with ``max_tokens=0`` there is nothing else."""
+    """Begin each completion with its prompt; with ``max_tokens=0``, return the prompt alone."""
     logprobs: int | None = None
-    """Log-probabilities of so many top tokens, and of the one that was chosen."""
+    """Number of most probable tokens to return log-probabilities of, besides the chosen one."""
     add_special_tokens: bool = True
-    """Put around a text what the tokenizer puts there, mostly a BOS token."""
+    """Add the special tokens that the tokenizer puts around a text, mostly a BOS token."""
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts, as a list."""
+        """The prompts as a list."""
         prompt = self.prompt
         if isinstance(prompt, str) or isinstance(prompt[0], int):
             return [prompt]
@@ -54,8 +55,15 @@ class CompletionRequest(SamplingFields):
 
     @property
     def only_echo(self) -> bool:
-        """Whether nothing is to be generated."""
+        """True if no token is asked for beyond the prompt."""
         return self.echo and self.max_tokens == 0
+
+    def client_field(self, name: str) -> str:
+        """Return the field from which a sampling parameter comes."""
+        if name == "prompt_token_ids":
+            return "prompt"
+        from_logprobs = name == "prompt_logprobs" and self.prompt_logprobs is None
+        return "logprobs" if from_logprobs else name
 
     def _other_params(self) -> dict[str, Any]:
         others = {}
@@ -67,17 +75,17 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """Parallel lists, with an entry for each token."""
+    """Log-probabilities as parallel lists with one entry per token."""
 
     text_offset: list[int]
-    """Where the token begins in the choice's text."""
+    """Offsets of the tokens in the choice's text, in characters."""
     token_logprobs: list[float | None]
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(BaseModel):
-    """One completion, or what is new of it."""
+    """One completion, or its new part in a stream."""
 
     index: int
     text: str
@@ -90,7 +98,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The answer of ``/v1/completions``, whole or one chunk of it."""
+    """Answer of ``/v1/completions``, or one chunk of it."""
 
     id: str
     object: Literal["text_completion"]
@@ -98,10 +106,12 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    service_tier: None = None
+    system_fingerprint: None = None
 
 
 class CompletionAnswer(ChunkedAnswer):
-    """Text, and the prompt before it if it is to be echoed."""
+    """Answer that consists of the generated texts, each after its prompt if that is echoed."""
 
     chunk_object = "text_completion"
 
@@ -115,10 +125,10 @@ class CompletionAnswer(ChunkedAnswer):
         self._params = params
         self._names = service.token_names(body)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
-        self._begun: set[int] = set()
+        self._opened: set[int] = set()
 
     def adapt(self, output: RequestOutput) -> RequestOutput:
-        """Without the token that was generated only because the engine can't do with less."""
+        """Return the output without the token that the engine generates if none is asked for."""
         if not self._body.only_echo:
             return output
         (completion,) = output.outputs
@@ -133,30 +143,30 @@ class CompletionAnswer(ChunkedAnswer):
         return replace(output, outputs=[nothing])
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> Completion:
-        """The whole answer."""
+        """Return the whole answer."""
         choices = [
-            CompletionChoice(**self._choice(place, output)) for place, output in enumerate(outputs)
+            CompletionChoice(**self._choice(index, output)) for index, output in enumerate(outputs)
         ]
         return Completion(object="text_completion", **self.envelope, choices=choices, usage=usage)
 
-    def chunks(self, place: int, output: RequestOutput) -> list[dict[str, Any]]:
-        """The new part of a choice, if there is any."""
-        choice = self._choice(place, output)
+    def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """Return the new part of a choice as one chunk, or no chunk if there is nothing new."""
+        choice = self._choice(index, output)
         has_news = any(
             choice.get(name) for name in ("text", "finish_reason", "logprobs", "token_ids")
         )
         return [{"choices": [choice]}] if has_news else []
 
-    def _choice(self, place: int, output: RequestOutput) -> dict[str, Any]:
-        """A ``CompletionChoice`` of what is new; to a place's first, what comes before is added."""
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        """Return the fields of a ``CompletionChoice``; the first one of a choice has the echo."""
         (completion,) = output.outputs
-        is_first = place not in self._begun
-        self._begun.add(place)
-        echoed = self._prompt_text(place) if self._body.echo and is_first else ""
+        is_first = index not in self._opened
+        self._opened.add(index)
+        echoed = self._prompt_text(index) if self._body.echo and is_first else None
         choice = {
-            "index": place,
-            "text": echoed + completion.text,
-            "logprobs": self._write_logprobs(place, output, is_first),
+            "index": index,
+            "text": (echoed or "") + completion.text,
+            "logprobs": self._write_logprobs(index, output, echoed),
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
@@ -168,53 +178,72 @@ class CompletionAnswer(ChunkedAnswer):
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs or [])
         return choice
 
-    def _prompt_text(self, place: int) -> str:
-        prompt = self._prompts[place // self._params.n]
+    def _prompt_text(self, index: int) -> str:
+        prompt = self._prompts[index // self._params.n]
         if isinstance(prompt, str):
             return prompt
         return self._tokenizer.decode(prompt, skip_special_tokens=self._params.skip_special_tokens)
 
     def _write_logprobs(
-        self, place: int, output: RequestOutput, is_first: bool
+        self, index: int, output: RequestOutput, echoed: str | None
     ) -> CompletionLogprobs | None:
         wanted = self._params.logprobs
         if wanted is None:
             return None
-        (completion,) = output.outputs
-        token_ids = completion.token_ids
-        positions: list[TokenLogprobs | None] = [*(completion.logprobs or [])]
-        if self._body.echo and is_first:
-            token_ids = output.prompt_token_ids + token_ids
-            positions = [*(output.prompt_logprobs or []), *positions]
-        if place not in self._logprobs:
-            self._logprobs[place] = CompletionLogprobsWriter(self._names, wanted)
-        return self._logprobs[place].write(token_ids, positions)
+        if index not in self._logprobs:
+            skips = self._params.skip_special_tokens
+            hidden = self._tokenizer.special_token_ids if skips else ()
+            self._logprobs[index] = CompletionLogprobsWriter(self._names, wanted, hidden)
+        writer, (completion,) = self._logprobs[index], output.outputs
+        generated = (completion.token_ids, completion.logprobs or [])
+        if echoed is None:
+            return writer.write(*generated)
+        prompt = writer.write(output.prompt_token_ids, output.prompt_logprobs or [], echoed)
+        text = writer.write(*generated)
+        return CompletionLogprobs(
+            text_offset=prompt.text_offset + text.text_offset,
+            token_logprobs=prompt.token_logprobs + text.token_logprobs,
+            tokens=prompt.tokens + text.tokens,
+            top_logprobs=prompt.top_logprobs + text.top_logprobs,
+        )
 
 
 class CompletionLogprobsWriter:
     """Writes the log-probabilities of one choice of ``/v1/completions``, part by part.
 
     Args:
-        names: of the tokens.
-        num_top: how many of the most probable tokens are wanted; -1: all.
+        names: names of the tokens.
+        num_top: number of most probable tokens to write; -1: all.
+        hidden: tokens that the generated text leaves out.
     """
 
-    def __init__(self, names: TokenNames, num_top: int) -> None:
+    def __init__(self, names: TokenNames, num_top: int, hidden: Collection[int]) -> None:
         self._names = names
         self._num_top = num_top
+        self._hidden = hidden
         self._offset = 0
         # A character may be spread over tokens: it belongs to the one that completes it.
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def write(
-        self, token_ids: Iterable[int], positions: Iterable[TokenLogprobs | None]
+        self,
+        token_ids: Iterable[int],
+        positions: Iterable[TokenLogprobs | None],
+        echoed: str | None = None,
     ) -> CompletionLogprobs:
-        """The next tokens; None for a prompt's first, which nothing precedes."""
+        """Return the log-probabilities of the next tokens.
+
+        Args:
+            token_ids: the tokens.
+            positions: log-probabilities for each; None for a prompt's first token, which nothing
+                precedes.
+            echoed: the prompt's text, if these are its tokens.
+        """
         written = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
         for token_id, position in zip(token_ids, positions, strict=True):
             written.text_offset.append(self._offset)
             written.tokens.append(self._names[token_id])
-            self._offset += len(self._utf8.decode(self._names.tokenizer.token_bytes(token_id)))
+            self._offset += self._length(token_id, echoed)
             if position is None:
                 written.token_logprobs.append(None)
                 written.top_logprobs.append(None)
@@ -223,16 +252,35 @@ class CompletionLogprobsWriter:
                 written.top_logprobs.append(self._top(token_id, position))
         return written
 
+    def _length(self, token_id: int, echoed: str | None) -> int:
+        """Return how many characters of the choice's text a token accounts for."""
+        tokenizer = self._names.tokenizer
+        if echoed is None:
+            if token_id in self._hidden:
+                return 0
+            return len(self._utf8.decode(tokenizer.token_bytes(token_id)))
+        spell = tokenizer.token_bytes if self._offset else tokenizer.first_token_bytes
+        text = self._utf8.decode(spell(token_id))
+        is_shown = token_id not in tokenizer.special_token_ids or echoed.startswith(
+            text, self._offset
+        )
+        return len(text) if is_shown else 0
+
     def _top(self, chosen: int, position: TokenLogprobs) -> dict[str, float]:
-        """The most probable tokens, and the chosen one; of two with one name, the better."""
+        """Return the chosen token and the most probable ones, the best first.
+
+        A token that has the name of another one here is written by its id.
+        """
         named: dict[str, float] = {}
-        for token_id in dict.fromkeys((*best_tokens(position, self._num_top), chosen)):
-            named.setdefault(self._names[token_id], finite(position[token_id]))
+        for token_id in dict.fromkeys((chosen, *best_tokens(position, self._num_top))):
+            name = self._names[token_id]
+            name = f"token_id:{token_id}" if name in named else name
+            named[name] = finite(position[token_id])
         return named
 
 
 def make_router(service: Service) -> APIRouter:
-    """The route."""
+    """Return a router with this one route."""
     router = APIRouter()
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM_TOO)
@@ -243,6 +291,7 @@ def make_router(service: Service) -> APIRouter:
         constraint = asked_constraint(body.response_format, body.structured_outputs)
         params = await service.constrain(params, constraint)
         prompts = await service.encode(body.prompts, add_special_tokens=body.add_special_tokens)
+        service.check_length(prompts, "prompt")
         response_id = new_id("cmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, prompts, params)
         answer = CompletionAnswer(service, response_id, body, params)

@@ -74,15 +74,19 @@ class ServerConfig:
     return_tokens_as_token_ids: bool = False
     """Write tokens as token_id:ID instead of text where log-probabilities are returned."""
     enable_auto_tool_choice: bool = False
-    """Let the model decide whether to call tools; needs tool_call_parser."""
-    tool_call_parser: Literal["hermes", "llama3_json"] | None = None
-    """The format in which the model writes tool calls."""
-    reasoning_parser: Literal["deepseek_r1", "qwen3"] | None = None
-    """Part the model's reasoning from its answers; named for the models that reason so."""
+    """Let the model decide whether to call tools; needs tool_call_parser. Default: on, if the
+    chat template shows the format of its calls."""
+    tool_call_parser: Literal["hermes", "llama3_json", "none"] | None = None
+    """Format in which the model writes tool calls. Default: the one that the chat template shows,
+    if it is known; none: look for no calls."""
+    reasoning_parser: Literal["deepseek_r1", "qwen3", "none"] | None = None
+    """Format of the model's reasoning, which is told apart from its answers; named for models.
+    Default: the one that the chat template shows; none: all is the answer."""
 
     @model_validator(mode="after")
     def _tool_options_come_together(self) -> "ServerConfig":
-        if self.enable_auto_tool_choice != (self.tool_call_parser is not None):
+        has_parser = self.tool_call_parser not in (None, "none")
+        if self.enable_auto_tool_choice != has_parser:
             raise ValueError(
                 "enable_auto_tool_choice and tool_call_parser need each other: give both or none"
             )

@@ -1,6 +1,6 @@
-"""Errors in OpenAI's body, each naming the field that it is about."""
+"""Errors in OpenAI's body, each with the name of the field that is wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,24 +27,26 @@ ERROR_TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
-"""OpenAI's names; all others are ``invalid_request_error``."""
+"""OpenAI's error types by status; all others are ``invalid_request_error``."""
 
-SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+ENGINE_FIELDS = frozenset({field.name for field in fields(SamplingParams)} | {"prompt_token_ids"})
+"""Names with which the engine's complaints may begin."""
 
 UNION_TAGS = frozenset({"str", "constrained-str"})
-"""What pydantic puts into an error's location for the members of a union; others have brackets."""
+"""Names of union members in the location of a pydantic error; others' names have brackets."""
 
-UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
-"""Pydantic's names for the same, of models and of dataclasses."""
+UNSUPPORTED = frozenset({"extra_forbidden", "unexpected_keyword_argument", "unsupported_field"})
+"""Types of pydantic errors about unknown fields of models and of dataclasses, and that of
+``OnlyDefault``."""
 
 LONGEST_INPUT = 100
 
 ENGINE_ERRORS = (RequestRefusedError, EngineStoppedError, EngineFailedError)
-"""What the engine may say of a request."""
+"""Errors that the engine raises for a request."""
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, and the field that it is about."""
+    """Description of an error, and the field that it is about."""
 
     message: str
     type: str
@@ -53,13 +55,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every error."""
+    """Body of every error."""
 
     error: ErrorDetail
 
 
 class ApiError(HTTPException):
-    """Ends a request with this status and OpenAI's error body."""
+    """Error that ends a request with a status and OpenAI's error body."""
 
     def __init__(
         self,
@@ -74,9 +76,22 @@ class ApiError(HTTPException):
         self.param = param
         self.code = code
 
+    def renamed(self, rename: Callable[[str], str]) -> "ApiError":
+        """Return the same error about the field that the client knows by another name."""
+        if self.param is None:
+            return self
+        old, dot, rest = self.param.partition(".")
+        new = rename(old)
+        message = self.detail
+        if message.startswith(old):
+            message = new + message.removeprefix(old)
+        return ApiError(
+            self.status_code, message, param=new + dot + rest, code=self.code, headers=self.headers
+        )
+
     @property
     def body(self) -> ErrorBody:
-        """What the client gets."""
+        """The error as the client gets it."""
         kind = ERROR_TYPES.get(self.status_code, "invalid_request_error")
         return ErrorBody(
             error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code)
@@ -84,17 +99,17 @@ class ApiError(HTTPException):
 
     @property
     def response(self) -> JSONResponse:
-        """The whole HTTP response."""
+        """The HTTP response."""
         return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it from a middleware, and leave the reason for the log."""
+        """Send the response from a middleware, and store the message for the log."""
         scope["state"]["error"] = self.detail
         await self.response(scope, receive, send)
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of any error; of one that nobody foresaw, nothing."""
+    """Return the error that a client gets for an exception; unexpected ones stay in the log."""
     match error:
         case ApiError():
             return error
@@ -106,7 +121,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case RequestRefusedError():
             subject = str(error).partition(" ")[0]  # the engine begins with the field's name
-            return ApiError(400, str(error), param=subject if subject in SAMPLING_FIELDS else None)
+            return ApiError(400, str(error), param=subject if subject in ENGINE_FIELDS else None)
         case EngineStoppedError():
             return ApiError(503, str(error), headers={"Retry-After": "1"})
         case EngineFailedError():
@@ -115,9 +130,10 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def _from_validation(errors: Sequence[Any]) -> ApiError:
-    """The complaints about the first field that has any.
+    """Return one error for the first field that is wrong.
 
-    A union has some for each of its members: those that got furthest are the likeliest meant.
+    A union has errors for each of its members. Those with the longest location are chosen, since
+    the client most likely meant that member.
     """
     names = [_names(each) for each in errors]
     about_first = [each for each in names if each[:1] == names[0][:1]]
@@ -135,11 +151,13 @@ def _from_validation(errors: Sequence[Any]) -> ApiError:
 
 
 def _names(error: Mapping[str, Any]) -> list[str]:
-    """Where an error is, without what only pydantic knows: the members of unions, or an offset."""
+    """Return the location of an error without pydantic's own parts: union members and offsets."""
     loc = error["loc"]
     inside = loc[1:] if loc[:1] == ("body",) else loc
     if error["type"] == "json_invalid":
         return []
+    if error["type"] == "field_error":
+        inside = (*inside, error["ctx"]["field"])
     if error["type"] == "extra_forbidden":  # its last part is whatever the client wrote
         return [*map(str, filter(_is_name, inside[:-1])), str(inside[-1])]
     return [str(each) for each in inside if _is_name(each)]
@@ -162,6 +180,8 @@ def _complaint(details: Mapping[str, Any]) -> str:
             return f"the body is not valid JSON at character {place}: {details['ctx']['error']}"
         case "model_attributes_type" | "model_type":
             return "should be a JSON object"
+        case "unsupported_field" | "field_error":
+            return str(details["msg"])
         case "value_error":
             return str(details["msg"]).removeprefix("Value error, ")
     message = str(details["msg"]).removeprefix("Input ")
@@ -171,11 +191,19 @@ def _complaint(details: Mapping[str, Any]) -> str:
     return message if ", not " in message else f"{message}, not {given}"
 
 
+def _describe_endpoints(app: FastAPI, path: str) -> str:
+    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    known = [f"{method.upper()} {each}" for each in paths for method in paths[each]]
+    return f"there is no {path[:LONGEST_INPUT]}: this server has {', '.join(known)}"
+
+
 def add_error_handlers(app: FastAPI) -> None:
-    """Let the foreseen errors of all routes end in OpenAI's body."""
+    """Answer the expected errors of all routes with OpenAI's body."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         api_error = as_api_error(error)
+        if api_error.status_code == 404 and not isinstance(error, ApiError):
+            api_error = ApiError(404, _describe_endpoints(app, request.url.path))
         request.state.error = api_error.detail
         return api_error.response
 

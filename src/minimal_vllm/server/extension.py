@@ -1,4 +1,4 @@
-"""What another package may add to a server: an observer of its engine, and routes.
+"""Extensions of a server by other packages: an observer of its engine, and routes.
 
 The view is one. It registers an entry point of the group ``minimal_vllm.server_extensions``, so
 that the server does not import it.

@@ -1,4 +1,4 @@
-"""From requests to the engine to an HTTP response, whole or as a stream of events."""
+"""Running requests, and writing their outputs as an HTTP response or a stream of events."""
 
 import asyncio
 import logging
@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -15,9 +16,15 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.outputs import RequestOutput
-from minimal_vllm.server.async_engine import EngineRequest
+from minimal_vllm.server.async_engine import EngineRequest, RequestRefusedError
 from minimal_vllm.server.errors import ENGINE_ERRORS, ApiError, as_api_error
-from minimal_vllm.server.models import PromptTokensDetails, SamplingFields, StreamOptions, Usage
+from minimal_vllm.server.models import (
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    SamplingFields,
+    StreamOptions,
+    Usage,
+)
 from minimal_vllm.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -35,39 +42,42 @@ EVENT_SCHEMA = {
 STREAM_TOO: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": EVENT_SCHEMA}}}
 }
-"""For a route's OpenAPI description: its answer may be a stream of events."""
+"""Part of a route's OpenAPI description: its answer may be a stream of events."""
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
 class UsageCounter:
-    """Adds up what a request takes.
+    """Counts the tokens of one HTTP request.
 
     Args:
-        requests: all of it.
-        n: how many of them, in a row, have the same prompt.
+        requests: its engine requests.
+        n: number of consecutive ones that have the same prompt.
     """
 
     def __init__(self, requests: Sequence[EngineRequest], n: int) -> None:
         self._n = n
         self._prompt = sum(len(request.prompt_token_ids) for request in requests[::n])
         self._completion = 0
+        self._reasoning = 0
         self._cached: dict[int, int] = {}
 
-    def add(self, place: int, output: RequestOutput) -> None:
-        """Take in new output of a request."""
+    def add(self, index: int, output: RequestOutput, num_reasoning: int = 0) -> None:
+        """Take in new output of the request at ``index``, with its number of reasoning tokens."""
         self._completion += len(output.outputs[0].token_ids)
-        if place % self._n == 0:  # the others share the blocks that this one computed
-            self._cached[place] = output.num_cached_tokens
+        self._reasoning += num_reasoning
+        if index % self._n == 0:  # the others share the blocks that this one computed
+            self._cached[index] = output.num_cached_tokens
 
     @property
     def usage(self) -> Usage:
-        """What was taken so far."""
+        """Usage so far."""
         return Usage(
             prompt_tokens=self._prompt,
             completion_tokens=self._completion,
             total_tokens=self._prompt + self._completion,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._cached.values())),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=self._reasoning),
         )
 
 
@@ -92,6 +102,10 @@ class Answer(ABC):
     def adapt(self, output: RequestOutput) -> RequestOutput:
         """Return the part of an output that the client asked for."""
         return output
+
+    def count_reasoning(self, index: int, output: RequestOutput) -> int:  # noqa: ARG002
+        """Return the number of reasoning tokens in the new output of one choice."""
+        return 0
 
     @abstractmethod
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> BaseModel:
@@ -122,6 +136,15 @@ class ChunkedAnswer(Answer):
     def __init__(self, service: Service, response_id: str, body: SamplingFields) -> None:
         super().__init__(service, response_id, body.model)
         self._options = body.stream_options or StreamOptions()
+        self._begun: set[int] = set()
+
+    def opening(
+        self,
+        index: int,  # noqa: ARG002
+        output: RequestOutput,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """Return the chunks that come before the first text of one choice."""
+        return []
 
     @abstractmethod
     def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
@@ -129,12 +152,17 @@ class ChunkedAnswer(Answer):
 
     def events(self, index: int, output: RequestOutput, usage: Usage) -> Iterable[bytes]:
         """Return a chunk's event for each of ``chunks``."""
+        if index not in self._begun:
+            for fields in self.opening(index, output):
+                yield self._event(fields | self._usage(_usage_before(output, usage)))
+            self._begun.add(index)
         for fields in self.chunks(index, output):
-            if self._options.continuous_usage_stats:
-                fields["usage"] = usage
-            elif self._options.include_usage:
-                fields["usage"] = None
-            yield self._event(fields)
+            yield self._event(fields | self._usage(usage))
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        if not self._options.include_usage:
+            return {}
+        return {"usage": usage if self._options.continuous_usage_stats else None}
 
     def last_events(self, usage: Usage) -> Iterable[bytes]:
         """Return the usage, if it is asked for, and ``[DONE]``."""
@@ -152,6 +180,16 @@ class ChunkedAnswer(Answer):
         return event({**self.envelope, "object": self.chunk_object, **fields})
 
 
+def _usage_before(output: RequestOutput, usage: Usage) -> Usage:
+    """Return the usage without the tokens of an output, for a chunk that comes before its text."""
+    num_new = len(output.outputs[0].token_ids)
+    return replace(
+        usage,
+        completion_tokens=usage.completion_tokens - num_new,
+        total_tokens=usage.total_tokens - num_new,
+    )
+
+
 def event(content: BaseModel | dict[str, Any], name: str | None = None) -> bytes:
     """Return a server-sent event, of type ``name`` if that is given, with this JSON as data."""
     head = f"event: {name}\n".encode() if name else b""
@@ -163,7 +201,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def new_id(prefix: str, request: Request, chosen: str | None) -> str:
-    """The id of an answer: the HTTP request's, or what the client chose."""
+    """Return the id of an answer, from what the client chose, or else from the HTTP request's."""
     return f"{prefix}-{chosen or request.state.request_id}"
 
 
@@ -174,32 +212,32 @@ async def respond(
     n: int,
     answer: Answer,
 ) -> Response:
-    """Run the requests, and write the answer as the client wants it.
+    """Run the requests, and return the answer, whole or as a stream.
 
-    A stream's status is sent with its first tokens: what fails before them has its true one.
+    The status of a stream is sent with its first tokens: an error before them has its own status.
 
     Args:
-        service: runs them.
-        body: what the client sent.
-        requests: one for each choice.
-        n: how many of them, in a row, have the same prompt.
-        answer: the endpoint's.
+        service: the model that is served.
+        body: the client's request.
+        requests: one engine request for each choice.
+        n: number of consecutive ones that have the same prompt.
+        answer: writes the endpoint's answer.
     """
     service.check_load()
     usage = UsageCounter(requests, n)
     headers = {"X-Request-Id": answer.response_id}
-    outputs = _run(service, requests, usage, answer, body.user)
+    outputs = _run(service, requests, usage, answer, body)
     if body.stream:
         first = await anext(outputs)
         return EventStream(outputs, _events(first, outputs, answer, usage), headers)
     async with aclosing(outputs):
-        final = {place: output async for place, output in outputs}
+        final = {index: output async for index, output in outputs}
 
     def write() -> str:
-        whole = answer.whole([final[place] for place in range(len(requests))], usage.usage)
-        return whole.model_dump_json(exclude_unset=True)
+        whole = answer.whole([final[index] for index in range(len(requests))], usage.usage)
+        return whole.model_dump_json()
 
-    # In another thread: log-probabilities of long prompts are megabytes.
+    # In another thread, because log-probabilities of long prompts are megabytes.
     content = await asyncio.to_thread(write)
     return Response(content, headers=headers, media_type="application/json")
 
@@ -209,46 +247,87 @@ async def _run(
     requests: Sequence[EngineRequest],
     usage: UsageCounter,
     answer: Answer,
-    user: str | None,
+    body: SamplingFields,
 ) -> Outputs:
-    """The engine's outputs, counted, with a line in the log at their end."""
-    begun = time.monotonic()
-    reasons: list[str] = []
-    ending = "the client went away"
+    """Yield the engine's outputs, counted, and write a line to the log at their end."""
+    summary = _Summary(answer.response_id, body, usage)
+    num_finished = 0
     try:
-        async with aclosing(service.engine.generate(requests)) as outputs:
-            async for place, each in outputs:
+        async with aclosing(service.engine.generate(requests, summary.note_aborted)) as outputs:
+            async for index, each in outputs:
                 output = answer.adapt(each)
-                usage.add(place, output)
+                usage.add(index, output, answer.count_reasoning(index, output))
                 if output.finished:
-                    reasons.append(str(output.outputs[0].finish_reason))
-                    ending = ",".join(reasons) if len(reasons) == len(requests) else ending
-                yield place, output
+                    num_finished += 1
+                    summary.reasons.append(str(output.outputs[0].finish_reason))
+                yield index, output
+    except RequestRefusedError as error:
+        refusal = as_api_error(error).renamed(body.client_field)
+        summary.write(f"RequestRefusedError: {refusal.detail}")
+        raise refusal from error
     except Exception as error:
-        ending = f"{type(error).__name__}: {error}"
+        summary.write(f"{type(error).__name__}: {error}")
         raise
     finally:
-        total = usage.usage
+        if num_finished == len(requests):
+            summary.write(",".join(summary.reasons))
+        elif service.engine.refusal is not None:  # nothing may be aborted any more
+            summary.write(CLIENT_WENT_AWAY)
+
+
+CLIENT_WENT_AWAY = "the client went away"
+
+
+class _Summary:
+    """The line in the log that a request ends with; it is written once."""
+
+    def __init__(self, response_id: str, body: SamplingFields, usage: UsageCounter) -> None:
+        self.reasons: list[str] = []
+        self._response_id = response_id
+        self._body = body
+        self._usage = usage
+        self._begun = time.monotonic()
+        self._is_written = False
+
+    def note_aborted(self, outputs: Sequence[tuple[int, RequestOutput]]) -> None:
+        """Count what had been generated when the client went away, and write the line."""
+        for index, output in outputs:
+            self._usage.add(index, output)
+        self.write(CLIENT_WENT_AWAY)
+
+    def write(self, ending: str) -> None:
+        """Write the line, unless it is written already."""
+        if self._is_written:
+            return
+        self._is_written = True
+        total = self._usage.usage
         logger.info(
-            "request_id=%s user=%.100r prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
+            "request_id=%s user=%.100r%s prompt_tokens=%d cached_tokens=%d completion_tokens=%d "
             "seconds=%.3f end=%r",
-            answer.response_id,
-            user,
+            self._response_id,
+            self._body.user,
+            _bookkeeping(self._body),
             total.prompt_tokens,
             total.prompt_tokens_details.cached_tokens,
             total.completion_tokens,
-            time.monotonic() - begun,
+            time.monotonic() - self._begun,
             ending,
         )
 
 
+def _bookkeeping(body: SamplingFields) -> str:
+    """Return the request's other notes for the log, if it has any."""
+    notes = {name: value for name, value in body.bookkeeping.items() if name != "user"}
+    return f" bookkeeping={notes!r:.300}" if notes else ""
+
+
 class EventStream(StreamingResponse):
-    """Server-sent events.
+    """Response of server-sent events.
 
     Args:
-        outputs: where the events come from; closed with the response, however it ends.
-        events: the events' text.
-        headers: of the response.
+        outputs: the engine's outputs; closed when the response ends, for whatever reason.
+        events: the events as bytes.
+        headers: headers of the response.
     """
 
     media_type = "text/event-stream"
@@ -261,7 +340,7 @@ class EventStream(StreamingResponse):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the events, and close the outputs."""
         async with aclosing(self._outputs), aclosing(self._events):
             await super().__call__(scope, receive, send)
 
@@ -276,7 +355,7 @@ async def _events(
         for each in answer.last_events(usage.usage):
             yield each
     except Exception as error:
-        if not isinstance(error, ENGINE_ERRORS):
+        if not isinstance(error, (ApiError, *ENGINE_ERRORS)):
             logger.exception("request_id=%s: the stream failed", answer.response_id)
         for each in answer.error_events(as_api_error(error)):
             yield each

@@ -1,8 +1,8 @@
-"""Outputs on their way from the engine to whoever reads them.
+"""Outputs on their way from the engine to a reader.
 
-Nothing waits for a reader. What it has not read when more comes is merged into one output: who is
-slow, be it a client or an event loop that writes fewer chunks a second than a GPU makes tokens, is
-behind by one chunk per request, never by a queue of them; and it catches up with fewer chunks.
+The engine never waits for a reader. Outputs that have not been read when more arrive are merged
+into one. So a slow client is behind by one chunk per request, not by a queue of chunks. The same
+holds for an event loop that writes fewer chunks per second than a GPU generates tokens.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from minimal_vllm.outputs import RequestOutput
 
 
 class Mailbox:
-    """The outputs that one reader waits for; each is of one completion, and holds what is new."""
+    """Unread outputs for one reader; each holds the new part of one completion."""
 
     def __init__(self) -> None:
         self._outputs: dict[str, RequestOutput] = {}
@@ -20,18 +20,21 @@ class Mailbox:
         self._has_mail = asyncio.Event()
 
     def put(self, output: RequestOutput) -> None:
-        """Leave an output."""
+        """Add an output, or merge it with the unread one of the same request."""
         unread = self._outputs.get(output.request_id)
         self._outputs[output.request_id] = merge(unread, output) if unread else output
         self._has_mail.set()
 
     def fail(self, error: Exception) -> None:
-        """Let the reader have this once it has read all outputs."""
+        """Raise this error in the reader once it has read all outputs."""
         self._error = self._error or error
         self._has_mail.set()
 
     async def get(self) -> RequestOutput:
-        """What has come of one request, as soon as there is something; raises what it failed of."""
+        """Wait for an output and return it.
+
+        Raises the error that was passed to ``fail``, if there are no more outputs.
+        """
         await self._has_mail.wait()
         if not self._outputs and self._error:
             raise self._error
@@ -42,7 +45,7 @@ class Mailbox:
 
 
 def merge(earlier: RequestOutput, later: RequestOutput) -> RequestOutput:
-    """Two outputs of a request as one."""
+    """Return two consecutive outputs of one request as one output."""
     (first,), (second,) = earlier.outputs, later.outputs
     both = replace(
         second,

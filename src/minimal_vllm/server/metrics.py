@@ -1,4 +1,4 @@
-"""Prometheus metrics under vLLM's names, so that dashboards made for vLLM work."""
+"""Prometheus metrics with vLLM's names, so that vLLM's dashboards work."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.75,
     1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0,
 )
-"""With all the objectives that vLLM's dashboards offer: each has to be the bound of a bucket."""
+"""Bounds of buckets. They include all objectives that vLLM's dashboards offer."""
 # fmt: on
 TOKENS = tuple(float(2**power) for power in range(18))
 
@@ -34,7 +34,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 
 @dataclass(slots=True)
 class Timeline:
-    """When a request passed which door, in seconds of ``time.monotonic()``."""
+    """Times of one request, in seconds of ``time.monotonic()``."""
 
     num_prompt_tokens: int
     arrival: float
@@ -46,12 +46,13 @@ class Timeline:
 
 
 class Metrics:
-    """Written by the engine's thread: pass ``on_step`` as an observer. Read by whoever asks.
+    """All metrics of a server.
 
+    The engine's thread writes them, through ``on_step`` as an observer; any thread may read them.
     Each of the n completions of a prompt counts as a request.
 
     Args:
-        model_name: the value of the label ``model_name``, which all of the engine's metrics have.
+        model_name: value of the label ``model_name`` of all the engine's metrics.
     """
 
     def __init__(self, model_name: str) -> None:
@@ -64,18 +65,22 @@ class Metrics:
         self._make_counters()
         self._make_histograms()
 
-    # ---- making them ----------------------------------------------------------------------------
+    # ---- construction ---------------------------------------------------------------------------
 
     def _make_gauges(self) -> None:
-        self._running = self._gauge("num_requests_running", "Requests that run.")
-        self._waiting = self._gauge("num_requests_waiting", "Requests that wait to run.")
-        reasons = self._gauge("num_requests_waiting_by_reason", "The same by reason.", "reason")
+        self._running = self._gauge("num_requests_running", "Number of running requests.")
+        self._waiting = self._gauge("num_requests_waiting", "Number of waiting requests.")
+        reasons = self._gauge(
+            "num_requests_waiting_by_reason", "Number of waiting requests by reason.", "reason"
+        )
         self._waiting_for_capacity = reasons.labels(**self._labels, reason="capacity")
         reasons.labels(**self._labels, reason="deferred").set(0)  # of other constraints: none here
         self._kv_usage = self._gauge(
-            "kv_cache_usage_perc", "The share of KV blocks that running requests hold; 1 is all."
+            "kv_cache_usage_perc", "Share of KV blocks that running requests hold, from 0 to 1."
         )
-        sleep = self._gauge("engine_sleep_state", "1: it is so. It never sleeps.", "sleep_state")
+        sleep = self._gauge(
+            "engine_sleep_state", "1 for the current state; the engine never sleeps.", "sleep_state"
+        )
         for state, value in SLEEP_STATES.items():
             sleep.labels(**self._labels, sleep_state=state).set(value)
 
@@ -83,17 +88,23 @@ class Metrics:
         self._queries = self._counter(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
-        self._hits = self._counter("prefix_cache_hits", "Prompt tokens found there.")
+        self._hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._preemptions = self._counter("num_preemptions", "Preemptions.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.")
         self._cached_tokens = self._counter(
-            "prompt_tokens_cached", "Those that were not computed, but found in the prefix cache."
+            "prompt_tokens_cached", "Prompt tokens found in the prefix cache, and not computed."
         )
-        by_source = self._counter("prompt_tokens_by_source", "Where they came from.", "source")
+        by_source = self._counter(
+            "prompt_tokens_by_source", "Prompt tokens by their source.", "source"
+        )
         self._computed, self._cache_hits, _ = (
             by_source.labels(**self._labels, source=source) for source in SOURCES
         )
-        tiers = self._counter("prompt_tokens_cached_by_source", "Where they were cached.", "source")
+        tiers = self._counter(
+            "prompt_tokens_cached_by_source",
+            "Cached prompt tokens by the tier of the cache.",
+            "source",
+        )
         self._cached_on_device = tiers.labels(**self._labels, source="device")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._ended = self._counter(
@@ -103,7 +114,7 @@ class Metrics:
             self._ended.labels(**self._labels, finished_reason=reason.value)
         self._http_requests = Counter(
             "http_requests",
-            "HTTP requests, but for those of monitoring, by the class of their status.",
+            "HTTP requests by class of status, except those of monitoring.",
             ["handler", "method", "status"],
             registry=self._registry,
         )
@@ -112,11 +123,14 @@ class Metrics:
         self._step_tokens = self._tokens("iteration_tokens_total", "Tokens computed in a step.")
         self._prompt_lengths = self._tokens("request_prompt_tokens", "Prompt tokens of a request.")
         self._prefill_lengths = self._tokens(
-            "request_prefill_kv_computed_tokens", "Those of them that were not cached."
+            "request_prefill_kv_computed_tokens", "Prompt tokens of a request that were not cached."
         )
         self._output_lengths = [
             self._tokens("request_generation_tokens", "Tokens generated for a request."),
-            self._tokens("request_max_num_generation_tokens", "The same, for older dashboards."),
+            self._tokens(
+                "request_max_num_generation_tokens",
+                "Tokens generated for a request, for older dashboards.",
+            ),
         ]
         self._first_token = self._seconds("time_to_first_token", "From arrival to first token.")
         self._between_tokens = self._seconds("inter_token_latency", "Between two tokens.")
@@ -156,10 +170,10 @@ class Metrics:
         )
         return histogram.labels(**self._labels)
 
-    # ---- what happens ---------------------------------------------------------------------------
+    # ---- updates --------------------------------------------------------------------------------
 
     def describe_cache(self, settings: Mapping[str, object]) -> None:
-        """Tell how the KV cache was set up, in labels."""
+        """Export the settings of the KV cache as labels."""
         labels = {"engine": self._labels["engine"], **settings}
         info = Gauge(
             "vllm:cache_config_info",
@@ -170,7 +184,7 @@ class Metrics:
         info.labels(**labels).set(1)
 
     def watch(self, scheduler: SchedulerInterface, num_waiting: Callable[[], int]) -> None:
-        """Let the gauges show this scheduler; they are true between two steps, too."""
+        """Let the gauges show the state of this scheduler, also between two steps."""
 
         def kv_usage() -> float:
             return 1 - scheduler.pool.num_free / scheduler.pool.num_blocks
@@ -181,11 +195,11 @@ class Metrics:
         self._kv_usage.set_function(kv_usage)
 
     def arrived(self, request_id: str, num_prompt_tokens: int) -> None:
-        """A request was handed to the engine."""
+        """Note that a request was passed to the engine."""
         self._timelines[request_id] = Timeline(num_prompt_tokens, time.monotonic())
 
     def on_step(self, record: StepRecord) -> None:
-        """A step was computed."""
+        """Take in the record of a step."""
         now = time.monotonic()
         self._step_tokens.observe(sum(entry.num_tokens for entry in record.scheduled))
         self._preemptions.inc(len(record.preempted))
@@ -222,7 +236,7 @@ class Metrics:
             counter.inc(num_cached)
 
     def ended(self, output: RequestOutput) -> None:
-        """A request has ended, for whatever reason."""
+        """Note that a request has ended, for whatever reason."""
         timeline = self._timelines.pop(output.request_id)
         reason = output.outputs[0].finish_reason
         self._ended.labels(**self._labels, finished_reason=reason).inc()
@@ -240,11 +254,11 @@ class Metrics:
                 self._per_token.observe(decode / (timeline.num_output_tokens - 1))
 
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered by the route ``handler``, if any."""
+        """Note that an HTTP request was answered by the route ``handler``, or ``none``."""
         method = method if method in METHODS else "other"  # a client may invent any number
         self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(handler, method).observe(seconds)
 
     def render(self) -> bytes:
-        """All of them, in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

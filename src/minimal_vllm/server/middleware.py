@@ -1,4 +1,4 @@
-"""What stands before the routes: the log, keys, the body's size, and clients that go away."""
+"""Middleware in front of the routes: log, API keys, limits of the body, and disconnects."""
 
 import asyncio
 import logging
@@ -16,24 +16,27 @@ from minimal_vllm.server.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics", "/view"})
-"""For monitoring, and the view's empty page: they need no key."""
+"""Paths that need no key: those for monitoring, and the view's empty page."""
 
 OPEN_FOLDERS = ("/view/page/", "/view/source/", "/view/docs/")
-"""The view's page, which asks for a key before it shows anything of the engine."""
+"""Folders of the view's page, which asks for a key before it shows anything of the engine."""
 
 BODY_TIMEOUT = 60.0
-"""Seconds in which a body must have come in."""
+"""Maximum number of seconds until a body has been received."""
 
 
 SEND_TIMEOUT = 60.0
-"""Seconds in which a client must read something, once more waits for it than buffers hold."""
+"""Maximum number of seconds in which a client reads nothing although the buffers are full."""
+
+MAX_REQUEST_ID = 128
+"""Maximum number of characters of an ``X-Request-Id`` that is used."""
 
 CLIENT_WENT_AWAY = 499
-"""Stands in the log and the metrics where nobody was there to receive a status."""
+"""Status in the log and the metrics of a request whose client left before its status."""
 
 
 class Observe:
-    """Gives each request an id, counts it, and writes to the log why it was refused."""
+    """Gives each request an id, counts it, and logs the reason if it is refused."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -44,7 +47,9 @@ class Observe:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         state = scope.setdefault("state", {})
-        state["request_id"] = uuid.uuid4().hex
+        chosen = _chosen_id(scope)
+        unique = uuid.uuid4().hex
+        state["request_id"] = f"{chosen}-{unique[:8]}" if chosen else unique
         status: int | None = None
         begun = time.monotonic()
 
@@ -52,7 +57,10 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).setdefault("X-Request-Id", state["request_id"])
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Request-Id", state["request_id"])
+                if chosen:
+                    headers["X-Request-Id"] = chosen
             await send(message)
 
         try:
@@ -82,8 +90,15 @@ class Observe:
             )
 
 
+def _chosen_id(scope: Scope) -> str | None:
+    """Return the client's id of its request, if it can stand in a header and in the log."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    is_printable = given.isascii() and given.isprintable() and " " not in given
+    return given if is_printable and 0 < len(given) <= MAX_REQUEST_ID else None
+
+
 class RequireKey:
-    """Lets in only requests with ``Authorization: Bearer`` and one of the keys."""
+    """Admits only requests that have ``Authorization: Bearer`` and one of the keys."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -95,7 +110,7 @@ class RequireKey:
             return await self._app(scope, receive, send)
         error = ApiError(
             401,
-            "this server wants its API key, as 'Authorization: Bearer …'",
+            "this server needs its API key: send it as 'Authorization: Bearer …'",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -104,7 +119,7 @@ class RequireKey:
     def _has_key(self, scope: Scope) -> bool:
         authorization = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, given = authorization.partition(b" ")
-        # All are compared, and each in constant time: how long it takes tells nothing.
+        # All keys are compared, and each in constant time, so that the time reveals nothing.
         matches = [secrets.compare_digest(given.strip(), key) for key in self._keys]
         return scheme.lower() == b"bearer" and any(matches)
 
@@ -114,7 +129,7 @@ def _is_open(path: str) -> bool:
 
 
 class LimitBody:
-    """Reads a request's whole body, refuses it if it is too long, and hands it on in one piece."""
+    """Reads the whole body of a request, and passes it on in one piece unless it is too long."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -128,7 +143,7 @@ class LimitBody:
             async with asyncio.timeout(BODY_TIMEOUT):
                 body = await self._read(scope, receive)
         except TimeoutError:
-            error = ApiError(408, f"the body did not come in within {BODY_TIMEOUT:.0f} s")
+            error = ApiError(408, f"the body was not received within {BODY_TIMEOUT:.0f} s")
             return await error.respond(scope, receive, send)
         except ApiError as error:
             return await error.respond(scope, receive, send)
@@ -142,7 +157,7 @@ class LimitBody:
         return await self._app(scope, receive_again, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None if the client has gone before its end."""
+        """Return the body; None if the client left before its end."""
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         self._check(int(announced) if announced.isdigit() else 0)
         parts: list[bytes] = []
@@ -162,18 +177,46 @@ class LimitBody:
             raise ApiError(413, f"the body is longer than {self._max_bytes:,} bytes")
 
 
-class CancelOnDisconnect:
-    """Cancels whatever works on a request when its client goes away, or reads nothing any more.
+class HeadAsGet:
+    """Answers HEAD wherever there is GET, with the same status and headers, and without a body."""
 
-    So a handler need not ask whether anybody listens: it is cleaned up where it waits, be it for
-    the queue, for a token or for a slow reader. The request's body has been read before.
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, as GET if it is HEAD."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        inner = {**scope, "method": "GET"}
+        is_sent = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal is_sent
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not is_sent:
+                is_sent = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            return await self._app(inner, receive, send_head)
+        finally:
+            if "route" in inner:
+                scope["route"] = inner["route"]
+
+
+class CancelOnDisconnect:
+    """Cancels the handler of a request when its client disconnects or stops reading.
+
+    So a handler never checks whether the client is still there: it is cancelled wherever it waits,
+    for the queue, for a token or for a slow reader. The body has been read before.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, until the client goes."""
+        """Pass the request on, until the client disconnects."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         loop = asyncio.get_running_loop()
@@ -189,7 +232,7 @@ class CancelOnDisconnect:
 
         async def receive_body() -> Message:
             if not body:
-                await asyncio.Event().wait()  # what else could come is ours
+                await asyncio.Event().wait()  # a disconnect is received by ``listen``
             return body.pop()
 
         def give_up() -> None:
@@ -198,7 +241,7 @@ class CancelOnDisconnect:
 
         async def watched_send(message: Message) -> None:
             nonlocal sent_all
-            # A third of the price of asyncio.timeout, which counts where there is one per token.
+            # A third of the cost of asyncio.timeout, which matters at one per token.
             watchdog = loop.call_later(SEND_TIMEOUT, give_up)
             try:
                 await send(message)

@@ -5,36 +5,36 @@ refused by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.api_model import ApiModel, Bookkeeping, FieldClass, field_error
 from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
 
 TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | list[int]
 RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
-"""Printable ASCII: it goes into a header and into the log."""
+"""Printable ASCII, because it is written to a header and to the log."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 MAX_STOP_STRINGS = 64
-"""Each costs a search per token."""
+"""Maximum number of stop strings: each costs a search per token."""
 MAX_BAD_WORDS = 256
-"""Each is tokenized twice, and looked for at each token."""
+"""Maximum number of bad words: each is tokenized twice, and compared at each token."""
 MAX_LOGIT_BIASES = 1024
-"""Each costs an addition per token."""
+"""Maximum number of biased tokens: each costs an addition per token."""
 ShortText = Annotated[str, Field(max_length=1000)]
 
-# A list may have millions of wrong entries, of which one error tells enough.
+# A list may have millions of wrong entries; one error is enough.
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 
 
 def _check_number_of_biases(biases: Any) -> Any:
-    """Before each is looked at: of a dictionary, all that is wrong would be told."""
+    """Check the number first, since pydantic reports each wrong entry of a dictionary."""
     if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIASES:
         raise ValueError(f"{len(biases)} tokens are too many: at most {MAX_LOGIT_BIASES}")
     return biases
@@ -48,32 +48,34 @@ LogitBias = Annotated[
 
 
 class StreamOptions(ApiModel):
-    """What a stream holds beside the text."""
+    """Parts of a stream besides the text."""
 
     include_usage: bool = False
-    """End with a chunk that has no choices, but the usage."""
+    """End the stream with a chunk that has the usage and no choices."""
     continuous_usage_stats: bool = False
-    """Tell the usage so far in each chunk."""
+    """Add the usage so far to each chunk, if ``include_usage`` is set."""
+    include_obfuscation: Bookkeeping = None
+    """Random characters that OpenAI adds, to hide the length of a chunk."""
 
 
 class SamplingFields(ApiModel):
-    """The fields of both endpoints. Their ranges are those of ``SamplingParams``."""
+    """Fields of both endpoints. Their ranges are those of ``SamplingParams``."""
 
     model: str | None = None
-    """One of ``/v1/models``; None: the one that is served."""
+    """One of the names in ``/v1/models``. Default: the model that is served."""
     stream: bool = False
     stream_options: StreamOptions | None = None
     request_id: RequestId | None = None
-    """Becomes a part of the response's id; unique among those that run."""
+    """Part of the response's id; must be unique among running requests."""
     priority: int = 0
-    """Smaller goes first; needs the server's ``--scheduling-policy=priority``."""
+    """Priority; smaller values run first. Needs the server's ``--scheduling-policy=priority``."""
     cache_salt: str | None = None
-    """Only requests with the same salt share cached blocks."""
-    user: str | None = None
-    """For the log alone."""
+    """Salt of the prefix cache: only requests with the same salt share cached blocks."""
+    user: Bookkeeping = None
+    """Name of the end user."""
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
-    """In log-probabilities, write tokens as ``token_id:5``, so that none are confused."""
+    """Write the tokens of log-probabilities as ``token_id:5``, so that all names differ."""
 
     n: int | None = None
     presence_penalty: float | None = None
@@ -88,7 +90,7 @@ class SamplingFields(ApiModel):
     stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
-    """At most so many; fewer, with ``finish_reason`` ``length``, if no more fit the context."""
+    """Maximum number of output tokens; fewer if no more fit into the context."""
     min_tokens: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
@@ -101,54 +103,79 @@ class SamplingFields(ApiModel):
 
     @model_validator(mode="after")
     def _only_one_says_what_to_match(self) -> "SamplingFields":
-        if self.response_format is not None and self.structured_outputs is not None:
-            raise ValueError(
-                "response_format and structured_outputs both say what the output must match: "
-                "give one of them"
+        has_format = self.response_format is not None and self.response_format.type != "text"
+        if has_format and self.structured_outputs is not None:
+            raise field_error(
+                "response_format", "structured_outputs says what to match, too: give one of them"
             )
         return self
 
     @model_validator(mode="after")
     def _streaming_fields_agree(self) -> "SamplingFields":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream=true")
+        options = self.stream_options or StreamOptions()
+        if not self.stream and (options.include_usage or options.continuous_usage_stats):
+            raise field_error("stream_options", "needs stream=true")
         if self.stream and self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs can't be streamed: set stream=false")
+            raise field_error("prompt_logprobs", "can't be streamed: set stream=false")
         return self
 
+    @property
+    def bookkeeping(self) -> dict[str, Any]:
+        """The request's fields that are only written to the log."""
+        return self.given(FieldClass.BOOKKEEPING)
+
+    def client_field(self, name: str) -> str:
+        """Return the request's field from which a sampling parameter comes."""
+        return name
+
     def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """What is asked for, else the defaults.
+        """Return the request's sampling parameters; absent ones are the defaults.
 
         Raises:
             SettingsError: a value is out of range, or two contradict each other.
         """
         names = {field.name for field in fields(SamplingParams)} & type(self).model_fields.keys()
+        names.discard("structured_outputs")  # set once its grammar has been compiled
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return SamplingParams(**{**defaults, **given, **self._other_params()})
 
     def _other_params(self) -> dict[str, Any]:
-        """Sampling parameters that this endpoint asks for in its own way."""
+        """Return the sampling parameters that come from this endpoint's own fields."""
         return {}
 
 
-class PromptTokensDetails(BaseModel):
+@dataclass(frozen=True, slots=True)
+class PromptTokensDetails:
     """Part of ``Usage``."""
 
     cached_tokens: int
-    """Found in the prefix cache, and so not computed."""
+    """Number of prompt tokens that were found in the prefix cache."""
 
 
-class Usage(BaseModel):
-    """How many tokens a request took; a prompt counts once, however many its completions."""
+@dataclass(frozen=True, slots=True)
+class CompletionTokensDetails:
+    """Part of ``Usage``."""
+
+    reasoning_tokens: int
+    """Tokens of reasoning, its tags included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens of a request; a prompt counts once, however many its completions.
+
+    It is no pydantic model, because one is made for each chunk of a stream.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class PromptLogprob(BaseModel):
-    """vLLM's form of a log-probability."""
+    """Log-probability of a prompt token, in vLLM's form."""
 
     logprob: float
     rank: int

@@ -1,5 +1,6 @@
-"""Models that reason before they answer, between ``<think>`` and ``</think>``."""
+"""Reasoning before the answer, between ``<think>`` and ``</think>``."""
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from minimal_vllm.server.message import MessageDelta, Reader, overlap
@@ -7,21 +8,22 @@ from minimal_vllm.server.message import MessageDelta, Reader, overlap
 OPEN, CLOSE = "<think>", "</think>"
 
 Reasoning = Literal["begun", "possible"]
-"""As in ``StructuredOutputsParams``: whether the text begins within the reasoning, or may begin
-with it."""
+"""``begun``: the text begins inside the reasoning. ``possible``: it may begin with reasoning. Both
+are as in ``StructuredOutputsParams``."""
 
 REASONING_PARSERS: dict[str, Reasoning] = {"qwen3": "possible", "deepseek_r1": "begun"}
-"""What models do that their prompt leaves the choice. DeepSeek R1 always reasons, and may leave
-out the opening tag."""
+"""Expected reasoning of a model if its prompt doesn't decide it. DeepSeek R1 always reasons, and
+may leave out the opening tag."""
 
 
 def expected_reasoning(parser: str, prompt: str, continued: str | None) -> Reasoning | None:
-    """What to expect of the text behind a prompt; None: no reasoning.
+    """Return which reasoning the text after a prompt begins with; None: it has none.
 
     Args:
         parser: one of ``REASONING_PARSERS``.
-        prompt: the template may end it with an opening tag, or with both, which says: don't.
-        continued: the message that the text continues, if it does.
+        prompt: the rendered prompt. A template may end it with an opening tag, or with both tags,
+            which asks the model not to reason.
+        continued: text of the message that the model continues; None: it begins a message.
     """
     if continued is not None:
         if continued.rfind(OPEN) > continued.rfind(CLOSE):
@@ -32,12 +34,54 @@ def expected_reasoning(parser: str, prompt: str, continued: str | None) -> Reaso
     return None if prompt.rstrip().endswith(CLOSE) else REASONING_PARSERS[parser]
 
 
-class ReasoningReader(Reader):
-    """Takes out the reasoning, and leaves the rest to another reader.
+class ReasoningTokens:
+    """Counts the tokens of the reasoning that a text begins with, tags included.
 
     Args:
-        expected: what the text begins with.
-        answer: reads what comes behind the reasoning.
+        expected: reasoning that the text begins with.
+        token_bytes: returns the UTF-8 bytes of a token.
+    """
+
+    def __init__(self, expected: Reasoning, token_bytes: Callable[[int], bytes]) -> None:
+        self._expected = expected
+        self._token_bytes = token_bytes
+        self._text = b""
+        self._num_undecided = 0
+        self._is_at_start = True
+        self._is_over = False
+
+    def count(self, token_ids: Iterable[int]) -> int:
+        """Take in the next tokens, and return how many more are known to be reasoning."""
+        num_known = 0
+        for token_id in token_ids:
+            if self._is_over:
+                break
+            self._text += self._token_bytes(token_id)
+            self._num_undecided += 1
+            if self._is_at_start and not self._read_start():
+                continue
+            num_known += 0 if self._is_over else self._num_undecided
+            self._num_undecided = 0
+            self._is_over = self._is_over or CLOSE.encode() in self._text
+            self._text = self._text[1 - len(CLOSE) :]
+        return num_known
+
+    def _read_start(self) -> bool:
+        """Return whether it is clear what the text begins with."""
+        begin = self._text.lstrip()
+        if OPEN.encode().startswith(begin) and begin != OPEN.encode():
+            return False
+        self._is_at_start = False
+        self._is_over = self._expected == "possible" and not begin.startswith(OPEN.encode())
+        return True
+
+
+class ReasoningReader(Reader):
+    """Reader that splits off the reasoning, and passes the rest to another reader.
+
+    Args:
+        expected: reasoning that the text begins with.
+        answer: reader of the text after the reasoning.
     """
 
     def __init__(self, expected: Reasoning, answer: Reader) -> None:
@@ -48,7 +92,7 @@ class ReasoningReader(Reader):
         self._is_reasoning = True
 
     def read(self, text: str, part: MessageDelta) -> None:
-        """Put what the next piece of text says into ``part``."""
+        """Read the next piece of text, and add its content to ``part``."""
         text, self._held = self._held + text, ""
         if self._is_at_start:
             text = self._read_start(text)
@@ -58,7 +102,7 @@ class ReasoningReader(Reader):
             self._answer.read(text, part)
 
     def finish(self, part: MessageDelta) -> None:
-        """Put what was held back into ``part``."""
+        """Add the text that was held back to ``part``."""
         if self._is_at_start and self._expected == "possible":
             self._answer.read(self._held, part)
         elif self._is_reasoning:
@@ -66,7 +110,7 @@ class ReasoningReader(Reader):
         self._answer.finish(part)
 
     def _read_start(self, text: str) -> str:
-        """The text without the opening tag; nothing, until it is clear whether it has one."""
+        """Return the text without its opening tag, or nothing while the tag may be incomplete."""
         begin = text.lstrip()
         if OPEN.startswith(begin) and begin != OPEN:
             self._held = text
@@ -76,7 +120,7 @@ class ReasoningReader(Reader):
         return begin.removeprefix(OPEN) if begin.startswith(OPEN) else text
 
     def _read_reasoning(self, text: str, part: MessageDelta) -> str:
-        """What comes behind the reasoning."""
+        """Read the reasoning, and return the text after it."""
         if self._is_at_start:
             return ""
         reasoning, close, rest = text.partition(CLOSE)

@@ -1,4 +1,4 @@
-"""Serving over a socket, until a signal comes or the engine dies."""
+"""Serving over a socket until a signal arrives or the engine fails."""
 
 import asyncio
 import signal
@@ -21,12 +21,12 @@ from minimal_vllm.server.service import Service, choose_model_names
 from minimal_vllm.trace.step_record import Observer
 
 MOST_TOKENS_ON_GPU = 8192
-"""A step's tokens, unless told otherwise: fewer than offline, as others wait for its end."""
+"""Default of ``max_num_batched_tokens`` on a GPU: fewer than offline, so that steps are short."""
 KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than clients use one again (aiohttp 15, httpx 5),
-or a request may come in just as it is closed."""
+"""Seconds that an idle connection stays open. Clients reuse one for less time (aiohttp 15 s, httpx
+5 s), so no request arrives just as it is closed."""
 SECONDS_TO_SEND = 5
-"""What was generated before the end must be read within this."""
+"""Seconds in which clients may read the rest of their answers when the server ends."""
 
 
 def make_service(
@@ -36,7 +36,7 @@ def make_service(
     view: ServerExtension | None = None,
     **options: Any,
 ) -> Service:
-    """Load the model, and put together what serves it.
+    """Load the model, and return the service that serves it.
 
     Args:
         config: the server's options.
@@ -73,10 +73,10 @@ def make_service(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket with this address; nobody can connect before the server listens.
+    """Return a socket that is bound to an address; it accepts connections once the server listens.
 
     Raises:
-        OSError: the address can't be had.
+        OSError: the address can't be used.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = found[0]
@@ -91,10 +91,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check_certificate(config: ServerConfig) -> None:
-    """See that the certificate and its key can be used, before anything is loaded.
+    """Check that the certificate and its key can be used, before anything is loaded.
 
     Raises:
-        ValueError: they can't.
+        ValueError: they can't be used.
     """
     if config.ssl_certfile:
         try:
@@ -108,7 +108,7 @@ def check_certificate(config: ServerConfig) -> None:
 
 
 async def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then let the running requests finish; a second one hurries.
+    """Serve until SIGTERM or SIGINT, then let running requests finish; a second signal ends them.
 
     Args:
         service: not started yet.
@@ -116,7 +116,7 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
         on_ready: called when clients can connect.
 
     Raises:
-        EngineFailedError: the engine died, and nothing can be served any more.
+        EngineFailedError: the engine loop failed.
     """
     engine, config = service.engine, service.config
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -166,7 +166,7 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us, and tells when it is ready."""
+    """Uvicorn's server without its signal handlers, and with a callback when it is ready."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -186,7 +186,7 @@ async def _done(task: asyncio.Task[None]) -> None:
 
 
 async def _first_of(*events: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
-    """Wait until one of these has happened, or for so many seconds."""
+    """Wait until one of the events has happened, or for ``timeout`` seconds."""
     tasks = [asyncio.create_task(event) for event in events]
     await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

@@ -1,10 +1,12 @@
-"""What all routes share: the model's names, its tokenizer, and its engine."""
+"""The served model: its names, its tokenizer and its engine, shared by all routes."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from minimal_vllm.demo import DEMO_MODEL_NAME
 from minimal_vllm.llm import LLM
@@ -14,6 +16,7 @@ from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError, as_api_error
 from minimal_vllm.server.extension import ServerExtension
+from minimal_vllm.server.formats import Formats, choose_formats
 from minimal_vllm.server.logprobs import TokenNames
 from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
@@ -26,7 +29,12 @@ NUM_GRAMMAR_THREADS = 2
 
 
 def choose_model_names(config: ServerConfig, model: str | None) -> list[str]:
-    """What clients may call the model (None: the built-in one); metrics have the first name."""
+    """Return the names by which clients may call the model; metrics use the first.
+
+    Args:
+        config: the server's options.
+        model: name or folder of the model; None: the built-in one.
+    """
     return config.served_model_name or [model or DEMO_MODEL_NAME]
 
 
@@ -45,9 +53,15 @@ class Service:
         default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")
     )
 
+    @cached_property
+    def formats(self) -> Formats:
+        """Formats in which the model writes tool calls and reasoning."""
+        template = self.llm.text.chat_template
+        return choose_formats(self.config, template.source if template else "")
+
     @property
     def max_model_len(self) -> int:
-        """The most tokens that prompt and completion may have together."""
+        """Maximum number of tokens of prompt and completion together."""
         return self.llm.built.scheduler_config.max_model_len
 
     def check_model(self, name: str | None) -> None:
@@ -60,31 +74,58 @@ class Service:
                 code="model_not_found",
             )
 
+    def check_length(self, prompts: Iterable[Sequence[int]], field: str) -> None:
+        """Refuse prompts behind which no token fits (400), as OpenAI does.
+
+        Libraries look for the code and for these words.
+
+        Args:
+            prompts: token ids of each prompt.
+            field: the request's field from which they come.
+        """
+        longest = max(map(len, prompts))
+        if longest >= self.max_model_len:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {self.max_model_len} tokens. However, the "
+                f"prompt has {longest} tokens, and at least one must fit behind it: shorten the "
+                f"{field}.",
+                param=field,
+                code="context_length_exceeded",
+            )
+
     def check_load(self) -> None:
         """Refuse requests while too many wait (429)."""
         if self.engine.num_waiting >= self.config.max_waiting_requests:
             raise ApiError(
                 429,
-                f"{self.engine.num_waiting} requests wait already: try again later",
+                f"{self.engine.num_waiting} requests are waiting already: try again later",
                 code="too_many_waiting_requests",
                 headers={"Retry-After": "1"},
             )
 
     def sampling_params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
-        """What the request asks for, else what the model does, else the endpoint's default."""
+        """Return the request's parameters; absent ones are the model's or the endpoint's.
+
+        Raises:
+            ApiError: a parameter is out of range.
+        """
         model_choice = self.llm.built.files.generation_config.sampling
         try:
             return body.sampling_params({"max_tokens": max_tokens, **model_choice})
         except SettingsError as error:
-            raise as_api_error(error) from error
+            raise as_api_error(error).renamed(body.client_field) from error
 
     async def constrain(
         self, params: SamplingParams, constraint: Constraint | None
     ) -> SamplingParams:
-        """The parameters with this constraint, whose grammar the engine then finds compiled.
+        """Compile the constraint's grammar, and return the parameters with the constraint.
 
-        Compiling it may take seconds, so neither event loop nor engine must do it; and few threads,
-        so that no flood of bad grammars takes those in which prompts are tokenized.
+        A compilation may take seconds, so neither the event loop nor the engine's thread does it.
+        It has few threads, so that many bad grammars leave others free to tokenize prompts.
+
+        Raises:
+            ApiError: the constraint can't be used; the message names the field.
         """
         if constraint is None:
             return params
@@ -95,14 +136,14 @@ class Service:
             await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
         except ValueError as error:
             reason = error.__cause__ or error  # which would name the engine's parameter
-            field = constraint.field
-            raise ApiError(400, f"{field} can't be used: {reason}", param=field) from error
+            name, sentence = constraint.blame(str(reason))
+            raise ApiError(400, sentence, param=name) from error
         return replace(params, structured_outputs=constraint.params)
 
-    # ---- tokenizing, in other threads: a long text takes long ------------------------------------
+    # ---- tokenizing, in other threads since long texts take long ---------------------------------
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
-        """The tokens of some prompts (400 if one is not valid text)."""
+        """Return the token ids of each prompt; refuse one that isn't valid text (400)."""
         tokenizer = self.llm.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         try:
@@ -129,16 +170,16 @@ class Service:
         prompts: list[list[int]],
         params: SamplingParams,
     ) -> list[EngineRequest]:
-        """One request for each choice: ``n`` for the first prompt, ``n`` for the second, and so on.
+        """Return one engine request per choice: ``n`` for the first prompt, then for the next.
 
-        Their ids tell them apart, and no client's ``request_id`` can make two the same.
-        Those of one prompt are admitted together, so the first computes it and the others share
-        its blocks, as with the engine's own ``n``.
+        Requests with the same prompt are admitted together. The first computes the prompt, and the
+        others share its blocks, as with the engine's own ``n``.
         """
         if body.priority and self.llm.config.scheduling_policy != "priority":
             raise ApiError(
                 400,
-                "priority: this server takes who comes first (--scheduling-policy=priority)",
+                "priority: this server schedules requests in their order of arrival "
+                "(--scheduling-policy=priority)",
                 param="priority",
             )
         if self.config.enable_log_requests:
@@ -160,7 +201,7 @@ class Service:
         ]
 
     def check_size(self, num_prompts: int, n: int) -> None:
-        """Refuse requests that ask for too much (400)."""
+        """Refuse a request for more completions than are allowed (400)."""
         if num_prompts * n > self.config.max_choices:
             raise ApiError(
                 400,
@@ -171,5 +212,5 @@ class Service:
 
 
 def _seed_of_choice(seed: int | None, index: int) -> int | None:
-    """As the engine counts them for its own ``n``; modulo 2^64, which never gives -1, for none."""
-    return None if seed in (None, -1) else (seed + index) % 2**64
+    """Return the seed of one choice, as the engine computes it for ``n``."""
+    return None if seed in (None, -1) else (seed + index) % 2**64  # never -1, which is no seed

@@ -1,4 +1,4 @@
-"""What the server says of itself: models, health, version, metrics."""
+"""State of the server: models, health, load, version and metrics."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from minimal_vllm.server.service import Service
 
 
 class ModelCard(BaseModel):
-    """One name that the model answers to."""
+    """One name of the model."""
 
     id: str
     object: Literal["model"]
@@ -25,26 +25,33 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The answer of ``/v1/models``."""
+    """Answer of ``/v1/models``."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """The answer of ``/health``."""
+    """Answer of ``/health``."""
 
     status: str = Field(examples=["ok"])
 
 
+class Load(BaseModel):
+    """Answer of ``/load``."""
+
+    server_load: int
+    """Number of running and waiting requests."""
+
+
 class Version(BaseModel):
-    """The answer of ``/version``."""
+    """Answer of ``/version``."""
 
     version: str
 
 
 def make_router(service: Service) -> APIRouter:
-    """The routes."""
+    """Return a router with these routes."""
     router = APIRouter()
 
     def card(name: str) -> ModelCard:
@@ -77,6 +84,11 @@ def make_router(service: Service) -> APIRouter:
     @router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
     async def ping() -> Health:
         return await health()
+
+    @router.get("/load")
+    async def load() -> Load:
+        engine = service.engine
+        return Load(server_load=engine.num_waiting + engine.num_running)
 
     @router.get("/version")
     async def version() -> Version:

@@ -1,30 +1,67 @@
-"""``response_format`` and ``structured_outputs``: what a request wants its output to match."""
+"""``response_format`` and ``structured_outputs``: the form that an output must match."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from minimal_vllm.sampling.json_schema import find_keyword
 from minimal_vllm.sampling_params import StructuredOutputsParams
-from minimal_vllm.server.api_model import ApiModel, without_nothings
+from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
 
-StructuredOutputs = Annotated[StructuredOutputsParams, BeforeValidator(without_nothings)]
-"""vLLM's object; of its options those are refused that the engine doesn't have."""
+
+class StructuredOutputs(ApiModel):
+    """vLLM's object that says what the output must match; one of the first five is given."""
+
+    json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    disable_fallback: Bookkeeping = None
+    """Forbid vLLM to try another of its libraries; this server has one."""
+    whitespace_pattern: OnlyDefault[str] = None
+    structural_tag: OnlyDefault[str] = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "StructuredOutputs":
+        try:
+            _ = self.params
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["ctx"]["error"]) from error
+        return self
+
+    @property
+    def params(self) -> StructuredOutputsParams:
+        """The same as the engine's parameters."""
+        return StructuredOutputsParams(
+            json=self.json_,
+            regex=self.regex,
+            choice=self.choice,
+            grammar=self.grammar,
+            json_object=self.json_object,
+            disable_any_whitespace=self.disable_any_whitespace,
+            disable_additional_properties=self.disable_additional_properties,
+        )
 
 
 class JsonSchema(ApiModel):
-    """The part of ``ResponseFormat`` that says which JSON."""
+    """JSON schema of a ``ResponseFormat``."""
 
     name: str
-    """For the client's own use, as is ``description``: the model sees neither."""
+    """Name for the client's own use; the model sees neither it nor ``description``."""
     description: str | None = None
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
-    """The output is held to the schema in any case."""
+    """Accepted without effect: the output matches the schema in any case."""
 
 
 class ResponseFormat(ApiModel):
-    """OpenAI's way to ask for JSON."""
+    """OpenAI's object that asks for JSON."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -38,19 +75,40 @@ class ResponseFormat(ApiModel):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an output must match."""
+    """Form that an output must match, and the part of the request that asks for it."""
 
     params: StructuredOutputsParams
     field: str
-    """The request's field that asks for it, to be named if it can't be had."""
+    """The request's field that asks for it."""
+    schemas: Mapping[str, dict[str, Any]] | None = None
+    """Schemas of which it is made, if there are several, by the request's fields that hold them."""
+
+    def blame(self, reason: str) -> tuple[str, str]:
+        """Return the field that makes the constraint unusable, and a sentence that says why.
+
+        Args:
+            reason: what the grammar's compiler says.
+        """
+        unenforced = re.search(r'Unimplemented keys: \["(\w+)"', reason)
+        keyword = unenforced[1] if unenforced else ""
+        for name, schema in (self.schemas or {}).items():
+            path = find_keyword(schema, keyword)
+            if path is not None:
+                full_name = f"{name}.{path}" if path else name
+                return full_name, (
+                    f"{full_name} can't be used: {keyword!r} can't be enforced in a strict tool: "
+                    "leave it out, or set strict to false"
+                )
+        return self.field, f"{self.field} can't be used: {reason}"
 
 
 def asked_constraint(
-    response_format: ResponseFormat | None, structured_outputs: StructuredOutputsParams | None
+    response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
 ) -> Constraint | None:
-    """What these two fields, of which one may be given, ask for."""
+    """Return what these two fields, of which one may be given, ask for; None: nothing."""
     if structured_outputs is not None:
-        return Constraint(structured_outputs, f"structured_outputs.{structured_outputs.kind}")
+        params = structured_outputs.params
+        return Constraint(params, f"structured_outputs.{params.kind}")
     if response_format is None or response_format.type == "text":
         return None
     if response_format.json_schema is None:

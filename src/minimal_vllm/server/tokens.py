@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``POST /detokenize``."""
+"""``POST /tokenize``, ``POST /detokenize`` and ``GET /tokenizer_info``."""
 
 import asyncio
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from minimal_vllm.server.service import Service
 
 
 class TokenizeRequest(ApiModel):
-    """What to tokenize: a text."""
+    """Body of ``POST /tokenize`` for a text."""
 
     model: str | None = None
     prompt: str
@@ -24,7 +24,7 @@ class TokenizeRequest(ApiModel):
 
 
 class TokenizeChatRequest(ChatFields):
-    """What to tokenize: a conversation."""
+    """Body of ``POST /tokenize`` for a conversation."""
 
     model: str | None = None
     return_token_strs: bool = False
@@ -39,18 +39,18 @@ AnyTokenizeRequest = Annotated[
     Annotated[TokenizeRequest, Tag("[text]")] | Annotated[TokenizeChatRequest, Tag("[chat]")],
     Discriminator(_kind_of_tokenize),
 ]
-"""The body of ``POST /tokenize``."""
+"""Body of ``POST /tokenize``."""
 
 
 class DetokenizeRequest(ApiModel):
-    """The body of ``POST /detokenize``."""
+    """Body of ``POST /detokenize``."""
 
     model: str | None = None
     tokens: TokenIds
 
 
 class Tokens(BaseModel):
-    """The answer of ``/tokenize``."""
+    """Answer of ``/tokenize``."""
 
     count: int
     max_model_len: int
@@ -59,13 +59,13 @@ class Tokens(BaseModel):
 
 
 class Text(BaseModel):
-    """The answer of ``/detokenize``."""
+    """Answer of ``/detokenize``."""
 
     prompt: str
 
 
 def make_router(service: Service) -> APIRouter:
-    """The routes."""
+    """Return a router with these routes."""
     router = APIRouter()
     tokenizer = service.llm.tokenizer
 
@@ -89,10 +89,17 @@ def make_router(service: Service) -> APIRouter:
         if max(body.tokens, default=0) >= limit:
             raise ApiError(
                 400,
-                f"tokens: {max(body.tokens)} is none of the model's, which are 0 to {limit - 1}",
+                f"tokens: {max(body.tokens)} is not a token: they are 0 to {limit - 1}",
                 param="tokens",
             )
         text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
         return Text(prompt=text)
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        """Return the content of ``tokenizer_config.json``, and the chat template in use."""
+        template = service.llm.text.chat_template
+        others = {"chat_template": template.source} if template else {}
+        return {**tokenizer.config, **others}
 
     return router

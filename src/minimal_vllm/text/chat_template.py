@@ -6,29 +6,33 @@ that Hugging Face defines: https://huggingface.co/docs/transformers/chat_templat
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, UndefinedError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minimal_vllm.text.messages import MessageForm, in_forms, plain, preferred_form
 from minimal_vllm.text.tokenizer import Tokenizer, read_json
 
 CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 """Marks the end of the final message. Whether the space survives tells if the template trims."""
 
-REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names for a message's reasoning; templates read the first, some the second."""
-
 
 class ChatTemplate:
     """Renders messages as ``transformers``' ``apply_chat_template(tokenize=False)`` does.
 
-    But, as vLLM does, it lets messages be as OpenAI's API has them: with a list of texts as
-    content, and with a JSON string as the arguments of a tool call. Most templates know neither.
+    Beyond that, messages may be as OpenAI's API has them: with a list of texts as content, and with
+    a JSON string as the arguments of a tool call. They are handed over in the form that the
+    template seems to be written for. If it fails with that, it is rendered with other forms.
+
+    Args:
+        sources: one template, or several by name.
+        special_tokens: variables such as ``bos_token``, with their texts.
 
     Attributes:
         sources: template by name; ``default`` is used, or ``tool_use`` where tools are given.
@@ -43,6 +47,11 @@ class ChatTemplate:
         self.sources = {"default": sources} if isinstance(sources, str) else dict(sources)
         self._templates = {name: _compile(source) for name, source in self.sources.items()}
         self._special_tokens = dict(special_tokens or {})
+
+    @property
+    def source(self) -> str:
+        """The default template, or the first one if none is called so."""
+        return self.sources.get("default", next(iter(self.sources.values()), ""))
 
     def render(
         self,
@@ -70,21 +79,29 @@ class ChatTemplate:
                 "continue_final_message leaves no place for a generation prompt: "
                 "set add_generation_prompt=False with it"
             )
-        chat = _checked(messages)
-        final_text = _mark_final_text(chat[-1]) if continue_final_message else ""
-        variables = {**self._special_tokens, "documents": None, **_plain(variables)}
-        try:
-            text = self._choose(tools).render(
-                **variables,
-                messages=chat,
-                tools=_plain(tools),
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as error:  # the template is a program and may fail in any way
-            raise ValueError(f"the chat template rejects these messages: {error}") from error
-        return _cut_at_mark(text, final_text) if continue_final_message else text
+        compiled = self._choose(tools)
+        variables = {
+            **self._special_tokens,
+            "documents": None,
+            **plain(variables),
+            "tools": plain(tools),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        failure: Exception | None = None
+        for chat in in_forms(messages, compiled.form):
+            final_text = _mark_final_text(chat[-1]) if continue_final_message else ""
+            try:
+                text = compiled.template.render(**variables, messages=chat)
+            except (TypeError, UndefinedError) as error:  # of another form, it may know more
+                failure = failure or error
+            except Exception as error:  # the template is a program and may fail in any way
+                failure = error
+                break
+            else:
+                return _cut_at_mark(text, final_text) if continue_final_message else text
+        raise ValueError(f"the chat template rejects these messages: {failure}") from failure
 
-    def _choose(self, tools: object) -> Template:
+    def _choose(self, tools: object) -> "_Compiled":
         if tools is not None and "tool_use" in self._templates:
             return self._templates["tool_use"]
         if "default" in self._templates:
@@ -146,7 +163,13 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-def _compile(source: str) -> Template:
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    template: Template
+    form: MessageForm
+
+
+def _compile(source: str) -> _Compiled:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -154,7 +177,7 @@ def _compile(source: str) -> Template:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(source)
+        return _Compiled(environment.from_string(source), preferred_form(environment.parse(source)))
     except TemplateError as error:
         raise ValueError(f"the chat template is not valid jinja: {error}") from error
 
@@ -180,63 +203,13 @@ def _strftime_now(format_: str) -> str:
     return datetime.now().strftime(format_)
 
 
-def _plain(value: Any) -> Any:
-    """A copy made of JSON's types only: a template gets no object with methods to call."""
-    try:
-        return json.loads(json.dumps(value))
-    except TypeError as error:
-        raise ValueError(f"a chat template takes only JSON values: {error}") from error
-
-
-def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A copy of well-formed messages, without absent values, which templates mostly forget."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError("messages should be a list of at least one message")
-    chat = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {i} should be an object with a role, not {message!r}")
-        present = {key: value for key, value in message.items() if value is not None}
-        reasoning = next((present[key] for key in REASONING_FIELDS if key in present), None)
-        if reasoning is not None:
-            present = {"thinking": reasoning, **present, "reasoning_content": reasoning}
-        present = _plain(present)
-        if isinstance(present.get("content"), list):
-            present["content"] = "\n".join(_text(i, part) for part in present["content"])
-        calls = present.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
-            _parse_arguments(i, call)
-        chat.append(present)
-    return chat
-
-
-def _text(i: int, part: Any) -> str:
-    """The text of one part of message ``i``'s content."""
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise ValueError(
-            f"message {i} has content of the type {kind!r}; only texts are supported, as "
-            "{'type': 'text', 'text': …}"
-        )
-    return str(part["text"])
-
-
-def _parse_arguments(i: int, call: Any) -> None:
-    """Makes the arguments of one of message ``i``'s tool calls an object, in place."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        raise ValueError(f"message {i} has a tool call that is {call!r}, but should be an object")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            function["arguments"] = json.loads(arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"message {i} has a tool call whose arguments are no JSON") from error
-
-
 def _mark_final_text(message: dict[str, Any]) -> str:
-    """Marks the end of a message's text, in place; returns the text without the mark."""
+    """Mark the end of a message's text, in place, and return the text without the mark."""
     content = message.get("content")
+    if isinstance(content, list) and content:
+        text = str(content[-1]["text"])
+        content[-1]["text"] = text + CONTINUE_HERE
+        return text
     if not isinstance(content, str):
         raise ValueError("continue_final_message needs a final message with text to continue")
     message["content"] = content + CONTINUE_HERE

@@ -2,7 +2,7 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -58,18 +58,29 @@ class Detokenizer:
         self._num_streamed = len(self._pieces)
         return new
 
-    def append(self, token_ids: Iterable[int]) -> str | None:
-        """Takes the next tokens of the completion, until a stop string is found.
+    def append(
+        self, token_ids: Iterable[int], could_end: Iterable[bool] = repeat(True)
+    ) -> str | None:
+        """Append the next tokens of the completion, until a stop string is found.
 
-        A token that ends the completion should not be given, unless its text is wanted.
+        Args:
+            token_ids: the tokens, without one that ends the completion, unless its text is wanted.
+            could_end: for each token, whether the completion may end before it. A stop string that
+                begins elsewhere does not count: it would leave a text that is not what was asked
+                for.
 
         Returns:
             The stop string with which the text ends, or, unless it is to be included, before
             which it ends; None if there is none yet. Nothing may be appended after one.
         """
-        for token_id in token_ids:
+        for token_id, may_stop in zip(token_ids, could_end, strict=False):
             self.num_tokens += 1
-            stop = self._add(self._utf8.decode(self._bytes(token_id)))
+            new = self._utf8.decode(self._bytes(token_id))
+            if not may_stop:
+                self._pieces.append(self._held_back + new)
+                self._held_back = ""
+                continue
+            stop = self._add(new)
             if stop is not None:
                 return stop
         return None

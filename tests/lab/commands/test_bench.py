@@ -158,7 +158,7 @@ def test_the_api_key_is_sent_and_a_missing_key_is_reported(monkeypatch):
     with process("--api-key=secret") as server:
         arguments = ["serve", f"--base-url={server.url}", *SHORT, "--num-prompts=1"]
         refused = invoke(*arguments)
-        assert "HTTP 401: this server wants its API key" in refused.stderr
+        assert "HTTP 401: this server needs its API key" in refused.stderr
         monkeypatch.setenv("OPENAI_API_KEY", "secret")
         assert invoke(*arguments).exit_code == 0
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 
 from minimal_vllm.server.message import CallWriter
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.hermes import Hermes
-from minimal_vllm.server.tools.protocol import Function
 from tests.server.tools.cutting import cut, read_apart, read_format, soup
 
 FORMAT = Hermes([Function(name="weather"), Function(name="time")])
@@ -126,3 +126,17 @@ def test_only_strict_functions_constrain_the_text():
     strict = Function(name="time", parameters={"properties": {}}, strict=True)
     grammar = Hermes([strict, Function(name="weather")]).constraint().grammar
     assert json.dumps('{"name": "weather", "arguments": ') in grammar
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"arguments": {"a": "\\ud800"}, "name": "f"}',
+        '{"name": "\\ud800", "arguments": {}}',
+    ],
+)
+def test_what_can_not_be_written_as_utf8_is_no_call(call):
+    """An answer with half of a surrogate pair in it could not be sent."""
+    content, calls = read_format(Hermes([]), [f"<tool_call>{call}</tool_call>"])
+    assert calls == []
+    content.encode()

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 
 from minimal_vllm.server.message import CallWriter
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.json_calls import Llama3Json, RequiredCalls
-from minimal_vllm.server.tools.protocol import Function
 from tests.server.tools.cutting import cut, read_apart, read_format, soup
 
 FUNCTIONS = [Function(name="weather"), Function(name="time")]

@@ -1,4 +1,4 @@
-"""The answer to a chat: its models, and how the model's text becomes one of them."""
+"""Answer to a chat: its models, and writing the generated text as one of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -12,11 +12,12 @@ from minimal_vllm.server.generation import ChunkedAnswer
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.message import MessageDelta, ToolCallDelta
 from minimal_vllm.server.models import PromptLogprobs, Usage
+from minimal_vllm.server.reasoning import ReasoningTokens
 from minimal_vllm.server.service import Service
 
 
 class TokenLogprob(BaseModel):
-    """One token that might have come."""
+    """Log-probability of one token."""
 
     token: str
     logprob: float
@@ -24,26 +25,26 @@ class TokenLogprob(BaseModel):
 
 
 class ChatTokenLogprob(TokenLogprob):
-    """The token that came, and those that might have."""
+    """Log-probability of the chosen token, and those of the most probable ones."""
 
     top_logprobs: list[TokenLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """An entry for each token."""
+    """Log-probabilities with one entry per token."""
 
     content: list[ChatTokenLogprob]
 
 
 class CalledFunction(BaseModel):
-    """A function's name, and its arguments as JSON."""
+    """Name of a function, and its arguments as JSON."""
 
     name: str
     arguments: str
 
 
 class MessageCall(BaseModel):
-    """A function that is to be called."""
+    """Call of a function."""
 
     id: str
     type: Literal["function"]
@@ -51,18 +52,22 @@ class MessageCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """What the model says."""
+    """Message of the assistant."""
 
     role: Literal["assistant"]
     content: str | None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    """The same: vLLM's field has had both names, and clients read the one or the other."""
-    tool_calls: list[MessageCall] | None = None
+    """Same as ``reasoning``: vLLM has used both names, and clients read one or the other."""
+    tool_calls: list[MessageCall] = []
 
 
 class ChatChoice(BaseModel):
-    """One answer to the conversation."""
+    """One answer to the conversation, with its message."""
 
     index: int
     message: ChatMessage
@@ -73,7 +78,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer of ``/v1/chat/completions``."""
+    """Answer of ``/v1/chat/completions``."""
 
     id: str
     object: Literal["chat.completion"]
@@ -81,12 +86,14 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    service_tier: None = None
+    system_fingerprint: None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatAnswer(ChunkedAnswer):
-    """Messages of the assistant."""
+    """Answer that consists of messages of the assistant."""
 
     chunk_object = "chat.completion.chunk"
 
@@ -96,11 +103,21 @@ class ChatAnswer(ChunkedAnswer):
         super().__init__(service, response_id, body)
         self._body = body
         self._messages = MessageReaders(dialogue)
+        self._reasoning = dialogue.reasoning
+        self._token_bytes = service.llm.tokenizer.token_bytes
         self._names = service.token_names(body)
-        self._begun: set[int] = set()
+        self._counters: dict[int, ReasoningTokens] = {}
+
+    def count_reasoning(self, index: int, output: RequestOutput) -> int:
+        """Return the number of reasoning tokens in the new output of one choice."""
+        if self._reasoning is None:
+            return 0
+        if index not in self._counters:
+            self._counters[index] = ReasoningTokens(self._reasoning, self._token_bytes)
+        return self._counters[index].count(output.outputs[0].token_ids)
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:
-        """The whole answer."""
+        """Return the whole answer."""
         answer = ChatCompletion(
             object="chat.completion",
             **self.envelope,
@@ -121,36 +138,32 @@ class ChatAnswer(ChunkedAnswer):
         return answer
 
     def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
-        """The new part of a choice, if there is any."""
+        """Return the new part of a choice as one chunk, or no chunk if there is nothing new."""
         (completion,) = output.outputs
-        chunks: list[dict[str, Any]] = []
-        if index not in self._begun:
-            chunks.append(self._role(index))
-            if self._body.return_token_ids and not self._begun:
-                chunks[0]["prompt_token_ids"] = output.prompt_token_ids
-            self._begun.add(index)
         part = self._messages.read(index, completion)
         details = self._details(index, completion)
         if part or any(details.get(name) for name in ("finish_reason", "logprobs", "token_ids")):
-            chunks.append({"choices": [{"index": index, "delta": _delta(part), **details}]})
-        return chunks
+            return [{"choices": [{"index": index, "delta": _delta(part), **details}]}]
+        return []
 
     def _details(self, index: int, completion: CompletionOutput) -> dict[str, Any]:
-        """What a choice has beside its text, in a stream or not."""
+        """Return the fields of a choice besides its message."""
         details: dict[str, Any] = {
             "logprobs": self._write_logprobs(completion),
             "finish_reason": self._messages.finish_reason(index, completion),
             "stop_reason": completion.stop_reason,
         }
-        if self._body.return_token_ids:
-            details["token_ids"] = completion.token_ids
+        details["token_ids"] = completion.token_ids if self._body.return_token_ids else None
         return details
 
-    @staticmethod
-    def _role(index: int) -> dict[str, Any]:
+    def opening(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
+        """Return the chunk that names the role; the first of all has the prompt's tokens, too."""
         delta = {"role": "assistant", "content": ""}
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        return {"choices": [choice]}
+        if self._begun:
+            return [{"choices": [choice]}]
+        prompt = output.prompt_token_ids if self._body.return_token_ids else None
+        return [{"choices": [choice], "prompt_token_ids": prompt}]
 
     def _write_logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:
@@ -160,7 +173,7 @@ class ChatAnswer(ChunkedAnswer):
 
 
 def _message(part: MessageDelta) -> ChatMessage:
-    """A message, of which this is all."""
+    """Return a whole message."""
     others = _reasoning(part)
     if part.calls:
         others["tool_calls"] = [_message_call(call) for call in part.calls.values()]
@@ -169,7 +182,7 @@ def _message(part: MessageDelta) -> ChatMessage:
 
 
 def _delta(part: MessageDelta) -> dict[str, Any]:
-    """What is new of a message."""
+    """Return the ``delta`` of a chunk."""
     delta = _reasoning(part)
     if part.calls:
         delta["tool_calls"] = [_call_delta(index, call) for index, call in part.calls.items()]
@@ -179,7 +192,7 @@ def _delta(part: MessageDelta) -> dict[str, Any]:
 
 
 def _reasoning(part: MessageDelta) -> dict[str, Any]:
-    """Under both names."""
+    """Return the reasoning under both of its names."""
     if not part.reasoning:
         return {}
     return {"reasoning": part.reasoning, "reasoning_content": part.reasoning}
@@ -191,7 +204,7 @@ def _message_call(call: ToolCallDelta) -> MessageCall:
 
 
 def _call_delta(index: int, call: ToolCallDelta) -> dict[str, Any]:
-    """What is new of a call; the first part has its id, type and name."""
+    """Return the new part of a call; the first part of a call has its id, type and name."""
     if not call.id:
         return {"index": index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
@@ -201,7 +214,7 @@ def _call_delta(index: int, call: ToolCallDelta) -> dict[str, Any]:
 def chat_logprobs(
     names: TokenNames, num_top: int, token_ids: Iterable[int], positions: Iterable[TokenLogprobs]
 ) -> ChatLogprobs:
-    """The log-probabilities of some tokens, as ``/v1/chat/completions`` has them."""
+    """Return the log-probabilities of tokens in the form of ``/v1/chat/completions``."""
 
     def write(token_id: int, logprob: Logprob) -> TokenLogprob:
         return TokenLogprob(

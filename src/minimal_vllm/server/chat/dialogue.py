@@ -1,11 +1,12 @@
-"""How one chat is answered: what the model's text must match, and how it becomes a message."""
+"""Plan of the answers to one chat: the form of the text, and how it becomes a message."""
 
 from dataclasses import dataclass, replace
 
 from minimal_vllm.outputs import CompletionOutput
+from minimal_vllm.sampling.grammar_source import grammar_source
 from minimal_vllm.server.chat.request import ChatCompletionRequest
-from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.errors import ApiError
+from minimal_vllm.server.formats import Formats
 from minimal_vllm.server.message import CallWriter, ContentReader, MessageDelta, Reader
 from minimal_vllm.server.reasoning import Reasoning, ReasoningReader, expected_reasoning
 from minimal_vllm.server.structured import Constraint, asked_constraint
@@ -15,26 +16,26 @@ from minimal_vllm.server.tools.json_calls import Llama3Json, RequiredCalls
 from minimal_vllm.server.tools.named import NamedCall
 
 TOOL_CALL_PARSERS = {"hermes": Hermes, "llama3_json": Llama3Json}
-"""The formats of models that may call tools by themselves."""
+"""Formats of tool calls that a model makes by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """What was settled for all answers to one chat."""
+    """Plan for all answers to one chat."""
 
     constraint: Constraint | None
     tools: ToolFormat | None
-    """How calls are written; None: there are none."""
+    """Format of the calls; None: the text has no calls."""
     parallel: bool
-    """Whether a message may have several calls."""
+    """True if a message may have several calls."""
     reasoning: Reasoning | None
-    """What a text begins with; None: with the answer."""
+    """Reasoning that the text begins with; None: it has none."""
     reason_of_calls: str
-    """The ``finish_reason`` of a message that has calls and is complete."""
+    """``finish_reason`` of a complete message that has calls."""
 
     @property
     def has_tags(self) -> bool:
-        """Whether the text may have tags, which are special tokens of some models."""
+        """True if the text may have tags, which are special tokens of some models."""
         return self.tools is not None or self.reasoning is not None
 
     def make_reader(self) -> Reader:
@@ -75,23 +76,23 @@ class MessageReaders:
         return completion.finish_reason
 
 
-def plan_dialogue(config: ServerConfig, body: ChatCompletionRequest, prompt: str) -> Dialogue:
-    """Settle how a chat is answered.
+def plan_dialogue(formats: Formats, body: ChatCompletionRequest, prompt: str) -> Dialogue:
+    """Plan the answers to a chat.
 
     Args:
-        config: says which formats the model has.
+        formats: formats in which the model writes.
         body: the request.
-        prompt: what the chat template made of it.
+        prompt: its rendered prompt.
 
     Raises:
-        ApiError: the request contradicts itself, or needs a format that was not named.
+        ApiError: the request contradicts itself, or the model's format isn't known.
     """
-    tools = _choose_tools(config, body)
+    tools = _choose_tools(formats, body)
     constraint = _choose_constraint(body, tools)
     reasoning = None
-    if config.reasoning_parser is not None:
+    if formats.reasoning is not None:
         continued = body.messages[-1].text if body.continue_final_message else None
-        reasoning = expected_reasoning(config.reasoning_parser, prompt, continued)
+        reasoning = expected_reasoning(formats.reasoning, prompt, continued)
     if constraint is not None:
         constraint = replace(constraint, params=replace(constraint.params, reasoning=reasoning))
     return Dialogue(
@@ -103,22 +104,22 @@ def plan_dialogue(config: ServerConfig, body: ChatCompletionRequest, prompt: str
     )
 
 
-def _choose_tools(config: ServerConfig, body: ChatCompletionRequest) -> ToolFormat | None:
+def _choose_tools(formats: Formats, body: ChatCompletionRequest) -> ToolFormat | None:
     functions = [tool.function for tool in body.tools or ()]
-    if not functions and body.tool_choice not in (None, "none"):
+    if not functions and body.tool_choice not in (None, "none", "auto"):
         raise ApiError(400, "tool_choice: there are no tools to choose from", param="tool_choice")
     match body.tool_choice:
         case "required":
             return RequiredCalls(functions, body.parallel_tool_calls)
         case "auto" | None if functions:
-            if config.tool_call_parser is None:
+            if formats.tool_calls is None:
                 raise ApiError(
                     400,
-                    "tool_choice: this server can't tell calls from text, which auto needs "
-                    "(--enable-auto-tool-choice and --tool-call-parser)",
+                    "tool_choice: auto needs the format of the model's calls, and its template "
+                    "shows none that is known (--enable-auto-tool-choice and --tool-call-parser)",
                     param="tool_choice",
                 )
-            return TOOL_CALL_PARSERS[config.tool_call_parser](functions)
+            return TOOL_CALL_PARSERS[formats.tool_calls](functions)
         case "auto" | "none" | None:
             return None
     wanted = body.tool_choice.function.name
@@ -133,16 +134,33 @@ def _choose_tools(config: ServerConfig, body: ChatCompletionRequest) -> ToolForm
 
 
 def _choose_constraint(body: ChatCompletionRequest, tools: ToolFormat | None) -> Constraint | None:
+    """Return what the text must match: calls of tools, or what the request asks for otherwise."""
     asked = asked_constraint(body.response_format, body.structured_outputs)
     if tools is None:
         return asked
+    answer = None
     if asked is not None:
-        field = asked.field.partition(".")[0]
+        answer = _grammar_of(asked)
+    params = tools.constraint(answer)
+    if params is None:
+        return None
+    schemas = {
+        f"tools.{index}.function.parameters": tool.function.schema_of_arguments
+        for index, tool in enumerate(body.tools or ())
+        if tool.function.strict
+    }
+    return Constraint(params, "tools" if asked is None else asked.field, schemas)
+
+
+def _grammar_of(asked: Constraint) -> str:
+    """Return the grammar of an answer, as a part of a larger one."""
+    if asked.params.grammar is not None:
         raise ApiError(
             400,
-            f"{field}: an answer that may be a tool call can't be held to it: "
-            "set tool_choice to none",
-            param=field,
+            "structured_outputs.grammar can't be combined with tools: set tool_choice to none",
+            param="structured_outputs.grammar",
         )
-    params = tools.constraint()
-    return Constraint(params, "tools") if params is not None else None
+    try:
+        return grammar_source(asked.params)
+    except (ImportError, ValueError, TypeError, RecursionError) as error:
+        raise ApiError(400, f"{asked.field} can't be used: {error}", param=asked.field) from error

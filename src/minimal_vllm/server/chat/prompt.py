@@ -1,4 +1,4 @@
-"""From a conversation to the text of its prompt, through the model's chat template."""
+"""Rendering a conversation as a prompt by the model's chat template."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def render_chat(service: Service, chat: ChatFields) -> str:
     if chat.chat_template is not None and not service.config.trust_request_chat_template:
         raise ApiError(
             400,
-            "chat_template: this server trusts no templates but the model's "
+            "chat_template: this server uses no template but the model's "
             "(--trust-request-chat-template)",
             param="chat_template",
         )
@@ -35,11 +35,10 @@ def _render(service: Service, chat: ChatFields) -> str:
         render = template.render if template else service.llm.render_chat
         return render(
             [message.as_dict() for message in chat.messages],
-            tools=[tool.model_dump(exclude_unset=True) for tool in chat.tools or ()] or None,
+            tools=[tool.as_dict() for tool in chat.tools or ()] or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            **(service.config.default_chat_template_kwargs or {})
-            | (chat.chat_template_kwargs or {}),
+            **(service.config.default_chat_template_kwargs or {}) | chat.template_variables,
         )
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error

@@ -1,78 +1,37 @@
-"""What a chat's request may have: the conversation, the tools, and how the answer is sampled."""
+"""Request of a chat: the conversation, the tools, and how the answer is sampled."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from minimal_vllm.server.api_model import ApiModel
+from minimal_vllm.server.api_model import ApiModel, FieldClass, TemplateHint, field_error
+from minimal_vllm.server.chat.history import Message
 from minimal_vllm.server.config import TEMPLATE_ARGUMENTS
 from minimal_vllm.server.models import SamplingFields
-from minimal_vllm.server.tools.protocol import Tool, ToolCall, ToolChoice
-
-
-class TextPart(ApiModel):
-    """A part of a message; there are no others than texts."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(ApiModel):
-    """One message of a conversation."""
-
-    role: str
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    """Of the assistant."""
-    tool_call_id: str | None = None
-    """Of a tool: the call of which ``content`` is the result."""
-    reasoning: str | None = None
-    """Of the assistant."""
-    reasoning_content: str | None = None
-    """Another name for it."""
-
-    @model_validator(mode="after")
-    def _someone_says_something(self) -> "Message":
-        if self.content is None and self.role != "assistant":
-            raise ValueError("content is missing")
-        return self
-
-    @property
-    def text(self) -> str | None:
-        """The content as one text, of which the parts are lines."""
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content
-
-    def as_dict(self) -> dict[str, Any]:
-        """As chat templates know it."""
-        return {
-            "role": self.role,
-            "content": self.text,
-            "name": self.name,
-            "tool_calls": [call.model_dump() for call in self.tool_calls or ()] or None,
-            "tool_call_id": self.tool_call_id,
-            "reasoning_content": self.reasoning_content or self.reasoning,
-        }
+from minimal_vllm.server.other_fields import OtherChatFields
+from minimal_vllm.server.tools.declaration import Tool, ToolChoice
 
 
 class ChatFields(ApiModel):
-    """How a conversation becomes a prompt."""
+    """Fields that say how a conversation becomes a prompt."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
-    """What the model may call; the chat template tells it, whatever ``tool_choice`` says."""
+    """Functions that the model may call; the template shows them, whatever ``tool_choice`` says."""
     add_generation_prompt: bool = True
     """End the prompt with the header of the assistant's next message."""
     continue_final_message: bool = False
     """Leave the last message open, to be continued; needs ``add_generation_prompt=false``."""
     chat_template: str | None = None
-    """Used in place of the model's; needs the server's ``--trust-request-chat-template``."""
+    """Template to use in place of the model's; needs ``--trust-request-chat-template``."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """What else the template knows, such as ``enable_thinking``."""
+    """Other variables of the template, such as ``enable_thinking``."""
+    reasoning_effort: TemplateHint[str] = None
+    """``low``, ``medium``, ``high`` or what else the template knows."""
+    documents: TemplateHint[list[dict[str, Any]]] = None
+    """Documents that the template shows to the model."""
     add_special_tokens: bool = False
-    """As for a completion; most templates write these tokens themselves."""
+    """Add the tokenizer's special tokens, although most templates write them themselves."""
 
     @field_validator("tools")
     @classmethod
@@ -82,35 +41,52 @@ class ChatFields(ApiModel):
             raise ValueError("two tools have the same name")
         return tools
 
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """The variables of the template that the request sets."""
+        return {**self.given(FieldClass.TEMPLATE_HINT), **(self.chat_template_kwargs or {})}
+
     @model_validator(mode="after")
     def _names_are_free(self) -> "ChatFields":
         taken = TEMPLATE_ARGUMENTS & (self.chat_template_kwargs or {}).keys()
         if taken:
-            raise ValueError(f"chat_template_kwargs can't set {', '.join(sorted(taken))}")
+            raise field_error("chat_template_kwargs", f"can't set {', '.join(sorted(taken))}")
         return self
 
 
-class ChatCompletionRequest(SamplingFields, ChatFields):
-    """The body of ``POST /v1/chat/completions``."""
+class ChatCompletionRequest(SamplingFields, ChatFields, OtherChatFields):
+    """Body of ``POST /v1/chat/completions``."""
 
     logprobs: bool = False
     top_logprobs: int | None = None
-    """Log-probabilities of so many top tokens; needs ``logprobs=true``."""
+    """Number of most probable tokens to return; needs ``logprobs=true``."""
     max_completion_tokens: int | None = None
-    """OpenAI's newer name of ``max_tokens``."""
+    """Newer name of ``max_tokens``."""
     tool_choice: ToolChoice | None = None
-    """None: ``auto``, if there are tools."""
+    """Tools that may or must be called. Default: ``auto``."""
     parallel_tool_calls: bool = True
-    """Whether a message may have several calls."""
+    """Allow several calls in one message."""
 
     @model_validator(mode="after")
     def _two_names_agree(self) -> "ChatCompletionRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("top_logprobs", "needs logprobs=true")
         both = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both) > 1:
-            raise ValueError("max_tokens and max_completion_tokens are the same: give one of them")
+            raise field_error(
+                "max_completion_tokens", "max_tokens means the same: give one of them"
+            )
         return self
+
+    def client_field(self, name: str) -> str:
+        """Return the field from which a sampling parameter comes."""
+        if name == "prompt_token_ids":
+            return "messages"
+        if name == "logprobs":
+            return "top_logprobs"
+        if name == "max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        return name
 
     def _other_params(self) -> dict[str, Any]:
         # Pydantic takes False for 0, so this is never left to ``sampling_params``.

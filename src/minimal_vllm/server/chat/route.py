@@ -1,9 +1,11 @@
 """``POST /v1/chat/completions``: the route, and the steps from a request to the engine's."""
 
+import logging
 from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request, Response
 
+from minimal_vllm.server.api_model import dropped_keys
 from minimal_vllm.server.async_engine import EngineRequest
 from minimal_vllm.server.chat.answer import ChatAnswer, ChatCompletion
 from minimal_vllm.server.chat.dialogue import Dialogue, plan_dialogue
@@ -12,13 +14,15 @@ from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.generation import STREAM_TOO, new_id, respond
 from minimal_vllm.server.service import Service
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedChat:
     """A chat that is ready to be generated."""
 
     dialogue: Dialogue
-    """How the model's text becomes messages."""
+    """Plan by which the model's text becomes messages."""
     requests: list[EngineRequest]
     """One for each choice, all with the same prompt."""
 
@@ -37,14 +41,18 @@ async def prepare_chat(
         ApiError: the request can't be served; the message says why.
     """
     service.check_model(body.model)
+    dropped = sorted(set(dropped_keys(body)))
+    if dropped:
+        logger.info("request_id=%s dropped=%.300s", response_id, ",".join(map(ascii, dropped)))
     params = service.sampling_params(body, max_tokens=None)
     service.check_size(1, params.n)
     prompt = await render_chat(service, body)
-    dialogue = plan_dialogue(service.config, body, prompt)
+    dialogue = plan_dialogue(service.formats, body, prompt)
     if dialogue.has_tags and body.skip_special_tokens is None:
         params = replace(params, skip_special_tokens=False)
     params = await service.constrain(params, dialogue.constraint)
     (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
+    service.check_length([token_ids], "messages")
     requests = service.make_requests(response_id, body, [token_ids], params)
     return PreparedChat(dialogue, requests)
 

@@ -1,4 +1,4 @@
-"""One call, written as a JSON object: ``{"name": …, "arguments": {…}}``."""
+"""Reading one call that is written as a JSON object: ``{"name": …, "arguments": {…}}``."""
 
 import json
 import re
@@ -12,42 +12,42 @@ HEAD = re.compile(
     ),
     re.VERBOSE,
 )
-"""How nearly all calls begin, up to their arguments, which can then be passed on as they come."""
+"""Beginning of nearly all calls, up to the arguments, which are then passed on as they arrive."""
 
 MAX_HEAD = 1000
-"""A bound in characters: it is looked for again with each piece."""
+"""Maximum length of ``HEAD`` in characters: it is matched again with each piece."""
 
 OUTSIDE_STRINGS = frozenset(' \t\n\r{}[]",:+-.0123456789eEtrufalsn')
-"""The characters of JSON that may stand there."""
+"""Characters of JSON that may stand outside strings."""
 
 
 class CallObject:
     """Reads one call, which begins with ``{``.
 
-    From where its arguments begin, it is a call, whatever else may be wrong with it; a text that
-    never gets there is none. Keys in another order are understood once the object is complete.
+    Once its arguments begin, it is a call, even if the rest is malformed; before that it is not.
+    Keys in another order are understood once the object is complete.
     """
 
     class State(Enum):
-        """How far the object has come."""
+        """Part of the object that is read next, or its result."""
 
         HEAD = auto()
         ARGUMENTS = auto()
         TAIL = auto()
         CALL = auto()
-        """It has ended, and was one."""
+        """The object has ended and was a call."""
         NO_CALL = auto()
-        """It has ended, and was none: ``text`` is what there was."""
+        """The object has ended and was no call: ``text`` is its text."""
 
     def __init__(self, calls: CallWriter) -> None:
         self._calls = calls
         self._end = ObjectEnd()
         self.state = self.State.HEAD
         self.text = ""
-        """All of it, until it is known to be a call."""
+        """All text of the object, until it is known to be a call."""
 
     def read(self, text: str, part: MessageDelta) -> str:
-        """Take in the next piece of text; what of it comes behind the object."""
+        """Read the next piece of text, and return the part of it that follows the object."""
         if self.state is self.State.HEAD:
             text = self._read_head(text, part)
         if self.state is self.State.ARGUMENTS:
@@ -101,10 +101,10 @@ class CallObject:
 
 
 class ObjectEnd:
-    """Finds where a JSON object ends that comes in pieces: at its last brace, or where it breaks.
+    """Finds the end of a JSON object that arrives in pieces: its last brace, or its first error.
 
     Args:
-        depth: how many brackets are open before its first piece.
+        depth: number of brackets that are open before the first piece.
     """
 
     def __init__(self, depth: int = 0) -> None:
@@ -113,7 +113,7 @@ class ObjectEnd:
         self._escaped = False
 
     def find(self, text: str) -> int | None:
-        """How many characters of the next piece belong to the object, if it ends there."""
+        """Return the number of characters before the object's end; None: it goes on."""
         for place, character in enumerate(text):
             if self._in_string:
                 self._in_string = self._escaped or character != '"'
@@ -132,8 +132,10 @@ class ObjectEnd:
 
 
 def _parse(text: str) -> object:
-    """What JSON says; None if it is none."""
+    """Return the parsed JSON; None if the text isn't JSON, or can't be written as UTF-8."""
     try:
-        return json.loads(text)
+        parsed = json.loads(text)
+        json.dumps(parsed, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
     except (ValueError, RecursionError):
         return None
+    return parsed

@@ -1,33 +1,36 @@
-"""What all ways to write tool calls have in common."""
+"""Base of the formats of tool calls."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from minimal_vllm.sampling.grammar_source import json_rule
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, Reader
-from minimal_vllm.server.tools.protocol import Function
+from minimal_vllm.server.tools.declaration import Function
 
 
 class ToolFormat(ABC):
-    """How calls of some functions are written in the model's text."""
+    """Format in which calls are written in the model's text."""
 
     @abstractmethod
-    def constraint(self) -> StructuredOutputsParams | None:
-        """What the text is held to; None: the model writes what it likes."""
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams | None:
+        """Return what the text must match; None: the model writes what it likes.
+
+        Args:
+            answer: grammar, in Lark's syntax, of a text that has no calls; None: any text.
+        """
 
     @abstractmethod
     def make_reader(self, calls: CallWriter) -> Reader:
-        """What finds the calls in the text of one message."""
+        """Return a reader that finds the calls in the text of one message."""
 
 
 def call_rules(functions: Sequence[Function], arguments: str) -> str:
-    """Rules of a grammar, of which ``call`` is an object that calls one of the functions.
+    """Return rules of a grammar in which ``call`` matches an object that calls a function.
 
     Args:
-        functions: at least one.
-        arguments: the key under which the call has its arguments.
+        functions: functions that may be called, at least one.
+        arguments: key of the arguments in that object.
     """
     calls = " | ".join(f"call_{place}" for place in range(len(functions)))
     rules = [f"call: {calls}"]
@@ -35,11 +38,11 @@ def call_rules(functions: Sequence[Function], arguments: str) -> str:
         head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{arguments}": '
         rules += [
             f'call_{place}: {json.dumps(head)} arguments_{place} "}}"',
-            f"arguments_{place}: {json_rule(function.schema_of_arguments)}",
+            f"arguments_{place}: {function.arguments_rule}",
         ]
     return "\n".join(rules)
 
 
 def loose(function: Function) -> Function:
-    """The function, with any object for arguments if it doesn't ask for strictness."""
+    """Return the function; if it isn't strict, with any object as arguments."""
     return function if function.strict else Function(name=function.name, parameters={})

@@ -1,4 +1,4 @@
-"""The format of the Hermes and Qwen models: text in which ``<tool_call>`` tags enclose calls.
+"""Format of the Hermes and Qwen models: text with calls in ``<tool_call>`` tags.
 
 Source: https://github.com/NousResearch/Hermes-Function-Calling
 """
@@ -6,11 +6,12 @@ Source: https://github.com/NousResearch/Hermes-Function-Calling
 import re
 from collections.abc import Sequence
 
+from minimal_vllm.sampling.grammar_source import nested_rule
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader, overlap
 from minimal_vllm.server.tools.call_object import CallObject
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.format import ToolFormat, call_rules, loose
-from minimal_vllm.server.tools.protocol import Function
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 BEGIN = re.compile(rf"{OPEN}\s*(?=\{{)")
@@ -20,29 +21,36 @@ text: /(?s:.)*/
 open[lazy]: /(?s:.)*<tool_call>/
 tagged: open /\n?/ call /\n?/ "</tool_call>"
 """
-"""Any text, but once a tag is opened, it has a call in it."""
+"""Any text, in which an opened tag contains a call."""
+
+
+CALLS_OR_ANSWER = r"""start: answer | tagged+
+tagged: "<tool_call>" /\n?/ call /\n?/ "</tool_call>" /\n?/
+answer: """
+"""Calls and no other text, or an answer of another form."""
 
 
 class Hermes(ToolFormat):
-    """``<tool_call>{"name": …, "arguments": {…}}</tool_call>``, anywhere, any number of times."""
+    """Format ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``, anywhere and repeatedly."""
 
     def __init__(self, functions: Sequence[Function]) -> None:
         self._functions = functions
 
-    def constraint(self) -> StructuredOutputsParams | None:
-        """The schemas of strict functions, if there are any; the others take any object then."""
-        if not any(function.strict for function in self._functions):
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams | None:
+        """Return a grammar if a function is strict, or an answer without calls has a form."""
+        if answer is None and not any(function.strict for function in self._functions):
             return None
         rules = call_rules([loose(function) for function in self._functions], "arguments")
-        return StructuredOutputsParams(grammar=GRAMMAR + rules)
+        start = GRAMMAR if answer is None else CALLS_OR_ANSWER + nested_rule(answer) + "\n"
+        return StructuredOutputsParams(grammar=start + rules)
 
     def make_reader(self, calls: CallWriter) -> Reader:
-        """Takes whitespace around calls for a part of them."""
+        """Return a reader that drops the whitespace around calls."""
         return HermesReader(calls)
 
 
 class HermesReader(Reader):
-    """Takes out the calls, and leaves the rest as content."""
+    """Reader that splits off the calls, and takes the rest as content."""
 
     def __init__(self, calls: CallWriter) -> None:
         self._calls = calls
@@ -52,7 +60,7 @@ class HermesReader(Reader):
         self._is_behind_call = False
 
     def read(self, text: str, part: MessageDelta) -> None:
-        """Put what the next piece of text says into ``part``."""
+        """Read the next piece of text, and add its content to ``part``."""
         text, self._held = self._held + text, ""
         while text:
             if self._call is not None:
@@ -63,14 +71,14 @@ class HermesReader(Reader):
                 text = self._read_content(text, part)
 
     def finish(self, part: MessageDelta) -> None:
-        """Put what was held back into ``part``."""
+        """Add the text that was held back to ``part``."""
         if self._call is not None and self._call.state is CallObject.State.HEAD:
             part.content += self._opening + self._call.text
         elif not self._is_behind_call:
             part.content += self._held
 
     def _read_content(self, text: str, part: MessageDelta) -> str:
-        """Up to the next call; what may be its beginning is held back."""
+        """Read content up to the next call; hold back what may be the beginning of a call."""
         found = BEGIN.search(text)
         if found is None:
             certain = _certain_content(text)
@@ -94,7 +102,7 @@ class HermesReader(Reader):
         return text
 
     def _skip_closing(self, text: str) -> str:
-        """Behind a call: without whitespace, and without the closing tag, which may be missing."""
+        """Skip whitespace and the closing tag, which may be missing, after a call."""
         rest = text.lstrip()
         if rest.startswith(CLOSE):
             return rest.removeprefix(CLOSE)
@@ -106,7 +114,7 @@ class HermesReader(Reader):
 
 
 def _certain_content(text: str) -> int:
-    """How many characters can't be a part of a call's beginning, or of the whitespace before it."""
+    """Return the number of characters that can't belong to a call or the whitespace before it."""
     body = text.rstrip()
     start = len(body) - len(OPEN) if body.endswith(OPEN) else len(text) - overlap(text, OPEN)
     return len(text[:start].rstrip())

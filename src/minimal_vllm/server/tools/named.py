@@ -1,35 +1,35 @@
-"""The format of a call whose function is settled: the text is its arguments, and nothing else."""
+"""Format of a call of a given function: the text is its arguments and nothing else."""
 
 from minimal_vllm.sampling_params import StructuredOutputsParams
 from minimal_vllm.server.message import CallWriter, MessageDelta, Reader
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.format import ToolFormat
-from minimal_vllm.server.tools.protocol import Function
 
 
 class NamedCall(ToolFormat):
-    """``{…}``: the arguments of one call, which the model has to make."""
+    """Format ``{…}``: the arguments of one call, which the model must make."""
 
     def __init__(self, function: Function) -> None:
         self._function = function
 
-    def constraint(self) -> StructuredOutputsParams:
-        """The schema of the arguments."""
-        return StructuredOutputsParams(json=self._function.schema_of_arguments)
+    def constraint(self, answer: str | None = None) -> StructuredOutputsParams:  # noqa: ARG002
+        """Return the grammar of the arguments: there is always a call, and no other answer."""
+        return StructuredOutputsParams(grammar=f"start: {self._function.arguments_rule}")
 
     def make_reader(self, calls: CallWriter) -> Reader:
-        """There is nothing to find."""
+        """Return a reader that takes the whole text as arguments."""
         return ArgumentsReader(calls, self._function.name)
 
 
 class ArgumentsReader(Reader):
-    """All is the arguments of a call."""
+    """Reader that takes the whole text as the arguments of a call."""
 
     def __init__(self, calls: CallWriter, name: str) -> None:
         self._calls = calls
         self._name = name
 
     def read(self, text: str, part: MessageDelta) -> None:
-        """As it is."""
+        """Append the text to the arguments."""
         if not text:
             return
         if not self._calls.has_begun:
@@ -37,4 +37,4 @@ class ArgumentsReader(Reader):
         self._calls.add_arguments(part, text)
 
     def finish(self, part: MessageDelta) -> None:
-        """Nothing is held back."""
+        """Do nothing: no text is held back."""

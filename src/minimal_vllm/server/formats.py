@@ -1,0 +1,55 @@
+"""The formats in which a model writes tool calls and reasoning, as its chat template tells them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minimal_vllm.server.config import ServerConfig
+
+ToolCallFormat = Literal["hermes", "llama3_json"]
+ReasoningFormat = Literal["qwen3", "deepseek_r1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Formats of one model; None where it isn't known to have one."""
+
+    tool_calls: ToolCallFormat | None = None
+    reasoning: ReasoningFormat | None = None
+
+
+def choose_formats(config: ServerConfig, template: str) -> Formats:
+    """Return the formats that the options name, or else those that the chat template shows.
+
+    Args:
+        config: the server's options; ``none`` turns a format off.
+        template: source of the chat template; empty if there is none.
+    """
+    tool_calls, reasoning = config.tool_call_parser, config.reasoning_parser
+    if tool_calls is None:
+        tool_calls = _tool_calls_in(template)
+    if reasoning is None:
+        reasoning = _reasoning_in(template)
+    return Formats(
+        tool_calls=None if tool_calls == "none" else tool_calls,
+        reasoning=None if reasoning == "none" else reasoning,
+    )
+
+
+def _tool_calls_in(template: str) -> ToolCallFormat | None:
+    """Return the format in which a template writes the calls of earlier messages."""
+    source = template.replace("\\", "")  # quotes may be escaped
+    if "<tool_call>" in source and '"arguments":' in source:
+        # Qwen3-Coder and GLM use the same tag, with other contents.
+        return None if "<function=" in source or "<arg_key>" in source else "hermes"
+    is_llama = '"parameters":' in source and ("<|python_tag|>" in source or "ipython" in source)
+    return "llama3_json" if is_llama else None
+
+
+def _reasoning_in(template: str) -> ReasoningFormat | None:
+    """Return whether a template knows reasoning in tags, which it writes or strips.
+
+    One that only strips it is of a model that always reasons.
+    """
+    if "</think>" not in template:
+        return None
+    return "qwen3" if "<think>" in template else "deepseek_r1"

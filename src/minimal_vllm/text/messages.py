@@ -1,0 +1,180 @@
+"""Messages in the forms that chat templates want.
+
+OpenAI's API lets a message's content be a list of parts, and the arguments of a tool call a JSON
+string. Templates differ in what they can read:
+
+- Most want the content as one text. Some iterate over its parts.
+- Most want the arguments as an object. Some concatenate them with other text, as a string.
+- Most want some text in every message. Some test whether the content beside tool calls is none.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from jinja2 import nodes
+
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Names for a message's reasoning; templates read the first, some the second."""
+
+MAX_DEPTH = 100
+"""Maximum nesting of arguments that are handed over as an object: template filters recurse."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageForm:
+    """The form of the messages that a template gets."""
+
+    parts: bool = False
+    """Keep a list as content; else it becomes one text."""
+    none_beside_calls: bool = False
+    """Set absent content beside tool calls to None; else to the empty text."""
+    arguments: Literal["object", "string", "any object"] = "object"
+    """``object``: text that isn't a JSON object stays a string. ``string``: all are JSON strings.
+    ``any object``: text that isn't a JSON object becomes the value of a key ``arguments``."""
+
+
+def preferred_form(template: nodes.Template) -> MessageForm:
+    """Return the form that a template seems to be written for."""
+    tests = (test.node for test in template.find_all(nodes.Test) if test.name == "none")
+    loops = (loop.iter for loop in template.find_all(nodes.For))
+    return MessageForm(
+        parts=any(map(_is_content, loops)), none_beside_calls=any(map(_is_content, tests))
+    )
+
+
+def _is_content(node: nodes.Node) -> bool:
+    """Return whether an expression is a message's content, or a variable named after it."""
+    match node:
+        case nodes.Filter(node=nodes.Expr() as inner):
+            return _is_content(inner)
+        case nodes.Getattr(attr="content") | nodes.Getitem(arg=nodes.Const(value="content")):
+            return True
+        case nodes.Name(name=name):
+            return name.endswith("content")
+    return False
+
+
+def in_forms(
+    messages: Sequence[Mapping[str, Any]], preferred: MessageForm
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages in the form that is preferred, then in others that differ from it.
+
+    Absent values are left out, because most templates don't expect them. The messages are copied.
+
+    Raises:
+        ValueError: they aren't well-formed, or hold other content than text.
+    """
+    contents = [preferred, replace(preferred, parts=False)] if preferred.parts else [preferred]
+    previous: list[list[dict[str, Any]]] = []
+    for form in contents:
+        for arguments in ("object", "string", "any object"):
+            chat = _in_form(messages, replace(form, arguments=arguments))
+            if chat not in previous:
+                yield chat
+                previous.append(chat)
+
+
+def _in_form(messages: Sequence[Mapping[str, Any]], form: MessageForm) -> list[dict[str, Any]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError("messages should be a list of at least one message")
+    chat = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {i} should be an object with a role, not {message!r}")
+        chat.append(_message_in_form(i, message, form))
+    return chat
+
+
+def _message_in_form(i: int, message: Mapping[str, Any], form: MessageForm) -> dict[str, Any]:
+    has_calls = bool(message.get("tool_calls"))
+    absent = None if form.none_beside_calls and has_calls else ""
+    present: dict[str, Any] = {
+        key: value for key, value in message.items() if value is not None or key == "content"
+    }
+    if present.get("content") is None:
+        present.pop("content", None)
+        if message["role"] == "assistant":
+            present["content"] = absent
+    reasoning = next((present[key] for key in REASONING_FIELDS if key in present), None)
+    if reasoning is not None:
+        present = {"thinking": reasoning, **present, "reasoning_content": reasoning}
+    present = plain(present)
+    if isinstance(present.get("content"), list):
+        texts = [_text(i, part) for part in present["content"]]
+        parts = [{"type": "text", "text": text} for text in texts]
+        present["content"] = parts if form.parts else "\n".join(texts)
+    calls = present.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        _convert_arguments(i, call, form)
+    return present
+
+
+def plain(value: Any) -> Any:
+    """Return a copy made of JSON's types only: a template gets no object with methods to call."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"a chat template takes only JSON values: {error}") from error
+
+
+def _text(i: int, part: Any) -> str:
+    """Return the text of one part of message ``i``'s content."""
+    match part:
+        case str(text) | {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "refusal", "refusal": str(text)}:
+            return text
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise ValueError(
+        f"message {i} has content of the type {kind!r}; only texts are supported, as "
+        "{'type': 'text', 'text': …}"
+    )
+
+
+def _convert_arguments(i: int, call: Any, form: MessageForm) -> None:
+    """Convert the arguments of one of message ``i``'s tool calls, in place."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise ValueError(f"message {i} has a tool call that is {call!r}, but should be an object")
+    arguments = function.get("arguments")
+    if form.arguments == "string":
+        if not isinstance(arguments, str):
+            function["arguments"] = json.dumps(arguments or {}, ensure_ascii=False)
+        return
+    if isinstance(arguments, str):
+        arguments = parse_arguments(arguments)
+        if isinstance(arguments, str) and form.arguments == "any object":
+            arguments = {"arguments": arguments}
+        function["arguments"] = arguments
+
+
+def parse_arguments(text: str) -> dict[str, Any] | str:
+    """Return the object that is the arguments of a call, or the text itself if it isn't one.
+
+    A model may write anything, or be cut off at its token limit, and the conversation must be able
+    to go on nevertheless.
+    """
+    if not text.strip():
+        return {}
+    if _depth(text) > MAX_DEPTH:
+        return text
+    try:
+        parsed = json.loads(text)
+        json.dumps(parsed, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
+    except ValueError:
+        return text
+    return parsed if isinstance(parsed, dict) else text
+
+
+def _depth(text: str) -> int:
+    """Return an upper bound of the nesting in a JSON text."""
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
