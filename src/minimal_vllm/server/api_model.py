@@ -44,13 +44,22 @@ def field_error(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("field_error", "{message}", {"message": message, "field": field})
 
 
-def _refuse(_: Any) -> Any:
-    raise PydanticCustomError("unsupported_field", "not supported here")
+def refuse_with(reason: str) -> BeforeValidator:
+    """Return a validator for a field that asks for something this server doesn't have.
+
+    Args:
+        reason: the error's message.
+    """
+
+    def refuse(_: Any) -> Any:
+        raise PydanticCustomError("unsupported_field", "{reason}", {"reason": reason})
+
+    return BeforeValidator(refuse)
 
 
 Bookkeeping = Annotated[Any, FieldClass.BOOKKEEPING]
 TemplateHint = Annotated[T | None, FieldClass.TEMPLATE_HINT]
-OnlyDefault = Annotated[T | None, FieldClass.ONLY_DEFAULT, BeforeValidator(_refuse)]
+OnlyDefault = Annotated[T | None, FieldClass.ONLY_DEFAULT, refuse_with("not supported here")]
 
 
 class ApiModel(BaseModel):

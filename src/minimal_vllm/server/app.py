@@ -7,7 +7,9 @@ from starlette.middleware.cors import CORSMiddleware
 from minimal_vllm import __version__
 from minimal_vllm.server import completions, status, tokens
 from minimal_vllm.server.chat import route as chat
-from minimal_vllm.server.errors import ErrorBody, add_error_handlers
+from minimal_vllm.server.error_forms import ErrorBody
+from minimal_vllm.server.errors import add_error_handlers
+from minimal_vllm.server.messages import route as messages
 from minimal_vllm.server.middleware import (
     CancelOnDisconnect,
     HeadAsGet,
@@ -15,6 +17,7 @@ from minimal_vllm.server.middleware import (
     Observe,
     RequireKey,
 )
+from minimal_vllm.server.responses import route as responses
 from minimal_vllm.server.service import Service
 
 
@@ -28,7 +31,7 @@ def make_app(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     add_error_handlers(app)
-    for part in (completions, chat, tokens, status):
+    for part in (completions, chat, responses, messages, tokens, status):
         app.include_router(part.make_router(service))
     if service.view:
         app.include_router(service.view.routes())

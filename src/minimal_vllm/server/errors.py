@@ -1,4 +1,4 @@
-"""Errors in OpenAI's body, each with the name of the field that is wrong."""
+"""Errors of requests, each with the name of the field that is wrong."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -17,17 +17,8 @@ from minimal_vllm.server.async_engine import (
     EngineStoppedError,
     RequestRefusedError,
 )
+from minimal_vllm.server.error_forms import ANTHROPIC_PATH, AnthropicErrorBody, ErrorBody
 from minimal_vllm.settings import SettingsError
-
-ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "service_unavailable_error",
-}
-"""OpenAI's error types by status; all others are ``invalid_request_error``."""
 
 ENGINE_FIELDS = frozenset({field.name for field in fields(SamplingParams)} | {"prompt_token_ids"})
 """Names with which the engine's complaints may begin."""
@@ -45,23 +36,8 @@ ENGINE_ERRORS = (RequestRefusedError, EngineStoppedError, EngineFailedError)
 """Errors that the engine raises for a request."""
 
 
-class ErrorDetail(BaseModel):
-    """Description of an error, and the field that it is about."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(BaseModel):
-    """Body of every error."""
-
-    error: ErrorDetail
-
-
 class ApiError(HTTPException):
-    """Error that ends a request with a status and OpenAI's error body."""
+    """Error that ends a request with a status and the error body of its API."""
 
     def __init__(
         self,
@@ -91,21 +67,20 @@ class ApiError(HTTPException):
 
     @property
     def body(self) -> ErrorBody:
-        """The error as the client gets it."""
-        kind = ERROR_TYPES.get(self.status_code, "invalid_request_error")
-        return ErrorBody(
-            error=ErrorDetail(message=self.detail, type=kind, param=self.param, code=self.code)
-        )
+        """The error in OpenAI's form."""
+        return ErrorBody.of(self.status_code, self.detail, self.param, self.code)
 
-    @property
-    def response(self) -> JSONResponse:
-        """The HTTP response."""
-        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+    def response(self, path: str) -> JSONResponse:
+        """Return the whole HTTP response to a request for this path, in the form of its API."""
+        body: BaseModel = self.body
+        if path.startswith(ANTHROPIC_PATH):
+            body = AnthropicErrorBody.of(self.status_code, self.detail)
+        return JSONResponse(body.model_dump(), self.status_code, self.headers)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response from a middleware, and store the message for the log."""
         scope["state"]["error"] = self.detail
-        await self.response(scope, receive, send)
+        await self.response(scope["path"])(scope, receive, send)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -169,7 +144,7 @@ def _is_name(part: int | str) -> bool:
 
 def _complaint(details: Mapping[str, Any]) -> str:
     match details["type"]:
-        case kind if kind in UNSUPPORTED:
+        case "extra_forbidden" | "unexpected_keyword_argument":
             return "not supported here"
         case "missing" | "model_attributes_type" | "model_type" if not _names(details):
             return "the body should be a JSON object, sent as application/json"
@@ -198,14 +173,14 @@ def _describe_endpoints(app: FastAPI, path: str) -> str:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer the expected errors of all routes with OpenAI's body."""
+    """Answer the expected errors of all routes with an error body."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         api_error = as_api_error(error)
         if api_error.status_code == 404 and not isinstance(error, ApiError):
             api_error = ApiError(404, _describe_endpoints(app, request.url.path))
         request.state.error = api_error.detail
-        return api_error.response
+        return api_error.response(request.url.path)
 
     for kind in (HTTPException, RequestValidationError, *ENGINE_ERRORS):
         app.add_exception_handler(kind, handle)

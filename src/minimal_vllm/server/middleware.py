@@ -98,7 +98,7 @@ def _chosen_id(scope: Scope) -> str | None:
 
 
 class RequireKey:
-    """Admits only requests that have ``Authorization: Bearer`` and one of the keys."""
+    """Admits only requests that have one of the keys, in either of the two headers."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -110,18 +110,20 @@ class RequireKey:
             return await self._app(scope, receive, send)
         error = ApiError(
             401,
-            "this server needs its API key: send it as 'Authorization: Bearer …'",
+            "this server needs its API key: send it as 'Authorization: Bearer …' or 'x-api-key: …'",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
         return await error.respond(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
-        authorization = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, given = authorization.partition(b" ")
+        headers = dict(scope["headers"])
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        bearer = token.strip() if scheme.lower() == b"bearer" else b""
+        given = [bearer, headers.get(b"x-api-key", b"").strip()]
         # All keys are compared, and each in constant time, so that the time reveals nothing.
-        matches = [secrets.compare_digest(given.strip(), key) for key in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        matches = [secrets.compare_digest(each, key) for each in given for key in self._keys]
+        return any(matches)
 
 
 def _is_open(path: str) -> bool:

@@ -12,7 +12,6 @@ from minimal_vllm.server.generation import ChunkedAnswer
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.message import MessageDelta, ToolCallDelta
 from minimal_vllm.server.models import PromptLogprobs, Usage
-from minimal_vllm.server.reasoning import ReasoningTokens
 from minimal_vllm.server.service import Service
 
 
@@ -102,19 +101,12 @@ class ChatAnswer(ChunkedAnswer):
     ) -> None:
         super().__init__(service, response_id, body)
         self._body = body
-        self._messages = MessageReaders(dialogue)
-        self._reasoning = dialogue.reasoning
-        self._token_bytes = service.llm.tokenizer.token_bytes
+        self._messages = MessageReaders(dialogue, service.llm.tokenizer.token_bytes)
         self._names = service.token_names(body)
-        self._counters: dict[int, ReasoningTokens] = {}
 
     def count_reasoning(self, index: int, output: RequestOutput) -> int:
         """Return the number of reasoning tokens in the new output of one choice."""
-        if self._reasoning is None:
-            return 0
-        if index not in self._counters:
-            self._counters[index] = ReasoningTokens(self._reasoning, self._token_bytes)
-        return self._counters[index].count(output.outputs[0].token_ids)
+        return self._messages.count_reasoning(index, output.outputs[0])
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> ChatCompletion:
         """Return the whole answer."""

@@ -1,5 +1,6 @@
 """Plan of the answers to one chat: the form of the text, and how it becomes a message."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minimal_vllm.outputs import CompletionOutput
@@ -8,7 +9,12 @@ from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.errors import ApiError
 from minimal_vllm.server.formats import Formats
 from minimal_vllm.server.message import CallWriter, ContentReader, MessageDelta, Reader
-from minimal_vllm.server.reasoning import Reasoning, ReasoningReader, expected_reasoning
+from minimal_vllm.server.reasoning import (
+    Reasoning,
+    ReasoningReader,
+    ReasoningTokens,
+    expected_reasoning,
+)
 from minimal_vllm.server.structured import Constraint, asked_constraint
 from minimal_vllm.server.tools.format import ToolFormat
 from minimal_vllm.server.tools.hermes import Hermes
@@ -50,11 +56,14 @@ class MessageReaders:
 
     Args:
         dialogue: says how the texts are read.
+        token_bytes: returns the bytes of a token.
     """
 
-    def __init__(self, dialogue: Dialogue) -> None:
+    def __init__(self, dialogue: Dialogue, token_bytes: Callable[[int], bytes]) -> None:
         self._dialogue = dialogue
+        self._token_bytes = token_bytes
         self._readers: dict[int, Reader] = {}
+        self._counters: dict[int, ReasoningTokens] = {}
         self._have_calls: set[int] = set()
 
     def read(self, index: int, completion: CompletionOutput) -> MessageDelta:
@@ -68,6 +77,15 @@ class MessageReaders:
         if delta.calls:
             self._have_calls.add(index)
         return delta
+
+    def count_reasoning(self, index: int, completion: CompletionOutput) -> int:
+        """Return the number of reasoning tokens in the new output of a choice."""
+        reasoning = self._dialogue.reasoning
+        if reasoning is None:
+            return 0
+        if index not in self._counters:
+            self._counters[index] = ReasoningTokens(reasoning, self._token_bytes)
+        return self._counters[index].count(completion.token_ids)
 
     def finish_reason(self, index: int, completion: CompletionOutput) -> str | None:
         """Return why a choice has ended, with all of its text read; None if it goes on."""

@@ -1,6 +1,7 @@
 """``POST /v1/chat/completions``: the route, and the steps from a request to the engine's."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request, Response
@@ -41,9 +42,7 @@ async def prepare_chat(
         ApiError: the request can't be served; the message says why.
     """
     service.check_model(body.model)
-    dropped = sorted(set(dropped_keys(body)))
-    if dropped:
-        logger.info("request_id=%s dropped=%.300s", response_id, ",".join(map(ascii, dropped)))
+    log_dropped(response_id, dropped_keys(body))
     params = service.sampling_params(body, max_tokens=None)
     service.check_size(1, params.n)
     prompt = await render_chat(service, body)
@@ -52,9 +51,16 @@ async def prepare_chat(
         params = replace(params, skip_special_tokens=False)
     params = await service.constrain(params, dialogue.constraint)
     (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
-    service.check_length([token_ids], "messages")
+    service.check_length([token_ids], body.client_field("prompt_token_ids"))
     requests = service.make_requests(response_id, body, [token_ids], params)
     return PreparedChat(dialogue, requests)
+
+
+def log_dropped(response_id: str, keys: Iterable[str]) -> None:
+    """Write the paths of keys that were dropped from a request's history to the log, if any."""
+    dropped = sorted(set(keys))
+    if dropped:
+        logger.info("request_id=%s dropped=%.300s", response_id, ",".join(map(ascii, dropped)))
 
 
 def make_router(service: Service) -> APIRouter:

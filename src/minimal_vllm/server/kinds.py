@@ -1,0 +1,50 @@
+"""Unions of JSON objects that are told apart by their field ``type``."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Discriminator, model_validator
+
+from minimal_vllm.server.api_model import HistoryModel, field_error
+
+UNSUPPORTED = "[unsupported]"
+"""Tag of ``UnsupportedKind`` in a union."""
+
+
+class UnsupportedKind(HistoryModel):
+    """An object of a kind that the API has and this server hasn't: it is refused by its type."""
+
+    noun: ClassVar[str]
+    """Such objects, in the plural."""
+    supported: ClassVar[str]
+    """The kinds that the server has."""
+
+    type: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        kind = type_of(data)
+        raise field_error(
+            "type", f"{cls.noun} of the type {kind!r} are not supported here: use {cls.supported}"
+        )
+
+
+def type_of(value: Any) -> Any:
+    """Return the field ``type`` of a JSON object or of a model; None if it has none."""
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def by_type(tags: Mapping[str, str], default: str) -> Discriminator:
+    """Return the discriminator of a union whose members are told apart by their type.
+
+    Args:
+        tags: tag of the member for each supported type.
+        default: tag of the member for objects without a type, and for what isn't an object.
+    """
+
+    def choose(value: Any) -> str:
+        kind = type_of(value)
+        return default if kind is None else tags.get(str(kind), UNSUPPORTED)
+
+    return Discriminator(choose)

@@ -1,0 +1,149 @@
+"""The bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from minimal_vllm.server.api_model import (
+    ApiModel,
+    Bookkeeping,
+    FieldClass,
+    HistoryModel,
+    OnlyDefault,
+    refuse_with,
+)
+from minimal_vllm.server.chat.other_apis import PassedOnFields
+from minimal_vllm.server.kinds import UNSUPPORTED, UnsupportedKind, by_type
+from minimal_vllm.server.messages.blocks import Message, TextOrBlocks
+from minimal_vllm.server.models import MAX_STOP_STRINGS, ShortText
+from minimal_vllm.server.tools.declaration import FunctionName
+
+NO_SERVER_TOOLS = refuse_with(
+    "not supported here: this server runs no tools, so declare them in tools and run them yourself"
+)
+
+
+class ClientTool(HistoryModel):
+    """A tool that the client runs."""
+
+    type: Literal["custom"] = "custom"
+    name: FunctionName
+    description: str | None = None
+    input_schema: dict[str, Any]
+    """The JSON schema of the input, an object."""
+    strict: bool | None = None
+    """Hold calls that the model makes by itself to the schema; others are in any case."""
+
+
+class UnsupportedTool(UnsupportedKind):
+    """A tool of another kind, such as one that Anthropic's servers run."""
+
+    noun: ClassVar[str] = "tools"
+    supported: ClassVar[str] = "a name and an input_schema, without a type or of the type custom"
+
+
+Tool = Annotated[
+    Annotated[ClientTool, Tag("[custom]")]
+    | Annotated[SkipJsonSchema[UnsupportedTool], Tag(UNSUPPORTED)],
+    by_type({"custom": "[custom]"}, "[custom]"),
+]
+
+
+class ToolChoice(ApiModel):
+    """What the model may or must call."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: FunctionName | None = None
+    """The tool that must be called, with the type ``tool``."""
+    disable_parallel_tool_use: bool = False
+    """Allow one call only."""
+
+    @model_validator(mode="after")
+    def _name_and_type_agree(self) -> "ToolChoice":
+        if (self.type == "tool") != (self.name is not None):
+            raise ValueError("name is for the type tool, which needs it")
+        return self
+
+
+class ThinkingConfig(ApiModel):
+    """Whether the model reasons before it answers."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    """Handed to the chat template as ``enable_thinking``; ``adaptive`` leaves it open."""
+    budget_tokens: Bookkeeping = None
+    """Number of tokens that Anthropic's models try to reason with."""
+    display: Bookkeeping = None
+    """Whether Anthropic summarizes the reasoning; here the reasoning itself is in the answer."""
+
+
+class JsonFormat(ApiModel):
+    """JSON that the answer's text is held to."""
+
+    type: Literal["json_schema"]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(ApiModel):
+    """How the answer should be."""
+
+    effort: str | None = None
+    """Handed to the chat template as ``reasoning_effort``."""
+    format: JsonFormat | None = None
+    task_budget: Bookkeeping = None
+    """Number of tokens in which Anthropic's models try to complete a task."""
+
+
+class OtherMessagesFields(ApiModel):
+    """Fields that ask nothing of this server, or nothing at their defaults."""
+
+    metadata: Bookkeeping = None
+    """The end user."""
+    cache_control: Bookkeeping = None
+    """How Anthropic caches the prompt; here every prompt is cached."""
+    service_tier: Bookkeeping = None
+    """Anthropic's price class."""
+    speed: Bookkeeping = None
+    """Anthropic's class of speed."""
+    inference_geo: Bookkeeping = None
+    """Region of Anthropic's servers."""
+    user_profile_id: Bookkeeping = None
+    """The end user, for Anthropic's policies."""
+    workspace_id: Bookkeeping = None
+    """Part of the client's organization."""
+    diagnostics: Bookkeeping = None
+    """Report on Anthropic's prompt cache."""
+    context_management: Bookkeeping = None
+    """When Anthropic's servers may leave out old content; here none is left out."""
+    container: OnlyDefault[str] = None
+    mcp_servers: Annotated[list[Any] | None, FieldClass.ONLY_DEFAULT, NO_SERVER_TOOLS] = None
+    fallbacks: OnlyDefault[list[Any]] = None
+
+
+class CountTokensRequest(OtherMessagesFields):
+    """The body of ``POST /v1/messages/count_tokens``: what becomes the prompt."""
+
+    model: str | None = None
+    """One of ``/v1/models``; None: the one that is served."""
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    """If the last one is the assistant's, the answer continues it."""
+    system: TextOrBlocks | None = None
+    """A system message, before the others."""
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = None
+    """None: ``auto``, if there are tools."""
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    output_format: JsonFormat | None = None
+    """Older name of ``output_config.format``."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the chat template."""
+
+
+class MessagesRequest(CountTokensRequest, PassedOnFields):
+    """The body of ``POST /v1/messages``."""
+
+    max_tokens: int
+    """Maximum number of tokens, those of the reasoning included."""
+    stream: bool = False
+    stop_sequences: Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)] | None = None

@@ -1,0 +1,5 @@
+"""``POST /v1/responses``: OpenAI's newer API, as a translation onto the chat path.
+
+Read ``input_items.py``, ``request.py``, ``translate.py``, ``output_items.py``, ``answer.py`` and
+``route.py``, in this order. Nothing is kept between requests: the client sends the conversation.
+"""
