@@ -67,7 +67,9 @@ class AnthropicErrorBody(BaseModel):
     error: AnthropicErrorDetail
 
     @classmethod
-    def of(cls, status: int, message: str) -> "AnthropicErrorBody":
-        """Return the body for an HTTP status and a message."""
+    def of(cls, status: int, message: str, code: str | None) -> "AnthropicErrorBody":
+        """Return the body for an HTTP status, a message, and OpenAI's code."""
+        if code == "context_length_exceeded":  # Claude Code looks for these words
+            message = f"prompt is too long: {message}"
         kind = ANTHROPIC_TYPES.get(status, "invalid_request_error")
         return cls(type="error", error=AnthropicErrorDetail(type=kind, message=message))

@@ -74,7 +74,7 @@ class ApiError(HTTPException):
         """Return the whole HTTP response to a request for this path, in the form of its API."""
         body: BaseModel = self.body
         if path.startswith(ANTHROPIC_PATH):
-            body = AnthropicErrorBody.of(self.status_code, self.detail)
+            body = AnthropicErrorBody.of(self.status_code, self.detail, self.code)
         return JSONResponse(body.model_dump(), self.status_code, self.headers)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:

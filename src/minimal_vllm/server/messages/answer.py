@@ -102,7 +102,7 @@ class MessagesAnswer(Answer):
 
     def error_events(self, error: ApiError) -> Iterable[bytes]:
         """Yield the error, which ends a stream."""
-        body = AnthropicErrorBody.of(error.status_code, error.detail)
+        body = AnthropicErrorBody.of(error.status_code, error.detail, error.code)
         yield event(body, "error")
 
     def _read(self, output: RequestOutput) -> Iterator[Event]:

@@ -12,6 +12,7 @@ from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
 from minimal_vllm.server.errors import ApiError
 from minimal_vllm.server.generation import Answer, event
 from minimal_vllm.server.models import Usage
+from minimal_vllm.server.responses.functions import declared_functions
 from minimal_vllm.server.responses.output_items import Event, OutputWriter
 from minimal_vllm.server.responses.request import ResponsesRequest
 from minimal_vllm.server.service import Service
@@ -107,7 +108,7 @@ class ResponsesAnswer(Answer):
         super().__init__(service, response_id, body.model)
         self._about_request = _about_request(body, params)
         self._messages = MessageReaders(dialogue, service.llm.tokenizer.token_bytes)
-        self._writer = OutputWriter()
+        self._writer = OutputWriter(path for path, _ in declared_functions(body.tools or ()))
         self._number = -1
         self._has_begun = False
         self._is_cut_off = False

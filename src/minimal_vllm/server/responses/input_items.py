@@ -60,6 +60,8 @@ class FunctionCall(HistoryModel):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
+    """The namespace of the function, if it was declared in one."""
     arguments: str
     """JSON, as far as the model has written it."""
 

@@ -7,10 +7,11 @@ items: one of the reasoning, one of the text, one for each call. The events of a
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
-from minimal_vllm.server.message import MessageDelta, ToolCallDelta
+from minimal_vllm.server.message import MessageDelta
+from minimal_vllm.server.responses.functions import FunctionPath
 
 Event = dict[str, Any]
 """An event without its ``sequence_number``."""
@@ -148,21 +149,22 @@ class CallItem(OutputItem):
 
     prefix = "fc"
 
-    def __init__(self, index: int, call: ToolCallDelta) -> None:
+    def __init__(self, index: int, call_id: str, function: FunctionPath) -> None:
         super().__init__(index)
-        self._call_id = call.id
-        self._name = call.name
+        self._call_id = call_id
+        self._function = function
 
     def describe(self) -> dict[str, Any]:
         """Return the item as it is in the answer."""
-        return {
+        item = {
             "type": "function_call",
             "id": self.id,
             "call_id": self._call_id,
-            "name": self._name,
+            "name": self._function.name,
             "arguments": self.text,
             "status": self._status,
         }
+        return item | ({"namespace": self._function.namespace} if self._function.namespace else {})
 
     def _delta(self, text: str) -> Event:
         return self._event("response.function_call_arguments.delta", item_id=self.id, delta=text)
@@ -171,15 +173,20 @@ class CallItem(OutputItem):
         yield self._event(
             "response.function_call_arguments.done",
             item_id=self.id,
-            name=self._name,
+            name=self._function.name,
             arguments=self.text,
         )
 
 
 class OutputWriter:
-    """Writes the items of one answer, one after the other."""
+    """Writes the items of one answer, one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        functions: the functions that the request declares.
+    """
+
+    def __init__(self, functions: Iterable[FunctionPath]) -> None:
+        self._functions = {function.full_name: function for function in functions}
         self._items: list[OutputItem] = []
         self._open: OutputItem | None = None
 
@@ -196,7 +203,8 @@ class OutputWriter:
             yield from self._write_text(MessageItem, delta.content)
         for call in delta.calls.values():
             if call.id:
-                yield from self._begin(CallItem(len(self._items), call))
+                function = self._functions.get(call.name, FunctionPath(call.name))
+                yield from self._begin(CallItem(len(self._items), call.id, function))
             if call.arguments and self._open is not None:
                 yield from self._open.add(call.arguments)
 

@@ -46,10 +46,26 @@ class UnsupportedTool(UnsupportedKind):
     supported: ClassVar[str] = "function"
 
 
-Tool = Annotated[
+Function = Annotated[
     Annotated[FunctionTool, Tag("[function]")]
     | Annotated[SkipJsonSchema[UnsupportedTool], Tag(UNSUPPORTED)],
     by_type({"function": "[function]"}, "[function]"),
+]
+
+
+class NamespaceTool(HistoryModel):
+    """Functions under a common name, as Codex declares them."""
+
+    type: Literal["namespace"]
+    name: FunctionName
+    tools: Annotated[list[Function], Field(fail_fast=True)]
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("[function]")]
+    | Annotated[NamespaceTool, Tag("[namespace]")]
+    | Annotated[SkipJsonSchema[UnsupportedTool], Tag(UNSUPPORTED)],
+    by_type({"function": "[function]", "namespace": "[namespace]"}, "[function]"),
 ]
 
 
@@ -58,6 +74,7 @@ class NamedFunction(HistoryModel):
 
     type: Literal["function"]
     name: FunctionName
+    namespace: str | None = None
 
 
 class AllowedTools(HistoryModel):

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from minimal_vllm.server.api_model import FieldClass
 from minimal_vllm.server.chat.other_apis import TranslatedChat, make_chat
+from minimal_vllm.server.responses.functions import FunctionPath, declared_functions
 from minimal_vllm.server.responses.input_items import (
     FunctionCall,
     FunctionCallOutput,
@@ -108,7 +109,7 @@ def _add_reasoning(message: ChatMessage, text: str) -> None:
 
 
 def _call(item: FunctionCall) -> dict[str, Any]:
-    function = {"name": item.name, "arguments": item.arguments}
+    function = {"name": _path(item).full_name, "arguments": item.arguments}
     return {"id": item.call_id, "type": "function", "function": function}
 
 
@@ -136,25 +137,28 @@ def _simplest(parts: list[dict[str, Any]] | None) -> str | list[dict[str, Any]] 
 
 
 def _tool_fields(body: ResponsesRequest) -> dict[str, Any]:
-    tools = [tool for tool in body.tools or () if isinstance(tool, FunctionTool)]
-    choice = body.tool_choice
+    functions, choice = declared_functions(body.tools or ()), body.tool_choice
     chat_choice: Any = choice
     if isinstance(choice, NamedFunction):
-        chat_choice = {"type": "function", "function": {"name": choice.name}}
+        chat_choice = {"type": "function", "function": {"name": _path(choice).full_name}}
     elif isinstance(choice, AllowedTools):
-        allowed = {tool.name for tool in choice.tools}
-        tools = [tool for tool in tools if tool.name in allowed]
+        allowed = {_path(tool) for tool in choice.tools}
+        functions = [(path, tool) for path, tool in functions if path in allowed]
         chat_choice = choice.mode
     return {
-        "tools": [_tool(tool) for tool in tools] or None,
+        "tools": [_tool(path, tool) for path, tool in functions] or None,
         "tool_choice": chat_choice,
         "parallel_tool_calls": body.parallel_tool_calls,
     }
 
 
-def _tool(tool: FunctionTool) -> dict[str, Any]:
-    function = tool.model_dump(include={"name", "description", "parameters", "strict"})
-    return {"type": "function", "function": function}
+def _path(named: NamedFunction | FunctionCall) -> FunctionPath:
+    return FunctionPath(named.name, named.namespace)
+
+
+def _tool(path: FunctionPath, tool: FunctionTool) -> dict[str, Any]:
+    function = tool.model_dump(include={"description", "parameters", "strict"})
+    return {"type": "function", "function": {"name": path.full_name, **function}}
 
 
 def _response_format(text_format: TextFormat | None) -> dict[str, Any] | None:
