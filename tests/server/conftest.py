@@ -3,6 +3,7 @@ from checkpoints import write_tool_checkpoint
 
 from minimal_vllm import LLM, SamplingParams
 from tests.server.harness import FEW_BLOCKS, TOOL_MODEL, process
+from tests.server.scripted import write_scripted_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -46,4 +47,15 @@ def tool_server(tool_checkpoint):
     """It, served, with Hermes's format of calls and Qwen's of reasoning."""
     options = ["--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"]
     with process(tool_checkpoint, f"--served-model-name={TOOL_MODEL}", *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def script(tmp_path_factory):
+    """A server whose model reasons, calls the tool ``turn``, and answers its result."""
+    call = '{"name": "turn", "arguments": {"to": "left"}}'
+    folder = tmp_path_factory.mktemp("script")
+    checkpoint = write_scripted_checkpoint(folder, "Left is best.", call, "I went left.")
+    options = ["--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"]
+    with process(str(checkpoint), "--served-model-name=script", *options) as server:
         yield server
