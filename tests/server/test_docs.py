@@ -9,6 +9,8 @@ import pytest
 
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.completions import CompletionRequest
+from minimal_vllm.server.messages.request import MessagesRequest
+from minimal_vllm.server.responses.request import ResponsesRequest
 from tests.commands import run
 from tests.markdown import broken_links, code_blocks, read
 from tests.server.harness import process
@@ -47,7 +49,8 @@ def test_a_snippet_runs(url, snippet):
 
 def test_all_fields_are_listed():
     listed = set(re.findall(r"`(\w+)`", TEXT.partition("What can be asked for")[2]))
-    fields = CompletionRequest.model_fields.keys() | ChatCompletionRequest.model_fields.keys()
+    requests = (CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest)
+    fields = {name for request in requests for name in request.model_fields}
     assert fields - listed == set()
 
 

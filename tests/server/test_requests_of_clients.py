@@ -8,10 +8,18 @@ from pydantic import ValidationError
 from minimal_vllm.server.api_model import FieldClass, dropped_keys
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.completions import CompletionRequest
+from minimal_vllm.server.messages.request import CountTokensRequest, MessagesRequest
+from minimal_vllm.server.responses.request import ResponsesRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
-BODIES = {CompletionRequest: {"prompt": "a"}, ChatCompletionRequest: {"messages": HELLO}}
+BODIES = {
+    CompletionRequest: {"prompt": "a"},
+    ChatCompletionRequest: {"messages": HELLO},
+    ResponsesRequest: {"input": "a"},
+    MessagesRequest: {"messages": HELLO, "max_tokens": 1},
+    CountTokensRequest: {"messages": HELLO},
+}
 
 
 def fields(field_class):
@@ -30,7 +38,7 @@ def fields(field_class):
 @pytest.mark.parametrize("value", [True, "text", {"k": "v"}, 0, []])
 def test_bookkeeping_is_accepted_with_any_value_and_noted(model, name, value):
     body = model.model_validate(BODIES[model] | {name: value})
-    assert body.bookkeeping == {name: value}
+    assert body.given(FieldClass.BOOKKEEPING) == {name: value}
 
 
 @pytest.mark.parametrize(("model", "name"), fields(FieldClass.ONLY_DEFAULT))

@@ -303,7 +303,8 @@ def test_bookkeeping_changes_nothing(server):
 def test_an_agent_runs_a_tool_and_answers(script, monkeypatch):
     """openai-agents, with its default model class."""
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
-    agents = pytest.importorskip("agents")
+    import agents
+
     turned = []
 
     @agents.function_tool

@@ -199,7 +199,7 @@ def _about_request(body: ResponsesRequest, params: SamplingParams) -> dict[str, 
     )
     return {
         "instructions": body.instructions,
-        "metadata": body.metadata or {},
+        "metadata": body.metadata if isinstance(body.metadata, dict) else {},
         "max_output_tokens": body.max_output_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,

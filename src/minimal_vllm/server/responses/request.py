@@ -161,7 +161,7 @@ class StreamOptions(ApiModel):
 class OtherResponsesFields(ApiModel):
     """Fields that ask nothing of this server, or nothing at their defaults."""
 
-    metadata: Annotated[dict[str, Any] | None, FieldClass.BOOKKEEPING] = None
+    metadata: Bookkeeping = None
     """Tags of the client's own, which the answer repeats."""
     store: Bookkeeping = None
     """Keep the answer on OpenAI's servers; here nothing is kept."""
