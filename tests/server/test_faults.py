@@ -79,3 +79,32 @@ def test_of_twenty_clients_those_in_a_failed_step_get_its_reason_and_the_others_
     if every == 15:  # 8 steps suffice for a completion, so that some got through
         assert 0 < len(failed) < NUM_CLIENTS
     assert [text for text, _ in answers] == texts[:2]
+
+
+STREAMS = {
+    "/v1/responses": {"input": "Hello", "max_output_tokens": 20},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20},
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_stream_of_the_agents_apis_ends_with_the_reason_in_its_own_form(path):
+    async def run():
+        service = make_demo_service()
+        break_steps(service, lambda step: step == 4)
+        body = {**STREAMS[path], "ignore_eos": True, "stream": True}
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
+            return await client.post(f"{url}{path}", json=body)
+
+    response = asyncio.run(run())
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines()]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    if path == "/v1/messages":
+        assert events[-1] == {"type": "error", "error": {"type": "api_error", "message": REASON}}
+        return
+    assert (events[-2]["type"], events[-2]["message"]) == ("error", REASON)
+    assert events[-1]["type"] == "response.failed"
+    failed = events[-1]["response"]
+    assert failed["status"] == "failed"
+    assert failed["error"] == {"code": "server_error", "message": REASON}
+    assert [each["sequence_number"] for each in events] == list(range(len(events)))

@@ -14,6 +14,7 @@ HELLO = {"role": "user", "content": "Good evening."}
 TURN = {
     "type": "function",
     "name": "turn",
+    "strict": True,
     "parameters": {
         "type": "object",
         "properties": {"to": {"enum": ["left", "right"]}},
@@ -215,7 +216,7 @@ def test_a_stream_has_the_apis_events_in_their_order(script, body, kinds):
 
 def test_the_clients_own_stream_adds_up_to_the_answer(script):
     with script.client().responses.stream(
-        model="script", input="Which way?", tools=[{**TURN, "strict": True}]
+        model="script", input="Which way?", tools=[TURN]
     ) as events:
         kinds = {event.type for event in events}
         final = events.get_final_response()
@@ -317,3 +318,33 @@ def test_an_agent_runs_a_tool_and_answers(script, monkeypatch):
     result = agents.Runner.run_sync(agent, "Which way?")
     assert turned == ["left"]
     assert result.final_output == "I went left."
+
+
+# ---- history ------------------------------------------------------------------------------------
+
+WAYS = {
+    "text": {},
+    "calls": {"tools": [TURN], "tool_choice": "required"},
+    "one call": {"tools": [TURN], "tool_choice": {"type": "function", "name": "turn"}},
+    "JSON": {"text": {"format": {"type": "json_object"}}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["client", "script"])
+def test_an_answer_of_any_length_may_be_sent_back(request, name, way):
+    """It may be cut off anywhere: in its reasoning, in its text, or in a call."""
+    found = request.getfixturevalue(name)
+    client, model = (found, MODEL) if name == "client" else (found.client(), "script")
+    for max_tokens in range(1, 20, 3):
+        body = {"model": model, "max_output_tokens": max_tokens, **WAYS[way]}
+        whole = client.responses.create(input=[HELLO], **body)
+        *_, last = client.responses.create(input=[HELLO], stream=True, **body)
+        for answer in (whole, last.response):
+            outputs = [
+                {"type": "function_call_output", "call_id": item.call_id, "output": "ok"}
+                for item in answer.output
+                if item.type == "function_call"
+            ]
+            items = [item.model_dump(mode="json") for item in answer.output]
+            client.responses.create(input=[HELLO, *items, *outputs, HELLO], **body)
