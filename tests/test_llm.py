@@ -338,6 +338,19 @@ def test_chat_takes_a_template_of_the_callers(llm):
     assert output.prompt == "hi!"
 
 
+def test_chat_gives_the_template_contents_in_the_format_that_is_asked_for(llm):
+    options = {"chat_template": "{{ messages[0]['content'] }}", "use_tqdm": False}
+    messages = [{"role": "user", "content": "Hi"}]
+    for content_format, prompt in (
+        ("string", "Hi"),
+        ("openai", "[{'type': 'text', 'text': 'Hi'}]"),
+    ):
+        options["chat_template_content_format"] = content_format
+        assert llm.chat(messages, GREEDY, **options)[0].prompt == prompt
+    with pytest.raises(ValueError, match="one of auto, string, openai"):
+        llm.chat(messages, GREEDY, **options | {"chat_template_content_format": "no"})
+
+
 def test_a_model_without_a_template_cannot_chat(tmp_path):
     folder = write_checkpoint(tmp_path, FAMILIES["qwen3"])
     settings = folder / "tokenizer_config.json"

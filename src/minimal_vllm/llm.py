@@ -17,6 +17,7 @@ from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
+from minimal_vllm.text.messages import ContentFormat
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
 from minimal_vllm.text.script_tokenizer import (
     Conversation,
@@ -200,6 +201,7 @@ class LLM:
             ValueError: as in ``generate``; or there is no chat template, or it rejects the
                 messages.
         """
+        chat_template_content_format: ContentFormat = "auto",
         check_unsupported("chat", unsupported, REQUEST)
         template = self._choose_template(chat_template)
         prompts = [
@@ -214,6 +216,9 @@ class LLM:
         ]
         tokenized = self.tokenizer.encode_batch(prompts, add_special_tokens=False)
         tokens_and_text = [
+            chat_template_content_format: form of the messages' content in the template: one text
+                (``"string"``), a list of parts (``"openai"``), or the form that the template seems
+                to be written for (``"auto"``).
             {"prompt_token_ids": token_ids, "prompt": prompt}
             for token_ids, prompt in zip(tokenized, prompts, strict=True)
         ]
@@ -232,6 +237,7 @@ class LLM:
         return template
 
     # ---- inside generate ------------------------------------------------------------------------
+                chat_template_content_format=chat_template_content_format,
 
     def _params_for(
         self, count: int, given: SamplingParams | Sequence[SamplingParams] | None

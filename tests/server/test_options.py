@@ -196,7 +196,6 @@ def test_lists_may_be_written_as_vllm_writes_them():
         ["--speculative-config", "none"],
         ["--disable-log-stats", "--no-enable-lora"],
         ["--compilation-config", '{"mode": 3}', "--trust-remote-code"],
-        ["--chat-template-content-format", "auto"],
     ],
 )
 def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
@@ -243,6 +242,23 @@ def test_behind_a_proxy_paths_may_have_the_proxys_prefix():
             answer = server.post(f"{prefix}/v1/completions", prompt="a", max_tokens=1, logprobs=1)
             (token,) = answer.json()["choices"][0]["logprobs"]["tokens"]
             assert token.startswith("token_id:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ([], "Hi"),
+        (["--chat-template-content-format", "string"], "Hi"),
+        (["--chat-template-content-format", "openai"], "[{'type': 'text', 'text': 'Hi'}]"),
+    ],
+)
+def test_the_content_of_messages_has_the_format_that_is_asked_for(tmp_path, arguments, written):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}")
+    with process("--chat-template", str(template), *arguments) as server:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "model": "minimal-vllm-demo"}
+        tokens = server.post("/tokenize", **body).json()["tokens"]
+        assert server.post("/detokenize", tokens=tokens).json()["prompt"] == written
 
 
 def test_default_sampling_and_template_variables_can_be_set(tmp_path):

@@ -60,6 +60,46 @@ def test_a_list_of_texts_goes_to_templates_that_iterate_and_is_joined_for_others
     assert ("<p>a<p>b<p>c" if iterates else "a\nb\nc") in text
 
 
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+PRINTS = "{% for m in messages %}{{ m.content | tojson }}{% endfor %}"
+ITERATES = (
+    PRINTS + "{% for m in messages if false %}{% for p in m.content %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("content_format", "content", "template", "expected"),
+    [
+        ("auto", PARTS, PRINTS, "a\nb"),
+        ("auto", PARTS, ITERATES, PARTS),
+        ("auto", "a", ITERATES, "a"),
+        ("string", PARTS, PRINTS, "a\nb"),
+        ("string", PARTS, ITERATES, "a\nb"),
+        ("openai", PARTS, PRINTS, PARTS),
+        ("openai", "a", PRINTS, PARTS[:1]),
+        ("openai", "", PRINTS, []),
+    ],
+)
+def test_content_has_the_format_that_is_asked_for(content_format, content, template, expected):
+    text = ChatTemplate(template).render(
+        [{"role": "user", "content": content}], chat_template_content_format=content_format
+    )
+    assert json.loads(text) == expected
+
+
+def test_a_template_that_fails_with_the_format_that_is_asked_for_gets_no_other():
+    parts = {"role": "user", "content": PARTS}
+    template = ChatTemplate("{{ '' + messages[0].content }}")
+    assert template.render([parts]) == "a\nb"
+    with pytest.raises(ValueError, match="can only concatenate str"):
+        template.render([parts], chat_template_content_format="openai")
+
+
+def test_an_unknown_content_format_is_an_error_that_names_those_that_exist():
+    with pytest.raises(ValueError, match="one of auto, string, openai, not 'list'"):
+        ChatTemplate(PRINTS).render([USER], chat_template_content_format="list")
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_list_of_texts_can_be_continued(name):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b c"}]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from minimal_vllm.settings import SETTINGS, clear_errors
+from minimal_vllm.text.messages import ContentFormat
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -17,6 +18,7 @@ TEMPLATE_ARGUMENTS = frozenset(
         "messages",
         "tools",
         "chat_template",
+        "chat_template_content_format",
         "add_generation_prompt",
         "continue_final_message",
     }
@@ -69,6 +71,9 @@ class ServerConfig:
     """Serve a page at /view that shows the engine at work and can pause it."""
     trust_request_chat_template: bool = False
     """Allow requests to bring a chat template, which is a program and may never end."""
+    chat_template_content_format: ContentFormat = "auto"
+    """Form of the messages' content in the chat template: string is one text, openai is a list of
+    parts, auto is the form that the template seems to be written for."""
     default_chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template, for requests that don't set them."""
     return_tokens_as_token_ids: bool = False

@@ -6,17 +6,23 @@ that Hugging Face defines: https://huggingface.co/docs/transformers/chat_templat
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jinja2 import Template, TemplateError, UndefinedError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minimal_vllm.text.messages import MessageForm, in_forms, plain, preferred_form
+from minimal_vllm.text.messages import (
+    ContentFormat,
+    MessageForm,
+    in_forms,
+    plain,
+    preferred_form,
+)
 from minimal_vllm.text.tokenizer import Tokenizer, read_json
 
 CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -60,6 +66,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         **variables: Any,
     ) -> str:
         """The prompt's text; it is to be encoded with ``add_special_tokens=False``.
@@ -69,10 +76,12 @@ class ChatTemplate:
             add_generation_prompt: end with the header of the assistant's next message.
             continue_final_message: leave the last message open, to be continued.
             tools: JSON schemas of functions that the model may call.
+            chat_template_content_format: form of the messages' content in the template.
             variables: what else the template knows, such as ``enable_thinking``.
 
         Raises:
-            ValueError: if the messages are malformed, or the template rejects them.
+            ValueError: if the messages are malformed, the template rejects them, or there is no
+                such content format.
         """
         if continue_final_message and add_generation_prompt:
             raise ValueError(
@@ -80,6 +89,7 @@ class ChatTemplate:
                 "set add_generation_prompt=False with it"
             )
         compiled = self._choose(tools)
+        form = _form(compiled, chat_template_content_format)
         variables = {
             **self._special_tokens,
             "documents": None,
@@ -88,7 +98,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         failure: Exception | None = None
-        for chat in in_forms(messages, compiled.form):
+        for chat in in_forms(messages, form):
             final_text = _mark_final_text(chat[-1]) if continue_final_message else ""
             try:
                 text = compiled.template.render(**variables, messages=chat)
@@ -180,6 +190,18 @@ def _compile(source: str) -> _Compiled:
         return _Compiled(environment.from_string(source), preferred_form(environment.parse(source)))
     except TemplateError as error:
         raise ValueError(f"the chat template is not valid jinja: {error}") from error
+
+
+def _form(compiled: _Compiled, content_format: ContentFormat) -> MessageForm:
+    """Return the form of messages in a template, with its content in the format that is asked."""
+    if content_format not in get_args(ContentFormat):
+        raise ValueError(
+            f"chat_template_content_format should be one of {', '.join(get_args(ContentFormat))}, "
+            f"not {content_format!r}"
+        )
+    if content_format == "auto":
+        return compiled.form
+    return replace(compiled.form, content=content_format)
 
 
 def _to_json(

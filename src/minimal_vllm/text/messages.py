@@ -18,6 +18,10 @@ from jinja2 import nodes
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names for a message's reasoning; templates read the first, some the second."""
 
+ContentFormat = Literal["auto", "string", "openai"]
+"""Form of a message's content in a template: ``string`` is one text, ``openai`` is a list of parts,
+and ``auto`` is the form that the template seems to be written for."""
+
 MAX_DEPTH = 100
 """Maximum nesting of arguments that are handed over as an object: template filters recurse."""
 
@@ -26,8 +30,9 @@ MAX_DEPTH = 100
 class MessageForm:
     """The form of the messages that a template gets."""
 
-    parts: bool = False
-    """Keep a list as content; else it becomes one text."""
+    content: Literal["string", "as given", "openai"] = "string"
+    """``string``: one text. ``as given``: one text, or a list of parts where the message has one.
+    ``openai``: a list of parts."""
     none_beside_calls: bool = False
     """Set absent content beside tool calls to None; else to the empty text."""
     arguments: Literal["object", "string", "any object"] = "object"
@@ -40,7 +45,8 @@ def preferred_form(template: nodes.Template) -> MessageForm:
     tests = (test.node for test in template.find_all(nodes.Test) if test.name == "none")
     loops = (loop.iter for loop in template.find_all(nodes.For))
     return MessageForm(
-        parts=any(map(_is_content, loops)), none_beside_calls=any(map(_is_content, tests))
+        content="as given" if any(map(_is_content, loops)) else "string",
+        none_beside_calls=any(map(_is_content, tests)),
     )
 
 
@@ -61,12 +67,15 @@ def in_forms(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the messages in the form that is preferred, then in others that differ from it.
 
-    Absent values are left out, because most templates don't expect them. The messages are copied.
+    Lists that may stay as given become texts in the other forms. Absent values are left out,
+    because most templates don't expect them. The messages are copied.
 
     Raises:
         ValueError: they aren't well-formed, or hold other content than text.
     """
-    contents = [preferred, replace(preferred, parts=False)] if preferred.parts else [preferred]
+    contents = [preferred]
+    if preferred.content == "as given":
+        contents.append(replace(preferred, content="string"))
     previous: list[list[dict[str, Any]]] = []
     for form in contents:
         for arguments in ("object", "string", "any object"):
@@ -101,14 +110,24 @@ def _message_in_form(i: int, message: Mapping[str, Any], form: MessageForm) -> d
     if reasoning is not None:
         present = {"thinking": reasoning, **present, "reasoning_content": reasoning}
     present = plain(present)
-    if isinstance(present.get("content"), list):
-        texts = [_text(i, part) for part in present["content"]]
-        parts = [{"type": "text", "text": text} for text in texts]
-        present["content"] = parts if form.parts else "\n".join(texts)
+    if "content" in present:
+        present["content"] = _content_in_form(i, present["content"], form)
     calls = present.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         _convert_arguments(i, call, form)
     return present
+
+
+def _content_in_form(i: int, content: Any, form: MessageForm) -> Any:
+    """Return the content of message ``i``; what is neither a text nor a list stays as it is."""
+    if isinstance(content, str) and form.content == "openai":
+        return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        return content
+    texts = [_text(i, part) for part in content]
+    if form.content == "string":
+        return "\n".join(texts)
+    return [{"type": "text", "text": text} for text in texts]
 
 
 def plain(value: Any) -> Any:

@@ -65,9 +65,5 @@ REQUEST = by_name(
     ),
     Unsupported("encode the prompt yourself, and give token ids", {"tokenization_kwargs": ()}),
     Unsupported("models read text only", {"mm_processor_kwargs": ()}),
-    Unsupported(
-        "a text template gets text, any other the list of parts",
-        {"chat_template_content_format": ("auto",)},
-    ),
 )
 """By argument of ``LLM.generate`` and ``LLM.chat``."""

@@ -50,10 +50,6 @@ SERVER = by_name(
             "log_error_stack": OFF,
         },
     ),
-    Unsupported(
-        "message contents are given to the chat template in the form that it reads",
-        {"chat_template_content_format": ("auto",)},
-    ),
     Unsupported("answers are the assistant's", {"response_role": ("assistant",)}),
     Unsupported(
         "the built-in formats are those of --tool-call-parser",

@@ -38,6 +38,7 @@ def _render(service: Service, chat: ChatFields) -> str:
             tools=[tool.as_dict() for tool in chat.tools or ()] or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
+            chat_template_content_format=service.config.chat_template_content_format,
             **(service.config.default_chat_template_kwargs or {}) | chat.template_variables,
         )
     except ValueError as error:
