@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -27,6 +27,10 @@ from minimal_vllm.text.script_tokenizer import (
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm.vllm_arguments import OFFLINE, REQUEST, check_unsupported, drop_neutral
+
+if TYPE_CHECKING:
+    from minimal_vllm.metrics.listener import MetricsListener
+    from minimal_vllm.metrics.reader import Metric
 
 MakeBar = Callable[..., "tqdm[Any]"]
 PromptParamsPriority = tuple[TokenizedPrompt, SamplingParams, int]
@@ -54,6 +58,7 @@ class LLM:
         model: folder with a checkpoint in Hugging Face's format, .gguf file, model fetched with
             ``minimal-vllm fetch``, or id of a model on the hub. Default: the small built-in model.
         observers: called with a ``StepRecord`` after each step of the engine.
+        disable_log_stats: collect no metrics; with False, ``get_metrics`` returns them.
         options: the other fields of ``EngineConfig``, and vLLM's other arguments at values that
             change nothing here.
 
@@ -67,12 +72,17 @@ class LLM:
         model: str | Path | None = None,
         *,
         observers: Sequence[Observer] = (),
+        disable_log_stats: bool = True,
         **options: Any,
     ) -> None:
         options = drop_neutral(options, OFFLINE)
         self.config = EngineConfig(model=str(model or DEMO_MODEL_DIR), **options)
-        self.built = build_engine(self.config, observers=observers, progress=True)
+        self._metrics = None if disable_log_stats else _make_metrics(self.config.model)
+        watchers = [*observers, self._metrics] if self._metrics else observers
+        self.built = build_engine(self.config, observers=watchers, progress=True)
         self.engine = self.built.engine
+        if self._metrics:
+            self._metrics.attach(self.config, self.built)
         self._text = _text_side(self.config, self.built)
         self._num_requests = 0
         self._turn = RLock()
@@ -129,6 +139,20 @@ class LLM:
         """
         return SamplingParams(**self.built.files.generation_config.sampling)
 
+    def get_metrics(self) -> list["Metric"]:
+        """Return the engine's metrics, as the server shows them at ``/metrics``.
+
+        Each is a ``Counter``, ``Gauge`` or ``Histogram`` of ``minimal_vllm.metrics.reader``.
+
+        Raises:
+            ValueError: none were collected.
+        """
+        if self._metrics is None:
+            raise ValueError("no metrics are collected: give LLM disable_log_stats=False")
+        from minimal_vllm.metrics.reader import read_metrics
+
+        return read_metrics(self._metrics.metrics.registry)
+
     def generate(
         self,
         prompts: Prompt | Iterable[Prompt],
@@ -177,6 +201,7 @@ class LLM:
         *,
         priority: int | Sequence[int] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -191,6 +216,9 @@ class LLM:
             use_tqdm: as in ``generate``.
             priority: as in ``generate``.
             chat_template: template to use in place of the model's.
+            chat_template_content_format: form of the messages' content in the template: one text
+                (``"string"``), a list of parts (``"openai"``), or the form that the template seems
+                to be written for (``"auto"``).
             add_generation_prompt: end the prompt with the header of the assistant's next message.
             continue_final_message: leave the last message open, to be continued.
             tools: JSON schemas of functions that the model may call.
@@ -201,7 +229,6 @@ class LLM:
             ValueError: as in ``generate``; or there is no chat template, or it rejects the
                 messages.
         """
-        chat_template_content_format: ContentFormat = "auto",
         check_unsupported("chat", unsupported, REQUEST)
         template = self._choose_template(chat_template)
         prompts = [
@@ -210,15 +237,13 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tools=tools,
+                chat_template_content_format=chat_template_content_format,
                 **(chat_template_kwargs or {}),
             )
             for conversation in as_conversations(messages)
         ]
         tokenized = self.tokenizer.encode_batch(prompts, add_special_tokens=False)
         tokens_and_text = [
-            chat_template_content_format: form of the messages' content in the template: one text
-                (``"string"``), a list of parts (``"openai"``), or the form that the template seems
-                to be written for (``"auto"``).
             {"prompt_token_ids": token_ids, "prompt": prompt}
             for token_ids, prompt in zip(tokenized, prompts, strict=True)
         ]
@@ -237,7 +262,6 @@ class LLM:
         return template
 
     # ---- inside generate ------------------------------------------------------------------------
-                chat_template_content_format=chat_template_content_format,
 
     def _params_for(
         self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
@@ -298,6 +322,19 @@ class LLM:
                     bar.set_postfix_str(f"{num_tokens} tokens generated", refresh=False)
                     bar.update()
         return [outputs[request_id] for request_id in request_ids]
+
+
+def _make_metrics(model_name: str) -> "MetricsListener":
+    """Return an observer that collects metrics. Its library is imported only here."""
+    try:
+        from minimal_vllm.metrics.engine_metrics import EngineMetrics
+        from minimal_vllm.metrics.listener import MetricsListener
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"disable_log_stats=False needs {error.name}, which is not installed: "
+            "pip install 'minimal-vllm[server]'"
+        ) from error
+    return MetricsListener(EngineMetrics(model_name))
 
 
 def _text_side(config: EngineConfig, built: BuiltEngine) -> TextSide | None:

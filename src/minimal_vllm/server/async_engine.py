@@ -253,10 +253,14 @@ class AsyncEngine:
                 del self._mailboxes[request_id]
                 output = self._engine.abort(request_id)
                 if output is not None:
-                    self._metrics.ended(output)
+                    self._note_end(output)
                     outputs.append((place, output))
         if on_abort is not None:
             self._loop.call_soon_threadsafe(on_abort, outputs)
+
+    def _note_end(self, output: RequestOutput) -> None:
+        (completion,) = output.outputs
+        self._metrics.ended(output.request_id, str(completion.finish_reason))
 
     def _stop(self) -> None:
         self._stopped = True
@@ -268,7 +272,7 @@ class AsyncEngine:
         for output in outputs:
             if output.finished:
                 del self._mailboxes[output.request_id]
-                self._metrics.ended(output)
+                self._note_end(output)
         self._loop.call_soon_threadsafe(_put_all, mail)
 
 

@@ -12,6 +12,7 @@ import uvicorn
 
 from minimal_vllm.engine.sizing import choose_device
 from minimal_vllm.llm import LLM
+from minimal_vllm.metrics.engine_metrics import cache_settings
 from minimal_vllm.server.app import make_app
 from minimal_vllm.server.async_engine import AsyncEngine, EngineFailedError, EngineStoppedError
 from minimal_vllm.server.config import ServerConfig
@@ -56,16 +57,7 @@ def make_service(
     if choose_device(options.get("device", "auto")).type == "cuda":
         options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
     llm = LLM(model, observers=[metrics.on_step, *watchers, *observers], **options)
-    metrics.describe_cache(
-        {
-            "num_gpu_blocks": llm.built.num_blocks,
-            "block_size": llm.config.block_size,
-            "cache_dtype": str(llm.built.dtype).removeprefix("torch."),
-            "gpu_memory_utilization": llm.config.gpu_memory_utilization,
-            "enable_prefix_caching": llm.config.enable_prefix_caching,
-            "prefix_caching_hash_algo": "sha256",
-        }
-    )
+    metrics.describe_cache(cache_settings(llm.config, llm.built))
     engine = AsyncEngine(llm.engine, metrics, view.pace if view else None)
     if view:
         view.attach(llm, engine)
