@@ -22,6 +22,7 @@ HISTOGRAMS = (
     "request_generation_tokens",
     "request_prefill_kv_computed_tokens",
     "request_max_num_generation_tokens",
+    "request_num_preemptions",
 )
 SERIES = [
     *((f"vllm:{name}_bucket", ENGINE | {"le"}, {}) for name in HISTOGRAMS),
@@ -63,6 +64,8 @@ SERIES = [
             "engine",
             "num_gpu_blocks",
             "block_size",
+            "kv_cache_size_tokens",
+            "kv_cache_max_concurrency",
             "cache_dtype",
             "gpu_memory_utilization",
             "enable_prefix_caching",

@@ -195,6 +195,9 @@ def test_lists_may_be_written_as_vllm_writes_them():
         ["--kv-cache-dtype=auto"],
         ["--speculative-config", "none"],
         ["--disable-log-stats", "--no-enable-lora"],
+        ["--enable-prompt-tokens-details", "--enable-tokenizer-info-endpoint"],
+        ["--enable-server-load-tracking", "--enable-request-id-headers"],
+        ["--show-hidden-metrics-for-version=0.32"],
         ["--compilation-config", '{"mode": 3}', "--trust-remote-code"],
     ],
 )

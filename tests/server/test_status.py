@@ -61,7 +61,8 @@ def test_a_text_and_its_tokens_can_be_turned_into_each_other(server, llm):
     given = server.post("/tokenize", prompt=text, return_token_strs=True).json()
     assert given["tokens"] == llm.tokenizer.encode(text)
     assert (given["count"], given["max_model_len"]) == (len(given["tokens"]), 2048)
-    assert len(given["token_strs"]) == given["count"]
+    assert given["token_strs"] == llm.get_tokenizer().convert_ids_to_tokens(given["tokens"])
+    assert server.post("/tokenize", prompt=text).json()["token_strs"] is None
     assert server.post("/detokenize", tokens=given["tokens"]).json() == {"prompt": text}
 
 
@@ -96,7 +97,8 @@ def test_the_metrics_have_vllm_s_names_and_true_values():
         "prompt_tokens_total": 2 * num_prompt,
         "generation_tokens_total": 16,
         "iteration_tokens_total_count": 16,
-        "iteration_tokens_total_sum": 2 * num_prompt - num_cached + 14,
+        "iteration_tokens_total_sum": 2 * num_prompt - num_cached + 16,
+        "request_num_preemptions_count": 2,
         "request_prompt_tokens_sum": 2 * num_prompt,
         "request_generation_tokens_sum": 16,
         "time_to_first_token_seconds_count": 2,

@@ -128,7 +128,7 @@ class Admission:
         as_numpy = np.frombuffer(tokens, dtype=np.int32)
         wrong = as_numpy[(as_numpy < 0) | (as_numpy >= self._limits.vocab_size)]
         if len(wrong):
-            raise ValueError(f"{name} has {wrong[0]}, but {expected}")
+            raise ValueError(f"{name} has {wrong[0]}, but {expected}: it is out of vocabulary")
         return tokens
 
     def _check_logprobs(self, name: str, wanted: int | None) -> None:

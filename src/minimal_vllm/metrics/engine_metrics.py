@@ -20,6 +20,7 @@ SECONDS = (
 """Bounds of buckets. They include all objectives that vLLM's dashboards offer."""
 # fmt: on
 TOKENS = tuple(float(2**power) for power in range(18))
+PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 SLEEP_STATES = {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
@@ -36,11 +37,16 @@ class Timeline:
     first_token: float | None = None
     last_token: float | None = None
     num_output_tokens: int = 0
+    num_preemptions: int = 0
 
 
 def cache_settings(config: EngineConfig, built: BuiltEngine) -> dict[str, object]:
     """Return the settings of a KV cache that ``EngineMetrics.describe_cache`` exports."""
+    num_tokens = built.num_blocks * config.block_size
+    max_model_len = built.scheduler_config.max_model_len
     return {
+        "kv_cache_size_tokens": num_tokens,
+        "kv_cache_max_concurrency": f"{num_tokens / max_model_len:.2f}",
         "num_gpu_blocks": built.num_blocks,
         "block_size": config.block_size,
         "cache_dtype": str(built.dtype).removeprefix("torch."),
@@ -121,7 +127,9 @@ class EngineMetrics:
             self._ended.labels(**self._labels, finished_reason=reason.value)
 
     def _make_histograms(self) -> None:
-        self._step_tokens = self._tokens("iteration_tokens_total", "Tokens computed in a step.")
+        self._step_tokens = self._tokens(
+            "iteration_tokens_total", "Prompt tokens computed and tokens generated in a step."
+        )
         self._prompt_lengths = self._tokens("request_prompt_tokens", "Prompt tokens of a request.")
         self._prefill_lengths = self._tokens(
             "request_prefill_kv_computed_tokens", "Prompt tokens of a request that were not cached."
@@ -133,6 +141,9 @@ class EngineMetrics:
                 "Tokens generated for a request, for older dashboards.",
             ),
         ]
+        self._preemptions_of_request = self._histogram(
+            "request_num_preemptions", "Preemptions of a request.", PREEMPTIONS
+        )
         self._first_token = self._seconds("time_to_first_token", "From arrival to first token.")
         self._between_tokens = self._seconds("inter_token_latency", "Between two tokens.")
         self._per_token = self._seconds(
@@ -195,22 +206,26 @@ class EngineMetrics:
     def on_step(self, record: StepRecord) -> None:
         """Take in the record of a step."""
         now = time.monotonic()
-        self._step_tokens.observe(sum(entry.num_tokens for entry in record.scheduled))
         self._preemptions.inc(len(record.preempted))
+        for request_id in record.preempted:
+            self._timelines[request_id].num_preemptions += 1
         self._queries.inc(record.prefix_queries - self._seen_queries)
         self._hits.inc(record.prefix_hits - self._seen_hits)
         self._seen_queries, self._seen_hits = record.prefix_queries, record.prefix_hits
-        num_sampled = 0
+        num_prompt = num_sampled = 0
         for entry in record.scheduled:
             timeline = self._timelines[entry.request_id]
             if timeline.admitted is None:  # else it may have been preempted, and comes again
                 timeline.admitted = record.started
                 timeline.num_cached_tokens = entry.start
                 self._queue.observe(record.started - timeline.arrival)
+            prompt_end = min(entry.start + entry.num_tokens, timeline.num_prompt_tokens)
+            num_prompt += max(prompt_end - entry.start, 0)
             if entry.sampled_tokens:
                 num_sampled += len(entry.sampled_tokens)
                 self._on_tokens(timeline, len(entry.sampled_tokens), now)
         self._generation_tokens.inc(num_sampled)
+        self._step_tokens.observe(num_prompt + num_sampled)
 
     def _on_tokens(self, timeline: Timeline, count: int, now: float) -> None:
         """Count the tokens of one step. They come at once, so one latency is observed for all."""
@@ -237,6 +252,7 @@ class EngineMetrics:
         self._prefill_lengths.observe(timeline.num_prompt_tokens - timeline.num_cached_tokens)
         for histogram in self._output_lengths:
             histogram.observe(timeline.num_output_tokens)
+        self._preemptions_of_request.observe(timeline.num_preemptions)
         self._end_to_end.observe(time.monotonic() - timeline.arrival)
         if timeline.admitted and timeline.first_token and timeline.last_token:
             decode = timeline.last_token - timeline.first_token

@@ -56,6 +56,8 @@ class Tokens(BaseModel):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+    """The tokens as the vocabulary writes them, such as ``Ġand`` for " and"; null unless asked for.
+    """
 
 
 class Text(BaseModel):
@@ -69,7 +71,7 @@ def make_router(service: Service) -> APIRouter:
     router = APIRouter()
     tokenizer = service.llm.tokenizer
 
-    @router.post("/tokenize", response_model_exclude_unset=True)
+    @router.post("/tokenize")
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
         service.check_model(body.model)
         if isinstance(body, TokenizeChatRequest):
@@ -79,7 +81,8 @@ def make_router(service: Service) -> APIRouter:
         (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
         tokens = Tokens(count=len(token_ids), max_model_len=service.max_model_len, tokens=token_ids)
         if body.return_token_strs:
-            tokens.token_strs = await asyncio.to_thread(list, map(tokenizer.token_text, token_ids))
+            names = map(tokenizer.backend.id_to_token, token_ids)
+            tokens.token_strs = [str(name) for name in names]
         return tokens
 
     @router.post("/detokenize")

@@ -312,7 +312,7 @@ ENGINE = by_name(
             "disable_log_stats": ON_OR_OFF,
             "disable_log_requests": (True,),
             "aggregate_engine_logging": ON_OR_OFF,
-            "show_hidden_metrics_for_version": (),
+            "show_hidden_metrics_for_version": ANYTHING,
             "otlp_traces_endpoint": (),
             "collect_detailed_traces": (),
             "per_request_spec_decode_metrics": ANYTHING,

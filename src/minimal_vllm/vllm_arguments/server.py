@@ -65,5 +65,35 @@ SERVER = by_name(
     Unsupported("ask for usage with stream_options", {"enable_force_include_usage": OFF}),
     Unsupported("use a client without a read timeout", {"sse_keep_alive_interval": (0,)}),
     Unsupported("set it in the request", {"reasoning_effort_map": ()}),
+    Unsupported(
+        "usage, request ids, /load and /tokenizer_info are always there",
+        {
+            "enable_prompt_tokens_details": ON_OR_OFF,
+            "enable_request_id_headers": ON_OR_OFF,
+            "enable_server_load_tracking": ON_OR_OFF,
+            "enable_tokenizer_info_endpoint": ON_OR_OFF,
+        },
+    ),
+    Unsupported("/metrics has the times of requests", {"enable_per_request_metrics": OFF}),
+    Unsupported(
+        "answers have no system_fingerprint",
+        {"fingerprint_mode": ANYTHING, "fingerprint_value": ()},
+    ),
+    Unsupported(
+        "there is no such endpoint, model or supervisor here",
+        {
+            "cohere_is_reasoning_model": ON_OR_OFF,
+            "cohere_format": ANYTHING,
+            "enable_flash_late_interaction": ON_OR_OFF,
+            "dp_supervisor_probe_interval_s": ANYTHING,
+            "dp_supervisor_probe_timeout_s": ANYTHING,
+            "dp_supervisor_probe_failure_threshold": ANYTHING,
+        },
+    ),
+    Unsupported(
+        "a request of /v1/messages says whether the model thinks",
+        {"anthropic_disabled_thinking_effort": ("auto",)},
+    ),
+    Unsupported("the documentation loads its page's scripts", {"enable_offline_docs": OFF}),
 )
 """By argument of ``FrontendArgs``."""
