@@ -46,7 +46,7 @@ def check_unharmed(llm, good_tokens):
         (
             [1, 288],
             "prompt_token_ids has 288, but the model's tokens are the integers from 0 to 287: "
-            "it is out of vocabulary",
+            "it is out of vocabulary, whose size is 288",
         ),
         ([2**40], "prompt_token_ids can't be used"),
         ([1, "a"], "prompt_token_ids can't be used"),

@@ -247,6 +247,12 @@ def test_logprobs_cover_every_token_and_say_their_text(llm):
     assert (without.logprobs, without.cumulative_logprob) == (None, None)
 
 
+def test_the_whole_vocabulary_can_be_asked_for_where_its_size_is_allowed(checkpoint):
+    size = make_llm(checkpoint("llama")).built.files.config.vocab_size
+    everything = make_llm(checkpoint("llama"), max_logprobs=size)
+    assert len(complete(everything, max_tokens=1, logprobs=-1).logprobs[0]) == size
+
+
 def test_metrics_are_in_the_order_of_events(llm):
     metrics = generate(llm, TEXT)[0].metrics
     assert metrics.arrival_time <= metrics.first_token_time <= metrics.finished_time

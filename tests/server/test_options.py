@@ -1,6 +1,7 @@
 """The options of ``minimal-vllm serve``."""
 
 import asyncio
+import json
 import ssl
 import subprocess
 import sys
@@ -245,6 +246,22 @@ def test_behind_a_proxy_paths_may_have_the_proxys_prefix():
             answer = server.post(f"{prefix}/v1/completions", prompt="a", max_tokens=1, logprobs=1)
             (token,) = answer.json()["choices"][0]["logprobs"]["tokens"]
             assert token.startswith("token_id:")
+
+
+def test_usage_can_be_forced_into_every_chunk_of_every_stream():
+    body = {"stream": True, "max_tokens": 3, "ignore_eos": True}
+    with process("--enable-force-include-usage") as server:
+        for path, prompt in (
+            ("/v1/completions", {"prompt": "Hi"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ):
+            answer = server.post(path, **prompt, **body, stream_options={"include_usage": False})
+            lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
+            chunks = [json.loads(line) for line in lines if line != "[DONE]"]
+            counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+            assert counts == sorted(counts)
+            assert counts[-1] == 3
+            assert chunks[-1]["choices"] == []
 
 
 @pytest.mark.parametrize(

@@ -120,19 +120,24 @@ class Admission:
             raise ValueError(f"{name} has {num_tokens} tokens, but the model has only {limit}")
 
     def _checked_tokens(self, name: str, token_ids: Iterable[int]) -> "array[int]":
-        expected = f"the model's tokens are the integers from 0 to {self._limits.vocab_size - 1}"
+        size = self._limits.vocab_size
+        expected = f"the model's tokens are the integers from 0 to {size - 1}"
         try:
             tokens = array("i", token_ids if isinstance(token_ids, list) else list(token_ids))
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{name} can't be used: {error}; {expected}") from error
         as_numpy = np.frombuffer(tokens, dtype=np.int32)
-        wrong = as_numpy[(as_numpy < 0) | (as_numpy >= self._limits.vocab_size)]
+        wrong = as_numpy[(as_numpy < 0) | (as_numpy >= size)]
         if len(wrong):
-            raise ValueError(f"{name} has {wrong[0]}, but {expected}: it is out of vocabulary")
+            raise ValueError(
+                f"{name} has {wrong[0]}, but {expected}: it is out of vocabulary, whose size is {size}"
+            )
         return tokens
 
     def _check_logprobs(self, name: str, wanted: int | None) -> None:
         limit = self._limits.max_logprobs
+        if wanted == -1 and limit >= self._limits.vocab_size:
+            return
         if wanted is not None and limit != -1 and not 0 <= wanted <= limit:
             what = "the whole vocabulary" if wanted == -1 else wanted
             raise ValueError(

@@ -69,6 +69,9 @@ class ServerConfig:
     """Seconds in which running requests may finish after SIGTERM or Ctrl-C."""
     view: bool = False
     """Serve a page at /view that shows the engine at work and can pause it."""
+    enable_force_include_usage: bool = False
+    """Add the usage to all streams of completions and chats: so far in each chunk, and at the
+    end."""
     trust_request_chat_template: bool = False
     """Allow requests to bring a chat template, which is a program and may never end."""
     chat_template_content_format: ContentFormat = "auto"

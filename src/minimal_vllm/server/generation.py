@@ -136,6 +136,8 @@ class ChunkedAnswer(Answer):
     def __init__(self, service: Service, response_id: str, body: SamplingFields) -> None:
         super().__init__(service, response_id, body.model)
         self._options = body.stream_options or StreamOptions()
+        if service.config.enable_force_include_usage:
+            self._options = StreamOptions(include_usage=True, continuous_usage_stats=True)
         self._begun: set[int] = set()
 
     def opening(

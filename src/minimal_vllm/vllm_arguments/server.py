@@ -62,7 +62,6 @@ SERVER = by_name(
     ),
     Unsupported("the documentation is always served, at /docs", {"disable_fastapi_docs": OFF}),
     Unsupported("the models read text only", {"trust_request_mm_kwargs": OFF}),
-    Unsupported("ask for usage with stream_options", {"enable_force_include_usage": OFF}),
     Unsupported("use a client without a read timeout", {"sse_keep_alive_interval": (0,)}),
     Unsupported("set it in the request", {"reasoning_effort_map": ()}),
     Unsupported(
