@@ -130,7 +130,8 @@ class Admission:
         wrong = as_numpy[(as_numpy < 0) | (as_numpy >= size)]
         if len(wrong):
             raise ValueError(
-                f"{name} has {wrong[0]}, but {expected}: it is out of vocabulary, whose size is {size}"
+                f"{name} has {wrong[0]}, but {expected}: it is out of vocabulary, whose size is "
+                f"{size}"
             )
         return tokens
 
