@@ -172,7 +172,7 @@ def test_stop_strings_without_a_tokenizer_are_refused(checkpoint, good_tokens):
 
 def test_a_request_id_in_use_is_refused_and_its_owner_goes_on(llm, good_tokens):
     llm.engine.add_request("mine", GOOD_PROMPT, GOOD)
-    with pytest.raises(ValueError, match="there is a request 'mine' already"):
+    with pytest.raises(ValueError, match="a request 'mine' exists already"):
         llm.engine.add_request("mine", [1], GOOD)
     outputs = run(llm.engine)
     assert outputs["mine"].outputs[0].token_ids == good_tokens

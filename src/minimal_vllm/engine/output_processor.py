@@ -1,7 +1,7 @@
 """Turns sampled tokens into the user's outputs: text, log-probabilities, and n completions."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -52,7 +52,7 @@ class Completion:
         self.text_is_final = request.finished or stop is not None
         return stop
 
-    def take_logprobs(self, computed: list[TokenLogprobs]) -> None:
+    def take_logprobs(self, computed: Sequence[TokenLogprobs]) -> None:
         """Append the log-probabilities of the newest output tokens.
 
         Entries behind the last output token are dropped: the request ended before them.
@@ -163,7 +163,7 @@ class OutputProcessor:
                 known.extend(new)
 
     def add_logprobs(
-        self, requests: Iterable[Request], computed: Iterable[list[TokenLogprobs]]
+        self, requests: Iterable[Request], computed: Iterable[Sequence[TokenLogprobs]]
     ) -> None:
         """Add the log-probabilities of the newest output tokens.
 

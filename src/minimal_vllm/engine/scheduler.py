@@ -116,7 +116,7 @@ class Scheduler:
         plan.evicted = self.pool.take_evicted()
         return plan
 
-    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+    def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Append the sampled tokens to their requests, and end the requests that are complete.
 
         ``sampled`` has at most ``num_logits`` tokens for each request in ``plan.sampling``. An

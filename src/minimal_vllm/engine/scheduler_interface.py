@@ -1,5 +1,6 @@
 """Interface of a scheduler: the methods and attributes that the engine uses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +52,7 @@ class SchedulerInterface(Protocol):
         """Plan the next step. The plan may be empty if a step is in flight."""
         ...
 
-    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+    def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Append the sampled tokens: one list for each request in ``plan.sampling``.
 
         An empty list means that nothing could be sampled, and ends its request with an error.

@@ -37,9 +37,9 @@ class Sampled:
         ValueError: ``logprobs`` has another length than ``tokens``.
     """
 
-    tokens: list[list[int]]
+    tokens: Sequence[Sequence[int]]
     """Token ids of each request, in the order in which they follow its text."""
-    logprobs: list[list[TokenLogprobs]]
+    logprobs: Sequence[Sequence[TokenLogprobs]]
     """Log-probabilities for each of these tokens; an empty list for a request without
     ``SamplingParams.logprobs``."""
 
@@ -60,9 +60,12 @@ class Sampled:
             token_ids: one per request; ``NO_TOKEN`` becomes an empty list.
             logprobs: one entry per request; None where no log-probabilities are asked for.
         """
+        others = logprobs or [None] * len(token_ids)
+        # Python keeps small tuples for reuse. As many lists, in each step, would make its collector
+        # run several times as often.
         return cls(
-            [[token_id] if token_id != NO_TOKEN else [] for token_id in token_ids],
-            [[entry] if entry is not None else [] for entry in logprobs or [None] * len(token_ids)],
+            [(token_id,) if token_id != NO_TOKEN else () for token_id in token_ids],
+            [(entry,) if entry is not None else () for entry in others],
         )
 
 

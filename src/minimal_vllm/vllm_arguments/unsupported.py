@@ -107,9 +107,13 @@ def accepts(
 
         @wraps(make)
         def make_with(self: T, *args: Any, **kwargs: Any) -> None:
-            left = drop_neutral(kwargs, unsupported)
-            defaulted = {key for key, value in left.items() if value is None} & never_none
-            make(self, *args, **{key: left[key] for key in left if key not in defaulted})
+            # A server makes one of these for each request, nearly always of fields alone.
+            if not kwargs.keys().isdisjoint(unsupported):
+                kwargs = drop_neutral(kwargs, unsupported)
+            for name in never_none:
+                if name in kwargs and kwargs[name] is None:
+                    del kwargs[name]
+            make(self, *args, **kwargs)
 
         setattr(settings, "__init__", make_with)  # noqa: B010 - mypy knows of no such assignment
         return settings
