@@ -146,7 +146,7 @@ def test_a_seed_makes_runs_equal(run):
         (["--max-model-len=5000"], "max_model_len is 5000, but the model knows only 512 positions"),
         (["--stop-token-ids=999"], "stop_token_ids has 999"),
         (["--logprobs=21", "--json"], "logprobs asks for 21, but max_logprobs is 20"),
-        (["--model=no/such/model"], "model 'no/such/model' is not a folder here"),
+        (["--model=no/such/model"], "model 'no/such/model' is not a local folder"),
         (["--input=missing.txt"], "missing.txt can't be read: No such file or directory"),
     ],
 )

@@ -183,7 +183,7 @@ def test_the_texts_of_a_content_in_parts_are_lines():
     ],
 )
 def test_what_is_no_text_is_refused_and_not_written_into_the_prompt(part, kind):
-    with pytest.raises(ValueError, match=f"message 1 has content of the type '{kind}'; only texts"):
+    with pytest.raises(ValueError, match=f"message 1 has content of the type '{kind}'; only text "):
         ChatTemplate("{{ messages }}").render([*CHATS["one"], {"role": "user", "content": [part]}])
 
 

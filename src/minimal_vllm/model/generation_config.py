@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json asks for: when to stop, and how to sample."""
+"""A checkpoint's generation_config.json: its stop tokens and default sampling parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,21 +24,22 @@ SAMPLING_NAMES = {
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The checkpoint's own idea of how it should be run."""
+    """Stop tokens and default sampling parameters that a checkpoint recommends."""
 
     eos_token_ids: tuple[int, ...] = ()
-    """Each ends a text: those of generation_config.json, then those that only config.json has."""
+    """Tokens that end the output: those of generation_config.json, then others of config.json."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Arguments for ``SamplingParams``, where a request doesn't say otherwise."""
+    """Default arguments of ``SamplingParams``, which a request can override."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path, config: ModelConfig) -> "GenerationConfig":
-        """Read ``generation_config.json`` in a checkpoint's folder, or a GGUF file's metadata.
+        """Read the ``generation_config.json`` in a checkpoint's folder, or a GGUF file's metadata.
 
-        Where a folder has both, the JSON file counts. Without either, nothing is asked for.
+        If a folder has both, the JSON file takes precedence. Without either, only the stop tokens
+        of ``config`` are used.
 
         Raises:
-            ValueError: if the file can't be read, or asks for what can't be had.
+            ValueError: the file can't be read, or has an invalid value.
         """
         path = checkpoint / "generation_config.json"
         if path.exists():
