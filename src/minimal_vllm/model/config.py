@@ -202,7 +202,7 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, file: GgufFile, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
-        """Read the metadata of a GGUF file; ``overrides`` replace entries as of a config.json.
+        """Read the metadata of a GGUF file; ``overrides`` are keys and values of a config.json.
 
         Raises:
             ValueError: ``config_json`` or ``from_dict`` rejects it. The message names the file.

@@ -19,7 +19,7 @@ SAMPLING_NAMES = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
-"""Keys of generation_config.json that are read -> their names in ``SamplingParams``."""
+"""Supported keys of generation_config.json -> their names in ``SamplingParams``."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class GenerationConfig:
         return cls(tuple(dict.fromkeys(eos_token_ids)), sampling)
 
     def overridden(self, raw: Mapping[str, Any]) -> "GenerationConfig":
-        """Return this configuration with other values for some keys of generation_config.json.
+        """Return a copy with other values for some keys of generation_config.json.
 
         Raises:
-            ValueError: a key is not one that is read, or its value is wrong.
+            ValueError: a key is unknown, or its value is invalid.
         """
         known = {*SAMPLING_NAMES, "eos_token_id"}
         if unknown := sorted(raw.keys() - known):
             raise ValueError(
                 f"override_generation_config: {', '.join(unknown)} is not read from a generation "
-                f"config; known are {', '.join(sorted(known))}"
+                f"config; supported keys: {', '.join(sorted(known))}"
             )
         try:
             eos_token_ids = token_ids(raw.get("eos_token_id")) or self.eos_token_ids
@@ -76,9 +76,9 @@ class GenerationConfig:
 
 
 def _read_sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``SamplingParams`` that a generation config has."""
+    """Return the arguments of ``SamplingParams`` in a generation_config.json."""
     sampling = {
-        ours: raw[theirs] for theirs, ours in SAMPLING_NAMES.items() if raw.get(theirs) is not None
+        name: raw[key] for key, name in SAMPLING_NAMES.items() if raw.get(key) is not None
     }
     try:
         SamplingParams(**sampling)
