@@ -77,9 +77,7 @@ class GenerationConfig:
 
 def _read_sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``SamplingParams`` in a generation_config.json."""
-    sampling = {
-        name: raw[key] for key, name in SAMPLING_NAMES.items() if raw.get(key) is not None
-    }
+    sampling = {name: raw[key] for key, name in SAMPLING_NAMES.items() if raw.get(key) is not None}
     try:
         SamplingParams(**sampling)
     except SettingsError as error:
