@@ -40,7 +40,7 @@ class RowInputs:
 
 
 def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
-    """Look up some rows of the table.
+    """Look up the inputs of a step for some rows of the table.
 
     Args:
         table: the table that holds the rows.
@@ -136,16 +136,16 @@ class TokenInputs:
     """``[T]`` int64: slots of their keys and values; negative for padding."""
 
 
-def place_tokens(
+def locate_tokens(
     table: RowTable, tokens: Tensor, positions: Tensor, rows: Tensor, block_size: int
 ) -> TokenInputs:
-    """Find the slots of tokens, and those of the tokens that only the table has.
+    """Look up the slots of tokens, and the tokens that only the table has.
 
     Args:
         table: the table that holds the requests.
-        tokens: ``[T]`` int32; negative: the token that its request sampled last.
-        positions: ``[T]`` int32: positions in the requests.
-        rows: ``[T]`` int32: rows of the requests, or the padding row.
+        tokens: ``[T]`` int32: token ids. Negative: the token that the request sampled last.
+        positions: ``[T]`` int32: position of each token in its request.
+        rows: ``[T]`` int32: row of each token's request, or the padding row.
         block_size: number of tokens per block.
     """
     n = len(tokens)
