@@ -1,4 +1,4 @@
-"""Admission: turns what a user asks for into requests, or into one clear error."""
+"""Admission: validating a user's request, and converting it to requests for the scheduler."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from minimal_vllm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Limits that the model and the engine set for requests."""
+    """Limits that the model and the engine impose on requests."""
 
     vocab_size: int
     eos_token_ids: frozenset[int]

@@ -47,7 +47,7 @@ def _all_rows(config: SchedulerConfig) -> list[int]:
 class Scheduler:
     """Owns the waiting requests, the running requests, and their KV blocks.
 
-    ``check`` proves these invariants: ``waiting`` and ``running`` are in the policy's order; the
+    ``check`` verifies these invariants: ``waiting`` and ``running`` are in the policy's order; the
     block table of a running request has exactly the blocks that its computed tokens need; no other
     request has blocks.
     """
@@ -161,7 +161,7 @@ class Scheduler:
     ) -> None:
         """End ``request``, whatever its state, and free its blocks.
 
-        With ``num_tokens``, the tokens behind the first ``num_tokens`` are dropped. A request that
+        With ``num_tokens``, the tokens after the first ``num_tokens`` are dropped. A request that
         has ended keeps its reason, with two exceptions: an end at an earlier token replaces any
         reason, and a stop string replaces the length limit if the same token reached both.
         """
@@ -367,7 +367,7 @@ class Scheduler:
     # ---- proof ----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Prove the invariants of the scheduler and its pool. Call it between two steps.
+        """Verify the invariants of the scheduler and its pool. Call it between two steps.
 
         Raises:
             InvariantError: an invariant is broken; the message names the request or block.

@@ -1,9 +1,9 @@
-"""Products of weights with one token, in which only reading the weights takes time.
+"""Products of weights with a single token, which take as long as reading the weights.
 
 With one token a product has 1 FLOP per byte of weights; the fastest possible kernel reads each
 weight once, at the memory bandwidth. Libraries reach half to three quarters of it, because their
-kernels are cut for large tiles. Here a program reads some rows of the weights in long, contiguous
-pieces and multiplies them with the token's vector in registers, without tensor cores::
+kernels are designed for large tiles. Here a program reads some rows of the weights in long,
+contiguous pieces and multiplies them with the token's vector in registers, without tensor cores::
 
     weights [out, in]   row 0 ────────────►   ×  x  = y[0]
                         row 1 ────────────►         = y[1]
@@ -27,7 +27,7 @@ from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
 
 def can_use_matvec(x: Tensor) -> bool:
-    """Return whether there is only one token."""
+    """Return whether ``x`` is a single token."""
     return len(x) == 1
 
 
@@ -38,7 +38,7 @@ def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
         x: ``[1, in]``, contiguous.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
-        out: ``[1, out]``, where to write the result; None: new memory.
+        out: ``[1, out]``, overwritten with the result. Default: newly allocated.
     """
     out_size, in_size = weight.shape
     y = x.new_empty(1, out_size) if out is None else out
@@ -70,7 +70,7 @@ def add_norm_matvec(
         x: ``[1, in]``, contiguous, or None.
         total: ``[1, in]``, contiguous; written. If ``x`` is None, ``residual`` itself, not written.
         norm_weight: ``[in]``.
-        eps: added to the mean of the squares.
+        eps: constant added to the mean square.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
         activation: a key of ``ACTIVATIONS``: the first half of the product is the gate of the
