@@ -30,7 +30,7 @@ class MessageForm:
     parts: bool = False
     """Whether a list as content is kept; otherwise it becomes one text."""
     none_beside_calls: bool = False
-    """Whether absent content next to tool calls becomes None; otherwise it becomes the empty text."""
+    """Whether absent content next to tool calls becomes None; otherwise it becomes empty text."""
     arguments: Literal["object", "string", "any object"] = "object"
     """Form of a tool call's arguments. ``object``: an object; text that isn't a JSON object stays a
     string. ``string``: a JSON string. ``any object``: an object; text that isn't a JSON object

@@ -1,9 +1,9 @@
 """Cutting a decode step's contexts into pieces of about the same length, on the GPU.
 
 A decode step reads every request's keys and values once and does little else. It runs at the memory
-bandwidth if all of the GPU's SMs read until the end. But requests differ in length: with one program
-per request, most SMs would be idle while the longest request is read. So contexts are cut into
-*pieces* of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
+bandwidth if all of the GPU's SMs read until the end. But requests differ in length: with one
+program per request, most SMs would be idle while the longest request is read. So contexts are cut
+into *pieces* of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
 https://crfm.stanford.edu/2023/10/12/flashdecoding.html)::
 
     lengths       A ██████████████   B ███   C ████████

@@ -77,7 +77,7 @@ def tokens_per_tile(num_heads: int, num_kv_heads: int) -> int:
 
 
 def wanted_tiles(num_kv_heads: int, num_sms: int) -> int:
-    """Return the number of tiles with which every SM has two programs, and nothing has to be cut."""
+    """Return the number of tiles that gives each SM two programs, so that nothing needs cutting."""
     return 2 * num_sms // num_kv_heads
 
 
