@@ -19,7 +19,7 @@ BUILT_IN = {
 """Names of the built-in classes, for the fields that choose one by name."""
 
 DTYPE_ALIASES = {"half": "float16", "float": "float32"}
-"""vLLM's other names of dtypes."""
+"""vLLM's alternative names of dtypes."""
 
 LOAD_FORMAT_ALIASES = {"hf": "auto", "safetensors": "auto"}
 """vLLM's names of the formats that ``auto`` reads anyway."""
@@ -36,7 +36,7 @@ def _as_load_format(name: object) -> object:
 
 
 def _as_model_len(length: object) -> object:
-    """Return a length, or None for vLLM's two ways to ask for the greatest that fits."""
+    """Return a maximum length, or None for ``auto`` or -1, with which vLLM asks for the maximum."""
     return None if length in (-1, "auto") else length
 
 

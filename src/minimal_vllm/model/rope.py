@@ -62,7 +62,8 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     A frequency is low or high depending on how many full rotations its pair makes within the
     trained length (``apply_scaling`` in the reference code).
     """
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    low = scaling.low_freq_factor
+    high = scaling.high_freq_factor
     rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     kept = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies

@@ -50,7 +50,7 @@ class ScheduledRequest:
 
 @dataclass(slots=True)
 class Plan:
-    """What one step computes. The requests' counters already include it."""
+    """Plan of one step. The requests' counters already include its tokens."""
 
     scheduled: list[ScheduledRequest] = field(default_factory=list)
     """Tokens to compute: first those of the running requests, then those of the admitted ones."""

@@ -31,7 +31,7 @@ PROGRAMS_OF_FEW, LEAST_OF_FEW = 2, TILE
 """Programs per SM to aim for, and minimum number of tokens per piece, if there are fewer programs
 than SMs before anything is cut: every cut helps."""
 PROGRAMS_OF_MANY, LEAST_OF_MANY = 16, 256
-"""The same for more requests: a cut costs a merge, and only evens out the end."""
+"""Values of both for more programs: a cut then costs a merge, and only evens out the end."""
 NO_REQUEST = -1
 """Placeholder for the index of a request. Kernels test the sign, which tells the compiler that the
 index of a request is not negative."""
