@@ -56,7 +56,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
     enable_chunked_prefill: bool = True
-    """Compute a long prompt in several steps, beside the decoding of other requests."""
+    """Compute a long prompt in several steps, alongside the decoding of other requests."""
     policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
 
@@ -142,7 +142,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
     enable_chunked_prefill: bool = True
-    """Compute a long prompt in several steps, beside the decoding of other requests."""
+    """Compute a long prompt in several steps, alongside the decoding of other requests."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
     max_logprobs: Annotated[int, Field(ge=-1)] = 20

@@ -34,7 +34,7 @@ class Completion:
     num_given: int = 0
     """Number of output tokens that the user has already received; used with ``DELTA``."""
     end_is_given: bool = False
-    """True if the user has been told that the completion ended; used with ``DELTA``."""
+    """True if the user has received the end of the completion; used with ``DELTA``."""
 
     def detokenize(self) -> str | None:
         """Bring the text up to date, and return the stop string that ends it, if one was found."""
@@ -214,7 +214,7 @@ class OutputProcessor:
             if request.finished:
                 completion.detokenize()
             elif group.output_kind is OutputKind.FINAL_ONLY and group.metrics.first_token_time:
-                continue  # as in most steps of a request whose user waits for its end
+                continue  # the common case, if the user waits for the end of the request
             groups[group.request_id] = group
         outputs = []
         for group in groups.values():

@@ -140,13 +140,15 @@ class Scheduler:
                 request.token_ids.append(token_id)
                 self.store_full_blocks(request)
                 if self.finish_if_done(request, token_id):
-                    break  # the tokens behind it are dropped
+                    break  # the tokens after it are dropped
 
     def reject_guesses(self, request: Request, count: int) -> None:
         """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
         if count < 0:
             raise ValueError(f"{request.request_id} got {-count} tokens more than it has logits")
-        if request.status is Status.RUNNING:  # else it was preempted: nothing of it is computed
+        if (
+            request.status is Status.RUNNING
+        ):  # otherwise it was preempted, and none of its tokens is computed
             request.num_computed_tokens -= count
             needed = self.config.blocks_for(request.num_computed_tokens)
             self.pool.release(request.block_table[needed:])
@@ -197,8 +199,8 @@ class Scheduler:
                 position += 1
                 continue
             # Keep one token for each of the following requests, so that no prompt stalls a decode.
-            behind = len(self.running) - position - 1
-            num_new = min(request.num_uncomputed_tokens, budget - behind)
+            num_after = len(self.running) - position - 1
+            num_new = min(request.num_uncomputed_tokens, budget - num_after)
             missing = self.num_missing_blocks(request, num_new)
             if missing and not self.make_room(request, missing, plan):
                 break

@@ -129,7 +129,7 @@ class StepInputs:
     def of_shape(self, shape: StepShape) -> MixedInputs:
         """Return the inputs of a step's front and body."""
         memory = self._memory
-        # A request that is no decode computes at least two tokens.
+        # A request that doesn't decode computes at least two tokens.
         num_prompts = min(MAX_PROMPTS, shape.num_tokens // 2)
         most_pieces = self._attention.most_prefill_pieces(shape.num_tokens, num_prompts)
         return MixedInputs(

@@ -35,7 +35,7 @@ class Grammar:
         self._matcher = matcher
         self._num_taken = 0
         self._could_end = [matcher.is_accepting()]
-        """One entry before each token and one behind the last; kept if there are stop strings."""
+        """One entry before each token and one after the last; kept if there are stop strings."""
 
     def allowed_tokens(self, row: SamplingRow) -> bytearray:
         """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next.

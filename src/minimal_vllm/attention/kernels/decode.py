@@ -142,7 +142,7 @@ def decode_attention(
 
 
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
-# would compile the kernel anew for a member whose alignment changes.
+# would compile the kernel again for a member whose alignment changes.
 @triton.jit(
     do_not_specialize=["num_requests", "table_stride"],
     do_not_specialize_on_alignment=["token", "starts", "seq_lens", "table_row", "block_tables"],

@@ -8,7 +8,7 @@ contiguous pieces and multiplies them with the token's vector in registers, with
     weights [out, in]   row 0 ────────────►   ×  x  = y[0]
                         row 1 ────────────►         = y[1]
 
-Every program computes the norm before the product anew: the vector is short and in the L2 cache,
+Every program computes the norm before the product itself: the vector is short and in the L2 cache,
 and another launch would cost more. At the end of the product, a program can apply the gate of the
 feed-forward network: it then multiplies with the rows for ``gate`` and those for ``up``.
 
@@ -126,7 +126,7 @@ def _matvec_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < OUT
     GATES: tl.constexpr = ACTIVATION is not None
-    # Weights never change: load the first before the kernel before this one has ended.
+    # Weights never change: load the first ones before the previous kernel has ended.
     first = _load_weights(weight, row, 0, OUT, IN, COLUMNS)
     first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, COLUMNS) if GATES else first
     wait_for_previous(EARLY)
