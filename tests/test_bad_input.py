@@ -134,7 +134,7 @@ def test_extreme_params_harm_nobody_beside(llm, good_tokens, params):
         ({"block_size": 0}, "block_size"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
         ({"eviction_policy": "random"}, "eviction_policy"),
-        ({"max_model_len": 513}, "the model knows only 512 positions"),
+        ({"max_model_len": 513}, "the model has only 512 positions"),
         ({"max_model_len": 257}, "the pool has 16: lower max_model_len"),
         ({"max_num_batched_tokens": 8}, "must be at least max_num_seqs"),
         (

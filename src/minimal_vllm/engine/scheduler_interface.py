@@ -68,10 +68,10 @@ class SchedulerInterface(Protocol):
     ) -> None:
         """End ``request``, whatever its state, and free its blocks.
 
-        With ``num_tokens``, the tokens behind the first ``num_tokens`` are dropped.
+        With ``num_tokens``, the tokens after the first ``num_tokens`` are dropped.
         """
         ...
 
     def fail(self, request: Request, error: str) -> None:
-        """End ``request`` with an error, and forget what it has written to the cache."""
+        """End ``request`` with an error, and forget the blocks that it has written."""
         ...

@@ -1,4 +1,4 @@
-"""Arguments that are accepted where they change nothing, and refused elsewhere."""
+"""Accepting arguments at values that change nothing, and refusing them at others."""
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 class _Anything(Container[object]):
-    """A container of all values."""
+    """Container that contains every value."""
 
     def __contains__(self, value: object) -> bool:
         return True
 
 
 ANYTHING = _Anything()
-"""For an argument that changes nothing at any value, since what it configures does not exist."""
+"""Values of an argument that changes nothing, because the feature that it configures is absent."""
 
 ON_OR_OFF = (False, True)
 """Values of a flag that changes nothing."""
@@ -96,7 +96,7 @@ def accepts(
     """Decorate a dataclass so that it can be made with vLLM's arguments too.
 
     Args:
-        unsupported: arguments that are no fields.
+        unsupported: vLLM's arguments that are not fields.
         none_is_default: let None stand for the default of fields that can't be None.
     """
 
