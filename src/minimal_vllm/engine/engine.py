@@ -90,7 +90,7 @@ class Engine:
             ValueError: the request can't be served. Nothing was added.
         """
         if request_id in self._outputs:
-            raise ValueError(f"a request with the id {request_id!r} exists: ids must be unique")
+            raise ValueError(f"a request {request_id!r} exists already: ids must be unique")
         if priority and self.scheduler.config.policy != "priority":
             raise ValueError("a priority needs an engine with scheduling_policy='priority'")
         requests = self._admission.make_requests(
