@@ -87,7 +87,8 @@ class EngineMetrics:
             "num_requests_waiting_by_reason", "Number of waiting requests by reason.", "reason"
         )
         self._waiting_for_capacity = reasons.labels(**self._labels, reason="capacity")
-        reasons.labels(**self._labels, reason="deferred").set(0)  # of other constraints: none here
+        # Deferred by other constraints, which this engine doesn't have.
+        reasons.labels(**self._labels, reason="deferred").set(0)
         self._kv_usage = self._gauge(
             "kv_cache_usage_perc", "Share of KV blocks that running requests hold, from 0 to 1."
         )
@@ -215,7 +216,7 @@ class EngineMetrics:
         num_prompt = num_sampled = 0
         for entry in record.scheduled:
             timeline = self._timelines[entry.request_id]
-            if timeline.admitted is None:  # else it may have been preempted, and comes again
+            if timeline.admitted is None:  # the first admission, not one after a preemption
                 timeline.admitted = record.started
                 timeline.num_cached_tokens = entry.start
                 self._queue.observe(record.started - timeline.arrival)

@@ -33,7 +33,8 @@ class Metrics(EngineMetrics):
 
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Note that an HTTP request was answered by the route ``handler``, or ``none``."""
-        method = method if method in METHODS else "other"  # a client may invent any number
+        if method not in METHODS:  # clients could make up any number of names
+            method = "other"
         self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(handler, method).observe(seconds)
 

@@ -56,7 +56,7 @@ SAMPLING = by_name(
         },
     ),
 )
-"""By argument of ``SamplingParams``."""
+"""Unsupported features, by argument of ``SamplingParams``."""
 
 REQUEST = by_name(
     Unsupported(
@@ -66,4 +66,4 @@ REQUEST = by_name(
     Unsupported("encode the prompt yourself, and give token ids", {"tokenization_kwargs": ()}),
     Unsupported("models read text only", {"mm_processor_kwargs": ()}),
 )
-"""By argument of ``LLM.generate`` and ``LLM.chat``."""
+"""Unsupported features, by argument of ``LLM.generate`` and ``LLM.chat``."""

@@ -95,4 +95,4 @@ SERVER = by_name(
     ),
     Unsupported("the documentation loads its page's scripts", {"enable_offline_docs": OFF}),
 )
-"""By argument of ``FrontendArgs``."""
+"""Unsupported features, by argument of ``FrontendArgs``."""
