@@ -78,7 +78,9 @@ class LLM:
         options = drop_neutral(options, OFFLINE)
         self.config = EngineConfig(model=str(model or DEMO_MODEL_DIR), **options)
         self._metrics = None if disable_log_stats else _make_metrics(self.config.model)
-        watchers = [*observers, self._metrics] if self._metrics else observers
+        watchers: list[Observer] = [*observers]
+        if self._metrics:
+            watchers.append(self._metrics)
         self.built = build_engine(self.config, observers=watchers, progress=True)
         self.engine = self.built.engine
         if self._metrics:
