@@ -16,7 +16,7 @@ def urls():
     """The base URLs of the servers: ``demo`` has the built-in model, ``script`` a scripted one."""
     paths = [str(ROOT / folder) for folder in ("src", "tests", ".")]
     servers = subprocess.Popen(
-        [os.environ.get("SERVER_PYTHON", PYTHON), "-m", "tests.clients.serve"],
+        [PYTHON, "-m", "tests.clients.serve"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,

@@ -1,11 +1,12 @@
 """vLLM's and SGLang's routers, each in front of two servers."""
 
 import re
-import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx2
 import openai
@@ -13,7 +14,8 @@ import pytest
 
 from tests.server.harness import ENVIRONMENT, MODEL, PATIENCE, process
 
-ROUTERS = {"vllm-router": ["vllm-router"], "sglang-router": ["sglang-router", "launch"]}
+BIN = Path(sys.executable).parent
+ROUTERS = {"vllm-router": [], "sglang-router": ["launch"]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "Good evening."}]
 BODIES = {CHAT: {"messages": HELLO}, COMPLETIONS: {"prompt": "It was a dark"}}
@@ -21,7 +23,7 @@ LONG = 1900
 """Number of tokens that takes far longer to generate than a router takes to drop a connection."""
 
 pytestmark = pytest.mark.skipif(
-    not shutil.which("vllm-router"), reason="the routers' wheels are for Linux only"
+    not (BIN / "vllm-router").exists(), reason="the routers' wheels are for Linux only"
 )
 
 
@@ -79,7 +81,7 @@ def router(request, backends, tmp_path_factory):
     """The URL of a router in front of both."""
     with (
         (tmp_path_factory.mktemp("router") / "log").open("w") as log,
-        started(ROUTERS[request.param], backends, log) as url,
+        started([BIN / request.param, *ROUTERS[request.param]], backends, log) as url,
     ):
         yield url
 
