@@ -77,7 +77,7 @@ class Service:
     def check_length(self, prompts: Iterable[Sequence[int]], field: str) -> None:
         """Refuse prompts behind which no token fits (400), as OpenAI does.
 
-        Libraries look for the code and for these words.
+        Libraries look for the code, for "maximum context length" or for "prompt is too long".
 
         Args:
             prompts: token ids of each prompt.
@@ -88,8 +88,8 @@ class Service:
             raise ApiError(
                 400,
                 f"This model's maximum context length is {self.max_model_len} tokens. However, the "
-                f"prompt has {longest} tokens, and at least one must fit behind it: shorten the "
-                f"{field}.",
+                f"prompt is too long: it has {longest} tokens, and at least one must fit behind it. "
+                f"Shorten the {field}.",
                 param=field,
                 code="context_length_exceeded",
             )
