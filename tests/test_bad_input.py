@@ -134,7 +134,7 @@ def test_extreme_params_harm_nobody_beside(llm, good_tokens, params):
         ({"block_size": 0}, "block_size"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
         ({"eviction_policy": "random"}, "eviction_policy"),
-        ({"max_model_len": 513}, "the model knows only 512 positions"),
+        ({"max_model_len": 513}, "the model has only 512 positions"),
         ({"max_model_len": 257}, "the pool has 16: lower max_model_len"),
         ({"max_num_batched_tokens": 8}, "must be at least max_num_seqs"),
         (
@@ -172,7 +172,7 @@ def test_stop_strings_without_a_tokenizer_are_refused(checkpoint, good_tokens):
 
 def test_a_request_id_in_use_is_refused_and_its_owner_goes_on(llm, good_tokens):
     llm.engine.add_request("mine", GOOD_PROMPT, GOOD)
-    with pytest.raises(ValueError, match="there is a request 'mine' already"):
+    with pytest.raises(ValueError, match="a request 'mine' exists already"):
         llm.engine.add_request("mine", [1], GOOD)
     outputs = run(llm.engine)
     assert outputs["mine"].outputs[0].token_ids == good_tokens

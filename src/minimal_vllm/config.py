@@ -19,7 +19,7 @@ BUILT_IN = {
 """Names of the built-in classes, for the fields that choose one by name."""
 
 DTYPE_ALIASES = {"half": "float16", "float": "float32"}
-"""vLLM's other names of dtypes."""
+"""vLLM's alternative names of dtypes."""
 
 LOAD_FORMAT_ALIASES = {"hf": "auto", "safetensors": "auto"}
 """vLLM's names of the formats that ``auto`` reads anyway."""
@@ -36,7 +36,7 @@ def _as_load_format(name: object) -> object:
 
 
 def _as_model_len(length: object) -> object:
-    """Return a length, or None for vLLM's two ways to ask for the greatest that fits."""
+    """Return a maximum length, or None for ``auto`` or -1, with which vLLM asks for the maximum."""
     return None if length in (-1, "auto") else length
 
 
@@ -56,7 +56,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
     enable_chunked_prefill: bool = True
-    """Compute a long prompt in several steps, beside the decoding of other requests."""
+    """Compute a long prompt in several steps, alongside the decoding of other requests."""
     policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
 
@@ -142,7 +142,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
     enable_chunked_prefill: bool = True
-    """Compute a long prompt in several steps, beside the decoding of other requests."""
+    """Compute a long prompt in several steps, alongside the decoding of other requests."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
     max_logprobs: Annotated[int, Field(ge=-1)] = 20

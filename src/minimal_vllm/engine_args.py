@@ -3,19 +3,17 @@
 import json
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.vllm_arguments import ENGINE, takes_no_value
-
-ParserT = TypeVar("ParserT", bound=ArgumentParser)
 
 
 class EngineArgs(EngineConfig):
     """An ``EngineConfig`` that is read with argparse, as vLLM's ``EngineArgs`` is."""
 
     @staticmethod
-    def add_cli_args(parser: ParserT) -> ParserT:
+    def add_cli_args(parser: ArgumentParser) -> ArgumentParser:
         """Add an argument for each option of the engine, and for vLLM's other ones.
 
         Arguments that are not given are None, which ``LLM`` takes for the default.

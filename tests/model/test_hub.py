@@ -76,7 +76,7 @@ def test_the_cache_is_found_through_the_environment(cache):
 
 
 def test_a_model_that_is_not_in_the_cache_is_named_offline(cache):
-    with pytest.raises(ValueError, match=r"'org/other' is not a folder .*isn't in the cache"):
+    with pytest.raises(ValueError, match=r"'org/other' is not a local folder.*isn't in the cache"):
         resolve_model("org/other", download_dir=cache)
     with pytest.raises(ValueError, match=r"'org/tiny' at revision 'v2' .*isn't in the cache"):
         resolve_model("org/tiny", "v2", download_dir=cache)
@@ -84,7 +84,7 @@ def test_a_model_that_is_not_in_the_cache_is_named_offline(cache):
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "a b", "x/y/z"])
 def test_a_name_that_can_be_no_hub_id_is_refused(name, cache):
-    with pytest.raises(ValueError, match=r"is not a folder here, .*form of a hub id"):
+    with pytest.raises(ValueError, match=r"is not a local folder, .*hub id of the form"):
         resolve_model(name, download_dir=cache)
 
 
@@ -107,11 +107,11 @@ def http_error(kind, status):
     ("error", "reason"),
     [
         (http_error("GatedRepoError", 403), "it is gated"),
-        (http_error("RepositoryNotFoundError", 401), "there is none of this name"),
+        (http_error("RepositoryNotFoundError", 401), "no such model exists"),
         (http_error("RevisionNotFoundError", 404), "it has no such revision"),
         (
             PermissionError(13, "Permission denied", "/cache"),
-            "the cache can't be written.*'/cache'",
+            "the cache is not writable.*'/cache'",
         ),
         (OSError(28, "No space left on device"), "OSError: .*No space left"),
         (RuntimeError("proxy trouble"), "RuntimeError: proxy trouble"),

@@ -201,7 +201,7 @@ def test_a_truncated_shard_is_named_before_any_memory_is_taken(folder, weights, 
     shard = folder / "model-00003-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     monkeypatch.setattr(loader, "Decoder", None)
-    with pytest.raises(ValueError, match=r"model-00003-of-00003\.safetensors is not a whole"):
+    with pytest.raises(ValueError, match=r"model-00003-of-00003\.safetensors is not a complete"):
         load(folder)
 
 
@@ -212,7 +212,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(folder, monkeypatch):
         path.write_bytes(path.read_bytes()[:-1])
 
     monkeypatch.setattr(loader, "_check_match", shrink)
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete"):
         load(folder)
 
 

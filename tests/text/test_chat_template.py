@@ -183,7 +183,7 @@ def test_the_texts_of_a_content_in_parts_are_lines():
     ],
 )
 def test_what_is_no_text_is_refused_and_not_written_into_the_prompt(part, kind):
-    with pytest.raises(ValueError, match=f"message 1 has content of the type '{kind}'; only texts"):
+    with pytest.raises(ValueError, match=f"message 1 has content of type '{kind}'; only text "):
         ChatTemplate("{{ messages }}").render([*CHATS["one"], {"role": "user", "content": [part]}])
 
 
@@ -248,7 +248,7 @@ def test_a_model_without_a_template_has_none(tmp_path):
 
 
 def test_templates_without_a_default_are_refused_when_rendered():
-    with pytest.raises(ValueError, match=r"\(a, b\) is called default"):
+    with pytest.raises(ValueError, match=r"\(a, b\) is named 'default'"):
         ChatTemplate({"b": "", "a": ""}).render(CHATS["one"])
 
 
@@ -259,7 +259,7 @@ def test_templates_without_a_default_are_refused_when_rendered():
         ("Hi", "a list of"),
         (["Hi"], "message 0 should be an object with a role, not 'Hi'"),
         ([{"content": "Hi"}], "message 0 should be an object with a role"),
-        ([{"role": "user", "content": object()}], "takes only JSON values"),
+        ([{"role": "user", "content": object()}], "accepts only JSON values"),
         ([{"role": "assistant", "content": "Hi"}], "Roles must alternate"),
         ([{"role": "user"}], "the chat template rejects these messages"),
         ([{"role": "user", "content": 1}], "the chat template rejects these messages"),
@@ -289,7 +289,7 @@ def test_what_cannot_be_continued_is_refused():
 
 
 def test_a_template_with_wrong_syntax_is_refused_when_loaded():
-    with pytest.raises(ValueError, match="not valid jinja"):
+    with pytest.raises(ValueError, match="not valid Jinja"):
         ChatTemplate("{% if %}")
 
 

@@ -210,7 +210,7 @@ def test_a_letter_that_pads_stays_a_letter(tmp_path):
         ({"pre": None}, r"is None, but must be one of .*--tokenizer"),
         ({"model": "bert"}, r"is 'bert', but must be gpt2 or llama: .*--tokenizer"),
         ({"model": "llama", "merges": None}, "tokens, but 0 scores"),
-        ({"tokens": ["a", "b"]}, "2 tokens and 273 types"),
+        ({"tokens": ["a", "b"]}, "2 tokens, but 273 token types"),
         ({"merges": ["zz zzz"]}, "merges don't fit its tokens"),
         ({"merges": ["x"]}, "merges don't fit its tokens"),
         ({"eos_token_id": 999}, "eos_token_id is 999, but there are 273 tokens"),

@@ -1,6 +1,6 @@
-"""Paged attention: how queries find their keys and values in scattered blocks.
+"""Paged attention over keys and values that lie in scattered blocks of the KV cache.
 
-Read in this order: ``interface``, ``paged`` (the write to the cache), ``reference`` (the plainest
-implementation, the oracle), ``tiled`` (for a CPU), ``kernels``, ``triton_backend`` (which plans
-their work), ``library`` (whole new prompts by cuDNN).
+Read in this order: ``interface``, ``paged`` (writing to the cache), ``reference`` (the simplest
+implementation, which all others must match), ``tiled`` (for CPUs), ``kernels``, ``triton_backend``
+(which plans the kernels' work), ``library`` (cuDNN's kernel for whole new prompts).
 """

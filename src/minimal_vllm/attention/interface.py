@@ -1,4 +1,4 @@
-"""The interface of attention, which every implementation has."""
+"""The interface of attention implementations."""
 
 from typing import Protocol
 
@@ -9,14 +9,14 @@ from minimal_vllm.step.batch import Batch
 
 
 class StepAttention(Protocol):
-    """Paged attention over the batch of one step, for all layers.
+    """Paged attention over the batch of one step, called once per layer.
 
-    Whatever depends on the batch alone was computed when the object was made.
+    Everything that depends only on the batch was computed when the object was made.
     """
 
     @property
     def slots(self) -> Tensor:
-        """``[T]`` int64: each token's slot in the cache, ``block * block_size + offset``."""
+        """Cache slot of each token, ``block * block_size + offset``: ``[T]`` int64."""
         ...
 
     def __call__(
@@ -28,18 +28,19 @@ class StepAttention(Protocol):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache, causally.
+        """Compute causal attention over the cache.
 
-        The keys and values of all tokens of the step are in the cache already, since a request may
-        share blocks that another request fills in the same step.
+        The keys and values of all tokens of the step must already be in the cache, because a
+        request may share blocks that another request fills in the same step.
 
         Args:
             q: ``[T, H, D]``; each key-value head serves ``H / K`` query heads.
-            k: ``[T, K, D]``: the step's keys, for kernels that read them in one piece.
+            k: ``[T, K, D]``: the step's keys, for kernels that need them contiguous.
             v: ``[T, K, D]``: the step's values, likewise.
             cache: keys and values of the layer.
             scale: factor of the scores.
-            window: number of tokens that a token sees, itself included. None: all before it.
+            window: number of tokens that each token attends to, itself included. None: all tokens
+                up to itself.
 
         Returns:
             ``[T, H, D]`` in the dtype of ``q``.
@@ -48,8 +49,8 @@ class StepAttention(Protocol):
 
 
 class Attention(Protocol):
-    """Makes the attention of each step. All implementations compute the same result."""
+    """Factory for each step's attention. All implementations compute the same result."""
 
     def plan(self, batch: Batch) -> StepAttention:
-        """Compute what the layers of a step share, and return the step's attention."""
+        """Compute everything that a step's layers share, and return the step's attention."""
         ...

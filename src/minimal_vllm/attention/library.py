@@ -1,13 +1,13 @@
-"""Attention of whole new prompts by cuDNN's kernel, which is the fastest one for them.
+"""Attention of whole new prompts with cuDNN's kernel, which is the fastest for them.
 
 For a prompt with no cached prefix, paged attention is ordinary causal attention: every key that its
-tokens see is computed in the same step, and is at hand in one piece. cuDNN's kernel comes with
-PyTorch, and computes more in the same time than ours.
+tokens attend to is computed in the same step, and the keys are contiguous. cuDNN's kernel comes
+with PyTorch and has a higher throughput than ours.
 
-The kernel takes prompts of one length, side by side. It makes a plan for each new length and number
-of prompts, which takes longer than to compute them. So prompts are padded to one of few lengths, at
-most an eighth above their own, and are computed in groups of two, four and eight. Padding behind a
-prompt changes nothing before it, since attention is causal.
+The kernel takes a batch of prompts of the same length. For each new length and batch size it makes
+a plan, which takes longer than the attention itself. Prompts are therefore padded to one of a few
+lengths, at most an eighth above their own, and computed in batches whose sizes are powers of two.
+Padding after a prompt doesn't change the prompt's results, because attention is causal.
 """
 
 from collections import defaultdict
@@ -22,29 +22,30 @@ from torch.nn.functional import scaled_dot_product_attention
 from minimal_vllm.device.properties import is_hopper_or_later
 
 LEAST_TOKENS = 1024
-"""Minimum length of a prompt; for shorter ones our kernel is as fast."""
+"""Minimum length of a prompt for cuDNN's kernel; for shorter prompts, ours is as fast."""
 MOST_DIMS = 128
+"""Maximum head dimension for cuDNN's kernel."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreshPrompts:
-    """New prompts that are computed together."""
+    """New prompts that are computed as one batch."""
 
     rows: list[slice]
-    """For each prompt, the rows of ``q`` that are its tokens."""
+    """Rows of ``q``, ``k`` and ``v`` that belong to each prompt."""
     length: int
-    """Length that each prompt is padded to."""
+    """Length that each prompt is padded to, in tokens."""
 
     @property
     def are_side_by_side(self) -> bool:
-        """Whether the prompts lie one behind another without padding."""
+        """Whether the prompts follow one another in ``q``, and need no padding."""
         first = self.rows[0].start
         starts = range(first, first + len(self.rows) * self.length, self.length)
         return self.rows == [slice(start, start + self.length) for start in starts]
 
 
 def can_use_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Return whether cuDNN's kernel is available, and fast, for such queries."""
+    """Return whether cuDNN's kernel is available and fast for queries of this kind."""
     return (
         device.type == "cuda"
         and is_hopper_or_later(device)
@@ -55,7 +56,7 @@ def can_use_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 
 
 def group_by_length(prompts: Sequence[slice]) -> Iterator[FreshPrompts]:
-    """Yield groups of prompts of one padded length; the size of a group is a power of two."""
+    """Yield batches of prompts with the same padded length; batch sizes are powers of two."""
     groups: dict[int, list[slice]] = defaultdict(list)
     for rows in prompts:
         groups[padded_length(rows.stop - rows.start)].append(rows)
@@ -75,18 +76,19 @@ def padded_length(num_tokens: int) -> int:
 def fresh_attention(
     q: Tensor, k: Tensor, v: Tensor, prompts: FreshPrompts, scale: float, out: Tensor
 ) -> Tensor:
-    """Attend causally, with the tokens of each prompt, over that prompt.
+    """Compute causal attention within each prompt.
 
     Args:
-        q: ``[T, H, D]``.
-        k: ``[T, K, D]``.
-        v: ``[T, K, D]``.
-        prompts: which of the tokens.
+        q: ``[T, H, D]``: queries of the step.
+        k: ``[T, K, D]``: keys of the step.
+        v: ``[T, K, D]``: values of the step.
+        prompts: the prompts to compute.
         scale: factor of the scores.
-        out: ``[T, H, D]``; the rows of the prompts are written, unless the prompts are all tokens.
+        out: ``[T, H, D]``: memory that the prompts' rows are written to.
 
     Returns:
-        ``out``; or, to save a copy, the library's result if the prompts are all tokens.
+        ``out``. If the step has no other tokens, cuDNN's result is returned instead, to save a
+        copy, and ``out`` is not written to.
     """
     queries, keys, values = (_stack(heads, prompts) for heads in (q, k, v))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):

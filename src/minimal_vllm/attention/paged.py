@@ -1,4 +1,4 @@
-"""What every plain implementation needs of a batch, as tensors, and how the cache is written."""
+"""Code that the plain implementations share: a batch as tensors, and writing to the cache."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,19 +12,19 @@ from minimal_vllm.step.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class PagedStep:
-    """Where each token is, and where the blocks of its request are; ``Batch`` has a drawing.
+    """Cache slots and block tables of a step, as tensors; ``Batch`` has a drawing.
 
-    A step's attention may derive from it and add ``__call__``.
+    An implementation of ``StepAttention`` can derive from this class and add ``__call__``.
     """
 
     slots: Tensor
-    """``[T]`` int64: each token's slot in the cache, ``block * block_size + offset``."""
+    """Cache slot of each token, ``block * block_size + offset``: ``[T]`` int64."""
     query_starts: Tensor
-    """``[R + 1]`` int64: request ``r`` has the new tokens from ``query_starts[r]`` to ``[r+1]``."""
+    """``[R + 1]`` int64: index of each request's first new token, and their number at the end."""
     seq_lens: Tensor
-    """``[R]`` int64: number of tokens in the cache, the new ones included."""
+    """``[R]`` int64: number of each request's tokens in the cache, the new ones included."""
     block_tables: Tensor
-    """``[R, most blocks]`` int32, padded with 0."""
+    """``[R, max blocks]`` int32: blocks of each request, padded with 0."""
 
     @classmethod
     def from_batch(cls, batch: Batch, device: torch.device) -> Self:
@@ -38,13 +38,13 @@ class PagedStep:
 
 
 def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
-    """Store new keys and values in their slots.
+    """Write new keys and values to their cache slots.
 
     Args:
-        k: ``[T, K, D]``.
-        v: ``[T, K, D]``.
-        cache: keys and values of the layer.
-        slots: ``[T]`` int64, ``block * block_size + offset``.
+        k: ``[T, K, D]``: keys.
+        v: ``[T, K, D]``: values.
+        cache: keys and values of the layer; written to.
+        slots: ``[T]`` int64: cache slot of each token, ``block * block_size + offset``.
     """
     block_size = cache.key.shape[2]
     block, offset = slots // block_size, slots % block_size

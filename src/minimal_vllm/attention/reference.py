@@ -1,4 +1,4 @@
-"""Paged attention in its plainest form: the oracle that all other implementations are held to."""
+"""Paged attention in its simplest form: the reference that all other implementations must match."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from minimal_vllm.step.batch import Batch
 
 
 class ReferenceStep(PagedStep):
-    """Takes one request after another: gathers its pages, then attends in float32."""
+    """Attention that loops over the requests, gathers each one's pages, and computes in float32."""
 
     def __call__(
         self,
@@ -20,7 +20,7 @@ class ReferenceStep(PagedStep):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache; see ``StepAttention``."""
+        """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
         starts = self.query_starts.tolist()
         for row, seq_len in enumerate(self.seq_lens.tolist()):
@@ -32,13 +32,13 @@ class ReferenceStep(PagedStep):
 
 
 class ReferenceAttention:
-    """Makes the plainest attention of a step; see ``Attention``."""
+    """Factory for the reference attention of each step; see ``Attention``."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def plan(self, batch: Batch) -> ReferenceStep:
-        """Move the batch to the device."""
+        """Move the batch to the device, and return the step's attention."""
         return ReferenceStep.from_batch(batch, self._device)
 
 
@@ -46,8 +46,8 @@ def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
     """Gather the keys, or the values, of one sequence from its blocks.
 
     Args:
-        layer: ``[B, K, S, D]``: keys or values of a layer.
-        block_table: the sequence's blocks.
+        layer: ``[B, K, S, D]``: keys or values of a layer, in ``B`` blocks of ``S`` tokens.
+        block_table: the sequence's blocks, in order.
         seq_len: number of tokens in the sequence.
 
     Returns:
@@ -60,14 +60,15 @@ def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-    """Compute ``softmax(q k^T * scale) v`` for the last tokens of one sequence, causally.
+    """Compute causal attention, ``softmax(q k^T * scale) v``, for a sequence's last tokens.
 
     Args:
-        q: ``[n, H, D]``, the last ``n`` of the sequence's ``m`` tokens.
-        keys: ``[m, K, D]``; each kv head serves ``H / K`` query heads (grouped-query attention).
+        q: ``[n, H, D]``: queries of the last ``n`` of the sequence's ``m`` tokens.
+        keys: ``[m, K, D]``; each KV head serves ``H / K`` query heads (grouped-query attention).
         values: ``[m, K, D]``.
         scale: factor of the scores.
-        window: number of tokens that a token sees, itself included. None: all before it.
+        window: number of tokens that each token attends to, itself included. None: all tokens up to
+            itself.
 
     Returns:
         ``[n, H, D]`` in ``q``'s dtype; computed in float32.

@@ -1,8 +1,9 @@
-"""Paged attention as a few batched tensor operations: the CPU's fast path.
+"""Paged attention as a few batched tensor operations: the fast path on CPUs.
 
-The same plan as a GPU kernel's, written in PyTorch. Queries are cut into *tiles*: some tokens of
-one request's prompt, or the one token of a decoding request. All tiles walk through their contexts
-at once, in *rounds* of a number of keys; a tile that has seen its whole context drops out::
+The algorithm is that of a GPU kernel, written in PyTorch. Queries are cut into *tiles*: a few
+tokens of one request's prompt, or the one token of a decoding request. All tiles walk through their
+contexts together, in *rounds* of a fixed number of keys. A tile that has seen its whole context
+drops out::
 
                      keys →   round 0     round 1     round 2
     A, decoding, context 300  ██████████  ██████████  ████░░░░░░     ░ padding, masked
@@ -10,15 +11,15 @@ at once, in *rounds* of a number of keys; a tile that has seen its whole context
     C, tokens 32–63 of 80     ██████░░░░
     C, tokens 0–31 of 80      ███░░░░░░░
 
-Batched matrix products compute a whole round, whatever the lengths of the requests, and padding is
-at most one round per tile instead of the longest request of the batch. Tiles are sorted by their
-contexts, longest first, so that the tiles of a round are a slice. Rounds are merged by the
+Batched matrix products compute a whole round, regardless of the requests' lengths. A tile is padded
+by at most one round, not up to the longest request of the batch. Tiles are sorted by the length of
+their contexts, longest first, so that the tiles of a round are a slice. Rounds are merged with the
 online softmax (Milakov and Gimelshein, 2018; Dao et al., *FlashAttention*, 2022, section 3.1).
 
-A round's pages are gathered into a scratch buffer small enough to stay in the processor's cache:
-from RAM, keys and values are read once. A fresh buffer for all pages of a batch would be written
-to RAM and read back, and mapped anew by the kernel each time, which takes several times as long as
-the arithmetic.
+A round's pages are gathered into a scratch buffer small enough to stay in the processor's cache, so
+that keys and values are read from RAM only once. A new buffer for all pages of a batch would be
+written to RAM and read back, and the operating system would map it anew each time, which takes
+several times as long as the arithmetic.
 """
 
 from collections.abc import Iterator
@@ -36,15 +37,15 @@ PROMPT_TILE = 32
 LEAST_ROUND = 128
 """Minimum number of keys per round: enough columns for an efficient matrix product."""
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
-"""Bytes for the keys of a round, and for its values: on a CPU what its cache holds; on a GPU, where
-each operation costs a launch, many."""
+"""Bytes of the scratch buffer for a round's keys, and of the one for its values. On a CPU they fit
+into its cache. On a GPU they are large, because each operation costs a kernel launch."""
 NEVER = -1e30
 """Initial value of a running maximum: ``NEVER - NEVER`` is 0, where ``-inf + inf`` is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Some keys for each tile of a slice of tiles.
+    """Keys that a slice of the tiles attends to in one round.
 
     For example, with K = 2 key-value heads and blocks of S = 4 tokens, a round of two blocks for
     one tile whose request has the blocks ``[7, 2]`` and 6 tokens::
@@ -55,23 +56,25 @@ class Round:
     """
 
     first_tile: int
+    """Index of the first tile of the slice."""
     end_tile: int
+    """Index after the last tile of the slice."""
     pages: Tensor
     """``[n * K * blocks]`` int64, for ``n`` tiles: rows ``block * K + head`` of a layer's cache
-    viewed as ``[B * K, S * D]``. Gathered in this order they are ``[n, K, keys, D]``."""
+    viewed as ``[B * K, S * D]``. Gathered in this order, they are ``[n, K, keys, D]``."""
     key_positions: Tensor
     """``[n, keys]`` int32: position of each gathered key in its request."""
     unwritten: Tensor
-    """int64: rows of the gathered ``[n * K * keys, D]`` behind the end of a request, which
-    may hold anything, even NaN."""
+    """Rows of the gathered ``[n * K * keys, D]`` after the end of a request, int64. They may hold
+    anything, even NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileGroup:
-    """All tiles of one size."""
+    """All tiles of one size, and their rounds."""
 
     tokens: Tensor
-    """``[tiles, tile size]`` int64: tokens of each tile; a short tile repeats its last token."""
+    """``[tiles, tile size]`` int64: token indices of each tile; a short tile repeats its last."""
     positions: Tensor
     """``[tiles, tile size]`` int32: positions of the tokens in their requests."""
     rounds: list[Round]
@@ -79,21 +82,24 @@ class TileGroup:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The blocks that each tile of a group sees, tiles with the longest contexts first."""
+    """Blocks that each tile of a group attends to; tiles with the longest contexts come first."""
 
     request: IntArray
+    """Index of each tile's request in the batch."""
     first_block: IntArray
+    """Index of the first block in the request's block table."""
     num_blocks: IntArray
+    """Number of blocks."""
 
 
 class OnlineSoftmax:
-    """Merges attention round by round into ``sum(exp(score) * value) / sum(exp(score))``.
+    """Running softmax, which adds up ``sum(exp(score) * value) / sum(exp(score))`` round by round.
 
-    For each row of each tile it keeps the greatest score so far, and both sums relative to it. A
-    greater score rescales the sums.
+    For each row of each tile it keeps the greatest score so far, and both sums relative to that
+    score. A greater score rescales the sums.
 
     Args:
-        queries: ``[tiles, K, rows, D]`` float32.
+        queries: ``[tiles, K, rows, D]`` float32: scaled queries.
     """
 
     def __init__(self, queries: Tensor) -> None:
@@ -106,8 +112,8 @@ class OnlineSoftmax:
         """Add the keys of a round.
 
         Args:
-            chosen: the round's ``n`` tiles.
-            scores: ``[n, K, rows, keys]``; -inf for a key that a row does not see.
+            chosen: slice of the round's ``n`` tiles.
+            scores: ``[n, K, rows, keys]``; -inf where a row doesn't attend to a key. Overwritten.
             values: ``[n, K, keys, D]``.
         """
         top = self._top[chosen]
@@ -129,13 +135,13 @@ class OnlineSoftmax:
 
 
 class TiledStep:
-    """The tiles of a step, for each window that a layer of the model has.
+    """A step's attention, cut into tiles; see ``StepAttention``.
 
     Args:
         slots: see ``StepAttention``.
-        groups: the tiles to compute, by window.
+        groups: tiles to compute, by the layers' sliding window.
         scratch: two buffers, for the keys and for the values of a round.
-        num_kv_heads: K.
+        num_kv_heads: K, the number of KV heads.
     """
 
     def __init__(
@@ -159,21 +165,21 @@ class TiledStep:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache; see ``StepAttention``."""
+        """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
         for group in self._groups[window]:
-            # A short tile's repeated tokens write the same result to the same place again.
+            # A short tile's repeated tokens write the same result to the same row again.
             out[group.tokens] = self._attend(q[group.tokens], cache, group, scale, window)
         return out
 
     def _attend(
         self, q: Tensor, cache: LayerCache, group: TileGroup, scale: float, window: int | None
     ) -> Tensor:
-        """Attend with the queries of a group; ``[tiles, tile size, H, D]`` in and out."""
+        """Compute attention of a group's queries; input and output are ``[tiles, size, H, D]``."""
         tiles, size, num_heads, head_dim = q.shape
         split_heads = (tiles, size, self._num_kv_heads, -1, head_dim)
-        # [tiles, K, rows, D], where a kv head's rows are the tile's tokens times the query heads
-        # that it serves: the more query heads share a key, the better it pays to have read it.
+        # [tiles, K, rows, D]: a KV head's rows are the tile's tokens times the query heads that it
+        # serves. So one read of a key serves all query heads that share it.
         rows = size * num_heads // self._num_kv_heads
         queries = (q.float() * scale).view(split_heads).transpose(1, 2)
         merged = OnlineSoftmax(queries.reshape(tiles, -1, rows, head_dim))
@@ -189,7 +195,11 @@ class TiledStep:
         return by_token.transpose(1, 2).reshape(q.shape).to(q.dtype)
 
     def _gather(self, cache: LayerCache, part: Round) -> tuple[Tensor, Tensor]:
-        """Copy a round's pages to the scratch: keys and values, each ``[n, K, keys, D]``."""
+        """Copy a round's pages to the scratch buffers.
+
+        Returns:
+            Keys and values, each ``[n, K, keys, D]``.
+        """
         _, num_kv_heads, block_size, head_dim = cache.key.shape
         gathered = []
         for layer, scratch in zip(cache, self._scratch, strict=True):
@@ -207,14 +217,14 @@ class TiledStep:
 
 
 class TiledAttention:
-    """Cuts each step into tiles and rounds; see ``Attention``.
+    """Factory for tiled attention, which cuts each step into tiles and rounds; see ``Attention``.
 
     Args:
-        windows: sliding windows of the model's layers. None among them: some layer has none.
+        windows: sliding windows of the model's layers; None stands for layers without one.
         block_size: number of tokens per KV block.
-        num_kv_heads: K.
-        head_dim: D.
-        device: where queries and caches are.
+        num_kv_heads: K, the number of KV heads.
+        head_dim: D, the size of a head.
+        device: device of queries and KV cache.
     """
 
     def __init__(
@@ -259,7 +269,7 @@ class TiledAttention:
         first = starts[owner] + index * tile_size
         tokens = np.minimum(first[:, None] + np.arange(tile_size), ends[owner, None] - 1)
         positions = batch.positions[tokens]
-        # A tile sees the keys from ``oldest``, taken down to a whole block, to its own last token.
+        # A tile attends to the keys from ``oldest``, rounded down to a block, to its last token.
         oldest = np.maximum(positions[:, 0] - (window or 2**62) + 1, 0)
         first_block = oldest // self._block_size
         num_blocks = positions[:, -1] // self._block_size + 1 - first_block
@@ -276,7 +286,7 @@ class TiledAttention:
         done = 0
         while done < tiles.num_blocks[0]:
             alive = int(np.searchsorted(-tiles.num_blocks, -done))
-            # The fewer tiles are left, the more keys each can have in a round.
+            # With fewer tiles left, each can have more keys per round.
             width = max(self._blocks_at_a_time // alive, self._least_blocks)
             width = min(width, int(tiles.num_blocks[0]) - done)
             tiles_at_a_time = max(self._blocks_at_a_time // width, 1)
@@ -290,7 +300,7 @@ class TiledAttention:
     ) -> Round:
         request = tiles.request[chosen]
         index = tiles.first_block[chosen, None] + done + np.arange(width)
-        # What lies behind a table's end is masked, whatever block is gathered for it.
+        # Past the end of a table, any block will do: its keys are masked.
         blocks = batch.block_tables[
             request[:, None], np.minimum(index, batch.block_tables.shape[1] - 1)
         ]
@@ -313,11 +323,11 @@ class TiledAttention:
 
 
 def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """Return which keys a token does not see: ``[n, tile size, keys]`` bool.
+    """Return a mask of the keys that a token doesn't attend to: ``[n, tile size, keys]`` bool.
 
     Args:
-        positions: ``[n, tile size]``, of the tokens.
-        key_positions: ``[n, keys]``.
+        positions: ``[n, tile size]``: positions of the tokens.
+        key_positions: ``[n, keys]``: positions of the keys.
         window: see ``StepAttention``.
     """
     hidden = key_positions[:, None, :] > positions[:, :, None]

@@ -1,7 +1,7 @@
-"""Paged attention by our own kernels: which token goes to which of them.
+"""Paged attention with our own Triton kernels.
 
-Requests that decode go to the decode kernel, all others to the prefill kernel, so that a step may
-mix them freely.
+The decode kernel computes requests that decode, and the prefill kernel all others, so that a step
+can mix them freely.
 """
 
 from collections.abc import Sequence
@@ -42,18 +42,19 @@ from minimal_vllm.step.shared_prefix import SharedPrefix
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonStep:
-    """A step, in the form that the kernels read. See ``StepAttention``."""
+    """A step's attention as work for the kernels; see ``StepAttention``."""
 
     slots: Tensor
-    """``[T]`` int64: each token's slot in the cache; negative: its key and value are not stored."""
+    """Cache slot of each token, ``[T]`` int64. Negative: its key and value are not stored."""
     decode: dict[int | None, DecodeWork] = field(default_factory=dict)
-    """Work of the decode kernel, for each window that a layer of the model has."""
+    """Work of the decode kernel, by the layers' sliding window."""
     shared: SharedWork | None = None
     """Prefixes to read once for several decoding requests, in layers without a window."""
     prefill: dict[int | None, PrefillWork | None] = field(default_factory=dict)
-    """Work of the prefill kernel, for each window; without a window, all but ``fresh``."""
+    """Work of the prefill kernel, by the layers' sliding window. Layers without a window exclude
+    the prompts in ``fresh``."""
     fresh: Sequence[FreshPrompts] = ()
-    """Prompts that the library's kernel computes in layers without a window."""
+    """Prompts that cuDNN's kernel computes, in layers without a window."""
 
     def __call__(
         self,
@@ -64,7 +65,7 @@ class TritonStep:
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attend over the cache; see ``StepAttention``."""
+        """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if prefill := self.prefill.get(window):
             prefill_attention(q, cache, prefill, scale, window, out)
@@ -87,17 +88,17 @@ class TritonStep:
 
 
 class TritonAttention:
-    """Plans the work of each step for our kernels; see ``Attention``.
+    """Planner of each step's work for our kernels; see ``Attention``.
 
     Args:
-        windows: sliding windows of the model's layers. None among them: some layer has none.
-        num_heads: H.
-        num_kv_heads: K.
-        head_dim: D.
+        windows: sliding windows of the model's layers; None stands for layers without one.
+        num_heads: H, the number of query heads.
+        num_kv_heads: K, the number of KV heads.
+        head_dim: D, the size of a head.
         max_num_seqs: maximum number of requests in a step.
         num_sms: number of streaming multiprocessors of the GPU.
         device: the GPU.
-        dtype: dtype of queries and cache.
+        dtype: dtype of queries and KV cache.
     """
 
     def __init__(
@@ -119,11 +120,11 @@ class TritonAttention:
         self._head_dim = head_dim
         self._num_sms = num_sms
         self._device = device
-        # All layers and all steps use these: the GPU does one thing after another.
+        # All layers and all steps share these buffers, because the GPU runs them one at a time.
         self._partials = self._new_partials(
             most_pieces(max_num_seqs, num_kv_heads, num_sms), num_heads
         )
-        # Tiles are cut only if there are fewer than wanted, and into at most as many pieces more.
+        # Tiles are cut only if there are fewer than wanted, and add at most that many pieces.
         self._prefill_partials = self._new_partials(
             2 * wanted_tiles(num_kv_heads, num_sms) * ROWS, num_kv_heads
         )
@@ -137,7 +138,7 @@ class TritonAttention:
         )
 
     def plan(self, batch: Batch) -> TritonStep:
-        """Move the batch to the GPU, its decoding requests apart from the others."""
+        """Move the batch to the GPU, and divide its requests among the kernels."""
         block_tables = send(batch.block_tables, self._device)
         prefills = batch.prefills
         starts, ends = batch.query_starts[prefills], batch.query_starts[prefills + 1]
@@ -177,14 +178,14 @@ class TritonAttention:
         """Cut the contexts of decoding requests into pieces, on the GPU.
 
         Args:
-            token: ``[R]`` int32: row of ``q`` of each request; see ``DecodeWork``.
-            seq_lens: ``[R]`` int32: number of tokens in the cache; 0 for padding.
-            table_row: ``[R]`` int32: row of ``block_tables`` of each request.
-            block_tables: ``[rows, most blocks]`` int32.
+            token: ``[R]`` int32: each request's row in ``q``; see ``DecodeWork``.
+            seq_lens: ``[R]`` int32: number of cached tokens of each request; 0 for padding.
+            table_row: ``[R]`` int32: each request's row in ``block_tables``.
+            block_tables: ``[rows, max blocks]`` int32.
             shared: prefixes that are read once for several requests.
 
         Returns:
-            The work for each window.
+            The work of the decode kernel, by the layers' sliding window.
         """
         works = {}
         for window in self.windows:
@@ -211,16 +212,16 @@ class TritonAttention:
     def plan_prefill(
         self, batch: Batch, requests: IntArray, block_tables: Tensor, window: int | None
     ) -> PrefillWork | None:
-        """Send the work on some requests' new tokens to the GPU, as ``cut_prompts`` cuts it.
+        """Cut the new tokens of some requests into pieces, and send these to the GPU.
 
         Args:
             batch: the batch of the step.
-            requests: indices of the requests.
+            requests: indices of the requests in the batch.
             block_tables: the batch's block tables, on the GPU.
-            window: window of the layers that the work is for.
+            window: sliding window of the layers that the work is for.
 
         Returns:
-            The work, or None if there is none.
+            The work of the prefill kernel, or None if there is none.
         """
         pieces = self.cut_prompts(batch, requests, np.arange(len(batch.seq_lens)), window)
         if not len(pieces):
@@ -228,7 +229,7 @@ class TritonAttention:
         return self.new_prefill_work(send(pieces, self._device), block_tables)
 
     def new_prefill_work(self, pieces: Tensor, block_tables: Tensor) -> PrefillWork:
-        """Allocate the work on these pieces, ``[pieces, 9]``, which may be filled in later."""
+        """Make the prefill kernel's work on ``pieces``, ``[pieces, 9]``, to be filled in later."""
         arrivals = torch.zeros(
             len(pieces) * self._num_kv_heads, dtype=torch.int32, device=self._device
         )
@@ -241,12 +242,12 @@ class TritonAttention:
 
         Args:
             batch: the batch of the step.
-            requests: indices of the requests.
-            table_rows: ``[R]``: row of the block tables of each of the batch's requests.
-            window: window of the layers that the work is for.
+            requests: indices of the requests in the batch.
+            table_rows: ``[R]``: row of each of the batch's requests in the block tables.
+            window: sliding window of the layers that the work is for.
 
         Returns:
-            ``[pieces, 9]``, see ``PrefillWork``.
+            ``[pieces, 9]`` int32; see ``PrefillWork``.
         """
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
         most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
@@ -263,14 +264,14 @@ class TritonAttention:
         return pieces.astype(np.int32)
 
     def most_prefill_pieces(self, num_tokens: int, num_prompts: int) -> int:
-        """Return the maximum number of pieces of a step with that many tokens and prompts."""
+        """Return the maximum number of pieces in a step with that many tokens and prompts."""
         full_tiles = num_tokens // tokens_per_tile(self._num_heads, self._num_kv_heads)
         return full_tiles + num_prompts + wanted_tiles(self._num_kv_heads, self._num_sms)
 
     # ---- shared prefixes ------------------------------------------------------------------------
 
     def new_shared_work(self, num_requests: int) -> SharedWork:
-        """Allocate the work on prefixes that up to ``num_requests`` share; none is shared yet."""
+        """Allocate work on shared prefixes for up to ``num_requests`` requests; none share yet."""
         per_tile = requests_per_tile(self._num_heads, self._num_kv_heads)
         shape = (self._num_shared_tiles(num_requests), per_tile)
         members = torch.full(shape, NO_REQUEST, dtype=torch.int32, device=self._device)
@@ -278,20 +279,23 @@ class TritonAttention:
         return SharedWork(members, lengths, self._shared_partials)
 
     def part_of_shared_work(self, work: SharedWork, num_requests: int) -> SharedWork:
-        """Return the part of ``work`` that a step of ``num_requests`` uses."""
+        """Return the part of ``work`` that a step of ``num_requests`` requests uses."""
         num_tiles = self._num_shared_tiles(num_requests)
         return SharedWork(work.members[:num_tiles], work.lengths[:num_requests], work.partials)
 
     def _num_shared_tiles(self, num_requests: int) -> int:
-        """Twice as many as full tiles: of many small groups, the last share nothing."""
+        """Return the number of tiles: twice the number of full ones.
+
+        If there are more small groups than that, the last ones share nothing.
+        """
         return 2 * -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
 
     def fill_shared_work(
         self, work: SharedWork, prefixes: Sequence[SharedPrefix], num_requests: int
     ) -> None:
-        """Write which requests share what into ``part_of_shared_work(work, num_requests)``.
+        """Write the shared prefixes into ``work``, for a step of ``num_requests`` requests.
 
-        A group for which no tile is left shares nothing.
+        A group of requests for which no tile is left shares nothing.
         """
         members = np.full(work.members.shape, NO_REQUEST, dtype=np.int32)
         lengths = np.zeros(len(work.lengths), dtype=np.int32)

@@ -29,9 +29,9 @@ class InvariantError(AssertionError):
 
 
 class BlockPool:
-    """Allocates, shares, caches and evicts the ids ``0 … num_blocks - 1``.
+    """Pool of the block ids ``0 … num_blocks - 1``: allocates, shares, caches and evicts them.
 
-    The cost of the operations of a step does not grow with the pool.
+    The cost of a step's operations does not grow with the size of the pool.
     """
 
     def __init__(self, num_blocks: int, eviction: EvictionStrategy) -> None:
@@ -69,7 +69,7 @@ class BlockPool:
         return block in self._evictable
 
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
-        """Return the blocks of the longest cached prefix of ``hashes``; references none."""
+        """Return the blocks of the longest cached prefix of ``hashes``, without a reference."""
         blocks: list[int] = []
         for block_hash in hashes:
             block = self._block_of_hash.get(block_hash)
@@ -100,10 +100,10 @@ class BlockPool:
         return blocks
 
     def store(self, block: int, block_hash: bytes) -> None:
-        """Cache a full, referenced block: let it be found by the hash of its content.
+        """Cache a full, referenced block, so that it can be found by the hash of its content.
 
-        If another block holds the same content, the new block replaces it: its request holds the
-        rest of the prefix, too, so that all blocks of the prefix age together.
+        If another block holds the same content, the new block replaces it: its request also holds
+        the rest of the prefix, so that all blocks of the prefix age together.
         """
         older = self._block_of_hash.get(block_hash)
         if older == block:
@@ -124,7 +124,7 @@ class BlockPool:
                     self._evictable.insert(block)
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Drop the hashes of these blocks: they are not found again; requests keep their blocks."""
+        """Drop the hashes of blocks, so that they can't be found. Requests keep the blocks."""
         for block in blocks:
             if self._hashes[block] is not None:
                 self._drop_content(block)

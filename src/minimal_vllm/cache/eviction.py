@@ -1,4 +1,4 @@
-"""Which cached block to evict first: strategies behind one small interface.
+"""Eviction strategies, which decide which cached block is evicted first.
 
 A block is *evictable* while it is cached and no request references it. The pool tells the strategy
 when a block enters or leaves that state and when its content is hit. The strategy answers one
@@ -6,8 +6,8 @@ question: which block is evicted next?
 
 Requests release their blocks tail first, so that the tail of a prefix is older than its head. LRU
 and LFU therefore evict a tail before its head. FIFO ignores that a head was used again, and may
-evict the head first: the blocks behind it then can't be found any more, and stay until it is their
-turn.
+evict the head first: the blocks after it can then no longer be found, but stay in the pool until
+they are evicted too.
 
 Source of the strategies: Mattson et al., *Evaluation techniques for storage hierarchies*, 1970.
 """
@@ -18,7 +18,7 @@ from heapq import heapify, heappop, heappush
 
 
 class EvictionStrategy(ABC):
-    """Order of the evictable blocks. Operations run per block and step: they must be cheap."""
+    """Order of the evictable blocks. The operations run per block and step: they must be cheap."""
 
     @abstractmethod
     def insert(self, block: int) -> None:

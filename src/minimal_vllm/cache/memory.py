@@ -1,4 +1,4 @@
-"""How much memory is left for the KV cache."""
+"""Measuring the memory that is left for the KV cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,15 +25,15 @@ class DeviceMemory:
     device_type: str
     total: int
     free: int
-    """Not used by any process."""
+    """Memory that no process uses."""
     used_by_process: int
 
     def kv_budget(self, utilization: float, activations: int) -> int:
-        """Bytes left for the KV cache; not positive if there are none.
+        """Return the bytes left for the KV cache; zero or negative if none are left.
 
-        This process may use the share ``utilization`` of the total, including the memory that it
-        uses already (mostly weights) and that its largest step will use (``activations``). The
-        budget is never more than what is free, less the activations.
+        This process may use the share ``utilization`` of the total. That includes the memory that
+        it already uses (mostly weights) and ``activations``, the memory that its largest step will
+        use. The budget never exceeds the free memory minus ``activations``.
         """
         allowed = int(utilization * self.total) - self.used_by_process
         return min(allowed, self.free) - activations
@@ -58,7 +58,7 @@ def measure_memory(device: "torch.device", gpu_free_at_start: int = 0) -> Device
 
 @contextmanager
 def out_of_memory_as_value_error() -> Iterator[None]:
-    """Turn the errors of PyTorch and NumPy when memory runs out into a ValueError of one sentence.
+    """Convert out-of-memory errors of PyTorch and NumPy into a ValueError of one sentence.
 
     Raises:
         ValueError: memory ran out; the message says which options to lower.

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 def extend_block_hashes(
     hashes: list[bytes], token_ids: "array[int]", block_size: int, salt: bytes = b""
 ) -> None:
-    """Append to ``hashes`` the hashes of those full blocks of ``token_ids`` that it lacks.
+    """Append the hashes of those full blocks of ``token_ids`` that are missing in ``hashes``.
 
     The keys and values in a block depend on all tokens before it, so a block's hash includes its
     parent's: ``h[i] = sha256(h[i-1] + tokens[i*S : (i+1)*S])``. The first block's parent is the
-    hash of the salt, which stands for everything else on which keys and values, or the right to
-    share them, depend. With SHA-256, equal hashes mean equal prefixes: not even an adversary can
-    make a collision, so none is checked for.
+    hash of the salt, which stands for everything else that keys and values, or the right to share
+    them, depend on. With SHA-256, equal hashes mean equal prefixes: not even an adversary can
+    produce a collision, so collisions are not checked for.
 
     Source: vLLM, https://docs.vllm.ai/en/latest/design/prefix_caching/.
 

@@ -1,4 +1,4 @@
-"""A group of commands, to which other packages add theirs."""
+"""Group of commands to which other packages can add commands."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any

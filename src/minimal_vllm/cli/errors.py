@@ -19,6 +19,6 @@ class Failure(click.ClickException):
 
 
 class StepFailure(Failure):
-    """An error of the engine, which could not compute a step."""
+    """Error of an engine that could not compute a step."""
 
     exit_code = 1

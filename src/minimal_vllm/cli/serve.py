@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from minimal_vllm.server.service import Service
 
 NOT_FOR_A_SERVER = frozenset({"model", "skip_tokenizer_init"})
-"""Engine options that a server has not: the model is its argument, and it needs a tokenizer."""
+"""Engine options that ``serve`` lacks: the model is its argument, and it needs a tokenizer."""
 
 SERVER_OPTIONS = frozenset(field.name for field in fields(ServerConfig))
 
@@ -124,7 +124,7 @@ def log_to_stderr() -> None:
 
 
 def _formats(service: "Service") -> dict[str, str]:
-    """Return the formats in which the model writes, and what tells them, for the summary."""
+    """Return the summary's lines on the formats of tool calls and reasoning, and their source."""
     formats, config = service.formats, service.config
     rows = (
         ("Tool calls", formats.tool_calls, config.tool_call_parser),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
 
 WITHOUT_EFFECT = frozenset({"seed", "scheduling_policy"})
-"""Engine options that would change nothing: --seed is the requests', and all have one priority."""
+"""Engine options without effect here: --seed is for requests, which all have the same priority."""
 
 STREAM_ID = "stream"
 
@@ -43,7 +43,7 @@ def load_llm(ctx: click.Context, observers: Sequence[Observer]) -> "LLM":
 
 
 def sampling_params(ctx: click.Context, llm: "LLM") -> SamplingParams:
-    """Return the command line's sampling parameters, with the model's and then ours as defaults."""
+    """Return the command line's sampling parameters. Defaults: the model's, then the engine's."""
     return _merge(ctx, llm.built.files.generation_config.sampling)
 
 

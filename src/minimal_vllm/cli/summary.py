@@ -14,7 +14,7 @@ class RunSummary:
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Start counting again from zero."""
         self._begun: float | None = None
         self._first_token = self._ended = 0.0
         self._num_tokens = self._num_preemptions = 0

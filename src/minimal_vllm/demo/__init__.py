@@ -11,5 +11,5 @@ DEMO_MODEL_NAME = "minimal-vllm-demo"
 DRAFT_MODEL_DIR: Path = Path(__file__).parent / "draft"
 
 END_OF_TURN = '"'
-"""Ends an answer: in a conversation, which the chat template writes as a novel's dialogue, the
-model speaks in quotation marks. It knows no token for the end of a turn."""
+"""Text that ends an answer. The chat template writes a conversation as a novel's dialogue, in which
+the model speaks in quotation marks, because it has no token for the end of a turn."""

@@ -1,1 +1,1 @@
-"""What the engine needs of a GPU: its properties, data transfers, and kernel launches."""
+"""Access to a GPU: its properties, data transfers, and kernel launches."""

@@ -1,17 +1,17 @@
-"""How our kernels follow one another on the GPU.
+"""Launching a kernel early, while the previous one still runs.
 
-A kernel normally starts when the one before it has ended and its results are in memory. Between the
-two the GPU idles for about a microsecond, which is much for a kernel that takes three. With
-*programmatic dependent launch* (CUDA programming guide, section of that name; Hopper and later) the
-next kernel starts early, loads what never changes, such as weights, and only then waits.
+Normally a kernel starts after the previous one has ended and its results are in memory. In between,
+the GPU idles for about a microsecond, which is a lot for kernels that take three. With
+*programmatic dependent launch* (see the CUDA programming guide; Hopper and later), the next kernel
+starts early, loads data that never changes, such as weights, and only then waits.
 
-So every kernel that is launched like this calls ``wait_for_previous`` before it touches memory that
-another kernel writes or reads. All of its programs call it, even those that have nothing to do: the
-end of a kernel must mean that all kernels before it have ended.
+Every kernel that is launched like this calls ``wait_for_previous`` before it accesses memory that
+another kernel writes or reads. All of its programs call it, even those that have nothing to do,
+because the end of a kernel must imply that all earlier kernels have ended.
 
-A kernel may also read the step's plan without waiting. Between the kernels that make the plan and
-the layers stands the embedding, which is PyTorch's and launched the normal way: it starts when all
-kernels before it have ended. And a plan is not changed before the layers that read it have ended.
+A kernel may read the step's attention plan without waiting. Between the kernels that make the plan
+and the layers that read it runs the embedding, a PyTorch kernel with a normal launch: it starts
+after all earlier kernels have ended. The plan is not changed until these layers have ended.
 """
 
 from typing import Any
@@ -26,14 +26,14 @@ from minimal_vllm.device.properties import is_hopper_or_later
 
 @triton.jit
 def wait_for_previous(EARLY: tl.constexpr):  # noqa: ANN201, N803 - Triton's language
-    """Let the next kernel start, and wait for the end of the one before."""
+    """Let the next kernel start, and wait for the previous one to end."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
 
 
 def launch_options(tensor: Tensor) -> dict[str, Any]:
-    """Return the options that let a kernel on this tensor start early, if its GPU can do that."""
+    """Return the options that let a kernel on this tensor start early, if its GPU supports it."""
     early = is_hopper_or_later(tensor.device)
-    # Without it, the option is left out: Triton's interpreter doesn't know it.
+    # launch_pdl must be absent elsewhere, because Triton's interpreter doesn't know it.
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}

@@ -7,8 +7,8 @@ import torch
 HOPPER = (9, 0)
 """Compute capability of the H100 and H200. Blackwell follows with (10, 0) and (12, 0)."""
 SMS_OF_A_CPU = 132
-"""Number of SMs of an H200. On a CPU, where Triton's interpreter runs the kernels, the engine makes
-the choices that it makes there."""
+"""Number of SMs assumed on a CPU, where Triton's interpreter runs the kernels: that of an H200, so
+that the engine makes the same choices as there."""
 
 
 @lru_cache
@@ -25,7 +25,7 @@ def is_hopper(device: torch.device) -> bool:
 
 
 def is_hopper_or_later(device: torch.device) -> bool:
-    """Return whether a device is a GPU with what came with compute capability 9.0."""
+    """Return whether a device is a GPU of compute capability 9.0 or higher."""
     return device.type == "cuda" and _capability(device) >= HOPPER
 
 

@@ -1,4 +1,4 @@
-"""Transfers between the CPU and a GPU that make neither wait for the other."""
+"""Transfers between the CPU and a GPU during which neither waits for the other."""
 
 from typing import Any
 
@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Return a copy of the array on the device; contiguous, as kernels are given no strides.
+    """Return a contiguous copy of the array on the device.
 
-    A GPU copies from pinned memory when its turn comes, while the CPU goes on; PyTorch keeps the
-    memory until then. Other memory would have to be copied before this returns.
+    The copy to a GPU starts from pinned memory and is queued, so the CPU doesn't wait for it;
+    PyTorch keeps the memory until then. Memory that is not pinned would have to be copied before
+    this function returns. The copy is contiguous because kernels get no strides.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cpu":
@@ -21,7 +22,7 @@ def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Fetch:
-    """A tensor's values on their way to the CPU."""
+    """Copy of a tensor's values to the CPU, in progress."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._values = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)

@@ -1,4 +1,4 @@
-"""Continuous batching: from a queue of requests to one batch per step, and back to text.
+"""Continuous batching: scheduling a queue of requests, one batch per step, and making outputs.
 
 Read in this order: ``scheduler``, ``engine``, ``output_processor``, ``admission``, ``reporter``.
 """

@@ -1,4 +1,4 @@
-"""Admission: turns what a user asks for into requests, or into one clear error."""
+"""Admission: validating a user's request, and converting it to requests for the scheduler."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from minimal_vllm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Limits that the model and the engine set for requests."""
+    """Limits that the model and the engine impose on requests."""
 
     vocab_size: int
     eos_token_ids: frozenset[int]
@@ -70,7 +70,9 @@ class Admission:
                 f"priority must be an integer and cache_salt a string, not {priority!r} and "
                 f"{cache_salt!r}"
             )
-        params = replace(params)  # a copy: the user may change theirs while the request runs
+        params = replace(
+            params
+        )  # a copy, because the user may change the original while the request runs
         # The prompt's log-probabilities are the same for all completions: one computes them.
         params_of_others = replace(params, prompt_logprobs=None) if params.n > 1 else params
         seed = self._seeds.getrandbits(63) if params.seed in (None, -1) else params.seed

@@ -1,4 +1,4 @@
-"""The implementations that a model runs on: modules, attention, and the runner of its steps.
+"""Choosing the modules, the attention and the runner that a model runs on.
 
 Only ``TritonAttention`` can be recorded in CUDA graphs. With any other attention, ``PlainRunner``
 computes the steps.
@@ -30,11 +30,11 @@ def choose_modules(name: Part, device: torch.device) -> Modules:
     """Return the modules to build a decoder from.
 
     Args:
-        name: as in ``EngineConfig.attention_backend``.
-        device: where the model runs.
+        name: value of ``EngineConfig.attention_backend``.
+        device: device of the model.
 
     Raises:
-        ValueError: the Triton kernels are asked for on another device than a GPU.
+        ValueError: the Triton kernels are asked for, but the device is not a GPU.
     """
     if backend_name(name, device) != "triton":
         return PLAIN_MODULES
@@ -53,18 +53,19 @@ def choose_attention(
     device: torch.device,
     max_num_seqs: int,
 ) -> Attention:
-    """Make the attention of that name, or of the user's class, for a model.
+    """Make a model's attention: a built-in implementation, or the user's class.
 
     Args:
-        name: as in ``EngineConfig.attention_backend``.
-        config: config of the model.
+        name: value of ``EngineConfig.attention_backend``.
+        config: hyperparameters of the model.
         block_size: number of tokens per KV block.
-        dtype: dtype of queries and caches.
-        device: where queries and caches are.
+        dtype: dtype of queries and KV cache.
+        device: device of queries and KV cache.
         max_num_seqs: maximum number of requests in a step.
 
     Raises:
-        ValueError: it can't run here, or the user's class does not fit.
+        ValueError: the implementation can't run on the device, or the user's class doesn't have the
+            interface ``Attention``.
     """
     windows = frozenset(layer.window for layer in config.layers)
     match backend_name(name, device):
@@ -93,18 +94,18 @@ def choose_attention(
 def _check_gpu(device: torch.device) -> None:
     if device.type != "cuda":
         raise ValueError(
-            "attention_backend='triton' needs an NVIDIA GPU: use 'tiled', or leave it at 'auto'"
+            "attention_backend='triton' needs an NVIDIA GPU: set it to 'tiled' or 'auto'"
         )
 
 
 def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
-    """Return whether a step is launched before the one before it is done.
+    """Return whether each step is launched before the previous one has finished.
 
-    This needs a runner that leaves the last tokens on the GPU. With a custom scheduler, which may
-    not know of pending tokens, it has to be asked for.
+    This requires a runner that keeps the last tokens on the GPU. With a custom scheduler, it is off
+    by default, because the scheduler would have to handle pending tokens.
 
     Raises:
-        ValueError: it is asked for, and not possible here.
+        ValueError: ``async_scheduling`` is set, but not possible here.
     """
     possible = _uses_own_kernels(config, device)
     if config.async_scheduling and not possible:
@@ -117,23 +118,23 @@ def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
 
 
 def _uses_own_kernels(config: EngineConfig, device: torch.device) -> bool:
-    """Return whether steps are made of our kernels, from the first layer to the sampled tokens."""
+    """Return whether our own kernels compute the whole step, from the first layer to sampling."""
     return backend_name(config.attention_backend, device) == "triton" and config.sampler is None
 
 
 def make_runner(
     config: EngineConfig, limits: SchedulerConfig, model: CachedModel, *, progress: bool
 ) -> Runner:
-    """Make the fastest runner for a model, and record its graphs.
+    """Make the fastest runner that the configuration allows, and record its CUDA graphs.
 
     Args:
-        config: the user's choices.
+        config: the user's configuration.
         limits: limits of the scheduler.
-        model: what the runner runs on.
+        model: decoder, attention and KV cache.
         progress: whether to show progress bars.
 
     Raises:
-        ValueError: the user's sampler does not fit.
+        ValueError: the user's sampler doesn't have the interface ``Sampler``.
     """
     if not _uses_own_kernels(config, model.device):
         sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)

@@ -1,4 +1,4 @@
-"""From a configuration to an engine that is ready to step."""
+"""Building an engine from its configuration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ from minimal_vllm.trace.step_record import Observer
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Everything that a checkpoint's files say, apart from the weights."""
+    """Contents of a checkpoint's files, apart from the weights."""
 
     checkpoint: Path
     """A folder, or a GGUF file."""
@@ -53,7 +53,7 @@ class ModelFiles:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end a text, according to any of the files."""
+        """Tokens that end the output, according to any of the files."""
         named = self.tokenizer.eos_token_id if self.tokenizer else None
         own = frozenset(self.generation_config.eos_token_ids)
         return own if named is None else own | {named}
@@ -61,7 +61,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine, and the decisions that were made to build it."""
+    """An engine, and the choices that were made to build it."""
 
     engine: Engine
     files: ModelFiles
@@ -72,24 +72,24 @@ class BuiltEngine:
     device: torch.device
     dtype: torch.dtype
     grammars: GrammarCompiler | None
-    """The engine's compiler of grammars; None without a tokenizer."""
+    """Compiler of grammars for structured outputs; None without a tokenizer."""
 
 
 @dataclass(frozen=True)
 class _LoadedModel:
-    """A model on its device, and the memory that it has left."""
+    """A model on its device, and the memory that is left there."""
 
     decoder: Decoder
     attention: Attention
     memory: DeviceMemory
-    """Measured after the weights were loaded."""
+    """Memory of the device, measured after the weights were loaded."""
 
 
 def read_model_files(config: EngineConfig) -> ModelFiles:
-    """Find the model's files, downloading it if need be, and read all but the weights.
+    """Find the model's files, downloading them if necessary, and read all but the weights.
 
     Raises:
-        ValueError: naming the file that is missing or wrong.
+        ValueError: a file is missing or invalid. The message names it.
     """
     checkpoint = resolve_model(config.model, config.revision, config.download_dir)
     model_config = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
@@ -120,17 +120,17 @@ def _load_tokenizer(config: EngineConfig, checkpoint: Path) -> Tokenizer:
 def build_engine(
     config: EngineConfig, *, observers: Sequence[Observer] = (), progress: bool = False
 ) -> BuiltEngine:
-    """Read the model, size the KV cache by the memory that is left, and put the engine together.
+    """Load the model, size the KV cache to the memory that is left, and assemble the engine.
 
     Args:
-        config: the user's choices.
-        observers: called with a record of each step.
+        config: the user's configuration.
+        observers: functions that are called with a record of each step.
         progress: whether to show progress bars while weights are loaded and graphs recorded.
 
     Raises:
-        ValueError: a choice is not possible here, the checkpoint is broken, or memory is too small.
+        ValueError: a setting is impossible here, the checkpoint is damaged, or memory is too small.
     """
-    # The order matters: each stage needs what the stages before it have decided or taken.
+    # The order matters: later stages depend on earlier choices, and on the memory that is left.
     device = choose_device(config.device)
     files = read_model_files(config)
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
@@ -178,7 +178,7 @@ def _load(
     *,
     progress: bool,
 ) -> _LoadedModel:
-    """Load the weights, if they fit, and measure the memory that is left."""
+    """Check that the weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
     check_weights_fit(files.config, dtype, measure_memory(device))
     modules = choose_modules(config.attention_backend, device)

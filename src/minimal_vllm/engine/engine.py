@@ -1,4 +1,4 @@
-"""The engine: requests go in, ``step`` is called again and again, outputs come out.
+"""The engine: takes requests, computes them step by step, and returns their outputs.
 
 Planning a step while the one before it runs is vLLM's asynchronous scheduling (its
 ``v1/core/sched/async_scheduler.py``, 2025), and SGLang's overlap scheduler (2024).
@@ -26,24 +26,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step that was launched and is not finished."""
+    """A step that was launched and has not finished."""
 
     plan: Plan
     flight: Flight
     times: Timing
-    """See ``Reporter``."""
+    """Number and times of the step, kept by the ``Reporter``."""
 
 
 class Engine:
-    """Serves requests, a step at a time. All methods are called from one thread, between steps.
+    """Serves requests, one step at a time. All methods must be called from the same thread.
 
     Args:
-        scheduler: decides which requests compute how many tokens in a step.
-        runner: computes the step.
+        scheduler: decides which requests compute how many tokens in each step.
+        runner: computes the steps.
         admission: checks requests before they are added.
         outputs: makes the outputs that users get.
-        observers: called with a ``StepRecord`` after each step. Without observers none is made.
-        async_scheduling: whether a step is launched before the one before it is done.
+        observers: functions called with a ``StepRecord`` after each step.
+        async_scheduling: whether each step is launched before the previous one has finished.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Engine:
         """Add a request, which joins the running batch as soon as there is room.
 
         Args:
-            request_id: unique among the requests that have not ended.
+            request_id: id of the request, unique among unfinished requests.
             prompt_token_ids: at least one token, and fewer than ``max_model_len``.
             params: how to sample, and when to stop.
-            prompt: text of the prompt, which is handed back with the outputs.
-            output_kind: which outputs ``step`` returns for it.
-            priority: a smaller number goes first; only with the ``priority`` policy.
+            prompt: text of the prompt, returned with the outputs.
+            output_kind: kind of outputs that ``step`` returns for the request.
+            priority: requests with a smaller number run first; only with the ``priority`` policy.
             cache_salt: only requests with the same salt share cached blocks.
 
         Raises:
-            ValueError: the request can't be served; nothing was added.
+            ValueError: the request can't be served. Nothing was added.
         """
         if request_id in self._outputs:
             raise ValueError(f"a request {request_id!r} exists already: ids must be unique")
@@ -96,16 +96,16 @@ class Engine:
         requests = self._admission.make_requests(
             request_id, prompt_token_ids, params, priority, cache_salt
         )
-        for request in requests:  # they have the same prompt: it is the first that is refused
+        for request in requests:  # all have the same prompt, so the first is rejected or none is
             self.scheduler.add(request)
         self._reporter.note_arrived(requests)
-        # A list has its integers already; to make new ones takes as long as all else here.
+        # Reuse a list's integers: making new ones takes as long as everything else here.
         tokens = prompt_token_ids if isinstance(prompt_token_ids, list) else requests[0].token_ids
         group = RequestGroup(request_id, prompt, list(tokens), output_kind)
         self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request in any state, and return its last output; None if there is none."""
+        """Abort a request in any state and return its last output; None if the id is unknown."""
         if request_id not in self._outputs:
             return None
         requests = self._outputs.requests(request_id)
@@ -117,19 +117,19 @@ class Engine:
 
     @property
     def has_unfinished_requests(self) -> bool:
-        """Whether ``step`` has anything to do."""
+        """Whether there is work for ``step``."""
         return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self) -> list[RequestOutput]:
-        """Compute one step, and return the outputs of requests that have new ones or have ended.
+        """Compute one step, and return the new outputs of its requests.
 
-        With asynchronous scheduling the next step is launched before this one's tokens are waited
-        for: while the GPU runs, the CPU plans and makes outputs.
+        With asynchronous scheduling, the next step is launched before this one's tokens are
+        fetched: while the GPU runs, the CPU plans the next step and makes outputs.
 
         Raises:
             ValueError: the scheduler returned an empty plan although requests are waiting.
-            torch.AcceleratorError: the device is lost to this process, and so is the engine. Any
-                other failure only ends the requests of its step, with an error.
+            torch.AcceleratorError: the process can no longer use the device, so the engine is
+                unusable. Any other failure only ends the requests of the failed step.
         """
         outputs: list[RequestOutput] = []
         if not self._in_flight:
@@ -141,10 +141,10 @@ class Engine:
         return outputs
 
     def reset(self) -> None:
-        """Forget all requests and all cached blocks.
+        """Drop all requests and all cached blocks.
 
-        This is needed after a step was interrupted, by Ctrl-C for instance: blocks may be cached
-        that were never computed.
+        This is necessary after a step was interrupted, for example by Ctrl-C, because blocks may be
+        cached that were never computed.
         """
         self._in_flight.clear()
         self.scheduler.reset()
@@ -170,7 +170,7 @@ class Engine:
         return []
 
     def _finish_oldest(self) -> list[RequestOutput]:
-        """Wait for the step that was launched first, and take in its tokens."""
+        """Wait for the oldest launched step, and process its tokens."""
         step = self._in_flight.popleft()
         try:
             result = step.flight.wait()
@@ -181,7 +181,7 @@ class Engine:
 
     def _update(self, plan: Plan, times: Timing, result: StepResult) -> list[RequestOutput]:
         sampled = result.sampled
-        # Requests that ended since the step was planned have got their last outputs.
+        # Requests that ended after the step was planned have already had their last outputs.
         alive = [not request.finished for request in plan.sampling]
         requests = list(compress(plan.sampling, alive))
         self.scheduler.update(plan, sampled.tokens)
@@ -194,10 +194,10 @@ class Engine:
         return outputs
 
     def _fail(self, plan: Plan, times: Timing, error: Exception) -> list[RequestOutput]:
-        """End the requests of a step that failed.
+        """End the requests of a step that failed, and drop all cached blocks.
 
-        Blocks that the step should have filled may be cached already, so that no cached block can
-        be trusted.
+        Blocks that the step should have filled may already be cached, so no cached block can be
+        trusted.
         """
         if isinstance(error, DEVICE_LOST):
             raise error

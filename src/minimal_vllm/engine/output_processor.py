@@ -1,7 +1,7 @@
-"""Turns sampled tokens into the user's outputs: text, log-probabilities, and n completions."""
+"""Making the user's outputs from sampled tokens: text, log-probabilities, and n completions."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -26,7 +26,7 @@ class Completion:
     request: Request
     group: "RequestGroup"
     detokenizer: Detokenizer | None
-    """None if no text is asked for, or there is no tokenizer."""
+    """Decoder of the output's tokens; None if no text is asked for, or there is no tokenizer."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """One entry per output token, if log-probabilities are asked for."""
     cumulative_logprob: float = 0.0
@@ -34,7 +34,7 @@ class Completion:
     num_given: int = 0
     """Number of output tokens that the user has already received; used with ``DELTA``."""
     end_is_given: bool = False
-    """True if the user has been told that the completion ended; used with ``DELTA``."""
+    """True if the user has received the end of the completion; used with ``DELTA``."""
 
     def detokenize(self) -> str | None:
         """Bring the text up to date, and return the stop string that ends it, if one was found."""
@@ -52,10 +52,10 @@ class Completion:
         self.text_is_final = request.finished or stop is not None
         return stop
 
-    def take_logprobs(self, computed: list[TokenLogprobs]) -> None:
+    def take_logprobs(self, computed: Sequence[TokenLogprobs]) -> None:
         """Append the log-probabilities of the newest output tokens.
 
-        Entries behind the last output token are dropped: the request ended before them.
+        Entries after the last output token are dropped, because the request ended before them.
         """
         first = self.request.num_prompt_tokens + len(self.logprobs)
         for token_id, entry in zip(self.request.token_ids[first:], computed, strict=False):
@@ -124,7 +124,7 @@ class OutputProcessor:
         return request_id in self._groups
 
     def add(self, group: RequestGroup, requests: list[Request]) -> None:
-        """Begin to collect outputs for a user's request, made of one ``Request`` per completion."""
+        """Start collecting the outputs of a user's request, with one ``Request`` per completion."""
         self._groups[group.request_id] = group
         if requests[0].params.prompt_logprobs is not None:
             group.prompt_logprobs = [None]
@@ -163,13 +163,13 @@ class OutputProcessor:
                 known.extend(new)
 
     def add_logprobs(
-        self, requests: Iterable[Request], computed: Iterable[list[TokenLogprobs]]
+        self, requests: Iterable[Request], computed: Iterable[Sequence[TokenLogprobs]]
     ) -> None:
         """Add the log-probabilities of the newest output tokens.
 
         Args:
-            requests: those that sampled; a stop string has already cut off their tokens.
-            computed: for each request one entry per sampled token; empty if none are asked for.
+            requests: requests that sampled; stop strings have already been cut off.
+            computed: for each request, one entry per sampled token; empty if none are asked for.
         """
         for request, logprobs in zip(requests, computed, strict=True):
             if logprobs:
@@ -186,7 +186,7 @@ class OutputProcessor:
     def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str, int]]:
         """Bring texts up to date, and find the requests that a stop string ends.
 
-        A text that is only wanted at the end, and has no stop strings, is left for the end.
+        A text that is wanted only at the end, and has no stop strings, is decoded at the end.
 
         Returns:
             Each such request, its stop string, and its number of tokens up to the one that
@@ -206,7 +206,7 @@ class OutputProcessor:
     # ---- giving out -----------------------------------------------------------------------------
 
     def make_outputs(self, requests: Iterable[Request]) -> list[RequestOutput]:
-        """Return the outputs that the users of these requests get now; forget the ended ones."""
+        """Return the new outputs of these requests, and forget the requests that have ended."""
         groups: dict[str, RequestGroup] = {}  # each group once, in the order of the requests
         for request in requests:
             completion = self._completions[request]
@@ -214,7 +214,7 @@ class OutputProcessor:
             if request.finished:
                 completion.detokenize()
             elif group.output_kind is OutputKind.FINAL_ONLY and group.metrics.first_token_time:
-                continue  # as in most steps of a request whose user waits for its end
+                continue  # the common case, if the user waits for the end of the request
             groups[group.request_id] = group
         outputs = []
         for group in groups.values():

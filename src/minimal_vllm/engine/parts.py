@@ -1,4 +1,4 @@
-"""The parts that decide, built in or the user's. No torch is needed to make them."""
+"""Making the block pool and the scheduler, built-in or the user's. Nothing here imports torch."""
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
@@ -12,7 +12,7 @@ def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
     """Make an empty block pool with the configured eviction strategy.
 
     Raises:
-        ValueError: a class of the user's can't be loaded, or does not fit.
+        ValueError: a class of the user's can't be loaded, or lacks methods of the interface.
     """
     policy = config.eviction_policy
     strategy = EVICTION_STRATEGIES.get(policy, policy) if isinstance(policy, str) else policy
@@ -26,6 +26,7 @@ def make_scheduler(
     """Make a scheduler without requests.
 
     Raises:
-        ValueError: as ``make_pool``, or the limits don't fit the pool.
+        ValueError: the user's class can't be loaded or lacks methods of the interface, or the
+            limits don't fit the pool.
     """
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)

@@ -1,4 +1,4 @@
-"""Reports what happens in the engine to its observers, as records."""
+"""Reporting the engine's events to observers, as records."""
 
 import logging
 import time
@@ -39,7 +39,7 @@ class Timing:
 
 
 class Reporter:
-    """Tells observers of requests and steps. Without observers, each method returns at once.
+    """Reports requests and steps to observers. Without observers, each method returns at once.
 
     An observer that raises is logged, and the engine goes on.
 
@@ -109,17 +109,17 @@ class Reporter:
             _tell(self._listeners, self._record_plan(plan, times))
 
     def mark(self, times: Timing) -> None:
-        """Record the time at which a part of the step is done."""
+        """Record the time at which a part of the step has finished."""
         if self._observers:
             times.moments.append(self._clock())
 
     def end(self, plan: Plan, requests: Sequence[Request], times: Timing) -> None:
-        """Report a step that is done.
+        """Report a step that has finished.
 
         Args:
-            plan: what it computed.
-            requests: those that got tokens, or ended, in the plan's order.
-            times: its times up to here.
+            plan: plan of the step.
+            requests: requests that got tokens or ended, in the plan's order.
+            times: times of the step so far.
         """
         if not self._observers:
             return

@@ -47,7 +47,7 @@ def _all_rows(config: SchedulerConfig) -> list[int]:
 class Scheduler:
     """Owns the waiting requests, the running requests, and their KV blocks.
 
-    ``check`` proves these invariants: ``waiting`` and ``running`` are in the policy's order; the
+    ``check`` verifies these invariants: ``waiting`` and ``running`` are in the policy's order; the
     block table of a running request has exactly the blocks that its computed tokens need; no other
     request has blocks.
     """
@@ -116,7 +116,7 @@ class Scheduler:
         plan.evicted = self.pool.take_evicted()
         return plan
 
-    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+    def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Append the sampled tokens to their requests, and end the requests that are complete.
 
         ``sampled`` has at most ``num_logits`` tokens for each request in ``plan.sampling``. An
@@ -140,13 +140,15 @@ class Scheduler:
                 request.token_ids.append(token_id)
                 self.store_full_blocks(request)
                 if self.finish_if_done(request, token_id):
-                    break  # the tokens behind it are dropped
+                    break  # the tokens after it are dropped
 
     def reject_guesses(self, request: Request, count: int) -> None:
         """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
         if count < 0:
             raise ValueError(f"{request.request_id} got {-count} tokens more than it has logits")
-        if request.status is Status.RUNNING:  # else it was preempted: nothing of it is computed
+        if (
+            request.status is Status.RUNNING
+        ):  # otherwise it was preempted, and none of its tokens is computed
             request.num_computed_tokens -= count
             needed = self.config.blocks_for(request.num_computed_tokens)
             self.pool.release(request.block_table[needed:])
@@ -161,7 +163,7 @@ class Scheduler:
     ) -> None:
         """End ``request``, whatever its state, and free its blocks.
 
-        With ``num_tokens``, the tokens behind the first ``num_tokens`` are dropped. A request that
+        With ``num_tokens``, the tokens after the first ``num_tokens`` are dropped. A request that
         has ended keeps its reason, with two exceptions: an end at an earlier token replaces any
         reason, and a stop string replaces the length limit if the same token reached both.
         """
@@ -197,8 +199,8 @@ class Scheduler:
                 position += 1
                 continue
             # Keep one token for each of the following requests, so that no prompt stalls a decode.
-            behind = len(self.running) - position - 1
-            num_new = min(request.num_uncomputed_tokens, budget - behind)
+            num_after = len(self.running) - position - 1
+            num_new = min(request.num_uncomputed_tokens, budget - num_after)
             missing = self.num_missing_blocks(request, num_new)
             if missing and not self.make_room(request, missing, plan):
                 break
@@ -367,7 +369,7 @@ class Scheduler:
     # ---- proof ----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Prove the invariants of the scheduler and its pool. Call it between two steps.
+        """Verify the invariants of the scheduler and its pool. Call it between two steps.
 
         Raises:
             InvariantError: an invariant is broken; the message names the request or block.

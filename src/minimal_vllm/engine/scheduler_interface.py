@@ -1,5 +1,6 @@
 """Interface of a scheduler: the methods and attributes that the engine uses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +52,7 @@ class SchedulerInterface(Protocol):
         """Plan the next step. The plan may be empty if a step is in flight."""
         ...
 
-    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+    def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Append the sampled tokens: one list for each request in ``plan.sampling``.
 
         An empty list means that nothing could be sampled, and ends its request with an error.
@@ -67,10 +68,10 @@ class SchedulerInterface(Protocol):
     ) -> None:
         """End ``request``, whatever its state, and free its blocks.
 
-        With ``num_tokens``, the tokens behind the first ``num_tokens`` are dropped.
+        With ``num_tokens``, the tokens after the first ``num_tokens`` are dropped.
         """
         ...
 
     def fail(self, request: Request, error: str) -> None:
-        """End ``request`` with an error, and forget what it has written to the cache."""
+        """End ``request`` with an error, and forget the blocks that it has written."""
         ...

@@ -1,6 +1,6 @@
-"""Choices that the configuration leaves open: device, dtype, limits, and the size of the KV cache.
+"""Choosing what the configuration leaves open: device, dtype, limits, and size of the KV cache.
 
-The arithmetic needs no torch, so that the simulator can size GPUs that this machine does not have.
+The arithmetic doesn't import torch, so that the simulator can size GPUs that aren't present.
 """
 
 import logging
@@ -18,15 +18,18 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 LARGE_GPU = 70 * 2**30
-"""Memory, in bytes, from which on the activations of a larger step hardly matter, as in vLLM."""
+"""Memory in bytes from which on a GPU is large. Its steps have twice the token budget, as in
+vLLM."""
 SAMPLER_BYTES_PER_LOGIT = 60
+"""Peak memory of the sampler per logit, in bytes: 56 were measured, while a row's whole vocabulary
+is sorted for top_p."""
 
 
 def choose_device(name: str) -> "torch.device":
     """Return the device of that name; for ``auto``, the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: a GPU is asked for, and there is none.
+        ValueError: a GPU is asked for, but there is none.
     """
     import torch
 
@@ -40,8 +43,8 @@ def choose_device(name: str) -> "torch.device":
 def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "torch.dtype":
     """Return the dtype of that name; for ``auto``, the checkpoint's on a GPU and float32 on a CPU.
 
-    Most CPUs convert 16-bit numbers before they compute with them, which costs more than reading
-    half the bytes saves.
+    Most CPUs have to convert 16-bit numbers before computing with them, which costs more time than
+    reading half the bytes saves.
     """
     import torch
 
@@ -52,32 +55,32 @@ def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "t
 
 
 def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """Return the maximum length of a request, in tokens, that config and model allow.
+    """Return the maximum length of a request, in tokens: the configured one, else the model's.
 
     Raises:
-        ValueError: the config asks for more than the model was trained for.
+        ValueError: the configured length exceeds the model's.
     """
     limit = model.max_positions
     if config.max_model_len is not None and config.max_model_len > limit:
         raise ValueError(
-            f"max_model_len is {config.max_model_len}, but the model knows only {limit} positions "
+            f"max_model_len is {config.max_model_len}, but the model has only {limit} positions "
             f"(max_position_embeddings and rope_scaling in its config.json)"
         )
     return config.max_model_len or limit
 
 
 def check_weights_fit(model: ModelConfig, dtype: "torch.dtype", memory: DeviceMemory) -> None:
-    """Check that the weights fit into free memory: a system may kill a process that takes it all.
+    """Check that the weights fit into free memory, before the system kills the process instead.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: the weights don't fit.
     """
     weights = model.num_parameters * dtype.itemsize
     if weights > memory.free:
         raise ValueError(
             f"the model does not fit: its weights take {_gib(weights)} in "
-            f"{str(dtype).removeprefix('torch.')}, and {_gib(memory.free)} are free of the "
-            f"{memory.device_type}'s {_gib(memory.total)}: choose another model or dtype"
+            f"{str(dtype).removeprefix('torch.')}, but only {_gib(memory.free)} of the "
+            f"{memory.device_type}'s {_gib(memory.total)} are free: choose another model or dtype"
         )
 
 
@@ -88,7 +91,7 @@ def choose_num_blocks(
     memory: DeviceMemory,
     batched_tokens: int,
 ) -> int:
-    """Return the number of KV blocks: the number asked for, else as many as fit.
+    """Return the number of KV blocks: the configured number, else as many as fit into memory.
 
     Raises:
         ValueError: not a single block fits.
@@ -102,13 +105,13 @@ def choose_num_blocks(
 def count_fitting_blocks(
     config: EngineConfig, memory: DeviceMemory, activations: int, block_bytes: int
 ) -> int:
-    """Return the number of KV blocks that fit beside weights and activations.
+    """Return the number of KV blocks that fit into memory next to weights and activations.
 
     Args:
-        config: the share of the memory to use.
-        memory: the device's memory, with the weights loaded.
+        config: the user's configuration, of which the share of the memory to use is read.
+        memory: memory of the device, measured after the weights were loaded.
         activations: bytes that the largest step takes.
-        block_bytes: bytes of one block.
+        block_bytes: bytes of one block over all layers.
 
     Raises:
         ValueError: not a single block fits.
@@ -134,11 +137,11 @@ def kv_block_bytes(config: EngineConfig, model: ModelConfig, dtype: "torch.dtype
 def estimate_activations(
     model: ModelConfig, itemsize: int, batched_tokens: int, max_num_seqs: int
 ) -> int:
-    """Estimate, from above, the bytes that the largest step takes beside weights and cache.
+    """Return an upper estimate of the bytes that the largest step takes besides weights and cache.
 
-    At the widest point of a layer, in the MLP, a token has its residual, the normalized input, gate
-    and up, and their product. Attention holds float32 copies of queries and results. The sampler's
-    peak, when a row's whole vocabulary is sorted for top_p, was measured as 56 bytes per logit.
+    At the widest point of a layer, in the MLP, each token has its residual, the normalized input,
+    gate and up, and their product. Attention holds float32 copies of queries and results. The
+    sampler peaks when it sorts a whole vocabulary for top_p.
     """
     heads = model.num_heads * model.head_dim
     per_token = 3 * model.hidden_size + max(3 * model.intermediate_size, 8 * heads)
@@ -151,7 +154,8 @@ def choose_scheduler_config(
 ) -> SchedulerConfig:
     """Return the scheduler's limits.
 
-    A maximum length that was not asked for is lowered to what the pool holds, with a warning.
+    A maximum length that is not configured is lowered to the capacity of the KV cache, with a
+    warning.
 
     Raises:
         ValueError: the limits contradict each other.
@@ -159,7 +163,7 @@ def choose_scheduler_config(
     capacity = num_blocks * config.block_size
     if config.max_model_len is None and capacity < model_len:
         logger.warning(
-            "The KV cache holds %d tokens, so max_model_len is lowered from %d to it",
+            "The KV cache holds only %d tokens: lowering max_model_len from %d to that number",
             capacity,
             model_len,
         )
@@ -178,10 +182,10 @@ def choose_scheduler_config(
 def choose_batched_tokens(
     config: EngineConfig, model_len: int, device_type: str, memory: int = 0
 ) -> int:
-    """Return the token budget of a step: as given, else large enough for the other limits.
+    """Return the token budget of a step: the configured one, else one that suits other limits.
 
     Args:
-        config: the user's choices.
+        config: the user's configuration.
         model_len: maximum length of a request.
         device_type: ``cpu`` or ``cuda``.
         memory: memory of the GPU, in bytes; a large GPU gets twice the budget.

@@ -1,4 +1,4 @@
-"""Steps that no user waits for: they compile kernels and let libraries prepare."""
+"""Steps that run before the first request, to compile kernels and initialize libraries."""
 
 from collections.abc import Iterator
 
@@ -15,10 +15,10 @@ from minimal_vllm.sampling_params import SamplingParams
 
 
 def warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: ModelLimits) -> None:
-    """Run every kind of step once, with an engine of its own.
+    """Run every kind of step once, in a temporary engine with its own scheduler and block pool.
 
     Args:
-        runner: is warmed up. What the steps write to its cache is never found by a hash.
+        runner: the runner to warm up. The blocks that the steps write never become cached prefixes.
         config: limits of the scheduler.
         num_blocks: number of KV blocks.
         limits: limits of the model.
@@ -33,7 +33,7 @@ def warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: Mo
     for lengths in _prompt_lengths(config.max_num_batched_tokens):
         for index, length in enumerate(lengths):
             prompt = [0] * min(length, config.max_model_len - 1)
-            # With one salt, all prompts but the first would be found in the cache.
+            # Without separate salts, all prompts but the first would be found in the cache.
             engine.add_request(str(index), prompt, params, cache_salt=str(index))
         while engine.has_unfinished_requests:
             engine.step()
@@ -42,7 +42,7 @@ def warm_up(runner: Runner, config: SchedulerConfig, num_blocks: int, limits: Mo
 def _prompt_lengths(budget: int) -> Iterator[list[int]]:
     """Yield the prompt lengths of each kind of step: one request, several, and the largest step.
 
-    The largest has prompts for the library's attention, as it takes them and to be padded, and
+    The largest step has prompts for cuDNN's attention, one with and one without padding, and
     prompts that are too short for it.
     """
     yield [32]

@@ -1,1 +1,1 @@
-"""File formats that more than one room reads. Nothing here imports torch."""
+"""File formats that several packages read. Nothing here imports torch."""

@@ -1,11 +1,11 @@
-"""Reading a GGUF file: its metadata, where its tensors are, and their numbers.
+"""Reading a GGUF file: its metadata, and its tensors' positions and numbers.
 
-GGUF is the format of llama.cpp: one file that holds a model's configuration, tokenizer and weights,
-the weights mostly quantized. Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+GGUF is llama.cpp's format: one file holds a model's configuration, tokenizer and weights, usually
+quantized. Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-The ``gguf`` package, llama.cpp's own, names the types and dequantizes. Its ``GGUFReader`` is not
-used: it makes two arrays for every element of a list, which takes seconds for a vocabulary, and it
-trusts the lengths in a damaged file.
+llama.cpp's ``gguf`` package names the types and dequantizes. Its ``GGUFReader`` is not used: it
+makes two arrays for every element of a list, which takes seconds for a vocabulary, and it trusts
+the lengths in a damaged file.
 """
 
 import struct
@@ -30,7 +30,7 @@ READABLE = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
 )
-"""The tensor types that can be read, by llama.cpp's names."""
+"""Supported tensor types, by llama.cpp's names."""
 
 # Value types of the metadata -> NumPy's code for a number of that type.
 _NUMBERS = {
@@ -44,7 +44,7 @@ _ARRAY = 9
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a GGUF file."""
+    """Name, shape, type and position of a tensor in a GGUF file."""
 
     name: str
     """Name of the tensor in llama.cpp, such as ``blk.0.attn_q.weight``."""
@@ -53,8 +53,9 @@ class TensorInfo:
     type_name: str
     """Storage format of the numbers, such as ``Q4_K``."""
     offset: int
-    """Position of its first byte in the file."""
+    """Position of the first byte in the file."""
     num_bytes: int
+    """Size in the file, in bytes."""
 
     @property
     def num_rows(self) -> int:
@@ -64,11 +65,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Contents of a GGUF file, without the numbers of its tensors."""
+    """Header of a GGUF file: the metadata, and the list of tensors."""
 
     path: Path
     metadata: dict[str, Any]
-    """Numbers, booleans, strings, and lists of them."""
+    """Values by key: numbers, booleans, strings, and lists of them."""
     tensors: dict[str, TensorInfo]
 
     def rows(self, name: str, first: int = 0, end: int | None = None) -> "NDArray[np.float32]":
@@ -76,16 +77,16 @@ class GgufFile:
 
         Args:
             name: a key of ``tensors``.
-            first: the first row. A vector is one row.
-            end: the row after the last one. Default: the number of rows.
+            first: index of the first row. A vector is one row.
+            end: index after the last row. Default: the number of rows.
 
         Returns:
             ``[end - first, tensor.shape[-1]]`` in float32.
 
         Raises:
-            ValueError: the file can't be read or was cut since its header was read.
+            ValueError: the file can't be read, or has become shorter since its header was read.
         """
-        import numpy as np  # the command line's --help needs no such imports
+        import numpy as np  # imported late, for a fast --help
         from gguf import GGMLQuantizationType, dequantize
 
         tensor = self.tensors[name]
@@ -104,10 +105,10 @@ class GgufFile:
 
 
 def find_gguf(checkpoint: Path) -> Path | None:
-    """Return the GGUF file that a checkpoint is or consists of; None if it is a usual folder.
+    """Return the GGUF file that a checkpoint is or contains, or None.
 
-    A folder is a GGUF checkpoint if it has a single .gguf file and no safetensors. Vision
-    projectors (``mmproj*.gguf``) don't count.
+    The path of a file is returned unchanged. A folder is a GGUF checkpoint if it has exactly one
+    .gguf file and no safetensors. Vision projectors (``mmproj*.gguf``) don't count.
 
     Raises:
         ValueError: the folder has several .gguf files.
@@ -127,11 +128,11 @@ def find_gguf(checkpoint: Path) -> Path | None:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read the metadata and the list of tensors; the tensors themselves stay in the file.
+    """Read the metadata and the list of tensors; the tensors' numbers stay in the file.
 
     Raises:
-        ValueError: the file can't be read, is not a whole GGUF file, or has a type of tensor that
-            isn't supported.
+        ValueError: the file can't be read, is not a complete GGUF file, or has a tensor of an
+            unsupported type.
     """
     try:
         size = path.stat().st_size
@@ -142,30 +143,29 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Entry(NamedTuple):
-    """Entry of the list of tensors."""
+    """One entry in the header's list of tensors."""
 
     name: str
     shape: tuple[int, ...]
     type_id: int
     offset: int
-    """From the beginning of the tensors' data."""
+    """Position of the first byte, counted from the beginning of the tensors' data."""
 
 
 class _Header:
-    """Reads a header front to back, and never beyond the end of the file."""
+    """Reader of a file's header, front to back and never beyond the end of the file."""
 
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path = path
         self._file = file
         self._size = size
-        self._place = 0
+        self._position = 0
 
     def read(self) -> GgufFile:
-        """Return what the header says."""
+        """Read the whole header."""
         self._check_format()
         num_tensors, num_values = self._integer("<Q"), self._integer("<Q")
-        # The smallest value takes 13 bytes and the smallest tensor 24: no need to start counting
-        # if the file can't hold that many.
+        # A value takes at least 13 bytes and a tensor 24: don't start if the file is too small.
         self._check_room(13 * num_values + 24 * num_tensors)
         metadata: dict[str, Any] = {}
         for _ in range(num_values):
@@ -178,7 +178,7 @@ class _Header:
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment <= 0 or alignment % 8:
             raise self._damaged(f"general.alignment is {alignment!r}, not a multiple of 8")
-        data_start = -(-self._place // alignment) * alignment
+        data_start = -(-self._position // alignment) * alignment
         tensors = {entry.name: self._located(entry, data_start) for entry in found}
         if len(tensors) != len(found):
             raise self._damaged("it has two tensors of the same name")
@@ -190,7 +190,7 @@ class _Header:
             is_pointer = beginning == b"vers"  # "version https://git-lfs.github.com/spec/v1"
             hint = "a Git LFS pointer: fetch it with `git lfs pull`" if is_pointer else beginning
             raise ValueError(f"{self._path} is not a GGUF file: it begins with {hint!r}")
-        self._place = 4
+        self._position = 4
         version = self._integer("<I")
         if version & 0xFFFF == 0:
             raise ValueError(f"{self._path} is a big-endian GGUF file, which is not supported")
@@ -217,7 +217,7 @@ class _Header:
         return _Entry(name, shape, self._integer("<I"), self._integer("<Q"))
 
     def _located(self, entry: "_Entry", data_start: int) -> TensorInfo:
-        """Find a tensor in the file and check that it is whole."""
+        """Compute a tensor's position and size in the file, and check that it is complete."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name, shape = entry.name, entry.shape
@@ -225,13 +225,13 @@ class _Header:
         if type_name not in READABLE:
             raise ValueError(
                 f"{self._path}: the tensor {name} has the type {type_name}, which is not "
-                f"supported; supported are {', '.join(READABLE)}"
+                f"supported; supported types: {', '.join(READABLE)}"
             )
         block_size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
         if 0 in shape or shape[-1] % block_size:
             raise self._damaged(
-                f"the tensor {name} is {list(shape)}, but {type_name} needs rows of a multiple of "
-                f"{block_size} numbers"
+                f"the tensor {name} has the shape {list(shape)}, but {type_name} needs rows of a "
+                f"multiple of {block_size} numbers"
             )
         num_bytes = prod(shape) // block_size * block_bytes
         start = data_start + entry.offset
@@ -239,7 +239,7 @@ class _Header:
         if end > self._size:
             raise ValueError(
                 f"{self._path} is cut off or damaged: the tensor {name} ends at byte {end:,}, but "
-                f"the file has {self._size:,}: get it again"
+                f"the file has only {self._size:,} bytes: download it again"
             )
         return TensorInfo(name, shape, type_name, start, num_bytes)
 
@@ -266,7 +266,7 @@ class _Header:
             self._bytes(count * np.dtype(_NUMBERS[value_type]).itemsize), _NUMBERS[value_type]
         )
         if value_type == _FLOAT32 and count == 1:
-            return [float(str(numbers[0]))]  # 1e-05 as it was meant, not 9.999999747378752e-06
+            return [float(str(numbers[0]))]  # 1e-05, not 9.999999747378752e-06
         values: list[Any] = numbers.tolist()
         return values
 
@@ -283,14 +283,14 @@ class _Header:
 
     def _bytes(self, count: int) -> bytes:
         self._check_room(count)
-        self._place += count
+        self._position += count
         found = self._file.read(count)
         if len(found) != count:
-            raise self._damaged("it became shorter while it was read")
+            raise self._damaged("it became shorter while it was being read")
         return found
 
     def _check_room(self, count: int) -> None:
-        if count > self._size - self._place:
+        if count > self._size - self._position:
             raise self._damaged(
                 f"its header continues beyond the end of the file, at byte {self._size:,}"
             )

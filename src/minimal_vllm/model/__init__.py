@@ -1,7 +1,8 @@
-"""From a checkpoint's folder to logits: one decoder, configured for every supported architecture.
+"""The model, from a checkpoint on disk to logits. One decoder covers every supported architecture.
 
-Read in this order: ``decoder`` and ``layers`` (the network), ``rope`` (positions); ``config``,
-``registry``, ``rope_config`` (what a config.json means, checked); ``loader`` and
-``safetensors_file`` (the weights); ``hub``, ``fetch`` and ``generation_config`` (where a checkpoint
-comes from, and what else it says); ``gguf_config`` and ``gguf_weights`` (the same for a GGUF file).
+Read in this order: ``decoder``, ``layers``, ``linear``, ``norm``, ``rope`` (the network);
+``config``, ``registry``, ``rope_config`` (reading and validating config.json); ``loader``,
+``safetensors_file`` (the weights); ``hub``, ``fetch``, ``generation_config`` (finding a checkpoint,
+and its sampling defaults); ``gguf_config``, ``gguf_weights`` (the same for GGUF files);
+``deferred``, ``triton_modules``, ``kernels`` (the same network on a GPU).
 """

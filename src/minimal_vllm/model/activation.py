@@ -1,4 +1,4 @@
-"""The activation functions that a gate may have."""
+"""Activation functions of the MLP's gate."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,4 +12,4 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": silu,
     "gelu_tanh": partial(gelu, approximate="tanh"),
 }
-"""``kernels/activation.py`` has the same functions for Triton."""
+"""Activation functions by name. ``kernels/activation.py`` has the same functions for Triton."""

@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says about the model, checked, and without torch."""
+"""Reading and validating a checkpoint's config.json. Nothing here imports torch."""
 
 import json
 import reprlib
@@ -21,24 +21,24 @@ from minimal_vllm.model.rope_config import (
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """In what the attention of one layer may differ from that of another."""
+    """Attention settings that may differ from layer to layer."""
 
     window: int | None
-    """Position i sees the positions i - window + 1 to i; None: all up to i."""
+    """Sliding window: position i attends to positions i - window + 1 to i. None: to all up to i."""
     rope: bool
     """Whether queries and keys are rotated by their positions."""
 
 
 def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tuple[LayerConfig, ...]:
-    """The layers that config.json describes.
+    """Return the settings of each layer that config.json describes.
 
     Args:
-        raw: config.json with the family's defaults, without its nulls.
-        family: decides what config.json leaves open.
-        num_layers: how many layers there are.
+        raw: config.json with the family's defaults filled in and null values removed.
+        family: the architecture's rules for what config.json leaves open.
+        num_layers: number of layers.
 
     Raises:
-        ValueError: if config.json contradicts itself or the family.
+        ValueError: config.json contradicts itself or the family.
     """
     rotated = _rotated_layers(raw, family, num_layers)
     window = _window(raw, family)
@@ -47,8 +47,9 @@ def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tupl
         listed = _listed_as_sliding(raw, num_layers)
         if listed != sliding and (window is None or family.sliding == "always"):
             raise ValueError(
-                "config.json: layer_types contradicts sliding_window or use_sliding_window, by "
-                f"which {sum(sliding)} of the {num_layers} layers have a sliding window"
+                "config.json: layer_types contradicts sliding_window or use_sliding_window, "
+                f"according to which {sum(sliding)} of the {num_layers} layers have a sliding "
+                "window"
             )
         sliding = listed
     return tuple(
@@ -58,7 +59,7 @@ def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tupl
 
 
 def _rotated_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> list[bool]:
-    if "no_rope_layers" in raw:  # despite its name, 1 stands for a layer *with* rope
+    if "no_rope_layers" in raw:  # despite the key's name, 1 marks a layer *with* rope
         rotated = [bool(rope) for rope in entries(raw, "no_rope_layers", num_layers)[:num_layers]]
     elif family.has_nope_layers:
         interval = integer(raw, "no_rope_layer_interval")
@@ -109,10 +110,10 @@ _ACTIVATIONS: dict[object, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-"""Names in config.json of the activations that are supported."""
+"""Supported activations, by their names in config.json."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""The dtypes that weights and activations can have, and the bytes of one number."""
+"""Supported dtypes of weights and activations -> bytes per number."""
 
 _DTYPE_NAMES = {
     **{name: name for name in DTYPE_BYTES},
@@ -121,11 +122,11 @@ _DTYPE_NAMES = {
     "bf16": "bfloat16",
     "half": "float16",
     "fp16": "float16",
-    "auto": "float32",  # as without a dtype
+    "auto": "float32",  # the same as no dtype
 }
-"""Names of dtypes in config.json -> the dtypes."""
+"""Dtypes, by their names in config.json."""
 
-# Each would change what the model computes; it may only be absent, null or one of these values.
+# Each key would change the model's output, so it must be absent, null or one of these values.
 _ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "use_bidirectional_attention": (False,),
@@ -134,7 +135,7 @@ _ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "query_pre_attn_scalar": (),
-    # 1.0 is what transformers writes for a model that doesn't use them.
+    # transformers writes 1.0 for a model that doesn't use these.
     "logit_scale": (1.0,),
     "logits_scaling": (1.0,),
     "attention_multiplier": (1.0,),
@@ -150,13 +151,13 @@ _ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
     "attn_temperature_tuning": (False,),
 }
 
-# Null has the same meaning as no such key; for other keys, such as sliding_window, it has another.
+# Null means the same as an absent key here. For other keys, such as sliding_window, it doesn't.
 _DEFAULT_IF_NULL = frozenset({"rope_theta", "rms_norm_eps", "use_sliding_window"})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that the decoder needs to know, and nothing else."""
+    """Hyperparameters of a decoder, and the checkpoint's dtype and stop tokens."""
 
     architecture: str
     vocab_size: int
@@ -177,22 +178,22 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...]
     max_position_embeddings: int
     dtype: str
-    """The dtype that the checkpoint asks to be run in: a key of ``DTYPE_BYTES``."""
+    """Dtype that the checkpoint asks to run in: a key of ``DTYPE_BYTES``."""
     eos_token_ids: tuple[int, ...]
 
     @classmethod
     def from_checkpoint(
         cls, checkpoint: Path, overrides: Mapping[str, Any] | None = None
     ) -> "ModelConfig":
-        """Read ``config.json`` in a checkpoint's folder, or the metadata of a GGUF file.
+        """Read the ``config.json`` in a checkpoint's folder, or the metadata of a GGUF file.
 
         Args:
             checkpoint: a folder, or a GGUF file.
             overrides: entries that replace those of the ``config.json``.
 
         Raises:
-            ValueError: as ``from_dict`` does, or if the file is missing, damaged or not a JSON
-                object.
+            ValueError: the file is missing, damaged or not a JSON object, or ``from_dict`` or
+                ``from_gguf`` rejects it.
         """
         gguf = find_gguf(checkpoint)
         if gguf is not None:
@@ -201,34 +202,34 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, file: GgufFile, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
-        """Read the metadata of a GGUF file; ``overrides`` replace entries as of a config.json.
+        """Read the metadata of a GGUF file; ``overrides`` are keys and values of a config.json.
 
         Raises:
-            ValueError: as ``config_json`` and ``from_dict`` do; the error names the file.
+            ValueError: ``config_json`` or ``from_dict`` rejects it. The message names the file.
         """
         raw = {**config_json(file), **(overrides or {})}
         try:
             config = cls.from_dict(raw)
         except ValueError as error:
             complaint = str(error).removeprefix("config.json: ")
-            raise ValueError(f"{file.path}: its metadata is wrong: {complaint}") from error
+            raise ValueError(f"{file.path}: invalid metadata: {complaint}") from error
         if ROPE_FACTORS not in file.tensors:
             return config
         factors = tuple(file.rows(ROPE_FACTORS)[0].tolist())
         if len(factors) != config.head_dim // 2 or not all(factor > 0 for factor in factors):
             raise ValueError(
-                f"{file.path}: {ROPE_FACTORS} must have a positive number for each pair of the "
-                f"{config.head_dim} dimensions of a head"
+                f"{file.path}: {ROPE_FACTORS} must hold {config.head_dim // 2} positive numbers, "
+                "one for each pair of a head's dimensions"
             )
         return replace(config, rope=replace(config.rope, scaling=FrequencyFactors(factors)))
 
     @classmethod
     def from_dict(cls, config_json: Mapping[str, Any]) -> "ModelConfig":
-        """Read a config.json, be it written by transformers v4 or v5.
+        """Read a config.json written by transformers v4 or v5.
 
         Raises:
-            ValueError: if a key is missing or its value makes no sense, or if it asks for anything
-                that would change the output and isn't supported.
+            ValueError: a key is missing or has an invalid value, or asks for a feature that would
+                change the output and isn't supported.
         """
         architecture, family = find_family(
             config_json.get("architectures"), config_json.get("model_type")
@@ -271,12 +272,12 @@ class ModelConfig:
 
     @property
     def num_layers(self) -> int:
-        """How many layers the decoder has, and so how many KV caches."""
+        """Number of decoder layers, and therefore of KV caches."""
         return len(self.layers)
 
     @property
     def max_positions(self) -> int:
-        """How long a sequence may be: linear and YaRN scaling stretch what it was trained for."""
+        """Maximum length of a sequence: the trained length, extended by linear or YaRN scaling."""
         match self.rope.scaling:
             case LinearScaling(factor=factor):
                 return int(self.max_position_embeddings * factor)
@@ -286,7 +287,7 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the weights hold; tied embeddings count once."""
+        """Number of parameters; tied embeddings count once."""
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (2 * q_size + 2 * kv_size)
         attention += self.qkv_bias * (q_size + 2 * kv_size) + self.o_bias * self.hidden_size
@@ -298,7 +299,7 @@ class ModelConfig:
         return self.num_layers * (attention + mlp) + embeddings + norms * self.hidden_size
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """Bytes that one token's keys and values take over all layers, in ``dtype``."""
+        """Return the bytes that one token's keys and values take over all layers, in ``dtype``."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
 
@@ -306,7 +307,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that must hold a JSON object.
 
     Raises:
-        ValueError: if it can't be read, or holds anything else.
+        ValueError: the file can't be read, or doesn't hold a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -318,7 +319,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def token_ids(value: object) -> tuple[int, ...]:
-    """A token id, a list of them or None, as JSON has them, as a tuple."""
+    """Return the token ids in a JSON value: one id, a list of ids, or None for no ids.
+
+    Raises:
+        ValueError: the value is anything else.
+    """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
         raise ValueError(f"eos_token_id must be a token id, a list of them or null, not {value!r}")
@@ -347,9 +352,9 @@ def _activation(raw: Mapping[str, Any]) -> Activation:
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
     for key, supported in _ONLY_SUPPORTED_AS.items():
         if key in raw and raw[key] not in supported:
-            is_told = supported not in ((), ({},))
-            instead = f"only {supported[0]!r} is" if is_told else "choose a checkpoint without it"
-            found = reprlib.repr(raw[key])  # a quantization's is long
+            has_value = supported not in ((), ({},))
+            instead = f"only {supported[0]!r} is" if has_value else "choose a checkpoint without it"
+            found = reprlib.repr(raw[key])  # shortened: a quantization_config is long
             raise ValueError(f"config.json: {key} = {found} is not supported; {instead}")
 
 
@@ -363,10 +368,10 @@ def _check_heads(config: ModelConfig, *, head_dim_given: bool) -> None:
     if config.hidden_size % heads and not head_dim_given:
         raise ValueError(
             f"config.json: hidden_size ({config.hidden_size}) must be a multiple of "
-            f"num_attention_heads ({heads}), or head_dim be given"
+            f"num_attention_heads ({heads}), or head_dim must be given"
         )
     if config.head_dim % 2:
         raise ValueError(
             f"config.json: head_dim is {config.head_dim}, but must be even: rotary embedding "
-            "turns pairs of dimensions"
+            "rotates pairs of dimensions"
         )

@@ -1,4 +1,4 @@
-"""The network: token ids in, logits out. All supported architectures are this one class."""
+"""The network: token ids in, logits out. One class covers all supported architectures."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,11 +16,11 @@ from minimal_vllm.model.rope import Rotary
 
 
 class Embedding(nn.Module):
-    """A vector for each token of the vocabulary.
+    """Table with one vector per token of the vocabulary.
 
     Args:
-        num_tokens: size of the vocabulary.
-        size: length of the vectors.
+        num_tokens: number of tokens in the vocabulary.
+        size: length of a vector.
     """
 
     def __init__(self, num_tokens: int, size: int) -> None:
@@ -28,29 +28,30 @@ class Embedding(nn.Module):
         self.weight = parameter(num_tokens, size)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Look up the vectors of ``input_ids``, ``[T]`` int64: ``[T, size]``.
+        """Return the vectors of ``input_ids`` (``[T]`` int64) as ``[T, size]``.
 
-        The lookup is PyTorch's, on which ``device.launch`` relies.
+        The lookup is a PyTorch kernel; ``device.launch`` relies on that.
         """
         return embedding(input_ids, self.weight)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the memory of the tensor that a checkpoint holds for this module."""
+        """Yield the name and the destination of the tensor that a checkpoint has for the table."""
         yield "embed_tokens.weight", self.weight
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers between an embedding and its inverse.
+    """Stack of decoder layers between a token embedding and an output projection.
 
-    It knows tokens and positions, but no requests: which token sees which is decided by attention,
-    an object that the caller makes for each step and that is handed through to every layer.
+    The decoder knows tokens and positions but not requests: the step's attention, an object that
+    the caller passes to ``forward``, decides which tokens each token attends to.
 
     Args:
-        config: which network to build.
+        config: hyperparameters of the network.
         dtype: dtype of weights and activations: float32, bfloat16 or float16.
-        device: where the weights will be. Their memory is allocated and left uninitialized.
-        max_positions: number of positions to prepare for. Default: ``config.max_positions``.
-        modules: the classes to build it from.
+        device: device of the weights. Their memory is allocated but not initialized.
+        max_positions: number of positions to precompute rotary angles for. Default:
+            ``config.max_positions``.
+        modules: classes to build the network from.
     """
 
     def __init__(
@@ -91,34 +92,35 @@ class Decoder(nn.Module):
         attend: StepAttention,
         wanted: Tensor | None = None,
     ) -> Tensor:
-        """Compute the last hidden states of a step's tokens, and store their keys and values.
+        """Compute the final hidden states of a step's tokens, and cache their keys and values.
 
         Args:
             input_ids: ``[T]`` int64.
-            positions: ``[T]`` int64: position of each token in its request, below max_positions.
-            caches: keys and values of the layers.
+            positions: ``[T]`` int64: position of each token in its request, below
+                ``max_positions``.
+            caches: KV cache of each layer.
             attend: the step's attention.
             wanted: ``[N]`` int64: indices of the tokens whose hidden states are returned. Default:
-                all.
+                all tokens.
 
         Returns:
-            ``[N, hidden]``, normalized, as ``logits`` takes them.
+            ``[N, hidden]``, normalized, ready for ``logits``.
         """
         x, residual = self.embed_tokens.forward(input_ids), None
         rotation = self.rotary.rotation(positions, self.dtype)
         last = self.layers[-1]
         for layer, cache in zip(self.layers, caches, strict=True):
-            # Only the last layer may leave tokens out: the others' keys and values need them all.
+            # Only the last layer may drop tokens: later layers need keys and values of all tokens.
             wanted_here = wanted if layer is last else None
             x, residual = layer.forward(x, residual, rotation, attend, cache, wanted_here)
         return computed(self.norm.forward(x, residual)[0])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """Score each token of the vocabulary as the next one.
+        """Compute the logits of the next token over the whole vocabulary.
 
         Args:
-            hidden: ``[N, hidden]``.
-            out: ``[N, V]`` that the logits are written to. Default: new memory.
+            hidden: ``[N, hidden]``: final hidden states, from ``forward``.
+            out: ``[N, V]``, overwritten with the logits. Default: newly allocated.
 
         Returns:
             ``[N, V]``.
@@ -127,9 +129,9 @@ class Decoder(nn.Module):
 
 
 def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Put uninitialized memory in place of every parameter's shape; a shared one stays shared.
+    """Replace every parameter on the meta device by uninitialized memory; shared ones stay shared.
 
-    ``Module.to_empty`` would do, but goes through code that imports sympy: 36 MB and half a second.
+    ``Module.to_empty`` does the same, but imports sympy, which takes 36 MB and half a second.
     """
     allocated: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():

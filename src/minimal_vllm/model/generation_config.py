@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json asks for: when to stop, and how to sample."""
+"""A checkpoint's generation_config.json: its stop tokens and default sampling parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,26 +19,27 @@ SAMPLING_NAMES = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
-"""Keys of generation_config.json that are read -> their names in ``SamplingParams``."""
+"""Supported keys of generation_config.json -> their names in ``SamplingParams``."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The checkpoint's own idea of how it should be run."""
+    """Stop tokens and default sampling parameters that a checkpoint recommends."""
 
     eos_token_ids: tuple[int, ...] = ()
-    """Each ends a text: those of generation_config.json, then those that only config.json has."""
+    """Tokens that end the output: those of generation_config.json, then others of config.json."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Arguments for ``SamplingParams``, where a request doesn't say otherwise."""
+    """Default arguments of ``SamplingParams``, which a request can override."""
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path, config: ModelConfig) -> "GenerationConfig":
-        """Read ``generation_config.json`` in a checkpoint's folder, or a GGUF file's metadata.
+        """Read the ``generation_config.json`` in a checkpoint's folder, or a GGUF file's metadata.
 
-        Where a folder has both, the JSON file counts. Without either, nothing is asked for.
+        If a folder has both, the JSON file takes precedence. Without either, only the stop tokens
+        of ``config`` are used.
 
         Raises:
-            ValueError: if the file can't be read, or asks for what can't be had.
+            ValueError: the file can't be read, or has an invalid value.
         """
         path = checkpoint / "generation_config.json"
         if path.exists():
@@ -55,16 +56,16 @@ class GenerationConfig:
         return cls(tuple(dict.fromkeys(eos_token_ids)), sampling)
 
     def overridden(self, raw: Mapping[str, Any]) -> "GenerationConfig":
-        """Return this configuration with other values for some keys of generation_config.json.
+        """Return a copy with other values for some keys of generation_config.json.
 
         Raises:
-            ValueError: a key is not one that is read, or its value is wrong.
+            ValueError: a key is unknown, or its value is invalid.
         """
         known = {*SAMPLING_NAMES, "eos_token_id"}
         if unknown := sorted(raw.keys() - known):
             raise ValueError(
                 f"override_generation_config: {', '.join(unknown)} is not read from a generation "
-                f"config; known are {', '.join(sorted(known))}"
+                f"config; supported keys: {', '.join(sorted(known))}"
             )
         try:
             eos_token_ids = token_ids(raw.get("eos_token_id")) or self.eos_token_ids
@@ -75,10 +76,8 @@ class GenerationConfig:
 
 
 def _read_sampling(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``SamplingParams`` that a generation config has."""
-    sampling = {
-        ours: raw[theirs] for theirs, ours in SAMPLING_NAMES.items() if raw.get(theirs) is not None
-    }
+    """Return the arguments of ``SamplingParams`` in a generation_config.json."""
+    sampling = {name: raw[key] for key, name in SAMPLING_NAMES.items() if raw.get(key) is not None}
     try:
         SamplingParams(**sampling)
     except SettingsError as error:

@@ -1,7 +1,7 @@
-"""What a GGUF file's metadata says about the model, in the terms of a config.json.
+"""Translating a GGUF file's metadata into the keys of a config.json.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What a value means is taken from
-llama.cpp's ``convert_hf_to_gguf.py``, which writes most of these files.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Their meaning follows llama.cpp's
+``convert_hf_to_gguf.py``, which writes most of these files.
 """
 
 import re
@@ -15,12 +15,12 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""``general.architecture`` -> the architecture that a config.json names."""
+"""``general.architecture`` -> name of the architecture in a config.json."""
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""A tensor in files of Llama 3.1 and later, by which the rotary frequencies are divided."""
+"""Tensor of factors that divide the rotary frequencies; in files of Llama 3.1 and later."""
 
-# Keys without the architecture's name in front -> keys of a config.json.
+# Keys without their prefix, the architecture's name -> keys of a config.json.
 _CONFIG_KEYS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -34,14 +34,14 @@ _CONFIG_KEYS = {
 }
 _REQUIRED = tuple(_CONFIG_KEYS)[:5]
 _MOST_POSITIONS = 1 << 24
-"""No model has a longer context (16.8 million tokens): the number was damaged."""
+"""Longest plausible context, 16.8 million tokens; a larger number means a damaged file."""
 _SCALING_KEYS = {
     "rope.scaling.factor": "factor",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
-# Keys that are read elsewhere, or change nothing that is computed.
+# Keys that are read elsewhere, or don't affect the output.
 _OTHER_KEYS = {
     "vocab_size",
     "rope.dimension_count",
@@ -51,7 +51,7 @@ _OTHER_KEYS = {
     "tensor_data_layout",
     "pooling_type",
 }
-# Any other key would change what is computed, unless its value is 0, false or what stands here.
+# Any other key may change the output, unless its value is 0, false or the one listed here.
 _NEUTRAL = {
     "attention.causal": True,
     "rope.scale_linear": 1.0,
@@ -61,8 +61,8 @@ _NEUTRAL = {
 }
 
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# A file names one end token, though most chat models have several. llama.cpp, too, knows the others
-# by their texts.
+# A file names one end token, but most chat models have several. The others are recognized by their
+# text, as in llama.cpp.
 _END_TOKENS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>"}
     | {"<|end_of_text|>", "<EOT>", "<|EOT|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"}
@@ -77,9 +77,9 @@ _SAMPLING_KEYS = {
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
-    """Return what the model's config.json would say.
+    """Return the equivalent of the model's config.json.
 
-    ``rope_scaling`` is left out where the file has the tensor ``ROPE_FACTORS`` instead.
+    It has no ``rope_scaling`` if the file has the tensor ``ROPE_FACTORS`` instead.
 
     Raises:
         ValueError: the architecture, or a value that changes the output, is not supported, or the
@@ -115,14 +115,14 @@ def config_json(file: GgufFile) -> dict[str, Any]:
 
 
 def generation_config_json(file: GgufFile) -> dict[str, Any]:
-    """Return what the model's generation_config.json would say: how its makers sample."""
+    """Return the equivalent of the model's generation_config.json: its sampling defaults."""
     return {
         ours: file.metadata[key] for key, ours in _SAMPLING_KEYS.items() if key in file.metadata
     }
 
 
 def describe_types(file: GgufFile) -> str:
-    """Return how the numbers are stored, the most frequent type first, such as ``Q4_K, Q6_K``."""
+    """Return the types of the tensors, the one with most bytes first, such as ``Q4_K, Q6_K``."""
     sizes: Counter[str] = Counter()
     for tensor in file.tensors.values():
         sizes[tensor.type_name] += tensor.num_bytes
@@ -145,13 +145,13 @@ def _refuse_unsupported(file: GgufFile, name: str, values: dict[str, Any]) -> No
     num_embeddings = file.tensors["token_embd.weight"].shape[0]
     if num_tokens > num_embeddings:
         raise ValueError(
-            f"{file.path}: its tokenizer has {num_tokens} tokens, but token_embd.weight only "
+            f"{file.path}: its tokenizer has {num_tokens} tokens, but token_embd.weight has only "
             f"{num_embeddings} rows: the file is damaged"
         )
 
 
 def _check_sizes(file: GgufFile, name: str, values: dict[str, Any]) -> None:
-    """Compare the metadata with the tensors before memory is allocated according to it."""
+    """Compare the metadata's sizes with the tensors, before memory of these sizes is allocated."""
     blocks = {match[1] for each in file.tensors if (match := re.match(r"blk\.(\d+)\.", each))}
     sizes = {"block_count": len(blocks)}
     for key, tensor, dimension in (
@@ -159,7 +159,7 @@ def _check_sizes(file: GgufFile, name: str, values: dict[str, Any]) -> None:
         ("feed_forward_length", "blk.0.ffn_down.weight", 1),
     ):
         if tensor not in file.tensors or len(file.tensors[tensor].shape) != 2:
-            raise ValueError(f"{file.path} has no matrix {tensor}: it is not a whole model")
+            raise ValueError(f"{file.path} has no matrix {tensor}: it is not a complete model")
         sizes[key] = file.tensors[tensor].shape[dimension]
     if values["context_length"] > _MOST_POSITIONS:
         raise ValueError(
@@ -178,8 +178,8 @@ def _check_head_dims(file: GgufFile, values: dict[str, Any], head_dim: int) -> N
     for key in ("attention.value_length", "rope.dimension_count"):
         if values.get(key, head_dim) != head_dim:
             raise ValueError(
-                f"{file.path}: {key} is {values[key]!r}, but only the size of a head, {head_dim}, "
-                "is supported"
+                f"{file.path}: {key} is {values[key]!r}, but only the head size, {head_dim}, is "
+                "supported"
             )
 
 
@@ -194,7 +194,7 @@ def _rope_scaling(values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _dtype(file: GgufFile) -> str:
-    """Return the dtype to run in: float32 if the weights are float32, else bfloat16.
+    """Return the dtype to run in: float32 if most weights are float32, else bfloat16.
 
     A GGUF file doesn't say in which dtype its model was trained. Activations of a model trained in
     bfloat16 may exceed the range of float16.
@@ -203,13 +203,13 @@ def _dtype(file: GgufFile) -> str:
 
 
 def _tokens(file: GgufFile, key: str) -> list[Any]:
-    """Return a list of the tokenizer's; empty if there is none."""
+    """Return one of the tokenizer's lists in the metadata; empty if it has none."""
     found = file.metadata.get(f"tokenizer.ggml.{key}")
     return found if isinstance(found, list) else []
 
 
 def _end_token_ids(file: GgufFile) -> list[int]:
-    """Return the named end token, then those that are known by their texts."""
+    """Return the end tokens that the file names, then those recognized by their text."""
     named = [file.metadata.get(f"tokenizer.ggml.{key}") for key in _EOS_KEYS]
     if not all(each is None or type(each) is int for each in named):
         raise ValueError(f"{file.path}: {', '.join(_EOS_KEYS)} must be token ids, not {named}")

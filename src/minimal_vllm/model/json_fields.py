@@ -1,4 +1,4 @@
-"""Reading single values of a config.json: the right type and range, or an error that names them."""
+"""Reading single values of a config.json, with errors that name the key and what it must be."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,12 @@ from typing import Any
 def integer(
     raw: Mapping[str, Any], key: str, default: int | None = None, *, at_least: int = 1
 ) -> int:
-    """The integer under ``key``; without a default, it must be there."""
+    """Return the integer under ``key``.
+
+    Raises:
+        ValueError: the value is not an integer of at least ``at_least``, or is missing and has no
+            default.
+    """
     value = raw.get(key, default)
     if type(value) is not int or value < at_least:
         raise _wrong(raw, key, f"an integer of at least {at_least}")
@@ -15,7 +20,11 @@ def integer(
 
 
 def positive(raw: Mapping[str, Any], key: str) -> float:
-    """The positive number under ``key``, which must be there."""
+    """Return the number under ``key``.
+
+    Raises:
+        ValueError: the number is missing or not positive.
+    """
     value = raw.get(key)
     if not isinstance(value, int | float) or not value > 0:
         raise _wrong(raw, key, "a positive number")
@@ -23,7 +32,11 @@ def positive(raw: Mapping[str, Any], key: str) -> float:
 
 
 def flag(raw: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
-    """The boolean under ``key``."""
+    """Return the boolean under ``key``, or the default.
+
+    Raises:
+        ValueError: the value is not a boolean.
+    """
     value = raw.get(key, default)
     if type(value) is not bool:
         raise _wrong(raw, key, "true or false")
@@ -31,7 +44,11 @@ def flag(raw: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
 
 
 def entries(raw: Mapping[str, Any], key: str, at_least: int) -> list[Any]:
-    """The list under ``key``, which must be there and have so many entries or more."""
+    """Return the list under ``key``, which has an entry for each layer.
+
+    Raises:
+        ValueError: the list is missing, or has fewer than ``at_least`` entries.
+    """
     value = raw.get(key)
     if not isinstance(value, list) or len(value) < at_least:
         raise _wrong(raw, key, f"a list with an entry for each of the {at_least} layers")

@@ -1,7 +1,7 @@
 """The parts of a decoder layer, and the classes that they are built from.
 
-Parameters are declared, not initialized: the loader fills them. Modules call each other's
-``forward`` directly, which unlike ``nn.Module.__call__`` has types and looks for no hooks.
+Parameters are not initialized here; the loader fills them. Modules call each other's ``forward``
+directly: unlike ``nn.Module.__call__``, it is typed and does not look for hooks.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 
 class MLP(nn.Module):
-    """A gated feed-forward network (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Gated feed-forward network (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     def __init__(self, config: ModelConfig, modules: "Modules") -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class MLP(nn.Module):
         self.down_proj = modules.row_linear(inner, {"down_proj": hidden}, bias)
 
     def forward(self, x: Operand) -> Operand:
-        """Compute ``down(activation(gate(x)) * up(x))``; ``[T, hidden]`` in and out."""
+        """Return ``down(activation(gate(x)) * up(x))``; input and output are ``[T, hidden]``."""
         return self.down_proj.forward(self.gate_up_proj.forward(x))
 
 
@@ -65,37 +65,37 @@ class SelfAttention(nn.Module):
         cache: LayerCache,
         wanted: Tensor | None = None,
     ) -> Operand:
-        """Store the keys and values of ``x``, and attend over all keys and values so far.
+        """Cache the keys and values of ``x``, and attend over all keys and values cached so far.
 
         Args:
             x: ``[T, hidden]``.
-            rotation: angles of the tokens' positions, from ``Rotary.rotation``.
+            rotation: rotary angles of the tokens' positions, from ``Rotary.rotation``.
             attend: the step's attention.
             cache: the layer's keys and values.
-            wanted: ``[N]`` int64: indices of the tokens to return. Default: all.
+            wanted: ``[N]`` int64: indices of the tokens to return. Default: all tokens.
 
         Returns:
             ``[N, hidden]``.
         """
-        q, k, v = self.place_heads(self.qkv_proj.forward(x), rotation, attend.slots, cache)
+        q, k, v = self.rotate_and_store(self.qkv_proj.forward(x), rotation, attend.slots, cache)
         out = attend(q, k, v, cache, self.scale, self.window)
         if wanted is not None:
             out = out[wanted]
         return self.o_proj.forward(out.flatten(1))
 
-    def place_heads(
+    def rotate_and_store(
         self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
     ) -> Heads:
-        """Normalize and rotate queries and keys, where the layer does so, and fill the cache.
+        """Normalize and rotate queries and keys, as configured, and cache keys and values.
 
         Args:
             qkv: ``[T, (H + 2 K) * D]``; may be overwritten.
-            rotation: angles of the tokens' positions.
-            slots: ``[T]`` int64: the slot of each token in the cache.
-            cache: the layer's keys and values.
+            rotation: rotary angles of the tokens' positions.
+            slots: ``[T]`` int64: cache slot of each token.
+            cache: the layer's keys and values; written to.
 
         Returns:
-            Queries, and the keys and values that were written to the cache.
+            Queries, keys and values; keys and values as they were written to the cache.
         """
         heads = qkv.view(len(qkv), -1, self.head_dim)
         qk, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
@@ -112,9 +112,9 @@ class SelfAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, each of which reads the residual stream and adds to it.
 
-    ``config.norms`` says where the norms are: before a sub-layer, behind it, or both. The result of
-    a sub-layer is added to the stream by the norm before the next sub-layer, which may be the next
-    layer's: two passes over the stream that a kernel can make in one.
+    ``config.norms`` says where the norms are: before a sub-layer, after it, or both. The result of
+    a sub-layer is added to the stream by the norm before the next sub-layer, possibly in the next
+    layer, so that one kernel can add and normalize in a single pass over the stream.
     """
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, modules: "Modules") -> None:
@@ -139,20 +139,20 @@ class DecoderLayer(nn.Module):
         cache: LayerCache,
         wanted: Tensor | None = None,
     ) -> tuple[Operand, Tensor]:
-        """Compute one layer.
+        """Compute the layer.
 
         Args:
-            x: ``[T, hidden]``: the result of the layer before, not yet added to the stream.
+            x: ``[T, hidden]``: output of the previous layer, not yet added to the stream.
             residual: ``[T, hidden]``: the residual stream; may be overwritten. None in the first
                 layer.
-            rotation: angles of the tokens' positions.
+            rotation: rotary angles of the tokens' positions.
             attend: the step's attention.
             cache: the layer's keys and values.
-            wanted: ``[N]`` int64: indices of the tokens to return; the others only leave their keys
-                and values. Default: all.
+            wanted: ``[N]`` int64: indices of the tokens to return; of the others, only keys and
+                values are computed. Default: all tokens.
 
         Returns:
-            The layer's result, not yet added to the stream, and the stream, each ``[N, hidden]``.
+            The layer's output, not yet added to the stream, and the stream, each ``[N, hidden]``.
         """
         x, residual = self.before_attention.forward(x, residual)
         x = self.self_attn.forward(x, rotation, attend, cache, wanted)
@@ -169,28 +169,28 @@ def _keep(path: str, projection: Projection) -> Projection:  # noqa: ARG001
 
 @dataclass(frozen=True)
 class Modules:
-    """Makers of the modules of a decoder; by default PyTorch's operations, on any device.
+    """Factories for a decoder's modules. The defaults use PyTorch operations, on any device.
 
-    Another kind of projection, norm or attention layer is another entry here. The network that is
-    built of them stays the same.
+    Replace an entry to use another kind of projection, norm or attention layer. The network that is
+    built from them stays the same.
     """
 
     linear: Callable[[int, dict[str, int], bool], Linear] = Linear
-    """Makes a projection from its input's size, its parts, and whether it has a bias."""
+    """Makes a projection from input size, parts (see ``Projection``), and whether it has a bias."""
     row_linear: Callable[[int, dict[str, int], bool], RowLinear] = RowLinear
-    """Makes a projection that ends a sub-layer, with the same arguments."""
+    """Makes the last projection of a sub-layer, from the same arguments as ``linear``."""
     gated_linear: Callable[[int, int, bool, Activation], GatedLinear] = GatedLinear
-    """Makes a gated projection from input and output size, bias, and activation."""
+    """Makes a gated projection from input size, output size, bias or not, and activation."""
     norm: Callable[[str, int, float], RMSNorm] = RMSNorm
     """Makes a norm from its name in the checkpoint, its size, and its epsilon."""
     attention: "Callable[[ModelConfig, LayerConfig, Modules], SelfAttention]" = SelfAttention
-    """Makes a layer's attention, whose projections and norms are made by these makers too."""
+    """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
     mlp: "Callable[[ModelConfig, Modules], MLP]" = MLP
-    """Makes a layer's MLP, of projections from these makers."""
+    """Makes a layer's MLP; its projections come from the same ``Modules``."""
     convert: Callable[[str, Projection], Projection] = _keep
-    """Replaces a projection by another, given its path in the model; by default, by itself. The
-    weights have no memory yet. A format that quantizes some projections and leaves others, or an
-    adapter of some layers, is put in here."""
+    """Replaces a projection, given its path in the model. Default: keep it. The weights have no
+    memory yet. Use it for a format that quantizes some projections, or an adapter of some layers.
+    """
 
 
 PLAIN_MODULES = Modules()

@@ -1,8 +1,8 @@
-"""Projections: modules that own a weight matrix, and how to multiply by it.
+"""Projections: modules that own a weight matrix and know how to multiply by it.
 
-Nothing outside a projection reads its weight. So a projection whose weight is quantized, sharded or
-adapted is another class with the same ``forward``, chosen when the model is built (see
-``layers.Modules``).
+Nothing outside a projection reads its weight. A projection whose weight is quantized, sharded or
+adapted (LoRA) is therefore another class with the same ``forward``, chosen when the model is built
+(see ``layers.Modules``).
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from minimal_vllm.model.deferred import Operand, computed
 
 
 class TypedParameter(nn.Parameter):
-    """A parameter that keeps its own dtype, whatever the model's is."""
+    """Parameter that keeps its own dtype instead of the model's."""
 
 
 def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """Return an uninitialized weight that is never trained.
+    """Return an uninitialized parameter that needs no gradient.
 
     Args:
-        *shape: its shape.
-        dtype: its dtype. Default: the model's.
+        *shape: shape of the parameter.
+        dtype: dtype of the parameter. Default: the model's.
     """
     if dtype is None:
         return nn.Parameter(torch.empty(shape), requires_grad=False)
@@ -33,12 +33,12 @@ def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
 
 
 class Projection(nn.Module):
-    """Weight, and perhaps bias, of one or several of a checkpoint's projections of one input.
+    """One or several of a checkpoint's projections that share an input, fused into one matrix.
 
     Args:
-        in_size: length of the input.
-        parts: for each projection, its name in the checkpoint and the length of its output. The
-            outputs stand one after another.
+        in_size: length of an input vector.
+        parts: output length of each fused projection, by its name in the checkpoint. The outputs
+            are concatenated in this order.
         bias: whether a bias is added.
     """
 
@@ -50,9 +50,9 @@ class Projection(nn.Module):
         self.bias = parameter(sum(parts.values())) if bias else None
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the memory of each tensor that a checkpoint holds for this module.
+        """Yield the name and the destination of each tensor that a checkpoint has for the module.
 
-        Names are relative to the module that this one is a part of.
+        Names are relative to the parent module.
         """
         for kind, fused in self.named_parameters(recurse=False):
             memory = torch.split(fused, list(self.parts.values()))
@@ -61,7 +61,7 @@ class Projection(nn.Module):
 
 
 class Linear(Projection):
-    """A plain projection: ``x @ weight.T + bias``."""
+    """Plain projection: ``x @ weight.T + bias``."""
 
     def share_weight(self, weight: nn.Parameter) -> None:
         """Use ``weight``, ``[out, in]``, which another module owns."""
@@ -72,7 +72,7 @@ class Linear(Projection):
 
         Args:
             x: ``[T, in]``.
-            out: ``[T, out]`` that the result is written to. Default: new memory.
+            out: ``[T, out]``, overwritten with the result. Default: newly allocated.
 
         Returns:
             ``[T, out]``.
@@ -82,7 +82,7 @@ class Linear(Projection):
 
 
 class RowLinear(Projection):
-    """The projection that ends a sub-layer: its result is added to the residual stream."""
+    """Last projection of a sub-layer, whose result is added to the residual stream."""
 
     def forward(self, x: Operand) -> Operand:
         """Project ``x``, ``[T, in]``, to ``[T, out]``."""
@@ -90,14 +90,14 @@ class RowLinear(Projection):
 
 
 class GatedLinear(Projection):
-    """A gate and a projection of the same input: ``activation(gate(x)) * up(x)``.
+    """Gated projection: ``activation(gate(x)) * up(x)``.
 
-    With SiLU this is SwiGLU, with GELU it is GeGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+    SwiGLU with SiLU, GeGLU with GELU (Shazeer 2020, https://arxiv.org/abs/2002.05202).
 
     Args:
-        in_size: length of the input.
-        out_size: length of the output.
-        bias: whether a bias is added to the gate and to the projection.
+        in_size: length of an input vector.
+        out_size: length of an output vector.
+        bias: whether ``gate`` and ``up`` add a bias.
         activation: name of the gate's activation, a key of ``ACTIVATIONS``.
     """
 

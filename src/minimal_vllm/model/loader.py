@@ -1,4 +1,4 @@
-"""Filling a decoder with a checkpoint's weights: each parameter once, each tensor used."""
+"""Loading a checkpoint's weights: every parameter is filled once, and every tensor is used."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,38 +22,38 @@ INDEX_FILE = "model.safetensors.index.json"
 
 @runtime_checkable
 class HoldsWeights(Protocol):
-    """A module that a checkpoint holds tensors for."""
+    """Module for which a checkpoint has tensors."""
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name, relative to the parent module, and the memory of each tensor."""
+        """Yield each tensor's name, relative to the parent module, and its destination."""
         ...
 
 
 class StoredTensor(Protocol):
-    """A tensor in a file of any format, under the name that Hugging Face gives it."""
+    """Tensor in a weights file of any format."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """File that holds the tensor."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape in the model."""
+        """Shape that the tensor has in the model."""
 
     @property
     def dtype(self) -> str:
-        """How its numbers are stored, in the format's words."""
+        """Type in which the numbers are stored, by the format's own name."""
 
     @property
     def is_readable(self) -> bool:
-        """Whether ``copy_to`` knows this dtype."""
+        """Whether ``copy_to`` supports this dtype."""
 
     @property
     def num_bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, in bytes."""
 
     def copy_to(self, destination: Tensor) -> None:
-        """Fill ``destination``, of the same shape, in its dtype and on its device."""
+        """Fill ``destination``, which has the same shape, converting to its dtype and device."""
 
 
 def load_model(
@@ -68,12 +68,12 @@ def load_model(
 ) -> Decoder:
     """Build the decoder and fill it from a checkpoint's safetensors files or GGUF file.
 
-    The files are read a window at a time and the tensors copied to where they belong, dequantized
-    and converted to ``dtype``: there is no second copy of the weights.
+    The files are read in windows, and the numbers are dequantized and converted to ``dtype`` on the
+    way to the parameters, so that memory never holds a second copy of the weights.
 
     Args:
-        checkpoint: a Hugging Face checkpoint, in one file or in shards, or a GGUF file.
-        config: that of the same checkpoint.
+        checkpoint: folder of a Hugging Face checkpoint, in one file or in shards, or a GGUF file.
+        config: hyperparameters of the same checkpoint.
         dtype: see ``Decoder``.
         device: see ``Decoder``.
         max_positions: see ``Decoder``.
@@ -81,8 +81,8 @@ def load_model(
         progress: whether to show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        ValueError: if a file is missing or broken (it names the file), or if the tensors aren't
-            those of the model (it names all that are missing, unexpected or of a wrong shape).
+        ValueError: a file is missing or damaged (the message names it), or the tensors don't match
+            the model (the message lists those that are missing, unexpected or misfitting).
     """
     stored = _stored_tensors(checkpoint, config)
     model = Decoder(config, dtype, device, max_positions, modules)
@@ -94,7 +94,7 @@ def load_model(
         total=total,
         unit="B",
         unit_scale=True,
-        disable=None if progress else True,  # None: unless it is a terminal
+        disable=None if progress else True,  # None: unless standard error is a terminal
     ) as bar:
         for name, tensor in stored.items():
             tensor.copy_to(destinations[name])
@@ -103,7 +103,7 @@ def load_model(
 
 
 def init_random(model: Decoder, seed: int) -> None:
-    """Fill the parameters with small random numbers: a model to measure, not to talk to."""
+    """Fill the parameters with small random numbers, and norms with ones, for benchmarks."""
     generator = torch.Generator(model.device).manual_seed(seed)
     norms = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
     for weight in model.parameters():
@@ -114,10 +114,10 @@ def init_random(model: Decoder, seed: int) -> None:
 
 
 def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
-    """The memory that each tensor of a checkpoint belongs in, by the tensor's name.
+    """Return the destination of each tensor of a checkpoint, by the tensor's name.
 
-    Together these are all of the model's parameters. The rows of a fused projection are split
-    among the tensors that it is made of.
+    Together the destinations are all of the model's parameters. The rows of a fused projection are
+    split among the tensors that it consists of.
     """
     tensors = {}
     for path, module in model.named_modules():
@@ -130,10 +130,10 @@ def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the single one, or the shards that its index names.
+    """Return the safetensors files of a checkpoint: the single file, or the shards in its index.
 
     Raises:
-        ValueError: if there are none, or a shard is missing.
+        ValueError: the folder has neither, or a shard is missing.
     """
     if (folder / SINGLE_FILE).exists():
         return [folder / SINGLE_FILE]
@@ -160,13 +160,13 @@ def _stored_tensors(checkpoint: Path, config: ModelConfig) -> Mapping[str, Store
 
 
 def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, SafetensorsTensor]:
-    """The tensors in all files but those that a checkpoint may hold and the model doesn't need."""
+    """Return the tensors of all files, except those that the model doesn't need."""
     stored: dict[str, SafetensorsTensor] = {}
     for path in files:
         for name, tensor in read_header(path).items():
             if name.endswith(".rotary_emb.inv_freq"):  # computed from the config
                 continue
-            if name == "lm_head.weight" and config.tie_word_embeddings:  # the embedding once more
+            if name == "lm_head.weight" and config.tie_word_embeddings:  # a copy of the embedding
                 continue
             if name in stored:
                 raise ValueError(f"{name} is both in {stored[name].path.name} and in {path}")
@@ -194,8 +194,7 @@ def _check_match(
     if complaints:
         source = "metadata" if find_gguf(checkpoint) else "config.json"
         raise ValueError(
-            f"the tensors in {checkpoint} are not those that its {source} calls for; "
-            + "; ".join(complaints)
+            f"the tensors in {checkpoint} don't match its {source}; " + "; ".join(complaints)
         )
 
 

@@ -1,4 +1,4 @@
-"""Root mean square normalization, and the residual stream that it reads."""
+"""Root mean square normalization of the residual stream."""
 
 from collections.abc import Iterator
 
@@ -13,9 +13,9 @@ class RMSNorm(nn.Module):
     """Root mean square normalization (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467).
 
     Args:
-        name: its name in the checkpoint.
+        name: the norm's name in the checkpoint.
         size: length of the normalized vectors.
-        eps: added to the mean of the squares.
+        eps: constant added to the mean square.
     """
 
     def __init__(self, name: str, size: int, eps: float) -> None:
@@ -25,40 +25,41 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
-        """Add ``x`` to the residual stream, and normalize the sum.
+        """Add ``x`` to the residual stream and normalize the sum.
 
         Args:
             x: ``[T, size]``.
-            residual: ``[T, size]``; may be overwritten. Default: ``x`` begins the stream.
+            residual: ``[T, size]``: the residual stream; may be overwritten. None: there is no
+                stream yet, and ``x`` starts it.
 
         Returns:
-            The normalized sum and the sum, which is the residual stream from now on.
+            The normalized sum, and the sum itself, which is the new residual stream.
         """
         residual = add(x, residual)
         return self.normalize(residual), residual
 
     def normalize(self, x: Operand) -> Tensor:
-        """Normalize the last dimension of ``x``, in float32, and round as transformers does."""
+        """Normalize the last dimension of ``x`` in float32, rounding as transformers does."""
         return rms_norm(computed(x), self.weight.shape, eps=self.eps) * self.weight
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the memory of the tensor that a checkpoint holds for this module."""
+        """Yield the name and the destination of the tensor that a checkpoint has for the norm."""
         yield f"{self.name}.weight", self.weight
 
 
 class NoNorm(nn.Module):
-    """Stands where a layer has no norm."""
+    """Placeholder where a layer has no norm."""
 
     def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
-        """Add ``x`` to the residual stream, and return the sum twice; see ``RMSNorm.forward``."""
+        """Add ``x`` to the residual stream and return the sum twice; see ``RMSNorm.forward``."""
         residual = add(x, residual)
         return residual, residual
 
     def normalize(self, x: Operand) -> Operand:
-        """Return ``x`` as it is."""
+        """Return ``x`` unchanged."""
         return x
 
 
 def add(x: Operand, residual: Tensor | None) -> Tensor:
-    """Return ``residual + x``, in place; without a residual stream, ``x`` begins it."""
+    """Return ``residual + x``, computed in place; without a residual stream, return ``x``."""
     return computed(x) if residual is None else residual.add_(computed(x))

@@ -1,4 +1,4 @@
-"""The supported architectures, and what sets each apart from a plain Llama."""
+"""The supported architectures, and how each differs from a plain Llama."""
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class NormNames:
-    """Names, in the checkpoint, of a layer's norms. None: the layer has no such norm."""
+    """Names of a layer's norms in the checkpoint. None: the layer has no such norm."""
 
     before_attention: str | None = "input_layernorm"
     after_attention: str | None = None
@@ -22,29 +22,30 @@ class NormNames:
 
 @dataclass(frozen=True)
 class Family:
-    """How the config.json of one architecture is read: what it may choose, what is fixed.
+    """Rules for reading the config.json of one architecture: what it may choose, what is fixed.
 
-    Where a bias is fixed, config.json has no say, as in transformers; the loader then proves the
-    choice right, as it accepts neither a missing nor an unexpected tensor.
+    Where a bias is fixed, config.json is ignored, as in transformers. The loader verifies the
+    choice, because it rejects missing and unexpected tensors.
     """
 
     attention_bias: Literal["configured", "never", "qkv"] = "configured"
-    """Biases of the attention's projections: as ``attention_bias`` says, none, or q, k, v only."""
+    """Biases of the attention projections: as config.json says, none, or on q, k and v only."""
     mlp_bias: Literal["configured", "never"] = "never"
-    """Biases of the MLP's projections: as ``mlp_bias`` says, or none."""
+    """Biases of the MLP's projections: as config.json says, or none."""
     qk_norm: bool = False
     """Whether each head's query and key go through an RMSNorm before the rotation."""
     norms: NormNames = NormNames()
-    """Where a layer's norms are."""
+    """Norms of a layer."""
     sliding: Literal["never", "always", "from max_window_layers", "without rope"] = "never"
-    """Which layers have a sliding window, where ``layer_types`` doesn't list them."""
+    """Layers with a sliding window, if config.json has no ``layer_types`` that list them."""
     has_nope_layers: bool = False
-    """Whether some layers go without the rotary embedding (``no_rope_layers``)."""
+    """Whether some layers have no rotary embedding (``no_rope_layers``)."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What keys absent from config.json mean, beside ``COMMON_DEFAULTS``."""
+    """Defaults of keys that config.json lacks, in addition to ``COMMON_DEFAULTS``."""
 
 
 COMMON_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+"""Defaults of keys that config.json lacks, for every architecture."""
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
@@ -74,7 +75,7 @@ FAMILIES = {
 
 
 _OTHER_NAMES = {"LLaMAForCausalLM": "LlamaForCausalLM"}
-"""Names in old checkpoints -> today's."""
+"""Names of architectures in old checkpoints -> current names."""
 
 _MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
@@ -83,18 +84,18 @@ _MODEL_TYPES = {
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
-"""``model_type`` in a config.json -> the architecture, where the file doesn't name it."""
+"""``model_type`` in config.json -> architecture, for files that don't name the architecture."""
 
 
 def find_family(architectures: object, model_type: object = None) -> tuple[str, Family]:
-    """Return the architecture of a config.json, and its family.
+    """Return the name and the family of a config.json's architecture.
 
     Args:
-        architectures: ``architectures`` in the file.
-        model_type: ``model_type`` in the file, which counts if there are no ``architectures``.
+        architectures: the file's ``architectures``.
+        model_type: the file's ``model_type``, used if it has no ``architectures``.
 
     Raises:
-        ValueError: if this isn't exactly one supported architecture.
+        ValueError: the file doesn't name exactly one supported architecture.
     """
     match architectures, model_type:
         case [str(named)], _:

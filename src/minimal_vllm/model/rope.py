@@ -3,7 +3,7 @@
 A head's D dimensions form D / 2 pairs (i, i + D / 2). At position p, pair i is rotated by the angle
 ``p * frequency[i]``, so that the product of a query and a key depends only on their distance.
 
-Scaled frequencies stretch a model to longer contexts than it was trained for: Peng et al., *YaRN*,
+Scaled frequencies extend a model to longer contexts than it was trained for: Peng et al., *YaRN*,
 2023, https://arxiv.org/abs/2309.00071; Llama 3.1's reference code.
 """
 
@@ -23,7 +23,7 @@ from minimal_vllm.model.rope_config import (
 
 
 def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """Return the angle, in radians per position, of each pair: ``[head_dim / 2]`` in float32."""
+    """Return each pair's rotation in radians per position: ``[head_dim / 2]`` float32."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / config.theta**exponents
     match config.scaling:
@@ -57,35 +57,37 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Divide the low frequencies by the factor, keep the high ones, blend in between.
+    """Divide the low frequencies by the factor, keep the high ones, and blend in between.
 
-    What is low and high is told by how often a pair turns within the trained length (the
-    reference code's ``apply_scaling``).
+    A frequency is low or high depending on how many full rotations its pair makes within the
+    trained length (``apply_scaling`` in the reference code).
     """
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0, 1)
+    low = scaling.low_freq_factor
+    high = scaling.high_freq_factor
+    rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    kept = ((rotations - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def _yarn(frequencies: Tensor, scaling: YarnScaling, theta: float) -> Tensor:
-    """Divide the low frequencies by the factor, keep the high ones, blend in between.
+    """Divide the low frequencies by the factor, keep the high ones, and blend in between.
 
-    As in Llama 3, but with a ramp that is linear in the pair's index (the paper's section 3.2).
+    Unlike Llama 3, the blend is linear in the pair's index (section 3.2 of the paper).
     """
     num_pairs = len(frequencies)
 
-    def pair_that_turns(times: float) -> float:
-        wavelength = scaling.original_max_position_embeddings / (2 * math.pi * times)
+    def pair_with(rotations: float) -> float:
+        """Return the fractional index of the pair that makes this number of rotations."""
+        wavelength = scaling.original_max_position_embeddings / (2 * math.pi * rotations)
         return num_pairs * math.log(wavelength) / math.log(theta)
 
-    first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    first, last = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * num_pairs - 1)
     pairs = torch.arange(num_pairs, dtype=torch.float32)
-    stretched = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
-    return frequencies / scaling.factor * stretched + frequencies * (1 - stretched)
+    scaled = ((pairs - first) / (last - first or 0.001)).clamp(0, 1)
+    return frequencies / scaling.factor * scaled + frequencies * (1 - scaled)
 
 
 def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
@@ -102,7 +104,7 @@ def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rotation:
-    """The rotation of a step's tokens, which all layers share."""
+    """Rotation of a step's tokens, which all layers share."""
 
     table: Tensor
     """``[num_positions, D]``, from ``rope_table``."""
@@ -122,13 +124,13 @@ class Rotation:
 
 
 class Rotary:
-    """The rotary embedding of a model, for the positions that it was prepared for.
+    """Rotary embedding of a model, with a precomputed table of cosines and sines.
 
     Args:
         config: frequencies and scaling.
         head_dim: D, the length of a head.
-        num_positions: number of positions to prepare.
-        device: where the table of angles is kept.
+        num_positions: number of positions to precompute.
+        device: device of the table.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class Rotary:
         self.table = rope_table(config, head_dim, num_positions).to(device)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Return the rotation of a step.
+        """Return the rotation of a step's tokens.
 
         Args:
             positions: ``[T]`` int64, each below ``num_positions``.
@@ -151,8 +153,11 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         heads: queries or keys, ``[T, heads, D]``.
-        cos: from ``Rotation.cos_sin``.
-        sin: from ``Rotation.cos_sin``.
+        cos: cosines, from ``Rotation.cos_sin``.
+        sin: sines, from ``Rotation.cos_sin``.
+
+    Returns:
+        ``[T, heads, D]``.
     """
     swapped = heads.roll(heads.shape[-1] // 2, dims=-1)  # (b, a)
     return torch.addcmul(heads * cos, swapped, sin)

@@ -1,4 +1,4 @@
-"""The rotary embedding's part of config.json, in both of its generations."""
+"""The rotary embedding's settings in config.json, as transformers v4 and v5 write them."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -9,14 +9,17 @@ from minimal_vllm.model.json_fields import positive
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Position interpolation (Chen et al. 2023): positions are divided by ``factor``."""
+    """Position interpolation: positions are divided by ``factor``.
+
+    Source: Chen et al. 2023, https://arxiv.org/abs/2306.15595.
+    """
 
     factor: float
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's: long wavelengths are stretched by ``factor``, short ones kept.
+    """Llama 3.1's scaling: low frequencies are divided by ``factor``, high ones are kept.
 
     Source: https://github.com/meta-llama/llama-models.
     """
@@ -29,30 +32,30 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""
+    """YaRN scaling (Peng et al. 2023, https://arxiv.org/abs/2309.00071)."""
 
     factor: float
     original_max_position_embeddings: int
     attention_factor: float | None = None
-    """Scales cos and sin, and so the attention's logits; None: from the paper's formula."""
+    """Factor of cosines and sines. Default: computed from ``factor`` by the paper's formula."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    """Whether the ramp between stretched and kept dimensions starts and ends at whole ones."""
+    """Whether the bounds of the blend between scaled and kept pairs are rounded to whole pairs."""
 
 
 @dataclass(frozen=True)
 class FrequencyFactors:
-    """Each pair's frequency is divided by a factor of its own.
+    """Scaling by a separate factor for each pair, which divides its frequency.
 
-    No config.json asks for it: GGUF files have these factors in place of ``Llama3Scaling``, from
-    which llama.cpp computed them (``rope_freqs.weight``, https://github.com/ggml-org/llama.cpp).
+    No config.json asks for it. GGUF files store these factors, which llama.cpp computed from
+    ``Llama3Scaling``, in its place (``rope_freqs.weight``, https://github.com/ggml-org/llama.cpp).
     """
 
     factors: tuple[float, ...]
-    """``head_dim / 2`` positive numbers."""
+    """``head_dim / 2`` positive numbers, one per pair."""
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FrequencyFactors
@@ -63,12 +66,15 @@ SCALINGS: dict[str, type[RopeScaling] | None] = {
     "llama3": Llama3Scaling,
     "yarn": YarnScaling,
 }
+"""``rope_type`` in config.json -> its parameters."""
+
 LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Values of ``rope_type`` whose angles depend on the current length of the sequence."""
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """The base wavelength of the rotary embedding, and how it is stretched to longer contexts."""
+    """Base of the rotary frequencies, and how they are scaled for longer contexts."""
 
     theta: float
     scaling: RopeScaling | None = None
@@ -78,10 +84,10 @@ class RopeConfig:
         """Read ``rope_parameters`` (transformers v5), or ``rope_theta`` and ``rope_scaling`` (v4).
 
         Args:
-            raw: the whole config.json with the family's defaults, without its nulls.
+            raw: the whole config.json with the family's defaults filled in and null values removed.
 
         Raises:
-            ValueError: if the type is unsupported, or a parameter is missing or unknown.
+            ValueError: the type is unsupported, or a parameter is missing or unknown.
         """
         given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
         if not isinstance(given, dict):
@@ -110,7 +116,7 @@ class RopeConfig:
 
 
 def _changes_nothing(rope_type: str, key: str, value: object) -> bool:
-    """Whether a parameter, which published checkpoints have, has no effect with this value."""
+    """Return whether a parameter of published checkpoints has no effect with this value."""
     match key:
         case "finetuned":  # a note on how the model was made
             return True
@@ -127,11 +133,11 @@ def _scaling(rope_type: str, parameters: Mapping[str, Any]) -> RopeScaling | Non
     if rope_type in LENGTH_DEPENDENT:
         raise ValueError(
             f"config.json: rope type {rope_type!r} is not supported: its rotation depends on the "
-            "sequence's current length, so that keys already cached would be wrong as it grows"
+            "current length of the sequence, so cached keys would become wrong as it grows"
         )
     if rope_type not in SCALINGS:
         raise ValueError(
-            f"config.json: unknown rope type {rope_type!r}; supported are {', '.join(SCALINGS)}"
+            f"config.json: unknown rope type {rope_type!r}; supported types: {', '.join(SCALINGS)}"
         )
     scaling = SCALINGS[rope_type]
     known = {field.name: field for field in fields(scaling)} if scaling else {}

@@ -1,7 +1,8 @@
 """Copying tensors out of safetensors files without holding the weights twice.
 
-The library maps a file into memory. The pages that are touched count as the process's memory until
-the file is closed, so a tensor is copied in windows, and the file is mapped anew for each.
+The library maps a file into memory. Pages that have been read count as the process's memory until
+the file is closed. A tensor is therefore copied in windows, and the file is mapped anew for each
+window.
 """
 
 from contextlib import contextmanager
@@ -23,37 +24,37 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-"""The dtypes that can be read, as safetensors names them."""
+"""Supported dtypes, by their safetensors names."""
 
 WINDOW_BYTES = 32 << 20
-"""How much of a file is mapped at a time: the memory that loading takes beside the weights."""
+"""Bytes of a file that are read at a time: the memory that loading takes on top of the weights."""
 
 
 @dataclass(frozen=True)
 class SafetensorsTensor:
-    """A tensor in a safetensors file."""
+    """Tensor in a safetensors file; see ``StoredTensor``."""
 
     path: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors names it."""
+    """Name of the dtype in safetensors, such as ``BF16``."""
 
     @property
     def is_readable(self) -> bool:
-        """Whether its dtype can be read."""
+        """Whether the dtype is supported."""
         return self.dtype in DTYPES
 
     @property
     def num_bytes(self) -> int:
-        """Its size in the file, if it is readable."""
+        """Size in the file, in bytes; only for a supported dtype."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def copy_to(self, destination: Tensor) -> None:
         """Fill ``destination``, which has the same shape, converting to its dtype and device.
 
         Raises:
-            ValueError: if the file can't be read any more.
+            ValueError: the file can no longer be read.
         """
         rows = self.shape[0]
         rows_at_a_time = max(1, WINDOW_BYTES * rows // max(self.num_bytes, 1))
@@ -64,10 +65,10 @@ class SafetensorsTensor:
 
 
 def read_header(path: Path) -> dict[str, SafetensorsTensor]:
-    """What tensors a file holds, by name.
+    """Return the tensors of a file, by name. Their numbers stay in the file.
 
     Raises:
-        ValueError: if the file can't be read, isn't in the safetensors format, or is cut short.
+        ValueError: the file can't be read, isn't in the safetensors format, or is truncated.
     """
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -83,4 +84,4 @@ def _opened(path: Path) -> "Iterator[Any]":
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

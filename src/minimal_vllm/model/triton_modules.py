@@ -1,8 +1,8 @@
-"""The modules of a decoder by our own kernels, for a GPU.
+"""A decoder's modules on a GPU, implemented with our own Triton kernels.
 
 Each computes what its base class computes. Two results are deferred (see ``deferred``): the norm of
-a single token, which the projection behind it computes on the way, and a product whose sum is cut
-into parts, which the norm behind it adds up.
+a single token, which the next projection computes on the fly; and a product whose inner sum is
+split into parts, which the next norm adds up.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ from minimal_vllm.model.rope import Rotation
 
 @dataclass(frozen=True, slots=True)
 class Normed:
-    """The norm of the residual stream of a single token, deferred.
+    """Deferred norm of the residual stream of a single token.
 
-    The module that computes it also writes ``total``, the new residual stream, before the stream is
-    read again.
+    Computing it also writes ``total``, the new residual stream. This must happen before the stream
+    is read again.
     """
 
     residual: Tensor
-    """``[1, hidden]``: the stream, before ``x`` is added."""
+    """``[1, hidden]``: the stream before ``x`` is added."""
     x: Tensor | None
-    """``[1, hidden]``: what is added to it; None: nothing."""
+    """``[1, hidden]``: addend of the stream. None: nothing is added."""
     total: Tensor
     """``[1, hidden]``: memory for the sum; ``residual`` itself if nothing is added."""
     weight: Tensor
@@ -44,7 +44,7 @@ class Normed:
     eps: float
 
     def compute(self) -> Tensor:
-        """Return the norm, ``[1, hidden]``, and write ``total``."""
+        """Return the normalized stream, ``[1, hidden]``, and write ``total``."""
         if self.x is not None:
             self.total.copy_(self.residual)
         return add_norm(self.total, self.x, self.weight, self.eps)[1]
@@ -52,7 +52,7 @@ class Normed:
 
 @dataclass(frozen=True, slots=True)
 class PartialSums:
-    """A product whose inner sum was cut into parts, deferred until the parts are added."""
+    """Product whose inner sum was split into parts; deferred until the parts are added."""
 
     parts: Tensor
     """``[parts, T, out]`` float32."""
@@ -65,7 +65,7 @@ class PartialSums:
 
 
 class TritonLinear(Linear):
-    """Projects a single token by our kernel, and more tokens by the library's."""
+    """Projection by our own kernel for a single token, and by the library's for more."""
 
     def forward(self, x: Operand, out: Tensor | None = None) -> Tensor:
         """Project ``x``; see ``Linear.forward``."""
@@ -83,7 +83,7 @@ class TritonLinear(Linear):
 
 
 class TritonRowLinear(RowLinear):
-    """Cuts the sum of a small product into parts, so that all SMs have work."""
+    """Projection that splits the inner sum of a small product, so that all SMs have work."""
 
     def forward(self, x: Operand) -> Operand:
         """Project ``x``; see ``RowLinear.forward``."""
@@ -96,7 +96,7 @@ class TritonRowLinear(RowLinear):
 
 
 class TritonGatedLinear(GatedLinear):
-    """Fuses the gate with the product, for a single token and for thousands."""
+    """Gated projection that fuses product and activation for a single token and for thousands."""
 
     def forward(self, x: Operand) -> Tensor:
         """Project ``x``; see ``GatedLinear.forward``."""
@@ -118,10 +118,10 @@ class TritonGatedLinear(GatedLinear):
 
 
 class TritonRMSNorm(RMSNorm):
-    """Adds to the residual stream and normalizes it in one pass over memory."""
+    """Norm that adds to the residual stream and normalizes it in one pass over memory."""
 
     def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
-        """Add and normalize; see ``RMSNorm.forward``."""
+        """Add ``x`` to the residual stream and normalize the sum; see ``RMSNorm.forward``."""
         if residual is None:
             return self._begin(computed(x))
         if can_use_matvec(residual):
@@ -132,19 +132,19 @@ class TritonRMSNorm(RMSNorm):
         return normed, residual
 
     def _begin(self, residual: Tensor) -> tuple[Operand, Tensor]:
-        """Normalize the beginning of the residual stream."""
+        """Normalize a residual stream that ``residual`` starts."""
         if can_use_matvec(residual):
             return Normed(residual, None, residual, self.weight, self.eps), residual
         return add_norm(residual, None, self.weight, self.eps)[1], residual
 
 
 class TritonSelfAttention(SelfAttention):
-    """Normalizes, rotates and stores the heads of a token in one pass over memory."""
+    """Attention that normalizes, rotates and stores a token's heads in one pass over memory."""
 
-    def place_heads(
+    def rotate_and_store(
         self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
     ) -> Heads:
-        """Normalize and rotate queries and keys, in place; see ``SelfAttention.place_heads``."""
+        """Normalize and rotate ``qkv`` in place; see ``SelfAttention.rotate_and_store``."""
         norm_rotate_store(
             qkv,
             norms=(self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None,

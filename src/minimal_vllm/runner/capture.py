@@ -1,8 +1,9 @@
-"""Recording work of a GPU as CUDA graphs.
+"""Recording GPU work as CUDA graphs.
 
-At small batches a kernel runs for a few microseconds, about as long as the CPU takes to launch it.
-A graph records the launches of hundreds of kernels, with all their arguments, and repeats them at
-one command. Addresses and grids are part of it, so inputs and outputs stay where they are.
+In a small batch, a kernel runs for a few microseconds, about as long as the CPU takes to launch it.
+A graph records the launches of hundreds of kernels with all their arguments, and replays them with
+a single command. The recording fixes addresses and grid sizes, so inputs and outputs must stay at
+the same addresses.
 
 Source: CUDA Programming Guide, https://docs.nvidia.com/cuda/cuda-programming-guide/, "CUDA Graphs".
 """
@@ -15,15 +16,15 @@ import torch
 
 
 class Graph(Protocol):
-    """Recorded work."""
+    """Recorded GPU work."""
 
     def replay(self) -> None:
-        """Put the work into the GPU's queue once more."""
+        """Queue the recorded work on the GPU again."""
         ...
 
 
 class GraphCapture:
-    """Records work of the GPU. All graphs use the same memory, since they run one at a time."""
+    """Recorder of CUDA graphs. Its graphs run one at a time, so all of them share their memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -31,14 +32,14 @@ class GraphCapture:
 
     @torch.inference_mode()
     def record(self, compute: Callable[[], None]) -> Graph:
-        """Run ``compute`` once, and record what it launches.
+        """Run ``compute``, then run it again and record the kernels that it launches.
 
-        The run before the recording compiles missing kernels, and lets libraries prepare. The work
-        that needs most memory should be recorded first: all other graphs then fit into its memory.
+        The first run compiles missing kernels and lets libraries initialize. Record the work that
+        needs the most memory first, so that all other graphs fit into its memory.
         """
         compute()
         graph = torch.cuda.CUDAGraph()
-        # As torch.cuda.graph does, but for emptying caches, which takes longer than all the rest.
+        # Like torch.cuda.graph, but without emptying caches, which takes longer than all the rest.
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool)
@@ -51,9 +52,9 @@ class GraphCapture:
 
 
 def compile_side_by_side(steps: Iterable[Callable[[], None]]) -> None:
-    """Run each step in a thread of its own, so that missing kernels are compiled in parallel.
+    """Run each step in its own thread, so that missing kernels are compiled in parallel.
 
-    The compiler lets other threads run most of the time; the GPU does one thing after another.
+    The compiler releases the GIL most of the time. On the GPU, the steps still run one at a time.
     """
     with ThreadPoolExecutor() as pool:
         for running in [pool.submit(torch.inference_mode()(step)) for step in steps]:

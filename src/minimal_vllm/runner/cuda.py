@@ -1,10 +1,10 @@
-"""Steps on a GPU that the CPU does not wait for.
+"""Running steps on a GPU without waiting for them.
 
-A step is only *launched*: its work is put into the GPU's queue, and its tokens are fetched when the
-next step is in the queue already. Last tokens, positions and block tables stay on the GPU (see
-``table``), so that the next step can be launched before the CPU knows what this one samples. Most
-steps are replayed as CUDA graphs. The largest, and those that ask for log-probabilities of prompts,
-are launched kernel by kernel.
+A step is only *launched*: its work is queued on the GPU, and its tokens are fetched once the next
+step is queued too. Last tokens, positions and block tables stay on the GPU (see ``table``), so that
+the next step can be launched before the CPU knows which tokens this one samples. Most steps are
+replayed as CUDA graphs. The largest steps, and those that ask for log-probabilities of prompts, are
+launched kernel by kernel.
 """
 
 from dataclasses import dataclass
@@ -28,23 +28,23 @@ from minimal_vllm.step.request import Request
 
 @dataclass(frozen=True, slots=True)
 class QueuedFlight:
-    """A step in the GPU's queue; see ``Flight``."""
+    """Step that is queued on the GPU; see ``Flight``."""
 
     tokens: Fetch
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: list[PromptLogprobs]
 
     def wait(self) -> StepResult:
-        """Wait until the tokens have arrived, and return the step's result."""
+        """Wait until the tokens have been copied to the CPU, and return the step's result."""
         return StepResult(Sampled.one_each(self.tokens.wait(), self.logprobs), self.prompt_logprobs)
 
 
 class CudaRunner:
-    """Launches steps on a GPU; see ``Runner``.
+    """Runner that launches steps on a GPU; see ``Runner``.
 
     Args:
-        step: the parts of a step. Its table is empty.
-        graphs: the same step, recorded. None: every step is launched kernel by kernel.
+        step: the parts of a step. Its table must be empty.
+        graphs: CUDA graphs of ``step``. None: every step is launched kernel by kernel.
     """
 
     def __init__(self, step: GpuStep, graphs: Graphs | None) -> None:
@@ -53,7 +53,7 @@ class CudaRunner:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> QueuedFlight:
-        """Put the step into the GPU's queue."""
+        """Queue the step on the GPU."""
         self._step.table.update(plan)
         prompt_logprobs: list[PromptLogprobs] = []
         if self._graphs and plan.is_steady_decode:
@@ -64,7 +64,7 @@ class CudaRunner:
         return QueuedFlight(Fetch(outputs.tokens), logprobs, prompt_logprobs)
 
     def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[PromptLogprobs]]:
-        """Launch a step in which not all requests decode, or that has no graph."""
+        """Launch a step with requests that don't decode, or any step if there are no graphs."""
         step = self._step
         batch = build_batch(plan, step.model.block_size)
         if self._graphs:
@@ -88,10 +88,12 @@ class CudaRunner:
     def _sample_special(
         self, requests: list[Request], outputs: Outputs
     ) -> list[TokenLogprobs | None]:
-        """Sample anew for requests that ask for more than the table of rows can say.
+        """Sample again for requests whose sampling parameters don't fit into the table of rows.
+
+        Their tokens in ``outputs`` are overwritten.
 
         Returns:
-            The log-probabilities that are asked for, one entry for each request.
+            For each request, the log-probabilities that it asks for, or None.
         """
         logprobs: list[TokenLogprobs | None] = [None] * len(requests)
         special = [i for i, request in enumerate(requests) if not needs_only_numbers(request)]

@@ -1,10 +1,10 @@
-"""Steps as CUDA graphs, one for each shape.
+"""Steps recorded as CUDA graphs, one per shape.
 
-A steady decode step is one graph. Nothing is sent to the GPU for it: the order of the batch is
-known there, and everything else is in the table of rows. While requests arrive one by one, nearly
-every step contains a part of a prompt; such a step is two graphs, front and body for its number of
-tokens, and the head for its number of requests that sample. No grid depends on what is computed,
-only on the maximum: programs that find nothing to do end at once.
+A steady decode step is one graph. It needs no input from the CPU: the order of the batch is already
+on the GPU, and everything else is in the table of rows. While requests arrive one by one, nearly
+every step contains part of a prompt. Such a step is two graphs: front and body for its number of
+tokens, and the head for its number of requests that sample. Grids have the maximum size for the
+shape; programs that find no work end at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,25 +35,25 @@ from minimal_vllm.step.request import Request
 from minimal_vllm.step.shared_prefix import find_shared_prefixes
 
 KINDS_OF_BATCHES = (1, 2, 17, 33, 65, 129)
-"""Numbers of requests from which on, up to the next one, a step of most models has the same
-kernels."""
+"""Numbers of requests at which the kernels of a decode step change, in most models. Between two of
+these numbers they stay the same."""
 
 
 class Capture(Protocol):
-    """Records work of the GPU; see ``GraphCapture``."""
+    """Recorder of GPU work; see ``GraphCapture``."""
 
     def record(self, compute: Callable[[], None], /) -> Graph:
-        """Run ``compute``, and return it as a graph."""
+        """Run ``compute``, and return the work that it launches as a graph."""
         ...
 
 
 class SharedPrefixes:
-    """What decoding requests share, in memory that graphs read.
+    """Prefixes that decoding requests share, in memory that graphs read.
 
     Args:
-        step: has the attention that reads it.
+        step: the step whose attention reads them.
         max_num_seqs: maximum number of requests in a step.
-        enabled: False: no prefix is ever shared.
+        enabled: whether to look for shared prefixes at all.
     """
 
     def __init__(self, step: GpuStep, max_num_seqs: int, *, enabled: bool) -> None:
@@ -64,28 +64,28 @@ class SharedPrefixes:
         self._is_clean = True
 
     def note(self, requests: Sequence[Request], size: int) -> bool:
-        """Write which requests share a prefix, for a step of ``size``; return whether any do."""
+        """Write which requests share prefixes, for a step of ``size``; return whether any do."""
         prefixes = find_shared_prefixes(requests, self._block_size) if self.enabled else []
         if prefixes or not self._is_clean:
-            self._is_clean = False  # should the next line be interrupted
+            self._is_clean = False  # in case the next line is interrupted
             self._attention.fill_shared_work(self._work, prefixes, size)
             self._is_clean = not prefixes
         return bool(prefixes)
 
     def work(self, size: int) -> SharedWork:
-        """Return the work that a step of ``size`` requests reads."""
+        """Return the shared prefixes for a step of ``size`` requests, as attention reads them."""
         return self._attention.part_of_shared_work(self._work, size)
 
 
 class Graphs:
-    """Records steps by their shapes, and replays them.
+    """CUDA graphs of steps, by shape: records and replays them.
 
     Args:
         step: the parts of a step.
-        capture: records them.
+        capture: recorder of the graphs.
         max_num_seqs: maximum number of requests in a step.
         max_tokens: maximum number of tokens in a recorded step.
-        cascade: whether prefixes that requests share are read once for all of them.
+        cascade: whether a prefix that several requests share is read once for all of them.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Graphs:
     # ---- replay ---------------------------------------------------------------------------------
 
     def decode(self, requests: Sequence[Request]) -> Outputs:
-        """Compute the next token of each request; all of them decode, and are in the table."""
+        """Compute the next token of each request. All must be decoding and in the table of rows."""
         size = next_size(self._batch_sizes, len(requests))
         if requests != self._last_order:
             self._send_order(requests, size)
@@ -134,7 +134,7 @@ class Graphs:
         return self._outputs.first(len(requests))
 
     def _send_order(self, requests: Sequence[Request], size: int) -> None:
-        """Send the rows of the batch, in order, and what its requests share."""
+        """Send the order of the batch, as rows of the table, and the prefixes that are shared."""
         self._last_order = requests
         order = np.full(size, self._step.table.padding_row, dtype=np.int32)
         order[: len(requests)] = [request.row for request in requests]
@@ -142,11 +142,14 @@ class Graphs:
         self._last_shares = self.shared.note(requests, size)
 
     def forget_order(self) -> None:
-        """Forget the last batch: in another step its requests may move, or share other prefixes."""
+        """Forget the order of the last batch, so that the next decode step sends it again.
+
+        After another kind of step, the requests may have moved or share other prefixes.
+        """
         self._last_order = ()
 
     def fits(self, batch: Batch) -> bool:
-        """Return whether a graph is recorded for a step with this batch."""
+        """Return whether there is a graph for a step with this batch."""
         return (
             len(batch.input_ids) <= self._token_counts[-1]
             and len(batch.prefills) <= MAX_PROMPTS
@@ -154,7 +157,7 @@ class Graphs:
         )
 
     def mixed(self, plan: Plan, batch: Batch) -> Outputs:
-        """Compute a step that fits; all of its requests are in the table."""
+        """Compute a step with prompts that fits. All its requests must be in the table of rows."""
         self._inputs.set(batch)
         num_tokens = next_size(self._token_counts, len(batch.input_ids))
         num_decodes = next_size(self._decode_counts, len(batch.decodes))
@@ -169,7 +172,7 @@ class Graphs:
     # ---- record ---------------------------------------------------------------------------------
 
     def small_steps(self) -> Iterator[Callable[[], None]]:
-        """Yield steps that, together, need most of the kernels that all steps need."""
+        """Yield a few steps that together launch most of the kernels that all steps launch."""
         for num_decodes in self._decode_counts:
             shape = StepShape(self._token_counts[0], min(num_decodes, self._token_counts[0]))
             yield partial(self._mixed_body, shape)
@@ -179,10 +182,10 @@ class Graphs:
             yield partial(self._steady, StepShape(size, size, is_steady=True))
 
     def record(self, *, progress: bool) -> None:
-        """Record all shapes, the largest first: all others fit into its memory.
+        """Record all shapes, the largest first, because the others fit into its memory.
 
-        Inputs are unset meanwhile, so that no request's data is touched. Steady steps that share
-        prefixes are recorded when they are first needed.
+        Nothing but padding is computed meanwhile, so that no request's data is changed. Steady
+        steps with shared prefixes are recorded when they are first needed.
         """
         counts = product(self._token_counts, self._decode_counts)
         shapes = {StepShape(tokens, min(decodes, tokens)) for tokens, decodes in counts}
@@ -199,7 +202,7 @@ class Graphs:
 
     def _record_steady(self, shape: StepShape) -> None:
         order = self._order.clone()
-        self._order.fill_(self._step.table.padding_row)  # so that no request's data is touched
+        self._order.fill_(self._step.table.padding_row)  # so that no request's data is changed
         try:
             self._bodies[shape] = self._capture.record(partial(self._steady, shape))
         finally:
@@ -208,20 +211,20 @@ class Graphs:
     # ---- what is recorded -----------------------------------------------------------------------
 
     def _steady(self, shape: StepShape) -> None:
-        """Compute and sample the next token of the rows in ``_order``."""
+        """Compute and sample the next tokens of the rows in ``_order``."""
         order = self._order[: shape.num_decodes]
         shared = self.shared.work(shape.num_decodes) if shape.shares else None
-        placed = self._step.decode_front(order, shared)
-        self._step.run(placed, order, self._outputs.first(shape.num_decodes))
+        located = self._step.decode_front(order, shared)
+        self._step.run(located, order, self._outputs.first(shape.num_decodes))
 
     def _mixed_body(self, shape: StepShape) -> None:
-        """Compute the hidden states of all tokens in the inputs."""
+        """Compute the hidden states of all input tokens."""
         shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
-        placed = self._step.mixed_front(self._inputs.of_shape(shape), shared)
-        self._hidden[: shape.num_tokens] = self._step.body(placed)
+        located = self._step.mixed_front(self._inputs.of_shape(shape), shared)
+        self._hidden[: shape.num_tokens] = self._step.body(located)
 
     def _mixed_head(self, count: int) -> None:
-        """Sample for the first ``count`` requests in the inputs that do."""
+        """Sample for the first ``count`` input requests that sample."""
         hidden = self._hidden.index_select(0, self._inputs.last_tokens(count))
         order = self._inputs.sampling_order(count)
         self._step.head(order, hidden, self._outputs.first(count))

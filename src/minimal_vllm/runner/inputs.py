@@ -1,10 +1,10 @@
-"""What the CPU tells a recorded step with prompts: numbers, sent in one piece.
+"""Inputs of recorded steps with prompts, which the CPU sends to the GPU in one copy.
 
 ::
 
-    tokens     A A A A A A B C D · ·    6 of A's prompt, 3 decoding; padded to the shape
-    pieces     A0 A1 ·  ·  ·  ·         of prompts, see ``PrefillWork``; all zeros for padding
-    decoding   B  C  D  ·               padded to few requests or to all, but not beyond the tokens
+    tokens     A A A A A A B C D · ·    6 of A's prompt and 3 that decode, padded to the shape
+    pieces     A0 A1 ·  ·  ·  ·         pieces of prompts (see ``PrefillWork``); padding is zeros
+    decoding   B  C  D  ·               padded to one of two sizes, at most the number of tokens
     sampling   A  B  C  D  ·  ·         any number of the requests may sample
 """
 
@@ -23,16 +23,16 @@ from minimal_vllm.runner.table import RowTable
 from minimal_vllm.step.batch import Batch, Int32Array, IntArray
 
 ALIGNMENT = 4
-"""Regions begin at multiples of 16 bytes, so that kernels are compiled once, whatever the sizes."""
+"""Alignment of regions in int32 numbers (16 bytes). With it, a kernel is compiled only once."""
 PENDING = -1
-"""Stands for a token that only the table of rows has."""
+"""Placeholder for a token that only the GPU knows, from the table of rows."""
 
 
 class InputMemory:
-    """Named regions of int32 numbers that graphs read; all of them are sent in one piece.
+    """Named regions of int32 numbers that graphs read, all sent in one copy.
 
     Args:
-        regions: for each name, the length of the region, and the value of numbers that are not set.
+        regions: length of each region and its padding value, by name.
         device: the GPU.
     """
 
@@ -52,7 +52,7 @@ class InputMemory:
         return self._numbers[self._spans[name]]
 
     def set(self, values: Mapping[str, IntArray | Int32Array]) -> None:
-        """Send new numbers: ``values`` at the beginnings of their regions, the rest unset."""
+        """Send ``values`` to the beginning of their regions, and padding to the rest."""
         numbers = self._unset.copy()
         for name, array in values.items():
             numbers[self._spans[name]][: array.size] = array.reshape(-1)
@@ -102,7 +102,7 @@ class StepInputs:
         }
 
     def set(self, batch: Batch) -> None:
-        """Send the numbers of a batch; the inputs of any shape that holds it then begin with it."""
+        """Send the numbers of a batch, for any shape that is large enough for it."""
         decodes = batch.decodes
         tokens = batch.input_ids.copy()
         tokens[batch.query_starts[batch.pending + 1] - 1] = PENDING
@@ -129,7 +129,7 @@ class StepInputs:
     def of_shape(self, shape: StepShape) -> MixedInputs:
         """Return the inputs of a step's front and body."""
         memory = self._memory
-        # A request that is no decode computes at least two tokens.
+        # A request that doesn't decode computes at least two tokens.
         num_prompts = min(MAX_PROMPTS, shape.num_tokens // 2)
         most_pieces = self._attention.most_prefill_pieces(shape.num_tokens, num_prompts)
         return MixedInputs(

@@ -1,4 +1,4 @@
-"""The interface of a runner: a plan goes in, sampled tokens come out."""
+"""The interface of a runner, which turns a step's plan into sampled tokens."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,13 +14,13 @@ from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 
 DEVICE_LOST = torch.AcceleratorError
-"""The error after which every CUDA call of the process fails, such as an illegal memory access.
-Running out of memory is another error."""
+"""Error after which every CUDA call of the process fails, such as an illegal memory access. Running
+out of memory raises a different error."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Log-probabilities of some of a prompt's tokens, from ``first_position`` on."""
+    """Log-probabilities of consecutive tokens of a prompt, beginning at ``first_position``."""
 
     request: Request
     first_position: int
@@ -29,7 +29,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step computed."""
+    """Tokens and log-probabilities that a step computed."""
 
     sampled: Sampled
     """One list of tokens for each scheduled request that samples, in the plan's order."""
@@ -37,18 +37,18 @@ class StepResult:
 
 
 class Flight(Protocol):
-    """A step that was launched; on a GPU it may still run."""
+    """Step that was launched. On a GPU, it may still be running."""
 
     def wait(self) -> StepResult:
-        """Wait until the step is done, and return its result."""
+        """Wait until the step has finished, and return its result."""
         ...
 
 
 class Runner(Protocol):
-    """Holds the model and its KV cache, and runs plans on them."""
+    """Interface of a runner, which holds the model and its KV cache."""
 
     def launch(self, plan: Plan) -> Flight:
-        """Begin to compute the scheduled tokens, and to sample for the requests that catch up.
+        """Start a step: compute the scheduled tokens, and sample for ``plan.sampling``.
 
         Steps run in the order in which they are launched.
         """
@@ -57,7 +57,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A decoder, its attention and its KV cache: what a runner runs on."""
+    """Decoder, attention and KV cache that a runner uses."""
 
     decoder: Decoder
     attention: Attention

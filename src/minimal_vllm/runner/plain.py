@@ -1,4 +1,4 @@
-"""One step from beginning to end, on any device: the CPU's runner, and the oracle of the GPU's."""
+"""The plain runner, for any device. It runs on CPUs, and is the reference for the GPU's runner."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from minimal_vllm.step.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A step that was done when it was launched; see ``Flight``."""
+    """Step that finished during its launch; see ``Flight``."""
 
     result: StepResult
 
     def wait(self) -> StepResult:
-        """Return the result at once."""
+        """Return the result without waiting."""
         return self.result
 
 
 class PlainRunner:
-    """Computes each step when it is launched; see ``Runner``.
+    """Runner that computes each step during its launch; see ``Runner``.
 
     Args:
-        model: a decoder, with attention for its device.
-        sampler: chooses the tokens.
+        model: decoder, attention and KV cache.
+        sampler: function that samples tokens from logits.
     """
 
     def __init__(self, model: CachedModel, sampler: Sampler = sample) -> None:
@@ -39,7 +39,7 @@ class PlainRunner:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Landed:
-        """Compute the whole step."""
+        """Compute the whole step before returning."""
         batch = build_batch(plan, self._model.block_size)
         hidden, last = self._forward(batch)
         sampled = self._sample(self._model.decoder.logits(last), batch.sampling)
@@ -47,9 +47,12 @@ class PlainRunner:
         return Landed(StepResult(sampled, prompt))
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the hidden states of a batch: the wanted ones, and those that are sampled from.
+        """Compute a batch's hidden states.
 
-        The wanted ones are all, ``[T, hidden]``, if a prompt's log-probabilities are asked for.
+        Returns:
+            Two tensors. The second has the hidden states to sample from, ``[N, hidden]``. The first
+            has those of all tokens, ``[T, hidden]``, if a request asks for log-probabilities of its
+            prompt; otherwise it is the same as the second.
         """
         model = self._model
         last = send(batch.logit_indices, model.device)
@@ -66,13 +69,13 @@ class PlainRunner:
 def all_prompt_logprobs(
     model: CachedModel, plan: Plan, batch: Batch, hidden: Tensor
 ) -> Iterator[PromptLogprobs]:
-    """Compute the log-probabilities of prompts that are asked for in this step.
+    """Compute the prompt log-probabilities that a step's requests ask for.
 
     Args:
-        model: computes the logits.
-        plan: the step's.
-        batch: the step's.
-        hidden: ``[T, hidden]``, the hidden states of all tokens.
+        model: model that computes the logits.
+        plan: plan of the step.
+        batch: batch of the step.
+        hidden: ``[T, hidden]``: hidden states of all tokens, if any request asks for them.
     """
     for row, entry in enumerate(plan.scheduled):
         wanted = entry.request.params.prompt_logprobs

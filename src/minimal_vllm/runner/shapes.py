@@ -1,7 +1,7 @@
 """The shapes of the steps that are recorded as CUDA graphs.
 
-A graph repeats launches with the grids that they had. So there is a graph for each of some shapes,
-and a step is padded to the next one.
+A graph replays launches with the grids that they were recorded with. Therefore a number of shapes
+is recorded, and a step is padded to the next larger one.
 """
 
 from bisect import bisect_left
@@ -13,27 +13,29 @@ SECONDS_TO_LAUNCH = 0.015
 FLOPS_PER_SM = 600e12 / 132
 """Operations per second of one streaming multiprocessor in large products (measured on an H200)."""
 MAX_RECORDED_TOKENS = 4096
-"""Above this the library's attention is faster than ours, and graphs take memory."""
+"""Maximum number of tokens in a recorded step. Above it, cuDNN's attention is faster than ours, and
+graphs would take more memory."""
 ALWAYS_RECORDED_TOKENS = 512
-"""Steps of up to this many tokens are recorded, whatever the model."""
+"""Number of tokens up to which steps are recorded for every model."""
 MAX_PROMPTS = 64
 """Maximum number of prompts in a recorded step: each may leave its last tile of tokens almost
 empty."""
 FEW_DECODES = 32
-"""A smaller grid for fewer decoding requests saves programs that find nothing to do."""
+"""Number of decoding requests up to which a step with prompts uses a smaller grid, with fewer idle
+programs."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Sizes that fix every grid of a step, up to its hidden states."""
+    """Sizes that determine every kernel's grid in a step, up to the hidden states."""
 
     num_tokens: int
     num_decodes: int
     is_steady: bool = False
-    """Whether all requests decode, so that the step reads everything from the table of rows, and
-    also samples."""
+    """Whether all requests decode. Such a step reads all inputs from the table of rows, and its
+    graph also samples."""
     shares: bool = False
-    """Whether a steady step reads shared prefixes once. Other steps always look for them."""
+    """Whether a steady step reads shared prefixes once. Other steps always check for them."""
 
 
 def batch_sizes(most: int) -> Iterator[int]:

@@ -1,13 +1,13 @@
 """One step on a GPU, in three parts: front, body and head. ``TritonStep`` is its attention.
 
-Every step has these parts, in this order, whether a CUDA graph repeats its launches or the CPU
-launches its kernels one by one:
+Every step has these parts in this order, whether it is replayed as a CUDA graph or launched kernel
+by kernel:
 
-- The *front* finds the tokens, their positions and their slots, and plans attention. A steady
-  decode step finds all of it in the table of rows; other steps are told by the CPU.
+- The *front* looks up tokens, positions and cache slots, and plans attention. A steady decode step
+  reads all of this from the table of rows; other steps get it from the CPU.
 - The *body* is the network, from tokens to hidden states.
-- The *head* computes logits, samples, and notes the tokens in the table of rows, where the next
-  step finds them.
+- The *head* computes logits, samples, and writes the tokens to the table of rows, where the next
+  step reads them.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from minimal_vllm.attention.kernels.shared import SharedWork
 from minimal_vllm.attention.triton_backend import TritonAttention, TritonStep
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel
-from minimal_vllm.runner.kernels.rows import begin_step, end_step, place_tokens
+from minimal_vllm.runner.kernels.rows import begin_step, end_step, locate_tokens
 from minimal_vllm.runner.table import RowTable
 from minimal_vllm.sampling.kernels.sample import SamplingInputs, sample_rows
 from minimal_vllm.step.batch import Batch
@@ -28,12 +28,12 @@ from minimal_vllm.step.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where a step leaves its results; a graph does so until the next step."""
+    """Memory for a step's results. With CUDA graphs, the next step overwrites it."""
 
     logits: Tensor
-    """``[N, V]``"""
+    """``[N, V]``: logits, in the model's dtype."""
     tokens: Tensor
-    """``[N]`` int64."""
+    """``[N]`` int64: sampled tokens."""
 
     def first(self, count: int) -> "Outputs":
         """Return the outputs of the first ``count`` requests."""
@@ -41,45 +41,46 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """The tokens of a step, and attention that knows where they are."""
+class LocatedTokens:
+    """Tokens of a step, their positions, and the step's attention."""
 
     tokens: Tensor
-    """``[T]`` int64."""
+    """``[T]`` int64: token ids."""
     positions: Tensor
-    """``[T]`` int64: their positions in their requests."""
+    """``[T]`` int64: position of each token in its request."""
     attend: TritonStep
+    """The step's attention, which knows the tokens' cache slots."""
     sampling: SamplingInputs | None = None
-    """How to sample the tokens that follow, if the front has looked it up already."""
+    """Inputs of the sampler, if the front has already looked them up."""
 
 
 @dataclass(frozen=True, slots=True)
 class MixedInputs:
-    """Numbers that the CPU sends for a step with prompts; padded to the sizes of its shape."""
+    """Numbers that the CPU sends for a step with prompts, padded to the sizes of its shape."""
 
     tokens: Tensor
-    """``[T]`` int32; negative: the token that its request sampled last."""
+    """``[T]`` int32: token ids. Negative: the token that the request sampled last."""
     positions: Tensor
-    """``[T]`` int32: positions in their requests."""
+    """``[T]`` int32: position of each token in its request."""
     rows: Tensor
-    """``[T]`` int32: rows of their requests in the table."""
+    """``[T]`` int32: row of each token's request in the table."""
     decode_tokens: Tensor
-    """``[D]`` int32: which of the tokens decode."""
+    """``[D]`` int32: index of each decoding request's token."""
     seq_lens: Tensor
-    """``[D]`` int32: number of tokens in the cache of each decoding request; 0 for padding."""
+    """``[D]`` int32: number of cached tokens of each decoding request; 0 for padding."""
     decode_rows: Tensor
     """``[D]`` int32: rows of the decoding requests in the table."""
     prefill: dict[int | None, PrefillWork]
-    """Work on the prompts, for each window."""
+    """Attention work on the prompts, by the layers' sliding window."""
 
 
 class GpuStep:
-    """The parts of a step.
+    """Front, body and head of a step on a GPU.
 
     Args:
-        model: a decoder on a GPU, built of Triton modules.
-        attention: attention by our own kernels.
-        table: the rows of the running requests.
+        model: a model on a GPU, built from Triton modules.
+        attention: attention implemented with our own kernels.
+        table: the table of running requests.
     """
 
     def __init__(self, model: CachedModel, attention: TritonAttention, table: RowTable) -> None:
@@ -89,37 +90,38 @@ class GpuStep:
 
     def run(
         self,
-        placed: Placed,
+        located: LocatedTokens,
         order: Tensor,
         outputs: Outputs,
         *,
         last: Tensor | None = None,
         keep_all: bool = False,
     ) -> Tensor:
-        """Run body and head behind a front.
+        """Run the body and the head of a step whose front has run.
 
         Args:
-            placed: from a front.
+            located: tokens and attention, from a front.
             order: ``[N]`` int32: rows of the requests that sample.
-            outputs: written.
-            last: ``[N]`` int64: indices of the tokens that they sample from. Default: all tokens.
-            keep_all: whether the hidden states of all tokens are computed, not only of ``last``.
+            outputs: memory that logits and tokens are written to.
+            last: ``[N]`` int64: index of the token that each request samples from. Default: all
+                tokens.
+            keep_all: whether to compute the hidden states of all tokens, not only of ``last``.
 
         Returns:
             The hidden states that were computed.
         """
-        hidden = self.body(placed, None if keep_all else last)
-        self.head(order, hidden[last] if keep_all else hidden, outputs, placed.sampling)
+        hidden = self.body(located, None if keep_all else last)
+        self.head(order, hidden[last] if keep_all else hidden, outputs, located.sampling)
         return hidden
 
     # ---- front ----------------------------------------------------------------------------------
 
-    def decode_front(self, order: Tensor, shared: SharedWork | None) -> Placed:
-        """Find the next token of each request in the table.
+    def decode_front(self, order: Tensor, shared: SharedWork | None) -> LocatedTokens:
+        """Look up each request's last token in the table, and plan attention for it.
 
         Args:
             order: ``[N]`` int32: rows of the requests, in the order of the batch.
-            shared: prefixes that several of them share.
+            shared: prefixes that several of the requests share.
         """
         rows = begin_step(self.table, order, self.model.block_size)
         decode = self.attention.plan_decode(
@@ -130,16 +132,16 @@ class GpuStep:
             shared=shared,
         )
         attend = TritonStep(slots=rows.slots, decode=decode, shared=shared)
-        return Placed(rows.tokens, rows.positions, attend, rows.sampling)
+        return LocatedTokens(rows.tokens, rows.positions, attend, rows.sampling)
 
-    def mixed_front(self, inputs: MixedInputs, shared: SharedWork | None) -> Placed:
-        """Find slots for the tokens that the CPU names, and those tokens that only the table has.
+    def mixed_front(self, inputs: MixedInputs, shared: SharedWork | None) -> LocatedTokens:
+        """Look up slots, and the tokens that only the table has, and plan attention.
 
         Args:
-            inputs: the numbers that the CPU sent.
+            inputs: numbers that the CPU sent.
             shared: prefixes that several of the decoding requests share.
         """
-        placed = place_tokens(
+        located = locate_tokens(
             self.table, inputs.tokens, inputs.positions, inputs.rows, self.model.block_size
         )
         decode = self.attention.plan_decode(
@@ -150,29 +152,29 @@ class GpuStep:
             shared=shared,
         )
         attend = TritonStep(
-            slots=placed.slots, decode=decode, shared=shared, prefill=dict(inputs.prefill)
+            slots=located.slots, decode=decode, shared=shared, prefill=dict(inputs.prefill)
         )
-        return Placed(placed.tokens, placed.positions, attend)
+        return LocatedTokens(located.tokens, located.positions, attend)
 
-    def batch_front(self, batch: Batch) -> Placed:
+    def batch_front(self, batch: Batch) -> LocatedTokens:
         """Send a whole batch of any shape, for a step that has no graph.
 
-        Pending tokens are taken from the table. Long fresh prompts may go to the library's kernel,
-        which a graph can't do.
+        Pending tokens are taken from the table. Unlike in a graph, cuDNN's kernel may compute long
+        new prompts.
         """
         device = self.model.device
         tokens = send(batch.input_ids, device)
         if len(batch.pending):
             index = send(batch.query_starts[batch.pending + 1] - 1, device)
             tokens[index] = self.table.last_tokens(send(batch.rows[batch.pending], device))
-        return Placed(tokens, send(batch.positions, device), self.attention.plan(batch))
+        return LocatedTokens(tokens, send(batch.positions, device), self.attention.plan(batch))
 
     # ---- body -----------------------------------------------------------------------------------
 
-    def body(self, placed: Placed, wanted: Tensor | None = None) -> Tensor:
-        """Compute hidden states; ``wanted`` is as in ``Decoder.forward``."""
+    def body(self, located: LocatedTokens, wanted: Tensor | None = None) -> Tensor:
+        """Compute hidden states; see ``Decoder.forward`` for ``wanted``."""
         return self.model.decoder.forward(
-            placed.tokens, placed.positions, self.model.caches, placed.attend, wanted
+            located.tokens, located.positions, self.model.caches, located.attend, wanted
         )
 
     # ---- head -----------------------------------------------------------------------------------
@@ -184,13 +186,13 @@ class GpuStep:
         outputs: Outputs,
         sampling: SamplingInputs | None = None,
     ) -> None:
-        """Sample the next tokens of some requests, and note them in the table.
+        """Sample the next tokens of some requests, and write them to the table.
 
         Args:
             order: ``[N]`` int32: rows of the requests.
-            hidden: ``[N, hidden]``: their last hidden states.
-            outputs: written.
-            sampling: how to sample. Default: as the table says.
+            hidden: ``[N, hidden]``: final hidden state of each request's last token.
+            outputs: memory that logits and tokens are written to.
+            sampling: inputs of the sampler. Default: looked up in the table.
         """
         if not len(order):
             return

@@ -1,9 +1,9 @@
-"""The table of running requests that a GPU keeps: a row of numbers for each request.
+"""The table of running requests on the GPU, with a row of numbers for each request.
 
 A steady decode step needs nothing from the CPU: each request's last token was sampled on the GPU,
-its position is one further than before, and its block table is there. The CPU sends only what it
-decides: a whole row when a request is admitted, a cell when it gets another block, and its position
-as long as its prompt is being computed::
+its position advances by one, and its block table is already there. The CPU sends only its own
+decisions: a whole row when a request is admitted, a cell when the request gets another block, and
+the position while the request's prompt is being computed::
 
     row   token  position  prompt length  temperature  seed (2)  filters (4)  block 0   1   2  …
      0     412      87          60            0.7        …          …           7      2   9
@@ -33,7 +33,7 @@ MOST_TOP_K = 2**31 - 1
 
 
 class RowTable:
-    """The table, and the changes that have to be sent to it.
+    """Table of running requests on the GPU, updated with the changes of each plan.
 
     Args:
         num_rows: maximum number of running requests.
@@ -55,7 +55,7 @@ class RowTable:
         return self.cells[:, FIRST_BLOCK:]
 
     def update(self, plan: Plan) -> None:
-        """Send what the plan of the next step changes in the table."""
+        """Send the changes that the plan of the next step makes to the table."""
         cells_changed: list[npt.NDArray[np.int64]] = []
         values = array("i")
         admitted = {request.row for request in plan.admitted}
@@ -72,7 +72,7 @@ class RowTable:
     def _changes(
         self, entry: ScheduledRequest, is_admitted: bool
     ) -> Iterator[tuple[int, "array[int]"]]:
-        """Yield a column, and the new numbers in it and the columns behind it, for each change."""
+        """Yield, for each change, the first column and the new numbers from there on."""
         request = entry.request
         if is_admitted:
             yield 0, _whole_row(entry)
@@ -87,20 +87,20 @@ class RowTable:
                 self._in_prompt.discard(request.row)
 
     def last_tokens(self, rows: Tensor) -> Tensor:
-        """Return the token that each of these rows sampled last, int64; 0 for ``NO_TOKEN``."""
+        """Return the token that each of the rows sampled last, int64; 0 stands for ``NO_TOKEN``."""
         return self.cells[rows, TOKEN].long().clamp_(min=0)
 
     def note_tokens(self, rows: Tensor, tokens: Tensor) -> None:
-        """Write the tokens that these rows have sampled."""
+        """Write the tokens that the rows have sampled."""
         self.cells[rows, TOKEN] = tokens.int()
 
 
 def _next_token(entry: ScheduledRequest) -> "array[int]":
-    """Return the token and the position that the row of a request in its prompt gets.
+    """Return the token and the position to write to the row of a request that is in its prompt.
 
-    If the request samples, the position is that of the first token whose logits are sampled from;
-    else that of the first token of the next step. The token is used only if the step computes a
-    single one.
+    If the request samples in this step, the position is that of the first token whose logits are
+    sampled from; otherwise it is the position of the first token of the next step. The token is
+    used only if the step computes a single token of the request.
     """
     position = entry.start + entry.num_new - entry.num_logits
     return array("i", [entry.request.token_ids[entry.start], position])

@@ -14,15 +14,15 @@ GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """SplitMix64's multipliers."""
 UNIFORM_STEP = 2.0**-53
-"""Distance between the numbers in [0, 1) that are drawn: a double holds 53 bits."""
+"""Distance between the random numbers in [0, 1), which have the 53 bits of a double."""
 PEAK_WEIGHT = 2.0**40
 """Integer weight of the most probable token. A sum over 2**23 tokens still fits into 63 bits."""
 BLOCK = 512
-"""Tokens that are summed together; every number gives the same result."""
+"""Number of tokens that are summed together. The result doesn't depend on it."""
 
 
 def uniforms(rows: Sequence[SamplingRow]) -> NDArray[np.float64]:
-    """Return a number in [0, 1) per row, a function of its seed and its token's index alone.
+    """Return a random number in [0, 1) per row, which depends only on its seed and token index.
 
     This is a counter-based generator: output number ``i`` of SplitMix64, started from the hashed
     seed. It keeps no state, so a request draws the same numbers alone, in a batch, and again after

@@ -1,7 +1,7 @@
-"""Structured output: which tokens may come next, so that the output matches a grammar.
+"""Structured outputs: restricting the next token, so that the output matches a grammar.
 
-The grammar's automaton is llguidance's. It walks the vocabulary as a trie of the bytes that the
-detokenizer puts out, so the tokenizer's own rules don't matter here.
+The automaton is llguidance's. It walks the vocabulary as a trie of the bytes that the detokenizer
+produces, so the tokenizer's own rules don't matter here.
 """
 
 import importlib.util
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_CACHED_GRAMMARS = 64
-"""Number of compiled grammars that are kept for later requests, the most recently used ones."""
+"""Maximum number of compiled grammars that are kept for later requests. The least recently used is
+dropped first."""
 
 
 class Grammar:
     """The grammar of one output, and its state after the output's tokens.
 
-    It is a counter that catches up with a list: each method first consumes the tokens that are new.
-    Its state is a function of the output's tokens, so a preemption, which keeps them, needs no
-    handling.
+    Each method first consumes the tokens that were appended since the last call. The state is a
+    function of the output's tokens, so a preemption, which keeps them, needs no handling.
     """
 
     def __init__(self, matcher: "LLMatcher") -> None:
         self._matcher = matcher
         self._num_taken = 0
         self._could_end = [matcher.is_accepting()]
-        """One entry before each token and one behind the last; kept if there are stop strings."""
+        """One entry before each token and one after the last; kept if there are stop strings."""
 
     def allowed_tokens(self, row: SamplingRow) -> bytearray:
         """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next.
 
-        Stop tokens may come wherever the grammar may end.
+        Stop tokens are allowed wherever the grammar allows the output to end.
         """
         self._catch_up(row)
         allowed = bytearray(self._matcher.compute_bitmask())
@@ -65,7 +65,7 @@ class Grammar:
 
     @property
     def error(self) -> str:
-        """Reason why the matcher has given up and allows no token; mostly, it took too long."""
+        """Reason why the matcher gave up and allows no token; usually, it took too long."""
         return explain(self._matcher)
 
     def _catch_up(self, row: SamplingRow) -> None:
@@ -82,15 +82,15 @@ class Grammar:
 class GrammarCompiler:
     """Compiler of grammars for the outputs of one model.
 
-    A new grammar is compiled twice, first in a process of its own; see ``grammar_check``. Meanwhile
-    all requests of the engine wait. Each compilation takes milliseconds mostly, and at most
-    ``MAX_COMPILE_SECONDS``. A server compiles grammars in another thread first: this is the one
-    part of the engine that threads may share.
+    A new grammar is compiled twice, first in a separate process; see ``grammar_check``. Meanwhile
+    all requests of the engine wait. A compilation usually takes milliseconds, and at most
+    ``MAX_COMPILE_SECONDS``. A server therefore compiles grammars in another thread first: this is
+    the only part of the engine that is thread-safe.
 
     Args:
-        tokenizer: gives the bytes of each token.
+        tokenizer: source of each token's bytes.
         vocab_size: number of the model's logits.
-        eos_token_ids: tokens that are not text, whatever the tokenizer says.
+        eos_token_ids: tokens that are never text, even if the tokenizer has text for them.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Iterable[int]) -> None:

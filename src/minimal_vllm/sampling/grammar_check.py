@@ -1,10 +1,10 @@
-"""Compiling a grammar, first in a process of its own, for which this file is also a program.
+"""Compiling a grammar, first in a separate process, which runs this file as a program.
 
 Most grammars compile in milliseconds. But some regular expressions of fifty characters would take
-minutes or all of the memory, and some rules are nested so deep that the compiler overflows its
-stack, which ends the process. The text alone doesn't show which. So this program first compiles a
-grammar, from standard input, with a limit on its time, memory and stack. Only then is it compiled
-in the engine's process.
+minutes or all of the memory, and some rules are nested so deeply that the compiler overflows its
+stack, which kills the process. The text of a grammar doesn't show this. The program therefore first
+compiles the grammar, which it reads from standard input, with limits on time, memory and stack.
+Only then is the grammar compiled in the engine's process.
 """
 
 import json
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-"""Where the grammar allows only one text, the model still chooses how to cut it into tokens."""
+"""Options of llguidance. Where the grammar allows only one text, the model still chooses how to
+split it into tokens."""
 
 MAX_COMPILE_SECONDS = 5
-"""CPU time; on a busy machine, more wall-clock time may pass."""
+"""Maximum CPU time of a compilation, in seconds. On a busy machine, more wall-clock time may
+pass."""
 MAX_COMPILE_BYTES = 512 * 2**20
 MAX_COMPILE_STACK = 4 * 2**20
-"""Half of the usual stack of a thread, so that what fits here fits into the engine's threads."""
+"""Maximum stack of a compilation, in bytes: half of a thread's usual stack, so that a grammar that
+fits here also fits into the engine's threads."""
 
 
 def compile_grammar(source: str, tokenizer: "LLTokenizer") -> "LLMatcher":
@@ -37,7 +40,7 @@ def compile_grammar(source: str, tokenizer: "LLTokenizer") -> "LLMatcher":
         tokenizer: the tokens that the matcher allows and consumes.
 
     Raises:
-        ValueError: the grammar is wrong, or nothing can match it; the message says which.
+        ValueError: the grammar is invalid, or nothing can match it; the message says which.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -50,13 +53,13 @@ def compile_grammar(source: str, tokenizer: "LLTokenizer") -> "LLMatcher":
 
 
 def check_grammar(source: str) -> str:
-    """Compile a grammar in a process of its own, for single bytes as tokens.
+    """Compile a grammar in a separate process, with single bytes as tokens.
 
     Returns:
         The grammar in Lark's syntax, converted if it was in EBNF.
 
     Raises:
-        ValueError: the grammar is wrong, or compiling it takes too much time or memory.
+        ValueError: the grammar is invalid, or compiling it takes too much time or memory.
     """
     done = subprocess.run(  # noqa: S603 # our own file
         [sys.executable, "-P", "-X", "utf8", __file__, str(MAX_COMPILE_SECONDS)],

@@ -1,4 +1,4 @@
-"""From a request's structured output options to a grammar in llguidance's variant of Lark's syntax.
+"""Converting a request's structured output options to a grammar in llguidance's Lark syntax.
 
 The syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -20,12 +20,14 @@ _WITH_REASONING = {
 
 
 def grammar_source(wanted: StructuredOutputsParams) -> str:
-    """Return the grammar of the answer, without the reasoning before it; in EBNF if the user's is.
+    """Return the grammar of the answer, without the reasoning before it.
+
+    The grammar is in Lark's syntax, unless the user's own grammar is in EBNF.
 
     Raises:
-        ValueError: the options can't be written as a grammar.
-        TypeError: a schema is not made of JSON's types.
-        RecursionError: a schema is nested too deep.
+        ValueError: the options can't be expressed as a grammar.
+        TypeError: a schema has values that are not JSON types.
+        RecursionError: a schema is nested too deeply.
     """
     from llguidance import regex_to_lark
 

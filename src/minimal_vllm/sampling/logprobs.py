@@ -9,7 +9,7 @@ from minimal_vllm.outputs import Logprob, TokenLogprobs
 
 
 def top_logprobs(logprobs: Tensor, chosen: Tensor, wanted: Sequence[int]) -> list[TokenLogprobs]:
-    """Return each row's chosen token, then as many of the most probable ones as it wants.
+    """Return log-probabilities of each row's chosen token, and of its most probable ones.
 
     As in vLLM, the chosen token comes first, whether or not it is among the others. Its rank is the
     number of tokens that are at least as probable; if it is among the top tokens, its rank there.
@@ -44,13 +44,13 @@ def prompt_logprobs(
 ) -> list[TokenLogprobs]:
     """Return the log-probabilities of the tokens that follow some positions of one prompt.
 
-    Positions are independent of each other. A long prompt is best given in several parts, so that
-    only one part's logits exist at a time.
+    Positions are independent of each other. Pass a long prompt in several parts, so that only one
+    part's logits exist at a time.
 
     Args:
-        logits: ``[n, V]`` of any floating dtype: those of ``n`` positions.
-        next_token_ids: the ``n`` tokens of the prompt after these positions.
-        wanted: ``SamplingParams.prompt_logprobs``.
+        logits: ``[n, V]`` of any floating dtype: logits of ``n`` positions.
+        next_token_ids: the ``n`` tokens of the prompt that follow these positions.
+        wanted: number of top tokens, as in ``SamplingParams.prompt_logprobs``.
     """
     chosen = torch.tensor(next_token_ids, dtype=torch.int64, device=logits.device)
     return top_logprobs(logits.float().log_softmax(dim=-1), chosen, [wanted] * len(next_token_ids))

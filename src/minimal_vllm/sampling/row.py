@@ -1,4 +1,4 @@
-"""What the sampler reads of a request."""
+"""Interface through which the sampler reads a request."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from array import array
 
 NO_TOKEN = -1
-"""Stands for the token of a row of logits from which nothing can be sampled."""
+"""Placeholder for the token of a row of logits from which nothing can be sampled."""
 
 
 class Constraint(Protocol):

@@ -22,24 +22,24 @@ from minimal_vllm.sampling.logprobs import top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
 
 MAX_TEMPERATURE = 1e6
-"""Higher temperatures count as this one, at which all allowed tokens are equally probable already;
+"""Maximum effective temperature. At this one, all allowed tokens are already equally probable, and
 float32 would overflow at far higher ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The tokens that a step sampled: one list for each request that samples.
+    """Tokens that a step sampled: one list for each request that samples.
 
     A list is empty if nothing could be sampled, because a logit is NaN or +inf or because every
-    token is forbidden. The other lists do not depend on it.
+    token is forbidden. This doesn't affect the other lists.
 
     Raises:
-        ValueError: ``logprobs`` has another length than ``tokens``.
+        ValueError: ``logprobs`` and ``tokens`` differ in length.
     """
 
-    tokens: list[list[int]]
-    """Token ids of each request, in the order in which they follow its text."""
-    logprobs: list[list[TokenLogprobs]]
+    tokens: Sequence[Sequence[int]]
+    """Token ids to append to each request, in order."""
+    logprobs: Sequence[Sequence[TokenLogprobs]]
     """Log-probabilities for each of these tokens; an empty list for a request without
     ``SamplingParams.logprobs``."""
 
@@ -60,9 +60,12 @@ class Sampled:
             token_ids: one per request; ``NO_TOKEN`` becomes an empty list.
             logprobs: one entry per request; None where no log-probabilities are asked for.
         """
+        others = logprobs or [None] * len(token_ids)
+        # Python keeps small tuples for reuse. As many lists, in each step, would make its collector
+        # run several times as often.
         return cls(
-            [[token_id] if token_id != NO_TOKEN else [] for token_id in token_ids],
-            [[entry] if entry is not None else [] for entry in logprobs or [None] * len(token_ids)],
+            [(token_id,) if token_id != NO_TOKEN else () for token_id in token_ids],
+            [(entry,) if entry is not None else () for entry in others],
         )
 
 

@@ -4,7 +4,7 @@ A field's declaration says what the server does with it:
 
 - A plain field does what its docstring says.
 - ``Bookkeeping`` can't change the text of the answer. It is accepted and written to the log.
-- ``TemplateHint[T]`` is handed to the chat template under the field's name.
+- ``TemplateHint[T]`` is passed to the chat template under the field's name.
 - ``OnlyDefault[T]`` belongs to a feature that this server doesn't have. It is accepted where it
   asks for nothing: if it is null, empty, or equal to its default. Any other value is refused.
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class FieldClass(Enum):
-    """Classes of fields beside the plain ones."""
+    """Classes of fields, apart from plain ones."""
 
     BOOKKEEPING = auto()
     TEMPLATE_HINT = auto()

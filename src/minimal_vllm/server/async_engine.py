@@ -1,4 +1,4 @@
-"""The engine loop in a thread of its own, and its interface to the event loop.
+"""The engine loop in its own thread, and its interface to the event loop.
 
 There are two threads, and each piece of state belongs to one of them:
 
@@ -39,15 +39,15 @@ OnAbort = Callable[[Sequence[tuple[int, RequestOutput]]], None]
 
 
 class RequestRefusedError(Exception):
-    """The engine can't serve a request; the message says why."""
+    """Error for a request that the engine can't serve; the message says why."""
 
 
 class EngineFailedError(Exception):
-    """A request could not be computed; the message says why."""
+    """Error for a request that could not be computed; the message says why."""
 
 
 class EngineStoppedError(Exception):
-    """The engine takes no more requests, or ended one early; the message says why."""
+    """Error if the engine accepts no more requests, or ended one early; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class EngineRequest:
 
 
 class AsyncEngine:
-    """Runs an engine in a thread; no other code may use the engine from then on.
+    """Runs an engine in its own thread. No other code may use the engine from then on.
 
     Args:
         engine: an idle engine.
@@ -93,7 +93,7 @@ class AsyncEngine:
     # ---- in the event loop ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread; outputs go to the event loop that is running now."""
+        """Start the thread. Outputs go to the event loop that is running now."""
         self._loop = asyncio.get_running_loop()
         self._metrics.watch(self._engine.scheduler, lambda: self.num_waiting)
         self._thread.start()
@@ -105,7 +105,7 @@ class AsyncEngine:
 
     @property
     def refusal(self) -> Exception | None:
-        """Reason why no more requests are taken; None while they are."""
+        """Reason why no more requests are accepted; None while requests are accepted."""
         return self._refusal
 
     @property
@@ -121,18 +121,18 @@ class AsyncEngine:
     async def generate(
         self, requests: Sequence[EngineRequest], on_abort: OnAbort | None = None
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """Complete some prompts, all or none. Closing the generator aborts those that still run.
+        """Complete some prompts, all or none. Closing the generator aborts unfinished requests.
 
         Args:
-            requests: one for each completion.
-            on_abort: called in the event loop with the last outputs of those that were aborted.
+            requests: one request for each completion.
+            on_abort: called in the event loop with the last outputs of aborted requests.
 
         Yields:
             Outputs as they arrive, each with the index of its request in ``requests``.
 
         Raises:
-            RequestRefusedError: one of them can't be served, or allows no token.
-            EngineFailedError: one of them could not be computed.
+            RequestRefusedError: a request can't be served, or allows no token.
+            EngineFailedError: a request could not be computed.
             EngineStoppedError: the server shuts down.
         """
         if self._refusal is not None:
@@ -163,7 +163,7 @@ class AsyncEngine:
         self._inbox.put(command)
 
     def refuse(self, reason: Exception) -> None:
-        """Refuse new requests for this reason; those that are running continue."""
+        """Refuse new requests for this reason; running requests continue."""
         self._refusal = self._refusal or reason
 
     def end_all(self, reason: Exception) -> None:
@@ -245,7 +245,7 @@ class AsyncEngine:
     def _abort(
         self, places: Mapping[str, int], mailbox: Mailbox, on_abort: OnAbort | None = None
     ) -> None:
-        """Abort some requests, given their places among those of their call."""
+        """Abort some requests, given their indices among the requests of their call."""
         outputs: list[tuple[int, RequestOutput]] = []
         for request_id, place in places.items():
             # It may have ended meanwhile, and another may have taken its id.
@@ -273,7 +273,7 @@ class AsyncEngine:
 
 
 def _whose_fault(error: EngineFailedError, params: SamplingParams) -> Exception:
-    """Return the error that is to be raised: a request may itself forbid all tokens."""
+    """Return the error to raise. It blames the request if the request itself forbids all tokens."""
     reason = str(error).removeprefix("the engine failed: ")
     restricted_by = ", ".join(name for name in RESTRICTIONS if getattr(params, name))
     if restricted_by and reason.startswith("no token could be sampled"):

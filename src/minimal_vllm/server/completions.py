@@ -25,7 +25,7 @@ from minimal_vllm.server.service import Service
 from minimal_vllm.server.structured import asked_constraint
 
 DEFAULT_MAX_TOKENS = 16
-"""Default of ``max_tokens``, which is OpenAI's."""
+"""Default of ``max_tokens``, the same as OpenAI's."""
 
 
 class CompletionRequest(SamplingFields, OtherCompletionFields):
@@ -43,7 +43,7 @@ class CompletionRequest(SamplingFields, OtherCompletionFields):
     logprobs: int | None = None
     """Number of most probable tokens to return log-probabilities of, besides the chosen one."""
     add_special_tokens: bool = True
-    """Add the special tokens that the tokenizer puts around a text, mostly a BOS token."""
+    """Add the special tokens that the tokenizer puts around a text, usually a BOS token."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -253,7 +253,7 @@ class CompletionLogprobsWriter:
         return written
 
     def _length(self, token_id: int, echoed: str | None) -> int:
-        """Return how many characters of the choice's text a token accounts for."""
+        """Return the number of characters that a token contributes to the choice's text."""
         tokenizer = self._names.tokenizer
         if echoed is None:
             if token_id in self._hidden:

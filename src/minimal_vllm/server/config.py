@@ -80,7 +80,7 @@ class ServerConfig:
     """Format in which the model writes tool calls. Default: the one that the chat template shows,
     if it is known; none: look for no calls."""
     reasoning_parser: Literal["deepseek_r1", "qwen3", "none"] | None = None
-    """Format of the model's reasoning, which is told apart from its answers; named for models.
+    """Format of the model's reasoning, to separate it from the answer; named for models.
     Default: the one that the chat template shows; none: all is the answer."""
 
     @model_validator(mode="after")

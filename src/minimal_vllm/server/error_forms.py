@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 ANTHROPIC_PATH = "/v1/messages"
-"""Paths that begin so have errors in Anthropic's form."""
+"""Beginning of the paths whose errors have Anthropic's form."""
 
 OPENAI_TYPES = {
     401: "authentication_error",
@@ -15,7 +15,7 @@ OPENAI_TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
-"""OpenAI's names; all others are ``invalid_request_error``."""
+"""OpenAI's error types by status; all others are ``invalid_request_error``."""
 
 ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -27,11 +27,11 @@ ANTHROPIC_TYPES = {
     500: "api_error",
     503: "overloaded_error",
 }
-"""Anthropic's names; all others are ``invalid_request_error``."""
+"""Anthropic's error types by status; all others are ``invalid_request_error``."""
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, and the field that it is about."""
+    """Description of an error, and the field that it is about."""
 
     message: str
     type: str
@@ -54,7 +54,7 @@ class ErrorBody(BaseModel):
 
 
 class AnthropicErrorDetail(BaseModel):
-    """What went wrong; the message begins with the field that it is about."""
+    """Description of an error. The message begins with the field that it is about."""
 
     type: str
     message: str
@@ -69,7 +69,7 @@ class AnthropicErrorBody(BaseModel):
     @classmethod
     def of(cls, status: int, message: str, code: str | None) -> "AnthropicErrorBody":
         """Return the body for an HTTP status, a message, and OpenAI's code."""
-        if code == "context_length_exceeded":  # Claude Code looks for these words
+        if code == "context_length_exceeded":  # Claude Code looks for this wording
             message = f"prompt is too long: {message}"
         kind = ANTHROPIC_TYPES.get(status, "invalid_request_error")
         return cls(type="error", error=AnthropicErrorDetail(type=kind, message=message))

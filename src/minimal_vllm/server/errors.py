@@ -151,8 +151,8 @@ def _complaint(details: Mapping[str, Any]) -> str:
         case "missing":
             return "missing"
         case "json_invalid":
-            place = details["loc"][-1]
-            return f"the body is not valid JSON at character {place}: {details['ctx']['error']}"
+            position = details["loc"][-1]
+            return f"the body is not valid JSON at character {position}: {details['ctx']['error']}"
         case "model_attributes_type" | "model_type":
             return "should be a JSON object"
         case "unsupported_field" | "field_error":

@@ -1,4 +1,4 @@
-"""The formats in which a model writes tool calls and reasoning, as its chat template tells them."""
+"""Formats of a model's tool calls and reasoning, as recognized in its chat template."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ ReasoningFormat = Literal["qwen3", "deepseek_r1"]
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """Formats of one model; None where it isn't known to have one."""
+    """Formats of one model; None for a format that is not known."""
 
     tool_calls: ToolCallFormat | None = None
     reasoning: ReasoningFormat | None = None
@@ -46,9 +46,9 @@ def _tool_calls_in(template: str) -> ToolCallFormat | None:
 
 
 def _reasoning_in(template: str) -> ReasoningFormat | None:
-    """Return whether a template knows reasoning in tags, which it writes or strips.
+    """Return the reasoning of a model whose template writes or strips reasoning in tags.
 
-    One that only strips it is of a model that always reasons.
+    If the template only strips it, the model always reasons.
     """
     if "</think>" not in template:
         return None

@@ -52,7 +52,7 @@ class UsageCounter:
 
     Args:
         requests: its engine requests.
-        n: number of consecutive ones that have the same prompt.
+        n: number of consecutive requests that have the same prompt.
     """
 
     def __init__(self, requests: Sequence[EngineRequest], n: int) -> None:
@@ -220,7 +220,7 @@ async def respond(
         service: the model that is served.
         body: the client's request.
         requests: one engine request for each choice.
-        n: number of consecutive ones that have the same prompt.
+        n: number of consecutive requests that have the same prompt.
         answer: writes the endpoint's answer.
     """
     service.check_load()

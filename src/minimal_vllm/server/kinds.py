@@ -1,4 +1,4 @@
-"""Unions of JSON objects that are told apart by their field ``type``."""
+"""Unions of JSON objects that are distinguished by their field ``type``."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ UNSUPPORTED = "[unsupported]"
 
 
 class UnsupportedKind(HistoryModel):
-    """An object of a kind that the API has and this server hasn't: it is refused by its type."""
+    """Object of a kind that the API has but this server doesn't; it is refused by its type."""
 
     noun: ClassVar[str]
     """Such objects, in the plural."""
@@ -36,7 +36,7 @@ def type_of(value: Any) -> Any:
 
 
 def by_type(tags: Mapping[str, str], default: str) -> Discriminator:
-    """Return the discriminator of a union whose members are told apart by their type.
+    """Return the discriminator of a union whose members are distinguished by their type.
 
     Args:
         tags: tag of the member for each supported type.

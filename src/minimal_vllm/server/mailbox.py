@@ -1,8 +1,9 @@
 """Outputs on their way from the engine to a reader.
 
-The engine never waits for a reader. Outputs that have not been read when more arrive are merged
-into one. So a slow client is behind by one chunk per request, not by a queue of chunks. The same
-holds for an event loop that writes fewer chunks per second than a GPU generates tokens.
+The engine never waits for a reader. If more outputs arrive before the previous ones have been read,
+they are merged into one. A slow client is therefore behind by one chunk per request, not by a queue
+of chunks. The same is true of an event loop that writes fewer chunks per second than a GPU
+generates tokens.
 """
 
 import asyncio

@@ -74,7 +74,9 @@ class Metrics:
             "num_requests_waiting_by_reason", "Number of waiting requests by reason.", "reason"
         )
         self._waiting_for_capacity = reasons.labels(**self._labels, reason="capacity")
-        reasons.labels(**self._labels, reason="deferred").set(0)  # of other constraints: none here
+        reasons.labels(**self._labels, reason="deferred").set(
+            0
+        )  # for other constraints, which this server doesn't have
         self._kv_usage = self._gauge(
             "kv_cache_usage_perc", "Share of KV blocks that running requests hold, from 0 to 1."
         )
@@ -209,7 +211,7 @@ class Metrics:
         num_sampled = 0
         for entry in record.scheduled:
             timeline = self._timelines[entry.request_id]
-            if timeline.admitted is None:  # else it may have been preempted, and comes again
+            if timeline.admitted is None:  # the first admission, not one after a preemption
                 timeline.admitted = record.started
                 timeline.num_cached_tokens = entry.start
                 self._queue.observe(record.started - timeline.arrival)
@@ -255,7 +257,9 @@ class Metrics:
 
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Note that an HTTP request was answered by the route ``handler``, or ``none``."""
-        method = method if method in METHODS else "other"  # a client may invent any number
+        method = (
+            method if method in METHODS else "other"
+        )  # clients could make up any number of names
         self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(handler, method).observe(seconds)
 

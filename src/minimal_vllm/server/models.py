@@ -1,6 +1,6 @@
 """Models that the endpoints share: the fields that ask for text, usage, and log-probabilities.
 
-The fields are OpenAI's, and vLLM's for what else the engine can do. A field that is not here is
+The fields are OpenAI's, and vLLM's for everything else that the engine can do. Other fields are
 refused by name.
 """
 
@@ -17,7 +17,7 @@ from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
 TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | list[int]
 RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
-"""Printable ASCII, because it is written to a header and to the log."""
+"""Id of a request: printable ASCII, because it is written to a header and to the log."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 MAX_STOP_STRINGS = 64
@@ -55,7 +55,7 @@ class StreamOptions(ApiModel):
     continuous_usage_stats: bool = False
     """Add the usage so far to each chunk, if ``include_usage`` is set."""
     include_obfuscation: Bookkeeping = None
-    """Random characters that OpenAI adds, to hide the length of a chunk."""
+    """Add random characters that hide the length of a chunk, as OpenAI does."""
 
 
 class SamplingFields(ApiModel):
@@ -164,7 +164,7 @@ class CompletionTokensDetails:
 class Usage:
     """Numbers of tokens of a request; a prompt counts once, however many its completions.
 
-    It is no pydantic model, because one is made for each chunk of a stream.
+    It is not a pydantic model, because one is made for each chunk of a stream.
     """
 
     prompt_tokens: int

@@ -1,7 +1,7 @@
-"""Fields of OpenAI, vLLM and SGLang that ask nothing of this server, or nothing at their defaults.
+"""Fields of OpenAI, vLLM and SGLang that have no effect on this server, or none at their defaults.
 
-Clients, and routers that stand before servers, send many of them with every request. How each is
-treated follows from its declaration: see ``api_model``.
+Clients, and routers in front of servers, send many of them with every request. A field's
+declaration says how it is treated; see ``api_model``.
 """
 
 from typing import Annotated, Any
@@ -12,11 +12,11 @@ from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
 
 
 class OtherFields(ApiModel):
-    """Such fields of both endpoints."""
+    """Fields without effect of both endpoints."""
 
     # ---- OpenAI's ----
     metadata: Bookkeeping = None
-    """Tags of the client's own."""
+    """Tags for the client's own use."""
     store: Bookkeeping = None
     """Keep the answer on OpenAI's servers; here nothing is kept."""
     service_tier: Bookkeeping = None
@@ -34,7 +34,7 @@ class OtherFields(ApiModel):
 
     # ---- vLLM's ----
     spaces_between_special_tokens: Bookkeeping = None
-    """Spacing of slow tokenizers; fast ones, which this server has, don't know it."""
+    """Spacing of slow tokenizers; this server uses fast ones, which don't have it."""
     use_beam_search: OnlyDefault[bool] = False
     length_penalty: OnlyDefault[float] = 1.0
     early_stopping: OnlyDefault[bool] = False
@@ -80,7 +80,7 @@ class OtherFields(ApiModel):
 
 
 class OtherCompletionFields(OtherFields):
-    """Such fields of ``/v1/completions``."""
+    """Fields without effect of ``/v1/completions``."""
 
     suffix: OnlyDefault[str] = None
     """Text after the completion."""
@@ -88,7 +88,7 @@ class OtherCompletionFields(OtherFields):
 
 
 class OtherChatFields(OtherFields):
-    """Such fields of ``/v1/chat/completions``."""
+    """Fields without effect of ``/v1/chat/completions``."""
 
     verbosity: Bookkeeping = None
     """Length of the answers of OpenAI's own models."""

@@ -17,7 +17,7 @@ class PaceState:
     interval: float = 0.0
     """Minimum number of seconds from the start of one step to the start of the next."""
     until: Occasion | None = None
-    """Event after which the engine pauses; None: it isn't waited for."""
+    """Event after which the engine pauses. None: it doesn't pause by itself."""
 
 
 class Pace:
@@ -42,7 +42,7 @@ class Pace:
         self._steps_left = count
 
     def seconds_to_wait(self) -> float | None:
-        """Return the number of seconds until the next step is due; None: none is allowed."""
+        """Return the number of seconds until the next step is due; None if no step is allowed."""
         if self.state.paused:
             return 0 if self._steps_left else None
         return max(0.0, self._last_step + self.state.interval - time.monotonic())

@@ -17,7 +17,7 @@ may leave out the opening tag."""
 
 
 def expected_reasoning(parser: str, prompt: str, continued: str | None) -> Reasoning | None:
-    """Return which reasoning the text after a prompt begins with; None: it has none.
+    """Return the reasoning that the text after a prompt begins with; None if there is none.
 
     Args:
         parser: one of ``REASONING_PARSERS``.
@@ -51,7 +51,7 @@ class ReasoningTokens:
         self._is_over = False
 
     def count(self, token_ids: Iterable[int]) -> int:
-        """Take in the next tokens, and return how many more are known to be reasoning."""
+        """Read the next tokens, and return the number of them that are known to be reasoning."""
         num_known = 0
         for token_id in token_ids:
             if self._is_over:

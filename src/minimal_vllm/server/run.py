@@ -26,7 +26,7 @@ KEEP_ALIVE = 75
 """Seconds that an idle connection stays open. Clients reuse one for less time (aiohttp 15 s, httpx
 5 s), so no request arrives just as it is closed."""
 SECONDS_TO_SEND = 5
-"""Seconds in which clients may read the rest of their answers when the server ends."""
+"""Number of seconds that clients have to read the rest of their answers when the server stops."""
 
 
 def make_service(
@@ -46,7 +46,7 @@ def make_service(
         **options: engine options, as in ``LLM``.
 
     Raises:
-        ValueError: as ``LLM``, which gets ``model``, ``observers`` and ``options``.
+        ValueError: ``LLM`` rejects ``model``, ``observers`` or ``options``.
     """
     names = choose_model_names(config, model)
     metrics = Metrics(names[0])
@@ -111,7 +111,7 @@ async def serve(service: Service, listener: socket.socket, on_ready: Callable[[]
     """Serve until SIGTERM or SIGINT, then let running requests finish; a second signal ends them.
 
     Args:
-        service: not started yet.
+        service: the service, not started yet.
         listener: a bound socket.
         on_ready: called when clients can connect.
 

@@ -75,21 +75,22 @@ class Service:
             )
 
     def check_length(self, prompts: Iterable[Sequence[int]], field: str) -> None:
-        """Refuse prompts behind which no token fits (400), as OpenAI does.
+        """Refuse prompts after which no token fits into the context (400), as OpenAI does.
 
-        Libraries look for the code, for "maximum context length" or for "prompt is too long".
+        Client libraries look for this error code and this wording. LangChain needs "prompt is too
+        long".
 
         Args:
             prompts: token ids of each prompt.
-            field: the request's field from which they come.
+            field: field of the request that the prompts come from.
         """
         longest = max(map(len, prompts))
         if longest >= self.max_model_len:
             raise ApiError(
                 400,
                 f"This model's maximum context length is {self.max_model_len} tokens. However, the "
-                f"prompt is too long: it has {longest} tokens, and at least one must fit behind it. "
-                f"Shorten the {field}.",
+                f"prompt is too long: it has {longest} tokens, and at least one must fit behind "
+                f"it. Shorten the {field}.",
                 param=field,
                 code="context_length_exceeded",
             )
@@ -122,7 +123,8 @@ class Service:
         """Compile the constraint's grammar, and return the parameters with the constraint.
 
         A compilation may take seconds, so neither the event loop nor the engine's thread does it.
-        It has few threads, so that many bad grammars leave others free to tokenize prompts.
+        It runs in one of a few threads, so that many bad grammars leave other threads free to
+        tokenize prompts.
 
         Raises:
             ApiError: the constraint can't be used; the message names the field.

@@ -13,7 +13,7 @@ from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
 
 
 class StructuredOutputs(ApiModel):
-    """vLLM's object that says what the output must match; one of the first five is given."""
+    """vLLM's object that constrains the output. Exactly one of the first five fields is given."""
 
     json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
     regex: str | None = None
@@ -23,7 +23,7 @@ class StructuredOutputs(ApiModel):
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     disable_fallback: Bookkeeping = None
-    """Forbid vLLM to try another of its libraries; this server has one."""
+    """Forbid vLLM to fall back to another library. Without effect: this server has only one."""
     whitespace_pattern: OnlyDefault[str] = None
     structural_tag: OnlyDefault[str] = None
 
@@ -37,7 +37,7 @@ class StructuredOutputs(ApiModel):
 
     @property
     def params(self) -> StructuredOutputsParams:
-        """The same as the engine's parameters."""
+        """Constraint as parameters of the engine."""
         return StructuredOutputsParams(
             json=self.json_,
             regex=self.regex,
@@ -81,7 +81,7 @@ class Constraint:
     field: str
     """The request's field that asks for it."""
     schemas: Mapping[str, dict[str, Any]] | None = None
-    """Schemas of which it is made, if there are several, by the request's fields that hold them."""
+    """Schemas that the form consists of, if there are several, by the request's fields."""
 
     def blame(self, reason: str) -> tuple[str, str]:
         """Return the field that makes the constraint unusable, and a sentence that says why.
@@ -105,7 +105,7 @@ class Constraint:
 def asked_constraint(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
 ) -> Constraint | None:
-    """Return what these two fields, of which one may be given, ask for; None: nothing."""
+    """Return the constraint that one of these two fields asks for; None if neither is given."""
     if structured_outputs is not None:
         params = structured_outputs.params
         return Constraint(params, f"structured_outputs.{params.kind}")

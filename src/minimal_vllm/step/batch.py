@@ -1,4 +1,4 @@
-"""From a plan to the arrays that the model computes on."""
+"""Laying out a plan as the arrays that the model computes on."""
 
 from array import array
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Batch:
     """
 
     input_ids: IntArray
-    """``[T]``"""
+    """``[T]``: token ids."""
     positions: IntArray
     """``[T]``: position of each token in its own request."""
     slot_mapping: IntArray
@@ -83,7 +83,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     The cost is linear in the number of tokens computed and the number of blocks in the tables.
 
     Args:
-        plan: not empty.
+        plan: plan of the step, which must not be empty.
         block_size: tokens per KV block.
     """
     scheduled = plan.scheduled
@@ -116,7 +116,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
 def slots(
     block_tables: Int32Array, row: IntArray, positions: IntArray, block_size: int
 ) -> IntArray:
-    """Return the KV slots of tokens; every slot in the engine comes from this formula.
+    """Return the cache slots of tokens. Every slot in the engine is computed by this formula.
 
     Args:
         block_tables: ``[R, B]``.
@@ -129,7 +129,7 @@ def slots(
 
 
 def _last_indices(ends: IntArray, counts: IntArray) -> IntArray:
-    """Return the last ``counts[r]`` indices before ``ends[r]``, for each request ``r`` in turn."""
+    """Return the last ``counts[r]`` indices before ``ends[r]``, for all requests ``r`` in order."""
     if counts.max() <= 1:  # as in every step without guesses
         return ends[counts > 0] - 1
     # Of the indices of one request, the last one is 1 before the end, the one before it 2, …

@@ -15,10 +15,10 @@ def is_decode(num_new: int) -> bool: ...
 @overload
 def is_decode(num_new: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]: ...
 def is_decode(num_new: int | npt.NDArray[np.int64]) -> bool | npt.NDArray[np.bool_]:
-    """Return whether a request decodes that computes ``num_new`` tokens: if it is a single one.
+    """Return whether a request that computes ``num_new`` tokens decodes: if it is a single token.
 
-    This is the only definition of a decode: the runner's graphs and attention's kernels use it.
-    For an array of numbers the result is an array.
+    This is the only definition of decoding; the runner's graphs and the attention kernels use it.
+    For an array of numbers, the result is an array.
     """
     return num_new == 1
 
@@ -38,8 +38,8 @@ class ScheduledRequest:
 
     - 0: a chunk of a prompt that is not its last chunk.
     - 1: the counter catches up with the list, and the logits give the next token.
-    - 1 + k: the last k computed tokens are guesses at the next ones; the logits say how many of
-      them are right, and give one token more.
+    - 1 + k: the last k computed tokens are guesses at the next ones; the logits tell how many of
+      them are right, and give one more token.
     """
     cached_blocks: Sequence[int] = ()
     """Blocks found in the prefix cache, if the request is admitted in this step. The block table
@@ -50,10 +50,10 @@ class ScheduledRequest:
 
 @dataclass(slots=True)
 class Plan:
-    """What one step computes. The requests' counters already include it."""
+    """Plan of one step. The requests' counters already include its tokens."""
 
     scheduled: list[ScheduledRequest] = field(default_factory=list)
-    """What is computed: first for the running requests, then for the admitted ones."""
+    """Tokens to compute: first those of the running requests, then those of the admitted ones."""
     admitted: list[Request] = field(default_factory=list)
     """Waiting requests that begin to run in this step."""
     preempted: list[Request] = field(default_factory=list)

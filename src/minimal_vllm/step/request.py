@@ -83,7 +83,7 @@ class Request:
     """Number of tokens found in the prefix cache at the first admission; None before that."""
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
-    """None until the request has ended."""
+    """Reason why the request ended; None until then."""
     stop_reason: int | str | None = None
     """Stop token or stop string that ended the request, or the message of an error."""
 

@@ -1,7 +1,7 @@
-"""Finds decoding requests that begin with the same blocks, so that attention reads these once.
+"""Finding decoding requests that begin with the same blocks, so that attention reads these once.
 
 Source: Juravsky et al., *Hydragen*, 2024, https://arxiv.org/abs/2402.05099; Ye et al., *Cascade
-Inference*, 2024. Sharing is read off the block tables, so the user does not have to declare it.
+Inference*, 2024. Sharing is detected from the block tables; the user does not have to declare it.
 """
 
 from collections import defaultdict

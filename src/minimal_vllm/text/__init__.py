@@ -1,4 +1,4 @@
-"""Between text and tokens: the tokenizer, the chat template, and text that grows with its tokens.
+"""Text to tokens and back: the tokenizer, chat templates, and the incremental detokenizer.
 
 Nothing here imports torch or transformers.
 """

@@ -1,7 +1,8 @@
-"""Chat templates: from a list of messages to the text of a prompt.
+"""Chat templates, which render a list of messages as the text of a prompt.
 
-A template is a program that comes with a model. It runs in jinja2's sandbox, in the environment
-that Hugging Face defines: https://huggingface.co/docs/transformers/chat_templating_writing
+A template is a program that comes with a model. It runs in jinja2's sandbox, with the functions and
+variables that Hugging Face defines:
+https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
 import json
@@ -20,25 +21,26 @@ from minimal_vllm.text.messages import MessageForm, in_forms, plain, preferred_f
 from minimal_vllm.text.tokenizer import Tokenizer, read_json
 
 CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
-"""Marks the end of the final message. Whether the space survives tells if the template trims."""
+"""Marker of the end of the final message. A template that trims messages drops its space."""
 
 
 class ChatTemplate:
-    """Renders messages as ``transformers``' ``apply_chat_template(tokenize=False)`` does.
+    """A model's chat template, rendered as by transformers' ``apply_chat_template``.
 
-    Beyond that, messages may be as OpenAI's API has them: with a list of texts as content, and with
-    a JSON string as the arguments of a tool call. They are handed over in the form that the
-    template seems to be written for. If it fails with that, it is rendered with other forms.
+    Messages may also have the form of OpenAI's API: content may be a list of texts, and the
+    arguments of a tool call may be a JSON string. They are passed to the template in the form that
+    it seems to be written for. If it fails, it is rendered again with other forms.
 
     Args:
-        sources: one template, or several by name.
-        special_tokens: variables such as ``bos_token``, with their texts.
+        sources: a template, or several templates by name. ``tool_use``, if there is one, renders
+            prompts with tools; ``default`` renders all others.
+        special_tokens: variables of the template, such as ``bos_token``.
 
     Attributes:
-        sources: template by name; ``default`` is used, or ``tool_use`` where tools are given.
+        sources: source text of each template, by name.
 
     Raises:
-        ValueError: if a template's syntax is wrong.
+        ValueError: a template has a syntax error.
     """
 
     def __init__(
@@ -62,22 +64,22 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The prompt's text; it is to be encoded with ``add_special_tokens=False``.
+        """Return the text of the prompt, to be encoded with ``add_special_tokens=False``.
 
         Args:
-            messages: dictionaries with ``role`` and mostly ``content``.
-            add_generation_prompt: end with the header of the assistant's next message.
-            continue_final_message: leave the last message open, to be continued.
+            messages: dictionaries with ``role`` and usually ``content``.
+            add_generation_prompt: whether to end with the header of the assistant's next message.
+            continue_final_message: whether to leave the last message open, to be continued.
             tools: JSON schemas of functions that the model may call.
-            variables: what else the template knows, such as ``enable_thinking``.
+            variables: other variables of the template, such as ``enable_thinking``.
 
         Raises:
-            ValueError: if the messages are malformed, or the template rejects them.
+            ValueError: the messages are malformed, or the template rejects them.
         """
         if continue_final_message and add_generation_prompt:
             raise ValueError(
-                "continue_final_message leaves no place for a generation prompt: "
-                "set add_generation_prompt=False with it"
+                "continue_final_message and add_generation_prompt exclude each other: set "
+                "add_generation_prompt=False"
             )
         compiled = self._choose(tools)
         variables = {
@@ -107,22 +109,23 @@ class ChatTemplate:
         if "default" in self._templates:
             return self._templates["default"]
         raise ValueError(
-            f"none of the model's chat templates ({', '.join(sorted(self._templates))}) is called "
-            "default: give one as a file"
+            f"none of the model's chat templates ({', '.join(sorted(self._templates))}) is named "
+            "'default': give a template as a file"
         )
 
 
 def load_chat_template(tokenizer: Tokenizer, given: str | None = None) -> ChatTemplate | None:
-    """The chat template beside a tokenizer, or the one that the user gives; None without one.
+    """Return the user's chat template, or else the model's own; None if there is neither.
 
     Args:
-        tokenizer: its special tokens are variables of the template. In its folder are looked for,
-            in this order, ``chat_template.jinja`` (with more in ``additional_chat_templates/``),
-            the entry in ``tokenizer_config.json``, and ``chat_template.json``.
-        given: a template, or the path of a file that holds one.
+        tokenizer: tokenizer of the model. The template is looked up in its folder, in this order:
+            ``chat_template.jinja`` (with more in ``additional_chat_templates/``), the entry in
+            ``tokenizer_config.json``, ``chat_template.json``. The tokenizer's special tokens become
+            variables of the template.
+        given: the user's template, or the path of a file that holds one.
 
     Raises:
-        ValueError: if ``given`` is neither, or a template's syntax is wrong.
+        ValueError: ``given`` is neither, or a template has a syntax error.
     """
     sources = _sources(tokenizer) if given is None else _given_source(given)
     return ChatTemplate(sources, tokenizer.special_tokens) if sources else None
@@ -153,9 +156,9 @@ def _given_source(given: str) -> str:
 
 
 class _Generation(Extension):
-    """The ``{% generation %}`` block, which marks what the assistant wrote: rendered as it is."""
+    """The ``{% generation %}`` block, which marks the assistant's text; rendered unchanged."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -179,7 +182,7 @@ def _compile(source: str) -> _Compiled:
     try:
         return _Compiled(environment.from_string(source), preferred_form(environment.parse(source)))
     except TemplateError as error:
-        raise ValueError(f"the chat template is not valid jinja: {error}") from error
+        raise ValueError(f"the chat template is not valid Jinja: {error}") from error
 
 
 def _to_json(
@@ -189,7 +192,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike jinja2's own filter, escapes nothing for HTML."""
+    """Return ``value`` as JSON; unlike jinja2's own filter, without escaping for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -204,7 +207,7 @@ def _strftime_now(format_: str) -> str:
 
 
 def _mark_final_text(message: dict[str, Any]) -> str:
-    """Mark the end of a message's text, in place, and return the text without the mark."""
+    """Append the marker to a message's text, in place; return the text without the marker."""
     content = message.get("content")
     if isinstance(content, list) and content:
         text = str(content[-1]["text"])
@@ -217,12 +220,12 @@ def _mark_final_text(message: dict[str, Any]) -> str:
 
 
 def _cut_at_mark(text: str, final_text: str) -> str:
-    """The rendered text up to the mark, trimmed where the template trimmed the message."""
+    """Return the rendered text up to the marker, trimmed if the template trims messages."""
     mark = CONTINUE_HERE.strip()
     if mark not in text or final_text.strip() not in text:
         raise ValueError(
             "continue_final_message does not work with this chat template: it changes the message"
         )
-    place = text.rindex(mark)
-    trimmed = not text.startswith(CONTINUE_HERE, place)
-    return text[:place].rstrip() if trimmed else text[:place]
+    end = text.rindex(mark)
+    trimmed = not text.startswith(CONTINUE_HERE, end)
+    return text[:end].rstrip() if trimmed else text[:end]

@@ -1,4 +1,4 @@
-"""Text that grows with its tokens."""
+"""Incremental detokenization, and the search for stop strings."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -8,18 +8,23 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 
 MAX_CHARACTER_BYTES = 4
-"""The length of the longest character in UTF-8."""
+"""Maximum length of a character in UTF-8."""
 
 
 class Detokenizer:
-    """Turns the tokens of one completion into text as they come, and looks for stop strings.
+    """Incremental decoder of one completion's tokens, which also looks for stop strings.
 
-    Text is given out only when it is certain, so nothing that was streamed needs to be taken
-    back. Two things are held back: the bytes of a character that has not come in whole, and the
-    beginning of what may become a stop string. A token's cost does not grow with the text.
+    Text is released only once it is certain, so nothing that was streamed has to be taken back. Two
+    things are held back: the bytes of an incomplete character, and text that may become a stop
+    string. The cost per token does not grow with the text.
 
-    Of several stop strings the one that is complete first ends the text; of those that are
-    complete at once, the longest.
+    The stop string that is complete first ends the text. If several are complete with the same
+    character, the longest counts.
+
+    Args:
+        tokenizer: decodes the tokens.
+        params: the stop strings, and how to apply them.
+        prompt_token_ids: tokens of the prompt, which the text continues.
     """
 
     def __init__(
@@ -31,7 +36,7 @@ class Detokenizer:
         self._stops = params.stop_strings
 
         self.num_tokens = 0
-        """How many were appended."""
+        """Number of tokens appended so far."""
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._at_start = True
         self._held_back = ""
@@ -40,20 +45,20 @@ class Detokenizer:
         self._continue_prompt(prompt_token_ids)
 
     def _continue_prompt(self, prompt_token_ids: Sequence[int]) -> None:
-        """Lets the text begin where the prompt's ends: between words, or within a character."""
+        """Start where the prompt's text ends, which may be between words or inside a character."""
         shown = (token for token in reversed(prompt_token_ids) if token not in self._skipped)
         not_empty = filter(None, map(self._tokenizer.token_bytes, shown))
-        tail = list(islice(not_empty, MAX_CHARACTER_BYTES))  # of each at least a byte
+        tail = list(islice(not_empty, MAX_CHARACTER_BYTES))  # each has at least one byte
         self._at_start = not tail
         self._utf8.decode(b"".join(reversed(tail)))
 
     @property
     def text(self) -> str:
-        """The text so far, without what is held back."""
+        """Text so far, without the part that is held back."""
         return "".join(self._pieces)
 
     def new_text(self) -> str:
-        """The part of ``text`` that this method has not returned yet."""
+        """Return the part of ``text`` that earlier calls have not returned."""
         new = "".join(self._pieces[self._num_streamed :])
         self._num_streamed = len(self._pieces)
         return new
@@ -64,14 +69,15 @@ class Detokenizer:
         """Append the next tokens of the completion, until a stop string is found.
 
         Args:
-            token_ids: the tokens, without one that ends the completion, unless its text is wanted.
-            could_end: for each token, whether the completion may end before it. A stop string that
-                begins elsewhere does not count: it would leave a text that is not what was asked
-                for.
+            token_ids: the tokens. Leave out one that ends the completion, unless its text is
+                wanted.
+            could_end: for each token, whether the completion may end before it. A stop string
+                doesn't count if it begins where the completion may not end, because the text would
+                then not be valid.
 
         Returns:
-            The stop string with which the text ends, or, unless it is to be included, before
-            which it ends; None if there is none yet. Nothing may be appended after one.
+            The stop string that was found, or None. ``text`` then ends with the stop string if
+            ``include_stop_str_in_output`` is set, else before it, and nothing may be appended.
         """
         for token_id, may_stop in zip(token_ids, could_end, strict=False):
             self.num_tokens += 1
@@ -86,7 +92,7 @@ class Detokenizer:
         return None
 
     def finish(self) -> None:
-        """Gives out what was held back; an unfinished character becomes U+FFFD."""
+        """Release the text that was held back; an incomplete character becomes U+FFFD."""
         self._pieces.append(self._held_back + self._utf8.decode(b"", final=True))
         self._held_back = ""
 
@@ -114,7 +120,7 @@ class Detokenizer:
         return stop
 
     def _find_stop(self, text: str, num_old: int) -> tuple[int, str] | None:
-        """The end of the first stop string that ends after ``num_old`` characters, and itself."""
+        """Return the first stop string that ends after ``num_old`` characters, and its end."""
         found = [
             (start + len(stop), -len(stop), stop)
             for stop in self._stops
@@ -126,7 +132,7 @@ class Detokenizer:
         return end, stop
 
     def _num_undecided(self, text: str) -> int:
-        """The length of the longest end of the text with which a stop string may begin."""
+        """Return the length of the longest suffix of ``text`` that a stop string begins with."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(len(text), longest), 0, -1):
             end = text[-length:]

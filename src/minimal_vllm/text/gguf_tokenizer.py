@@ -1,8 +1,8 @@
-"""The tokenizer in a GGUF file's metadata, built as the one in the original's tokenizer.json.
+"""Building the tokenizer of a GGUF file, equal to the one in the original model's tokenizer.json.
 
-The file has the tokens, and their merges or scores, but names the rule that splits a text into
-words only by a word of llama.cpp's, ``tokenizer.ggml.pre``. The rules behind these words are those
-of the models' own tokenizer.json, collected in llama.cpp's ``llama-vocab.cpp``.
+The file's metadata has the tokens, and their merges or scores. The rule that splits text into words
+is only named, by a keyword of llama.cpp (``tokenizer.ggml.pre``). The rules here are those of the
+models' tokenizer.json files, as collected in llama.cpp's ``llama-vocab.cpp``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,12 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "deepseek-coder": _DEEPSEEK_CODER,
 }
-"""``tokenizer.ggml.pre`` -> patterns of texts that stay together, applied one after the other."""
+"""``tokenizer.ggml.pre`` -> patterns of words, applied one after another."""
 
 _GPT2 = ("gpt-2",)
 _GPT2_WITH_SINGLE_DIGITS = ("smollm", "starcoder", "refact")
 PRE_TOKENIZERS = (*_WORDS, *_GPT2, *_GPT2_WITH_SINGLE_DIGITS)
-"""The supported values of ``tokenizer.ggml.pre``."""
+"""Supported values of ``tokenizer.ggml.pre``."""
 
 # A word that is in the vocabulary becomes one token, even if no merges lead to it.
 _IGNORE_MERGES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
@@ -57,22 +57,22 @@ _NAMED_TOKENS = {
 }
 _PREFIX = "tokenizer.ggml."
 _SPACE = "▁"
-"""How SentencePiece writes a space."""
+"""Character that stands for a space in SentencePiece's tokens."""
 
 
 def read_tokenizer(file: GgufFile) -> tuple[Backend, dict[str, Any]]:
-    """Build the tokenizer, and what its tokenizer_config.json would say.
+    """Build the tokenizer, and the equivalent of its tokenizer_config.json.
 
     Raises:
-        ValueError: the file has none, a kind or a pre-tokenizer that isn't supported, or its lists
-            don't fit together.
+        ValueError: the file has no tokenizer, or one whose kind or pre-tokenizer is unsupported, or
+            whose lists contradict each other.
     """
     kind = file.metadata.get(_PREFIX + "model")
     tokens = _list(file, "tokens", str)
     kinds = _list(file, "token_type", int) or [NORMAL] * len(tokens)
     if not tokens or len(kinds) != len(tokens):
         raise ValueError(
-            f"{file.path}: its tokenizer has {len(tokens)} tokens and {len(kinds)} types of them"
+            f"{file.path}: its tokenizer has {len(tokens)} tokens, but {len(kinds)} token types"
         )
     if len(set(tokens)) != len(tokens):
         raise ValueError(f"{file.path}: its tokenizer has two tokens with the same text")
@@ -92,13 +92,12 @@ def read_tokenizer(file: GgufFile) -> tuple[Backend, dict[str, Any]]:
 
 
 def _byte_level(file: GgufFile, tokens: list[str]) -> Backend:
-    """Build a byte-level BPE tokenizer, as GPT-2 and most models since have."""
+    """Build a byte-level BPE tokenizer, the kind of GPT-2 and most models since."""
     pre = file.metadata.get(_PREFIX + "pre")
     if pre not in PRE_TOKENIZERS:
         raise ValueError(
-            f"{file.path}: how its tokenizer splits a text into words ({_PREFIX}pre) is {pre!r}, "
-            f"but must be one of {', '.join(PRE_TOKENIZERS)}: give a folder with the original "
-            "tokenizer as --tokenizer"
+            f"{file.path}: its pre-tokenizer ({_PREFIX}pre) is {pre!r}, but must be one of "
+            f"{', '.join(PRE_TOKENIZERS)}: give a folder with the original tokenizer as --tokenizer"
         )
     merges = [_pair(merge) for merge in _list(file, "merges", str)]
     backend = _bpe(file, tokens, merges, ignore_merges=pre in _IGNORE_MERGES)
@@ -122,14 +121,14 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Backend:
-    """Build a SentencePiece BPE tokenizer that falls back to bytes, as Llama 2 has."""
+    """Build a SentencePiece BPE tokenizer with byte fallback, the kind of Llama 2."""
     merges = [_pair(merge) for merge in _list(file, "merges", str)]
     if not merges:
         scores = _list(file, "scores", float | int)
         if len(scores) != len(tokens):
             raise ValueError(
-                f"{file.path}: its tokenizer has {len(tokens)} tokens, but {len(scores)} scores, "
-                "which its merges are computed from"
+                f"{file.path}: its tokenizer has {len(tokens)} tokens, but {len(scores)} scores to "
+                "compute the merges from"
             )
         merges = merges_by_score(tokens, kinds, scores)
     unknown = next(
@@ -151,8 +150,8 @@ def merges_by_score(
 ) -> list[tuple[str, str]]:
     """Return the merges of a SentencePiece BPE model, which stores only the tokens' scores.
 
-    A merge of two tokens is as good as the score of the token that it makes. Source:
-    transformers' ``generate_merges``.
+    The rank of a merge follows from the score of the token that it produces. Source: transformers'
+    ``generate_merges``.
     """
     ids = {token: index for index, token in enumerate(tokens) if kinds[index] == NORMAL}
     found = []
@@ -181,25 +180,28 @@ def _bpe(
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """Split a merge at its space, which isn't its first character."""
+    """Split a merge at its first space after the first character."""
     left, _, right = merge[1:].partition(" ")
     return merge[:1] + left, right
 
 
 def _add_tokens(backend: Backend, tokens: list[str], kinds: list[int]) -> None:
-    """Add the tokens that are found in a text before it is split: special ones, and ``<think>``."""
+    """Add the tokens that are matched before text is split: special ones, and e.g. ``<think>``."""
     for kind in (CONTROL, USER_DEFINED):
         backend.add_tokens(
             [
                 AddedToken(token, normalized=False, special=kind == CONTROL)
-                for token, its_kind in zip(tokens, kinds, strict=True)
-                if its_kind == kind and token
+                for token, token_kind in zip(tokens, kinds, strict=True)
+                if token_kind == kind and token
             ]
         )
 
 
 def _named_tokens(file: GgufFile, tokens: list[str], kinds: list[int]) -> dict[str, str]:
-    """Return ``bos_token`` and the like, except for ordinary tokens, which some files pad with."""
+    """Return ``bos_token``, ``eos_token`` and so on, without ordinary tokens.
+
+    Some files name an ordinary token as the padding token.
+    """
     named = {}
     for name, key in _NAMED_TOKENS.items():
         token_id = file.metadata.get(_PREFIX + key)
@@ -215,7 +217,7 @@ def _named_tokens(file: GgufFile, tokens: list[str], kinds: list[int]) -> dict[s
 
 
 def _add_beginning_and_end(backend: Backend, file: GgufFile, named: Mapping[str, str]) -> None:
-    """Put BOS and EOS around every text, as the file says."""
+    """Make the tokenizer add BOS and EOS to every text, if the file asks for it."""
     pre, is_sentencepiece = file.metadata.get(_PREFIX + "pre"), backend.model.byte_fallback
     begins = file.metadata.get(_PREFIX + "add_bos_token", is_sentencepiece or pre in _ADD_BOS)
     ends = file.metadata.get(_PREFIX + "add_eos_token", False)

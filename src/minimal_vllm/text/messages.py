@@ -1,11 +1,11 @@
-"""Messages in the forms that chat templates want.
+"""Converting messages to the form that a chat template expects.
 
-OpenAI's API lets a message's content be a list of parts, and the arguments of a tool call a JSON
-string. Templates differ in what they can read:
+In OpenAI's API, a message's content may be a list of parts, and the arguments of a tool call are a
+JSON string. Templates differ in what they can read:
 
-- Most want the content as one text. Some iterate over its parts.
-- Most want the arguments as an object. Some concatenate them with other text, as a string.
-- Most want some text in every message. Some test whether the content beside tool calls is none.
+- Most expect the content as one text. Some iterate over its parts.
+- Most expect the arguments as an object. Some concatenate them with other text, as a string.
+- Most expect some text in every message. Some test whether the content next to tool calls is none.
 """
 
 import json
@@ -16,23 +16,25 @@ from typing import Any, Literal
 from jinja2 import nodes
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names for a message's reasoning; templates read the first, some the second."""
+"""Keys under which a message may carry its reasoning, in order of precedence. Templates read the
+first, some the second."""
 
 MAX_DEPTH = 100
-"""Maximum nesting of arguments that are handed over as an object: template filters recurse."""
+"""Maximum nesting of arguments that are passed as an object, because template filters recurse."""
 
 
 @dataclass(frozen=True, slots=True)
 class MessageForm:
-    """The form of the messages that a template gets."""
+    """Form of the messages that a template gets."""
 
     parts: bool = False
-    """Keep a list as content; else it becomes one text."""
+    """Whether a list as content is kept; otherwise it becomes one text."""
     none_beside_calls: bool = False
-    """Set absent content beside tool calls to None; else to the empty text."""
+    """Whether absent content next to tool calls becomes None; otherwise it becomes empty text."""
     arguments: Literal["object", "string", "any object"] = "object"
-    """``object``: text that isn't a JSON object stays a string. ``string``: all are JSON strings.
-    ``any object``: text that isn't a JSON object becomes the value of a key ``arguments``."""
+    """Form of a tool call's arguments. ``object``: an object; text that isn't a JSON object stays a
+    string. ``string``: a JSON string. ``any object``: an object; text that isn't a JSON object
+    becomes the value of a key ``arguments``."""
 
 
 def preferred_form(template: nodes.Template) -> MessageForm:
@@ -59,12 +61,12 @@ def _is_content(node: nodes.Node) -> bool:
 def in_forms(
     messages: Sequence[Mapping[str, Any]], preferred: MessageForm
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages in the form that is preferred, then in others that differ from it.
+    """Yield copies of the messages in the preferred form, then in other forms.
 
-    Absent values are left out, because most templates don't expect them. The messages are copied.
+    Null values are left out, because most templates don't expect them.
 
     Raises:
-        ValueError: they aren't well-formed, or hold other content than text.
+        ValueError: the messages are malformed, or have content other than text.
     """
     contents = [preferred, replace(preferred, parts=False)] if preferred.parts else [preferred]
     previous: list[list[dict[str, Any]]] = []
@@ -112,11 +114,11 @@ def _message_in_form(i: int, message: Mapping[str, Any], form: MessageForm) -> d
 
 
 def plain(value: Any) -> Any:
-    """Return a copy made of JSON's types only: a template gets no object with methods to call."""
+    """Return a copy made of JSON types only, so that a template gets no methods to call."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, RecursionError) as error:
-        raise ValueError(f"a chat template takes only JSON values: {error}") from error
+        raise ValueError(f"a chat template accepts only JSON values: {error}") from error
 
 
 def _text(i: int, part: Any) -> str:
@@ -128,7 +130,7 @@ def _text(i: int, part: Any) -> str:
             return text
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise ValueError(
-        f"message {i} has content of the type {kind!r}; only texts are supported, as "
+        f"message {i} has content of type {kind!r}; only text is supported, as "
         "{'type': 'text', 'text': …}"
     )
 
@@ -151,10 +153,10 @@ def _convert_arguments(i: int, call: Any, form: MessageForm) -> None:
 
 
 def parse_arguments(text: str) -> dict[str, Any] | str:
-    """Return the object that is the arguments of a call, or the text itself if it isn't one.
+    """Return the arguments of a call as an object, or the text itself if it isn't a JSON object.
 
-    A model may write anything, or be cut off at its token limit, and the conversation must be able
-    to go on nevertheless.
+    A model may write anything, or be cut off at its token limit, and the conversation must still be
+    able to continue.
     """
     if not text.strip():
         return {}
@@ -162,14 +164,14 @@ def parse_arguments(text: str) -> dict[str, Any] | str:
         return text
     try:
         parsed = json.loads(text)
-        json.dumps(parsed, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
+        json.dumps(parsed, ensure_ascii=False).encode()  # fails for unpaired surrogates
     except ValueError:
         return text
     return parsed if isinstance(parsed, dict) else text
 
 
 def _depth(text: str) -> int:
-    """Return an upper bound of the nesting in a JSON text."""
+    """Return an upper bound of the nesting depth of a JSON text."""
     depth = deepest = 0
     for character in text:
         if character in "[{":

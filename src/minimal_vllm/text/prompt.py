@@ -1,4 +1,4 @@
-"""The forms in which a prompt may be given, made one."""
+"""Normalizing the forms in which a user can pass a prompt."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ from typing import Any
 from minimal_vllm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-"""A text, its token ids, or ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, these two with
-an optional ``"cache_salt"``; with both, the text is handed back only."""
+"""A text, token ids, or a mapping with ``"prompt"`` (a text) or ``"prompt_token_ids"``, and
+optionally ``"cache_salt"``. If a mapping has both, the ids are used, and the text is only returned
+with the output."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt as the engine takes it."""
+    """A prompt in the form that the engine takes."""
 
     text: str | None
     token_ids: Sequence[int]
@@ -22,7 +23,10 @@ class TokenizedPrompt:
 
 
 def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """One prompt or several: a list of integers is one prompt."""
+    """Return the prompts in an argument that may be one prompt or several.
+
+    A list of integers is one prompt.
+    """
     if hasattr(prompts, "tolist"):  # an array, of NumPy's or PyTorch's integers
         prompts = prompts.tolist()
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
@@ -34,11 +38,14 @@ def as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
 def tokenize_prompts(
     prompts: Sequence[Prompt], get_tokenizer: Callable[[], Tokenizer]
 ) -> list[TokenizedPrompt]:
-    """Bring prompts into one form; their texts are encoded together, on all of the CPU's cores.
+    """Bring prompts into one form, encoding all texts together on all of the CPU's cores.
+
+    Args:
+        prompts: prompts in any of the supported forms.
+        get_tokenizer: returns the tokenizer; called only if there is a text to encode.
 
     Raises:
-        ValueError: a prompt has none of the forms; or what ``get_tokenizer`` raises, which is
-            called only if there is a text to encode.
+        ValueError: a prompt has none of the forms, or ``get_tokenizer`` raises.
     """
     parsed = [_parse(prompt) for prompt in prompts]
     texts = [text for text, token_ids, _ in parsed if token_ids is None and text is not None]
@@ -50,7 +57,7 @@ def tokenize_prompts(
 
 
 def _parse(prompt: Prompt) -> tuple[str | None, Sequence[int] | None, str | None]:
-    """Its text, tokens and salt; text or tokens are there."""
+    """Return a prompt's text, token ids and cache salt; at least one of text and ids is given."""
     if isinstance(prompt, str):
         return prompt, None, None
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):

@@ -1,4 +1,4 @@
-"""A tokenizer with the methods of Hugging Face's, for scripts that call ``LLM.tokenizer``."""
+"""Tokenizer with the methods of Hugging Face's, for scripts that call ``LLM.get_tokenizer``."""
 
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Co
     """Return a list of conversations, given one conversation or several.
 
     Raises:
-        ValueError: messages stand beside conversations.
+        ValueError: the list mixes messages and conversations.
     """
     one = [each for each in messages if isinstance(each, Mapping)]
     several = [each for each in messages if not isinstance(each, Mapping)]

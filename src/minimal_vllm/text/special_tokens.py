@@ -1,13 +1,18 @@
-"""Special tokens that a tokenizer puts around every text."""
+"""Special tokens that a tokenizer adds to the beginning and the end of every text."""
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 
 def surround(backend: Backend, bos: str | None, eos: str | None) -> None:
-    """Let ``backend`` begin every text with ``bos`` and end it with ``eos``; None: with nothing.
+    """Make ``backend`` begin every text with ``bos`` and end it with ``eos``.
 
-    It replaces the tokenizer's own post-processor. Both must be tokens of the vocabulary.
+    This replaces the tokenizer's own post-processor.
+
+    Args:
+        backend: the tokenizer to change.
+        bos: a token of the vocabulary, or None to add nothing.
+        eos: likewise.
     """
     before = [] if bos is None else [bos]
     after = [] if eos is None else [eos]

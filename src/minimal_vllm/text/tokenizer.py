@@ -16,25 +16,25 @@ from minimal_vllm.text.special_tokens import surround
 _HEED_CONFIGURED_ENDS = frozenset(
     {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"}
 )
-"""Values of ``tokenizer_class``, without "Fast"."""
+"""Tokenizer classes, without the suffix "Fast", that obey ``add_bos_token``, ``add_eos_token``."""
 
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-"""What stands in a decoded text for bytes that are not UTF-8."""
+"""Character that replaces bytes that are not UTF-8 in decoded text."""
 
 
 class Tokenizer:
-    """Encodes and decodes as ``transformers.AutoTokenizer`` does with the same folder.
+    """A model's tokenizer. It behaves like ``transformers.AutoTokenizer`` with the same folder.
 
     Attributes:
         folder: the model's folder, or its GGUF file.
-        config: what ``tokenizer_config.json`` holds, or the same from a GGUF file's metadata;
+        config: content of ``tokenizer_config.json``, or its equivalent from a GGUF file's metadata;
             empty without either.
-        special_tokens: the named ones, such as ``{"eos_token": "</s>"}``.
-        special_token_ids: all that ``skip_special_tokens`` leaves out of a text.
+        special_tokens: the named special tokens, such as ``{"eos_token": "</s>"}``.
+        special_token_ids: tokens that ``skip_special_tokens`` leaves out of a text.
 
     Raises:
-        ValueError: if the folder has neither a ``tokenizer.json`` nor a GGUF file, or a file in
-            it cannot be read.
+        ValueError: the folder has neither a ``tokenizer.json`` nor a GGUF file, or a file in it
+            can't be read.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -63,34 +63,39 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, added ones included; a model's logits may be more."""
+        """Number of tokens, added ones included. A model may have more logits than that."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def bos_token_id(self) -> int | None:
-        """The token that begins a sequence, if there is one."""
+        """Id of the token that begins a sequence, or None."""
         return self._backend.token_to_id(self.special_tokens.get("bos_token", ""))
 
     @property
     def eos_token_id(self) -> int | None:
-        """The token that ends a sequence, if there is one; a model's configuration may add more."""
+        """Id of the token that ends a sequence, or None. The model's configuration may add more."""
         return self._backend.token_to_id(self.special_tokens.get("eos_token", ""))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a text. Special tokens written out in it are recognised.
+        """Return the token ids of a text. Special tokens spelled out in it are recognized.
 
-        ``add_special_tokens`` adds what the tokenizer puts around a text, mostly a BOS token; a
-        chat template's text has it already.
+        Args:
+            text: the text.
+            add_special_tokens: whether to add the special tokens that the tokenizer puts around a
+                text, usually BOS. Text from a chat template already has them.
+
+        Raises:
+            ValueError: the text can't be encoded as UTF-8.
         """
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """``encode`` for several texts, which share the processor's cores.
+        """Return the token ids of several texts, encoded in parallel; see ``encode``.
 
         Raises:
-            ValueError: one of them can't be written as UTF-8.
+            ValueError: a text can't be encoded as UTF-8.
         """
         try:
             encodings = self._backend.encode_batch_fast(
@@ -98,24 +103,24 @@ class Tokenizer:
             )
         except TypeError as error:
             raise ValueError(
-                "a text can't be tokenized: it has halves of surrogate pairs, as a string has "
+                "a text can't be tokenized, because it has unpaired surrogates, as a string does "
                 "that was read from bytes that are not UTF-8"
             ) from error
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of some tokens, taken as a whole text."""
+        """Return the text of a complete sequence of tokens."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token inside a text; U+FFFD if it is only a part of a character."""
+        """Return the text of one token inside a text; U+FFFD stands for a part of a character."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that one token adds to a text; none if there is no such token.
+        """Return the UTF-8 bytes that one token adds to a text; none if there is no such token.
 
-        Unlike texts, the bytes of tokens can simply be joined: a character that is spread over
-        several tokens is whole again then.
+        Unlike the texts of tokens, their bytes can be joined: a character that is spread over
+        several tokens then becomes whole.
         """
         if token_id not in self._token_bytes:
             token = self._backend.id_to_token(token_id)
@@ -123,13 +128,16 @@ class Tokenizer:
         return self._token_bytes[token_id]
 
     def _spell(self, token_id: int, token: str) -> bytes:
-        # Some decoders drop the space before a text's first word: so decode after another token.
+        # Some decoders drop the space before a text's first word, so decode after another token.
         text = self._backend.decode([*self._context, token_id], skip_special_tokens=False)
         text = text[len(self._context_text) :]
         return text.encode() if REPLACEMENT_CHARACTER not in text else _raw_bytes(token)
 
     def first_token_bytes(self, token_id: int) -> bytes:
-        """``token_bytes`` of a token with which a text begins: it may lack its leading space."""
+        """Return the bytes of a token at the beginning of a text, without its leading space.
+
+        Only some tokenizers drop the space; see ``token_bytes``.
+        """
         text = self._backend.decode([token_id], skip_special_tokens=False)
         return text.encode() if REPLACEMENT_CHARACTER not in text else self.token_bytes(token_id)
 
@@ -148,7 +156,7 @@ def _load_backend(folder: Path) -> Backend:
         found = "only tokenizer.model" if (folder / "tokenizer.model").is_file() else "none"
         raise ValueError(
             f"{folder} should hold a tokenizer.json, but there is {found}: convert the tokenizer "
-            "with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            "with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
     try:
         backend = Backend.from_file(str(path))
@@ -160,7 +168,7 @@ def _load_backend(folder: Path) -> Backend:
 
 
 def _load_config(folder: Path) -> dict[str, Any]:
-    """``tokenizer_config.json``, with ``special_tokens_map.json`` where it is the older kind."""
+    """Return tokenizer_config.json; older ones are merged with special_tokens_map.json."""
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         config |= read_json(folder / "special_tokens_map.json")
@@ -168,7 +176,11 @@ def _load_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of a model's folder; empty if there is no such file."""
+    """Return the JSON object in a file; empty if there is no such file.
+
+    Raises:
+        ValueError: the file doesn't hold a JSON object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -181,12 +193,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _content(token: str | dict[str, Any]) -> str:
-    """A token's text: the files write it alone, or as one field of several."""
+    """Return the text of a token that a file stores as a string or as an object with fields."""
     return token if isinstance(token, str) else str(token["content"])
 
 
 def _add_configured_tokens(backend: Backend, config: dict[str, Any], named: list[str]) -> None:
-    """Adds tokens that only the configuration knows, or knows to be special, as HF does."""
+    """Add tokens that only the configuration lists or marks as special, as transformers does."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     backend.add_tokens(
@@ -208,10 +220,10 @@ def _add_configured_tokens(backend: Backend, config: dict[str, Any], named: list
 def _heed_configured_ends(
     backend: Backend, config: dict[str, Any], special_tokens: dict[str, str]
 ) -> None:
-    """Let ``add_bos_token`` and ``add_eos_token`` overrule tokenizer.json, as in vLLM.
+    """Let ``add_bos_token`` and ``add_eos_token`` override tokenizer.json, as in vLLM.
 
-    Only some classes of tokenizers do so; for others, the file has the last word. A token that has
-    no name isn't added.
+    Only some tokenizer classes do this; for others, tokenizer.json decides. A token that the
+    configuration doesn't name isn't added.
     """
     heeds = str(config.get("tokenizer_class", "")).removesuffix("Fast") in _HEED_CONFIGURED_ENDS
     begins, ends = config.get("add_bos_token"), config.get("add_eos_token")
@@ -223,7 +235,10 @@ def _heed_configured_ends(
 
 
 def _plain_token(backend: Backend) -> list[int]:
-    """A token with a text of its own, for others to be decoded after; none if there is none."""
+    """Return a token that has visible text, as a list; empty if there is none.
+
+    Other tokens are decoded after it.
+    """
     for token, token_id in sorted(backend.get_vocab().items(), key=lambda item: item[1]):
         text = backend.decode([token_id], skip_special_tokens=False)
         if text.strip() and REPLACEMENT_CHARACTER not in text and not _BYTE_TOKEN.fullmatch(token):
@@ -232,14 +247,14 @@ def _plain_token(backend: Backend) -> list[int]:
 
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
-"""How tokenizers with byte fallback write a byte for which they have no token."""
+"""Pattern of the tokens that stand for single bytes, in tokenizers with byte fallback."""
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character with which byte-level BPE writes each byte.
+    """Return the byte that each character stands for in byte-level BPE.
 
-    Printable characters of Latin-1 stand for themselves, the other bytes are counted up from
-    U+0100. Source: Radford et al., GPT-2, 2019, ``encoder.py``.
+    Printable Latin-1 characters stand for themselves; the other bytes are numbered from U+0100.
+    Source: Radford et al., GPT-2, 2019, ``encoder.py``.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -252,7 +267,7 @@ _BYTE_ALPHABET = _byte_alphabet()
 
 
 def _raw_bytes(token: str) -> bytes:
-    """The bytes that the name of a token stands for, if they are not UTF-8 by themselves."""
+    """Return the bytes that a token's name stands for, if they are not UTF-8 on their own."""
     if byte := _BYTE_TOKEN.fullmatch(token):
         return bytes.fromhex(byte[1])
     if all(character in _BYTE_ALPHABET for character in token):

@@ -1,4 +1,4 @@
-"""Facts about the engine that a trace was recorded from."""
+"""Facts about the engine whose run was recorded."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """Settings of an engine that one needs to understand its records."""
+    """Settings of an engine that are needed to understand its records."""
 
     program: str
     """Name and version of the program that ran the engine."""
@@ -44,7 +44,7 @@ class EngineFacts:
 
 
 class Described(Protocol):
-    """A built or simulated engine, as far as its facts are taken from it."""
+    """Built or simulated engine, with the attributes that its facts are taken from."""
 
     @property
     def scheduler_config(self) -> "SchedulerConfig":

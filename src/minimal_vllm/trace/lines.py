@@ -1,4 +1,4 @@
-"""Encodes records as lines of JSON, and decodes them: the format of `docs/trace-format.md`."""
+"""Encoding records as lines of JSON, and decoding them: the format of `docs/trace-format.md`."""
 
 import time
 from collections.abc import Callable
@@ -20,8 +20,7 @@ from minimal_vllm.trace.step_record import (
 
 FORMAT: Literal["minimal-vllm-trace"] = "minimal-vllm-trace"
 VERSION: Literal[2] = 2
-"""Version of the format. It rises when the meaning of a field changes; new fields alone don't raise
-it.
+"""Version of the format. It increases when the meaning of a field changes, but not for new fields.
 
 Version 2: ``sampled_tokens``, a list, replaces ``sampled_token``, one number.
 """
@@ -40,7 +39,7 @@ class Header:
     started: float = field(default_factory=time.monotonic)
     """Time at which the trace began, on the clock of the records, in seconds."""
     unix_time: float = field(default_factory=time.time)
-    """The same time in seconds since 1970."""
+    """Time at which the trace began, in seconds since 1970 (Unix time)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ class LineEncoder:
         return encode(TextsRecord({token_id: self._spell(token_id) for token_id in sorted(new)}))
 
     def forget(self) -> None:
-        """Write all texts again from now on, for a reader that has seen none of them."""
+        """Write all texts again from now on, for a reader that has not received any of them."""
         self._spelt.clear()
 
 

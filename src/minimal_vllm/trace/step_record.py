@@ -12,10 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """A request arrived, and waits."""
+    """Record of a request that arrived and waits."""
 
     request_id: str
-    """Id of the request, unique among those that have not ended."""
+    """Id of the request, unique among unfinished requests."""
     arrival: int
     """Unique number that increases with each request; the smaller one arrived first."""
     arrived: float
@@ -30,7 +30,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class AbortRecord:
-    """A request was aborted between two steps."""
+    """Record of a request that was aborted between two steps."""
 
     request_id: str
     """Id of the request."""
@@ -38,7 +38,7 @@ class AbortRecord:
 
 @dataclass(frozen=True, slots=True)
 class ResetRecord:
-    """All requests and all cached blocks were forgotten, between two steps."""
+    """Record that all requests and all cached blocks were forgotten between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class ScheduledRecord:
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """A step was planned, possibly while the previous one still runs; its ``StepRecord`` follows.
+    """Record of a step that was planned, maybe while another runs; a ``StepRecord`` follows.
 
     Only an engine with asynchronous scheduling makes these records.
     """
@@ -93,7 +93,7 @@ class PlanRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step that was computed, and the state after it. Times are in seconds."""
+    """Record of a step that was computed, and of the state after it. Times are in seconds."""
 
     step: int
     """Number of the step, from 0."""
@@ -146,4 +146,4 @@ class Listener(ABC):
 
     @abstractmethod
     def __call__(self, record: Record) -> None:
-        """Take the record of what has just happened. It is called in the engine's thread."""
+        """Handle a record of what has just happened. Called in the engine's thread."""

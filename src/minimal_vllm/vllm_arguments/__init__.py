@@ -1,4 +1,4 @@
-"""Arguments that vLLM has and this engine has not, with the values at which they change nothing.
+"""Arguments of vLLM that this engine doesn't support, and their values that change nothing.
 
 Scripts written for vLLM pass many arguments at their defaults. Such a value is accepted and
 dropped; any other value is refused with a sentence that says what is supported instead. The names

@@ -339,11 +339,11 @@ ENGINE = by_name(
         },
     ),
 )
-"""By argument of ``EngineArgs``."""
+"""Unsupported features, by argument of ``EngineArgs``."""
 
 OFFLINE = by_name(
     Unsupported("clients have no name for an offline model", {"served_model_name": ANYTHING}),
     Unsupported("the engine generates from tokens and text alike", {"tokens_only": OFF}),
     Unsupported("an offline engine ends at once", {"shutdown_timeout": (0,)}),
 )
-"""By argument of vLLM's ``LLM``: options that only the server has here."""
+"""Unsupported features, by argument of vLLM's ``LLM``: here, only the server has these options."""

@@ -56,7 +56,7 @@ SAMPLING = by_name(
         },
     ),
 )
-"""By argument of ``SamplingParams``."""
+"""Unsupported features, by argument of ``SamplingParams``."""
 
 REQUEST = by_name(
     Unsupported(
@@ -70,4 +70,4 @@ REQUEST = by_name(
         {"chat_template_content_format": ("auto",)},
     ),
 )
-"""By argument of ``LLM.generate`` and ``LLM.chat``."""
+"""Unsupported features, by argument of ``LLM.generate`` and ``LLM.chat``."""

@@ -70,4 +70,4 @@ SERVER = by_name(
     Unsupported("use a client without a read timeout", {"sse_keep_alive_interval": (0,)}),
     Unsupported("set it in the request", {"reasoning_effort_map": ()}),
 )
-"""By argument of ``FrontendArgs``."""
+"""Unsupported features, by argument of ``FrontendArgs``."""

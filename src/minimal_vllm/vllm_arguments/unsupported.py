@@ -1,4 +1,4 @@
-"""Arguments that are accepted where they change nothing, and refused elsewhere."""
+"""Accepting arguments at values that change nothing, and refusing them at others."""
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -10,14 +10,14 @@ T = TypeVar("T")
 
 
 class _Anything(Container[object]):
-    """A container of all values."""
+    """Container that contains every value."""
 
     def __contains__(self, value: object) -> bool:
         return True
 
 
 ANYTHING = _Anything()
-"""For an argument that changes nothing at any value, since what it configures does not exist."""
+"""Values of an argument that changes nothing, because the feature that it configures is absent."""
 
 ON_OR_OFF = (False, True)
 """Values of a flag that changes nothing."""
@@ -96,7 +96,7 @@ def accepts(
     """Decorate a dataclass so that it can be made with vLLM's arguments too.
 
     Args:
-        unsupported: arguments that are no fields.
+        unsupported: vLLM's arguments that are not fields.
         none_is_default: let None stand for the default of fields that can't be None.
     """
 
@@ -107,9 +107,13 @@ def accepts(
 
         @wraps(make)
         def make_with(self: T, *args: Any, **kwargs: Any) -> None:
-            left = drop_neutral(kwargs, unsupported)
-            defaulted = {key for key, value in left.items() if value is None} & never_none
-            make(self, *args, **{key: left[key] for key in left if key not in defaulted})
+            # A server makes one of these for each request, nearly always of fields alone.
+            if not kwargs.keys().isdisjoint(unsupported):
+                kwargs = drop_neutral(kwargs, unsupported)
+            for name in never_none:
+                if name in kwargs and kwargs[name] is None:
+                    del kwargs[name]
+            make(self, *args, **kwargs)
 
         setattr(settings, "__init__", make_with)  # noqa: B010 - mypy knows of no such assignment
         return settings

@@ -19,7 +19,7 @@ class Exercise:
     chapter: str
     """Chapter of the course, such as ``03-paging``."""
     title: str
-    """What to do in the exercise, in a few words."""
+    """Task of the exercise, in a few words."""
     check: "Callable[[ModuleType], Lesson | None]"
     """Check of the learner's module. Returns a lesson about a broken rule, or None."""
     solutions: Mapping[str, str]

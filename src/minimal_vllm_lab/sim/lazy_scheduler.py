@@ -11,6 +11,7 @@ planned.
 """
 
 from array import array
+from collections.abc import Sequence
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
@@ -78,7 +79,7 @@ class LazyScheduler(Scheduler):
         self._settle(sleeper)
         super().preempt(request)
 
-    def update(self, plan: Plan, sampled: list[list[int]]) -> None:
+    def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Store the sampled tokens, then put to sleep the requests that may sleep."""
         super().update(plan, sampled)
         self._pass_step()

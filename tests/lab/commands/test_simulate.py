@@ -161,7 +161,7 @@ def test_a_trace_records_the_first_replica_and_says_so(tmp_path):
         (["--workload=mixed256", "--input-len=3"], "--input-len"),
         (["--cost-model=a.json", "--matmul-fraction=0.5"], "--matmul-fraction"),
         (["--workload=/nowhere.jsonl"], "nowhere.jsonl"),
-        (["--model=/nowhere"], "not a folder here"),
+        (["--model=/nowhere"], "not a local folder"),
         (["--model=no/such"], "; the simulator's presets are qwen3-0.6b, qwen3-1.7b"),
         (["--gpu=cray"], "cray"),
         (["--range-ratio=0.5"], "uniform"),

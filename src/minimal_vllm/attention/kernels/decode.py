@@ -55,7 +55,7 @@ registers that this takes are better spent on one more program per SM."""
 
 
 class Partials(NamedTuple):
-    """Results over parts of a context, to be merged. All layers use the same memory in turn."""
+    """Results over parts of a context, to be merged. All layers use the same memory."""
 
     out: Tensor
     """``[parts, H, D]`` float32: weighted means of values."""
@@ -83,7 +83,7 @@ class DecodeWork:
     table_row: Tensor
     """``[R]`` int32: each request's row in the block tables."""
     block_tables: Tensor
-    """``[…, most blocks]`` int32."""
+    """``[…, max blocks]`` int32: block tables of the requests."""
     starts: Tensor
     """``[R]`` int32: the first token to read: the first in the window, or the first after the
     shared prefix. With ``shared``, 0 means that the request shares nothing."""
@@ -97,12 +97,12 @@ class DecodeWork:
 def decode_attention(
     q: Tensor, cache: LayerCache, work: DecodeWork, scale: float, out: Tensor
 ) -> None:
-    """Attend over the cache with one token of each request.
+    """Compute attention over the cache for one token of each request.
 
     Args:
         q: ``[T, H, D]``; the rows ``work.token`` are read.
-        cache: the layer's, which already holds the new tokens' keys and values.
-        work: where each request's tokens are.
+        cache: the layer's keys and values, those of the new tokens included.
+        work: each request's token, and its pieces of context.
         scale: factor of the scores.
         out: ``[T, H, D]``; the rows ``work.token`` are written.
     """
@@ -142,7 +142,7 @@ def decode_attention(
 
 
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
-# would compile the kernel anew for a member whose alignment changes.
+# would compile the kernel again for a member whose alignment changes.
 @triton.jit(
     do_not_specialize=["num_requests", "table_stride"],
     do_not_specialize_on_alignment=["token", "starts", "seq_lens", "table_row", "block_tables"],

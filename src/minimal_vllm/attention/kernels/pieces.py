@@ -1,9 +1,9 @@
 """Cutting a decode step's contexts into pieces of about the same length, on the GPU.
 
-A decode step reads every request's keys and values once and does little else. It is as fast as the
-memory if all of the GPU's SMs read until the end. Requests differ in length: with one program per
-request most SMs would be idle while the longest request is read. So contexts are cut into *pieces*
-of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
+A decode step reads every request's keys and values once and does little else. It runs at the memory
+bandwidth if all of the GPU's SMs read until the end. But requests differ in length: with one
+program per request, most SMs would be idle while the longest request is read. So contexts are cut
+into *pieces* of at most ``piece_size`` tokens (split-KV, "flash-decoding": Dao et al. 2023,
 https://crfm.stanford.edu/2023/10/12/flashdecoding.html)::
 
     lengths       A ██████████████   B ███   C ████████
@@ -24,23 +24,23 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 TILE = 64
-"""Tokens; a piece's length is a multiple of it."""
+"""Unit of a piece's length, in tokens."""
 PIECES_PER_REQUEST = 2
 """Average number of pieces per request to aim for: short pieces fill the gaps at the end."""
 PROGRAMS_OF_FEW, LEAST_OF_FEW = 2, TILE
 """Programs per SM to aim for, and minimum number of tokens per piece, if there are fewer programs
 than SMs before anything is cut: every cut helps."""
 PROGRAMS_OF_MANY, LEAST_OF_MANY = 16, 256
-"""The same for more requests: a cut costs a merge, and only evens out the end."""
+"""Values of both for more programs: a cut then costs a merge, and only evens out the end."""
 NO_REQUEST = -1
-"""Stands for a request where there is none. Kernels test for the sign, which tells the compiler
-that the index of a request is not negative."""
+"""Placeholder for the index of a request. Kernels test the sign, which tells the compiler that the
+index of a request is not negative."""
 PADDING = tl.constexpr(NO_REQUEST)
 """``NO_REQUEST`` for kernels."""
 
 
 class Pieces(NamedTuple):
-    """Which tokens each piece has."""
+    """Pieces that the contexts of a step were cut into."""
 
     owner: Tensor
     """``[most pieces]`` int32: the request that a piece belongs to; ``NO_REQUEST`` after the
@@ -103,7 +103,7 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces
 
 
 def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces:
-    """Do what ``cut`` does, in plain PyTorch."""
+    """Cut like ``cut``, in plain PyTorch; for tests."""
     num_requests = len(ends)
     lengths = (ends - starts).clamp(min=0)
     wanted = _wanted_pieces(num_requests, num_kv_heads, num_sms)

@@ -60,7 +60,7 @@ class PrefillWork:
     (``TOKEN``), the number of tokens, the first token's position in its request, the index of the
     tile's first piece, and the number of its pieces."""
     block_tables: Tensor
-    """``[R, most blocks]`` int32."""
+    """``[R, max blocks]`` int32: block tables of the requests."""
     partials: Partials
     """``[pieces * ROWS, K, D]``; used only if there are tiles of several pieces."""
     arrivals: Tensor
@@ -77,7 +77,7 @@ def tokens_per_tile(num_heads: int, num_kv_heads: int) -> int:
 
 
 def wanted_tiles(num_kv_heads: int, num_sms: int) -> int:
-    """Return the number of tiles that make two programs per SM: with it, nothing is cut."""
+    """Return the number of tiles that gives each SM two programs, so that nothing needs cutting."""
     return 2 * num_sms // num_kv_heads
 
 
@@ -121,14 +121,15 @@ def prefill_attention(
     window: int | None,
     out: Tensor,
 ) -> None:
-    """Attend over the cache, causally, with the tokens of all tiles.
+    """Compute causal attention over the cache for the tokens of all tiles.
 
     Args:
-        q: ``[T, H, D]``.
-        cache: the layer's, which already holds the new tokens' keys and values.
+        q: ``[T, H, D]``: queries of the step.
+        cache: the layer's keys and values, those of the new tokens included.
         work: the step's tiles.
         scale: factor of the scores.
-        window: number of tokens that a token sees, itself included; None: all before it.
+        window: number of tokens that each token attends to, itself included; None: all tokens up to
+            itself.
         out: ``[T, H, D]``; the tiles' rows are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape

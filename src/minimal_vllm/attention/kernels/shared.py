@@ -29,14 +29,14 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 TILE_ROWS = 64
-"""Query heads per tile: what the tensor cores of Hopper multiply at once."""
+"""Query heads per tile: the number of rows that the tensor cores of Hopper multiply at once."""
 PARTS = 4
 """Number of parts that a shared prefix is cut into, so that there are programs for all SMs."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedWork:
-    """Which requests share a prefix; ``DecodeWork`` describes the requests themselves."""
+    """Requests that share prefixes, in tiles; ``DecodeWork`` describes the requests themselves."""
 
     members: Tensor
     """``[tiles, requests per tile]`` int32: the requests of each tile, which all share one prefix,
@@ -65,12 +65,12 @@ def shared_attention(
     block_tables: Tensor,
     scale: float,
 ) -> None:
-    """Attend over shared prefixes and store the partial results in ``work.partials``.
+    """Compute attention over shared prefixes, and store partial results in ``work.partials``.
 
     Args:
         q: ``[T, H, D]``; the rows ``token`` are read.
         cache: the layer's keys and values.
-        work: which requests share a prefix.
+        work: the requests that share prefixes.
         token: as in ``DecodeWork``.
         table_row: as in ``DecodeWork``.
         block_tables: as in ``DecodeWork``.

@@ -19,7 +19,7 @@ import triton.language as tl
 
 
 class Softmax(NamedTuple):
-    """A running softmax: what a kernel keeps in registers while it walks over keys."""
+    """State of a running softmax, which a kernel keeps in registers while it walks over keys."""
 
     peak: tl.tensor
     """``[rows]`` float32: the highest score so far; -inf before the first key."""
@@ -56,12 +56,12 @@ def take_keys(  # noqa: ANN201 - Triton's language
         cache: ``LayerCache`` of pointers to the layer's keys and values.
         offsets: ``[keys, dims]``: the tile's offsets from both pointers.
         is_key: ``[keys, dims]`` bool: which of the tile's numbers exist; others count as zeros.
-        visible: ``[rows or 1, keys]`` bool: which keys a row sees; used if ``MASKED``.
+        visible: ``[rows or 1, keys]`` bool: keys that each row attends to; used if ``MASKED``.
         scale: factor of the scores, log2(e) included: exponentials are taken to the base 2.
         softmax: ``Softmax`` over the keys before.
         MASKED: whether some keys may be hidden from some rows.
         MAY_SEE_NONE: whether a row may have seen no key even after this tile.
-        PRECISION: of the matrix products, as in ``tl.dot``.
+        PRECISION: precision of the matrix products, as in ``tl.dot``.
 
     Returns:
         ``Softmax`` with the tile's keys in it.
@@ -98,7 +98,7 @@ def leave_part(  # noqa: ANN201 - Triton's language
         D: as in ``merge_part``.
 
     Returns:
-        The value of ``arrival`` before.
+        The value of ``arrival`` before it was incremented.
     """
     dim = tl.arange(0, softmax.acc.shape[1])
     exists = is_row[:, None] & (dim < D)[None, :]
@@ -113,7 +113,7 @@ def leave_part(  # noqa: ANN201 - Triton's language
 def merge_part(  # noqa: ANN201 - Triton's language
     partials, index, is_row, softmax, D: tl.constexpr
 ):
-    """Add what another program computed over other keys (flash-decoding's merge).
+    """Merge the result of another program over other keys (flash-decoding's merge).
 
     Args:
         partials: ``Partials`` of pointers: means of values ``[…, D]`` and base-2 logarithms of the
@@ -143,7 +143,7 @@ def merge_part(  # noqa: ANN201 - Triton's language
 def merge_parts(  # noqa: ANN201 - Triton's language
     partials, index, stride, count, is_row, softmax, D: tl.constexpr, AT_ONCE: tl.constexpr
 ):
-    """Add ``count`` parts.
+    """Merge ``count`` partial results; see ``merge_part``.
 
     Args:
         partials: as in ``merge_part``.
@@ -153,8 +153,7 @@ def merge_parts(  # noqa: ANN201 - Triton's language
         is_row: as in ``merge_part``.
         softmax: ``Softmax`` over the keys before.
         D: as in ``merge_part``.
-        AT_ONCE: number of parts whose loads are issued together; one after the other, each would
-            be a wait of its own.
+        AT_ONCE: number of parts whose loads are issued together, to wait for memory only once.
 
     Returns:
         ``Softmax`` with the keys of all parts in it.

@@ -1,8 +1,8 @@
 """Activations of a gated feed-forward network, as functions that kernels call.
 
 Such a network computes ``activation(gate) * up``: SwiGLU with SiLU, GeGLU with GELU (Shazeer, 2020,
-https://arxiv.org/abs/2002.05202). A further activation is one function and one row of
-``ACTIVATIONS``. Each takes and returns float32.
+https://arxiv.org/abs/2002.05202). To add an activation, write a function, which takes and returns
+float32, and add it to ``ACTIVATIONS``.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def gelu_tanh(x):  # noqa: ANN201 - Triton's language
 
 
 ACTIVATIONS: dict[str, Any] = {"silu": silu, "gelu_tanh": gelu_tanh}
-"""``model/activation.py`` has the same functions in PyTorch."""
+"""Activation functions by name. ``model/activation.py`` has the same functions in PyTorch."""
 
 
 @triton.jit

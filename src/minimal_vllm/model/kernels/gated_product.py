@@ -14,7 +14,8 @@ of one overlaps with the beginning of the next. Triton does the first two for us
 
 The kernel is launched without an early start: it is long compared with a launch.
 
-Tiles are taken in groups of ``GROUP`` rows, so that what neighbors read is still in the L2 cache.
+Tiles are computed in groups of ``GROUP`` rows, so that neighboring tiles' data is still in the L2
+cache.
 
 FLOPs: ``4 * T * in * inner``, the floor. Source: Shazeer 2020, https://arxiv.org/abs/2002.05202;
 the order of tiles: Tillet et al., *Triton*, MAPL 2019.
@@ -37,9 +38,9 @@ GROUP = 8
 
 
 def can_use_gated_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether ``gated_product`` can compute this, and is the fastest way.
+    """Return whether ``gated_product`` can compute this product, and is the fastest way to do so.
 
-    It is written for Hopper. Blackwell has other instructions for this, and was not tried.
+    The kernel is written for Hopper. Blackwell has other instructions for it and was not tested.
     """
     return (
         len(x) >= LEAST_TOKENS

@@ -1,4 +1,4 @@
-"""From the output of the qkv projection to what attention reads, in one pass over memory.
+"""Preparing the output of the QKV projection for attention, in one pass over memory.
 
 Queries and keys are normalized per head, in models that do that, and rotated by their positions.
 Keys and values go to their slots of the paged cache. In plain PyTorch these are a dozen passes over
@@ -38,7 +38,7 @@ def norm_rotate_store(
     Args:
         qkv: ``[T, (H + 2 K) * D]``, contiguous; changed.
         norms: the weights of the queries' and the keys' norms, each ``[D]``; None: no norms.
-        eps: added to the mean of the squares.
+        eps: constant added to the mean square.
         rope_table: ``[positions, D]`` float32, the cosines, then the sines; None: no rotation.
         positions: ``[T]`` int64.
         slots: ``[T]`` int64, ``block * S + offset``; negative: the token is not stored.

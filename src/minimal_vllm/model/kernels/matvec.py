@@ -1,14 +1,14 @@
-"""Products of weights with one token, in which only reading the weights takes time.
+"""Products of weights with a single token, which take as long as reading the weights.
 
 With one token a product has 1 FLOP per byte of weights; the fastest possible kernel reads each
 weight once, at the memory bandwidth. Libraries reach half to three quarters of it, because their
-kernels are cut for large tiles. Here a program reads some rows of the weights in long, contiguous
-pieces and multiplies them with the token's vector in registers, without tensor cores::
+kernels are designed for large tiles. Here a program reads some rows of the weights in long,
+contiguous pieces and multiplies them with the token's vector in registers, without tensor cores::
 
     weights [out, in]   row 0 ────────────►   ×  x  = y[0]
                         row 1 ────────────►         = y[1]
 
-Every program computes the norm before the product anew: the vector is short and in the L2 cache,
+Every program computes the norm before the product itself: the vector is short and in the L2 cache,
 and another launch would cost more. At the end of the product, a program can apply the gate of the
 feed-forward network: it then multiplies with the rows for ``gate`` and those for ``up``.
 
@@ -27,7 +27,7 @@ from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
 
 def can_use_matvec(x: Tensor) -> bool:
-    """Return whether there is only one token."""
+    """Return whether ``x`` is a single token."""
     return len(x) == 1
 
 
@@ -38,7 +38,7 @@ def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
         x: ``[1, in]``, contiguous.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
-        out: ``[1, out]``, where to write the result; None: new memory.
+        out: ``[1, out]``, overwritten with the result. Default: newly allocated.
     """
     out_size, in_size = weight.shape
     y = x.new_empty(1, out_size) if out is None else out
@@ -70,7 +70,7 @@ def add_norm_matvec(
         x: ``[1, in]``, contiguous, or None.
         total: ``[1, in]``, contiguous; written. If ``x`` is None, ``residual`` itself, not written.
         norm_weight: ``[in]``.
-        eps: added to the mean of the squares.
+        eps: constant added to the mean square.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
         activation: a key of ``ACTIVATIONS``: the first half of the product is the gate of the
@@ -126,7 +126,7 @@ def _matvec_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < OUT
     GATES: tl.constexpr = ACTIVATION is not None
-    # Weights never change: load the first before the kernel before this one has ended.
+    # Weights never change: load the first ones before the previous kernel has ended.
     first = _load_weights(weight, row, 0, OUT, IN, COLUMNS)
     first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, COLUMNS) if GATES else first
     wait_for_previous(EARLY)

@@ -25,7 +25,7 @@ def add_norm(
         x: ``[T, hidden]``, or parts that sum to it, ``[parts, T, hidden]``; contiguous. None:
             nothing is added.
         weight: ``[hidden]``.
-        eps: added to the mean of the squares.
+        eps: constant added to the mean square.
 
     Returns:
         ``residual`` and its norm, each ``[T, hidden]``.

@@ -1,4 +1,4 @@
-"""Products with some tokens and few columns: the sum is cut, so that every SM has work.
+"""Products with some tokens and few columns, whose inner sum is split so that every SM has work.
 
 A library cuts a product into tiles of the output. The outputs of ``o`` and ``down`` have the hidden
 size: 64 tokens of 1,024 numbers are 16 tiles of 64 x 64, for an H200's 132 SMs. So the sum over the
@@ -38,7 +38,7 @@ MOST_PARTS = 8
 def can_use_split(x: Tensor, weight: Tensor) -> bool:
     """Return whether ``split_linear`` can compute this product, and is faster than the library.
 
-    The library is as fast if its tiles keep half of the SMs busy. Ours have to keep half busy, too.
+    The library is as fast if its tiles keep half of the SMs busy. Ours must keep half busy as well.
     """
     columns, depth = weight.shape
     sms = num_sms(x.device)
@@ -90,7 +90,7 @@ def _num_tiles(tokens: int, columns: int) -> int:
 
 
 def _num_parts(num_tiles: int, depth: int, sms: int) -> int:
-    """Return a power of two that divides the sum evenly and makes at most one program per SM."""
+    """Return the number of parts: a power of two that gives at most one program per SM."""
     parts = MOST_PARTS
     while parts > 1 and (parts * num_tiles > sms or depth % (parts * DEPTH)):
         parts //= 2

@@ -1,1 +1,1 @@
-"""Reading and writing the table of running requests, as Triton kernels; for GPUs."""
+"""Triton kernels that read and write the table of running requests, on GPUs."""

@@ -1,4 +1,7 @@
-"""The beginning and the end of a step, on the table of requests; see ``runner/table.py``."""
+"""Reading a step's inputs from the table of requests, and writing its tokens to the table.
+
+``runner/table.py`` describes the table.
+"""
 
 from dataclasses import dataclass
 
@@ -36,11 +39,11 @@ class RowInputs:
     seq_lens: Tensor
     """``[N]`` int32: number of tokens in the cache, these included; 0 for padding."""
     sampling: SamplingInputs
-    """How to sample the tokens that follow."""
+    """Inputs of the sampler."""
 
 
 def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
-    """Look up some rows of the table.
+    """Look up the inputs of a step for some rows of the table.
 
     Args:
         table: the table that holds the rows.
@@ -48,11 +51,13 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
         block_size: number of tokens per block.
     """
     n = len(order)
-    tokens, positions, slots, seeds, places, top_p = order.new_empty(6, n, dtype=torch.int64)
+    tokens, positions, slots, seeds, output_indices, top_p = order.new_empty(
+        6, n, dtype=torch.int64
+    )
     seq_lens, top_k, temperature, min_p = order.new_empty(4, n)
     _begin_kernel[(triton.cdiv(n, 32),)](
         table.cells, table.cells.stride(0), order, tokens, positions, slots, seq_lens,
-        temperature, seeds, places, top_k, top_p, min_p, n, block_size,
+        temperature, seeds, output_indices, top_k, top_p, min_p, n, block_size,
         TOKEN=TOKEN, POSITION=POSITION, PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE,
         SEED=SEED, TOP_K=TOP_K, MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK,
         BLOCK=32, num_warps=1, **launch_options(order),
@@ -60,7 +65,7 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
     sampling = SamplingInputs(
         temperature=temperature.view(torch.float32),
         seeds=seeds,
-        output_index=places,
+        output_index=output_indices,
         top_k=top_k,
         top_p=top_p.view(torch.float64),
         min_p=min_p.view(torch.float32),
@@ -71,7 +76,7 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
 @triton.jit(
     do_not_specialize=["n"],
     do_not_specialize_on_alignment=[
-        *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "places"),
+        *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "output_indices"),
         *("top_k", "top_p", "min_p"),
     ],
 )
@@ -85,7 +90,7 @@ def _begin_kernel(
     seq_lens,
     temperature,
     seeds,
-    places,
+    output_indices,
     top_k,
     top_p,
     min_p,
@@ -120,8 +125,8 @@ def _begin_kernel(
     tl.store(top_k + index, tl.load(row + TOP_K, mask=is_real, other=0), mask=exists)
     tl.store(min_p + index, tl.load(row + MIN_P, mask=is_real, other=0), mask=exists)
     tl.store(top_p + index, _load_two(row + TOP_P, is_real), mask=exists)
-    place = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
-    tl.store(places + index, place.to(tl.int64), mask=exists)
+    output_index = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
+    tl.store(output_indices + index, output_index.to(tl.int64), mask=exists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,40 +141,40 @@ class TokenInputs:
     """``[T]`` int64: slots of their keys and values; negative for padding."""
 
 
-def place_tokens(
+def locate_tokens(
     table: RowTable, tokens: Tensor, positions: Tensor, rows: Tensor, block_size: int
 ) -> TokenInputs:
-    """Find the slots of tokens, and those of the tokens that only the table has.
+    """Look up the slots of tokens, and the tokens that only the table has.
 
     Args:
         table: the table that holds the requests.
-        tokens: ``[T]`` int32; negative: the token that its request sampled last.
-        positions: ``[T]`` int32: positions in the requests.
-        rows: ``[T]`` int32: rows of the requests, or the padding row.
+        tokens: ``[T]`` int32: token ids. Negative: the token that the request sampled last.
+        positions: ``[T]`` int32: position of each token in its request.
+        rows: ``[T]`` int32: row of each token's request, or the padding row.
         block_size: number of tokens per block.
     """
     n = len(tokens)
-    ids, places, slots = tokens.new_empty(3, n, dtype=torch.int64)
-    _place_kernel[(triton.cdiv(n, 128),)](
-        table.cells, table.cells.stride(0), tokens, positions, rows, ids, places, slots, n,
+    ids, out_positions, slots = tokens.new_empty(3, n, dtype=torch.int64)
+    _locate_kernel[(triton.cdiv(n, 128),)](
+        table.cells, table.cells.stride(0), tokens, positions, rows, ids, out_positions, slots, n,
         table.padding_row, block_size, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK, BLOCK=128,
         **launch_options(tokens),
     )  # fmt: skip
-    return TokenInputs(ids, places, slots)
+    return TokenInputs(ids, out_positions, slots)
 
 
 @triton.jit(
     do_not_specialize=["n", "padding_row"],
-    do_not_specialize_on_alignment=["ids", "places", "slots"],
+    do_not_specialize_on_alignment=["ids", "out_positions", "slots"],
 )
-def _place_kernel(
+def _locate_kernel(
     cells,
     width,
     tokens,
     positions,
     rows,
     ids,
-    places,
+    out_positions,
     slots,
     n,
     padding_row,
@@ -190,7 +195,7 @@ def _place_kernel(
     position = tl.load(positions + index, mask=is_real, other=0)
     slot = _slot_of(row_start, position, block_size, is_real, FIRST_BLOCK)
     tl.store(ids + index, tl.where(token < 0, sampled, token).to(tl.int64), mask=exists)
-    tl.store(places + index, position.to(tl.int64), mask=exists)
+    tl.store(out_positions + index, position.to(tl.int64), mask=exists)
     tl.store(slots + index, slot, mask=exists)
 
 
@@ -206,7 +211,7 @@ def _slot_of(row, position, block_size, is_real, FIRST_BLOCK: tl.constexpr):
 def _last_token(row, is_real, TOKEN: tl.constexpr):
     """Return the token that a row sampled last; 0 for ``NO_TOKEN``.
 
-    After ``NO_TOKEN`` a request is computed once more, before the CPU learns that it has ended.
+    After ``NO_TOKEN``, a request is computed once more, before the CPU knows that it has ended.
     """
     return tl.maximum(tl.load(row + TOKEN, mask=is_real, other=0), 0)
 
@@ -219,7 +224,7 @@ def _load_two(cells, mask):
 
 
 def end_step(table: RowTable, order: Tensor, tokens: Tensor) -> None:
-    """Write the token that each of these rows has sampled, and advance its position."""
+    """Write the token that each of the rows has sampled, and advance the row's position."""
     _end_kernel[(triton.cdiv(len(order), 128),)](
         table.cells, table.cells.stride(0), order, tokens, len(order),
         TOKEN=TOKEN, POSITION=POSITION, BLOCK=128, **launch_options(order),

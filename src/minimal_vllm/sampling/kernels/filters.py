@@ -64,14 +64,14 @@ TILE_GROUPS = 32
 CANDIDATES = 2048
 """Maximum number of tokens that are searched in registers."""
 MOST_TOKENS = 2**20
-"""Size of the largest vocabulary: a sort key has 20 bits for the token id."""
+"""Maximum size of the vocabulary: a sort key has 20 bits for the token id."""
 
 TOKEN_BITS = tl.constexpr(20)
 LAST_TOKEN = tl.constexpr(MOST_TOKENS - 1)
 EVERYTHING = tl.constexpr((0x7F800000 << 20) | (MOST_TOKENS - 1))
 """The last of all sort keys; its gap is infinite."""
 FARTHEST = tl.constexpr(28.0)
-"""Tokens beyond this gap weigh nothing, 2**40 * exp(-28) < 1: keeping them changes nothing."""
+"""Gap beyond which a token's weight is zero, because 2**40 * exp(-28) < 1."""
 
 
 class Row(NamedTuple):
@@ -239,7 +239,7 @@ def _halve(keys, measures, measure_lo, goal, lo, hi):
 
 @triton.jit
 def _bound(group_gaps, goal, by_weight, limit):
-    """Return a sort key to begin with; mostly the groups' peaks alone measure enough up to it."""
+    """Return an upper bound to begin the search with, derived from the groups' peaks."""
     # Tokens at the limit's own gap may be beyond it.
     measures = tl.where(group_gaps < gap_of(limit), _measures(group_gaps, by_weight), 0)
     nothing = tl.full((), -1, tl.int64)
@@ -254,13 +254,13 @@ def _bound(group_gaps, goal, by_weight, limit):
 
 @triton.jit
 def _measures(gap, by_weight):
-    """Return what each token counts: its weight, or 1."""
+    """Return the measure of each token: its weight for top_p, or 1 for top_k."""
     return tl.where(by_weight, integer_weights(gap), 1)
 
 
 @triton.jit
 def _measure(the_row, limit, by_weight, GROUP: tl.constexpr, TILE_GROUPS: tl.constexpr):
-    """Return the number of tokens up to ``limit``, what they measure, and their greatest gap."""
+    """Return the number of tokens up to ``limit``, their total measure, and their greatest gap."""
     count = tl.zeros((TILE_GROUPS, GROUP), tl.int32)
     measure = tl.zeros((TILE_GROUPS, GROUP), tl.int64)
     farthest = tl.zeros((TILE_GROUPS, GROUP), tl.float32)

@@ -1,8 +1,8 @@
-"""Sampling without leaving the GPU: a few passes over the logits.
+"""Sampling on the GPU, in a few passes over the logits.
 
-Makes the decisions of the sampler in ``sampling/sampler.py``, with the same arithmetic (``draw``'s
-integer weights, one random number per row from a counter), cut into chunks of the vocabulary so
-that all SMs work::
+The kernels make the same decisions as ``sampling/sampler.py``, with the same arithmetic (``draw``'s
+integer weights, and one random number per row from a counter). The vocabulary is cut into chunks,
+so that all SMs have work::
 
     logits [N, V]     chunk 0 │ chunk 1 │ chunk 2 …
     1. peaks          highest logit of each chunk, and its token; and of each group of 128 tokens
@@ -215,7 +215,7 @@ def _kept_weights(values, token, peak, temperature, limit, HAS_LIMIT: tl.constex
 
 @triton.jit
 def _uniform(seed, output_index):
-    """Return what ``draw.uniforms`` does."""
+    """Return a random number in [0, 1), as ``draw.uniforms`` does."""
     count = output_index.to(tl.uint64) + 1
     bits = _mix(_mix(seed.to(tl.uint64)) + count * GOLDEN_GAMMA)
     return (bits >> 11).to(tl.float64) * UNIFORM_STEP

@@ -1,4 +1,4 @@
-"""Shared by the kernels of the sampler: a row of logits, and the weights of its tokens.
+"""Functions that the sampler's kernels share: reading a row of logits, and weighting its tokens.
 
 Each token of a row has a *gap*, its distance from the row's highest logit, and a weight::
 
@@ -7,8 +7,8 @@ Each token of a row has a *gap*, its distance from the row's highest logit, and 
     weight   2⁴⁰     7·10⁹  1·10¹¹       2⁴⁰ · exp(-gap), an integer
 
 The arithmetic is that of ``sampling/sampler.py`` and ``sampling/draw.py``, which names its source;
-a gap is minus what they call ``shifted``. Gaps are equal to theirs to the last bit, so the same
-tokens are tied; ``exp`` is the GPU's.
+a gap is the negative of their ``shifted``. Gaps are bitwise equal, so the same tokens are tied;
+``exp`` is the GPU's.
 """
 
 import triton
@@ -50,5 +50,5 @@ def gaps(values, peak, temperature):  # noqa: ANN201 - Triton's language
 
 @triton.jit
 def integer_weights(gap):  # noqa: ANN201 - Triton's language
-    """Return what ``draw.integer_weights`` does, from gaps."""
+    """Return the integer weights of tokens with these gaps, as ``draw.integer_weights`` does."""
     return (tl.exp(-gap) * PEAK_WEIGHT).to(tl.int64)

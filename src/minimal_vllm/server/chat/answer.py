@@ -61,7 +61,7 @@ class ChatMessage(BaseModel):
     function_call: None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    """Same as ``reasoning``: vLLM has used both names, and clients read one or the other."""
+    """Copy of ``reasoning``: vLLM has used both names, and clients read one or the other."""
     tool_calls: list[MessageCall] = []
 
 

@@ -1,4 +1,4 @@
-"""Messages of a conversation, which is a record of what was said.
+"""Messages of a conversation, as a record of what was said.
 
 Whatever an answer of this server or of OpenAI's may hold is accepted when it comes back: keys that
 mean nothing to a chat template are dropped. Only content that isn't text is refused.

@@ -1,7 +1,7 @@
-"""How other APIs for chats are answered by the chat path.
+"""Answering requests of other chat APIs with the chat path.
 
-Such an API translates its request to the fields of a subclass of ``TranslatedChat``. The rest is
-the chat path's: ``prepare_translated`` does what ``prepare_chat`` does, and lets errors name the
+Another API translates its request to the fields of a subclass of ``TranslatedChat``. The chat path
+does the rest: ``prepare_translated`` does the same as ``prepare_chat``, but its errors name the
 fields that the client sent.
 """
 
@@ -45,11 +45,11 @@ class PassedOnFields(ApiModel):
     """Fields of vLLM that any API for chats may have: they reach the chat path as they are."""
 
     request_id: RequestId | None = None
-    """Becomes a part of the response's id; unique among the requests that run."""
+    """Part of the response's id; must be unique among running requests."""
     priority: int = 0
-    """Smaller goes first; needs the server's ``--scheduling-policy=priority``."""
+    """Priority; smaller values run first. Needs the server's ``--scheduling-policy=priority``."""
     cache_salt: str | None = None
-    """Only requests with the same salt share cached blocks."""
+    """Salt of the prefix cache: only requests with the same salt share cached blocks."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the chat template, such as ``enable_thinking``."""
     temperature: float | None = None
@@ -86,12 +86,12 @@ def make_chat(chat_type: type[Chat], fields: Mapping[str, Any]) -> Chat:
 async def prepare_translated(
     service: Service, body: ApiModel, chat: TranslatedChat, response_id: str
 ) -> PreparedChat:
-    """Do what ``prepare_chat`` does, with errors that name the client's fields.
+    """Prepare a chat like ``prepare_chat``, with errors that name the client's fields.
 
     Args:
         service: the model that answers.
-        body: what the client sent.
-        chat: what it was translated to.
+        body: the request that the client sent.
+        chat: the chat that it was translated to.
         response_id: the id of the answer.
 
     Raises:

@@ -17,14 +17,14 @@ Event = dict[str, Any]
 BlockType = Literal["thinking", "text", "tool_use"]
 
 SIGNATURE = "unsigned"
-"""Signature of reasoning. Clients take an empty one for missing; this server never reads it."""
+"""Signature of reasoning. Clients treat an empty one as missing; this server never reads it."""
 
 
 class AnswerBlock:
     """A block that is being written.
 
     Args:
-        index: place of the block in the answer's ``content``.
+        index: index of the block in the answer's ``content``.
         kind: type of the block.
         call: beginning of the call, if the block is one.
     """
@@ -104,7 +104,7 @@ class BlockWriter:
         return any(block.kind == "tool_use" for block in self._blocks)
 
     def write(self, delta: MessageDelta) -> Iterator[Event]:
-        """Yield the events for what is new of the message."""
+        """Yield the events for the new part of the message."""
         if delta.reasoning:
             yield from self._write_text("thinking", delta.reasoning)
         if delta.content:

@@ -1,7 +1,7 @@
 """Blocks of content: texts, reasoning, calls of tools and their results.
 
-They are a record of what was said, as in ``chat.history``: unknown keys, such as ``cache_control``,
-are dropped, and only blocks of an unsupported kind are refused.
+They are a record of the conversation, as in ``chat.history``: unknown keys, such as
+``cache_control``, are dropped, and only blocks of an unsupported kind are refused.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -59,7 +59,7 @@ TextOrBlocks = str | Annotated[list[OnlyText], Field(fail_fast=True)]
 
 
 class ToolResultBlock(HistoryModel):
-    """What a tool returned."""
+    """Result of a tool call."""
 
     type: Literal["tool_result"]
     tool_use_id: str

@@ -33,7 +33,7 @@ class ClientTool(HistoryModel):
     input_schema: dict[str, Any]
     """The JSON schema of the input, an object."""
     strict: bool | None = None
-    """Hold calls that the model makes by itself to the schema; others are in any case."""
+    """Enforce the schema for calls that the model chooses to make, as for required calls."""
 
 
 class UnsupportedTool(UnsupportedKind):
@@ -51,7 +51,7 @@ Tool = Annotated[
 
 
 class ToolChoice(ApiModel):
-    """What the model may or must call."""
+    """Tools that the model may or must call."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: FunctionName | None = None
@@ -67,10 +67,10 @@ class ToolChoice(ApiModel):
 
 
 class ThinkingConfig(ApiModel):
-    """Whether the model reasons before it answers."""
+    """Settings of the model's reasoning."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    """Handed to the chat template as ``enable_thinking``; ``adaptive`` leaves it open."""
+    """Mode of reasoning, given to the chat template as ``enable_thinking`` unless ``adaptive``."""
     budget_tokens: Bookkeeping = None
     """Number of tokens that Anthropic's models try to reason with."""
     display: Bookkeeping = None
@@ -85,22 +85,22 @@ class JsonFormat(ApiModel):
 
 
 class OutputConfig(ApiModel):
-    """How the answer should be."""
+    """Form of the answer."""
 
     effort: str | None = None
-    """Handed to the chat template as ``reasoning_effort``."""
+    """Effort, passed to the chat template as ``reasoning_effort``."""
     format: JsonFormat | None = None
     task_budget: Bookkeeping = None
     """Number of tokens in which Anthropic's models try to complete a task."""
 
 
 class OtherMessagesFields(ApiModel):
-    """Fields that ask nothing of this server, or nothing at their defaults."""
+    """Fields that have no effect on this server, or none at their defaults."""
 
     metadata: Bookkeeping = None
     """The end user."""
     cache_control: Bookkeeping = None
-    """How Anthropic caches the prompt; here every prompt is cached."""
+    """Settings of Anthropic's prompt cache; here every prompt is cached."""
     service_tier: Bookkeeping = None
     """Anthropic's price class."""
     speed: Bookkeeping = None
@@ -114,7 +114,7 @@ class OtherMessagesFields(ApiModel):
     diagnostics: Bookkeeping = None
     """Report on Anthropic's prompt cache."""
     context_management: Bookkeeping = None
-    """When Anthropic's servers may leave out old content; here none is left out."""
+    """Conditions under which Anthropic's servers drop old content; here none is dropped."""
     container: OnlyDefault[str] = None
     mcp_servers: Annotated[list[Any] | None, FieldClass.ONLY_DEFAULT, NO_SERVER_TOOLS] = None
     fallbacks: OnlyDefault[list[Any]] = None
@@ -124,14 +124,14 @@ class CountTokensRequest(OtherMessagesFields):
     """The body of ``POST /v1/messages/count_tokens``: what becomes the prompt."""
 
     model: str | None = None
-    """One of ``/v1/models``; None: the one that is served."""
+    """One of the names in ``/v1/models``. Default: the model that is served."""
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    """If the last one is the assistant's, the answer continues it."""
+    """Messages of the conversation. If the last one is the assistant's, the answer continues it."""
     system: TextOrBlocks | None = None
     """A system message, before the others."""
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
-    """None: ``auto``, if there are tools."""
+    """Tools that may or must be called. Default: ``auto``, if there are tools."""
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None

@@ -20,7 +20,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": AnthropicErrorBody},
     "5XX": {"model": AnthropicErrorBody},
 }
-"""For the routes' OpenAPI description."""
+"""Error responses, in the form of the routes' OpenAPI description."""
 
 
 class TokenCount(BaseModel):

@@ -1,4 +1,4 @@
-"""From a request of ``/v1/messages`` to one of the chat path."""
+"""Translating a request of ``/v1/messages`` to one of the chat path."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -113,7 +113,7 @@ def _parts(content: TextOrBlocks) -> list[dict[str, str]]:
 
 
 def _says_anything(message: ChatMessage) -> bool:
-    """Return whether a message is more than the empty beginning of a user's, before results."""
+    """Return False for an empty message of the user, as can be left before tool results."""
     return message["role"] != "user" or bool(message["content"])
 
 
@@ -171,6 +171,6 @@ def _response_format(body: CountTokensRequest) -> dict[str, Any] | None:
 
 
 def _thinking(body: CountTokensRequest) -> dict[str, bool]:
-    """Return the template's variable that turns reasoning on or off, if the request says it."""
+    """Return the template variable that turns reasoning on or off, if the request sets it."""
     kind = body.thinking.type if body.thinking else None
     return {"enable_thinking": kind == "enabled"} if kind in ("enabled", "disabled") else {}

@@ -44,13 +44,13 @@ class ResponseUsage(BaseModel):
 
 
 class IncompleteDetails(BaseModel):
-    """Why an answer is incomplete."""
+    """Reason why an answer is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
 class ResponseError(BaseModel):
-    """Why an answer failed."""
+    """Error of an answer that failed."""
 
     code: str
     message: str

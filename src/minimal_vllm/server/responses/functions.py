@@ -1,4 +1,4 @@
-"""Functions under the names by which the model knows them.
+"""Names of functions, as the model knows them.
 
 A function of a namespace is called ``namespace.name`` on the chat path, which has no namespaces.
 """

@@ -1,7 +1,7 @@
 """Items of a conversation: messages, function calls and their outputs, and reasoning.
 
-They are a record of what was said, as in ``chat.history``: unknown keys are dropped, and only items
-and content of an unsupported kind are refused.
+They are a record of the conversation, as in ``chat.history``: unknown keys are dropped, and only
+items and content of an unsupported kind are refused.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -67,7 +67,7 @@ class FunctionCall(HistoryModel):
 
 
 class FunctionCallOutput(HistoryModel):
-    """What a function returned."""
+    """Result of a function call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -83,7 +83,7 @@ class ReasoningItem(HistoryModel):
 
     @property
     def text(self) -> str:
-        """The reasoning, or, if that isn't there, its summary."""
+        """Text of the reasoning, or of its summary if there is no reasoning."""
         parts = self.content or self.summary or ()
         return "\n".join(part.text for part in parts if isinstance(part, TextContent))
 
@@ -116,4 +116,4 @@ Input = Annotated[
     | Annotated[list[Item], Field(min_length=1, fail_fast=True), Tag("[items]")],
     Discriminator(_is_text),
 ]
-"""What the model is to answer: a text of the user, or the items of a conversation."""
+"""Input that the model answers: a text of the user, or the items of a conversation."""

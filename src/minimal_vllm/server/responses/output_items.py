@@ -23,7 +23,7 @@ class OutputItem(ABC):
     """An item that is being written.
 
     Args:
-        index: place of the item in the answer's ``output``.
+        index: index of the item in the answer's ``output``.
     """
 
     prefix: ClassVar[str]
@@ -76,9 +76,9 @@ class TextItem(OutputItem):
 
     part_type: ClassVar[str]
     part_fields: ClassVar[dict[str, Any]]
-    """Further fields of the part, of which there are none in answers of this server."""
+    """Other fields of the part; empty in answers of this server."""
     delta_fields: ClassVar[dict[str, Any]]
-    """Further fields of the text's events, in the same way."""
+    """Other fields of the text's events; likewise empty."""
 
     def open(self) -> Iterator[Event]:
         """Yield the events of the item's beginning."""
@@ -196,7 +196,7 @@ class OutputWriter:
         return [item.describe() for item in self._items]
 
     def write(self, delta: MessageDelta) -> Iterator[Event]:
-        """Yield the events for what is new of the message."""
+        """Yield the events for the new part of the message."""
         if delta.reasoning:
             yield from self._write_text(ReasoningOutput, delta.reasoning)
         if delta.content:

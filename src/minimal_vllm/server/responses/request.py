@@ -36,7 +36,7 @@ class FunctionTool(HistoryModel):
     parameters: dict[str, Any] | None = None
     """The JSON schema of the arguments, an object; None: the function takes none."""
     strict: bool | None = None
-    """Hold calls that the model makes by itself to the schema; others are in any case."""
+    """Enforce the schema for calls that the model chooses to make, as for required calls."""
 
 
 class UnsupportedTool(UnsupportedKind):
@@ -116,11 +116,11 @@ class TextFormat(ApiModel):
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
-    """For the client's own use, as is ``description``: the model sees neither."""
+    """Name for the client's own use; the model sees neither it nor ``description``."""
     description: str | None = None
     json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
-    """The answer is held to the schema in any case."""
+    """Accepted without effect: the schema is always enforced."""
 
     @model_validator(mode="after")
     def _schema_and_type_agree(self) -> "TextFormat":
@@ -130,7 +130,7 @@ class TextFormat(ApiModel):
 
 
 class TextConfig(ApiModel):
-    """How the answer's text should be."""
+    """Form of the answer's text."""
 
     format: TextFormat | None = None
     verbosity: Bookkeeping = None
@@ -138,31 +138,31 @@ class TextConfig(ApiModel):
 
 
 class ReasoningConfig(ApiModel):
-    """How the model should reason."""
+    """Settings of the model's reasoning."""
 
     effort: str | None = None
-    """Handed to the chat template as ``reasoning_effort``."""
+    """Effort, passed to the chat template as ``reasoning_effort``."""
     summary: Bookkeeping = None
     """Summary of the reasoning; here the reasoning itself is in the answer."""
     generate_summary: Bookkeeping = None
     """Older name of ``summary``."""
     context: Bookkeeping = None
-    """Part of the earlier reasoning that OpenAI's models see; here all that is sent."""
+    """Part of the earlier reasoning that OpenAI's models see; here they see all that is sent."""
     mode: OnlyDefault[str] = "standard"
 
 
 class StreamOptions(ApiModel):
-    """What a stream holds beside the events."""
+    """Contents of a stream in addition to the events."""
 
     include_obfuscation: Bookkeeping = None
-    """Random characters that OpenAI adds, to hide the length of a chunk."""
+    """Add random characters that hide the length of a chunk, as OpenAI does."""
 
 
 class OtherResponsesFields(ApiModel):
-    """Fields that ask nothing of this server, or nothing at their defaults."""
+    """Fields that have no effect on this server, or none at their defaults."""
 
     metadata: Bookkeeping = None
-    """Tags of the client's own, which the answer repeats."""
+    """Tags for the client's own use, which the answer repeats."""
     store: Bookkeeping = None
     """Keep the answer on OpenAI's servers; here nothing is kept."""
     user: Bookkeeping = None
@@ -176,7 +176,7 @@ class OtherResponsesFields(ApiModel):
     prompt_cache_retention: Bookkeeping = None
     """Time that OpenAI keeps a cached prompt."""
     prompt_cache_options: Bookkeeping = None
-    """How OpenAI caches the prompt."""
+    """Settings of OpenAI's prompt cache."""
     access_programs: Bookkeeping = None
     """Programs of OpenAI's that the client takes part in."""
     client_metadata: Bookkeeping = None
@@ -190,7 +190,7 @@ class OtherResponsesFields(ApiModel):
         None
     )
     prompt: OnlyDefault[dict[str, Any]] = None
-    """Prompt that is kept on OpenAI's servers."""
+    """Prompt that is stored on OpenAI's servers."""
     background: Annotated[bool | None, FieldClass.ONLY_DEFAULT, NO_BACKGROUND] = False
     background_options: OnlyDefault[dict[str, Any]] = None
     context_management: OnlyDefault[list[Any]] = None
@@ -203,7 +203,7 @@ class ResponsesRequest(PassedOnFields, OtherResponsesFields):
     """The body of ``POST /v1/responses``."""
 
     model: str | None = None
-    """One of ``/v1/models``; None: the one that is served."""
+    """One of the names in ``/v1/models``. Default: the model that is served."""
     input: Input
     instructions: str | None = None
     """A system message, before the input."""
@@ -214,7 +214,7 @@ class ResponsesRequest(PassedOnFields, OtherResponsesFields):
     stop: ShortText | Annotated[list[ShortText], Field(max_length=MAX_STOP_STRINGS)] | None = None
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
-    """None: ``auto``, if there are tools."""
+    """Tools that may or must be called. Default: ``auto``, if there are tools."""
     parallel_tool_calls: bool = True
     """Whether the answer may have several calls."""
     text: TextConfig | None = None
@@ -233,5 +233,5 @@ class ResponsesRequest(PassedOnFields, OtherResponsesFields):
         ]
         | None
     ) = None
-    """Additions that change nothing here: they are about built-in tools and images, or, as the
-    encrypted reasoning, take the place of what the answer has in plain text."""
+    """Additions to the answer. They change nothing here: they concern built-in tools and images, or
+    replace something that the answer has in plain text, such as encrypted reasoning."""

@@ -1,4 +1,4 @@
-"""From a request of ``/v1/responses`` to one of the chat path."""
+"""Translating a request of ``/v1/responses`` to one of the chat path."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar

@@ -114,12 +114,12 @@ class ObjectEnd:
 
     def find(self, text: str) -> int | None:
         """Return the number of characters before the object's end; None: it goes on."""
-        for place, character in enumerate(text):
+        for index, character in enumerate(text):
             if self._in_string:
                 self._in_string = self._escaped or character != '"'
                 self._escaped = not self._escaped and character == "\\"
             elif character not in OUTSIDE_STRINGS:
-                return place
+                return index
             elif character == '"':
                 self._in_string = True
             elif character in "{[":
@@ -127,7 +127,7 @@ class ObjectEnd:
             elif character in "}]":
                 self._depth -= 1
                 if self._depth == 0:
-                    return place + 1
+                    return index + 1
         return None
 
 
@@ -135,7 +135,7 @@ def _parse(text: str) -> object:
     """Return the parsed JSON; None if the text isn't JSON, or can't be written as UTF-8."""
     try:
         parsed = json.loads(text)
-        json.dumps(parsed, ensure_ascii=False).encode()  # fails for halves of surrogate pairs
+        json.dumps(parsed, ensure_ascii=False).encode()  # fails for unpaired surrogates
     except (ValueError, RecursionError):
         return None
     return parsed

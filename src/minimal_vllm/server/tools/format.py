@@ -32,13 +32,13 @@ def call_rules(functions: Sequence[Function], arguments: str) -> str:
         functions: functions that may be called, at least one.
         arguments: key of the arguments in that object.
     """
-    calls = " | ".join(f"call_{place}" for place in range(len(functions)))
+    calls = " | ".join(f"call_{index}" for index in range(len(functions)))
     rules = [f"call: {calls}"]
-    for place, function in enumerate(functions):
+    for index, function in enumerate(functions):
         head = f'{{"name": {json.dumps(function.name, ensure_ascii=False)}, "{arguments}": '
         rules += [
-            f'call_{place}: {json.dumps(head)} arguments_{place} "}}"',
-            f"arguments_{place}: {function.arguments_rule}",
+            f'call_{index}: {json.dumps(head)} arguments_{index} "}}"',
+            f"arguments_{index}: {function.arguments_rule}",
         ]
     return "\n".join(rules)
 
