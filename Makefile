@@ -3,14 +3,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 
-.PHONY: demo test lint docs linkcheck clean
+.PHONY: demo test test-clients lint docs linkcheck clean
 
 demo: $(VENV)/.installed
 	$(BIN)/minimal-vllm generate --stats "It was a dark and stormy night, and"
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n auto
+	$(MAKE) --no-print-directory test-clients
+
+# The clients whose requirements conflict with constraints.txt. Without pip's index they are skipped;
+# any other failure to install them is an error.
+test-clients: $(VENV)/.installed-dev
+	@if $(MAKE) --no-print-directory $(CLIENTS)/.installed; then \
+		$(CLIENTS)/bin/pytest -c tests/clients/pytest.ini --rootdir . tests/clients; \
+	elif $(BIN)/pip --retries 0 install --quiet --dry-run --no-deps --ignore-installed pip; then \
+		exit 1; \
+	else \
+		echo "NO NETWORK: the tests of instructor and LlamaIndex (tests/clients) were not run"; \
+	fi
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -28,7 +41,7 @@ linkcheck: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build --keep-going -b linkcheck docs build/linkcheck
 
 clean:
-	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The pinned environment (constraints.txt) is what the tests have passed in. All that the README's
 # commands need is there from the beginning; only what the tests need is added by them.
@@ -45,4 +58,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Without PyTorch: clients only need HTTP. The servers run in $(VENV).
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --retries 1 --requirement $<
 	touch $@

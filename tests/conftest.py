@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from recorded import record_trace
 
+# Its tests run in an environment of their own: `make test-clients`.
+collect_ignore = ["clients"]
+
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 # The same examples each time, however slow the machine. To look for others:
 # pytest --hypothesis-profile=exploring --hypothesis-seed=1

@@ -3,7 +3,7 @@ from checkpoints import write_tool_checkpoint
 
 from minimal_vllm import LLM, SamplingParams
 from tests.server.harness import FEW_BLOCKS, TOOL_MODEL, process
-from tests.server.scripted import write_scripted_checkpoint
+from tests.server.scripted import script_server
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +53,5 @@ def tool_server(tool_checkpoint):
 @pytest.fixture(scope="session")
 def script(tmp_path_factory):
     """A server whose model reasons, calls the tool ``turn``, and answers its result."""
-    call = '{"name": "turn", "arguments": {"to": "left"}}'
-    folder = tmp_path_factory.mktemp("script")
-    checkpoint = write_scripted_checkpoint(folder, "Left is best.", call, "I went left.")
-    options = ["--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"]
-    with process(str(checkpoint), "--served-model-name=script", *options) as server:
+    with script_server(tmp_path_factory.mktemp("script")) as server:
         yield server

@@ -5,6 +5,7 @@ prompt with one token when it is the user's turn that is answered, and with anot
 of a tool is. After the first the model reasons and calls a tool, after the second it answers.
 """
 
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -18,6 +19,8 @@ from checkpoints import (
     write_tokenizer,
     write_weights,
 )
+
+from tests.server.harness import process
 
 CALL, ANSWER = "<|call|>", "<|answer|>"
 END = "<|im_end|>"
@@ -74,3 +77,13 @@ def write_scripted_checkpoint(folder, reasoning, call, answer, max_model_len=819
     write_weights(folder, weights)
     write_tokenizer(folder, TEMPLATE, tags)
     return folder
+
+
+@contextmanager
+def script_server(folder):
+    """Serve a model that reasons, calls the tool ``turn``, and answers its result."""
+    call = '{"name": "turn", "arguments": {"to": "left"}}'
+    checkpoint = write_scripted_checkpoint(folder, "Left is best.", call, "I went left.")
+    options = ["--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"]
+    with process(str(checkpoint), "--served-model-name=script", *options) as server:
+        yield server

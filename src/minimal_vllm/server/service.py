@@ -77,7 +77,8 @@ class Service:
     def check_length(self, prompts: Iterable[Sequence[int]], field: str) -> None:
         """Refuse prompts after which no token fits into the context (400), as OpenAI does.
 
-        Client libraries look for this error code and this wording.
+        Client libraries look for this error code and this wording. LangChain needs "prompt is too
+        long".
 
         Args:
             prompts: token ids of each prompt.
@@ -88,8 +89,8 @@ class Service:
             raise ApiError(
                 400,
                 f"This model's maximum context length is {self.max_model_len} tokens. However, the "
-                f"prompt has {longest} tokens, and at least one must fit behind it: shorten the "
-                f"{field}.",
+                f"prompt is too long: it has {longest} tokens, and at least one must fit behind "
+                f"it. Shorten the {field}.",
                 param=field,
                 code="context_length_exceeded",
             )
