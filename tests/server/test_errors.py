@@ -161,7 +161,7 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "max_completion_tokens",
             "max_completion_tokens: should be greater than or equal to 1, not 0",
         ),
-        ({"messages": HELLO, "continue_final_message": True}, "messages", "generation prompt"),
+        ({"messages": HELLO, "continue_final_message": True}, "messages", "add_generation_prompt"),
         ({"messages": HELLO, "chat_template": "{% if"}, "messages", "not valid Jinja"),
         (
             {"messages": HELLO, "chat_template_kwargs": {"messages": [], "self": 1}},
