@@ -17,7 +17,7 @@ from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
-from minimal_vllm.text.messages import ContentFormat
+from minimal_vllm.text.content_format import ContentFormat
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
 from minimal_vllm.text.script_tokenizer import (
     Conversation,

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from minimal_vllm.settings import SETTINGS, clear_errors
-from minimal_vllm.text.messages import ContentFormat
+from minimal_vllm.text.content_format import ContentFormat
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]

@@ -17,8 +17,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minimal_vllm.text.content_format import ContentFormat
 from minimal_vllm.text.messages import (
-    ContentFormat,
     MessageForm,
     in_forms,
     plain,

@@ -19,10 +19,6 @@ REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Keys under which a message may carry its reasoning, in order of precedence. Templates read the
 first, some the second."""
 
-ContentFormat = Literal["auto", "string", "openai"]
-"""Form of a message's content in a template: ``string`` is one text, ``openai`` is a list of parts,
-and ``auto`` is the form that the template seems to be written for."""
-
 MAX_DEPTH = 100
 """Maximum nesting of arguments that are passed as an object, because template filters recurse."""
 

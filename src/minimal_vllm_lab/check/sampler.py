@@ -198,11 +198,11 @@ def _check_logprobs(sampler: Sampler, rows: list[Row]) -> None:
     found = _sample(sampler, rows).logprobs
     for index, row in enumerate(rows):
         if "logprobs" not in row.params:
-            if found[index]:
+            if len(found[index]):
                 raise Broken(OPTIONS_APPLIED, f"log-probabilities for row {index}", "an empty list")
             continue
         (expected,) = _sample(sample, [row]).logprobs
-        if found[index] != expected:
+        if list(found[index]) != list(expected):
             raise Broken(OPTIONS_APPLIED, f"row {index}: {found[index]}", f"{expected}")
 
 
@@ -212,7 +212,7 @@ def _check_broken_row(sampler: Sampler, history: History) -> None:
     rows.insert(0, Row((float("nan"),) * len(LOGITS[0]), {}, 5))
     for index, row in enumerate(rows):
         history.note(f"row {index}: {row}")
-    found = _sample(sampler, rows).tokens
+    found = [list(tokens) for tokens in _sample(sampler, rows).tokens]
     if found != expected:
         raise Broken(NAN_ROW, f"tokens={found}", f"tokens={expected}")
 

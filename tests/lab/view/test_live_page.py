@@ -272,7 +272,7 @@ def test_a_rejected_prompt_is_explained_and_can_be_corrected(chromium, server):
         page.fill("#prompt", "word " * 200)
         page.press("#prompt", "Enter")
         until(page, "!document.querySelector('#message').hidden")
-        assert "max_model_len is 96" in page.inner_text("#message")
+        assert "maximum context length is 96 tokens" in page.inner_text("#message")
         assert page.input_value("#prompt") == "word " * 200
         page.fill("#prompt", "A word")
         page.press("#prompt", "Enter")
