@@ -141,9 +141,7 @@ def test_if_all_fail_the_command_does(bench):
     result = bench("--random-input-len=5000", "--num-prompts=3")
     assert result.exit_code == 2
     assert "all 3 requests to " in result.stderr
-    assert (
-        "the first with: HTTP 400: This model's maximum context length is" in result.stderr
-    )
+    assert "the first with: HTTP 400: This model's maximum context length is" in result.stderr
 
 
 def test_a_server_that_is_not_there_is_one_clear_line():
