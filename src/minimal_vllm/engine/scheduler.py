@@ -128,7 +128,7 @@ class Scheduler:
         for entry, tokens in zip(entries, sampled, strict=True):
             request, num_logits = entry.request, entry.num_logits
             request.num_pending_tokens -= num_logits
-            if request.finished:
+            if request.status is Status.FINISHED:
                 continue
             if not tokens:
                 reason = request.grammar.error if request.grammar else ""
@@ -330,7 +330,7 @@ class Scheduler:
         A request admitted later in the same step may share them already: in each layer, all keys
         and values of a step are written before any are read.
         """
-        num_known = min(request.num_computed_tokens, request.num_tokens)
+        num_known = min(request.num_computed_tokens, len(request.token_ids))
         first, end = request.num_findable_blocks, num_known // self.config.block_size
         if end <= first or not self.config.enable_prefix_caching:
             return  # as in most steps of a decoding request
@@ -360,7 +360,7 @@ class Scheduler:
             self.finish(request, FinishReason.STOP, stop_reason=None if is_eos else token_id)
         elif request.grammar is not None and request.grammar.is_complete(request):
             self.finish(request, FinishReason.STOP)
-        elif request.num_tokens >= request.max_num_tokens:
+        elif len(request.token_ids) >= request.max_num_tokens:
             self.finish(request, FinishReason.LENGTH)
         else:
             return False
