@@ -159,10 +159,11 @@ class Graphs:
     def mixed(self, plan: Plan, batch: Batch) -> Outputs:
         """Compute a step with prompts that fits. All its requests must be in the table of rows."""
         self._inputs.set(batch)
+        decodes = batch.decodes
         num_tokens = next_size(self._token_counts, len(batch.input_ids))
-        num_decodes = next_size(self._decode_counts, len(batch.decodes))
+        num_decodes = next_size(self._decode_counts, len(decodes))
         shape = StepShape(num_tokens, min(num_decodes, num_tokens))
-        decoding = [plan.scheduled[index].request for index in batch.decodes]
+        decoding = [plan.scheduled[index].request for index in decodes]
         self.shared.note(decoding, shape.num_decodes)
         self._bodies[shape].replay()
         if batch.sampling:

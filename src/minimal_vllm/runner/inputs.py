@@ -104,6 +104,7 @@ class StepInputs:
     def set(self, batch: Batch) -> None:
         """Send the numbers of a batch, for any shape that is large enough for it."""
         decodes = batch.decodes
+        prefills = batch.prefills
         tokens = batch.input_ids.copy()
         tokens[batch.query_starts[batch.pending + 1] - 1] = PENDING
         sampling_rows = [request.row for request in batch.sampling]
@@ -119,7 +120,7 @@ class StepInputs:
                 "sampling_rows": np.array(sampling_rows, dtype=np.int64),
                 **{
                     f"pieces {window}": self._attention.cut_prompts(
-                        batch, batch.prefills, batch.rows, window
+                        batch, prefills, batch.rows, window
                     )
                     for window in self._prefill
                 },
