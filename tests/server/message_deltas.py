@@ -2,21 +2,31 @@
 
 from hypothesis import strategies as st
 
-from minimal_vllm.server.message import MessageDelta, ToolCallDelta
+from minimal_vllm.server.message import MessageDelta, TextDelta, ToolCallDelta
 
-TEXTS = st.lists(st.text(max_size=4), max_size=4)
+TEXTS = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=4)
 
 
 @st.composite
 def deltas(draw):
-    """``(reasoning, content, {name: arguments}, parts)``: a message, and the same in parts."""
-    reasoning, content = draw(TEXTS), draw(TEXTS)
-    calls = draw(st.lists(TEXTS, max_size=3))
-    parts = [MessageDelta(reasoning=text) for text in reasoning]
-    parts += [MessageDelta(content=text) for text in content]
-    for index, pieces in enumerate(calls):
-        name = f"f{index}"
-        parts.append(MessageDelta(calls={index: ToolCallDelta(f"id{index}", name)}))
-        parts += [MessageDelta(calls={index: ToolCallDelta(arguments=text)}) for text in pieces]
-    arguments = {f"f{index}": "".join(pieces) for index, pieces in enumerate(calls)}
-    return "".join(reasoning), "".join(content), arguments, parts
+    """``([(kind or name, text), …], deltas)``: a message, and the same piece by piece."""
+    kinds = ["reasoning"] * draw(st.integers(0, 1))
+    kinds += draw(st.lists(st.sampled_from(["content", "call"]), max_size=5))
+    kinds = [
+        kind
+        for kind, before in zip(kinds, [None, *kinds], strict=False)
+        if kind != before or kind == "call"
+    ]
+    message, parts, num_calls = [], [], 0
+    for kind in kinds:
+        pieces = draw(TEXTS)
+        if kind == "call":
+            name = f"f{num_calls}"
+            parts.append(ToolCallDelta(num_calls, f"id{num_calls}", name))
+            parts += [ToolCallDelta(num_calls, arguments=text) for text in pieces]
+            num_calls += 1
+        else:
+            name = kind
+            parts += [TextDelta(kind, text) for text in pieces]
+        message.append((name, "".join(pieces)))
+    return message, [MessageDelta([part]) for part in parts]

@@ -3,12 +3,25 @@
 import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal
+
+TextKind = Literal["reasoning", "content"]
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """New text of the reasoning or of the content."""
+
+    kind: TextKind
+    text: str
 
 
 @dataclass(slots=True)
 class ToolCallDelta:
     """New part of a tool call. Only the first part of a call has an id and a name."""
 
+    index: int
+    """Index of the call in the message."""
     id: str = ""
     name: str = ""
     arguments: str = ""
@@ -16,15 +29,50 @@ class ToolCallDelta:
 
 @dataclass(slots=True)
 class MessageDelta:
-    """New part of a message; all of it, if the text is read in one go."""
+    """New parts of a message, in the order in which the model wrote them.
 
-    reasoning: str = ""
-    content: str = ""
-    calls: dict[int, ToolCallDelta] = field(default_factory=dict)
-    """New parts of calls, by the call's index in the message."""
+    If the text is read in one go, they are the whole message.
+    """
+
+    parts: list[TextDelta | ToolCallDelta] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.reasoning or self.content or self.calls)
+        return bool(self.parts)
+
+    @property
+    def reasoning(self) -> str:
+        """All new text of the reasoning."""
+        return self._text("reasoning")
+
+    @property
+    def content(self) -> str:
+        """All new text of the content."""
+        return self._text("content")
+
+    @property
+    def calls(self) -> list[ToolCallDelta]:
+        """New parts of calls, at most one for each call."""
+        return [part for part in self.parts if isinstance(part, ToolCallDelta)]
+
+    def add_text(self, kind: TextKind, text: str) -> None:
+        """Append text, which may be empty."""
+        last = self.parts[-1] if self.parts else None
+        if isinstance(last, TextDelta) and last.kind == kind:
+            last.text += text
+        elif text:
+            self.parts.append(TextDelta(kind, text))
+
+    def add_arguments(self, index: int, text: str) -> None:
+        """Append text to the arguments of the call that is being written."""
+        last = self.parts[-1] if self.parts else None
+        if isinstance(last, ToolCallDelta):
+            last.arguments += text
+        elif text:
+            self.parts.append(ToolCallDelta(index, arguments=text))
+
+    def _text(self, kind: TextKind) -> str:
+        texts = (part for part in self.parts if isinstance(part, TextDelta))
+        return "".join(part.text for part in texts if part.kind == kind)
 
 
 class CallWriter:
@@ -42,12 +90,13 @@ class CallWriter:
         """Begin a call of the function ``name``."""
         self._index += 1
         if self._is_kept:
-            part.calls[self._index] = ToolCallDelta(f"chatcmpl-tool-{uuid.uuid4().hex}", name)
+            call_id = f"chatcmpl-tool-{uuid.uuid4().hex}"
+            part.parts.append(ToolCallDelta(self._index, call_id, name))
 
     def add_arguments(self, part: MessageDelta, text: str) -> None:
         """Append text to the arguments of the last call."""
         if self._is_kept:
-            part.calls.setdefault(self._index, ToolCallDelta()).arguments += text
+            part.add_arguments(self._index, text)
 
     @property
     def has_begun(self) -> bool:
@@ -80,7 +129,7 @@ class ContentReader(Reader):
 
     def read(self, text: str, part: MessageDelta) -> None:
         """Add the text to the content."""
-        part.content += text
+        part.add_text("content", text)
 
     def finish(self, part: MessageDelta) -> None:
         """Do nothing: no text is held back."""

@@ -106,7 +106,7 @@ class ReasoningReader(Reader):
         if self._is_at_start and self._expected == "possible":
             self._answer.read(self._held, part)
         elif self._is_reasoning:
-            part.reasoning += self._held
+            part.add_text("reasoning", self._held)
         self._answer.finish(part)
 
     def _read_start(self, text: str) -> str:
@@ -128,5 +128,5 @@ class ReasoningReader(Reader):
         if self._is_reasoning:
             certain = len(text) - overlap(text, CLOSE)
             reasoning, self._held = text[:certain], text[certain:]
-        part.reasoning += reasoning
+        part.add_text("reasoning", reasoning)
         return rest

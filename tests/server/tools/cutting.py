@@ -4,27 +4,47 @@ import itertools
 
 from hypothesis import strategies as st
 
-from minimal_vllm.server.message import CallWriter, MessageDelta
+from minimal_vllm.server.message import CallWriter, MessageDelta, TextDelta
 
 
 def read(make_reader, pieces):
     """``(reasoning, content, [(name, arguments), …])`` of a message that comes in pieces."""
-    reader = make_reader()
-    whole, calls = MessageDelta(), {}
-    for piece in [*pieces, None]:
-        part = MessageDelta()
-        if piece is None:
-            reader.finish(part)
-        else:
-            reader.read(piece, part)
-        whole.reasoning += part.reasoning
-        whole.content += part.content
-        for place, call in part.calls.items():
-            assert (place in calls) == (not call.id) == (not call.name)  # each begins once
-            name, arguments = calls.get(place, (call.name, ""))
-            calls[place] = (name, arguments + call.arguments)
-    assert list(calls) == list(range(len(calls)))
-    return whole.reasoning, whole.content, list(calls.values())
+    pieces = list(pieces)
+    parts = _parts(make_reader(), pieces)
+    assert parts == _parts(make_reader(), ["".join(pieces)])  # the same, and in the same order
+    texts = {kind: "".join(text for each, text in parts if each == kind) for kind in KINDS}
+    return *texts.values(), [(kind, text) for kind, text in parts if kind not in KINDS]
+
+
+KINDS = ("reasoning", "content")
+
+
+def _parts(reader, pieces):
+    """The message's parts in their order: the kind, or the name of a call, and the text of each."""
+    parts, calls = [], set()
+    for delta in [*read_apart(reader, pieces), _last(reader)]:
+        for part in delta.parts:
+            if isinstance(part, TextDelta):
+                kind, text, is_new = part.kind, part.text, not parts or parts[-1][0] != part.kind
+                assert text
+            else:
+                is_new = part.index not in calls
+                assert is_new == bool(part.id) == bool(part.name)  # each begins once
+                assert part.index == len(calls) - (not is_new)  # one after the other
+                calls.add(part.index)
+                kind, text = part.name or parts[-1][0], part.arguments
+            if is_new:
+                parts.append((kind, text))
+            else:
+                assert parts[-1][0] == kind
+                parts[-1] = (kind, parts[-1][1] + text)
+    return parts
+
+
+def _last(reader):
+    delta = MessageDelta()
+    reader.finish(delta)
+    return delta
 
 
 def read_format(tool_format, pieces, parallel=True):

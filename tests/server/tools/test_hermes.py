@@ -105,7 +105,7 @@ def test_however_a_text_is_cut_it_reads_the_same(text_and_pieces):
 def test_arguments_come_as_they_are_written():
     text = '<tool_call>{"name": "time", "arguments": {"zone": "a b"}}'
     parts = read_apart(FORMAT.make_reader(CallWriter(parallel=True)), text)
-    pieces = [call.arguments for part in parts for call in part.calls.values()]
+    pieces = [call.arguments for part in parts for call in part.calls]
     assert pieces == list('{"zone": "a b"}')
 
 

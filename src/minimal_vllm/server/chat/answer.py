@@ -168,7 +168,7 @@ def _message(part: MessageDelta) -> ChatMessage:
     """Return a whole message."""
     others = _reasoning(part)
     if part.calls:
-        others["tool_calls"] = [_message_call(call) for call in part.calls.values()]
+        others["tool_calls"] = [_message_call(call) for call in part.calls]
     content = None if others and not part.content else part.content
     return ChatMessage(role="assistant", content=content, **others)
 
@@ -177,7 +177,7 @@ def _delta(part: MessageDelta) -> dict[str, Any]:
     """Return the ``delta`` of a chunk."""
     delta = _reasoning(part)
     if part.calls:
-        delta["tool_calls"] = [_call_delta(index, call) for index, call in part.calls.items()]
+        delta["tool_calls"] = [_call_delta(call) for call in part.calls]
     if part.content or not delta:
         delta["content"] = part.content
     return delta
@@ -195,12 +195,12 @@ def _message_call(call: ToolCallDelta) -> MessageCall:
     return MessageCall(id=call.id, type="function", function=function)
 
 
-def _call_delta(index: int, call: ToolCallDelta) -> dict[str, Any]:
+def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
     """Return the new part of a call; the first part of a call has its id, type and name."""
     if not call.id:
-        return {"index": index, "function": {"arguments": call.arguments}}
+        return {"index": call.index, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
-    return {"index": index, "id": call.id, "type": "function", "function": function}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def chat_logprobs(

@@ -1,8 +1,8 @@
 """Blocks of the answer, and the events in which they are streamed.
 
-A ``BlockWriter`` reads the parts of a message as the chat path finds them. It writes blocks: one of
-the reasoning, one of the text, one for each call. Each has the events ``content_block_start``, one
-``content_block_delta`` for each piece, and ``content_block_stop``.
+A ``BlockWriter`` reads the parts of a message as the chat path finds them. It writes blocks in the
+order of the model's text: one for each text, one for each call. Each has the events
+``content_block_start``, one ``content_block_delta`` for each piece, and ``content_block_stop``.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
-from minimal_vllm.server.message import MessageDelta, ToolCallDelta
+from minimal_vllm.server.message import MessageDelta, TextDelta, ToolCallDelta
 
 Event = dict[str, Any]
 
@@ -32,7 +32,7 @@ class AnswerBlock:
     def __init__(self, index: int, kind: BlockType, call: ToolCallDelta | None = None) -> None:
         self.kind = kind
         self._index = index
-        self._call = call or ToolCallDelta()
+        self._call = call or ToolCallDelta(index)
         self._pieces: list[str] = []
 
     def describe(self) -> dict[str, Any]:
@@ -105,15 +105,14 @@ class BlockWriter:
 
     def write(self, delta: MessageDelta) -> Iterator[Event]:
         """Yield the events for the new part of the message."""
-        if delta.reasoning:
-            yield from self._write_text("thinking", delta.reasoning)
-        if delta.content:
-            yield from self._write_text("text", delta.content)
-        for call in delta.calls.values():
-            if call.id:
-                yield from self._begin("tool_use", call)
-            if call.arguments and self._open:
-                yield self._open.add(call.arguments)
+        for part in delta.parts:
+            match part:
+                case TextDelta(kind="reasoning"):
+                    yield from self._write_text("thinking", part.text)
+                case TextDelta():
+                    yield from self._write_text("text", part.text)
+                case ToolCallDelta():
+                    yield from self._write_call(part)
 
     def finish(self) -> Iterator[Event]:
         """Yield the events that end the last block."""
@@ -126,6 +125,12 @@ class BlockWriter:
             yield from self._begin(kind)
         if self._open:
             yield self._open.add(text)
+
+    def _write_call(self, call: ToolCallDelta) -> Iterator[Event]:
+        if call.id:
+            yield from self._begin("tool_use", call)
+        if call.arguments and self._open:
+            yield self._open.add(call.arguments)
 
     def _begin(self, kind: BlockType, call: ToolCallDelta | None = None) -> Iterator[Event]:
         yield from self.finish()

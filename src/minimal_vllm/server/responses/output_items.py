@@ -1,7 +1,7 @@
 """Items of the answer, and the events in which they are streamed.
 
-An ``OutputWriter`` reads the parts of a message as the chat path finds them. It writes
-items: one of the reasoning, one of the text, one for each call. The events of an item are
+An ``OutputWriter`` reads the parts of a message as the chat path finds them. It writes items in
+the order of the model's text: one for each text, one for each call. The events of an item are
 ``output_item.added``, others for its content, and ``output_item.done``.
 """
 
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
-from minimal_vllm.server.message import MessageDelta
+from minimal_vllm.server.message import MessageDelta, TextDelta, ToolCallDelta
 from minimal_vllm.server.responses.functions import FunctionPath
 
 Event = dict[str, Any]
@@ -197,16 +197,14 @@ class OutputWriter:
 
     def write(self, delta: MessageDelta) -> Iterator[Event]:
         """Yield the events for the new part of the message."""
-        if delta.reasoning:
-            yield from self._write_text(ReasoningOutput, delta.reasoning)
-        if delta.content:
-            yield from self._write_text(MessageItem, delta.content)
-        for call in delta.calls.values():
-            if call.id:
-                function = self._functions.get(call.name, FunctionPath(call.name))
-                yield from self._begin(CallItem(len(self._items), call.id, function))
-            if call.arguments and self._open is not None:
-                yield from self._open.add(call.arguments)
+        for part in delta.parts:
+            match part:
+                case TextDelta(kind="reasoning"):
+                    yield from self._write_text(ReasoningOutput, part.text)
+                case TextDelta():
+                    yield from self._write_text(MessageItem, part.text)
+                case ToolCallDelta():
+                    yield from self._write_call(part)
 
     def finish(self, status: Status) -> Iterator[Event]:
         """Yield the events that end the answer's last item; an answer has at least one."""
@@ -219,6 +217,13 @@ class OutputWriter:
             yield from self._begin(kind(len(self._items)))
         if self._open is not None:
             yield from self._open.add(text)
+
+    def _write_call(self, call: ToolCallDelta) -> Iterator[Event]:
+        if call.id:
+            function = self._functions.get(call.name, FunctionPath(call.name))
+            yield from self._begin(CallItem(len(self._items), call.id, function))
+        if call.arguments and self._open is not None:
+            yield from self._open.add(call.arguments)
 
     def _begin(self, item: OutputItem) -> Iterator[Event]:
         yield from self._end("completed")

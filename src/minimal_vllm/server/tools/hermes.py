@@ -73,20 +73,20 @@ class HermesReader(Reader):
     def finish(self, part: MessageDelta) -> None:
         """Add the text that was held back to ``part``."""
         if self._call is not None and self._call.state is CallObject.State.HEAD:
-            part.content += self._opening + self._call.text
+            part.add_text("content", self._opening + self._call.text)
         elif not self._is_behind_call:
-            part.content += self._held
+            part.add_text("content", self._held)
 
     def _read_content(self, text: str, part: MessageDelta) -> str:
         """Read content up to the next call; hold back what may be the beginning of a call."""
         found = BEGIN.search(text)
         if found is None:
             certain = _certain_content(text)
-            part.content += text[:certain]
+            part.add_text("content", text[:certain])
             self._held = text[certain:]
             return ""
         content = text[: found.start()].rstrip()
-        part.content += content
+        part.add_text("content", content)
         self._opening = text[len(content) : found.end()]
         self._call = CallObject(self._calls)
         return text[found.end() :]
@@ -94,7 +94,7 @@ class HermesReader(Reader):
     def _read_call(self, call: CallObject, text: str, part: MessageDelta) -> str:
         text = call.read(text, part)
         if call.state is CallObject.State.NO_CALL:
-            part.content += self._opening + call.text
+            part.add_text("content", self._opening + call.text)
             self._call = None
         elif call.state is CallObject.State.CALL:
             self._call = None

@@ -91,7 +91,7 @@ class JsonCallsReader(Reader):
         """Read the next piece of text, and add its content to ``part``."""
         while text:
             if self._is_content:
-                part.content += text
+                part.add_text("content", text)
                 return
             if self._call is not None:
                 text = self._read_call(self._call, text, part)
@@ -101,9 +101,9 @@ class JsonCallsReader(Reader):
     def finish(self, part: MessageDelta) -> None:
         """Add the text that was held back to ``part``."""
         if self._call is None:
-            part.content += self._take_skipped() + self._held
+            part.add_text("content", self._take_skipped() + self._held)
         elif self._call.state is CallObject.State.HEAD:
-            part.content += self._skipped + self._call.text
+            part.add_text("content", self._skipped + self._call.text)
 
     def _find_call(self, text: str) -> str:
         """Return the text after what is skipped, or nothing while that may be incomplete."""
@@ -123,7 +123,7 @@ class JsonCallsReader(Reader):
     def _read_call(self, call: CallObject, text: str, part: MessageDelta) -> str:
         text = call.read(text, part)
         if call.state is CallObject.State.NO_CALL:
-            part.content += self._skipped + call.text
+            part.add_text("content", self._skipped + call.text)
             self._is_content = True
         if call.state in (CallObject.State.CALL, CallObject.State.NO_CALL):
             self._call = None
