@@ -9,12 +9,11 @@ again.
 """
 
 from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
-from minimal_vllm.cache.prefix_hash import extend_block_hashes
 from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.block_manager import BlockManager
 from minimal_vllm.engine.scheduler_interface import PrefixCacheStats
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import FinishReason, Request, Status
@@ -45,22 +44,16 @@ def _all_rows(config: SchedulerConfig) -> list[int]:
 
 
 class Scheduler:
-    """Owns the waiting requests, the running requests, and their KV blocks.
+    """Owns the waiting requests and the running requests; its ``blocks`` hold their KV blocks.
 
-    ``check`` verifies these invariants: ``waiting`` and ``running`` are in the policy's order; the
-    block table of a running request has exactly the blocks that its computed tokens need; no other
-    request has blocks.
+    ``check`` verifies that ``waiting`` and ``running`` are in the policy's order, and that each
+    running request has a row and exactly the blocks that its computed tokens need.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
-        if config.blocks_for(config.max_model_len) > pool.num_blocks:
-            raise ValueError(
-                f"a request of max_model_len={config.max_model_len} tokens needs "
-                f"{config.blocks_for(config.max_model_len)} blocks of {config.block_size}, but the "
-                f"pool has {pool.num_blocks}: lower max_model_len or enlarge the pool"
-            )
         self.config = config
         self.pool = pool
+        self.blocks = BlockManager(config, pool)
         self.prefix_cache_stats = PrefixCacheStats()
         self.key = SCHEDULING_POLICIES[config.policy]
         self.waiting: list[Request] = []
@@ -70,6 +63,7 @@ class Scheduler:
     def reset(self) -> None:
         """Forget all requests and all cached blocks, whatever state an error left them in."""
         self.pool = self.pool.emptied()
+        self.blocks = BlockManager(self.config, self.pool)
         self.waiting = []
         self.running = []
         self._free_rows = _all_rows(self.config)
@@ -138,7 +132,7 @@ class Scheduler:
                 self.reject_guesses(request, num_logits - len(tokens))
             for token_id in tokens:
                 request.token_ids.append(token_id)
-                self.store_full_blocks(request)
+                self.blocks.store_full(request)
                 if self.finish_if_done(request, token_id):
                     break  # the tokens after it are dropped
 
@@ -150,9 +144,7 @@ class Scheduler:
             request.status is Status.RUNNING
         ):  # otherwise it was preempted, and none of its tokens is computed
             request.num_computed_tokens -= count
-            needed = self.config.blocks_for(request.num_computed_tokens)
-            self.pool.release(request.block_table[needed:])
-            del request.block_table[needed:]
+            self.blocks.drop_surplus(request)
 
     def finish(
         self,
@@ -184,8 +176,7 @@ class Scheduler:
 
     def fail(self, request: Request, error: str) -> None:
         """End ``request`` with an error, and forget the blocks that it wrote."""
-        # A request preempted while the step ran has no block table; its hashes find its blocks.
-        self.pool.forget(request.block_table or self.pool.find_prefix(request.block_hashes))
+        self.blocks.forget(request)
         self.finish(request, FinishReason.ERROR, stop_reason=error)
 
     # ---- the running requests -------------------------------------------------------------------
@@ -255,15 +246,8 @@ class Scheduler:
             budget -= num_new
 
     def find_cached_prefix(self, request: Request) -> list[int]:
-        """Return the longest run of cached blocks that ``request`` begins with.
-
-        They never cover the whole request: the last token must be computed, for its logits.
-        """
-        if not self.may_use_cache(request):
-            return []
-        self._extend_hashes(request)
-        usable = (request.num_tokens - 1) // self.config.block_size
-        return self.pool.find_prefix(request.block_hashes[:usable])
+        """Return the cached blocks that ``request`` begins with, if it may use them."""
+        return self.blocks.find_cached_prefix(request) if self.may_use_cache(request) else []
 
     def may_use_cache(self, request: Request) -> bool:
         """Return whether cached blocks may be used: not if the prompt's logprobs are asked for."""
@@ -278,16 +262,13 @@ class Scheduler:
         wanted = self.config.blocks_for(request.num_tokens) + len(self.running)
         if wanted <= self.pool.num_free:
             return True  # even if nothing is shared
-        held_by_others = sum(not self.pool.is_evictable(block) for block in cached)
+        held_by_others = len(cached) - self.blocks.num_taken_by_sharing(cached)
         return wanted - held_by_others <= self.pool.num_free
 
     def admit(self, request: Request, cached: list[int]) -> None:
         """Let ``request`` run; its block table begins with the blocks ``cached``."""
-        num_cached = len(cached) * self.config.block_size
-        self.pool.share(cached)
-        request.block_table.extend(cached)
+        num_cached = self.blocks.share(request, cached)
         request.num_computed_tokens = num_cached
-        request.num_findable_blocks = len(cached)
         request.row = self._free_rows.pop()
         request.status = Status.RUNNING
         insort(self.running, request, key=self.key)
@@ -297,7 +278,7 @@ class Scheduler:
                 self.prefix_cache_stats.queries += request.num_tokens
                 self.prefix_cache_stats.hits += num_cached
 
-    # ---- blocks ---------------------------------------------------------------------------------
+    # ---- blocks and rows ------------------------------------------------------------------------
 
     def schedule_tokens(
         self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
@@ -308,11 +289,9 @@ class Scheduler:
         in the prefix cache, if ``request`` was just admitted.
         """
         start = request.num_computed_tokens
-        missing = self.num_missing_blocks(request, num_new)
-        new_blocks = self.pool.allocate(missing) if missing else ()
-        request.block_table.extend(new_blocks)
+        new_blocks = self.blocks.append(request, self.num_missing_blocks(request, num_new))
         request.num_computed_tokens = start + num_new
-        self.store_full_blocks(request)
+        self.blocks.store_full(request)
         num_logits = 1 if request.num_uncomputed_tokens == 0 else 0
         request.num_pending_tokens += num_logits
         plan.scheduled.append(
@@ -321,33 +300,11 @@ class Scheduler:
 
     def num_missing_blocks(self, request: Request, num_new: int) -> int:
         """Return the number of blocks ``request`` lacks to compute ``num_new`` more tokens."""
-        needed = self.config.blocks_for(request.num_computed_tokens + num_new)
-        return needed - len(request.block_table)
-
-    def store_full_blocks(self, request: Request) -> None:
-        """Enter the blocks that this step fills into the prefix cache, if their tokens are known.
-
-        A request admitted later in the same step may share them already: in each layer, all keys
-        and values of a step are written before any are read.
-        """
-        num_known = min(request.num_computed_tokens, len(request.token_ids))
-        first, end = request.num_findable_blocks, num_known // self.config.block_size
-        if end <= first or not self.config.enable_prefix_caching:
-            return  # as in most steps of a decoding request
-        self._extend_hashes(request)
-        for index in range(first, end):
-            self.pool.store(request.block_table[index], request.block_hashes[index])
-        request.num_findable_blocks = end
-
-    def _extend_hashes(self, request: Request) -> None:
-        extend_block_hashes(
-            request.block_hashes, request.token_ids, self.config.block_size, request.cache_salt
-        )
+        return self.blocks.num_missing(request, num_new)
 
     def release(self, request: Request) -> None:
-        """Return the blocks and the row of ``request`` to their pools."""
-        self.pool.release(request.block_table)
-        del request.block_table[:]
+        """Return the blocks and the row of ``request``."""
+        self.blocks.release(request)
         self._free_rows.append(request.row)
 
     # ---- the end of a request -------------------------------------------------------------------
@@ -374,7 +331,7 @@ class Scheduler:
         Raises:
             InvariantError: an invariant is broken; the message names the request or block.
         """
-        self.pool.check(request.block_table for request in self.running)
+        self.blocks.check(self.running)
         for requests in (self.waiting, self.running):
             if requests != sorted(requests, key=self.key):
                 raise InvariantError("the requests are out of order")
@@ -387,14 +344,6 @@ class Scheduler:
                     f"running request {request.request_id} is {request.status.value} and has "
                     f"{len(request.block_table)} blocks, {missing} too few"
                 )
-        self._check_partly_filled_blocks()
         rows = [request.row for request in self.running] + self._free_rows
         if sorted(rows) != list(range(self.config.max_num_seqs)):
             raise InvariantError("a row has no owner, or two")
-
-    def _check_partly_filled_blocks(self) -> None:
-        owners = Counter(block for request in self.running for block in request.block_table)
-        for request in self.running:
-            is_partly_filled = request.num_computed_tokens % self.config.block_size
-            if is_partly_filled and owners[request.block_table[-1]] != 1:
-                raise InvariantError(f"{request.request_id}'s partly filled block is shared")

@@ -1,5 +1,6 @@
 import pytest
 
+from minimal_vllm.engine.block_manager import BlockManager
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.step.request import Status
 from minimal_vllm_lab.ablate.policies import Reservation, StaticBatching
@@ -69,16 +70,22 @@ class SharesTheWholePrompt(Scheduler):
     def find_cached_prefix(self, request):
         if not self.may_use_cache(request):
             return []
-        self._extend_hashes(request)
+        self.blocks.find_cached_prefix(request)  # extends the hashes
         return self.pool.find_prefix(request.block_hashes)
 
 
-class IgnoresTheSalt(Scheduler):
+class HashesIndices(BlockManager):
     """Give all blocks at the same index of a block table the same hash."""
 
     def _extend_hashes(self, request):
         num_full = request.num_tokens // self.config.block_size
         request.block_hashes[:] = [bytes([index]) for index in range(num_full)]
+
+
+class IgnoresTheSalt(Scheduler):
+    def __init__(self, config, pool):
+        super().__init__(config, pool)
+        self.blocks = HashesIndices(config, pool)
 
 
 MUTANTS = {
