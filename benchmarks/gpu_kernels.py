@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.kernel_timing import Bench, Shape, Timing, floor_of
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.decode import decode_attention
 from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
@@ -88,7 +89,7 @@ def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
 
 def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0) -> list[Timing]:
     """Time the decode kernel and, if tokens are shared, the kernel for shared tokens before it."""
-    shape, scale = bench.shape, bench.shape.head_dim**-0.5
+    shape, options = bench.shape, AttentionOptions(bench.shape.head_dim**-0.5)
     paged = lay_out(bench, lengths, common)
     everyone = torch.arange(len(lengths), dtype=torch.int32, device=bench.device)
     seq_lens = torch.tensor(lengths, dtype=torch.int32, device=bench.device)
@@ -104,7 +105,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
                 f"{work}: the {common:,} shared tokens",
                 bench.microseconds(
                     lambda: shared_attention(
-                        q, next(caches), shared, everyone, everyone, paged.tables, scale
+                        q, next(caches), shared, everyone, everyone, paged.tables, options
                     )
                 ),
                 floor_of(
@@ -119,7 +120,7 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
         Timing(
             "decode",
             work,
-            bench.microseconds(lambda: decode_attention(q, next(caches), plan, scale, out)),
+            bench.microseconds(lambda: decode_attention(q, next(caches), plan, options, out)),
             floor_of(own_tokens * shape.kv_bytes, 0),
         )
     )
@@ -149,11 +150,11 @@ def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -
     q = bench.numbers(sum(new for _, new in requests), shape.num_heads, shape.head_dim)
     out, caches = torch.empty_like(q), cycle(paged.caches)
     pairs = sum(new * cached + new * (new + 1) // 2 for cached, new in requests)
-    scale = shape.head_dim**-0.5
+    options = AttentionOptions(shape.head_dim**-0.5)
     return Timing(
         "prefill",
         work,
-        bench.microseconds(lambda: prefill_attention(q, next(caches), plan, scale, None, out)),
+        bench.microseconds(lambda: prefill_attention(q, next(caches), plan, options, out)),
         floor_of(
             sum(map(sum, requests)) * shape.kv_bytes, 4 * pairs * shape.num_heads * shape.head_dim
         ),

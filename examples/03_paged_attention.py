@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm import SamplingParams
-from minimal_vllm.attention.interface import Attention
+from minimal_vllm.attention.interface import Attention, AttentionOptions
 from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
@@ -33,7 +33,7 @@ from minimal_vllm.step.request import Request
 
 NUM_BLOCKS, BLOCK = 96, 16
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 64
-SCALE = HEAD_DIM**-0.5
+OPTIONS = AttentionOptions(scale=HEAD_DIM**-0.5)
 CPU = torch.device("cpu")
 
 # Name -> number of tokens after this step, number of new tokens in it.
@@ -98,10 +98,10 @@ def show_agreement(tiled: Attention, inputs: Inputs, cache: LayerCache, batch: B
     results = {}
     for name, attention in {"reference": ReferenceAttention(CPU), "tiled": tiled}.items():
         attend = attention.plan(batch)
-        results[name] = attend(*inputs, cache, SCALE, None)
+        results[name] = attend(*inputs, cache, OPTIONS)
         begun = time.perf_counter()
         for _ in range(20):
-            attend(*inputs, cache, SCALE, None)
+            attend(*inputs, cache, OPTIONS)
         print(f"   {name:9}  {(time.perf_counter() - begun) / 20 * 1e3:6.2f} ms")
     difference = (results["tiled"] - results["reference"]).abs().max()
     print(f"\n   maximum difference: {difference:.0e}\n")
@@ -114,7 +114,7 @@ def show_one_piece(
     """Compare with a cache that is reordered so that block ``block_ids[i]`` has index ``i``."""
     in_order = LayerCache(*(layer[block_ids] for layer in cache))
     batch = make_batch(list(range(NUM_BLOCKS)))
-    contiguous = attention.plan(batch)(*inputs, in_order, SCALE, None)
+    contiguous = attention.plan(batch)(*inputs, in_order, OPTIONS)
     same = torch.equal(contiguous, scattered)
     print("3. The same blocks in order, so that each request is contiguous, give the same result,")
     print(f"   bit for bit: {'yes' if same else 'NO'}. The order of blocks does not matter.\n")

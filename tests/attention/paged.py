@@ -1,22 +1,48 @@
 """Two kinds of attention on the batches of ``check.paged_case``."""
 
+from dataclasses import replace
+
 import torch
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
-from minimal_vllm_lab.check.paged_case import make_case
-from minimal_vllm_lab.check.paged_case import run_case as run
+from minimal_vllm_lab.check.paged_case import make_case, run_case
 
-__all__ = ["make_case", "run", "run_reference", "run_tiled"]
+__all__ = ["UNUSUAL", "make_case", "run", "run_reference", "run_tiled", "window_of"]
 
 CPU = torch.device("cpu")
+UNUSUAL = {
+    "softcap": AttentionOptions(0.25, softcap=0.7),
+    "softcap and window": AttentionOptions(0.3, window=100, softcap=2.0),
+    "sinks": AttentionOptions(0.25, sinks=torch.linspace(-3, 4, 12)),
+    "sinks and window": AttentionOptions(0.25, window=5, sinks=torch.linspace(-3, 4, 12)),
+    "great sinks": AttentionOptions(0.25, sinks=torch.linspace(-500, 500, 12)),
+    "all": AttentionOptions(0.5, window=100, softcap=1.5, sinks=torch.linspace(-3, 4, 12)),
+}
+"""Options other than a scale and a window. Sinks are cut to the number of heads."""
 
 
-def run_reference(case, window=None):
-    return run(ReferenceAttention(CPU), case, window)
+def run(attention, case, options=None, plan=None):
+    """Run attention with a window, or with any ``AttentionOptions``."""
+    if not isinstance(options, AttentionOptions):
+        options = AttentionOptions(case.q.shape[-1] ** -0.5, options)
+    if options.sinks is not None:
+        sinks = options.sinks[: case.q.shape[1]].to(case.q)
+        options = replace(options, sinks=sinks)
+    return run_case(attention, case, options, plan)
 
 
-def run_tiled(case, window=None):
+def window_of(options):
+    return options.window if isinstance(options, AttentionOptions) else options
+
+
+def run_reference(case, options=None):
+    return run(ReferenceAttention(CPU), case, options)
+
+
+def run_tiled(case, options=None):
     _, num_kv_heads, block_size, head_dim = case.cache.key.shape
-    attention = TiledAttention(frozenset({window}), block_size, num_kv_heads, head_dim, CPU)
-    return run(attention, case, window)
+    windows = frozenset({window_of(options)})
+    attention = TiledAttention(windows, block_size, num_kv_heads, head_dim, CPU)
+    return run(attention, case, options)

@@ -15,12 +15,13 @@ pytest.importorskip("triton")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels import decode, prefill
 from minimal_vllm.attention.kernels.pieces import cut, cut_reference
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.shared_prefix import SharedPrefix
-from tests.attention.paged import make_case, run, run_reference
+from tests.attention.paged import UNUSUAL, make_case, run, run_reference, window_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_SMS = 4
@@ -41,10 +42,10 @@ def on_device(case):
     )
 
 
-def make_attention(case, window=None, max_num_seqs=16):
+def make_attention(case, options=None, max_num_seqs=16):
     _, num_kv_heads, _, head_dim = case.cache.key.shape
     return TritonAttention(
-        windows=frozenset({window}),
+        windows=frozenset({window_of(options)}),
         num_heads=case.q.shape[1],
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -52,12 +53,13 @@ def make_attention(case, window=None, max_num_seqs=16):
         num_sms=NUM_SMS,
         device=DEVICE,
         dtype=case.q.dtype,
+        plain=not isinstance(options, AttentionOptions),
     )
 
 
-def run_kernels(case, window=None, plan=None):
-    attention = make_attention(case, window)
-    return run(attention, on_device(case), window, plan and plan(attention)).cpu()
+def run_kernels(case, options=None, plan=None):
+    attention = make_attention(case, options)
+    return run(attention, on_device(case), options, plan and plan(attention)).cpu()
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -68,14 +70,29 @@ def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
     torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
 
 
-@pytest.mark.parametrize("lengths", [[(1200, 5)], [(2100, 130), (90, 1)], [(1030, 2), (3, 2)]])
-def test_a_few_tokens_behind_a_long_context_are_computed_in_pieces(lengths):
-    case = make_case(lengths, heads=(2, 1))
-    attention = make_attention(case)
+@pytest.mark.parametrize("options", UNUSUAL)
+def test_softcap_and_sinks_are_those_of_the_reference(options):
+    case, options = make_case([(20, 1), (140, 1), (3, 20)], heads=(6, 2)), UNUSUAL[options]
+    torch.testing.assert_close(run_kernels(case, options), run_reference(case, options))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options"),
+    [
+        ([(1200, 5)], None),
+        ([(2100, 130), (90, 1)], None),
+        ([(1030, 2), (3, 2)], None),
+        ([(1200, 5)], "softcap"),
+        ([(1200, 5)], "sinks"),
+    ],
+)
+def test_a_few_tokens_behind_a_long_context_are_computed_in_pieces(lengths, options):
+    case, options = make_case(lengths, heads=(2, 1)), UNUSUAL.get(options)
+    attention = make_attention(case, options)
     assert (attention.plan(on_device(case).batch).prefill[None].pieces[:, 8] > 1).any()
-    expected = run_reference(case)
+    expected = run_reference(case, options)
     for _ in range(2):  # the counters are left as they were found
-        result = run(attention, on_device(case), None).cpu()
+        result = run(attention, on_device(case), options).cpu()
         torch.testing.assert_close(result, expected)
 
 
@@ -139,6 +156,12 @@ def test_the_librarys_kernel_and_ours_share_a_step_rightly(lengths):
     torch.testing.assert_close(run_kernels(case), expected, atol=1.6e-2, rtol=1.6e-2)
 
 
+@pytest.mark.gpu
+def test_no_prompt_goes_to_the_library_if_layers_have_softcap_or_sinks():
+    case = make_case([(0, 1024)], heads=(4, 2), head_dim=128, dtype=torch.bfloat16)
+    assert not make_attention(case, UNUSUAL["softcap"]).plan(on_device(case).batch).fresh
+
+
 @pytest.mark.parametrize("size", [40.0, -40.0, 1e4])
 def test_great_scores_neither_overflow_nor_vanish(size):
     case = make_case(MIXES["chunks beside decodes"])
@@ -164,15 +187,17 @@ def make_sharing_case(groups, *, heads, block_size=16):
 
 
 @pytest.mark.parametrize(
-    ("groups", "heads"),
+    ("groups", "heads", "options"),
     [
-        ([(3, [0, 5, 40])], (4, 2)),
-        ([(10, [1, 2]), (0, [70]), (1, [3, 20])], (8, 1)),
-        ([(5, [index % 19 for index in range(9)])], (16, 2)),  # more than one tile of rows
-        ([(2, [7, 9]), (0, [200, 3])], (4, 4)),
+        ([(3, [0, 5, 40])], (4, 2), None),
+        ([(3, [0, 5, 40])], (4, 2), "softcap"),
+        ([(3, [0, 5, 40])], (4, 2), "sinks"),
+        ([(10, [1, 2]), (0, [70]), (1, [3, 20])], (8, 1), None),
+        ([(5, [index % 19 for index in range(9)])], (16, 2), None),  # several tiles of rows
+        ([(2, [7, 9]), (0, [200, 3])], (4, 4), None),
     ],
 )
-def test_reading_a_shared_beginning_once_changes_nothing(groups, heads):
+def test_reading_a_shared_beginning_once_changes_nothing(groups, heads, options):
     case, prefixes = make_sharing_case(groups, heads=heads)
 
     def plan(attention):
@@ -190,7 +215,8 @@ def test_reading_a_shared_beginning_once_changes_nothing(groups, heads):
 
         return with_shared
 
-    torch.testing.assert_close(run_kernels(case, plan=plan), run_reference(case))
+    options = UNUSUAL.get(options)
+    torch.testing.assert_close(run_kernels(case, options, plan), run_reference(case, options))
 
 
 # ---- pieces -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minimal_vllm.attention import tiled
-from tests.attention.paged import make_case, run_reference, run_tiled
+from tests.attention.paged import UNUSUAL, make_case, run_reference, run_tiled
 
 MIXES = {
     "decodes": [(7, 1), (300, 1), (0, 1), (128, 1), (127, 1)],
@@ -24,6 +24,13 @@ HEADS = {"mha": (4, 4), "gqa": (6, 2), "mqa": (4, 1)}
 def test_tiles_give_what_the_reference_gives(block_size, heads, window, mix):
     case = make_case(MIXES[mix], heads=HEADS[heads], block_size=block_size)
     torch.testing.assert_close(run_tiled(case, window), run_reference(case, window))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("options", UNUSUAL)
+def test_softcap_and_sinks_are_those_of_the_reference(options, mix):
+    case, options = make_case(MIXES[mix], heads=HEADS["gqa"]), UNUSUAL[options]
+    torch.testing.assert_close(run_tiled(case, options), run_reference(case, options))
 
 
 @pytest.mark.parametrize(

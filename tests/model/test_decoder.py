@@ -23,7 +23,8 @@ class DenseAttention:
 
     slots = None
 
-    def __call__(self, q, k, v, cache, scale, window):
+    def __call__(self, q, k, v, cache, options):
+        scale, window = options.scale, options.window
         k, v = (torch.cat(parts) for parts in zip(*cache, strict=True))
         heads_per_kv_head = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(heads_per_kv_head, dim=1) for x in (k, v))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimal_vllm import SamplingParams
-from minimal_vllm.attention.interface import Attention
+from minimal_vllm.attention.interface import Attention, AttentionOptions
 from minimal_vllm.attention.reference import ReferenceAttention, gather_pages
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -19,7 +19,7 @@ from minimal_vllm.step.request import Request
 
 LENGTHS = [1024, 700, 500, 300, 200, 150, 100, 90, 80, 60, 40, 30]
 B, K, G, S, D = 256, 2, 3, 16, 64
-SCALE = D**-0.5
+OPTIONS = AttentionOptions(scale=D**-0.5)
 CPU = torch.device("cpu")
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 def attend_key_by_key(q: Tensor, cache: LayerCache, table: list[int], length: int) -> Tensor:
     """Attend from one request's new token to its tokens, one after another: [H, D] -> [H, D]."""
-    q = q.view(K, G, D) * SCALE
+    q = q.view(K, G, D) * OPTIONS.scale
     peak = torch.full([K, G], -torch.inf)
     total, mean = torch.zeros(K, G), torch.zeros(K, G, D)
     for position in range(length):
@@ -79,7 +79,7 @@ def bind(
     attention: Attention, batch: Batch, q: Tensor, new: Tensor, cache: LayerCache
 ) -> Callable[[], Tensor]:
     attend = attention.plan(batch)
-    return lambda: attend(q, new, new, cache, SCALE, None)
+    return lambda: attend(q, new, new, cache, OPTIONS)
 
 
 def make_batch() -> Batch:

@@ -10,7 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 import heapq
 
 import torch
-from attention import LENGTHS, SCALE, B, D, G, K, S, make_batch
+from attention import LENGTHS, OPTIONS, B, D, G, K, S, make_batch
 
 from minimal_vllm.attention.kernels.pieces import cut_reference
 from minimal_vllm.attention.reference import ReferenceAttention
@@ -59,8 +59,8 @@ def check_kernel() -> None:
         device=CPU,
         dtype=torch.float32,
     )
-    expected = plain.plan(batch)(q, new, new, cache, SCALE, None)
-    result = ours.plan(batch)(q, new, new, cache, SCALE, None)
+    expected = plain.plan(batch)(q, new, new, cache, OPTIONS)
+    result = ours.plan(batch)(q, new, new, cache, OPTIONS)
     torch.testing.assert_close(result, expected)
     difference = float((result - expected).abs().max())
     print(f"\nthe kernel and the reference differ by {difference:.0e} at most")

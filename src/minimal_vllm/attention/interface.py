@@ -1,11 +1,35 @@
 """The interface of attention implementations."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """How a layer turns scores into weights: ``softmax(cap(q k^T * scale))`` over the keys seen."""
+
+    scale: float
+    """Factor of the scores."""
+    window: int | None = None
+    """Number of tokens that each token attends to, itself included. None: all tokens up to
+    itself."""
+    softcap: float | None = None
+    """Bound of the scores: a score ``s`` becomes ``softcap * tanh(s / softcap)``. None: no bound.
+    Source: Gemma 2, https://arxiv.org/abs/2408.00118."""
+    sinks: Tensor | None = None
+    """``[H]``: a learned score per query head that takes a share of the softmax but has no value,
+    so that a head can attend to nothing. It is not capped. None: no sinks. Source: gpt-oss,
+    https://arxiv.org/abs/2508.10925."""
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether the weights are an ordinary softmax, which any library computes."""
+        return self.softcap is None and self.sinks is None
 
 
 class StepAttention(Protocol):
@@ -25,8 +49,7 @@ class StepAttention(Protocol):
         k: Tensor,
         v: Tensor,
         cache: LayerCache,
-        scale: float,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Compute causal attention over the cache.
 
@@ -38,9 +61,7 @@ class StepAttention(Protocol):
             k: ``[T, K, D]``: the step's keys, for kernels that need them contiguous.
             v: ``[T, K, D]``: the step's values, likewise.
             cache: keys and values of the layer.
-            scale: factor of the scores.
-            window: number of tokens that each token attends to, itself included. None: all tokens
-                up to itself.
+            options: the layer's scale, window, softcap and sinks.
 
         Returns:
             ``[T, H, D]`` in the dtype of ``q``.

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch
@@ -17,8 +18,7 @@ class ReferenceStep(PagedStep):
         k: Tensor,  # noqa: ARG002 - read from the cache
         v: Tensor,  # noqa: ARG002
         cache: LayerCache,
-        scale: float,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
@@ -27,7 +27,15 @@ class ReferenceStep(PagedStep):
             queries = slice(starts[row], starts[row + 1])
             keys = gather_pages(cache.key, self.block_tables[row], seq_len)
             values = gather_pages(cache.value, self.block_tables[row], seq_len)
-            out[queries] = attend(q[queries], keys, values, scale, window)
+            out[queries] = attend(
+                q[queries],
+                keys,
+                values,
+                options.scale,
+                options.window,
+                options.softcap,
+                options.sinks,
+            )
         return out
 
 
@@ -59,7 +67,15 @@ def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
     return pages.transpose(1, 2).reshape(-1, num_kv_heads, head_dim)[:seq_len]
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Compute causal attention, ``softmax(q k^T * scale) v``, for a sequence's last tokens.
 
     Args:
@@ -69,6 +85,8 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | 
         scale: factor of the scores.
         window: number of tokens that each token attends to, itself included. None: all tokens up to
             itself.
+        softcap: bound of the scores; see ``AttentionOptions``.
+        sinks: ``[H]``: scores without values; see ``AttentionOptions``.
 
     Returns:
         ``[n, H, D]`` in ``q``'s dtype; computed in float32.
@@ -78,7 +96,12 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | 
     keys = keys.float().repeat_interleave(num_heads // num_kv_heads, dim=1)
     values = values.float().repeat_interleave(num_heads // num_kv_heads, dim=1)
     scores = torch.einsum("nhd,mhd->hnm", q.float(), keys) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     distance = torch.arange(m - n, m, device=q.device)[:, None] - torch.arange(m, device=q.device)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    probabilities = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, n, -1)), dim=-1)
+    probabilities = scores.softmax(dim=-1)[:, :, :m]
     return torch.einsum("hnm,mhd->nhd", probabilities, values).to(q.dtype)

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
 
@@ -100,12 +101,18 @@ class OnlineSoftmax:
 
     Args:
         queries: ``[tiles, K, rows, D]`` float32: scaled queries.
+        sinks: ``[tiles, K, rows, 1]`` float32: scores that have a weight but no value; overwritten.
+            None: there are none.
     """
 
-    def __init__(self, queries: Tensor) -> None:
+    def __init__(self, queries: Tensor, sinks: Tensor | None = None) -> None:
         self.queries = queries
-        self._top = torch.full_like(queries[..., :1], NEVER)
-        self._weight = torch.zeros_like(self._top)
+        if sinks is None:
+            self._top = torch.full_like(queries[..., :1], NEVER)
+            self._weight = torch.zeros_like(self._top)
+        else:
+            self._top = sinks
+            self._weight = torch.ones_like(sinks)
         self._sum = torch.zeros_like(queries)
 
     def add(self, chosen: slice, scores: Tensor, values: Tensor) -> None:
@@ -162,18 +169,17 @@ class TiledStep:
         k: Tensor,  # noqa: ARG002 - read from the cache
         v: Tensor,  # noqa: ARG002
         cache: LayerCache,
-        scale: float,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
-        for group in self._groups[window]:
+        for group in self._groups[options.window]:
             # A short tile's repeated tokens write the same result to the same row again.
-            out[group.tokens] = self._attend(q[group.tokens], cache, group, scale, window)
+            out[group.tokens] = self._attend(q[group.tokens], cache, group, options)
         return out
 
     def _attend(
-        self, q: Tensor, cache: LayerCache, group: TileGroup, scale: float, window: int | None
+        self, q: Tensor, cache: LayerCache, group: TileGroup, options: AttentionOptions
     ) -> Tensor:
         """Compute attention of a group's queries; input and output are ``[tiles, size, H, D]``."""
         tiles, size, num_heads, head_dim = q.shape
@@ -181,18 +187,30 @@ class TiledStep:
         # [tiles, K, rows, D]: a KV head's rows are the tile's tokens times the query heads that it
         # serves. So one read of a key serves all query heads that share it.
         rows = size * num_heads // self._num_kv_heads
-        queries = (q.float() * scale).view(split_heads).transpose(1, 2)
-        merged = OnlineSoftmax(queries.reshape(tiles, -1, rows, head_dim))
+        queries = (q.float() * options.scale).view(split_heads).transpose(1, 2)
+        merged = OnlineSoftmax(
+            queries.reshape(tiles, -1, rows, head_dim), self._sinks(options, tiles, size)
+        )
         for part in group.rounds:
             chosen = slice(part.first_tile, part.end_tile)
             keys, values = self._gather(cache, part)
             scores = merged.queries[chosen] @ keys.transpose(-1, -2)
-            hidden = _hidden(group.positions[chosen], part.key_positions, window)
+            if options.softcap is not None:
+                scores.div_(options.softcap).tanh_().mul_(options.softcap)
+            hidden = _hidden(group.positions[chosen], part.key_positions, options.window)
             by_token = scores.view(*scores.shape[:2], size, -1, scores.shape[-1])
             by_token.masked_fill_(hidden[:, None, :, None, :], -torch.inf)
             merged.add(chosen, scores, values)
         by_token = merged.result().view(tiles, self._num_kv_heads, size, -1, head_dim)
         return by_token.transpose(1, 2).reshape(q.shape).to(q.dtype)
+
+    def _sinks(self, options: AttentionOptions, tiles: int, size: int) -> Tensor | None:
+        """Return the sink of each row of each tile, ``[tiles, K, rows, 1]``, or None."""
+        if options.sinks is None:
+            return None
+        per_token = options.sinks.float().view(self._num_kv_heads, 1, -1)  # [K, 1, H / K]
+        rows = per_token.expand(-1, size, -1).reshape(self._num_kv_heads, -1, 1)
+        return rows.repeat(tiles, 1, 1, 1)
 
     def _gather(self, cache: LayerCache, part: Round) -> tuple[Tensor, Tensor]:
         """Copy a round's pages to the scratch buffers.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.decode import DecodeWork, Partials, decode_attention
 from minimal_vllm.attention.kernels.pieces import NO_REQUEST, cut, most_pieces
 from minimal_vllm.attention.kernels.prefill import (
@@ -62,17 +63,16 @@ class TritonStep:
         k: Tensor,
         v: Tensor,
         cache: LayerCache,
-        scale: float,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if prefill := self.prefill.get(window):
-            prefill_attention(q, cache, prefill, scale, window, out)
-        if window is None:
+        if prefill := self.prefill.get(options.window):
+            prefill_attention(q, cache, prefill, options, out)
+        if options.window is None:
             for prompts in self.fresh:
-                out = fresh_attention(q, k, v, prompts, scale, out)
-        if decode := self.decode.get(window):
+                out = fresh_attention(q, k, v, prompts, options.scale, out)
+        if decode := self.decode.get(options.window):
             if self.shared and decode.shared:
                 shared_attention(
                     q,
@@ -81,9 +81,9 @@ class TritonStep:
                     decode.token,
                     decode.table_row,
                     decode.block_tables,
-                    scale,
+                    options,
                 )
-            decode_attention(q, cache, decode, scale, out)
+            decode_attention(q, cache, decode, options, out)
         return out
 
 
@@ -99,6 +99,7 @@ class TritonAttention:
         num_sms: number of streaming multiprocessors of the GPU.
         device: the GPU.
         dtype: dtype of queries and KV cache.
+        plain: whether all layers' options are plain; only then can cuDNN's kernel compute them.
     """
 
     def __init__(
@@ -112,9 +113,10 @@ class TritonAttention:
         num_sms: int,
         device: torch.device,
         dtype: torch.dtype,
+        plain: bool = True,
     ) -> None:
         self.windows = windows
-        self._uses_library = None in windows and can_use_library(device, dtype, head_dim)
+        self._uses_library = plain and None in windows and can_use_library(device, dtype, head_dim)
         self._num_heads = num_heads
         self._num_kv_heads = num_kv_heads
         self._head_dim = head_dim

@@ -86,6 +86,7 @@ def choose_attention(
                 num_sms=num_sms(device),
                 device=device,
                 dtype=dtype,
+                plain=config.has_plain_attention,
             )
         case _:
             return make_part(name, Attention, device)

@@ -172,6 +172,10 @@ class ModelConfig:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    attention_softcap: float | None
+    """Bound of attention scores; see ``AttentionOptions``."""
+    attention_sinks: bool
+    """Whether each query head has a sink; see ``AttentionOptions``."""
     norms: NormNames
     activation: Activation
     rope: RopeConfig
@@ -259,6 +263,8 @@ class ModelConfig:
             o_bias=attention_bias,
             mlp_bias=family.mlp_bias == "configured" and flag(raw, "mlp_bias"),
             qk_norm=family.qk_norm,
+            attention_softcap=None,
+            attention_sinks=family.attention_sinks,
             norms=family.norms,
             activation=_activation(raw),
             max_position_embeddings=integer(raw, "max_position_embeddings"),
@@ -276,6 +282,11 @@ class ModelConfig:
         return len(self.layers)
 
     @property
+    def has_plain_attention(self) -> bool:
+        """Whether all layers' attention is an ordinary softmax; see ``AttentionOptions``."""
+        return self.attention_softcap is None and not self.attention_sinks
+
+    @property
     def max_positions(self) -> int:
         """Maximum length of a sequence: the trained length, extended by linear or YaRN scaling."""
         match self.rope.scaling:
@@ -291,7 +302,7 @@ class ModelConfig:
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (2 * q_size + 2 * kv_size)
         attention += self.qkv_bias * (q_size + 2 * kv_size) + self.o_bias * self.hidden_size
-        attention += self.qk_norm * 2 * self.head_dim
+        attention += self.qk_norm * 2 * self.head_dim + self.attention_sinks * self.num_heads
         mlp = 3 * self.hidden_size * self.intermediate_size
         mlp += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size

@@ -4,17 +4,18 @@ Parameters are not initialized here; the loader fills them. Modules call each ot
 directly: unlike ``nn.Module.__call__``, it is typed and does not look for hooks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, cat, nn
 
-from minimal_vllm.attention.interface import StepAttention
+from minimal_vllm.attention.interface import AttentionOptions, StepAttention
 from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import Activation, LayerConfig, ModelConfig
 from minimal_vllm.model.deferred import Operand
-from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear
+from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear, parameter
 from minimal_vllm.model.norm import NoNorm, RMSNorm
 from minimal_vllm.model.rope import Rotation, rotate
 
@@ -36,6 +37,18 @@ class MLP(nn.Module):
         return self.down_proj.forward(self.gate_up_proj.forward(x))
 
 
+class Sinks(nn.Module):
+    """A learned score per query head; see ``AttentionOptions.sinks``."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.weight = parameter(num_heads)
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the destination of the tensor that a checkpoint has for the sinks."""
+        yield "sinks", self.weight
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention: H query heads share K heads of keys and values.
 
@@ -46,8 +59,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
+        self.scale, self.softcap = config.head_dim**-0.5, config.attention_softcap
         self.window, self.rope = layer.window, layer.rope
+        self.sinks = Sinks(self.num_heads) if config.attention_sinks else None
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
         self.qkv_proj = modules.linear(config.hidden_size, qkv, config.qkv_bias)
@@ -56,6 +70,12 @@ class SelfAttention(nn.Module):
         if config.qk_norm:
             self.q_norm = modules.norm("q_norm", self.head_dim, config.rms_norm_eps)
             self.k_norm = modules.norm("k_norm", self.head_dim, config.rms_norm_eps)
+
+    @cached_property
+    def options(self) -> AttentionOptions:
+        """The layer's scale, window, softcap and sinks, read after the weights have memory."""
+        sinks = self.sinks.weight if self.sinks else None
+        return AttentionOptions(self.scale, self.window, self.softcap, sinks)
 
     def forward(
         self,
@@ -78,7 +98,7 @@ class SelfAttention(nn.Module):
             ``[N, hidden]``.
         """
         q, k, v = self.rotate_and_store(self.qkv_proj.forward(x), rotation, attend.slots, cache)
-        out = attend(q, k, v, cache, self.scale, self.window)
+        out = attend(q, k, v, cache, self.options)
         if wanted is not None:
             out = out[wanted]
         return self.o_proj.forward(out.flatten(1))

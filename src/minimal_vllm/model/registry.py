@@ -34,6 +34,8 @@ class Family:
     """Biases of the MLP's projections: as config.json says, or none."""
     qk_norm: bool = False
     """Whether each head's query and key go through an RMSNorm before the rotation."""
+    attention_sinks: bool = False
+    """Whether each query head has a learned sink; see ``AttentionOptions``."""
     norms: NormNames = NormNames()
     """Norms of a layer."""
     sliding: Literal["never", "always", "from max_window_layers", "without rope"] = "never"

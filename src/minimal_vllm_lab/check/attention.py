@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.interface import Attention
+from minimal_vllm.attention.interface import Attention, AttentionOptions
 from minimal_vllm.attention.reference import attend
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.paged_case import PagedCase, make_case, run_case
@@ -64,6 +64,16 @@ class Case:
     block_size: int
     window: int | None
     """Sliding window in tokens. None: full causal attention."""
+    softcap: float | None = None
+    """Bound of the scores. None: none."""
+    has_sinks: bool = False
+    """Whether each query head has a sink."""
+
+    @property
+    def options(self) -> AttentionOptions:
+        """Options that attention is called with."""
+        sinks = torch.linspace(-1, 2, self.heads[0]) if self.has_sinks else None
+        return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap, sinks)
 
 
 def check_attention(
@@ -72,6 +82,7 @@ def check_attention(
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     examples: int = 150,
     only_decodes: bool = False,
+    plain: bool = False,
 ) -> Lesson | None:
     """Check an attention backend, and return a lesson about a broken rule, or None if all hold.
 
@@ -81,6 +92,7 @@ def check_attention(
         examples: number of random batches to try.
         only_decodes: restrict the batches to one new token per request, and to layers without a
             sliding window.
+        plain: restrict the layers to those without softcap and sinks.
     """
 
     def run(case: Case, history: History) -> None:
@@ -90,17 +102,17 @@ def check_attention(
         paged = _on(device, on_cpu)
         _describe(case, paged.batch, history)
         before = [tensor.clone() for tensor in (paged.q, *paged.cache)]
-        found = run_case(make(device), paged, case.window)
+        found = run_case(make(device), paged, _options_on(device, case))
         _check_shape(found, paged.q)
         for tensor, copy in zip((paged.q, *paged.cache), before, strict=True):
             if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
                 raise Broken(UNTOUCHED, "q or the cache was changed", "both unchanged")
         compare(found.cpu(), on_cpu, case)
 
-    return find_lesson(_cases(only_decodes), run, examples=examples, shorter=_shorter)
+    return find_lesson(_cases(only_decodes, plain), run, examples=examples, shorter=_shorter)
 
 
-def _cases(only_decodes: bool) -> "SearchStrategy[Case]":
+def _cases(only_decodes: bool, plain: bool) -> "SearchStrategy[Case]":
     from hypothesis import strategies as st
 
     new = [1] if only_decodes else [1, 2, 3, 9]
@@ -112,6 +124,8 @@ def _cases(only_decodes: bool) -> "SearchStrategy[Case]":
         st.sampled_from([16] if only_decodes else [2, 4, 16]),
         st.sampled_from([16] if only_decodes else [4, 1, 2, 16]),
         st.sampled_from([None] if only_decodes else [None, None, None, 1, 3, 20]),
+        st.sampled_from([None] if plain else [None, None, None, 0.5]),
+        st.sampled_from([False] if plain else [False, False, False, True]),
     )
 
 
@@ -129,10 +143,17 @@ def _on(device: torch.device, case: PagedCase) -> PagedCase:
     )
 
 
+def _options_on(device: torch.device, case: Case) -> AttentionOptions:
+    options = case.options
+    sinks = None if options.sinks is None else options.sinks.to(device)
+    return replace(options, sinks=sinks)
+
+
 def _describe(case: Case, batch: "Batch", history: History) -> None:
     history.note(
         f"{case.heads[0]} query heads, {case.heads[1]} kv heads, head_dim {case.head_dim}, "
-        f"block_size {case.block_size}, window {case.window}"
+        f"block_size {case.block_size}, window {case.window}, softcap {case.softcap}, "
+        f"{'a sink per head' if case.has_sinks else 'no sinks'}"
     )
     for index, (cached, new) in enumerate(case.lengths):
         table = batch.block_tables[index][: -(-(cached + new) // case.block_size)].tolist()
@@ -160,12 +181,16 @@ def compare(found: Tensor, paged: PagedCase, case: Case, rule: Rule = SAME) -> N
     Raises:
         Broken: the result differs. The message names the mistake if it is a well-known one.
     """
-    expected = on_dense(attend, paged, case.window)
+
+    def right(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
+        return attend(q, keys, values, scale, w, case.softcap, case.options.sinks)
+
+    expected = on_dense(right, paged, case.window)
     error = (found.float() - expected.float()).abs().flatten(1).amax(dim=1)
     wrong = (~(error <= TOLERANCE)).nonzero()  # NaN is wrong too
     if not len(wrong):
         return
-    token, hint = int(wrong[0]), _diagnose(found, paged, case.window)
+    token, hint = int(wrong[0]), _diagnose(found, paged, case)
     if error[token].isnan() and rule is SAME:
         raise Broken(OWN_SLOTS_ONLY, f"{_name(token, case)} gets NaN: an unwritten slot was read")
     if error[token].isnan():
@@ -209,18 +234,21 @@ def on_dense(function: Attend, paged: PagedCase, window: int | None) -> Tensor:
     return torch.cat(results)
 
 
-def _diagnose(found: Tensor, paged: PagedCase, window: int | None) -> str:
+def _diagnose(found: Tensor, paged: PagedCase, case: Case) -> str:
     names = [
         name
-        for name, mistaken in _mistakes(paged.cache.key.shape[2]).items()
+        for name, mistaken in _mistakes(case).items()
         if torch.allclose(
-            found.float(), on_dense(mistaken, paged, window).float(), atol=TOLERANCE, equal_nan=True
+            found.float(),
+            on_dense(mistaken, paged, case.window).float(),
+            atol=TOLERANCE,
+            equal_nan=True,
         )
     ]
     return f".\nThis is exactly the result if {', or if '.join(names)}." if names else ""
 
 
-def _mistakes(block_size: int) -> dict[str, Attend]:
+def _mistakes(case: Case) -> dict[str, Attend]:
     """Return well-known mistakes: descriptions, and attention functions that make the mistakes."""
 
     def no_mask(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
@@ -244,14 +272,22 @@ def _mistakes(block_size: int) -> dict[str, Attend]:
         return torch.cat(rows)
 
     def full_blocks(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        full = len(keys) // block_size * block_size
+        full = len(keys) // case.block_size * case.block_size
         return attend(q, keys[:full], values[:full], scale, w)
 
     def interleaved(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
         group = q.shape[1] // keys.shape[1]
         return attend(q, keys.repeat(1, group, 1), values.repeat(1, group, 1), scale, w)
 
+    def no_softcap(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
+        return attend(q, keys, values, scale, w, None, case.options.sinks)
+
+    def no_sinks(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
+        return attend(q, keys, values, scale, w, case.softcap)
+
     return {
+        "the softcap is ignored": no_softcap,
+        "the sinks are ignored": no_sinks,
         "a token also attends to later tokens: the causal mask is missing": no_mask,
         "the positions of a chunk are counted from the start of the request": from_zero,
         "a token does not attend to itself": not_itself,

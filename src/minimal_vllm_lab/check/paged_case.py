@@ -8,7 +8,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.interface import Attention, StepAttention
+from minimal_vllm.attention.interface import Attention, AttentionOptions, StepAttention
 from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.sampling_params import SamplingParams
@@ -86,7 +86,7 @@ def make_case(
 def run_case(
     attention: Attention,
     case: PagedCase,
-    window: int | None,
+    options: AttentionOptions,
     plan: Callable[[Batch], StepAttention] | None = None,
 ) -> Tensor:
     """Write the new keys and values to a copy of the cache, and run attention.
@@ -94,7 +94,7 @@ def run_case(
     Args:
         attention: the backend.
         case: the inputs. They are not changed.
-        window: the sliding window; None: full causal attention.
+        options: scale, window, softcap and sinks.
         plan: replaces ``attention.plan``. Default: ``attention.plan``.
 
     Returns:
@@ -103,4 +103,4 @@ def run_case(
     cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
     attend = (plan or attention.plan)(case.batch)
     write_to_cache(case.k, case.v, cache, attend.slots)
-    return attend(case.q, case.k, case.v, cache, case.q.shape[-1] ** -0.5, window)
+    return attend(case.q, case.k, case.v, cache, options)

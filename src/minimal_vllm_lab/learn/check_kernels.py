@@ -30,7 +30,9 @@ def check_decode_kernel(module: ModuleType) -> Lesson | None:
     Returns:
         A lesson about a broken rule, or None if all hold.
     """
-    return check_attention(module.MyAttention, device=DEVICE, examples=25, only_decodes=True)
+    return check_attention(
+        module.MyAttention, device=DEVICE, examples=25, only_decodes=True, plain=True
+    )
 
 
 def check_merge(module: ModuleType) -> Lesson | None:

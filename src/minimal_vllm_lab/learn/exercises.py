@@ -80,7 +80,7 @@ def _scheduler(module: ModuleType) -> "Lesson | None":
 def _attention(module: ModuleType) -> "Lesson | None":
     from minimal_vllm_lab.check.attention import check_attention
 
-    return check_attention(module.MyAttention)
+    return check_attention(module.MyAttention, plain=True)
 
 
 POOL = "minimal_vllm.cache.block_pool:BlockPool"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,13 +18,13 @@ def attention_with(function, gather=gather_pages):
     """Return a backend that applies ``function`` to the keys and values that ``gather`` returns."""
 
     class MutantStep(PagedStep):
-        def __call__(self, q, k, v, cache, scale, window):
+        def __call__(self, q, k, v, cache, options):
             out = torch.empty_like(q)
             starts = self.query_starts.tolist()
             for row, seq_len in enumerate(self.seq_lens.tolist()):
                 own = slice(starts[row], starts[row + 1])
                 keys, values = (gather(layer, self.block_tables[row], seq_len) for layer in cache)
-                out[own] = function(q[own], keys, values, scale, window)
+                out[own] = function(q[own], keys, values, options.scale, options.window)
             return out
 
     return attention_of(MutantStep)
@@ -96,7 +98,7 @@ def test_the_engine_s_attention_passes():
 
 @pytest.mark.parametrize("mistake", FUNCTIONS)
 def test_a_well_known_mistake_is_named(mistake):
-    lesson = check_attention(attention_with(mistake))
+    lesson = check_attention(attention_with(mistake), plain=True)
     assert lesson.rule is rules.SAME
     assert FUNCTIONS[mistake] in lesson.found, lesson.found
 
@@ -109,11 +111,22 @@ def test_a_well_known_mistake_is_named(mistake):
     ],
 )
 def test_other_mistakes_are_found(mutant, rule):
-    assert check_attention(mutant).rule is rule
+    assert check_attention(mutant, plain=True).rule is rule
+
+
+@pytest.mark.parametrize("option", ["softcap", "sinks"])
+def test_an_option_that_is_ignored_is_named(option):
+    class Step(ReferenceStep):
+        def __call__(self, q, k, v, cache, options):
+            return super().__call__(q, k, v, cache, replace(options, **{option: None}))
+
+    lesson = check_attention(attention_of(Step))
+    assert f"{option} {'are' if option == 'sinks' else 'is'} ignored" in lesson.found
 
 
 def test_a_wrong_order_of_blocks_is_found_with_and_without_unwritten_slots():
-    lesson = check_attention(attention_with(attend, reads_blocks_in_the_order_of_their_ids))
+    backend = attention_with(attend, reads_blocks_in_the_order_of_their_ids)
+    lesson = check_attention(backend, plain=True)
     assert lesson.rule in (rules.SAME, rules.OWN_SLOTS_ONLY)
 
 

@@ -32,12 +32,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.pieces import Pieces
 from minimal_vllm.attention.kernels.softmax import (
+    LOG2_E,
     empty_softmax,
     leave_part,
     merge_parts,
     take_keys,
+    take_sinks,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
@@ -45,7 +48,6 @@ from minimal_vllm.device.launch import launch_options, wait_for_previous
 LEAST_ROWS = 16
 """Minimum number of rows and columns of a matrix product on tensor cores. G query heads and small
 head dimensions are padded to it."""
-LOG2_E = 1.4426950408889634
 AT_ONCE = tl.constexpr(4)
 """Number of partial results that are loaded and merged together."""
 MOST_LOOKED_UP_AHEAD = 32
@@ -95,7 +97,7 @@ class DecodeWork:
 
 
 def decode_attention(
-    q: Tensor, cache: LayerCache, work: DecodeWork, scale: float, out: Tensor
+    q: Tensor, cache: LayerCache, work: DecodeWork, options: AttentionOptions, out: Tensor
 ) -> None:
     """Compute attention over the cache for one token of each request.
 
@@ -103,7 +105,7 @@ def decode_attention(
         q: ``[T, H, D]``; the rows ``work.token`` are read.
         cache: the layer's keys and values, those of the new tokens included.
         work: each request's token, and its pieces of context.
-        scale: factor of the scores.
+        options: the layer's scale, softcap and sinks; ``work`` knows its window.
         out: ``[T, H, D]``; the rows ``work.token`` are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
@@ -122,8 +124,9 @@ def decode_attention(
         work.block_tables,
         work.pieces,
         work.arrivals,
+        q if options.sinks is None else options.sinks,
         len(work.token),
-        scale * LOG2_E,
+        options.scale * LOG2_E,
         q.stride(0),
         work.block_tables.stride(0),
         K=num_kv_heads,
@@ -134,6 +137,8 @@ def decode_attention(
         DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
         KEYS=32 if q.dtype == torch.float32 else 64,
         SHARED_PARTS=shared.num_parts if shared else 0,
+        SOFTCAP=(options.softcap or 0.0) * LOG2_E,
+        SINKS=options.sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=3 if len(work.token) <= MOST_LOOKED_UP_AHEAD else 2,
@@ -160,6 +165,7 @@ def _decode_kernel(
     block_tables,
     pieces,
     arrivals,
+    sinks,
     num_requests,
     scale,
     q_stride,
@@ -172,6 +178,8 @@ def _decode_kernel(
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     SHARED_PARTS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -208,7 +216,7 @@ def _decode_kernel(
         is_key = exists[:, None] & (dim < D)[None, :]
         visible = exists[None, :]
         softmax = take_keys(
-            q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION
+            q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION, SOFTCAP
         )
     # ---- a cut context: store the partial result; the last program merges all of them ------------
     arrived = num_pieces - 1
@@ -229,6 +237,8 @@ def _decode_kernel(
             shared, request * (K * G) + heads, num_requests * (K * G), num_shared,
             is_row, softmax, D, AT_ONCE,
         )  # fmt: skip
+    if SINKS:
+        softmax = take_sinks(sinks, heads, is_row, softmax)
     result = softmax.acc / softmax.total[:, None]
     offsets = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
     tl.store(out + offsets, result.to(out.dtype.element_ty), mask=is_real)

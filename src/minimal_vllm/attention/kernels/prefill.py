@@ -27,12 +27,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials
+from minimal_vllm.attention.interface import AttentionOptions
+from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials
 from minimal_vllm.attention.kernels.softmax import (
+    LOG2_E,
     empty_softmax,
     leave_part,
     merge_parts,
     take_keys,
+    take_sinks,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
@@ -117,8 +120,7 @@ def prefill_attention(
     q: Tensor,
     cache: LayerCache,
     work: PrefillWork,
-    scale: float,
-    window: int | None,
+    options: AttentionOptions,
     out: Tensor,
 ) -> None:
     """Compute causal attention over the cache for the tokens of all tiles.
@@ -127,9 +129,7 @@ def prefill_attention(
         q: ``[T, H, D]``: queries of the step.
         cache: the layer's keys and values, those of the new tokens included.
         work: the step's tiles.
-        scale: factor of the scores.
-        window: number of tokens that each token attends to, itself included; None: all tokens up to
-            itself.
+        options: the layer's scale, window, softcap and sinks.
         out: ``[T, H, D]``; the tiles' rows are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
@@ -143,8 +143,9 @@ def prefill_attention(
         work.pieces,
         work.block_tables,
         work.arrivals,
-        scale * LOG2_E,
-        window or 0,
+        q if options.sinks is None else options.sinks,
+        options.scale * LOG2_E,
+        options.window or 0,
         q.stride(0),
         work.block_tables.stride(0),
         K=num_kv_heads,
@@ -164,7 +165,9 @@ def prefill_attention(
         ROWS=ROWS,
         DIMS=dims,
         KEYS=keys,
-        WINDOWED=window is not None,
+        WINDOWED=options.window is not None,
+        SOFTCAP=(options.softcap or 0.0) * LOG2_E,
+        SINKS=options.sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=warps,
         num_stages=stages,
@@ -191,6 +194,7 @@ def _prefill_kernel(
     pieces,
     block_tables,
     arrivals,
+    sinks,
     scale,
     window,
     q_stride,
@@ -213,6 +217,8 @@ def _prefill_kernel(
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -241,14 +247,14 @@ def _prefill_kernel(
     for start in range(first_key, seen_by_all, KEYS):
         softmax = _attend(
             q_tile, cache, table, start, query_position, end, window, scale, softmax,
-            K, D, S, DIMS, KEYS, False, False, PRECISION,
+            K, D, S, DIMS, KEYS, False, False, PRECISION, SOFTCAP,
         )  # fmt: skip
     if WINDOWED:
         seen_by_all = tl.maximum(first - window + 1, 0) // KEYS * KEYS
     for start in range(tl.maximum(seen_by_all, first_key), end, KEYS):
         softmax = _attend(
             q_tile, cache, table, start, query_position, end, window, scale, softmax,
-            K, D, S, DIMS, KEYS, True, WINDOWED, PRECISION,
+            K, D, S, DIMS, KEYS, True, WINDOWED, PRECISION, SOFTCAP,
         )  # fmt: skip
     # Leave the partial result; the last program merges all of them: see ``decode``.
     num_pieces, first_piece = tl.load(work + NUM_PIECES), tl.load(work + FIRST_PIECE)
@@ -265,6 +271,8 @@ def _prefill_kernel(
         softmax = merge_parts(  # one at a time: no registers are left for more
             partials, index, ROWS * K, num_pieces, is_row, empty_softmax(ROWS, DIMS), D, 1
         )
+    if SINKS:
+        softmax = take_sinks(sinks, head, is_row, softmax)
     result = softmax.acc / softmax.total[:, None]
     out_offsets = (q_row * (K * G * D) + head * D)[:, None] + dim[None, :]
     tl.store(out + out_offsets, result.to(out.dtype.element_ty), mask=is_real)
@@ -289,6 +297,7 @@ def _attend(
     MASKED: tl.constexpr,
     WINDOWED: tl.constexpr,
     PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):
     """Add the ``KEYS`` keys from position ``start`` on to the running softmax."""
     dim = tl.arange(0, DIMS)
@@ -304,5 +313,6 @@ def _attend(
         if WINDOWED:  # a row may then not see any of the first keys
             visible = visible & (distance < window)
     return take_keys(
-        q_tile, cache, offsets, is_key, visible, scale, softmax, MASKED, WINDOWED, PRECISION
-    )
+        q_tile, cache, offsets, is_key, visible, scale, softmax,
+        MASKED, WINDOWED, PRECISION, SOFTCAP,
+    )  # fmt: skip

@@ -22,9 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.attention.kernels.decode import LEAST_ROWS, LOG2_E, Partials, SharedPart
+from minimal_vllm.attention.interface import AttentionOptions
+from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials, SharedPart
 from minimal_vllm.attention.kernels.pieces import PADDING
-from minimal_vllm.attention.kernels.softmax import empty_softmax, take_keys
+from minimal_vllm.attention.kernels.softmax import LOG2_E, empty_softmax, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 
@@ -63,7 +64,7 @@ def shared_attention(
     token: Tensor,
     table_row: Tensor,
     block_tables: Tensor,
-    scale: float,
+    options: AttentionOptions,
 ) -> None:
     """Compute attention over shared prefixes, and store partial results in ``work.partials``.
 
@@ -74,7 +75,7 @@ def shared_attention(
         token: as in ``DecodeWork``.
         table_row: as in ``DecodeWork``.
         block_tables: as in ``DecodeWork``.
-        scale: factor of the scores.
+        options: the layer's scale and softcap. The decode kernel adds the sinks, once per request.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     num_tiles, members = work.members.shape
@@ -89,7 +90,7 @@ def shared_attention(
         table_row,
         block_tables,
         len(token),
-        scale * LOG2_E,
+        options.scale * LOG2_E,
         q.stride(0),
         block_tables.stride(0),
         K=num_kv_heads,
@@ -101,6 +102,7 @@ def shared_attention(
         DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
         KEYS=32 if q.dtype == torch.float32 else 64,
         PARTS=PARTS,
+        SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=2,
@@ -134,6 +136,7 @@ def _shared_kernel(
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     PARTS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -168,7 +171,7 @@ def _shared_kernel(
         is_key = exists[:, None] & (dim < D)[None, :]
         visible = exists[None, :]
         softmax = take_keys(
-            q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION
+            q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION, SOFTCAP
         )
     # A part without keys has weight 0 in the merge: 2**-inf.
     has_keys = softmax.total > 0

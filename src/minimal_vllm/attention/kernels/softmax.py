@@ -17,6 +17,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+LOG2_E = 1.4426950408889634
+"""Factor of a score, so that exponentials can be taken to the base 2."""
+_PER_NAT = tl.constexpr(LOG2_E)
+
 
 class Softmax(NamedTuple):
     """State of a running softmax, which a kernel keeps in registers while it walks over keys."""
@@ -48,6 +52,7 @@ def take_keys(  # noqa: ANN201 - Triton's language
     MASKED: tl.constexpr,
     MAY_SEE_NONE: tl.constexpr,
     PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr = 0.0,
 ):
     """Add a tile of keys and values to a running softmax.
 
@@ -62,12 +67,16 @@ def take_keys(  # noqa: ANN201 - Triton's language
         MASKED: whether some keys may be hidden from some rows.
         MAY_SEE_NONE: whether a row may have seen no key even after this tile.
         PRECISION: precision of the matrix products, as in ``tl.dot``.
+        SOFTCAP: bound of the scores, log2(e) included; 0: none.
 
     Returns:
         ``Softmax`` with the tile's keys in it.
     """
     keys = tl.load(cache.key + offsets, mask=is_key, other=0.0)
     scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
+    if SOFTCAP:
+        # tanh(y) is 2 * sigmoid(2 * y) - 1.
+        scores = SOFTCAP * (2 * tl.sigmoid(2 / SOFTCAP * scores) - 1)
     if MASKED:
         scores = tl.where(visible, scores, -float("inf"))
     peak = tl.maximum(softmax.peak, tl.max(scores, 1))
@@ -80,6 +89,26 @@ def take_keys(  # noqa: ANN201 - Triton's language
     acc = softmax.acc * fade[:, None]
     acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
     return Softmax(peak, total, acc)
+
+
+@triton.jit
+def take_sinks(sinks, heads, is_row, softmax):  # noqa: ANN201 - Triton's language
+    """Add each head's sink, a score without a value, to a running softmax.
+
+    Args:
+        sinks: pointer to the scores, ``[H]``.
+        heads: ``[rows]``: the rows' query heads.
+        is_row: ``[rows]`` bool: which rows exist.
+        softmax: ``Softmax`` over the keys.
+
+    Returns:
+        ``Softmax`` with the sinks in it.
+    """
+    sink = tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32) * _PER_NAT
+    peak = tl.maximum(softmax.peak, sink)
+    fade = tl.exp2(softmax.peak - peak)
+    total = softmax.total * fade + tl.exp2(sink - peak)
+    return Softmax(peak, total, softmax.acc * fade[:, None])
 
 
 @triton.jit

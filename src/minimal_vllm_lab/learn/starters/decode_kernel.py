@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.softmax import Softmax, empty_softmax
 from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -128,8 +129,7 @@ class MyStep(PagedStep):
         k: Tensor,
         v: Tensor,
         cache: LayerCache,
-        scale: float,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Launch the kernel, and return the result, ``[R, H, D]``."""
         _, num_kv_heads, block_size, head_dim = cache.key.shape
@@ -140,7 +140,7 @@ class MyStep(PagedStep):
             out,
             self.seq_lens,
             self.block_tables,
-            scale * LOG2_E,
+            options.scale * LOG2_E,
             self.block_tables.stride(0),
             K=num_kv_heads,
             G=q.shape[1] // num_kv_heads,

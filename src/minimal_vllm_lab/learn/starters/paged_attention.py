@@ -30,6 +30,7 @@ memory holds NaN.
 import torch
 from torch import Tensor
 
+from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.attention.reference import attend
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -62,8 +63,7 @@ class MyStep(PagedStep):
         k: Tensor,
         v: Tensor,
         cache: LayerCache,
-        scale: float,
-        window: int | None,
+        options: AttentionOptions,
     ) -> Tensor:
         """Attend to the cached keys and values, with a causal mask.
 
@@ -72,8 +72,8 @@ class MyStep(PagedStep):
             k: ``[T, K, D]``, their keys, which are already in the cache.
             v: ``[T, K, D]``, their values, which are already in the cache.
             cache: ``key`` and ``value`` of this layer, each ``[B, K, S, D]``.
-            scale: factor for the scores.
-            window: number of tokens that a token attends to, itself included. None: all.
+            options: ``scale``, the factor of the scores, and ``window``, the number of tokens that
+                a token attends to, itself included; None: all.
 
         Returns:
             ``[T, H, D]`` in the dtype of ``q``.
