@@ -15,16 +15,20 @@ class Event:
     """One event in the life of a scheduler.
 
     Attributes:
-        kind: ``"add"``, ``"step"`` or ``"abort"``.
+        kind: ``"add"``, ``"step"``, ``"abort"``, or ``"no token"``: a step in which no token can
+            be sampled for one request.
         prompt: token ids of the request to add.
         max_tokens: maximum number of output tokens of the request to add.
         number: priority of the request to add, or index of the request to abort.
+        option: what is special about the request to add: ``"prompt_logprobs"``, ``"grammar"``,
+            ``"stop_token"``, ``"min_tokens"``, or nothing.
     """
 
     kind: str
     prompt: tuple[int, ...]
     max_tokens: int
     number: int
+    option: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,11 @@ class Case:
     num_blocks: int
     config: SchedulerConfig
     events: tuple[Event, ...]
+    runs_ahead: bool = False
+    """Whether each step is planned while the one before it still runs."""
+
+
+OPTIONS = ("prompt_logprobs", "grammar", "stop_token", "min_tokens")
 
 
 def known_cases() -> list[Case]:
@@ -53,11 +62,19 @@ def known_cases() -> list[Case]:
         Case(8, small, (_add(long, 1), step, step, _add(long, 1), _add(long, 2))),
         # One request is aborted while it runs, another while it waits.
         Case(8, small, (_add(two, 4), _add(one, 4), _add(two, 4), step, _abort(0), _abort(2))),
+        # A step is planned while the first token of a request is pending, up to its last one.
+        Case(8, small, (_add(two, 4), step, step, step), runs_ahead=True),
+        # A prompt is cached, and asked for again: for its tokens' log-probabilities, and not.
+        Case(8, small, (_add(long, 1), step, step, _add(long, 1, option="prompt_logprobs"))),
+        # A request ends by its grammar, one at a stop token, and one not before min_tokens.
+        *(Case(8, small, (_add(one, 6, option=each),)) for each in OPTIONS),
+        # No token can be sampled for one of two requests.
+        Case(8, small, (_add(two, 4), _add(one, 4), step, Event("no token", (), 1, 0))),
     ]
 
 
-def _add(prompt: tuple[int, ...], max_tokens: int, priority: int = 0) -> Event:
-    return Event("add", prompt, max_tokens, priority)
+def _add(prompt: tuple[int, ...], max_tokens: int, priority: int = 0, option: str = "") -> Event:
+    return Event("add", prompt, max_tokens, priority, option)
 
 
 def _abort(index: int) -> Event:
@@ -72,10 +89,13 @@ def random_cases() -> "SearchStrategy[Case]":
     prompts = [(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4, 5, 6), (2, 1), (1, 2, 3, 5, 5, 5, 1, 2, 3)]
     event = st.builds(
         Event,
-        st.sampled_from(["add", "step", "add", "step", "step", "step", "abort"]),
+        st.sampled_from(
+            ["add", "step", "add", "step", "step", "step", "abort", "add", "step", "no token"]
+        ),
         st.sampled_from(prompts),
         st.sampled_from([1, 6, 3, 4, 5, 2]),
         st.sampled_from([2, 1, 0, 3]),
+        st.sampled_from(["", "", *OPTIONS, "", ""]),
     )
     return st.builds(
         _make_case,
@@ -87,6 +107,7 @@ def random_cases() -> "SearchStrategy[Case]":
         st.sampled_from([False, False, True, False]),
         st.sampled_from(["fcfs", "priority"]),
         long_lists(event, 24).map(tuple),
+        st.sampled_from([False, True]),
     )
 
 
@@ -99,6 +120,7 @@ def _make_case(
     uncached: bool,
     policy: Literal["fcfs", "priority"],
     events: tuple[Event, ...],
+    runs_ahead: bool,
 ) -> Case:
     max_model_len = min(num_blocks * block_size, 16)
     min_budget = max(max_num_seqs, max_model_len) if unchunked else max_num_seqs
@@ -112,4 +134,4 @@ def _make_case(
         policy=policy,
     )
     fitting = tuple(replace(each, prompt=each.prompt[: max_model_len - 1]) for each in events)
-    return Case(num_blocks, config, fitting)
+    return Case(num_blocks, config, fitting, runs_ahead)

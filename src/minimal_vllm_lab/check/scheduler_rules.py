@@ -4,9 +4,11 @@ from minimal_vllm_lab.check.lesson import Rule
 
 STEP = "01-one-step"
 PAGING = "03-paging"
+PREFIX = "06-prefix-caching"
 BATCHING = "07-continuous-batching"
 CHUNKED = "08-chunked-prefill"
 PREEMPTION = "09-preemption"
+GRAPHS = "11-cuda-graphs"
 
 BUDGET = Rule(
     "A step computes at most max_num_batched_tokens tokens.",
@@ -81,6 +83,55 @@ ALL_FINISH = Rule(
     "The output of a request must not depend on the rest of the batch, and no request may wait "
     "forever.",
     BATCHING,
+)
+LISTED = Rule(
+    "A request that has not finished is in waiting or in running, as its status says.",
+    "A request that is in neither list is never served again, and one that is in both is served "
+    "twice.",
+    BATCHING,
+)
+TOLD = Rule(
+    "The plans tell all that happens: who is admitted or preempted, and each block that a request "
+    "gets or that is evicted.",
+    "Metrics, traces and the view know an engine only by the records of its steps, which are made "
+    "from the plans. A plan that tells something else ends an engine that is watched, or shows "
+    "another one than runs.",
+    BATCHING,
+)
+LOGPROBS = Rule(
+    "A request that asks for the log-probabilities of its prompt computes all of its prompt.",
+    "They come from the logits of each of its tokens. Keys and values can be found in the prefix "
+    "cache, logits can't: see may_use_cache.",
+    PREFIX,
+)
+COUNTED = Rule(
+    "Each request's prompt tokens are looked up in the prefix cache once, and counted once.",
+    "The usage of a request reports num_cached_tokens, and the hit rate of the engine is "
+    "prefix_cache_stats: hits divided by queries.",
+    PREFIX,
+)
+ROWS = Rule(
+    "Each running request has a row of its own, below max_num_seqs.",
+    "On a GPU, the row is the request's place in the tables of block ids, last tokens and seeds. "
+    "Two requests in one row would continue each other's text.",
+    BATCHING,
+)
+SEPARATE = Rule(
+    "Two schedulers of one class share nothing.",
+    "One process can run several engines. A list in the class or in the module belongs to all of "
+    "them: keep all state in self.",
+    BATCHING,
+)
+RESET = Rule(
+    "After reset(), a scheduler is as new.",
+    "The engine calls it when a step was interrupted, and then serves new requests.",
+    BATCHING,
+)
+AHEAD = Rule(
+    "A step can be planned while the one before it still runs.",
+    "On a GPU the engine runs ahead: the tokens of the running step are pending, and count in "
+    "num_planned_tokens, but not yet in num_tokens.",
+    GRAPHS,
 )
 SAME_PLAN = Rule(
     "This step is planned as the exercise asks.",

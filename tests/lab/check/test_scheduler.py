@@ -2,7 +2,7 @@ import pytest
 
 from minimal_vllm.engine.block_manager import BlockManager
 from minimal_vllm.engine.scheduler import Scheduler
-from minimal_vllm.step.request import Status
+from minimal_vllm.step.request import FinishReason, Status
 from minimal_vllm_lab.ablate.policies import Reservation, StaticBatching
 from minimal_vllm_lab.check import fake_model
 from minimal_vllm_lab.check import scheduler_rules as rules
@@ -88,16 +88,175 @@ class IgnoresTheSalt(Scheduler):
         self.blocks = HashesIndices(config, pool)
 
 
+class TellsTheNumberOfCachedTokens(Scheduler):
+    def schedule_tokens(self, plan, request, num_new, cached=()):
+        super().schedule_tokens(plan, request, num_new, len(cached) * self.config.block_size)
+
+
+class ForgetsTheCachedBlocks(Scheduler):
+    def schedule_tokens(self, plan, request, num_new, cached=()):
+        super().schedule_tokens(plan, request, num_new)
+
+
+class ForgetsTheAdmitted(Scheduler):
+    def admit_waiting(self, plan, budget):
+        super().admit_waiting(plan, budget)
+        plan.admitted.clear()
+
+
+class ForgetsThePreempted(Scheduler):
+    def schedule_running(self, plan, budget):
+        budget = super().schedule_running(plan, budget)
+        if plan.preempted:
+            plan.preempted.clear()
+            return 0
+        return budget
+
+
+class ForgetsTheEvicted(Scheduler):
+    def schedule(self):
+        plan = super().schedule()
+        plan.evicted = []
+        return plan
+
+
+class AdmitsTwice(Scheduler):
+    def admit(self, request, cached):
+        super().admit(request, cached)
+        self.waiting.append(request)
+
+
+class ForgetsPendingTokens(Scheduler):
+    def schedule_tokens(self, plan, request, num_new, cached=()):
+        pending = request.num_pending_tokens
+        super().schedule_tokens(plan, request, num_new, cached)
+        request.num_pending_tokens = pending
+
+    def update(self, plan, sampled):
+        for request in plan.sampling:
+            request.num_pending_tokens += 1
+        super().update(plan, sampled)
+
+
+class ComputesTheLastToken(Scheduler):
+    """Go on with a request whose last token is pending."""
+
+    def schedule_running(self, plan, budget):
+        for position, request in enumerate(list(self.running)):
+            num_after = len(self.running) - position - 1
+            num_new = min(request.num_uncomputed_tokens, budget - num_after)
+            missing = self.num_missing_blocks(request, num_new)
+            if missing and not self.make_room(request, missing, plan):
+                break
+            self.schedule_tokens(plan, request, num_new)
+            budget -= num_new
+        return budget
+
+
+class NeverWaitsForTokens(Scheduler):
+    def needs_pending_tokens(self):
+        return False
+
+
+class CachesDespiteLogprobs(Scheduler):
+    def may_use_cache(self, request):
+        return self.config.enable_prefix_caching
+
+
+class CountsEachAdmission(Scheduler):
+    def preempt(self, request):
+        super().preempt(request)
+        request.num_cached_tokens = None
+
+
+class CountsNoHits(Scheduler):
+    def admit(self, request, cached):
+        super().admit(request, cached)
+        self.prefix_cache_stats.hits = 0
+
+
+class ForgetsTheGrammar(Scheduler):
+    def finish_if_done(self, request, token_id):
+        grammar, request.grammar = request.grammar, None
+        is_done = super().finish_if_done(request, token_id)
+        request.grammar = grammar
+        return is_done
+
+
+class ForgetsStopTokens(Scheduler):
+    def finish_if_done(self, request, token_id):
+        if token_id not in request.eos_token_ids:
+            request = replace_stop_tokens(request)
+        return super().finish_if_done(request, token_id)
+
+
+def replace_stop_tokens(request):
+    request.stop_token_ids = request.eos_token_ids
+    return request
+
+
+class ForgetsMinTokens(Scheduler):
+    def finish_if_done(self, request, token_id):
+        if token_id in request.stop_token_ids:
+            self.finish(request, FinishReason.STOP)
+            return True
+        return super().finish_if_done(request, token_id)
+
+
+class SharesItsRunningList(Scheduler):
+    everyone = []  # noqa: RUF012 - the mistake that this class makes
+
+    def __init__(self, config, pool):
+        super().__init__(config, pool)
+        self.running = self.everyone
+
+
+class ForgetsToReset(Scheduler):
+    def reset(self):
+        self.pool = self.pool.emptied()
+
+
+class KeepsItsRow(Scheduler):
+    def admit(self, request, cached):
+        super().admit(request, cached)
+        self._free_rows.append(request.row)
+        request.row = 0
+
+
+class KeepsFailedBlocks(Scheduler):
+    def fail(self, request, error):
+        self.finish(request, FinishReason.ERROR, stop_reason=error)
+
+
 MUTANTS = {
     ForgetsTheBudget: rules.BUDGET,
     StallsDecodes: rules.NO_STALL,
     PreemptsFromTheFront: rules.FROM_THE_BACK,
     ForgetsTheCounter: rules.PREEMPTED_WAITS,
-    LosesThePreempted: rules.ALL_FINISH,
+    LosesThePreempted: rules.LISTED,
     CountsBlocksByFloor: fake_model.HAS_BLOCKS,
     KeepsItsBlocks: rules.BLOCK_OWNERS,
     SharesTheWholePrompt: rules.ADVANCES,
     IgnoresTheSalt: fake_model.READS_OWN_TOKENS,
+    TellsTheNumberOfCachedTokens: rules.TOLD,
+    ForgetsTheCachedBlocks: rules.TOLD,
+    ForgetsTheAdmitted: rules.TOLD,
+    ForgetsThePreempted: rules.NO_STALL,
+    ForgetsTheEvicted: rules.TOLD,
+    AdmitsTwice: rules.LISTED,
+    ForgetsPendingTokens: rules.AHEAD,
+    ComputesTheLastToken: rules.AHEAD,
+    NeverWaitsForTokens: rules.AHEAD,
+    CachesDespiteLogprobs: rules.LOGPROBS,
+    CountsEachAdmission: rules.COUNTED,
+    CountsNoHits: rules.COUNTED,
+    ForgetsTheGrammar: rules.ALL_FINISH,
+    ForgetsStopTokens: rules.ALL_FINISH,
+    ForgetsMinTokens: rules.ALL_FINISH,
+    SharesItsRunningList: rules.SEPARATE,
+    ForgetsToReset: rules.RESET,
+    KeepsItsRow: rules.ROWS,
+    KeepsFailedBlocks: rules.TOLD,
 }
 
 
