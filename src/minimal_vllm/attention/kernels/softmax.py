@@ -74,7 +74,7 @@ def take_keys(  # noqa: ANN201 - Triton's language
     """
     keys = tl.load(cache.key + offsets, mask=is_key, other=0.0)
     scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
-    if SOFTCAP:
+    if SOFTCAP > 0:  # Triton refuses a bare float as a condition
         # tanh(y) is 2 * sigmoid(2 * y) - 1.
         scores = SOFTCAP * (2 * tl.sigmoid(2 / SOFTCAP * scores) - 1)
     if MASKED:
