@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic.dataclasses import dataclass
 
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.cache.layer_groups import num_blocks_behind
 from minimal_vllm.plugin import Part
 from minimal_vllm.settings import SETTINGS, clear_errors
 from minimal_vllm.vllm_arguments import ENGINE, accepts
@@ -59,6 +60,8 @@ class SchedulerConfig:
     """Compute a long prompt in several steps, alongside the decoding of other requests."""
     policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of requests: by arrival (``fcfs``), or by ``priority``, the smallest number first."""
+    windows: tuple[PositiveInt | None, ...] = (None,)
+    """Sliding window of each group of layers that has block tables of its own; None: no window."""
 
     @model_validator(mode="after")
     def _limits_agree(self) -> "SchedulerConfig":
@@ -76,8 +79,29 @@ class SchedulerConfig:
         return self
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Return the number of blocks that hold ``num_tokens`` tokens."""
+        """Return the number of blocks that hold ``num_tokens`` tokens of one group of layers."""
         return -(-num_tokens // self.block_size)
+
+    def most_blocks_for(self, num_tokens: int) -> int:
+        """Return the number of blocks that a request of ``num_tokens`` tokens holds at most.
+
+        While its prompt is computed, it holds the blocks of one step's tokens in each group, and
+        those that the window of the first of them sees.
+        """
+        return self._blocks_over_groups(num_tokens, self.blocks_for(self.max_num_batched_tokens))
+
+    def blocks_held_for(self, num_tokens: int) -> int:
+        """Return the number of blocks that a decoding request of ``num_tokens`` tokens holds."""
+        return self._blocks_over_groups(num_tokens, in_step=0)
+
+    def _blocks_over_groups(self, num_tokens: int, in_step: int) -> int:
+        every = self.blocks_for(num_tokens)
+        return sum(
+            every
+            if window is None
+            else min(every, num_blocks_behind(window, self.block_size) + in_step + 1)
+            for window in self.windows
+        )
 
 
 @accepts(ENGINE, none_is_default=True)

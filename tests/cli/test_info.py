@@ -61,6 +61,17 @@ def test_what_fits_is_what_the_engine_would_allocate(model, monkeypatch):
     assert cpu["num_full_requests"] == cpu["num_blocks"] // 32  # blocks of 512 tokens
 
 
+def test_layers_with_a_window_are_counted_as_what_they_hold(tmp_path):
+    """One layer of 3 keeps all of 512 tokens, 32 blocks; a window of 6 tokens at most 2 blocks."""
+    model = write_checkpoint(tmp_path / "model", FAMILIES["qwen3-bias-layer-types"])
+    (cpu, *_) = json.loads(info(model, "--json"))["devices"]
+    assert cpu["windows"] == [None, 6, 6]
+    assert cpu["kv_per_block"] == 16 * cpu["kv_per_token"] // 3
+    assert cpu["num_full_requests"] == cpu["num_blocks"] // (32 + 2 + 2)
+    assert cpu["num_tokens"] == cpu["num_blocks"] * 32 // (32 + 2 + 2) * 16
+    assert "1 without a window, 2 with a window of 6 tokens" in info(model)
+
+
 def test_a_model_that_does_not_fit_says_so(model):
     assert "not at all" in info(model, "--gpu-memory-utilization=1e-6")
 

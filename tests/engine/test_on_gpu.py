@@ -62,13 +62,13 @@ SHARED = [(3 * i * i + 1) % 250 for i in range(64)]
 
 
 @pytest.mark.parametrize("cascade", [True, False])
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3-bias-layer-types"])
 def test_what_requests_share_is_read_right_once_for_all(checkpoint, family, cascade):
     prompts = [SHARED + [7 * i % 250 for i in range(n)] for n in (1, 5, 16, 17, 33)]
     others = [[11 * i % 250 for i in range(n)] for n in (3, 40)]
     llms = [
         LLM(str(checkpoint(family)), dtype="float32", max_model_len=256, block_size=16,
-            num_gpu_blocks_override=100, max_num_seqs=8, **options)
+            num_gpu_blocks_override=200, max_num_seqs=8, **options)
         for options in ({"device": "cpu"}, {"device": "cuda", "cascade_attention": cascade})
     ]  # fmt: skip
     expected, got = (llm.generate(prompts + others, GREEDY, use_tqdm=False) for llm in llms)
@@ -92,7 +92,7 @@ def test_beginnings_shared_in_pairs_are_read_right(checkpoint):
 
 
 @pytest.mark.parametrize("way", ["everything", "kernels"])
-@pytest.mark.parametrize("family", ["qwen3", "mistral-window"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral-window", "qwen3-bias-layer-types"])
 def test_requests_that_come_while_others_run_get_the_cpus_tokens(checkpoint, family, way):
     tokens = {}
     for device, options in (("cpu", {}), ("cuda", WAYS[way])):

@@ -3,11 +3,13 @@ import torch
 from checkpoints import FAMILIES, write_json
 
 from minimal_vllm import LLM
+from minimal_vllm.cache.layer_groups import group_layers
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine import sizing
 from minimal_vllm.model.config import ModelConfig
 
+ONE = group_layers([None] * 3, max_model_len=512)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MIB = 2**20
 
@@ -32,7 +34,7 @@ def config(**options):
     ],
 )
 def test_a_blocks_bytes_are_those_of_all_its_layers(model, dtype, block_size, expected):
-    assert sizing.kv_block_bytes(config(block_size=block_size), model, dtype) == expected
+    assert sizing.kv_block_bytes(config(block_size=block_size), model, ONE, dtype) == expected
 
 
 def test_activations_are_those_of_the_widest_layer_and_the_logits(model):
@@ -51,27 +53,27 @@ def test_blocks_fill_the_share_less_weights_and_activations(
     memory = DeviceMemory(device_type, total=1000 * MIB, free=990 * MIB, used_by_process=10 * MIB)
     activations = sizing.estimate_activations(model, 4, 2048, 256)
     expected = (int(expected_share * 1000 * MIB) - 10 * MIB - activations) // 12288
-    assert sizing.kv_block_bytes(config(), model, torch.float32) == 12288
-    blocks = sizing.choose_num_blocks(config(**options), model, torch.float32, memory, 2048)
+    assert sizing.kv_block_bytes(config(), model, ONE, torch.float32) == 12288
+    blocks = sizing.choose_num_blocks(config(**options), model, ONE, torch.float32, memory, 2048)
     assert blocks == expected > 10_000
 
 
 def test_an_override_needs_no_memory(model):
     nothing = DeviceMemory("cpu", total=0, free=0, used_by_process=0)
     options = config(num_gpu_blocks_override=7)
-    assert sizing.choose_num_blocks(options, model, torch.float32, nothing, 2048) == 7
+    assert sizing.choose_num_blocks(options, model, ONE, torch.float32, nothing, 2048) == 7
 
 
 def test_too_little_memory_is_an_error_that_says_where_it_went(model):
     memory = DeviceMemory("cpu", total=100 * MIB, free=20 * MIB, used_by_process=60 * MIB)
     with pytest.raises(ValueError, match=r"no memory is left .* 50% of 0.10 GiB, .* 0.02 GiB are"):
-        sizing.choose_num_blocks(config(), model, torch.float32, memory, 2048)
+        sizing.choose_num_blocks(config(), model, ONE, torch.float32, memory, 2048)
 
 
 def test_a_model_that_cannot_be_loaded_is_not_said_to_leave_less_than_nothing(model):
     memory = DeviceMemory("cuda", total=100 * MIB, free=-20 * MIB, used_by_process=120 * MIB)
     with pytest.raises(ValueError, match=r"0.00 GiB are free; .* or choose a smaller model"):
-        sizing.choose_num_blocks(config(), model, torch.float32, memory, 2048)
+        sizing.choose_num_blocks(config(), model, ONE, torch.float32, memory, 2048)
 
 
 def test_weights_larger_than_what_is_free_are_refused(model):
@@ -95,11 +97,32 @@ def test_the_models_length_is_the_limit(model):
 
 
 def test_a_length_nobody_asked_for_is_lowered_to_what_the_pool_holds(caplog):
-    lowered = sizing.choose_scheduler_config(config(), 512, 2048, num_blocks=4)
+    lowered = sizing.choose_scheduler_config(config(), ONE, 512, 2048, num_blocks=4)
     assert lowered.max_model_len == 64
     assert "lowering max_model_len from 512" in caplog.text
-    asked_for = sizing.choose_scheduler_config(config(max_model_len=512), 512, 2048, num_blocks=4)
+    asked_for = sizing.choose_scheduler_config(
+        config(max_model_len=512), ONE, 512, 2048, num_blocks=4
+    )
     assert asked_for.max_model_len == 512  # the scheduler refuses it
+
+
+def test_windows_let_a_pool_hold_longer_requests():
+    """40 blocks of 4 tokens. A window of 8 holds 2 behind it, 1 to begin in, and a step's 2."""
+    groups = group_layers([None, 8, 8], max_model_len=512)
+    options = config(block_size=4, max_num_seqs=8)
+    limits = sizing.choose_scheduler_config(options, groups, 512, 8, num_blocks=40)
+    assert limits.windows == (None, 8, 8)
+    assert limits.max_model_len == (40 - 2 * (2 + 1 + 2)) * 4
+    assert limits.most_blocks_for(limits.max_model_len) == 40 < limits.most_blocks_for(121)
+    held = 30 + 2 * 3  # once the prompt is computed
+    assert limits.blocks_held_for(120) == held
+    assert sizing.count_fitting_tokens(limits, 1000 * held) == 1000 * 120
+
+
+def test_a_block_has_room_for_the_layers_of_one_group(model):
+    whole = sizing.kv_block_bytes(config(), model, ONE, torch.float32)
+    groups = group_layers([None, 8, 8], max_model_len=512)
+    assert sizing.kv_block_bytes(config(), model, groups, torch.float32) == whole // 3
 
 
 def test_the_scheduler_gets_what_the_user_chose():
@@ -111,7 +134,7 @@ def test_the_scheduler_gets_what_the_user_chose():
             enable_chunked_prefill=False,
             scheduling_policy="priority",
         ),
-        *(512, 600, 100),
+        *(ONE, 512, 600, 100),
     )
     assert (chosen.block_size, chosen.max_num_seqs, chosen.policy) == (8, 3, "priority")
     assert (chosen.max_model_len, chosen.max_num_batched_tokens) == (512, 600)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from tests.engine.traffic import GuessingScheduler, Traffic
 
@@ -33,6 +34,14 @@ def random_config(random):
         "enable_prefix_caching": random.random() < 0.8,
         "policy": random.choice(["fcfs", "priority"]),
     }
+
+
+def add_windows(random, config):
+    """The same for a model that has a few groups of layers, some of them with a sliding window."""
+    windows = random.choice([(None, 1), (None, 5), (3,), (None, 2, 2), (None, None, 7, 4)])
+    limits = {name: value for name, value in config.items() if name != "num_blocks"}
+    least = SchedulerConfig(**limits, windows=windows).most_blocks_for(config["max_model_len"])
+    return {**limits, "num_blocks": least + random.randint(0, 8), "windows": windows}
 
 
 def add_random_request(random, traffic):
@@ -79,26 +88,31 @@ def run_randomly(random, traffic):
 
 
 @pytest.mark.parametrize(
-    ("eviction", "async_scheduling", "scheduler"),
+    ("eviction", "async_scheduling", "scheduler", "has_windows"),
     [
-        ("lru", False, Scheduler),
-        ("lfu", False, Scheduler),
-        ("fifo", False, Scheduler),
-        ("lru", True, Scheduler),
-        ("lru", False, GuessingScheduler),
+        ("lru", False, Scheduler, False),
+        ("lfu", False, Scheduler, False),
+        ("fifo", False, Scheduler, False),
+        ("lru", True, Scheduler, False),
+        ("lru", False, GuessingScheduler, False),
+        ("lru", False, Scheduler, True),
+        ("lru", True, Scheduler, True),
+        ("lru", False, GuessingScheduler, True),
     ],
 )
 def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
-    eviction, async_scheduling, scheduler, caplog
+    eviction, async_scheduling, scheduler, has_windows, caplog
 ):
     caplog.set_level(logging.CRITICAL, "minimal_vllm")
     events = Counter()
 
-    @settings(max_examples=HISTORIES)
+    @settings(max_examples=HISTORIES // 5 if has_windows else HISTORIES)
     @given(st.integers(0, 2**32 - 1))
     def run(seed):
         random = Random(seed)
         config = random_config(random)
+        if has_windows:
+            config = add_windows(random, config)
         traffic = Traffic(
             eviction=eviction, async_scheduling=async_scheduling, scheduler=scheduler, **config
         )
@@ -114,6 +128,9 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
     }
     if async_scheduling:
         rare |= {"planned while a token was pending", "preempted while a token was pending"}
+    if has_windows:  # in fewer histories
+        rare -= {"aborted while preempted", "aborted while computing its prompt"}
+        rare |= {"passed by a window"}
     if scheduler is GuessingScheduler:
         rare |= {"guessed", "several tokens in a step", "rejected", "blocks freed"}
     assert not {event for event in rare if events[event] < 20}, "the search must reach all of these"

@@ -14,6 +14,7 @@ import numpy as np
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
+from minimal_vllm.cache.layer_groups import NO_BLOCK, first_seen_block
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
@@ -24,7 +25,7 @@ from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.step.batch import build_batch
+from minimal_vllm.step.batch import build_batches
 from minimal_vllm.step.request import Status
 
 EOS = 11
@@ -62,9 +63,10 @@ class CrashError(RuntimeError):
 
 
 class FakeRunner:
-    def __init__(self, num_blocks, block_size, runs_ahead):
+    def __init__(self, num_blocks, block_size, windows, runs_ahead):
         self.runs_ahead = runs_ahead
         self.block_size = block_size
+        self.windows = windows
         self.slots = np.full(num_blocks * block_size, GARBAGE)
         self.plan = None
         self.sampled = {}
@@ -83,22 +85,24 @@ class FakeRunner:
 
     def _run(self, plan):
         self.plan = plan
-        batch = build_batch(plan, self.block_size)
-        assert len(set(batch.slot_mapping.tolist())) == sum(
-            entry.num_new for entry in plan.scheduled
-        ), "written twice"
+        batches = build_batches(plan, self.block_size, len(self.windows))
+        batch, slots = batches[0], np.concatenate([each.slot_mapping for each in batches])
+        num_tokens = sum(entry.num_new for entry in plan.scheduled)
+        assert len(set(slots.tolist())) == num_tokens * len(batches), "written twice"
         if self.crashes:
             self.crashes = False
-            self.slots[batch.slot_mapping] = GARBAGE
+            self.slots[slots] = GARBAGE
             raise CrashError("out of memory")
         texts = [self._guess(entry) for entry in plan.scheduled]
         prefixes = [
             fingerprints(entry.request.cache_salt, tuple(text))
             for entry, text in zip(plan.scheduled, texts, strict=True)
         ]
-        self._write(plan, batch, prefixes)
-        for row, entry in enumerate(plan.scheduled):
-            self._read(entry.request, self._slots(batch, row), prefixes[row][: batch.seq_lens[row]])
+        for group, each in enumerate(batches):
+            self._write(plan, each, prefixes, group)
+        for group, each in enumerate(batches):
+            for row, entry in enumerate(plan.scheduled):
+                self._read(entry, self._slots(each, row, entry.start, group), prefixes[row], group)
         sampled = [
             self._verify(entry, text)
             for entry, text in zip(plan.scheduled, texts, strict=True)
@@ -143,8 +147,9 @@ class FakeRunner:
                 break
         return sampled
 
-    def _read(self, request, slots, expected):
-        seen = self.slots[slots]
+    def _read(self, entry, slots, prefixes, group):
+        request, end = entry.request, entry.start + entry.num_new
+        seen, expected = self.slots[slots], prefixes[end - len(slots) : end] ^ group
         if SPOILED in seen and self.runs_ahead:
             # Planned before anyone knew that what it shares is nonsense; so is all it computes.
             self.lost.add(request)
@@ -152,7 +157,7 @@ class FakeRunner:
         else:
             assert seen.tolist() == expected.tolist(), f"{request.request_id} reads others"
 
-    def _write(self, plan, batch, prefixes):
+    def _write(self, plan, batch, prefixes, group):
         for row, entry in enumerate(plan.scheduled):
             start, end = batch.query_starts[row : row + 2]
             positions = batch.positions[start:end]
@@ -161,11 +166,15 @@ class FakeRunner:
             # 0 for what the engine does not know.
             inputs = np.append(known, [0] * max(entry.num_logits, 1))[positions]
             assert batch.input_ids[start:end].tolist() == inputs.tolist()
-            self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions]
+            self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions] ^ group
 
-    def _slots(self, batch, row):
-        positions = np.arange(batch.seq_lens[row])
+    def _slots(self, batch, row, start, group):
+        """The slots that the layers' window sees from the position ``start`` on."""
+        window = self.windows[group]
+        first = 0 if window is None else max(start - window + 1, 0)
+        positions = np.arange(first, batch.seq_lens[row])
         blocks = batch.block_tables[row][positions // self.block_size]
+        assert (blocks >= 0).all(), "a block was released too early"
         return blocks * self.block_size + positions % self.block_size
 
     def _spoil(self, plan, request):
@@ -173,7 +182,7 @@ class FakeRunner:
         self.lost.add(request)
         owners = Counter(block for entry in plan.scheduled for block in entry.request.block_table)
         for block in request.block_table:
-            if owners[block] == 1:
+            if owners[block] == 1 and block != NO_BLOCK:
                 self.slots[block * self.block_size : (block + 1) * self.block_size] = SPOILED
 
 
@@ -218,7 +227,9 @@ class Traffic:
         self.config = SchedulerConfig(**config)
         self.pool = block_pool(num_blocks, EVICTION_STRATEGIES[eviction]())
         self.scheduler = scheduler(self.config, self.pool)
-        self.runner = FakeRunner(num_blocks, self.config.block_size, async_scheduling)
+        self.runner = FakeRunner(
+            num_blocks, self.config.block_size, self.config.windows, async_scheduling
+        )
         self.records = []
         self.engine = Engine(
             self.scheduler,
@@ -301,6 +312,7 @@ class Traffic:
                 self._end(output)
         self._count_guesses()
         self.scheduler.check()
+        self._check_windows()
         return self.plan
 
     def _count_guesses(self):
@@ -308,12 +320,26 @@ class Traffic:
             self.events["several tokens in a step"] += len(entry.sampled_tokens) > 1
             self.events["rejected"] += entry.num_rejected > 0
             self.events["blocks freed"] += entry.num_freed_blocks > 0
+            self.events["passed by a window"] += len(entry.passed_blocks)
+
+    def _check_windows(self):
+        """Nothing is held that a window has passed; later tokens may still be guesses."""
+        if self.runs_ahead or isinstance(self.scheduler, GuessingScheduler):
+            return
+        for request in self.scheduler.running:
+            for group, window in enumerate(self.config.windows):
+                column = request.block_table[group :: len(self.config.windows)]
+                first = first_seen_block(
+                    request.num_computed_tokens, window, self.config.block_size
+                )
+                assert column.count(NO_BLOCK) == first, "a block behind the window is held"
 
     def _checked_schedule(self):
         running, free = list(self.scheduler.running), self.pool.num_free
         awaiting = [each for each in running if each.awaits_its_end]
         missing = sum(
-            self.config.blocks_for(request.num_planned_tokens) - len(request.block_table)
+            self.config.blocks_for(request.num_planned_tokens) * len(self.config.windows)
+            - len(request.block_table)
             for request in running
             if request not in awaiting
         )

@@ -13,6 +13,8 @@ from checkpoints import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.engine.sizing import choose_groups
+from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.outputs import OutputKind
 
 NUM_TOKENS = 20
@@ -63,25 +65,31 @@ class Witness:
 
     def __init__(self, folder, chunked, cached, num_blocks):
         self.records = []
+        self.num_preempted_by_hand = 0
+        max_model_len = min(num_blocks * BLOCK_SIZE, 256)
+        groups = choose_groups(ModelConfig.from_checkpoint(folder), max_model_len)
+        self.has_windows = any(groups.windows)
         self.llm = LLM(
             str(folder),
             observers=[self.records.append],
             skip_tokenizer_init=True,
             block_size=BLOCK_SIZE,
-            num_gpu_blocks_override=num_blocks,
+            num_gpu_blocks_override=num_blocks * groups.number,
             max_num_seqs=7,
             max_num_batched_tokens=CHUNK if chunked else 512,
-            max_model_len=min(num_blocks * BLOCK_SIZE, 256),
+            max_model_len=max_model_len,
             enable_prefix_caching=cached,
         )
         self.cached = cached
 
-    def run(self, prompts, disturber=None):
+    def run(self, prompts, disturber=None, preempted=False):
         """The outputs of the prompts, in one batch, from a warm or cold cache."""
         if self.cached:
             self.llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         self.records.clear()
-        if disturber is None:
+        if preempted and self.has_windows:
+            outputs = self.run_and_preempt(prompts, PARAMS)
+        elif disturber is None:
             outputs = self.llm.generate(prompts, PARAMS, use_tqdm=False)
         else:
             outputs = [self._run_beside(disturber, prompt) for prompt in prompts]
@@ -89,6 +97,20 @@ class Witness:
             usable = (len(output.prompt_token_ids) - 1) // BLOCK_SIZE * BLOCK_SIZE
             assert output.num_cached_tokens <= (usable if self.cached else 0)
         return outputs
+
+    def run_and_preempt(self, prompts, params):
+        """Preempt each running request once, by hand: windows leave enough blocks for all."""
+        engine, outputs, preempted = self.llm.engine, {}, set()
+        for index, prompt in enumerate(prompts):
+            engine.add_request(str(index), prompt, params, output_kind=OutputKind.FINAL_ONLY)
+        while engine.has_unfinished_requests:
+            outputs |= {int(each.request_id): each for each in engine.step()}
+            last = engine.scheduler.running[-1:]
+            if last and last[0] not in preempted and last[0].num_output_tokens > 5:
+                preempted.add(engine.scheduler.running.pop())
+                engine.scheduler.preempt(*last)
+        self.num_preempted_by_hand = len(preempted)
+        return [outputs[index] for index in range(len(prompts))]
 
     def _run_beside(self, disturber, prompt):
         """Run ``prompt`` beside one who takes its blocks away; then let it go on alone."""
@@ -112,7 +134,8 @@ class Witness:
 
     @property
     def num_preemptions(self):
-        return sum(len(record.preempted) for record in self.records)
+        by_engine = sum(len(record.preempted) for record in self.records)
+        return by_engine + self.num_preempted_by_hand
 
     @property
     def chunks(self):
@@ -135,7 +158,7 @@ def run_alone(folder, prompt, chunked, cached, preempted):
     # has 2 tokens to go: together they need one more than there are.
     disturber = DISTURBER[: (num_blocks - num_blocks_of(prompt) - 1) * BLOCK_SIZE - 2]
     witness = Witness(folder, chunked, cached, num_blocks)
-    outputs = witness.run([prompt], disturber if preempted else None)
+    outputs = witness.run([prompt], disturber if preempted else None, preempted)
     assert (witness.num_preemptions > 0) is preempted
     num_cached = outputs[0].num_cached_tokens
     assert num_cached == ((len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE if cached else 0)
@@ -147,7 +170,7 @@ def run_alone(folder, prompt, chunked, cached, preempted):
 
 def run_batched(folder, chunked, cached, preempted):
     witness = Witness(folder, chunked, cached, POOL_UNDER_PRESSURE if preempted else 64)
-    outputs = witness.run(PROMPTS)
+    outputs = witness.run(PROMPTS, preempted=preempted)
     assert (witness.num_preemptions > 0) is preempted
     assert any(output.num_cached_tokens for output in outputs) is cached
     assert bool(witness.chunks) is chunked
@@ -202,7 +225,10 @@ def test_logprobs_are_those_of_transformers(family, crowd, checkpoint, oracle):
     params = SamplingParams(
         temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=3, prompt_logprobs=2
     )
-    outputs = witness.llm.generate(PROMPTS, params, use_tqdm=False)
+    if preempted and witness.has_windows:
+        outputs = witness.run_and_preempt(PROMPTS, params)
+    else:
+        outputs = witness.llm.generate(PROMPTS, params, use_tqdm=False)
     assert (witness.num_preemptions > 0) is bool(witness.chunks) is preempted
     for prompt, output in zip(PROMPTS, outputs, strict=True):
         completion = output.outputs[0]

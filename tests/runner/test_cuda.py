@@ -87,9 +87,10 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
         dtype=torch.float32,
     )
     caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
-    model = CachedModel(decoder, attention, caches, old.block_size, CPU)
+    model = CachedModel(decoder, attention, caches, old.groups, old.block_size, CPU)
     config = llm.engine.scheduler.config
-    table = RowTable(MAX_NUM_SEQS, config.blocks_for(config.max_model_len), CPU)
+    most_blocks = config.blocks_for(config.max_model_len)
+    table = RowTable(MAX_NUM_SEQS, most_blocks, CPU, old.groups.number)
     step, recorder = GpuStep(model, attention, table), Repeater()
     recorded = Graphs(
         step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=most_tokens, cascade=cascade
@@ -135,7 +136,7 @@ PROMPTS = [[(7 * i + 3 * n) % 250 for i in range(n)] for n in (5, 70, 1, 33, 16,
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "mistral-window"])
+@pytest.mark.parametrize("family", ["qwen3", "mistral-window", "qwen3-bias-layer-types"])
 def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
     expected, got, recorder = make_engines(checkpoint(family))
     tokens = complete(expected, PROMPTS, GREEDY)
@@ -215,8 +216,18 @@ def make_pairs(count):
     ]
 
 
-@pytest.mark.parametrize(("pairs", "cascade"), [(1, True), (3, True), (1, False)])
-def test_beginnings_shared_in_pairs_are_read_rightly(checkpoint, pairs, cascade, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "pairs", "cascade"),
+    [
+        ("qwen3", 1, True),
+        ("qwen3", 3, True),
+        ("qwen3", 1, False),
+        ("qwen3-bias-layer-types", 1, True),
+    ],
+)
+def test_beginnings_shared_in_pairs_are_read_rightly(
+    checkpoint, family, pairs, cascade, monkeypatch
+):
     """Three pairs need more tiles than a batch of so few has."""
     told = []
     fill = TritonAttention.fill_shared_work
@@ -227,7 +238,7 @@ def test_beginnings_shared_in_pairs_are_read_rightly(checkpoint, pairs, cascade,
             told.append((len(prefixes), count)) or fill(self, work, prefixes, count)
         ),
     )
-    expected, got, _ = make_engines(checkpoint("qwen3"), cascade=cascade)
+    expected, got, _ = make_engines(checkpoint(family), num_blocks=120, cascade=cascade)
     params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
     outputs = complete(got, make_pairs(pairs), params, arrive_every=0)
     assert outputs == complete(expected, make_pairs(pairs), params, arrive_every=0)

@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from minimal_vllm.runner.kernels.rows import begin_step, end_step
+from minimal_vllm.cache.layer_groups import NO_BLOCK
+from minimal_vllm.runner.kernels.rows import begin_step, end_step, locate_tokens
 from minimal_vllm.runner.table import RowTable
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan, ScheduledRequest
@@ -58,10 +59,27 @@ def test_the_next_step_goes_on_where_the_last_one_ended():
     order, first = step_of(table, [1, 0], 4)
     assert first.tokens.tolist() == [15, 5, 0, 0]
     assert first.positions.tolist() == [5, 5, 0, 0]
-    assert first.slots.tolist() == [4 * 4 + 1, 3 * 4 + 1, -1, -1]
+    assert first.slots.tolist() == [[4 * 4 + 1, 3 * 4 + 1, -1, -1]]
     assert first.seq_lens.tolist() == [6, 6, 0, 0]
     end_step(table, order, torch.tensor([77, -1, 5, 5], device=DEVICE))
     _, second = step_of(table, [1, 0], 4)
     assert second.tokens.tolist() == [77, 0, 0, 0]
     assert second.positions.tolist() == [6, 6, 0, 0]
     assert second.sampling.output_index.tolist()[:2] == [2, 2]
+
+
+def test_each_group_of_layers_has_a_block_table_and_slots_of_its_own():
+    table = RowTable(num_rows=1, num_blocks=4, device=DEVICE, num_groups=2)
+    request = Request("a", array("i", range(6)), 5, ASKED[0], 0, row=0)
+    request.block_table.extend([7, NO_BLOCK, 2, 9])  # tokens 0-3 and 4-7, for each group
+    entry = ScheduledRequest(request, 5, 1, num_logits=1)
+    table.update(Plan(scheduled=[entry], admitted=[request]))
+    assert [each[0].tolist() for each in table.block_tables] == [[7, 2, 0, 0], [-1, 9, 0, 0]]
+    assert step_of(table, [0], 2)[1].slots.tolist() == [[2 * 4 + 1, -1], [9 * 4 + 1, -1]]
+    request.block_table.extend([5, 6])
+    table.update(Plan(scheduled=[ScheduledRequest(request, 8, 1, 1, new_blocks=[5, 6])]))
+    assert [each[0].tolist() for each in table.block_tables] == [[7, 2, 5, 0], [-1, 9, 6, 0]]
+    where = [torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([3, 4], [5, 8])]
+    rows = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    located = locate_tokens(table, *where, rows, block_size=4)
+    assert located.slots.tolist() == [[2 * 4 + 1, 5 * 4], [9 * 4 + 1, 6 * 4]]

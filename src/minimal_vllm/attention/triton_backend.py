@@ -5,7 +5,7 @@ can mix them freely.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,26 @@ class TritonStep:
     the prompts in ``fresh``."""
     fresh: Sequence[FreshPrompts] = ()
     """Prompts that cuDNN's kernel computes, in layers without a window."""
+
+    def on_blocks(self, slots: Tensor, block_tables: Tensor) -> "TritonStep":
+        """Return the same work on the blocks of another group of layers.
+
+        Args:
+            slots: ``[T]`` int64: cache slot of each token.
+            block_tables: ``[rows, max blocks]`` int32, with the same rows.
+        """
+        return replace(
+            self,
+            slots=slots,
+            decode={
+                window: replace(work, block_tables=block_tables)
+                for window, work in self.decode.items()
+            },
+            prefill={
+                window: work and replace(work, block_tables=block_tables)
+                for window, work in self.prefill.items()
+            },
+        )
 
     def __call__(
         self,

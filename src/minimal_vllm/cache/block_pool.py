@@ -68,6 +68,10 @@ class BlockPool:
         """Return whether ``block`` is cached and unreferenced: sharing it uses up a free block."""
         return block in self._evictable
 
+    def find(self, block_hash: bytes) -> int | None:
+        """Return the block that is cached under a hash, without a reference, or None."""
+        return self._block_of_hash.get(block_hash)
+
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
         """Return the blocks of the longest cached prefix of ``hashes``, without a reference."""
         blocks: list[int] = []

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimal_vllm.cache.layer_groups import LayerGroups
+
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, each ``[num_blocks, num_kv_heads, block_size, head_dim]``."""
@@ -21,7 +23,7 @@ class LayerCache(NamedTuple):
 
 def allocate_kv_cache(
     *,
-    num_layers: int,
+    groups: LayerGroups,
     num_blocks: int,
     num_kv_heads: int,
     block_size: int,
@@ -31,11 +33,13 @@ def allocate_kv_cache(
 ) -> list[LayerCache]:
     """Allocate the caches of all layers, filled with zeros.
 
-    They must not be left uninitialized: attention multiplies masked values by zero, and 0 * NaN is
-    NaN.
+    Layers at the same place of different groups share a tensor, but never a block of it. The
+    tensors must not be left uninitialized: attention multiplies masked values by zero, and 0 * NaN
+    is NaN.
     """
     shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
-    return [LayerCache(*_zeros(shape, dtype, device)) for _ in range(num_layers)]
+    caches = [LayerCache(*_zeros(shape, dtype, device)) for _ in range(groups.size)]
+    return [caches[place] for place in groups.places]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """``minimal-vllm info``: describe a model, and how it fits this machine. Reads no weights."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
-from minimal_vllm.config import EngineConfig
+from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
@@ -49,7 +50,10 @@ class DeviceFit:
     block_size: int
     num_blocks: int
     """Number of KV blocks; 0 if the model does not fit."""
+    windows: tuple[int | None, ...]
+    """Sliding window of each group of layers that has blocks of its own; None: no window."""
     num_tokens: int
+    """Number of tokens that fit, in requests of the maximum length."""
     num_full_requests: int
     """Number of requests of the maximum length that fit."""
 
@@ -160,11 +164,18 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     batched_tokens = sizing.choose_batched_tokens(
         config, max_model_len, memory.device_type, memory.total
     )
+    groups = sizing.choose_groups(model, max_model_len)
+    limits = SchedulerConfig(
+        max_model_len=max_model_len,
+        max_num_batched_tokens=batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        block_size=config.block_size,
+        windows=groups.windows,
+    )
     try:
-        num_blocks = sizing.choose_num_blocks(config, model, dtype, loaded, batched_tokens)
+        num_blocks = sizing.choose_num_blocks(config, model, groups, dtype, loaded, batched_tokens)
     except ValueError:  # none fit
         num_blocks = 0
-    block_bytes = sizing.kv_block_bytes(config, model, dtype)
     return DeviceFit(
         device=name,
         dtype=str(dtype).removeprefix("torch."),
@@ -172,12 +183,13 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
         memory=memory.total,
         free_memory=memory.free,
         weights=weights,
-        kv_per_token=block_bytes // config.block_size,
-        kv_per_block=block_bytes,
+        kv_per_token=model.kv_bytes_per_token(str(dtype).removeprefix("torch.")),
+        kv_per_block=sizing.kv_block_bytes(config, model, groups, dtype),
         block_size=config.block_size,
         num_blocks=num_blocks,
-        num_tokens=num_blocks * config.block_size,
-        num_full_requests=num_blocks // -(-max_model_len // config.block_size),
+        windows=groups.windows,
+        num_tokens=sizing.count_fitting_tokens(limits, num_blocks),
+        num_full_requests=num_blocks // limits.blocks_held_for(max_model_len),
     )
 
 
@@ -211,8 +223,12 @@ def _render_fit(fit: DeviceFit, max_model_len: int) -> Iterator[str]:
     yield _row(
         "KV cache",
         f"{_size(fit.kv_per_token)} a token, "
-        f"{_size(fit.kv_per_block)} a block of {fit.block_size} tokens",
+        f"{_size(fit.kv_per_block)} a block of {fit.block_size} tokens"
+        + " in one group of layers"
+        * any(fit.windows),
     )
+    if any(fit.windows):
+        yield _row("Groups", _describe_groups(fit.windows))
     if not fit.num_blocks:
         yield _row("Fits", "not at all")
         return
@@ -221,6 +237,15 @@ def _render_fit(fit: DeviceFit, max_model_len: int) -> Iterator[str]:
         f"{fit.num_tokens:,} tokens ({fit.num_blocks:,} blocks): {fit.num_full_requests:,} "
         f"requests of {max_model_len:,} tokens",
     )
+
+
+def _describe_groups(windows: Sequence[int | None]) -> str:
+    """Return which groups of layers have blocks of their own, as text."""
+    kinds = ", ".join(
+        f"{count} with a window of {window:,} tokens" if window else f"{count} without a window"
+        for window, count in Counter(windows).items()
+    )
+    return f"{len(windows)} groups of layers, each with its own blocks: {kinds}"
 
 
 def _row(label: str, value: str) -> str:

@@ -139,11 +139,12 @@ def _formats(service: "Service") -> dict[str, str]:
 
 def _summary(service: "Service", listener: "socket") -> Iterator[str]:
     from minimal_vllm.engine.backends import backend_name
+    from minimal_vllm.engine.sizing import count_fitting_tokens
 
     built, config = service.llm.built, service.llm.config
     model = built.files.config
     backend = backend_name(config.attention_backend, built.device)
-    num_tokens = built.num_blocks * config.block_size
+    num_tokens = count_fitting_tokens(built.scheduler_config, built.num_blocks)
     scheme = "https" if service.config.ssl_certfile else "http"
     rows = {
         "Model": ", ".join(service.model_names),

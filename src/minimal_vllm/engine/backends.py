@@ -157,7 +157,12 @@ def _make_cuda_runner(
 
     if not isinstance(model.attention, TritonAttention):
         raise TypeError("a CUDA runner needs a model with Triton attention")
-    table = RowTable(limits.max_num_seqs, limits.blocks_for(limits.max_model_len), model.device)
+    table = RowTable(
+        limits.max_num_seqs,
+        limits.blocks_for(limits.max_model_len),
+        model.device,
+        model.groups.number,
+    )
     step = GpuStep(model, model.attention, table)
     if config.enforce_eager:
         return CudaRunner(step, graphs=None)

@@ -8,6 +8,7 @@ import torch
 
 from minimal_vllm.attention.interface import Attention
 from minimal_vllm.cache.kv_cache import LayerCache, allocate_kv_cache
+from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.cache.memory import (
     DeviceMemory,
     gpu_free,
@@ -25,6 +26,7 @@ from minimal_vllm.engine.sizing import (
     choose_batched_tokens,
     choose_device,
     choose_dtype,
+    choose_groups,
     choose_model_len,
     choose_num_blocks,
     choose_scheduler_config,
@@ -139,11 +141,14 @@ def build_engine(
     loaded = _load(config, files, dtype, device, model_len, progress=progress)
     memory = loaded.memory
     batched_tokens = choose_batched_tokens(config, model_len, memory.device_type, memory.total)
-    num_blocks = choose_num_blocks(config, files.config, dtype, memory, batched_tokens)
-    scheduler_config = choose_scheduler_config(config, model_len, batched_tokens, num_blocks)
+    groups = choose_groups(files.config, model_len)
+    num_blocks = choose_num_blocks(config, files.config, groups, dtype, memory, batched_tokens)
+    scheduler_config = choose_scheduler_config(
+        config, groups, model_len, batched_tokens, num_blocks
+    )
 
-    caches = _allocate_caches(files.config, num_blocks, config.block_size, dtype, device)
-    model = CachedModel(loaded.decoder, loaded.attention, caches, config.block_size, device)
+    caches = _allocate_caches(files.config, groups, num_blocks, config.block_size, dtype, device)
+    model = CachedModel(loaded.decoder, loaded.attention, caches, groups, config.block_size, device)
     runner = make_runner(config, scheduler_config, model, progress=progress)
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
@@ -207,10 +212,15 @@ def _load(
 
 
 def _allocate_caches(
-    model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    model: ModelConfig,
+    groups: LayerGroups,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[LayerCache]:
     return allocate_kv_cache(
-        num_layers=model.num_layers,
+        groups=groups,
         num_blocks=num_blocks,
         num_kv_heads=model.num_kv_heads,
         block_size=block_size,

@@ -181,7 +181,8 @@ class Reporter:
         first, hashes = self._new_hashes(entry, is_planned) if self._listeners else (0, ())
         sampled = _sampled_tokens(entry)
         num_rejected = _num_rejected(entry, len(sampled))
-        end, blocks_for = entry.start + entry.num_new, self._scheduler.config.blocks_for
+        config, end = self._scheduler.config, entry.start + entry.num_new
+        num_freed = config.blocks_for(end) - config.blocks_for(end - num_rejected)
         return ScheduledRecord(
             entry.request.request_id,
             entry.start,
@@ -192,7 +193,8 @@ class Reporter:
             hashes,
             first,
             num_rejected,
-            blocks_for(end) - blocks_for(end - num_rejected) if num_rejected else 0,
+            num_freed * len(config.windows),
+            tuple(entry.passed_blocks),
         )
 
     def _new_hashes(self, entry: ScheduledRequest, is_planned: bool) -> tuple[int, tuple[str, ...]]:
@@ -201,8 +203,9 @@ class Reporter:
         Returns:
             Index of the first such block in the block table, and the hashes in hexadecimal.
         """
-        request, num_cached = entry.request, len(entry.cached_blocks)
-        if not is_planned and entry.start == num_cached * self._scheduler.config.block_size:
+        request, config = entry.request, self._scheduler.config
+        num_cached = len(entry.cached_blocks) // len(config.windows)
+        if not is_planned and entry.start == num_cached * config.block_size:
             self._num_named[request] = num_cached  # it was just admitted
         end = request.num_findable_blocks
         first = self._num_named.get(request, end)

@@ -116,8 +116,12 @@ class Scheduler:
         ``sampled`` has at most ``num_logits`` tokens for each request in ``plan.sampling``. An
         empty list ends its request with an error: its logits were not finite, or all forbidden. If
         there are fewer tokens than logits, guesses were rejected, and the counter moves back over
-        them. A request that ended after the step was planned takes no tokens.
+        them. A request that ended after the step was planned takes no tokens. Before anything else,
+        blocks are released that sliding windows have passed.
         """
+        if self.blocks.windows:
+            for entry in plan.scheduled:
+                self.blocks.release_passed(entry)
         entries = [entry for entry in plan.scheduled if entry.num_logits]
         for entry, tokens in zip(entries, sampled, strict=True):
             request, num_logits = entry.request, entry.num_logits
@@ -233,7 +237,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
             request = self.waiting[0]
             cached = self.find_cached_prefix(request)
-            num_new = request.num_tokens - len(cached) * self.config.block_size
+            num_new = request.num_tokens - self.blocks.num_tokens_in(cached)
             if num_new > budget and not self.config.enable_chunked_prefill:
                 break
             if not self.has_room_for(request, cached):
@@ -259,15 +263,16 @@ class Scheduler:
         One block per running request is left free, so that the next steps don't preempt what was
         just admitted.
         """
-        wanted = self.config.blocks_for(request.num_tokens) + len(self.running)
+        wanted = self.config.most_blocks_for(request.num_tokens)
+        wanted += len(self.running) * self.blocks.num_groups
         if wanted <= self.pool.num_free:
             return True  # even if nothing is shared
-        held_by_others = len(cached) - self.blocks.num_taken_by_sharing(cached)
-        return wanted - held_by_others <= self.pool.num_free
+        return wanted - self.blocks.num_in_use(cached) <= self.pool.num_free
 
     def admit(self, request: Request, cached: list[int]) -> None:
         """Let ``request`` run; its block table begins with the blocks ``cached``."""
-        num_cached = self.blocks.share(request, cached)
+        num_cached = self.blocks.num_tokens_in(cached)
+        self.blocks.share(request, cached)
         request.num_computed_tokens = num_cached
         request.row = self._free_rows.pop()
         request.status = Status.RUNNING

@@ -4,8 +4,11 @@ The arithmetic doesn't import torch, so that the simulator can size GPUs that ar
 """
 
 import logging
+from bisect import bisect_right
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minimal_vllm.cache.layer_groups import LayerGroups, group_layers
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
@@ -84,9 +87,20 @@ def check_weights_fit(model: ModelConfig, dtype: "torch.dtype", memory: DeviceMe
         )
 
 
+def choose_groups(model: ModelConfig, model_len: int) -> LayerGroups:
+    """Return the groups of a model's layers, each of which has block tables of its own.
+
+    Args:
+        model: hyperparameters of the model.
+        model_len: maximum length of a request.
+    """
+    return group_layers([layer.window for layer in model.layers], model_len)
+
+
 def choose_num_blocks(
     config: EngineConfig,
     model: ModelConfig,
+    groups: LayerGroups,
     dtype: "torch.dtype",
     memory: DeviceMemory,
     batched_tokens: int,
@@ -99,7 +113,8 @@ def choose_num_blocks(
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     activations = estimate_activations(model, dtype.itemsize, batched_tokens, config.max_num_seqs)
-    return count_fitting_blocks(config, memory, activations, kv_block_bytes(config, model, dtype))
+    block_bytes = kv_block_bytes(config, model, groups, dtype)
+    return count_fitting_blocks(config, memory, activations, block_bytes)
 
 
 def count_fitting_blocks(
@@ -111,7 +126,7 @@ def count_fitting_blocks(
         config: the user's configuration, of which the share of the memory to use is read.
         memory: memory of the device, measured after the weights were loaded.
         activations: bytes that the largest step takes.
-        block_bytes: bytes of one block over all layers.
+        block_bytes: bytes of one block, over all layers of a group.
 
     Raises:
         ValueError: not a single block fits.
@@ -129,9 +144,12 @@ def count_fitting_blocks(
     return num_blocks
 
 
-def kv_block_bytes(config: EngineConfig, model: ModelConfig, dtype: "torch.dtype") -> int:
-    """Return the bytes of one KV block, over all layers."""
-    return config.block_size * model.kv_bytes_per_token(str(dtype).removeprefix("torch."))
+def kv_block_bytes(
+    config: EngineConfig, model: ModelConfig, groups: LayerGroups, dtype: "torch.dtype"
+) -> int:
+    """Return the bytes of one KV block, over all layers of a group."""
+    all_layers = model.kv_bytes_per_token(str(dtype).removeprefix("torch."))
+    return config.block_size * groups.size * all_layers // model.num_layers
 
 
 def estimate_activations(
@@ -150,7 +168,11 @@ def estimate_activations(
 
 
 def choose_scheduler_config(
-    config: EngineConfig, model_len: int, batched_tokens: int, num_blocks: int
+    config: EngineConfig,
+    groups: LayerGroups,
+    model_len: int,
+    batched_tokens: int,
+    num_blocks: int,
 ) -> SchedulerConfig:
     """Return the scheduler's limits.
 
@@ -160,15 +182,7 @@ def choose_scheduler_config(
     Raises:
         ValueError: the limits contradict each other.
     """
-    capacity = num_blocks * config.block_size
-    if config.max_model_len is None and capacity < model_len:
-        logger.warning(
-            "The KV cache holds only %d tokens: lowering max_model_len from %d to that number",
-            capacity,
-            model_len,
-        )
-        model_len = capacity
-    return SchedulerConfig(
+    limits = SchedulerConfig(
         max_model_len=model_len,
         max_num_batched_tokens=batched_tokens,
         max_num_seqs=config.max_num_seqs,
@@ -176,7 +190,30 @@ def choose_scheduler_config(
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         policy=config.scheduling_policy,
+        windows=groups.windows,
     )
+    longest = longest_request(limits, num_blocks)
+    if config.max_model_len is None and longest < model_len:
+        logger.warning(
+            "The KV cache holds only %d tokens: lowering max_model_len from %d to that number",
+            longest,
+            model_len,
+        )
+        return replace(limits, max_model_len=longest)
+    return limits
+
+
+def longest_request(limits: SchedulerConfig, num_blocks: int) -> int:
+    """Return the length of the longest request that fits into a pool, at most ``max_model_len``."""
+    lengths = range(limits.max_model_len + 1)
+    return bisect_right(lengths, num_blocks, key=limits.most_blocks_for) - 1
+
+
+def count_fitting_tokens(limits: SchedulerConfig, num_blocks: int) -> int:
+    """Return the number of tokens that fit into a pool, in requests of the maximum length."""
+    per_group = limits.blocks_for(limits.max_model_len)
+    held = limits.blocks_held_for(limits.max_model_len)
+    return num_blocks * per_group // held * limits.block_size
 
 
 def choose_batched_tokens(

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
+from minimal_vllm.engine.sizing import count_fitting_tokens
 from minimal_vllm.step.request import FinishReason
 from minimal_vllm.trace.step_record import StepRecord
 
@@ -42,7 +43,7 @@ class Timeline:
 
 def cache_settings(config: EngineConfig, built: BuiltEngine) -> dict[str, object]:
     """Return the settings of a KV cache that ``EngineMetrics.describe_cache`` exports."""
-    num_tokens = built.num_blocks * config.block_size
+    num_tokens = count_fitting_tokens(built.scheduler_config, built.num_blocks)
     max_model_len = built.scheduler_config.max_model_len
     return {
         "kv_cache_size_tokens": num_tokens,

@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         input_ids: Tensor,
         positions: Tensor,
         caches: Sequence[LayerCache],
-        attend: StepAttention,
+        attend: Sequence[StepAttention],
         wanted: Tensor | None = None,
     ) -> Tensor:
         """Compute the final hidden states of a step's tokens, and cache their keys and values.
@@ -99,7 +99,7 @@ class Decoder(nn.Module):
             positions: ``[T]`` int64: position of each token in its request, below
                 ``max_positions``.
             caches: KV cache of each layer.
-            attend: the step's attention.
+            attend: the step's attention for each layer.
             wanted: ``[N]`` int64: indices of the tokens whose hidden states are returned. Default:
                 all tokens.
 
@@ -109,10 +109,10 @@ class Decoder(nn.Module):
         x, residual = self.embed_tokens.forward(input_ids), None
         rotation = self.rotary.rotation(positions, self.dtype)
         last = self.layers[-1]
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache, attend_here in zip(self.layers, caches, attend, strict=True):
             # Only the last layer may drop tokens: later layers need keys and values of all tokens.
             wanted_here = wanted if layer is last else None
-            x, residual = layer.forward(x, residual, rotation, attend, cache, wanted_here)
+            x, residual = layer.forward(x, residual, rotation, attend_here, cache, wanted_here)
         return computed(self.norm.forward(x, residual)[0])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:

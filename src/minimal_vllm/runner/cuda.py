@@ -21,7 +21,7 @@ from minimal_vllm.runner.plain import all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
 from minimal_vllm.sampling.row import NO_TOKEN, needs_only_numbers
 from minimal_vllm.sampling.sampler import Sampled, sample
-from minimal_vllm.step.batch import build_batch
+from minimal_vllm.step.batch import build_batches
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 
@@ -66,14 +66,15 @@ class CudaRunner:
     def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[PromptLogprobs]]:
         """Launch a step with requests that don't decode, or any step if there are no graphs."""
         step = self._step
-        batch = build_batch(plan, step.model.block_size)
+        batches = build_batches(plan, step.model.block_size, step.model.groups.number)
+        batch = batches[0]
         if self._graphs:
             self._graphs.forget_order()
             if self._graphs.fits(batch):
                 return self._graphs.mixed(plan, batch), []
         outputs = step.new_outputs(len(batch.sampling))
         hidden = step.run(
-            step.batch_front(batch),
+            step.batch_front(batches),
             self._order(batch.sampling),
             outputs,
             last=send(batch.logit_indices, step.model.device),

@@ -60,12 +60,15 @@ class SharedPrefixes:
         self.enabled = enabled
         self._attention = step.attention
         self._block_size = step.model.block_size
+        self._windows = step.model.groups.windows
         self._work = step.attention.new_shared_work(max_num_seqs)
         self._is_clean = True
 
     def note(self, requests: Sequence[Request], size: int) -> bool:
         """Write which requests share prefixes, for a step of ``size``; return whether any do."""
-        prefixes = find_shared_prefixes(requests, self._block_size) if self.enabled else []
+        prefixes = (
+            find_shared_prefixes(requests, self._block_size, self._windows) if self.enabled else []
+        )
         if prefixes or not self._is_clean:
             self._is_clean = False  # in case the next line is interrupted
             self._attention.fill_shared_work(self._work, prefixes, size)

@@ -96,7 +96,7 @@ class StepInputs:
         )
         self._prefill = {
             window: attention.new_prefill_work(
-                self._memory[f"pieces {window}"].view(-1, PIECE_COLUMNS), table.block_tables
+                self._memory[f"pieces {window}"].view(-1, PIECE_COLUMNS), table.block_tables[0]
             )
             for window in attention.windows
         }

@@ -7,6 +7,7 @@ import torch
 
 from minimal_vllm.attention.interface import Attention
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.sampling.sampler import Sampled
@@ -62,6 +63,9 @@ class CachedModel:
     decoder: Decoder
     attention: Attention
     caches: list[LayerCache]
+    """KV cache of each layer."""
+    groups: LayerGroups
+    """Groups of layers, each with block tables of its own."""
     block_size: int
     """Number of tokens per KV block."""
     device: torch.device

@@ -10,7 +10,7 @@ from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel, PromptLogprobs, StepResult
 from minimal_vllm.sampling.logprobs import prompt_logprobs
 from minimal_vllm.sampling.sampler import Sampler, sample
-from minimal_vllm.step.batch import LOGITS_AT_A_TIME, Batch, build_batch
+from minimal_vllm.step.batch import LOGITS_AT_A_TIME, Batch, build_batches
 from minimal_vllm.step.plan import Plan
 
 
@@ -40,27 +40,28 @@ class PlainRunner:
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Landed:
         """Compute the whole step before returning."""
-        batch = build_batch(plan, self._model.block_size)
-        hidden, last = self._forward(batch)
+        batches = build_batches(plan, self._model.block_size, self._model.groups.number)
+        batch = batches[0]
+        hidden, last = self._forward(batches)
         sampled = self._sample(self._model.decoder.logits(last), batch.sampling)
         prompt = list(all_prompt_logprobs(self._model, plan, batch, hidden))
         return Landed(StepResult(sampled, prompt))
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute a batch's hidden states.
+    def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Compute a step's hidden states, given the batch of each group of layers.
 
         Returns:
             Two tensors. The second has the hidden states to sample from, ``[N, hidden]``. The first
             has those of all tokens, ``[T, hidden]``, if a request asks for log-probabilities of its
             prompt; otherwise it is the same as the second.
         """
-        model = self._model
+        model, batch = self._model, batches[0]
         last = send(batch.logit_indices, model.device)
         hidden = model.decoder.forward(
             send(batch.input_ids, model.device),
             send(batch.positions, model.device),
             model.caches,
-            model.attention.plan(batch),
+            model.groups.by_layer([model.attention.plan(each) for each in batches]),
             wanted=None if batch.wants_all_logits else last,
         )
         return hidden, hidden[last] if batch.wants_all_logits else hidden

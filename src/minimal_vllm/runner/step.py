@@ -10,6 +10,7 @@ by kernel:
   step reads them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,8 @@ class LocatedTokens:
     """``[T]`` int64: token ids."""
     positions: Tensor
     """``[T]`` int64: position of each token in its request."""
-    attend: TritonStep
-    """The step's attention, which knows the tokens' cache slots."""
+    attend: list[TritonStep]
+    """The step's attention for each layer; it knows the tokens' cache slots."""
     sampling: SamplingInputs | None = None
     """Inputs of the sampler, if the front has already looked them up."""
 
@@ -128,11 +129,12 @@ class GpuStep:
             token=torch.arange(len(order), dtype=torch.int32, device=order.device),
             seq_lens=rows.seq_lens,
             table_row=order,
-            block_tables=self.table.block_tables,
+            block_tables=self.table.block_tables[0],
             shared=shared,
         )
-        attend = TritonStep(slots=rows.slots, decode=decode, shared=shared)
-        return LocatedTokens(rows.tokens, rows.positions, attend, rows.sampling)
+        attend = TritonStep(slots=rows.slots[0], decode=decode, shared=shared)
+        by_layer = self._by_layer(attend, rows.slots, self.table.block_tables)
+        return LocatedTokens(rows.tokens, rows.positions, by_layer, rows.sampling)
 
     def mixed_front(self, inputs: MixedInputs, shared: SharedWork | None) -> LocatedTokens:
         """Look up slots, and the tokens that only the table has, and plan attention.
@@ -148,26 +150,49 @@ class GpuStep:
             token=inputs.decode_tokens,
             seq_lens=inputs.seq_lens,
             table_row=inputs.decode_rows,
-            block_tables=self.table.block_tables,
+            block_tables=self.table.block_tables[0],
             shared=shared,
         )
         attend = TritonStep(
-            slots=located.slots, decode=decode, shared=shared, prefill=dict(inputs.prefill)
+            slots=located.slots[0], decode=decode, shared=shared, prefill=dict(inputs.prefill)
         )
-        return LocatedTokens(located.tokens, located.positions, attend)
+        by_layer = self._by_layer(attend, located.slots, self.table.block_tables)
+        return LocatedTokens(located.tokens, located.positions, by_layer)
 
-    def batch_front(self, batch: Batch) -> LocatedTokens:
+    def batch_front(self, batches: Sequence[Batch]) -> LocatedTokens:
         """Send a whole batch of any shape, for a step that has no graph.
 
         Pending tokens are taken from the table. Unlike in a graph, cuDNN's kernel may compute long
         new prompts.
+
+        Args:
+            batches: the batch of each group of layers.
         """
-        device = self.model.device
+        device, batch = self.model.device, batches[0]
         tokens = send(batch.input_ids, device)
         if len(batch.pending):
             index = send(batch.query_starts[batch.pending + 1] - 1, device)
             tokens[index] = self.table.last_tokens(send(batch.rows[batch.pending], device))
-        return LocatedTokens(tokens, send(batch.positions, device), self.attention.plan(batch))
+        by_layer = self._by_layer(
+            self.attention.plan(batch),
+            [send(each.slot_mapping, device) for each in batches],
+            [send(each.block_tables, device) for each in batches],
+        )
+        return LocatedTokens(tokens, send(batch.positions, device), by_layer)
+
+    def _by_layer(
+        self, attend: TritonStep, slots: Sequence[Tensor] | Tensor, block_tables: Sequence[Tensor]
+    ) -> list[TritonStep]:
+        """Return the attention of each layer, given that of the first group.
+
+        Args:
+            attend: attention on the first group's blocks.
+            slots: each group's cache slots, ``[T]`` int64.
+            block_tables: each group's block tables, ``[rows, max blocks]`` int32.
+        """
+        others = zip(slots[1:], block_tables[1:], strict=True)
+        by_group = [attend, *(attend.on_blocks(*blocks) for blocks in others)]
+        return self.model.groups.by_layer(by_group)
 
     # ---- body -----------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ the position while the request's prompt is being computed::
      1      13     230         200            0.0        …          …          11      5   4
      2      …
     last    0       -1                              (pads a batch)
+
+A model with several groups of layers has the columns of a block table for each of them.
 """
 
 from array import array
@@ -37,22 +39,26 @@ class RowTable:
 
     Args:
         num_rows: maximum number of running requests.
-        num_blocks: maximum number of blocks of a request.
+        num_blocks: maximum number of blocks of a request, in one group of layers.
         device: the GPU.
+        num_groups: number of groups of layers; each has columns for its own block table.
     """
 
-    def __init__(self, num_rows: int, num_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, num_rows: int, num_blocks: int, device: torch.device, num_groups: int = 1
+    ) -> None:
         self.padding_row = num_rows
+        self.num_blocks, self.num_groups = num_blocks, num_groups
         self.cells = torch.zeros(
-            num_rows + 1, FIRST_BLOCK + num_blocks, dtype=torch.int32, device=device
+            num_rows + 1, FIRST_BLOCK + num_groups * num_blocks, dtype=torch.int32, device=device
         )
         self.cells[self.padding_row, POSITION] = -1
         self._in_prompt: set[int] = set()
 
     @property
-    def block_tables(self) -> Tensor:
-        """``[rows, most blocks]`` int32: the block table of each row; a view of the table."""
-        return self.cells[:, FIRST_BLOCK:]
+    def block_tables(self) -> list[Tensor]:
+        """``[rows, most blocks]`` int32 for each group: the rows' block tables, as views."""
+        return list(self.cells[:, FIRST_BLOCK:].split(self.num_blocks, dim=1))
 
     def update(self, plan: Plan) -> None:
         """Send the changes that the plan of the next step makes to the table."""
@@ -75,16 +81,23 @@ class RowTable:
         """Yield, for each change, the first column and the new numbers from there on."""
         request = entry.request
         if is_admitted:
-            yield 0, _whole_row(entry)
+            yield 0, _fields(entry)
+            yield from self._new_entries(request.block_table, 0)
             self._in_prompt.add(request.row)
         elif entry.new_blocks:
             used = len(request.block_table) - len(entry.new_blocks)
-            yield FIRST_BLOCK + used, array("i", entry.new_blocks)
+            yield from self._new_entries(array("i", entry.new_blocks), used)
         if request.row in self._in_prompt:
             if not is_admitted:
                 yield TOKEN, _next_token(entry)
             if entry.num_logits:
                 self._in_prompt.discard(request.row)
+
+    def _new_entries(self, blocks: "array[int]", used: int) -> Iterator[tuple[int, "array[int]"]]:
+        """Yield the changes for blocks that follow the first ``used`` entries of a block table."""
+        for group in range(self.num_groups):
+            first = FIRST_BLOCK + group * self.num_blocks + used // self.num_groups
+            yield first, blocks[group :: self.num_groups]
 
     def last_tokens(self, rows: Tensor) -> Tensor:
         """Return the token that each of the rows sampled last, int64; 0 stands for ``NO_TOKEN``."""
@@ -106,7 +119,8 @@ def _next_token(entry: ScheduledRequest) -> "array[int]":
     return array("i", [entry.request.token_ids[entry.start], position])
 
 
-def _whole_row(entry: ScheduledRequest) -> "array[int]":
+def _fields(entry: ScheduledRequest) -> "array[int]":
+    """Return a row up to its block tables."""
     request, params = entry.request, entry.request.params
     temperature = 0.0 if params.greedy else params.temperature
     min_p = log(params.min_p) if params.min_p > 0 else -inf
@@ -118,7 +132,7 @@ def _whole_row(entry: ScheduledRequest) -> "array[int]":
         *_bits(np.float32(min_p)),
         *_bits(np.float64(params.top_p)),
     ]
-    return _next_token(entry) + array("i", fields) + request.block_table
+    return _next_token(entry) + array("i", fields)
 
 
 def _bits(number: np.generic) -> list[int]:

@@ -1,7 +1,7 @@
 """Laying out a plan as the arrays that the model computes on."""
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -46,7 +46,8 @@ class Batch:
     seq_lens: IntArray
     """``[R]``: number of the request's tokens in the KV cache after this step."""
     block_tables: Int32Array
-    """``[R, B]``: block ids, padded with 0 to the longest block table, ``B`` blocks."""
+    """``[R, B]``: block ids, padded with 0 to the longest block table, ``B`` blocks. ``NO_BLOCK``
+    where the window has passed the tokens."""
     logit_indices: IntArray
     """``[N]``: indices of the tokens whose logits are sampled from: the last ``num_logits`` tokens
     of each request."""
@@ -77,7 +78,7 @@ class Batch:
         return np.diff(self.query_starts)
 
 
-def build_batch(plan: Plan, block_size: int) -> Batch:
+def build_batch(plan: Plan, block_size: int, num_groups: int = 1) -> Batch:
     """Lay out a plan as arrays.
 
     The cost is linear in the number of tokens computed and the number of blocks in the tables.
@@ -85,6 +86,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     Args:
         plan: plan of the step, which must not be empty.
         block_size: tokens per KV block.
+        num_groups: number of groups of layers; the batch has the blocks of the first group.
     """
     scheduled = plan.scheduled
     starts = np.array([entry.start for entry in scheduled])
@@ -92,7 +94,7 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
     query_starts = np.array([0, *accumulate(entry.num_new for entry in scheduled)])
     row = np.repeat(np.arange(len(scheduled)), num_new)
     positions = np.arange(query_starts[-1]) - (query_starts[:-1] - starts)[row]
-    block_tables = _pad_block_tables([entry.request for entry in scheduled])
+    block_tables = _pad_block_tables([entry.request for entry in scheduled])[:, ::num_groups]
     seq_lens = starts + num_new
     num_logits = np.array([entry.num_logits for entry in scheduled])
     ends_pending = seq_lens > np.array([entry.request.num_tokens for entry in scheduled])
@@ -111,6 +113,21 @@ def build_batch(plan: Plan, block_size: int) -> Batch:
         rows=np.array([entry.request.row for entry in scheduled]),
         pending=np.flatnonzero(ends_pending),
     )
+
+
+def build_batches(plan: Plan, block_size: int, num_groups: int) -> list[Batch]:
+    """Return a batch for each group of layers. They differ only in block tables and slots."""
+    batch = build_batch(plan, block_size, num_groups)
+    if num_groups == 1:
+        return [batch]
+    tables = _pad_block_tables([entry.request for entry in plan.scheduled])
+    row = np.repeat(np.arange(len(tables)), batch.num_new)
+    batches = []
+    for group in range(num_groups):
+        own = np.ascontiguousarray(tables[:, group::num_groups])
+        slot_mapping = slots(own, row, batch.positions, block_size)
+        batches.append(replace(batch, block_tables=own, slot_mapping=slot_mapping))
+    return batches
 
 
 def slots(

@@ -46,6 +46,8 @@ class ScheduledRequest:
     begins with them."""
     new_blocks: Sequence[int] = ()
     """Blocks that were then appended to the block table."""
+    passed_blocks: Sequence[int] = ()
+    """Blocks that were released after the step, because the layers' windows have passed them."""
 
 
 @dataclass(slots=True)

@@ -74,7 +74,8 @@ class Request:
     row: int = -1
     """Row of the GPU's table of running requests; below ``max_num_seqs`` while the request runs."""
     block_table: "array[int]" = field(default_factory=lambda: array("i"))
-    """Block ids: block ``block_table[i]`` holds the tokens from ``i * block_size`` on."""
+    """Block ids: block ``block_table[i]`` holds the tokens from ``i * block_size`` on. With ``G``
+    groups of layers (see ``cache.layer_groups``), entry ``i * G + g`` belongs to group ``g``."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Hashes of the full blocks of ``token_ids``; extended on demand."""
     num_findable_blocks: int = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minimal_vllm.cache.layer_groups import Window
 from minimal_vllm.step.request import Request
 
 LEAST_SAVING = 0.125
@@ -30,25 +31,32 @@ class SharedPrefix:
     computed token."""
 
 
-def find_shared_prefixes(requests: Sequence[Request], block_size: int) -> list[SharedPrefix]:
+def find_shared_prefixes(
+    requests: Sequence[Request], block_size: int, windows: Sequence[Window] = (None,)
+) -> list[SharedPrefix]:
     """Return the groups that share a prefix, the largest saving first.
 
-    The list is empty if the extra kernel would cost more time than the sharing saves.
+    The list is empty if the extra kernel would cost more time than the sharing saves. Only layers
+    without a window can use it; ``windows`` has the window of each group of layers.
     """
-    found = group_by_beginning(requests, block_size)
+    found = group_by_beginning(requests, block_size, windows)
     total = sum(request.num_computed_tokens for request in requests)
     if sum(map(_saving, found)) < max(LEAST_TOKENS, LEAST_SAVING * total):
         return []
     return sorted((prefix for prefix in found if prefix.num_tokens), key=_saving, reverse=True)
 
 
-def group_by_beginning(requests: Sequence[Request], block_size: int) -> list[SharedPrefix]:
+def group_by_beginning(
+    requests: Sequence[Request], block_size: int, windows: Sequence[Window] = (None,)
+) -> list[SharedPrefix]:
     """Group requests by their first block, and find the longest prefix that each group shares."""
+    if None not in windows:
+        return []
     groups = defaultdict(list)
     for index, request in enumerate(requests):
         groups[request.block_table[0]].append(index)
     return [
-        _shared_by(members, [requests[index] for index in members], block_size)
+        _shared_by(members, [requests[index] for index in members], block_size, windows)
         for members in groups.values()
         if len(members) > 1
     ]
@@ -58,10 +66,13 @@ def _saving(prefix: SharedPrefix) -> int:
     return (len(prefix.members) - 1) * prefix.num_tokens
 
 
-def _shared_by(members: list[int], requests: Sequence[Request], block_size: int) -> SharedPrefix:
+def _shared_by(
+    members: list[int], requests: Sequence[Request], block_size: int, windows: Sequence[Window]
+) -> SharedPrefix:
     # A request's last token is never part of the shared prefix.
     most = min((request.num_computed_tokens - 1) // block_size for request in requests)
-    tables = np.array([request.block_table[:most] for request in requests])
-    differs = (tables != tables[0]).any(axis=0)
+    tables = np.array([request.block_table[: most * len(windows)] for request in requests])
+    without_window = tables.reshape(len(requests), most, -1)[:, :, : windows.count(None)]
+    differs = (without_window != without_window[0]).any(axis=(0, 2))
     num_blocks = int(differs.argmax()) if differs.any() else most
     return SharedPrefix(members, num_blocks * block_size)

@@ -41,6 +41,8 @@ class EngineFacts:
     """Whether blocks are kept for later requests and shared."""
     enable_chunked_prefill: bool
     """Whether a prompt may be computed in several steps."""
+    windows: tuple[int | None, ...] = (None,)
+    """Sliding window of each group of layers; a block table has an entry per group, in turn."""
 
 
 class Described(Protocol):
@@ -80,4 +82,5 @@ def engine_facts(config: "EngineConfig", built: Described) -> EngineFacts:
         eviction_policy=part_name(config.eviction_policy),
         enable_prefix_caching=limits.enable_prefix_caching,
         enable_chunked_prefill=limits.enable_chunked_prefill,
+        windows=limits.windows,
     )

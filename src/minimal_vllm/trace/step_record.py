@@ -53,7 +53,7 @@ class ScheduledRecord:
     """Number of tokens computed, from ``start`` on."""
     cached_blocks: tuple[int, ...] = ()
     """Blocks found in the prefix cache, if the request was admitted in this step. Its block table
-    begins with them."""
+    begins with them. -1 stands for a block that a sliding window has passed."""
     new_blocks: tuple[int, ...] = ()
     """Blocks that were then appended to its block table."""
     sampled_tokens: tuple[int, ...] = ()
@@ -63,13 +63,16 @@ class ScheduledRecord:
     """Hashes, in hexadecimal, of the request's blocks that the prefix cache can find from now on.
     Empty without prefix caching, and without a ``Listener``."""
     first_full: int = 0
-    """Index in the block table of the block that ``full_hashes`` begins with."""
+    """Number of hashes of the request that come before ``full_hashes``."""
     num_rejected: int = 0
     """Number of computed tokens, the last ones, that were wrong guesses. The number of the
     request's computed tokens goes down by as many."""
     num_freed_blocks: int = 0
     """Number of blocks, the last ones of its block table, that were released because only rejected
     tokens were in them."""
+    passed_blocks: tuple[int, ...] = ()
+    """Blocks of its table that were released after the step, before any token was sampled, because
+    sliding windows have passed them. -1 takes their places in the table."""
 
 
 @dataclass(frozen=True, slots=True)

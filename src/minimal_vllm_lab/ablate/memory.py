@@ -7,6 +7,7 @@ SOSP 2023.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minimal_vllm.cache.layer_groups import NO_BLOCK
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.step.request import Request
 from minimal_vllm_lab.bench.statistics import Fields
@@ -88,7 +89,8 @@ class MemoryWatch:
         if last:
             self._add(last, now - last.at)
         block_size, num_blocks = scheduler.config.block_size, scheduler.pool.num_blocks
-        slots = count_slots(scheduler.running, block_size, num_blocks)
+        num_groups = len(scheduler.config.windows)
+        slots = count_slots(scheduler.running, block_size, num_blocks, num_groups)
         self._last = Sample(now, slots, len(scheduler.running), _waits_for_memory(scheduler))
         self._peak_blocks = max(self._peak_blocks, round(slots.held) // block_size)
 
@@ -124,22 +126,25 @@ def _waits_for_memory(scheduler: SchedulerInterface) -> bool:
     return bool(scheduler.waiting) and not in_prompt
 
 
-def count_slots(running: Sequence[Request], block_size: int, num_blocks: int) -> Slots:
+def count_slots(
+    running: Sequence[Request], block_size: int, num_blocks: int, num_groups: int = 1
+) -> Slots:
     """Return the current use of the slots.
 
     Args:
         running: Running requests.
         block_size: Tokens per block.
         num_blocks: Number of blocks in the pool.
+        num_groups: Number of groups of layers; a token has a slot in each.
     """
     blocks: set[int] = set()
     reserved = never_used = 0
     for request in running:
-        blocks.update(request.block_table)
-        capacity = len(request.block_table) * block_size
+        blocks.update(block for block in request.block_table if block != NO_BLOCK)
+        capacity = len(request.block_table) // num_groups * block_size
         final_use = min(capacity, request.max_num_tokens)
-        reserved += final_use - request.num_computed_tokens
-        never_used += capacity - final_use
+        reserved += (final_use - request.num_computed_tokens) * num_groups
+        never_used += (capacity - final_use) * num_groups
     held = len(blocks) * block_size
     return Slots(
         # Only full blocks are shared, so no reserved or unused slot was subtracted twice.

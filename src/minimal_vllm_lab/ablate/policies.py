@@ -37,12 +37,12 @@ class Reservation(Scheduler):
     def has_room_for(self, request: Request, cached: list[int]) -> bool:
         """Return whether all blocks that ``request`` will ever need are free."""
         to_come = sum(self._num_blocks_to_come(each) for each in self.running)
-        missing = self.config.blocks_for(request.max_num_tokens) - len(cached)
-        taken_by_sharing = sum(self.pool.is_evictable(block) for block in cached)
-        return missing + taken_by_sharing + to_come <= self.pool.num_free
+        missing = self.config.most_blocks_for(request.max_num_tokens)
+        return missing - self.blocks.num_in_use(cached) + to_come <= self.pool.num_free
 
     def _num_blocks_to_come(self, request: Request) -> int:
-        return self.config.blocks_for(request.max_num_tokens) - len(request.block_table)
+        most = self.config.most_blocks_for(request.max_num_tokens)
+        return most - len(self.blocks.held(request.block_table))
 
 
 class ContiguousPool(BlockPool):
@@ -114,7 +114,7 @@ class LongestReserved(Scheduler):
     def num_missing_blocks(self, request: Request, num_new: int) -> int:  # noqa: ARG002
         """Return the number of blocks still to be allocated for ``request``: all, or none."""
         reserved = self.config.blocks_for(self._num_reserved_tokens(request))
-        return reserved - len(request.block_table)
+        return reserved * self.blocks.num_groups - len(request.block_table)
 
     def has_room_for(self, request: Request, cached: list[int]) -> bool:  # noqa: ARG002
         """Return whether a free gap is wide enough for all blocks of ``request``."""

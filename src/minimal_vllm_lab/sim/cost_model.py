@@ -6,6 +6,7 @@ them.
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -36,23 +37,16 @@ class RooflineCostModel:
     """Roofline of a decoder's step on a GPU, kernel by kernel.
 
     Args:
-        model: Model whose weights are read. Its layers must not have sliding windows.
+        model: Model whose weights are read.
         gpu: Datasheet of the GPU.
         achieved: Fractions of the datasheet's rates that are achieved.
         itemsize: Bytes per weight and per activation.
         kv_itemsize: Bytes per number in the KV cache.
-
-    Raises:
-        ValueError: If some layers of the model have a sliding window.
     """
 
     def __init__(
         self, model: ModelConfig, gpu: Gpu, achieved: Achieved, itemsize: int, kv_itemsize: int
     ) -> None:
-        if any(layer.window for layer in model.layers):
-            raise ValueError(
-                "the cost model does not support sliding windows, which this model has"
-            )
         head = model.vocab_size * model.hidden_size
         embeddings = head if model.tie_word_embeddings else 2 * head
         self._bandwidth = gpu.bandwidth * 1e12 * achieved.bandwidth_fraction
@@ -72,6 +66,8 @@ class RooflineCostModel:
         # Two products, of queries with keys and of weights with values, each a multiplication
         # and an addition per head dimension.
         self._pair_flops = 4 * model.num_layers * model.num_heads * model.head_dim
+        counts = Counter(layer.window for layer in model.layers)
+        self._shares = {window: count / model.num_layers for window, count in counts.items()}
 
     def seconds(self, load: StepLoad) -> float:
         """Return the CPU's time plus the kernels' time.
@@ -97,7 +93,14 @@ class RooflineCostModel:
         )
 
     def _attention(self, load: StepLoad) -> float:
-        """Return the time of attention over all layers.
+        """Return the time of attention over all layers."""
+        return sum(
+            share * self._attention_if_all_layers_were_alike(load.within(window))
+            for window, share in self._shares.items()
+        )
+
+    def _attention_if_all_layers_were_alike(self, load: StepLoad) -> float:
+        """Return the time of attention, if all layers had the load of this one.
 
         Keys and values are read once per request. A separate kernel multiplies those that requests
         share.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from minimal_vllm.cache.layer_groups import Window
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 from minimal_vllm.step.shared_prefix import group_by_beginning
@@ -36,6 +37,23 @@ class StepLoad(NamedTuple):
         """
         return self._replace(kv_tokens=self.kv_tokens - num_pairs, shared=num_pairs)
 
+    def within(self, window: Window) -> "StepLoad":
+        """Return the load of a layer with a sliding window, at most: None is no window.
+
+        A token attends to at most ``window`` tokens. The load is less than this if the contexts of
+        some requests are shorter than the window, and those of others longer.
+        """
+        if window is None:
+            return self
+        return self._replace(
+            kv_tokens=min(
+                self.kv_tokens + self.shared,
+                self.num_requests * (window - 1) + self.num_tokens,
+            ),
+            attended=min(self.attended, self.num_tokens * window),
+            shared=0,
+        )
+
 
 def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> StepLoad:
     """Return the load of a plan, plus that of sleeping decodes, which the plan leaves out.
@@ -64,7 +82,9 @@ def load_of_decodes(count: int, context: int) -> StepLoad:
     return StepLoad(count, count, count, context, context)
 
 
-def count_shared(decoding: Sequence[Request], block_size: int) -> int:
+def count_shared(
+    decoding: Sequence[Request], block_size: int, windows: Sequence[Window] = (None,)
+) -> int:
     """Count the attended pairs of decodes that cascade attention need not read again.
 
     An attended pair is a computed token and a token that it attends to. The groups of requests with
@@ -74,8 +94,9 @@ def count_shared(decoding: Sequence[Request], block_size: int) -> int:
     Args:
         decoding: Requests of a step that only decodes.
         block_size: Tokens per KV block.
+        windows: Sliding window of each group of layers.
     """
-    groups = group_by_beginning(decoding, block_size)
+    groups = group_by_beginning(decoding, block_size, windows)
     return sum((len(each.members) - 1) * each.num_tokens for each in groups)
 
 

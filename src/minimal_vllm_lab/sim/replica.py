@@ -205,7 +205,8 @@ class Replica:
         """Count the attended pairs of a pure decode step that need not be read again."""
         if not self._cascade:
             return 0
-        return count_shared(self.scheduler.running, self.scheduler.config.block_size)
+        config = self.scheduler.config
+        return count_shared(self.scheduler.running, config.block_size, config.windows)
 
     def _asleep(self) -> tuple[int, int]:
         """Return the number of sleepers, and their total context length after the next step."""

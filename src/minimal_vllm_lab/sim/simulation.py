@@ -7,11 +7,13 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
+from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.parts import make_pool, make_scheduler
 from minimal_vllm.engine.sizing import (
     choose_batched_tokens,
+    choose_groups,
     choose_model_len,
     choose_scheduler_config,
     count_fitting_blocks,
@@ -97,12 +99,15 @@ def make_design(config: SimulationConfig) -> Design:
     kv_itemsize = 1 if config.fleet.kv_cache_dtype == "fp8" else itemsize
     model_len = choose_model_len(engine, model)
     batched_tokens = choose_batched_tokens(engine, model_len, "cuda")
+    groups = choose_groups(model, model_len)
     num_blocks = engine.num_gpu_blocks_override or _count_blocks(
-        engine, model, gpu, itemsize, kv_itemsize, batched_tokens
+        engine, model, groups, gpu, itemsize, kv_itemsize, batched_tokens
     )
     return Design(
         model=model,
-        scheduler_config=choose_scheduler_config(engine, model_len, batched_tokens, num_blocks),
+        scheduler_config=choose_scheduler_config(
+            engine, groups, model_len, batched_tokens, num_blocks
+        ),
         num_blocks=num_blocks,
         device=f"{config.fleet.gpu} (simulated)",
         dtype=dtype,
@@ -164,6 +169,7 @@ def simulate(
 def _count_blocks(
     engine: EngineConfig,
     model: ModelConfig,
+    groups: LayerGroups,
     gpu: Gpu,
     itemsize: int,
     kv_itemsize: int,
@@ -172,5 +178,6 @@ def _count_blocks(
     used = model.num_parameters * itemsize + CONTEXT_BYTES
     memory = DeviceMemory("cuda", total=gpu.memory, free=gpu.memory - used, used_by_process=used)
     activations = estimate_activations(model, itemsize, batched_tokens, engine.max_num_seqs)
-    block_bytes = engine.block_size * kv_bytes_per_token(model, kv_itemsize)
+    bytes_per_layer = kv_bytes_per_token(model, kv_itemsize) // model.num_layers
+    block_bytes = engine.block_size * groups.size * bytes_per_layer
     return count_fitting_blocks(engine, memory, activations, block_bytes)

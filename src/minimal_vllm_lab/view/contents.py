@@ -12,6 +12,9 @@ from minimal_vllm.trace.step_record import (
     StepRecord,
 )
 
+HASH_BYTES = 32
+"""Length of the hash of a block's content."""
+
 
 class BlockContents(Listener):
     """An observer that follows the records and keeps the tokens of each cached block.
@@ -62,7 +65,8 @@ class BlockContents(Listener):
         for request_id, _ in record.finished[record.num_aborted :]:
             self._forget(request_id)
         if len(self._tokens_of_hash) > 2 * record.num_blocks:
-            self._tokens_of_hash = self.cached
+            kept = (block_hash[: 2 * HASH_BYTES] for block_hash in self.cached)
+            self._tokens_of_hash = {each: self._tokens_of_hash[each] for each in kept}
 
     def _forget(self, request_id: str) -> None:
         del self.requests[request_id], self._tokens[request_id]
@@ -70,5 +74,9 @@ class BlockContents(Listener):
     @property
     def cached(self) -> dict[str, tuple[int, ...]]:
         """Tokens of each cached block, by the block's hash."""
-        hashes = (block_hash.hex() for block_hash in self._scheduler.pool.hashes.values())
-        return {each: self._tokens_of_hash[each] for each in hashes if each in self._tokens_of_hash}
+        known, contents = self._tokens_of_hash, {}
+        for block_hash in self._scheduler.pool.hashes.values():
+            content = block_hash[:HASH_BYTES].hex()  # without the number of a group of layers
+            if content in known:
+                contents[block_hash.hex()] = known[content]
+        return contents

@@ -26,8 +26,11 @@ class RequestState:
     num_cached_tokens: int
     num_preemptions: int
     block_table: tuple[int, ...]
+    """For each block's tokens in turn, the block of each group of layers; -1: none."""
     block_hashes: tuple[str, ...]
     """Hashes of its full blocks, as far as they have been computed."""
+    num_findable_blocks: int
+    """Number of these hashes, the first ones, by which blocks of its own were found or stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +82,5 @@ def _request_state(request: Request, contents: BlockContents) -> RequestState:
         num_preemptions=request.num_preemptions,
         block_table=tuple(request.block_table),
         block_hashes=tuple(block_hash.hex() for block_hash in request.block_hashes),
+        num_findable_blocks=request.num_findable_blocks,
     )

@@ -85,10 +85,17 @@ def test_twice_the_gpu_takes_half_the_time():
         assert seconds(load, gpu=double) == pytest.approx(seconds(load) / 2)
 
 
-def test_sliding_windows_are_rejected_rather_than_mistaken_for_full_attention():
-    sliding = replace(QWEN, layers=(LayerConfig(window=4096, rope=True), *QWEN.layers[1:]))
-    with pytest.raises(ValueError, match="sliding windows"):
-        seconds(decode(1, 1), sliding)
+def test_layers_with_a_window_read_no_more_than_it_sees():
+    """All layers but 6 of 36 have a window of 1000 tokens; contexts have 9000, or 500."""
+    sliding = (LayerConfig(window=1000, rope=True),) * 30
+    windowed = replace(QWEN, layers=(*sliding, *QWEN.layers[30:]))
+    saved = seconds(decode(64, 9000)) - seconds(decode(64, 9000), windowed)
+    per_layer = QWEN.kv_bytes_per_token("bfloat16") / 36
+    assert saved == pytest.approx(64 * 8000 * 30 * per_layer / 4.8e12)
+    assert seconds(decode(64, 500), windowed) == pytest.approx(seconds(decode(64, 500)))
+    pairs_saved = 32768**2 / 2 - 32768 * 1000
+    saved = seconds(prompt(32768)) - seconds(prompt(32768), windowed)
+    assert saved == pytest.approx(30 * 4 * 32 * 128 * pairs_saved / 989e12, rel=0.01)
 
 
 def test_a_fitted_model_is_the_same_after_saving(tmp_path):

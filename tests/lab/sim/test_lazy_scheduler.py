@@ -33,6 +33,7 @@ def books(pool):
             "max_model_len": st.sampled_from([100, 256]),
             "cascade": st.booleans(),
             "eviction": st.sampled_from(["lru", "lfu", "fifo"]),
+            "windows": st.sampled_from([(None,), (None,), (None, 20, 20), (33,)]),
         }
     ),
 )
@@ -42,7 +43,8 @@ def test_sleeping_changes_neither_a_time_nor_a_block(
     outcomes = []
     for observers in ((), [lambda record: None]):  # with observers no request sleeps
         replicas = [
-            make_replica(num_blocks, observers=observers, **config) for _ in range(num_replicas)
+            make_replica(num_blocks * len(config["windows"]), observers=observers, **config)
+            for _ in range(num_replicas)
         ]
         report = run(make_jobs(seed, rate=rate, num_turns=num_turns), replicas, routing)
         for replica in replicas:

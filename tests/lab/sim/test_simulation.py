@@ -45,8 +45,9 @@ def test_the_pool_has_as_many_blocks_as_the_engine_would_fit():
     weights = design.model.num_parameters * 2
     used, total = weights + CONTEXT_BYTES, 141 * 2**30
     memory = DeviceMemory("cuda", total, total - used, used)
+    groups = sizing.choose_groups(design.model, design.scheduler_config.max_model_len)
     by_the_engine = sizing.choose_num_blocks(
-        chosen.engine, design.model, torch.bfloat16, memory, 8192
+        chosen.engine, design.model, groups, torch.bfloat16, memory, 8192
     )
     assert design.num_blocks == by_the_engine > 1000
     assert design.scheduler_config.max_num_batched_tokens == 8192

@@ -102,6 +102,9 @@ def pixels(page):
     return page.evaluate(PIXELS)
 
 
+STORED_DIFFERENTLY = ("arrived", "params", "block_hashes", "num_findable_blocks")
+
+
 def rebuilt(page):
     """Return the state that the page has rebuilt."""
     return page.evaluate(f"({REBUILD})(view.player.history.head)")
@@ -113,7 +116,7 @@ def actual(state):
     """
     kept = {key: value for key, value in state.items() if key != "contents"}
     kept["requests"] = [
-        {key: request[key] for key in request if key not in ("arrived", "params", "block_hashes")}
+        {key: request[key] for key in request if key not in STORED_DIFFERENTLY}
         for request in state["requests"]
     ]
     return kept

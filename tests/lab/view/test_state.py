@@ -12,7 +12,7 @@ from minimal_vllm.trace.lines import encode
 from minimal_vllm.trace.step_record import Listener, StepRecord
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.snapshot import take_snapshot
-from tests.engine.test_traffic import act_randomly, random_config
+from tests.engine.test_traffic import act_randomly, add_windows, random_config
 from tests.engine.traffic import GuessingScheduler, Traffic
 from tests.lab.sim.simulated import make_jobs, make_replica, run
 from tests.lab.view.browser import REBUILD, actual, page_at
@@ -63,6 +63,8 @@ def random_history(seed):
     """Return a witness, facts about its engine, and the number of events of each kind."""
     random, witness = Random(seed), Witness()
     config, eviction = random_config(random), random.choice(["lru", "lfu", "fifo"])
+    if random.random() < 0.4:
+        config = add_windows(random, config)
     is_async = random.random() < 0.5
     guesses = not is_async and random.random() < 0.5
     traffic = Traffic(
@@ -80,6 +82,7 @@ def random_history(seed):
         "block_size": config["block_size"],
         "eviction_policy": eviction,
         "scheduling_policy": config["policy"],
+        "windows": config.get("windows", (None,)),
     }
     return witness, facts, traffic.events
 
@@ -96,7 +99,15 @@ def test_the_page_rebuilds_every_state_of_random_histories(chromium, replay_url)
             for state, expected in zip(replayed["states"], witness.states, strict=True):
                 assert state.pop("counts") == state.pop("recounted"), "the counts went astray"
                 assert state == expected, f"history {seed}, step {expected['step']}"
-    for event in ("preempted", "evicted", "crashed", "ended by abort", "cached", "blocks freed"):
+    for event in (
+        "preempted",
+        "evicted",
+        "crashed",
+        "ended by abort",
+        "cached",
+        "blocks freed",
+        "passed by a window",
+    ):
         assert events[event] > 10, f"{event} was hardly tested"
 
 

@@ -35,7 +35,8 @@ class RowInputs:
     positions: Tensor
     """``[N]`` int64: positions of the tokens in their requests."""
     slots: Tensor
-    """``[N]`` int64: slots of their keys and values; negative for padding."""
+    """``[groups, N]`` int64: slots of their keys and values in each group of layers; negative for
+    padding."""
     seq_lens: Tensor
     """``[N]`` int32: number of tokens in the cache, these included; 0 for padding."""
     sampling: SamplingInputs
@@ -51,16 +52,15 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
         block_size: number of tokens per block.
     """
     n = len(order)
-    tokens, positions, slots, seeds, output_indices, top_p = order.new_empty(
-        6, n, dtype=torch.int64
-    )
+    tokens, positions, seeds, output_indices, top_p = order.new_empty(5, n, dtype=torch.int64)
+    slots = order.new_empty(table.num_groups, n, dtype=torch.int64)
     seq_lens, top_k, temperature, min_p = order.new_empty(4, n)
     _begin_kernel[(triton.cdiv(n, 32),)](
         table.cells, table.cells.stride(0), order, tokens, positions, slots, seq_lens,
-        temperature, seeds, output_indices, top_k, top_p, min_p, n, block_size,
+        temperature, seeds, output_indices, top_k, top_p, min_p, n, block_size, table.num_blocks,
         TOKEN=TOKEN, POSITION=POSITION, PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE,
         SEED=SEED, TOP_K=TOP_K, MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK,
-        BLOCK=32, num_warps=1, **launch_options(order),
+        GROUPS=table.num_groups, BLOCK=32, num_warps=1, **launch_options(order),
     )  # fmt: skip
     sampling = SamplingInputs(
         temperature=temperature.view(torch.float32),
@@ -96,6 +96,7 @@ def _begin_kernel(
     min_p,
     n,
     block_size,
+    num_blocks,
     TOKEN: tl.constexpr,
     POSITION: tl.constexpr,
     PROMPT_LENGTH: tl.constexpr,
@@ -105,6 +106,7 @@ def _begin_kernel(
     MIN_P: tl.constexpr,
     TOP_P: tl.constexpr,
     FIRST_BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -114,11 +116,13 @@ def _begin_kernel(
     row = cells + tl.load(order + index, mask=exists, other=0).to(tl.int64) * width
     position = tl.load(row + POSITION, mask=exists, other=-1)
     is_real = position >= 0
-    slot = _slot_of(row, position, block_size, is_real, FIRST_BLOCK)
+    for group in tl.static_range(GROUPS):
+        table = row + group * num_blocks
+        slot = _slot_of(table, position, block_size, is_real, FIRST_BLOCK)
+        tl.store(slots + group * n + index, slot, mask=exists)
     token = _last_token(row, is_real, TOKEN)
     tl.store(tokens + index, token.to(tl.int64), mask=exists)
     tl.store(positions + index, tl.maximum(position, 0).to(tl.int64), mask=exists)
-    tl.store(slots + index, slot, mask=exists)
     tl.store(seq_lens + index, position + 1, mask=exists)
     tl.store(temperature + index, tl.load(row + TEMPERATURE, mask=is_real, other=0), mask=exists)
     tl.store(seeds + index, _load_two(row + SEED, is_real), mask=exists)
@@ -138,7 +142,8 @@ class TokenInputs:
     positions: Tensor
     """``[T]`` int64."""
     slots: Tensor
-    """``[T]`` int64: slots of their keys and values; negative for padding."""
+    """``[groups, T]`` int64: slots of their keys and values in each group of layers; negative for
+    padding."""
 
 
 def locate_tokens(
@@ -154,10 +159,12 @@ def locate_tokens(
         block_size: number of tokens per block.
     """
     n = len(tokens)
-    ids, out_positions, slots = tokens.new_empty(3, n, dtype=torch.int64)
+    ids, out_positions = tokens.new_empty(2, n, dtype=torch.int64)
+    slots = tokens.new_empty(table.num_groups, n, dtype=torch.int64)
     _locate_kernel[(triton.cdiv(n, 128),)](
         table.cells, table.cells.stride(0), tokens, positions, rows, ids, out_positions, slots, n,
-        table.padding_row, block_size, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK, BLOCK=128,
+        table.padding_row, block_size, table.num_blocks, TOKEN=TOKEN, FIRST_BLOCK=FIRST_BLOCK,
+        GROUPS=table.num_groups, BLOCK=128,
         **launch_options(tokens),
     )  # fmt: skip
     return TokenInputs(ids, out_positions, slots)
@@ -179,8 +186,10 @@ def _locate_kernel(
     n,
     padding_row,
     block_size,
+    num_blocks,
     TOKEN: tl.constexpr,
     FIRST_BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -193,16 +202,18 @@ def _locate_kernel(
     token = tl.load(tokens + index, mask=is_real, other=0)
     sampled = _last_token(row_start, is_real, TOKEN)
     position = tl.load(positions + index, mask=is_real, other=0)
-    slot = _slot_of(row_start, position, block_size, is_real, FIRST_BLOCK)
     tl.store(ids + index, tl.where(token < 0, sampled, token).to(tl.int64), mask=exists)
     tl.store(out_positions + index, position.to(tl.int64), mask=exists)
-    tl.store(slots + index, slot, mask=exists)
+    for group in tl.static_range(GROUPS):
+        table = row_start + group * num_blocks
+        slot = _slot_of(table, position, block_size, is_real, FIRST_BLOCK)
+        tl.store(slots + group * n + index, slot, mask=exists)
 
 
 @triton.jit
-def _slot_of(row, position, block_size, is_real, FIRST_BLOCK: tl.constexpr):
+def _slot_of(table, position, block_size, is_real, FIRST_BLOCK: tl.constexpr):
     """Return the slot of a position, as ``slots`` in ``step/batch.py`` does; -1 for padding."""
-    block = tl.load(row + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
+    block = tl.load(table + FIRST_BLOCK + position // block_size, mask=is_real, other=0)
     slot = block.to(tl.int64) * block_size + position % block_size
     return tl.where(is_real, slot, -1)
 

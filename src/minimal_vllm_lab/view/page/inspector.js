@@ -72,7 +72,7 @@ export class Inspector {
   }
 
   headings(request) {
-    const count = this.tableOf(request).length;
+    const count = this.tableOf(request).filter((block) => block >= 0).length;
     const note = request.status === "finished" ? "released" : `${count} block${count === 1 ? "" : "s"}`;
     return make("p", "headings", `Block table, logical → physical (${note})`);
   }
@@ -86,39 +86,40 @@ export class Inspector {
     const first = Math.max(0, Math.ceil(request.numTokens / size) - MAX_ROWS);
     return Array.from({ length: count }, (_, i) => {
       const index = first + i;
-      const row = [state, request, index, table[index], table[index] === selected];
+      const blocks = table.slice(index * state.numGroups, (index + 1) * state.numGroups);
+      const row = [state, request, index, blocks, blocks.includes(selected)];
       return this.cache.get(this.rowKey(...row), () => this.blockRow(...row));
     });
   }
 
   /** Return a key of everything that a row of the block table shows. */
-  rowKey(state, request, index, block, isSelected) {
+  rowKey(state, request, index, blocks, isSelected) {
     const end = (index + 1) * state.facts.block_size;
-    const isShared = block !== undefined && state.references[block] > 1;
-    const owners = isShared ? state.ownersOf(block).map((each) => each.arrival) : [];
-    return ["row", request.arrival, index, block, isSelected, request.status, request.hashes[index],
+    const shared = blocks.find((block) => state.references[block] > 1);
+    const owners = shared === undefined ? [] : state.ownersOf(shared).map((each) => each.arrival);
+    return ["row", request.arrival, index, blocks, isSelected, request.status, request.hashes[index],
             Math.min(request.computed, end), Math.min(request.numTokens, end), owners,
             colorOf(request.arrival)].join(" ");
   }
 
-  blockRow(state, request, index, block, isSelected) {
+  blockRow(state, request, index, blocks, isSelected) {
     const size = state.facts.block_size;
     const row = make("div", `row${isSelected ? " selected" : ""}`);
     row.append(make("span", "logical", String(index)), make("span", "arrow", "→"));
-    row.append(this.physical(request, block));
+    row.append(...(blocks.length ? blocks : [undefined]).map((block) => this.physical(request, block)));
     const text = make("span", "text");
     const end = Math.min((index + 1) * size, request.numTokens);
     for (let i = index * size; i < end; i += 1) text.append(this.token(request.tokens[i], this.tokenClass(request, i)));
-    const isAlone = block === undefined || request.status === "finished" || state.references[block] < 2;
-    const others = isAlone ? []
-      : state.ownersOf(block).filter((each) => each !== request).map((each) => chip(each.arrival));
+    const shared = blocks.find((block) => state.references[block] > 1);
+    const others = shared === undefined || request.status === "finished" ? []
+      : state.ownersOf(shared).filter((each) => each !== request).map((each) => chip(each.arrival));
     if (others.length) text.append(make("span", "with", " shared with ", ...others.slice(0, 6)));
     row.append(text, this.hash(request, index));
     return row;
   }
 
   physical(request, block) {
-    if (block === undefined) return make("span", "physical none", "–");
+    if (block === undefined || block < 0) return make("span", "physical none", "–");
     const cell = make("button", "physical", String(block));
     cell.dataset.block = block;
     cell.style.setProperty("--color", colorOf(request.arrival));

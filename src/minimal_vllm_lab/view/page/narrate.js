@@ -43,7 +43,7 @@ function computed(state) {
 }
 
 function admissions({ admitted, found }, blockSize) {
-  const hits = new Map(found.map((each) => [each.arrival, each.blocks.length]));
+  const hits = new Map(found.map((each) => [each.arrival, each.numBlocks]));
   if (admitted.length > 3) {
     return [`${list(admitted)} were admitted, ${found.length ? "some with a cached prefix" : "without a cached prefix"}.`];
   }

@@ -231,7 +231,7 @@ function ownersOfShared(state) {
   const owners = new Map();
   for (const request of state.requests.values()) {
     for (const block of request.table) {
-      if (state.references[block] < 2) continue;
+      if (block < 0 || state.references[block] < 2) continue;
       if (!owners.has(block)) owners.set(block, []);
       owners.get(block).push(request.arrival);
     }

@@ -2,6 +2,9 @@
 // docs/trace-format.md explains the records.
 
 /** Kinds of blocks: free, cached and not in use, held by one request, held by several. */
+/** Number of digits of a hash, without those that name a group of layers. */
+const HASH_LENGTH = 64;
+
 export const FREE = 0;
 export const CACHED = 1;
 export const REFERENCED = 2;
@@ -11,6 +14,7 @@ export class EngineState {
   constructor(facts) {
     const n = facts.num_blocks;
     this.facts = facts;
+    this.numGroups = (facts.windows ?? [null]).length; // of layers: entries per row of a block table
     this.step = -1;
     this.time = 0;
     this.requests = new Map(); // id -> request, for requests that have not ended
@@ -96,8 +100,9 @@ export class EngineState {
       computed: 0,
       cached: null, // tokens found in the cache when it was first admitted
       preemptions: 0,
-      table: [],
+      table: [], // for each block's tokens in turn, the block of each group of layers; -1: none
       hashes: [],
+      numFindable: 0, // number of hashes, the first ones, by which its blocks were found or stored
       reason: null,
     });
   }
@@ -112,6 +117,7 @@ export class EngineState {
       cached: saved.status === "running" || saved.num_preemptions ? saved.num_cached_tokens : null,
       preemptions: saved.num_preemptions,
       hashes: saved.block_hashes.slice(),
+      numFindable: saved.num_findable_blocks,
     });
     this.take(request, saved.block_table);
     this.write(request, 0, request.computed);
@@ -138,6 +144,7 @@ export class EngineState {
     this.plans.delete(record.step);
     this.now = { ...(planned ?? emptyStep()), record };
     if (!planned) this.plan(record);
+    for (const entry of record.scheduled) if (entry.passed_blocks) this.pass(entry);
     for (const entry of record.scheduled) this.update(entry);
     for (const [id, reason] of record.finished.slice(record.num_aborted ?? 0)) this.end(id, reason);
     if (record.num_cached_blocks === 0) this.forgetAll();
@@ -164,8 +171,10 @@ export class EngineState {
   compute(entry, evicted) {
     const { request_id, start, num_tokens, cached_blocks = [], new_blocks = [] } = entry;
     const request = this.requests.get(request_id);
+    const numCached = cached_blocks.length / this.numGroups;
+    if (request.status !== "running") request.numFindable = numCached;
     request.status = "running";
-    request.cached ??= cached_blocks.length * this.facts.block_size;
+    request.cached ??= numCached * this.facts.block_size;
     if (cached_blocks.length) this.share(request, cached_blocks);
     for (const block of new_blocks) if (evicted.has(block)) this.evict(block, request);
     this.take(request, new_blocks);
@@ -174,6 +183,15 @@ export class EngineState {
     this.nameBlocks(request, entry);
     const decodes = start >= request.numPrompt;
     this.now.computed.push({ arrival: request.arrival, start, count: num_tokens, decodes });
+  }
+
+  /** Release blocks that the windows of their groups have passed. */
+  pass({ request_id, passed_blocks }) {
+    const request = this.requests.get(request_id);
+    if (!request) return; // the request was aborted while the step ran
+    const passed = new Set(passed_blocks);
+    request.table = request.table.map((block) => (passed.has(block) ? -1 : block));
+    this.releaseBlocks(passed_blocks);
   }
 
   /** Apply the results of a step: sampled tokens and hashes. */
@@ -192,23 +210,30 @@ export class EngineState {
   reject(request, { num_rejected, num_freed_blocks = 0 }) {
     request.computed -= num_rejected;
     this.releaseBlocks(request.table.splice(request.table.length - num_freed_blocks));
-    const last = request.table.length - 1;
+    const last = request.table.length / this.numGroups - 1;
     const fill = request.computed - last * this.facts.block_size;
-    this.change(request.table[last], () => { this.fill[request.table[last]] = fill; });
+    for (const [block] of this.row(request, last)) this.change(block, () => { this.fill[block] = fill; });
   }
 
   /** Make the request's newly full blocks findable by their hashes. */
   nameBlocks(request, { full_hashes = [], first_full = 0 }) {
     full_hashes.forEach((hash, i) => {
       request.hashes[first_full + i] = hash;
-      this.store(request.table[first_full + i], hash);
+      request.numFindable = first_full + i + 1;
+      for (const [block, group] of this.row(request, first_full + i)) this.store(block, nameOf(hash, group));
     });
+  }
+
+  /** Return the blocks for one block's tokens, and the group of layers that each belongs to. */
+  row(request, index) {
+    const entries = request.table.slice(index * this.numGroups, (index + 1) * this.numGroups);
+    return entries.map((block, group) => [block, group]).filter(([block]) => block >= 0);
   }
 
   end(id, reason) {
     const request = this.requests.get(id);
     request.lastTable = request.table.slice();
-    if (reason === "error") request.table.forEach((block) => this.dropContent(block));
+    if (reason === "error") this.forget(request);
     this.release(request);
     this.requests.delete(id);
     Object.assign(request, { status: "finished", reason });
@@ -218,24 +243,39 @@ export class EngineState {
     this.now.ended.push({ arrival: request.arrival, reason });
   }
 
+  /** Drop the content of the blocks that the request wrote or found. */
+  forget(request) {
+    for (const hash of request.hashes.slice(0, request.numFindable)) {
+      for (let group = 0; group < this.numGroups; group += 1) {
+        const block = this.blockOf.get(nameOf(hash, group));
+        if (block !== undefined) this.dropContent(block);
+      }
+    }
+  }
+
   // ---- blocks ---------------------------------------------------------------------------------
 
   share(request, blocks) {
-    for (const block of blocks) this.hits[block] += 1;
-    this.now.found.push({ arrival: request.arrival, blocks });
+    for (const block of blocks) if (block >= 0) this.hits[block] += 1;
     this.take(request, blocks);
-    blocks.forEach((block, index) => { request.hashes[index] = this.hashes[block]; });
+    const numRows = blocks.length / this.numGroups;
+    this.now.found.push({ arrival: request.arrival, numBlocks: numRows });
+    for (let index = 0; index < numRows; index += 1) {
+      const [first] = this.row(request, index);
+      if (first) request.hashes[index] = this.hashes[first[0]].slice(0, HASH_LENGTH);
+    }
   }
 
   /** Append blocks to a request's table. */
   take(request, blocks) {
     for (const block of blocks) {
+      request.table.push(block);
+      if (block < 0) continue;
       this.change(block, () => {
         if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
         this.references[block] += 1;
       });
       this.owner[block] = request.arrival;
-      request.table.push(block);
     }
   }
 
@@ -243,12 +283,13 @@ export class EngineState {
   write(request, start, end) {
     const size = this.facts.block_size;
     for (let index = Math.floor(start / size); index * size < end; index += 1) {
-      const block = request.table[index];
       const first = Math.max(start - index * size, 0);
-      this.change(block, () => { this.fill[block] = Math.min(end - index * size, size); });
-      this.tokens[block] = request.tokens;
-      this.offset[block] = index * size;
-      this.now.written.set(block, [first, this.fill[block]]);
+      for (const [block] of this.row(request, index)) {
+        this.change(block, () => { this.fill[block] = Math.min(end - index * size, size); });
+        this.tokens[block] = request.tokens;
+        this.offset[block] = index * size;
+        this.now.written.set(block, [first, this.fill[block]]);
+      }
     }
   }
 
@@ -265,11 +306,11 @@ export class EngineState {
   }
 
   release(request) {
-    this.releaseBlocks(request.table.splice(0));
+    this.releaseBlocks(request.table.splice(0).filter((block) => block >= 0));
   }
 
   releaseBlocks(blocks) {
-    for (const block of blocks.reverse()) { // tail first, because the tail is evicted first
+    for (const block of blocks.slice().reverse()) { // tail first, because the tail is evicted first
       this.change(block, () => {
         this.references[block] -= 1;
         if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
@@ -388,6 +429,11 @@ export class EngineState {
     const taken = (this.counts[REFERENCED] + this.counts[SHARED]) * this.facts.block_size;
     return { taken, wasted: taken - this.filled };
   }
+}
+
+/** Return the hash of one group's keys and values, given the hash of the tokens. */
+function nameOf(hash, group) {
+  return group ? hash + group.toString(16).padStart(2, "0") : hash;
 }
 
 /** Return a record of what a step did, empty at first. */
