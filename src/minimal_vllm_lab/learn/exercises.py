@@ -86,6 +86,7 @@ def _attention(module: ModuleType) -> "Lesson | None":
 POOL = "minimal_vllm.cache.block_pool:BlockPool"
 LRU = "minimal_vllm.cache.eviction:LRU"
 SCHEDULER = "minimal_vllm.engine.scheduler:Scheduler"
+BLOCKS = "minimal_vllm.engine.block_manager:BlockManager"
 MODEL = "minimal_vllm.model.config:ModelConfig"
 REFERENCE = "minimal_vllm.attention.reference"
 FILTERS = "minimal_vllm.sampling.filters"
@@ -255,6 +256,16 @@ EXERCISES = {
                 *("--input-len", "3000", "--output-len", "60"),
                 *("--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
             ),
+        ),
+        Exercise(
+            "free-behind",
+            "15-windows",
+            "release the blocks that a sliding window has left behind",
+            _function("check_windows:check_windows"),
+            {
+                "first_seen_block": "minimal_vllm.cache.layer_groups:first_seen_block",
+                "MyBlocks.release_passed": f"{BLOCKS}.release_passed",
+            },
         ),
     )
 }
