@@ -11,7 +11,7 @@ from minimal_vllm.step.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class AttentionOptions:
-    """How a layer turns scores into weights: ``softmax(cap(q k^T * scale))`` over the keys seen."""
+    """Parameters of a layer's ``softmax(cap(q k^T * scale)) v`` over the keys that tokens see."""
 
     scale: float
     """Factor of the scores."""
