@@ -88,6 +88,60 @@ def _qwen3(**changes: Any) -> dict[str, Any]:
     return _config("Qwen3ForCausalLM", "qwen3", **{"head_dim": 16, **changes})
 
 
+def _gemma(version: int, **changes: Any) -> dict[str, Any]:
+    """Gemma's config.json names its activation in another key, from the second version on."""
+    key = "hidden_act" if version == 1 else "hidden_activation"
+    name = f"Gemma{'' if version == 1 else version}ForCausalLM"
+    model_type = {1: "gemma", 2: "gemma2", 3: "gemma3_text"}[version]
+    fixed = {"head_dim": 16, "hidden_act": None, key: "gelu_pytorch_tanh", "pad_token_id": None}
+    return _config(name, model_type, **fixed, tie_word_embeddings=True, **changes)
+
+
+def _nested(architecture: str, model_type: str, text: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a model of several modalities with this text model."""
+    outer = {key: text[key] for key in ("tie_word_embeddings", "torch_dtype", "eos_token_id")}
+    text = {key: value for key, value in text.items() if key not in outer}
+    del text["architectures"]
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **outer,
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def _longrope(short: list[float], long: list[float]) -> dict[str, Any]:
+    return {"type": "longrope", "short_factor": short, "long_factor": long}
+
+
+_GLM = {"head_dim": 16, "attention_bias": True, "partial_rotary_factor": 0.5, "pad_token_id": None}
+_GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.5,
+}
+_WINDOWED = {"num_hidden_layers": 4, "sliding_window": 7}
+_MINISTRAL_3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.3,
+}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _llama(rope_theta=10000.0),
     "llama-mha-tied": _llama(num_key_value_heads=4, tie_word_embeddings=True),
@@ -146,6 +200,77 @@ FAMILIES: dict[str, dict[str, Any]] = {
         pad_token_id=None,
         bos_token_id=None,
     ),
+    "ministral": _config(
+        "MinistralForCausalLM",
+        "ministral",
+        head_dim=16,
+        sliding_window=6,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "ministral3": _config(
+        "Ministral3ForCausalLM", "ministral3", head_dim=16, rope_parameters=_MINISTRAL_3_ROPE
+    ),
+    "phi3": _config("Phi3ForCausalLM", "phi3", sliding_window=9, pad_token_id=None),
+    "phi4-longrope": _config(
+        "Phi3ForCausalLM",
+        "phi3",
+        hidden_size=64,
+        pad_token_id=None,
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=256,
+        rope_scaling=_longrope([1.0, 1.1, 1.3, 1.7, 2.0, 2.5], [9.0] * 6),
+        tie_word_embeddings=True,
+    ),
+    "olmo2": _config("Olmo2ForCausalLM", "olmo2", attention_bias=True, pad_token_id=None),
+    "olmo3": _config(
+        "Olmo3ForCausalLM",
+        "olmo3",
+        **_WINDOWED,
+        pad_token_id=None,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ),
+    "granite": _config("GraniteForCausalLM", "granite", **_GRANITE, tie_word_embeddings=True),
+    "granite-biases": _config(
+        "GraniteForCausalLM", "granite", **_GRANITE, attention_bias=True, mlp_bias=True
+    ),
+    "gemma": _gemma(1, num_key_value_heads=1),
+    "gemma2": _gemma(
+        2,
+        **_WINDOWED,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=5.0,
+    ),
+    "gemma3": _gemma(
+        3,
+        **_WINDOWED,
+        sliding_window_pattern=3,
+        query_pre_attn_scalar=24,
+        rope_theta=1e6,
+        rope_local_base_freq=1e2,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+    ),
+    "gemma3-layer-types": _gemma(
+        3,
+        sliding_window=9,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        attention_bias=True,
+        final_logit_softcapping=4.0,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        },
+    ),
+    "glm": _config("GlmForCausalLM", "glm", **_GLM),
+    "glm4": _config("Glm4ForCausalLM", "glm4", **_GLM | {"partial_rotary_factor": 0.25}),
+    "gemma3-text-part": _nested(
+        "Gemma3ForConditionalGeneration", "gemma3", _gemma(3, **_WINDOWED, sliding_window_pattern=2)
+    ),
+    "mistral3-text-part": _nested(
+        "Mistral3ForConditionalGeneration",
+        "mistral3",
+        _config("MistralForCausalLM", "mistral", sliding_window=None, head_dim=16),
+    ),
 }
 """Name -> config.json."""
 
@@ -164,14 +289,19 @@ def write_checkpoint(
 def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, by its name."""
     generator = torch.Generator().manual_seed(seed)
+    text = text_part(config)
+    is_gemma = text["model_type"].startswith("gemma")
+    factor = 4 * text["hidden_size"] ** 0.5 if is_gemma else text.get("embedding_multiplier", 1)
     weights = {}
     for name, shape in tensor_shapes(config).items():
         numbers = torch.randn(shape, generator=generator)
         if name.endswith("norm.weight"):
-            numbers = 1 + 0.2 * numbers
+            numbers = (not is_gemma) + 0.2 * numbers
         elif name.endswith("bias"):
             numbers *= 0.3
-        elif name != "model.embed_tokens.weight":
+        elif name.endswith("embed_tokens.weight"):
+            numbers /= factor
+        else:
             # Twice the scale that keeps lengths: the layers must outweigh the embedding in the
             # residual stream, or tied embeddings would have each token predict itself.
             numbers *= 2 * shape[-1] ** -0.5
@@ -179,26 +309,38 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor
     return weights
 
 
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config.json of the text model of a model of several modalities, or the config itself."""
+    return {**config, **config["text_config"]} if "text_config" in config else config
+
+
+ONLY_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
+SANDWICH = ("input_layernorm", "pre_feedforward_layernorm", *ONLY_AFTER)
+NORMS = {
+    "olmo2": ONLY_AFTER,
+    "olmo3": ONLY_AFTER,
+    "gemma2": SANDWICH,
+    "gemma3_text": SANDWICH,
+    "glm4": (
+        "input_layernorm",
+        "post_self_attn_layernorm",
+        "post_attention_layernorm",
+        "post_mlp_layernorm",
+    ),
+}
+"""``model_type`` -> names of a layer's norms, where they aren't Llama's."""
+
+
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint with this config.json has, written out independently."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
-    q_size = config["num_attention_heads"] * head_dim
-    kv_size = config["num_key_value_heads"] * head_dim
-    qwen2 = config["model_type"] == "qwen2"
-    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
-    linears = {
-        "self_attn.q_proj": (q_size, hidden, attention_bias or qwen2),
-        "self_attn.k_proj": (kv_size, hidden, attention_bias or qwen2),
-        "self_attn.v_proj": (kv_size, hidden, attention_bias or qwen2),
-        "self_attn.o_proj": (hidden, q_size, attention_bias),
-        "mlp.gate_proj": (inner, hidden, mlp_bias),
-        "mlp.up_proj": (inner, hidden, mlp_bias),
-        "mlp.down_proj": (hidden, inner, mlp_bias),
-    }
-    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-    if config["model_type"] == "qwen3":
-        norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+    if "text_config" in config:
+        text = {key: value for key, value in text_part(config).items() if key != "text_config"}
+        renamed = {
+            name.replace("model.", "model.language_model.", 1): shape
+            for name, shape in tensor_shapes(text).items()
+        }
+        return {**renamed, "model.vision_tower.patch.weight": (4, 4)}
+    hidden = config["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config["vocab_size"], hidden),
         "model.norm.weight": (hidden,),
@@ -207,13 +349,60 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
-        for name, (out_size, in_size, bias) in linears.items():
+        for name, (out_size, in_size, bias) in layer_linears(config).items():
             shapes[f"{prefix}.{name}.weight"] = (out_size, in_size)
             if bias:
                 shapes[f"{prefix}.{name}.bias"] = (out_size,)
-        for name, size in norms.items():
+        for name, size in layer_norms(config).items():
             shapes[f"{prefix}.{name}.weight"] = (size,)
     return shapes
+
+
+def head_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The length of a head, of all queries and of all keys of a token."""
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return head_dim, heads * head_dim, kv_heads * head_dim
+
+
+def layer_linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
+    """Output size, input size and bias of a layer's projections."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    model_type = config["model_type"]
+    _, q_size, kv_size = head_sizes(config)
+    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+    qkv_bias = attention_bias or model_type == "qwen2"
+    if model_type == "phi3":
+        linears = {"self_attn.qkv_proj": (q_size + 2 * kv_size, hidden, False)}
+    else:
+        linears = {
+            "self_attn.q_proj": (q_size, hidden, qkv_bias),
+            "self_attn.k_proj": (kv_size, hidden, qkv_bias),
+            "self_attn.v_proj": (kv_size, hidden, qkv_bias),
+        }
+    if model_type in ("phi3", "glm", "glm4"):
+        linears["mlp.gate_up_proj"] = (2 * inner, hidden, False)
+    else:
+        linears["mlp.gate_proj"] = linears["mlp.up_proj"] = (inner, hidden, mlp_bias)
+    o_bias = attention_bias and not model_type.startswith("glm")
+    return {
+        **linears,
+        "self_attn.o_proj": (hidden, q_size, o_bias),
+        "mlp.down_proj": (hidden, inner, mlp_bias),
+    }
+
+
+def layer_norms(config: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of a layer's norms."""
+    head_dim, q_size, kv_size = head_sizes(config)
+    model_type = config["model_type"]
+    names = NORMS.get(model_type, ("input_layernorm", "post_attention_layernorm"))
+    norms = dict.fromkeys(names, config["hidden_size"])
+    if model_type in ("qwen3", "gemma3_text"):
+        norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+    if model_type in ("olmo2", "olmo3"):
+        norms |= {"self_attn.q_norm": q_size, "self_attn.k_norm": kv_size}
+    return norms
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], shards: int = 1) -> None:

@@ -18,6 +18,7 @@ UNUSUAL = {
     "sinks": AttentionOptions(0.25, sinks=torch.linspace(-3, 4, 12)),
     "sinks and window": AttentionOptions(0.25, window=5, sinks=torch.linspace(-3, 4, 12)),
     "great sinks": AttentionOptions(0.25, sinks=torch.linspace(-500, 500, 12)),
+    "softcap and sinks": AttentionOptions(0.25, softcap=0.7, sinks=torch.linspace(-3, 4, 12)),
     "all": AttentionOptions(0.5, window=100, softcap=1.5, sinks=torch.linspace(-3, 4, 12)),
 }
 """Options other than a scale and a window. Sinks are cut to the number of heads."""

@@ -17,6 +17,7 @@ from minimal_vllm.model import loader, safetensors_file
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.loader import checkpoint_tensors, init_random, load_model
+from minimal_vllm.model.multimodal import text_tensor_name
 
 CPU = torch.device("cpu")
 FUSED_WITH_BIASES = FAMILIES["llama-mqa-biases"]
@@ -47,7 +48,11 @@ def weights():
 def test_every_number_of_every_parameter_has_one_place_in_the_checkpoint(name):
     model = Decoder(ModelConfig.from_dict(FAMILIES[name]), torch.float32, CPU)
     tensors = checkpoint_tensors(model)
-    assert {name: tuple(t.shape) for name, t in tensors.items()} == tensor_shapes(FAMILIES[name])
+    shapes = {
+        text_tensor_name(name): shape for name, shape in tensor_shapes(FAMILIES[name]).items()
+    }
+    shapes.pop(None, None)  # tensors of other modalities
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == shapes
     for number, tensor in enumerate(tensors.values()):
         tensor.fill_(number)
     for number, tensor in enumerate(tensors.values()):
@@ -101,6 +106,39 @@ def test_harmless_extras_are_tolerated(tmp_path):
     write_json(tmp_path / "config.json", config)
     write_weights(tmp_path, {**weights, **extras})
     assert_holds(load(tmp_path), weights)
+
+
+@pytest.mark.parametrize("layout", ["transformers v5", "transformers v4"])
+def test_tensors_of_other_modalities_are_skipped_and_named(tmp_path, layout, caplog):
+    config = FAMILIES["gemma3-text-part"]
+    folder, weights = write_checkpoint(tmp_path / "model", config), random_weights(config)
+    if layout == "transformers v4":
+        old = {
+            name.replace("model.language_model.", "language_model.model.").replace(
+                "model.vision_tower", "vision_tower"
+            ): numbers
+            for name, numbers in weights.items()
+        }
+        write_weights(folder, old)
+    model = load(folder)
+    assert "skipped: vision_tower (1)" in caplog.text
+    assert "Gemma3ForConditionalGeneration" in caplog.text
+    offset = {
+        text_tensor_name(name): numbers + 1 if name.endswith("norm.weight") else numbers
+        for name, numbers in weights.items()
+    }
+    del offset[None]
+    assert_holds(model, offset)
+
+
+def test_a_fused_tensor_with_too_few_rows_is_named(tmp_path):
+    config = FAMILIES["phi3"]
+    folder, weights = write_checkpoint(tmp_path / "model", config), random_weights(config)
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    weights[name] = weights[name][:-1]
+    write_weights(folder, weights)
+    with pytest.raises(ValueError, match=re.escape(f"{name} is [63, 32], must be [64, 32]")):
+        load(folder)
 
 
 def test_all_differences_are_listed_in_one_error(folder, weights):

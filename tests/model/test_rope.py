@@ -4,8 +4,9 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from minimal_vllm.model.registry import Family
 from minimal_vllm.model.rope import Rotary, attention_factor, rope_frequencies, rotate
-from minimal_vllm.model.rope_config import RopeConfig
+from minimal_vllm.model.rope_config import RopeConfig, read_ropes
 
 HEAD_DIM = 64
 LLAMA3 = {
@@ -16,6 +17,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1 + pair / 10 for pair in range(HEAD_DIM // 2)],
+    "long_factor": [2.0 + pair for pair in range(HEAD_DIM // 2)],
+    "original_max_position_embeddings": 4096,
+}
 SCALINGS = {
     "default": None,
     "linear": {"rope_type": "linear", "factor": 2.5},
@@ -29,14 +36,16 @@ SCALINGS = {
     "yarn with mscale": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
     "yarn with mscale alone": {**YARN, "mscale": 0.7},
     "yarn that stretches nothing": {**YARN, "factor": 1.0},
+    "longrope": LONGROPE,
+    "longrope with factor": {**LONGROPE, "factor": 3.0},
+    "longrope with attention factor": {**LONGROPE, "attention_factor": 1.25},
 }
 
 
 def configs(scaling, theta=500000.0):
     length = 16384
-    ours = RopeConfig.from_dict(
-        {"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": length}
-    )
+    config = {"rope_theta": theta, "rope_scaling": scaling, "max_position_embeddings": length}
+    ours, _ = read_ropes(config, Family())
     theirs = LlamaConfig(
         head_dim=HEAD_DIM,
         max_position_embeddings=length,
@@ -62,12 +71,14 @@ def test_frequencies_and_factor_equal_those_of_transformers(name, theta):
 @pytest.mark.parametrize("name", SCALINGS)
 def test_rotated_heads_equal_those_of_transformers(name, dtype):
     ours, theirs = configs(SCALINGS[name])
-    positions = torch.tensor([0, 1, 2, 77, 1000, 16383])
+    # LongRoPE has other factors for longer sequences, which are not supported.
+    longest = 4096 if "longrope" in name else 16384
+    positions = torch.tensor([0, 1, 2, 77, 1000, longest - 1])
     heads = torch.randn(len(positions), 5, HEAD_DIM, dtype=dtype)
     cos, sin = LlamaRotaryEmbedding(theirs)(heads, positions[None])
     expected, _ = apply_rotary_pos_emb(heads, heads, cos[0], sin[0])
     rotary = Rotary(ours, HEAD_DIM, 16384, torch.device("cpu"))
-    rotated = rotate(heads, *rotary.rotation(positions, dtype).cos_sin)
+    rotated = rotate(heads, rotary.rotation(positions, dtype))
     # A frequency that differs by its last bit makes angles of 16,383 radians differ by 1e-3.
     tolerance = 2e-3 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(rotated, expected, rtol=0, atol=tolerance)
@@ -79,10 +90,10 @@ def test_queries_times_keys_depend_on_the_distance_only():
 
     def product(q_position, k_position):
         rotations = [
-            rotary.rotation(torch.tensor([position]), torch.float32).cos_sin
+            rotary.rotation(torch.tensor([position]), torch.float32)
             for position in (q_position, k_position)
         ]
-        return (rotate(q, *rotations[0]) * rotate(k, *rotations[1])).sum()
+        return (rotate(q, rotations[0]) * rotate(k, rotations[1])).sum()
 
     torch.testing.assert_close(product(9, 4), product(95, 90), rtol=1e-4, atol=1e-4)
     assert abs(product(9, 4) - product(9, 5)) > 1e-2

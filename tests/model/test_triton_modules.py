@@ -10,11 +10,12 @@ pytest.importorskip("triton")
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.properties import is_hopper
 from minimal_vllm.model.activation import ACTIVATIONS
-from minimal_vllm.model.config import LayerConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
+from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.layers import PLAIN_MODULES
-from minimal_vllm.model.rope import Rotary, Rotation
+from minimal_vllm.model.linear import TypedParameter
+from minimal_vllm.model.rope import Rotary
 from minimal_vllm.model.rope_config import RopeConfig
 from minimal_vllm.model.triton_modules import TRITON_MODULES, PartialSums
 
@@ -35,7 +36,8 @@ def make(kind, *arguments, dtype):
     for modules in (PLAIN_MODULES, TRITON_MODULES):
         module = getattr(modules, kind)(*arguments)
         for name, shape in [(name, each.shape) for name, each in module.named_parameters()]:
-            weight = numbers(*shape, dtype=dtype)
+            exact = isinstance(getattr(module, name), TypedParameter)
+            weight = numbers(*shape, dtype=getattr(module, name).dtype if exact else dtype)
             if len(shape) == 2:
                 weight *= shape[1] ** -0.5
             setattr(module, name, torch.nn.Parameter(weight, requires_grad=False))
@@ -151,7 +153,26 @@ def test_a_layer_of_which_no_token_is_wanted_has_nothing_to_add():
         assert computed(each).shape == (0, 64)
 
 
-def make_attentions(num_heads, num_kv_heads, head_dim, *, norms, rope, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_an_exact_norm_gives_what_the_plain_one_gives(num_tokens, dtype):
+    stream, x = (numbers(num_tokens, 64, dtype=dtype) for _ in range(2))
+    plain, ours = make("norm", "norm", 64, EPS, True, dtype=dtype)
+    assert plain.weight.dtype == ours.weight.dtype == torch.float32
+    for got in (ours.normalize(x), computed(ours.forward(x)[0])):
+        assert got.dtype == dtype
+        assert_close(got, plain.normalize(x), DTYPES[dtype])
+    expected = plain.forward(x, stream.clone())[0]
+    assert_close(computed(ours.forward(x, stream.clone())[0]), expected, DTYPES[dtype])
+    projections = make("linear", 64, {"all": 32}, False, dtype=dtype)
+    expected, got = (
+        projection.forward(norm.forward(x, stream.clone())[0])
+        for norm, projection in zip((plain, ours), projections, strict=True)
+    )
+    assert_close(got, expected, DTYPES[dtype])
+
+
+def make_attentions(num_heads, num_kv_heads, head_dim, *, norms, dtype, exact=False):
     """The plain and the Triton attention of a layer, with the same norms."""
     config = SimpleNamespace(
         num_heads=num_heads,
@@ -160,16 +181,23 @@ def make_attentions(num_heads, num_kv_heads, head_dim, *, norms, rope, dtype):
         hidden_size=8,
         qkv_bias=False,
         o_bias=False,
+        fused=frozenset(),
         qk_norm=norms,
+        exact_norms=exact,
         rms_norm_eps=EPS,
+        attention_scale=1.0,
+        attention_softcap=None,
+        attention_sinks=False,
     )
-    layer = LayerConfig(window=None, rope=rope)
+    layer = LayerConfig(window=None, rope=True)
     pair = [
         modules.attention(config, layer, modules) for modules in (PLAIN_MODULES, TRITON_MODULES)
     ]
     if norms:
         for name in ("q_norm", "k_norm"):
-            weight = torch.nn.Parameter(numbers(head_dim, dtype=dtype), requires_grad=False)
+            size = len(getattr(pair[0], name).weight)
+            weight = numbers(size, dtype=torch.float32 if exact else dtype)
+            weight = torch.nn.Parameter(weight, requires_grad=False)
             for attention in pair:
                 getattr(attention, name).weight = weight
     return pair
@@ -177,16 +205,27 @@ def make_attentions(num_heads, num_kv_heads, head_dim, *, norms, rope, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in DTYPES)])
 @pytest.mark.parametrize("shape", [(4, 2, 16), (9, 3, 24)])
-@pytest.mark.parametrize(("norms", "rope"), [(True, True), (False, True), (True, False)])
-def test_heads_are_normalized_rotated_and_stored(shape, norms, rope, dtype):
+@pytest.mark.parametrize(
+    ("norms", "exact", "rope"),
+    [
+        ("per head", False, RopeConfig(1e4)),
+        (None, False, RopeConfig(1e4)),
+        ("per head", False, None),
+        ("per head", True, RopeConfig(1e4, share=0.5)),
+        ("all heads", True, RopeConfig(1e4, share=0.5, pairs="neighbors")),
+        (None, False, RopeConfig(1e4, pairs="neighbors")),
+        (None, False, RopeConfig(1e4, share=0.75)),
+        (None, False, RopeConfig(1e4, share=0.25)),
+    ],
+)
+def test_heads_are_normalized_rotated_and_stored(shape, norms, exact, rope, dtype):
     num_heads, num_kv_heads, head_dim = shape
-    pair = make_attentions(*shape, norms=norms, rope=rope, dtype=dtype)
+    pair = make_attentions(*shape, norms=norms, exact=exact, dtype=dtype)
     qkv = numbers(5, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
-    rope_config = RopeConfig(theta=10000.0, scaling=None)
     positions = torch.tensor([3, 0, 49, 7, 8], device=DEVICE)
     slots = torch.tensor([5, 31, 0, 16, 12], device=DEVICE)
     results = []
-    rotation = Rotary(rope_config, head_dim, 50, DEVICE).rotation(positions, dtype)
+    rotation = rope and Rotary(rope, head_dim, 50, DEVICE).rotation(positions, dtype)
     for attention in pair:
         memory = torch.full((2, 3, num_kv_heads, 16, head_dim), -7.0, device=DEVICE).to(dtype)
         cache = LayerCache(*memory)
@@ -197,10 +236,9 @@ def test_heads_are_normalized_rotated_and_stored(shape, norms, rope, dtype):
 
 
 def test_a_token_without_a_slot_is_not_stored():
-    _, attention = make_attentions(4, 2, 16, norms=False, rope=False, dtype=torch.float32)
+    _, attention = make_attentions(4, 2, 16, norms=None, dtype=torch.float32)
     cache = LayerCache(*torch.full((2, 2, 2, 16, 16), -7.0, device=DEVICE))
     slots = torch.tensor([-1], device=DEVICE)
-    rotation = Rotation(numbers(4, 16), torch.tensor([0], device=DEVICE), torch.float32)
-    attention.rotate_and_store(numbers(1, 8 * 16), rotation, slots, cache)
+    attention.rotate_and_store(numbers(1, 8 * 16), None, slots, cache)
     assert (cache.key == -7).all()
     assert (cache.value == -7).all()

@@ -85,6 +85,7 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
         num_sms=4,
         device=CPU,
         dtype=torch.float32,
+        plain=files.config.has_plain_attention,
     )
     caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
     model = CachedModel(decoder, attention, caches, old.groups, old.block_size, CPU)

@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from minimal_vllm.cli.options import SectionedCommand, field_options, given_options
+from minimal_vllm.cli.traits import describe_traits
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
-from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.gguf_config import describe_types
 from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.supported import DTYPE_BYTES
 
 OPTIONS = frozenset(
     {
@@ -75,6 +77,8 @@ class ModelInfo:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    traits: dict[str, str]
+    """What sets the model apart from a plain Llama."""
     num_parameters: int
     weight_bytes: dict[str, int]
     """Size of the weights, by dtype."""
@@ -119,6 +123,7 @@ def gather(config: EngineConfig) -> ModelInfo:
         num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
+        traits=describe_traits(model),
         num_parameters=model.num_parameters,
         weight_bytes={dtype: model.num_parameters * size for dtype, size in DTYPE_BYTES.items()},
         checkpoint_dtype=model.dtype,
@@ -204,6 +209,7 @@ def _render(found: ModelInfo) -> Iterator[str]:
         "Sizes": f"hidden {found.hidden_size:,}, MLP {found.intermediate_size:,}, "
         f"vocabulary {found.vocab_size:,}",
         "Attention": f"{found.num_heads} heads of {found.head_dim}, {found.num_kv_heads} KV heads",
+        **found.traits,
         "Parameters": f"{found.num_parameters:,} (checkpoint in {found.checkpoint_dtype})",
         "Weights": weights,
         "Context": f"{found.max_model_len:,} tokens",

@@ -12,6 +12,7 @@ from minimal_vllm.cache.layer_groups import LayerGroups, group_layers
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.rope_config import LongRopeScaling
 from minimal_vllm.step.batch import LOGITS_AT_A_TIME
 
 if TYPE_CHECKING:
@@ -65,9 +66,15 @@ def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
     """
     limit = model.max_positions
     if config.max_model_len is not None and config.max_model_len > limit:
+        reason = "max_position_embeddings and rope_scaling in its config.json"
+        if isinstance(model.rope.scaling, LongRopeScaling):
+            reason = (
+                "longer sequences are rotated otherwise by its longrope scaling, so their cached "
+                "keys would become wrong as they grow beyond this length"
+            )
         raise ValueError(
             f"max_model_len is {config.max_model_len}, but the model has only {limit} positions "
-            f"(max_position_embeddings and rope_scaling in its config.json)"
+            f"({reason})"
         )
     return config.max_model_len or limit
 

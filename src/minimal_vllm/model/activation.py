@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from minimal_vllm.model.config import Activation
+from minimal_vllm.model.supported import Activation
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": silu,

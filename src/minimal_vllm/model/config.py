@@ -1,155 +1,38 @@
 """Reading and validating a checkpoint's config.json. Nothing here imports torch."""
 
 import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from minimal_vllm.formats.gguf_file import GgufFile, find_gguf, read_gguf
 from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
-from minimal_vllm.model.json_fields import entries, flag, integer, positive
-from minimal_vllm.model.registry import COMMON_DEFAULTS, Family, NormNames, find_family
+from minimal_vllm.model.json_fields import flag, integer, positive
+from minimal_vllm.model.layer_config import LayerConfig, read_layers
+from minimal_vllm.model.multimodal import text_config
+from minimal_vllm.model.registry import (
+    COMMON_DEFAULTS,
+    Family,
+    NormNames,
+    QkNorm,
+    find_family,
+)
 from minimal_vllm.model.rope_config import (
     FrequencyFactors,
     LinearScaling,
+    LongRopeScaling,
     RopeConfig,
     YarnScaling,
+    read_ropes,
 )
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """Attention settings that may differ from layer to layer."""
-
-    window: int | None
-    """Sliding window: position i attends to positions i - window + 1 to i. None: to all up to i."""
-    rope: bool
-    """Whether queries and keys are rotated by their positions."""
-
-
-def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tuple[LayerConfig, ...]:
-    """Return the settings of each layer that config.json describes.
-
-    Args:
-        raw: config.json with the family's defaults filled in and null values removed.
-        family: the architecture's rules for what config.json leaves open.
-        num_layers: number of layers.
-
-    Raises:
-        ValueError: config.json contradicts itself or the family.
-    """
-    rotated = _rotated_layers(raw, family, num_layers)
-    window = _window(raw, family)
-    sliding = _sliding_layers(raw, family, rotated) if window else [False] * num_layers
-    if "layer_types" in raw:
-        listed = _listed_as_sliding(raw, num_layers)
-        if listed != sliding and (window is None or family.sliding == "always"):
-            raise ValueError(
-                "config.json: layer_types contradicts sliding_window or use_sliding_window, "
-                f"according to which {sum(sliding)} of the {num_layers} layers have a sliding "
-                "window"
-            )
-        sliding = listed
-    return tuple(
-        LayerConfig(window if slides else None, rope)
-        for slides, rope in zip(sliding, rotated, strict=True)
-    )
-
-
-def _rotated_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> list[bool]:
-    if "no_rope_layers" in raw:  # despite the key's name, 1 marks a layer *with* rope
-        rotated = [bool(rope) for rope in entries(raw, "no_rope_layers", num_layers)[:num_layers]]
-    elif family.has_nope_layers:
-        interval = integer(raw, "no_rope_layer_interval")
-        rotated = [(layer + 1) % interval != 0 for layer in range(num_layers)]
-    else:
-        rotated = [True] * num_layers
-    if not family.has_nope_layers and not all(rotated):
-        raise ValueError("config.json: no_rope_layers is only supported for SmolLM3ForCausalLM")
-    return rotated
-
-
-def _window(raw: Mapping[str, Any], family: Family) -> int | None:
-    if "sliding_window" not in raw or not flag(raw, "use_sliding_window", default=True):
-        return None
-    if family.sliding == "never":
-        raise ValueError(
-            "config.json: this architecture has no sliding window; sliding_window must be null"
-        )
-    return integer(raw, "sliding_window")
-
-
-def _sliding_layers(raw: Mapping[str, Any], family: Family, rotated: list[bool]) -> list[bool]:
-    if family.sliding == "without rope":
-        return [not rope for rope in rotated]
-    from_some_layer_on = family.sliding == "from max_window_layers"
-    first = integer(raw, "max_window_layers", at_least=0) if from_some_layer_on else 0
-    return [layer >= first for layer in range(len(rotated))]
-
-
-def _listed_as_sliding(raw: Mapping[str, Any], num_layers: int) -> list[bool]:
-    sliding = {"full_attention": False, "sliding_attention": True}
-    layer_types = entries(raw, "layer_types", num_layers)
-    if len(layer_types) > num_layers:
-        raise ValueError(
-            f"config.json: layer_types has {len(layer_types)} entries for {num_layers} layers"
-        )
-    for layer_type in layer_types:
-        if layer_type not in sliding:
-            raise ValueError(f"config.json: layer type {layer_type!r} is not supported")
-    return [sliding[layer_type] for layer_type in layer_types]
-
-
-Activation = Literal["silu", "gelu_tanh"]
-
-_ACTIVATIONS: dict[object, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
-"""Supported activations, by their names in config.json."""
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Supported dtypes of weights and activations -> bytes per number."""
-
-_DTYPE_NAMES = {
-    **{name: name for name in DTYPE_BYTES},
-    "float": "float32",
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "half": "float16",
-    "fp16": "float16",
-    "auto": "float32",  # the same as no dtype
-}
-"""Dtypes, by their names in config.json."""
-
-# Each key would change the model's output, so it must be absent, null or one of these values.
-_ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
-    "is_causal": (True,),
-    "use_bidirectional_attention": (False,),
-    "quantization_config": ({},),
-    "compression_config": ({},),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "query_pre_attn_scalar": (),
-    # transformers writes 1.0 for a model that doesn't use these.
-    "logit_scale": (1.0,),
-    "logits_scaling": (1.0,),
-    "attention_multiplier": (1.0,),
-    "embedding_multiplier": (1.0,),
-    "residual_multiplier": (1.0,),
-    "attention_chunk_size": (),
-    "dual_chunk_attention_config": ({},),
-    "clip_qkv": (),
-    "use_qk_norm": (False,),
-    "qk_layernorm": (False,),
-    "use_logn_attn": (False,),
-    "use_dynamic_ntk": (False,),
-    "attn_temperature_tuning": (False,),
-}
+from minimal_vllm.model.supported import (
+    DTYPE_BYTES,
+    Activation,
+    read_activation,
+    read_dtype,
+    refuse_unsupported,
+)
 
 # Null means the same as an absent key here. For other keys, such as sliding_window, it doesn't.
 _DEFAULT_IF_NULL = frozenset({"rope_theta", "rms_norm_eps", "use_sliding_window"})
@@ -160,6 +43,8 @@ class ModelConfig:
     """Hyperparameters of a decoder, and the checkpoint's dtype and stop tokens."""
 
     architecture: str
+    part_of: str | None
+    """Architecture of several modalities that this is the text model of. None: of none."""
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -171,16 +56,37 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    fused: frozenset[str]
+    """Projections that are one tensor in the checkpoint; see ``Family``."""
+    qk_norm: QkNorm | None
+    """Norms of queries and keys before the rotation."""
+    attention_scale: float
+    """Factor of attention scores."""
     attention_softcap: float | None
     """Bound of attention scores; see ``AttentionOptions``."""
     attention_sinks: bool
     """Whether each query head has a sink; see ``AttentionOptions``."""
     norms: NormNames
+    exact_norms: bool
+    """Whether norms multiply by their weights in float32."""
+    norm_offset: float
+    """Number to add to the norms' weights in a safetensors checkpoint."""
     activation: Activation
+    embedding_scale: float
+    """Factor of the embeddings."""
+    residual_scale: float
+    """Factor of what each sub-layer adds to the residual stream."""
+    logits_divisor: float
+    """Number that logits are divided by."""
+    logits_softcap: float | None
+    """Bound of the logits, applied like ``attention_softcap``. None: no bound."""
     rope: RopeConfig
+    local_rope: RopeConfig | None
+    """Rotation in layers with a sliding window. None: ``rope``."""
     layers: tuple[LayerConfig, ...]
     max_position_embeddings: int
+    max_positions: int
+    """Maximum length of a sequence: the trained length, extended by linear or YaRN scaling."""
     dtype: str
     """Dtype that the checkpoint asks to run in: a key of ``DTYPE_BYTES``."""
     eos_token_ids: tuple[int, ...]
@@ -202,7 +108,7 @@ class ModelConfig:
         gguf = find_gguf(checkpoint)
         if gguf is not None:
             return cls.from_gguf(read_gguf(gguf), overrides)
-        return cls.from_dict({**read_json(checkpoint / "config.json"), **(overrides or {})})
+        return cls.from_dict(_overridden(read_json(checkpoint / "config.json"), overrides or {}))
 
     @classmethod
     def from_gguf(cls, file: GgufFile, overrides: Mapping[str, Any] | None = None) -> "ModelConfig":
@@ -213,7 +119,8 @@ class ModelConfig:
         """
         raw = {**config_json(file), **(overrides or {})}
         try:
-            config = cls.from_dict(raw)
+            # llama.cpp has added the offset to the norms' weights.
+            config = replace(cls.from_dict(raw), norm_offset=0.0)
         except ValueError as error:
             complaint = str(error).removeprefix("config.json: ")
             raise ValueError(f"{file.path}: invalid metadata: {complaint}") from error
@@ -231,10 +138,13 @@ class ModelConfig:
     def from_dict(cls, config_json: Mapping[str, Any]) -> "ModelConfig":
         """Read a config.json written by transformers v4 or v5.
 
+        Of a model of several modalities, the text model is read.
+
         Raises:
             ValueError: a key is missing or has an invalid value, or asks for a feature that would
                 change the output and isn't supported.
         """
+        config_json, part_of = text_config(config_json)
         architecture, family = find_family(
             config_json.get("architectures"), config_json.get("model_type")
         )
@@ -245,36 +155,56 @@ class ModelConfig:
         }
         everything = {**COMMON_DEFAULTS, **family.defaults, **given}
         raw = {key: value for key, value in everything.items() if value is not None}
-        _refuse_unsupported(raw)
+        refuse_unsupported(raw, family)
         hidden_size = integer(raw, "hidden_size")
         num_heads = integer(raw, "num_attention_heads")
-        attention_bias = family.attention_bias == "configured" and flag(raw, "attention_bias")
+        head_dim = integer(raw, "head_dim", hidden_size // num_heads)
+        has_biases = family.attention_bias.startswith("configured") and flag(raw, "attention_bias")
+        rope, local_rope = read_ropes(raw, family)
         config = cls(
             architecture=architecture,
+            part_of=part_of,
             vocab_size=integer(raw, "vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=integer(raw, "intermediate_size"),
             num_heads=num_heads,
             num_kv_heads=integer(raw, "num_key_value_heads", num_heads),
-            head_dim=integer(raw, "head_dim", hidden_size // num_heads),
+            head_dim=head_dim,
             rms_norm_eps=positive(raw, "rms_norm_eps"),
             tie_word_embeddings=flag(raw, "tie_word_embeddings"),
-            qkv_bias=attention_bias or family.attention_bias == "qkv",
-            o_bias=attention_bias,
+            qkv_bias=has_biases or family.attention_bias == "qkv",
+            o_bias=has_biases and family.attention_bias == "configured",
             mlp_bias=family.mlp_bias == "configured" and flag(raw, "mlp_bias"),
+            fused=family.fused,
             qk_norm=family.qk_norm,
-            attention_softcap=None,
+            attention_scale=_attention_scale(raw, family, head_dim),
+            attention_softcap=_option(raw, family, "attn_logit_softcapping"),
             attention_sinks=family.attention_sinks,
             norms=family.norms,
-            activation=_activation(raw),
+            exact_norms=family.exact_norms,
+            norm_offset=family.norm_offset,
+            activation=read_activation(raw, family.activation_key),
+            embedding_scale=_embedding_scale(raw, family),
+            residual_scale=_option(raw, family, "residual_multiplier") or 1.0,
+            logits_divisor=_option(raw, family, "logits_scaling") or 1.0,
+            logits_softcap=_option(raw, family, "final_logit_softcapping"),
             max_position_embeddings=integer(raw, "max_position_embeddings"),
-            rope=RopeConfig.from_dict(raw),
+            max_positions=_max_positions(raw, rope, family),
+            rope=rope,
+            local_rope=local_rope,
             layers=read_layers(raw, family, integer(raw, "num_hidden_layers")),
-            dtype=_dtype(raw),
+            dtype=read_dtype(raw),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
         )
         _check_heads(config, head_dim_given="head_dim" in raw)
+        _check_rotation(config)
         return config
+
+    def rope_of(self, layer: LayerConfig) -> RopeConfig | None:
+        """Return the rotation in a layer, or None if it has none."""
+        if not layer.rope:
+            return None
+        return self.local_rope if layer.window and self.local_rope else self.rope
 
     @property
     def num_layers(self) -> int:
@@ -287,22 +217,14 @@ class ModelConfig:
         return self.attention_softcap is None and not self.attention_sinks
 
     @property
-    def max_positions(self) -> int:
-        """Maximum length of a sequence: the trained length, extended by linear or YaRN scaling."""
-        match self.rope.scaling:
-            case LinearScaling(factor=factor):
-                return int(self.max_position_embeddings * factor)
-            case YarnScaling(factor=factor, original_max_position_embeddings=original):
-                return int(original * factor)
-        return self.max_position_embeddings
-
-    @property
     def num_parameters(self) -> int:
         """Number of parameters; tied embeddings count once."""
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden_size * (2 * q_size + 2 * kv_size)
         attention += self.qkv_bias * (q_size + 2 * kv_size) + self.o_bias * self.hidden_size
-        attention += self.qk_norm * 2 * self.head_dim + self.attention_sinks * self.num_heads
+        qk_norms = {"per head": 2 * self.head_dim, "all heads": q_size + kv_size}
+        attention += qk_norms[self.qk_norm] if self.qk_norm else 0
+        attention += self.attention_sinks * self.num_heads
         mlp = 3 * self.hidden_size * self.intermediate_size
         mlp += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
@@ -341,32 +263,47 @@ def token_ids(value: object) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _dtype(raw: Mapping[str, Any]) -> str:
-    dtype = str(raw.get("dtype", raw.get("torch_dtype", "float32"))).removeprefix("torch.")
-    if dtype not in _DTYPE_NAMES:
-        raise ValueError(
-            f"config.json: dtype is {dtype!r}, but must be one of {', '.join(DTYPE_BYTES)}"
-        )
-    return _DTYPE_NAMES[dtype]
+def _option(raw: Mapping[str, Any], family: Family, key: str) -> float | None:
+    """Return the number under a key that only some families read, or None if it is missing."""
+    return positive(raw, key) if key in family.options and key in raw else None
 
 
-def _activation(raw: Mapping[str, Any]) -> Activation:
-    name = raw.get("hidden_act", "silu")
-    if name not in _ACTIVATIONS:
-        raise ValueError(
-            f"config.json: hidden_act = {name!r} is not supported; only "
-            f"{', '.join(map(repr, _ACTIVATIONS))} are"
-        )
-    return _ACTIVATIONS[name]
+def _attention_scale(raw: Mapping[str, Any], family: Family, head_dim: int) -> float:
+    multiplier = _option(raw, family, "attention_multiplier")
+    size = _option(raw, family, "query_pre_attn_scalar") or head_dim
+    return float(size**-0.5) if multiplier is None else multiplier
 
 
-def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    for key, supported in _ONLY_SUPPORTED_AS.items():
-        if key in raw and raw[key] not in supported:
-            has_value = supported not in ((), ({},))
-            instead = f"only {supported[0]!r} is" if has_value else "choose a checkpoint without it"
-            found = reprlib.repr(raw[key])  # shortened: a quantization_config is long
-            raise ValueError(f"config.json: {key} = {found} is not supported; {instead}")
+def _embedding_scale(raw: Mapping[str, Any], family: Family) -> float:
+    if family.scales_embedding:
+        return float(integer(raw, "hidden_size") ** 0.5)
+    return _option(raw, family, "embedding_multiplier") or 1.0
+
+
+def _max_positions(raw: Mapping[str, Any], rope: RopeConfig, family: Family) -> int:
+    trained = integer(raw, "max_position_embeddings")
+    match rope.scaling:
+        # Where layers have different rotations, max_position_embeddings includes the factor.
+        case LinearScaling(factor=factor) if family.local_theta is None:
+            return int(trained * factor)
+        case YarnScaling(factor=factor, original_max_position_embeddings=original):
+            return int(original * factor)
+        case LongRopeScaling(short_factor=short, long_factor=long) if short != long:
+            return min(trained, rope.scaling.original_max_position_embeddings)
+    return trained
+
+
+def _overridden(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json with some entries replaced, also in a nested ``text_config``."""
+    nested = overrides.get("text_config")
+    others = {key: value for key, value in overrides.items() if key != "text_config"}
+    if isinstance(nested, dict) and isinstance(raw.get("text_config"), dict):
+        raw = {**raw, "text_config": {**raw["text_config"], **nested}}
+    elif nested is not None:
+        others["text_config"] = nested
+    if isinstance(raw.get("text_config"), dict):
+        raw = {**raw, "text_config": {**raw["text_config"], **others}}
+    return {**raw, **others}
 
 
 def _check_heads(config: ModelConfig, *, head_dim_given: bool) -> None:
@@ -386,3 +323,21 @@ def _check_heads(config: ModelConfig, *, head_dim_given: bool) -> None:
             f"config.json: head_dim is {config.head_dim}, but must be even: rotary embedding "
             "rotates pairs of dimensions"
         )
+
+
+def _check_rotation(config: ModelConfig) -> None:
+    rotary_dim = config.rope.rotary_dim(config.head_dim)
+    if rotary_dim % 2 or not rotary_dim:
+        raise ValueError(
+            f"config.json: partial_rotary_factor rotates {rotary_dim} of a head's "
+            f"{config.head_dim} dimensions, but their number must be even and positive"
+        )
+    scaling = config.rope.scaling
+    if isinstance(scaling, LongRopeScaling):
+        for name in ("short_factor", "long_factor"):
+            found = len(getattr(scaling, name))
+            if found != rotary_dim // 2:
+                raise ValueError(
+                    f"config.json: rope parameter {name!r} has {found} numbers, but must have "
+                    f"{rotary_dim // 2}, one for each pair of rotated dimensions"
+                )

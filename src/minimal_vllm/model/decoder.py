@@ -10,7 +10,7 @@ from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
-from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules
+from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
 from minimal_vllm.model.linear import Projection, TypedParameter, parameter
 from minimal_vllm.model.rope import Rotary
 
@@ -21,18 +21,23 @@ class Embedding(nn.Module):
     Args:
         num_tokens: number of tokens in the vocabulary.
         size: length of a vector.
+        scale: factor of the vectors; rounded to their dtype.
     """
 
-    def __init__(self, num_tokens: int, size: int) -> None:
+    def __init__(self, num_tokens: int, size: int, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = parameter(num_tokens, size)
+        self.scale = scale
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the vectors of ``input_ids`` (``[T]`` int64) as ``[T, size]``.
 
         The lookup is a PyTorch kernel; ``device.launch`` relies on that.
         """
-        return embedding(input_ids, self.weight)
+        vectors = embedding(input_ids, self.weight)
+        if self.scale == 1:
+            return vectors
+        return vectors.mul_(torch.tensor(self.scale, dtype=vectors.dtype).item())
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the destination of the tensor that a checkpoint has for the table."""
@@ -68,11 +73,13 @@ class Decoder(nn.Module):
         self.dtype = dtype
         self.device = device
         with torch.device("meta"):  # shapes without memory, until dtype and device are set below
-            self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+            self.embed_tokens = Embedding(
+                config.vocab_size, config.hidden_size, config.embedding_scale
+            )
             self.layers = nn.ModuleList(
                 DecoderLayer(config, layer, modules) for layer in config.layers
             )
-            self.norm = modules.norm("norm", config.hidden_size, config.rms_norm_eps)
+            self.norm = make_norm(modules, "norm", config.hidden_size, config)
             self.lm_head = modules.linear(config.hidden_size, {"lm_head": config.vocab_size}, False)
         for path, module in list(self.named_modules()):
             if isinstance(module, Projection):
@@ -81,8 +88,15 @@ class Decoder(nn.Module):
         if self.has_tied_embeddings:
             self.lm_head.share_weight(self.embed_tokens.weight)
         _allocate(self, dtype, device)
+        self.logits_divisor, self.logits_softcap = config.logits_divisor, config.logits_softcap
         num_positions = max_positions or config.max_positions
-        self.rotary = Rotary(config.rope, config.head_dim, num_positions, device)
+        ropes = [config.rope_of(layer) for layer in config.layers]
+        self.rotaries = {
+            rope: Rotary(rope, config.head_dim, num_positions, device)
+            for rope in dict.fromkeys(ropes)
+            if rope is not None
+        }
+        self.rotary_of_layer = [self.rotaries[rope] if rope else None for rope in ropes]
 
     def forward(
         self,
@@ -107,9 +121,14 @@ class Decoder(nn.Module):
             ``[N, hidden]``, normalized, ready for ``logits``.
         """
         x, residual = self.embed_tokens.forward(input_ids), None
-        rotation = self.rotary.rotation(positions, self.dtype)
+        rotations = {
+            rotary: rotary.rotation(positions, self.dtype) for rotary in self.rotaries.values()
+        }
         last = self.layers[-1]
-        for layer, cache, attend_here in zip(self.layers, caches, attend, strict=True):
+        for layer, rotary, cache, attend_here in zip(
+            self.layers, self.rotary_of_layer, caches, attend, strict=True
+        ):
+            rotation = rotations[rotary] if rotary else None
             # Only the last layer may drop tokens: later layers need keys and values of all tokens.
             wanted_here = wanted if layer is last else None
             x, residual = layer.forward(x, residual, rotation, attend_here, cache, wanted_here)
@@ -125,7 +144,12 @@ class Decoder(nn.Module):
         Returns:
             ``[N, V]``.
         """
-        return self.lm_head.forward(hidden, out)
+        logits = self.lm_head.forward(hidden, out)
+        if self.logits_divisor != 1:
+            logits.div_(self.logits_divisor)
+        if self.logits_softcap is not None:
+            logits.div_(self.logits_softcap).tanh_().mul_(self.logits_softcap)
+        return logits
 
 
 def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:

@@ -110,7 +110,7 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     if "head_dim" not in config:
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
     _check_head_dims(file, values, config["head_dim"])
-    scaling = _rope_scaling(values)
+    scaling = _rope_scaling(file, values)
     return config | ({"rope_scaling": scaling} if scaling else {})
 
 
@@ -183,10 +183,12 @@ def _check_head_dims(file: GgufFile, values: dict[str, Any], head_dim: int) -> N
             )
 
 
-def _rope_scaling(values: dict[str, Any]) -> dict[str, Any] | None:
+def _rope_scaling(file: GgufFile, values: dict[str, Any]) -> dict[str, Any] | None:
     rope_type = values.get("rope.scaling.type", "none")
     if rope_type == "none":
         return None
+    if rope_type == "longrope":
+        raise ValueError(f"{file.path}: rope type 'longrope' is not supported in GGUF files")
     parameters = {ours: values[key] for key, ours in _SCALING_KEYS.items() if key in values}
     if rope_type == "linear":
         parameters = {"factor": parameters.get("factor")}

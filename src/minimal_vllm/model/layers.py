@@ -13,11 +13,13 @@ from torch import Tensor, cat, nn
 from minimal_vllm.attention.interface import AttentionOptions, StepAttention
 from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.model.config import Activation, LayerConfig, ModelConfig
+from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand
+from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear, parameter
-from minimal_vllm.model.norm import NoNorm, RMSNorm
+from minimal_vllm.model.norm import NoNorm, RMSNorm, Scaled
 from minimal_vllm.model.rope import Rotation, rotate
+from minimal_vllm.model.supported import Activation
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries ``[T, H, D]``, keys ``[T, K, D]`` and values ``[T, K, D]``."""
@@ -29,7 +31,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, modules: "Modules") -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = modules.gated_linear(hidden, inner, bias, config.activation)
+        fused = "gate_up_proj" in config.fused
+        self.gate_up_proj = modules.gated_linear(hidden, inner, bias, config.activation, fused)
         self.down_proj = modules.row_linear(inner, {"down_proj": hidden}, bias)
 
     def forward(self, x: Operand) -> Operand:
@@ -59,17 +62,22 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
-        self.scale, self.softcap = config.head_dim**-0.5, config.attention_softcap
-        self.window, self.rope = layer.window, layer.rope
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
+        self.window = layer.window
         self.sinks = Sinks(self.num_heads) if config.attention_sinks else None
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        if "qkv_proj" in config.fused:
+            qkv = {"qkv_proj": sum(qkv.values())}
         self.qkv_proj = modules.linear(config.hidden_size, qkv, config.qkv_bias)
         self.o_proj = modules.row_linear(q_size, {"o_proj": config.hidden_size}, config.o_bias)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm = modules.norm("q_norm", self.head_dim, config.rms_norm_eps)
-            self.k_norm = modules.norm("k_norm", self.head_dim, config.rms_norm_eps)
+            per_head = config.qk_norm == "per head"
+            q_norm_size, k_norm_size = [self.head_dim] * 2 if per_head else (q_size, kv_size)
+            self.q_norm = make_norm(modules, "q_norm", q_norm_size, config)
+            self.k_norm = make_norm(modules, "k_norm", k_norm_size, config)
+        self.normalizes_whole = config.qk_norm == "all heads"
 
     @cached_property
     def options(self) -> AttentionOptions:
@@ -80,7 +88,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Operand,
-        rotation: Rotation,
+        rotation: Rotation | None,
         attend: StepAttention,
         cache: LayerCache,
         wanted: Tensor | None = None,
@@ -89,7 +97,8 @@ class SelfAttention(nn.Module):
 
         Args:
             x: ``[T, hidden]``.
-            rotation: rotary angles of the tokens' positions, from ``Rotary.rotation``.
+            rotation: rotary angles of the tokens' positions, from ``Rotary.rotation``. None: the
+                layer has no rotary embedding.
             attend: the step's attention.
             cache: the layer's keys and values.
             wanted: ``[N]`` int64: indices of the tokens to return. Default: all tokens.
@@ -98,35 +107,47 @@ class SelfAttention(nn.Module):
             ``[N, hidden]``.
         """
         q, k, v = self.rotate_and_store(self.qkv_proj.forward(x), rotation, attend.slots, cache)
+        if rotation is not None and rotation.query_factor is not None:
+            q = q * rotation.query_factor
         out = attend(q, k, v, cache, self.options)
         if wanted is not None:
             out = out[wanted]
         return self.o_proj.forward(out.flatten(1))
 
     def rotate_and_store(
-        self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
+        self, qkv: Tensor, rotation: Rotation | None, slots: Tensor, cache: LayerCache
     ) -> Heads:
         """Normalize and rotate queries and keys, as configured, and cache keys and values.
 
         Args:
             qkv: ``[T, (H + 2 K) * D]``; may be overwritten.
-            rotation: rotary angles of the tokens' positions.
+            rotation: rotary angles of the tokens' positions, or None.
             slots: ``[T]`` int64: cache slot of each token.
             cache: the layer's keys and values; written to.
 
         Returns:
             Queries, keys and values; keys and values as they were written to the cache.
         """
+        self.normalize_whole(qkv)
         heads = qkv.view(len(qkv), -1, self.head_dim)
         qk, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
-        if self.q_norm and self.k_norm:
+        if self.q_norm and self.k_norm and not self.normalizes_whole:
             q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
             qk = cat((self.q_norm.normalize(q), self.k_norm.normalize(k)), dim=1)
-        if self.rope:
-            qk = rotate(qk, *rotation.cos_sin)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         write_to_cache(k, v, cache, slots)
         return q, k, v
+
+    def normalize_whole(self, qkv: Tensor) -> None:
+        """Normalize queries and keys in place, if one norm covers all heads."""
+        if not self.normalizes_whole or self.q_norm is None or self.k_norm is None:
+            return
+        q_size, kv_size = (len(norm.weight) for norm in (self.q_norm, self.k_norm))
+        q, k = qkv[:, :q_size], qkv[:, q_size : q_size + kv_size]
+        q.copy_(self.q_norm.normalize(q))
+        k.copy_(self.k_norm.normalize(k))
 
 
 class DecoderLayer(nn.Module):
@@ -141,20 +162,24 @@ class DecoderLayer(nn.Module):
         super().__init__()
 
         def norm(name: str | None) -> RMSNorm | NoNorm:
-            return modules.norm(name, config.hidden_size, config.rms_norm_eps) if name else NoNorm()
+            return make_norm(modules, name, config.hidden_size, config) if name else NoNorm()
+
+        def after(name: str | None) -> RMSNorm | NoNorm:
+            scale = config.residual_scale
+            return Scaled(scale) if scale != 1 else norm(name)
 
         self.before_attention = norm(config.norms.before_attention)
         self.self_attn = modules.attention(config, layer, modules)
-        self.after_attention = norm(config.norms.after_attention)
+        self.after_attention = after(config.norms.after_attention)
         self.before_mlp = norm(config.norms.before_mlp)
         self.mlp = modules.mlp(config, modules)
-        self.after_mlp = norm(config.norms.after_mlp)
+        self.after_mlp = after(config.norms.after_mlp)
 
     def forward(
         self,
         x: Operand,
         residual: Tensor | None,
-        rotation: Rotation,
+        rotation: Rotation | None,
         attend: StepAttention,
         cache: LayerCache,
         wanted: Tensor | None = None,
@@ -165,7 +190,7 @@ class DecoderLayer(nn.Module):
             x: ``[T, hidden]``: output of the previous layer, not yet added to the stream.
             residual: ``[T, hidden]``: the residual stream; may be overwritten. None in the first
                 layer.
-            rotation: rotary angles of the tokens' positions.
+            rotation: rotary angles of the tokens' positions, or None.
             attend: the step's attention.
             cache: the layer's keys and values.
             wanted: ``[N]`` int64: indices of the tokens to return; of the others, only keys and
@@ -181,6 +206,11 @@ class DecoderLayer(nn.Module):
         x, residual = self.before_mlp.forward(self.after_attention.normalize(x), residual)
         x = self.mlp.forward(x)
         return self.after_mlp.normalize(x), residual
+
+
+def make_norm(modules: "Modules", name: str, size: int, config: ModelConfig) -> RMSNorm:
+    """Make a norm of vectors of length ``size`` with the model's epsilon and precision."""
+    return modules.norm(name, size, config.rms_norm_eps, config.exact_norms)
 
 
 def _keep(path: str, projection: Projection) -> Projection:  # noqa: ARG001
@@ -199,10 +229,10 @@ class Modules:
     """Makes a projection from input size, parts (see ``Projection``), and whether it has a bias."""
     row_linear: Callable[[int, dict[str, int], bool], RowLinear] = RowLinear
     """Makes the last projection of a sub-layer, from the same arguments as ``linear``."""
-    gated_linear: Callable[[int, int, bool, Activation], GatedLinear] = GatedLinear
-    """Makes a gated projection from input size, output size, bias or not, and activation."""
-    norm: Callable[[str, int, float], RMSNorm] = RMSNorm
-    """Makes a norm from its name in the checkpoint, its size, and its epsilon."""
+    gated_linear: Callable[[int, int, bool, Activation, bool], GatedLinear] = GatedLinear
+    """Makes a gated projection from the arguments of ``GatedLinear``."""
+    norm: Callable[[str, int, float, bool], RMSNorm] = RMSNorm
+    """Makes a norm from the arguments of ``RMSNorm``."""
     attention: "Callable[[ModelConfig, LayerConfig, Modules], SelfAttention]" = SelfAttention
     """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
     mlp: "Callable[[ModelConfig, Modules], MLP]" = MLP

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from minimal_vllm.model.activation import ACTIVATIONS
-from minimal_vllm.model.config import Activation
 from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.supported import Activation
 
 
 class TypedParameter(nn.Parameter):
@@ -99,10 +99,19 @@ class GatedLinear(Projection):
         out_size: length of an output vector.
         bias: whether ``gate`` and ``up`` add a bias.
         activation: name of the gate's activation, a key of ``ACTIVATIONS``.
+        fused: whether a checkpoint has ``gate_up_proj`` instead of ``gate_proj`` and ``up_proj``.
     """
 
-    def __init__(self, in_size: int, out_size: int, bias: bool, activation: Activation) -> None:
-        super().__init__(in_size, {"gate_proj": out_size, "up_proj": out_size}, bias)
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        bias: bool,
+        activation: Activation,
+        fused: bool = False,
+    ) -> None:
+        parts = {"gate_proj": out_size, "up_proj": out_size}
+        super().__init__(in_size, {"gate_up_proj": 2 * out_size} if fused else parts, bias)
         self.activation = activation
 
     def forward(self, x: Operand) -> Tensor:

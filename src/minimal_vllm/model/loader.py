@@ -1,5 +1,7 @@
 """Loading a checkpoint's weights: every parameter is filled once, and every tensor is used."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,8 +15,11 @@ from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
+from minimal_vllm.model.multimodal import text_tensor_name
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.safetensors_file import DTYPES, SafetensorsTensor, read_header
+
+logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -99,6 +104,10 @@ def load_model(
         for name, tensor in stored.items():
             tensor.copy_to(destinations[name])
             bar.update(tensor.num_bytes)
+    if config.norm_offset:
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.add_(config.norm_offset)
     return model
 
 
@@ -162,8 +171,13 @@ def _stored_tensors(checkpoint: Path, config: ModelConfig) -> Mapping[str, Store
 def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, SafetensorsTensor]:
     """Return the tensors of all files, except those that the model doesn't need."""
     stored: dict[str, SafetensorsTensor] = {}
+    skipped: Counter[str] = Counter()
     for path in files:
-        for name, tensor in read_header(path).items():
+        for full_name, tensor in read_header(path).items():
+            name = text_tensor_name(full_name) if config.part_of else full_name
+            if name is None:
+                skipped[full_name.removeprefix("model.").partition(".")[0]] += 1
+                continue
             if name.endswith(".rotary_emb.inv_freq"):  # computed from the config
                 continue
             if name == "lm_head.weight" and config.tie_word_embeddings:  # a copy of the embedding
@@ -171,6 +185,12 @@ def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, Safetensor
             if name in stored:
                 raise ValueError(f"{name} is both in {stored[name].path.name} and in {path}")
             stored[name] = tensor
+    if skipped:
+        logger.warning(
+            "Only the text model of %s is loaded; the tensors of other modalities are skipped: %s",
+            config.part_of,
+            ", ".join(f"{module} ({count})" for module, count in sorted(skipped.items())),
+        )
     return stored
 
 

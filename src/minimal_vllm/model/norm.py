@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
@@ -16,12 +17,14 @@ class RMSNorm(nn.Module):
         name: the norm's name in the checkpoint.
         size: length of the normalized vectors.
         eps: constant added to the mean square.
+        exact: whether the weight is float32, and the product with it is rounded only once. Else
+            the vector is rounded to the model's dtype before the product and after it.
     """
 
-    def __init__(self, name: str, size: int, eps: float) -> None:
+    def __init__(self, name: str, size: int, eps: float, exact: bool = False) -> None:
         super().__init__()
         self.name = name
-        self.weight = parameter(size)
+        self.weight = parameter(size, dtype=torch.float32 if exact else None)
         self.eps = eps
 
     def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
@@ -40,7 +43,9 @@ class RMSNorm(nn.Module):
 
     def normalize(self, x: Operand) -> Tensor:
         """Normalize the last dimension of ``x`` in float32, rounding as transformers does."""
-        return rms_norm(computed(x), self.weight.shape, eps=self.eps) * self.weight
+        x = computed(x)
+        unit = rms_norm(x.to(self.weight.dtype), self.weight.shape, eps=self.eps)
+        return (unit * self.weight).to(x.dtype)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the destination of the tensor that a checkpoint has for the norm."""
@@ -58,6 +63,18 @@ class NoNorm(nn.Module):
     def normalize(self, x: Operand) -> Operand:
         """Return ``x`` unchanged."""
         return x
+
+
+class Scaled(NoNorm):
+    """Factor of a sub-layer's output, where a layer has no norm after it."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def normalize(self, x: Operand) -> Operand:
+        """Return ``x`` times the factor."""
+        return computed(x) * self.scale
 
 
 def add(x: Operand, residual: Tensor | None) -> Tensor:

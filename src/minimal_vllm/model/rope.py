@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
-A head's D dimensions form D / 2 pairs (i, i + D / 2). At position p, pair i is rotated by the angle
-``p * frequency[i]``, so that the product of a query and a key depends only on their distance.
+The first R of a head's dimensions, in most models all, form R / 2 pairs: (i, i + R / 2), or in some
+models (2 i, 2 i + 1). At position p, pair i is rotated by the angle ``p * frequency[i]``, so that
+the product of a query and a key depends only on their distance.
 
 Scaled frequencies extend a model to longer contexts than it was trained for: Peng et al., *YaRN*,
 2023, https://arxiv.org/abs/2309.00071; Llama 3.1's reference code.
@@ -17,14 +18,16 @@ from torch import Tensor
 from minimal_vllm.model.rope_config import (
     FrequencyFactors,
     Llama3Scaling,
+    LongRopeScaling,
     RopeConfig,
     YarnScaling,
 )
 
 
 def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """Return each pair's rotation in radians per position: ``[head_dim / 2]`` float32."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    """Return each pair's rotation in radians per position: ``[R / 2]`` float32."""
+    rotary_dim = config.rotary_dim(head_dim)
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     frequencies = 1.0 / config.theta**exponents
     match config.scaling:
         case None:
@@ -33,15 +36,17 @@ def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
             return _llama3(frequencies, llama3)
         case YarnScaling() as yarn:
             return _yarn(frequencies, yarn, config.theta)
-        case FrequencyFactors(factors=factors):
+        case FrequencyFactors(factors=factors) | LongRopeScaling(short_factor=factors):
             return frequencies / torch.tensor(factors)
         case linear:
             return frequencies / linear.factor
 
 
 def attention_factor(config: RopeConfig) -> float:
-    """Return the factor by which YaRN multiplies cosines and sines; 1 without YaRN."""
+    """Return the factor by which YaRN and LongRoPE multiply cosines and sines; else 1."""
     yarn = config.scaling
+    if isinstance(yarn, LongRopeScaling):
+        return _longrope_factor(yarn)
     if not isinstance(yarn, YarnScaling):
         return 1.0
     if yarn.attention_factor is not None:
@@ -49,6 +54,16 @@ def attention_factor(config: RopeConfig) -> float:
     if yarn.mscale and yarn.mscale_all_dim:
         return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
     return _mscale(yarn.factor, 1.0)
+
+
+def _longrope_factor(scaling: LongRopeScaling) -> float:
+    """Return the attention factor; its default is the paper's ``sqrt(1 + ln(s) / ln(L))``."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    original = scaling.original_max_position_embeddings
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(original))
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -94,8 +109,8 @@ def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
     """Return the cosines and sines of all positions.
 
     Returns:
-        ``[num_positions, head_dim]`` in float32: for each position D / 2 cosines, then D / 2 sines,
-        both multiplied by YaRN's attention factor if the config asks for YaRN.
+        ``[num_positions, R]`` in float32: for each position R / 2 cosines, then R / 2 sines, both
+        multiplied by the scaling's attention factor.
     """
     positions = torch.arange(num_positions, dtype=torch.float32)
     angles = torch.outer(positions, rope_frequencies(config, head_dim))
@@ -106,8 +121,9 @@ def rope_table(config: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
 class Rotation:
     """Rotation of a step's tokens, which all layers share."""
 
+    config: RopeConfig
     table: Tensor
-    """``[num_positions, D]``, from ``rope_table``."""
+    """``[num_positions, R]``, from ``rope_table``."""
     positions: Tensor
     """``[T]`` int64: positions of the tokens, each below ``num_positions``."""
     dtype: torch.dtype
@@ -115,12 +131,25 @@ class Rotation:
 
     @cached_property
     def cos_sin(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each ``[T, 1, D]``; the first D / 2 sines are negated.
+        """Cosines and sines of each rotated dimension, ``[T, 1, R]``.
+
+        A pair's first sine is negated.
 
         They are looked up once per step. A kernel may look them up in ``table`` itself.
         """
         cos, sin = self.table[self.positions].to(self.dtype).unsqueeze(1).chunk(2, dim=-1)
+        if self.config.pairs == "neighbors":
+            return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+    @cached_property
+    def query_factor(self) -> Tensor | None:
+        """Factor of the rotated queries, ``[T, 1, 1]``; see ``QueryGrowth``. None: 1."""
+        growth = self.config.query_growth
+        if growth is None:
+            return None
+        times = torch.floor(self.positions / growth.original_length)
+        return (1 + growth.beta * torch.log1p(times)).to(self.dtype)[:, None, None]
 
 
 class Rotary:
@@ -136,6 +165,7 @@ class Rotary:
     def __init__(
         self, config: RopeConfig, head_dim: int, num_positions: int, device: torch.device
     ) -> None:
+        self.config = config
         self.table = rope_table(config, head_dim, num_positions).to(device)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -145,19 +175,25 @@ class Rotary:
             positions: ``[T]`` int64, each below ``num_positions``.
             dtype: dtype of the model.
         """
-        return Rotation(self.table, positions, dtype)
+        return Rotation(self.config, self.table, positions, dtype)
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (a, b) of every head to (a cos - b sin, b cos + a sin).
 
     Args:
-        heads: queries or keys, ``[T, heads, D]``.
-        cos: cosines, from ``Rotation.cos_sin``.
-        sin: sines, from ``Rotation.cos_sin``.
+        heads: queries or keys, ``[T, heads, D]``. The dimensions from R on are not rotated.
+        rotation: rotation of the step's tokens.
 
     Returns:
         ``[T, heads, D]``.
     """
-    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)  # (b, a)
-    return torch.addcmul(heads * cos, swapped, sin)
+    cos, sin = rotation.cos_sin
+    size = cos.shape[-1]
+    rotated = heads[..., :size]
+    if rotation.config.pairs == "neighbors":
+        swapped = rotated.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (b, a)
+    else:
+        swapped = rotated.roll(size // 2, dims=-1)
+    rotated = torch.addcmul(rotated * cos, swapped, sin)
+    return torch.cat((rotated, heads[..., size:]), dim=-1) if size < heads.shape[-1] else rotated

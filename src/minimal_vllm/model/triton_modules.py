@@ -137,20 +137,27 @@ class TritonRMSNorm(RMSNorm):
             return Normed(residual, None, residual, self.weight, self.eps), residual
         return add_norm(residual, None, self.weight, self.eps)[1], residual
 
+    def normalize(self, x: Operand) -> Tensor:
+        """Normalize the last dimension of ``x``; see ``RMSNorm.normalize``."""
+        return add_norm(computed(x).contiguous(), None, self.weight, self.eps)[1]
+
 
 class TritonSelfAttention(SelfAttention):
     """Attention that normalizes, rotates and stores a token's heads in one pass over memory."""
 
     def rotate_and_store(
-        self, qkv: Tensor, rotation: Rotation, slots: Tensor, cache: LayerCache
+        self, qkv: Tensor, rotation: Rotation | None, slots: Tensor, cache: LayerCache
     ) -> Heads:
         """Normalize and rotate ``qkv`` in place; see ``SelfAttention.rotate_and_store``."""
+        self.normalize_whole(qkv)
+        norms = None
+        if self.q_norm and self.k_norm and not self.normalizes_whole:
+            norms = self.q_norm.weight, self.k_norm.weight
         norm_rotate_store(
             qkv,
-            norms=(self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None,
+            norms=norms,
             eps=self.q_norm.eps if self.q_norm else 0.0,
-            rope_table=rotation.table if self.rope else None,
-            positions=rotation.positions,
+            rotation=rotation,
             slots=slots,
             cache=cache,
         )

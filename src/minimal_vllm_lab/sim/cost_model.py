@@ -14,7 +14,8 @@ from typing import Protocol
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig, read_json
+from minimal_vllm.model.config import ModelConfig, read_json
+from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm_lab.sim.config import Achieved, NonNegative
 from minimal_vllm_lab.sim.hardware import Gpu
 from minimal_vllm_lab.sim.load import StepLoad

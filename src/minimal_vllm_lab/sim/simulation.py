@@ -19,7 +19,8 @@ from minimal_vllm.engine.sizing import (
     count_fitting_blocks,
     estimate_activations,
 )
-from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import SimulationConfig

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from minimal_vllm.model.config import LayerConfig, ModelConfig
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm_lab.sim.config import Achieved
 from minimal_vllm_lab.sim.cost_model import LinearCostModel, RooflineCostModel
 from minimal_vllm_lab.sim.hardware import GPUS, Gpu

@@ -5,10 +5,12 @@ Keys and values go to their slots of the paged cache. In plain PyTorch these are
 queries and keys; here one program holds some heads of one token in registers::
 
     qkv of a token   q0 q1 … │ k0 … │ v0 …      a row of heads, each of D numbers
-                     norm, rotate    │            as two halves (a, b) of D / 2
+                     norm, rotate    │            as D / 2 pairs (a, b)
                      in place │ in place and to the cache
 
 Bytes per token: ``(2 H + 3 K + 2 K) * D * itemsize``.
+
+The pairs are those that are rotated together, then those of the dimensions that are not rotated.
 
 Source of the rotation: Su et al., *RoFormer*, 2021, https://arxiv.org/abs/2104.09864.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.model.rope import Rotation
 
 HEADS = 8
 """Heads per program."""
@@ -28,8 +31,7 @@ def norm_rotate_store(
     qkv: Tensor,
     norms: tuple[Tensor, Tensor] | None,
     eps: float,
-    rope_table: Tensor | None,
-    positions: Tensor,
+    rotation: Rotation | None,
     slots: Tensor,
     cache: LayerCache,
 ) -> None:
@@ -39,8 +41,7 @@ def norm_rotate_store(
         qkv: ``[T, (H + 2 K) * D]``, contiguous; changed.
         norms: the weights of the queries' and the keys' norms, each ``[D]``; None: no norms.
         eps: constant added to the mean square.
-        rope_table: ``[positions, D]`` float32, the cosines, then the sines; None: no rotation.
-        positions: ``[T]`` int64.
+        rotation: rotation of the tokens; None: no rotation.
         slots: ``[T]`` int64, ``block * S + offset``; negative: the token is not stored.
         cache: the layer's keys and values, ``[B, K, S, D]``.
     """
@@ -51,8 +52,8 @@ def norm_rotate_store(
         norms[0] if norms else qkv,
         norms[1] if norms else qkv,
         eps,
-        rope_table if rope_table is not None else qkv,
-        positions,
+        rotation.table if rotation else qkv,
+        rotation.positions if rotation else slots,
         slots,
         cache,
         H=num_heads,
@@ -60,9 +61,10 @@ def norm_rotate_store(
         D=head_dim,
         S=block_size,
         HEADS=HEADS,
-        HALF=triton.next_power_of_2(head_dim // 2),
+        R=rotation.table.shape[1] if rotation else 0,
+        PAIRS=triton.next_power_of_2(head_dim // 2),
+        NEIGHBORS=rotation is not None and rotation.config.pairs == "neighbors",
         NORMS=norms is not None,
-        ROTATES=rope_table is not None,
         num_warps=4,
         **launch_options(qkv),
     )
@@ -83,51 +85,61 @@ def _heads_kernel(
     D: tl.constexpr,
     S: tl.constexpr,
     HEADS: tl.constexpr,
-    HALF: tl.constexpr,
+    R: tl.constexpr,
+    PAIRS: tl.constexpr,
+    NEIGHBORS: tl.constexpr,
     NORMS: tl.constexpr,
-    ROTATES: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
-    pair = tl.arange(0, HALF)[None, :]
+    pair = tl.arange(0, PAIRS)[None, :]
+    if NEIGHBORS:
+        dim_a, dim_b = 2 * pair, 2 * pair + 1
+    elif R == 0 or R == D:
+        dim_a, dim_b = pair, pair + D // 2
+    else:  # (i, i + R / 2), and of the D - R others (R + i, R + i + (D - R) / 2)
+        is_rotated = pair < R // 2
+        dim_a = tl.where(is_rotated, pair, pair + R // 2)
+        dim_b = tl.where(is_rotated, pair + R // 2, pair + D // 2)
     exists = (head < H + 2 * K) & (pair < D // 2)
     is_value = head >= H + K
     if NORMS:
-        weights = tl.where(head < H, q_weight, k_weight) + pair
-        weight_a = tl.load(weights, mask=exists, other=0.0)
-        weight_b = tl.load(weights + D // 2, mask=exists, other=0.0)
-    if ROTATES:
-        angle = rope_table + tl.load(positions + token) * D + pair
-        cos = tl.load(angle, mask=pair < D // 2, other=0.0)
-        sin = tl.load(angle + D // 2, mask=pair < D // 2, other=0.0)
+        weights = tl.where(head < H, q_weight, k_weight)
+        weight_a = tl.load(weights + dim_a, mask=exists, other=0.0)
+        weight_b = tl.load(weights + dim_b, mask=exists, other=0.0)
+    if R:
+        angle = rope_table + tl.load(positions + token) * R + pair
+        cos = tl.load(angle, mask=pair < R // 2, other=1.0)
+        sin = tl.load(angle + R // 2, mask=pair < R // 2, other=0.0)
     slot = tl.load(slots + token)
     wait_for_previous(EARLY)  # up to here only weights and the plan were read
 
-    offsets = token * ((H + 2 * K) * D) + head * D + pair
-    raw_a = tl.load(qkv + offsets, mask=exists, other=0.0)
-    raw_b = tl.load(qkv + offsets + D // 2, mask=exists, other=0.0)
+    offsets = token * ((H + 2 * K) * D) + head * D
+    raw_a = tl.load(qkv + offsets + dim_a, mask=exists, other=0.0)
+    raw_b = tl.load(qkv + offsets + dim_b, mask=exists, other=0.0)
     dtype = raw_a.dtype
     a, b = raw_a.to(tl.float32), raw_b.to(tl.float32)
 
     if NORMS:
         mean = (tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D
         scale = tl.rsqrt(mean + eps)[:, None]
-        a = (a * scale).to(dtype) * weight_a
-        b = (b * scale).to(dtype) * weight_b
+        # Rounded where Hugging Face's models round: before weights of the model's dtype, and after.
+        a = ((a * scale).to(weight_a.dtype) * weight_a).to(dtype)
+        b = ((b * scale).to(weight_b.dtype) * weight_b).to(dtype)
         a, b = a.to(tl.float32), b.to(tl.float32)
-    if ROTATES:
+    if R:
         cos, sin = cos.to(dtype).to(tl.float32), sin.to(dtype).to(tl.float32)
         a, b = a * cos - b * sin, b * cos + a * sin
     a = tl.where(is_value, raw_a, a.to(dtype))
     b = tl.where(is_value, raw_b, b.to(dtype))
-    tl.store(qkv + offsets, a, mask=exists & (head < H + K))
-    tl.store(qkv + offsets + D // 2, b, mask=exists & (head < H + K))
+    tl.store(qkv + offsets + dim_a, a, mask=exists & (head < H + K))
+    tl.store(qkv + offsets + dim_b, b, mask=exists & (head < H + K))
 
     kv_head = tl.where(is_value, head - H - K, head - H)
     first_cached = tl.where(slot >= 0, H, H + 2 * K)
     cached = exists & (head >= first_cached)
     memory = tl.where(is_value, cache.value, cache.key)
-    memory += ((slot // S) * K + kv_head) * (S * D) + (slot % S) * D + pair
-    tl.store(memory, a, mask=cached)
-    tl.store(memory + D // 2, b, mask=cached)
+    memory += ((slot // S) * K + kv_head) * (S * D) + (slot % S) * D
+    tl.store(memory + dim_a, a, mask=cached)
+    tl.store(memory + dim_b, b, mask=cached)

@@ -75,5 +75,6 @@ def _add_norm_kernel(
         tl.store(residual + offsets, value, mask=exists)
     wide = value.to(tl.float32)
     unit = wide * tl.rsqrt(tl.sum(wide * wide) / SIZE + eps)
-    # Rounded where Hugging Face's models round.
-    tl.store(normed + offsets, unit.to(value.dtype) * scale, mask=exists)
+    # Rounded where Hugging Face's models round: before a weight of the model's dtype, and after.
+    result = (unit.to(scale.dtype) * scale).to(value.dtype)
+    tl.store(normed + offsets, result, mask=exists)

@@ -28,7 +28,8 @@ How it is checked: with the shapes of well-known models.
     minimal-vllm learn check bytes-and-flops
 """
 
-from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm_lab.sim.cost_model import RooflineCostModel
 
 
