@@ -119,6 +119,12 @@ def test_windows_let_a_pool_hold_longer_requests():
     assert sizing.count_fitting_tokens(limits, 1000 * held) == 1000 * 120
 
 
+def test_a_pool_with_fewer_blocks_than_groups_is_refused():
+    groups = group_layers([None, 8, 8], max_model_len=512)
+    with pytest.raises(ValueError, match=r"2 blocks, .* one in each of the model's 3 groups"):
+        sizing.choose_scheduler_config(config(), groups, 512, 2048, num_blocks=2)
+
+
 def test_a_block_has_room_for_the_layers_of_one_group(model):
     whole = sizing.kv_block_bytes(config(), model, ONE, torch.float32)
     groups = group_layers([None, 8, 8], max_model_len=512)

@@ -56,7 +56,7 @@ def show_what_is_held() -> None:
     llm.engine.add_request("a", prompt, greedy)
     windows = llm.built.scheduler_config.windows
     print(f"\n2. Blocks of {BLOCK} tokens that one request holds; windows of the groups: {windows}")
-    print("   tokens   " + "".join(f"group {group}   " for group in range(len(windows))))
+    print("   tokens   " + "   ".join(f"group {group}" for group in range(len(windows))))
     for step in range(NUM_STEPS + 1):
         llm.engine.step()
         (request,) = llm.engine.scheduler.running
@@ -65,8 +65,9 @@ def show_what_is_held() -> None:
                 sum(block != NO_BLOCK for block in request.block_table[group :: len(windows)])
                 for group in range(len(windows))
             ]
-            row = "".join(f"{count:7}   " for count in held)
-            print(f"   {request.num_computed_tokens:6}   {row}".rstrip())
+            print(
+                f"   {request.num_computed_tokens:6}   " + "   ".join(f"{each:7}" for each in held)
+            )
 
 
 if __name__ == "__main__":

@@ -200,6 +200,12 @@ def choose_scheduler_config(
         windows=groups.windows,
     )
     longest = longest_request(limits, num_blocks)
+    if longest < 1:
+        raise ValueError(
+            f"the KV cache has {num_blocks} blocks, but a token needs one in each of the model's "
+            f"{groups.number} groups of layers: raise num_gpu_blocks_override or "
+            f"gpu_memory_utilization"
+        )
     if config.max_model_len is None and longest < model_len:
         logger.warning(
             "The KV cache holds only %d tokens: lowering max_model_len from %d to that number",
