@@ -57,7 +57,7 @@ def main() -> None:
     cache = LayerCache(*torch.randn(2, NUM_BLOCKS, NUM_KV_HEADS, BLOCK, HEAD_DIM))
     heads = (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)
     inputs = Inputs(*(torch.randn(len(batch.positions), n, HEAD_DIM) for n in heads))
-    tiled = TiledAttention(frozenset([None]), BLOCK, NUM_KV_HEADS, HEAD_DIM, CPU)
+    tiled = TiledAttention(BLOCK, NUM_KV_HEADS, HEAD_DIM, CPU)
     write_to_cache(inputs.k, inputs.v, cache, tiled.plan(batch).slots)
     result = show_agreement(tiled, inputs, cache, batch)
     show_one_piece(tiled, inputs, cache, block_ids, result)

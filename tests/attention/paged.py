@@ -44,6 +44,5 @@ def run_reference(case, options=None):
 
 def run_tiled(case, options=None):
     _, num_kv_heads, block_size, head_dim = case.cache.key.shape
-    windows = frozenset({window_of(options)})
-    attention = TiledAttention(windows, block_size, num_kv_heads, head_dim, CPU)
+    attention = TiledAttention(block_size, num_kv_heads, head_dim, CPU)
     return run(attention, case, options)

@@ -38,7 +38,7 @@ def main() -> None:
     }
     backends: dict[str, Attention] = {
         "gather, then attend": ReferenceAttention(CPU),
-        "tiled": TiledAttention(frozenset([None]), S, K, D, CPU),
+        "tiled": TiledAttention(S, K, D, CPU),
     }
     for name, attention in backends.items():
         ways[name] = bind(attention, batch, q, new, cache)

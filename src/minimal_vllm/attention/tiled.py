@@ -22,8 +22,9 @@ written to RAM and read back, and the operating system would map it anew each ti
 several times as long as the arithmetic.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -141,6 +142,22 @@ class OnlineSoftmax:
         return self._sum / self._weight
 
 
+class GroupsByWindow(dict[int | None, list[TileGroup]]):
+    """Tiles by the layers' sliding window, cut when the first layer with that window asks for them.
+
+    Args:
+        cut: cuts a step into tiles for a window.
+    """
+
+    def __init__(self, cut: Callable[[int | None], Iterable[TileGroup]]) -> None:
+        super().__init__()
+        self._cut = cut
+
+    def __missing__(self, window: int | None) -> list[TileGroup]:
+        self[window] = list(self._cut(window))
+        return self[window]
+
+
 class TiledStep:
     """A step's attention, cut into tiles; see ``StepAttention``.
 
@@ -154,7 +171,7 @@ class TiledStep:
     def __init__(
         self,
         slots: Tensor,
-        groups: dict[int | None, list[TileGroup]],
+        groups: GroupsByWindow,
         scratch: Tensor,
         num_kv_heads: int,
     ) -> None:
@@ -238,7 +255,6 @@ class TiledAttention:
     """Factory for tiled attention, which cuts each step into tiles and rounds; see ``Attention``.
 
     Args:
-        windows: sliding windows of the model's layers; None stands for layers without one.
         block_size: number of tokens per KV block.
         num_kv_heads: K, the number of KV heads.
         head_dim: D, the size of a head.
@@ -247,13 +263,11 @@ class TiledAttention:
 
     def __init__(
         self,
-        windows: frozenset[int | None],
         block_size: int,
         num_kv_heads: int,
         head_dim: int,
         device: torch.device,
     ) -> None:
-        self._windows = windows
         self._block_size = block_size
         self._num_kv_heads = num_kv_heads
         self._device = device
@@ -266,10 +280,10 @@ class TiledAttention:
         self._scratch = torch.empty(2, num_pages, block_size * head_dim, device=device)
 
     def plan(self, batch: Batch) -> TiledStep:
-        """Cut the batch into tiles, and their contexts into rounds."""
+        """Prepare to cut the batch into tiles, and their contexts into rounds."""
         return TiledStep(
             self._tensor(batch.slot_mapping),
-            {window: list(self._plan_groups(batch, window)) for window in self._windows},
+            GroupsByWindow(partial(self._plan_groups, batch)),
             self._scratch,
             self._num_kv_heads,
         )

@@ -67,18 +67,17 @@ def choose_attention(
         ValueError: the implementation can't run on the device, or the user's class doesn't have the
             interface ``Attention``.
     """
-    windows = frozenset(layer.window for layer in config.layers)
     match backend_name(name, device):
         case "reference":
             return ReferenceAttention(device)
         case "tiled":
-            return TiledAttention(windows, block_size, config.num_kv_heads, config.head_dim, device)
+            return TiledAttention(block_size, config.num_kv_heads, config.head_dim, device)
         case "triton":
             _check_gpu(device)
             from minimal_vllm.attention.triton_backend import TritonAttention
 
             return TritonAttention(
-                windows=windows,
+                windows=frozenset(layer.window for layer in config.layers),
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,
                 head_dim=config.head_dim,
