@@ -1,12 +1,12 @@
 """Models of the benchmarks: the built-in model, or random weights in a known shape."""
 
 import gc
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from minimal_vllm.demo import DEMO_MODEL_DIR
 
@@ -25,6 +25,22 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "bos_token_id": 0,
         "eos_token_id": 0,
+    },
+    "llama-1.2b": {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 49152,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "torch_dtype": "bfloat16",
     },
 }
 """Contents of config.json by model name."""
@@ -52,6 +68,30 @@ def model_folder(name: str) -> Path:
     return folder
 
 
+def wordy_model_folder(name: str) -> Path:
+    """Return a folder with a model's configuration and a tokenizer of all its tokens, no weights.
+
+    It is for ``load_format="dummy"``. The tokenizer is the built-in model's, whose vocabulary is
+    filled up with words, so that each token that a model of random weights samples has a text.
+
+    Args:
+        name: one of ``SHAPES``, or a folder.
+    """
+    if name not in SHAPES:
+        return Path(name)
+    folder = Path(tempfile.gettempdir()) / "minimal-vllm-benchmarks" / f"{name}-wordy"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = json.loads((DEMO_MODEL_DIR / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    for token_id in range(len(vocabulary), SHAPES[name]["vocab_size"]):
+        vocabulary[f"Ġw{token_id}"] = token_id
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model_type = SHAPES[name]["architectures"][0].removesuffix("ForCausalLM").lower()
+    config = {"model_type": model_type, **SHAPES[name]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def write_random_model(
     folder: Path,
     shape: dict[str, Any],
@@ -75,6 +115,8 @@ def write_random_model(
         max_shard_size: Maximum size of a file, such as 100MB.
         device: Device that draws the random numbers.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
     model_type = shape["architectures"][0].removesuffix("ForCausalLM").lower()
     config = AutoConfig.for_model(model_type, **shape)

@@ -17,6 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 START_TIMEOUT = 600.0
 """Time limit in seconds for the server to be ready."""
 
+STOP_TIMEOUT = 60.0
+"""Time limit in seconds for an idle server to end."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -41,6 +44,11 @@ class Server:
         """CPU time of its main thread, which runs the event loop, in seconds."""
         main = next(each for each in self.process.threads() if each.id == self.process.pid)
         return float(main.user_time + main.system_time)
+
+    def stop(self) -> None:
+        """End the server as an operator does, and wait until it has ended."""
+        self.process.terminate()
+        self.process.wait(STOP_TIMEOUT)
 
     def metrics(self) -> dict[str, float]:
         """Return the values of the metrics by name.
