@@ -188,7 +188,7 @@ def rendered_metrics() -> str:
     metrics = Metrics("model")
     metrics.describe_cache({"block_size": 16, "num_gpu_blocks": 1})
     metrics.answered("/v1/completions", "POST", 200, 1.0)
-    return metrics.render().decode()
+    return metrics.text().decode()
 
 
 class FilesDirective(SphinxDirective):

@@ -17,7 +17,8 @@ import httpx2
 import openai
 
 from minimal_vllm.server.config import ServerConfig
-from minimal_vllm.server.run import bind, make_service, serve
+from minimal_vllm.server.http_server import bind, serve
+from minimal_vllm.server.run import make_service
 
 MODEL = "minimal-vllm-demo"
 TOOL_MODEL = "tools"

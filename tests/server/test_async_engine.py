@@ -8,7 +8,7 @@ import pytest
 
 from minimal_vllm import SamplingParams
 from minimal_vllm.outputs import OutputKind
-from minimal_vllm.server.async_engine import (
+from minimal_vllm.server.engine_client import (
     EngineFailedError,
     EngineRequest,
     EngineStoppedError,
@@ -28,14 +28,14 @@ def request(name="a", params=SHORT, tokens=(5, 6, 7), kind=OutputKind.DELTA):
 @asynccontextmanager
 async def started(gate=None, **options):
     service = make_demo_service(gate, **options)
-    service.engine.start()
+    await service.engine.start()
     try:
         yield service
     finally:
         if gate:
             gate.open()
         await service.engine.stop()
-        assert not service.engine._thread.is_alive()
+        assert not service.engine._engine_loop._thread.is_alive()
 
 
 def scheduler_of(service):
@@ -48,12 +48,12 @@ async def until_clean(service):
     await until(lambda: not scheduler.has_work and service.engine.num_waiting == 0)
     scheduler.check()
     assert scheduler.pool.num_free == FEW_BLOCKS
-    assert service.engine._mailboxes == {}
+    assert service.engine._engine_loop._owners == {}
     assert service.metrics._timelines == {}
 
 
 def num_aborted(service):
-    text = service.metrics.render().decode()
+    text = service.metrics.text().decode()
     return metric(text, "vllm:request_success_total", finished_reason="abort")
 
 
@@ -79,7 +79,7 @@ def test_the_event_loop_is_called_once_a_step_however_many_tokens_it_gave():
     async def run():
         async with started() as service:
             calls = []
-            loop = service.engine._loop
+            loop = service.engine._outlet._loop
             original = loop.call_soon_threadsafe
 
             def count(function, *arguments):
@@ -87,7 +87,8 @@ def test_the_event_loop_is_called_once_a_step_however_many_tokens_it_gave():
                     calls.append(len(arguments[0]))
                 return original(function, *arguments)
 
-            service.engine._loop = type("Loop", (), {"call_soon_threadsafe": staticmethod(count)})
+            counting = type("Loop", (), {"call_soon_threadsafe": staticmethod(count)})
+            service.engine._outlet._loop = counting
             await collect(service, *(request(str(number)) for number in range(20)))
             assert calls == [20] * 5
 

@@ -7,7 +7,7 @@ import pytest
 
 from minimal_vllm import __version__
 from minimal_vllm.server.app import make_app
-from minimal_vllm.server.run import bind
+from minimal_vllm.server.http_server import bind
 from tests.server.harness import MODEL, make_demo_service, metric, process, until
 
 
@@ -43,7 +43,7 @@ def test_health_tells_of_a_dead_engine():
             raise RuntimeError("all is lost")
 
         service.llm.engine.scheduler.schedule = fail
-        service.engine.start()
+        await service.engine.start()
         transport = httpx2.ASGITransport(make_app(service))
         async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
             assert (await client.get("/health")).status_code == 200
@@ -122,7 +122,7 @@ def test_the_metrics_have_vllm_s_names_and_true_values():
 def test_a_preempted_request_is_admitted_and_counted_once():
     async def run():
         service = make_demo_service(num_gpu_blocks_override=24, max_model_len=256)
-        service.engine.start()
+        await service.engine.start()
         transport = httpx2.ASGITransport(make_app(service))
         async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
             body = {"prompt": "It was", "n": 3, "max_tokens": 200, "ignore_eos": True}

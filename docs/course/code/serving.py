@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.outputs import OutputKind
-from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
+from minimal_vllm.server.async_engine import AsyncEngine
+from minimal_vllm.server.engine_client import EngineRequest
 from minimal_vllm.server.metrics import Metrics
 
 PROMPT = "The old captain looked at the sea, and"
@@ -53,7 +54,7 @@ async def main() -> None:
     await show("one after the other", in_turn, llm)
 
     engine = AsyncEngine(llm.engine, metrics)
-    engine.start()
+    await engine.start()
 
     async def by_the_server(llm: LLM, client: Client, name: str) -> None:
         request = EngineRequest(name, prompt_of(llm), GREEDY, OutputKind.DELTA)
@@ -102,7 +103,7 @@ async def leave_early(engine: AsyncEngine, llm: LLM) -> None:
 
 
 def show_metrics(metrics: Metrics) -> None:
-    for line in metrics.render().decode().splitlines():
+    for line in metrics.text().decode().splitlines():
         if line.startswith("vllm:request_success_total"):
             print(line.replace('engine="0",', "").replace('model_name="course"', "…"))
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import gc
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
@@ -23,6 +23,7 @@ from minimal_vllm.vllm_arguments import ENGINE, SERVER
 if TYPE_CHECKING:
     from socket import socket
 
+    from minimal_vllm.llm import LLM
     from minimal_vllm.server.service import Service
 
 NOT_FOR_A_SERVER = frozenset({"model", "skip_tokenizer_init"})
@@ -50,17 +51,48 @@ def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
     """
     config = _server_config(ctx)
     run = import_server("serve")
+    from minimal_vllm.server.http_server import bind, check_certificate
+    from minimal_vllm.server.log import log_to_stderr
+
     log_to_stderr()
-    run.check_certificate(config)
-    listener = run.bind(config.host, config.port)
+    check_certificate(config)
+    listener = bind(config.host, config.port)
+    options = given_options(ctx, EngineConfig)
+    count = run.choose_num_processes(config, options.get("device", "auto"))
+    if count:
+        _serve_in_processes(ctx, config, listener, count, options)
+        return
     writers = open_writers(ctx)
-    service = run.make_service(config, model, writers, **given_options(ctx, EngineConfig))
+    service = run.make_service(config, model, writers, **options)
     begin_traces(writers, service.llm)
+    summary = _summary(service.llm, service.model_names, config, listener, count)
+    run_service(service, listener, lambda: click.echo("\n".join(summary)))
 
-    def announce() -> None:
-        click.echo("\n".join(_summary(service, listener)))
 
-    run_service(service, listener, announce)
+def _serve_in_processes(
+    ctx: click.Context,
+    config: ServerConfig,
+    listener: "socket",
+    count: int,
+    options: dict[str, Any],
+) -> None:
+    """Run the engine in this process, and HTTP in ``count`` others."""
+    from minimal_vllm.server.engine_client import EngineFailedError
+    from minimal_vllm.server.processes.supervisor import Supervisor
+    from minimal_vllm.server.run import load_engine
+
+    supervisor = Supervisor(config, listener, count)
+    try:
+        writers = open_writers(ctx)
+        loaded = load_engine(config, ctx.params["model"], writers, **options)
+        begin_traces(writers, loaded.llm)
+        summary = _summary(loaded.llm, loaded.model_names, config, listener, count)
+        with frozen_garbage():
+            supervisor.serve(loaded, lambda: click.echo("\n".join(summary)))
+    except EngineFailedError as error:
+        raise StepFailure(str(error)) from error
+    finally:
+        supervisor.close()
 
 
 def import_server(command: str) -> ModuleType:
@@ -89,17 +121,27 @@ def run_service(service: "Service", listener: "socket", announce: Callable[[], N
     Raises:
         StepFailure: the engine died.
     """
-    from minimal_vllm.server import run
-    from minimal_vllm.server.async_engine import EngineFailedError
+    from minimal_vllm.server.engine_client import EngineFailedError
+    from minimal_vllm.server.http_server import serve
 
-    # A full garbage collection would walk the 300,000 objects that imports leave, and make the step
-    # in which it happens a tenth of a second longer. Freezing excludes them.
+    try:
+        with frozen_garbage():
+            asyncio.run(serve(service, listener, announce))
+    except EngineFailedError as error:
+        raise StepFailure(str(error)) from error
+
+
+@contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """Exclude all objects that exist from garbage collection.
+
+    A full collection would walk the 300,000 objects that imports leave, and make the step in which
+    it happens a tenth of a second longer.
+    """
     gc.collect()
     gc.freeze()
     try:
-        asyncio.run(run.serve(service, listener, announce))
-    except EngineFailedError as error:
-        raise StepFailure(str(error)) from error
+        yield
     finally:
         gc.unfreeze()
 
@@ -117,15 +159,12 @@ def _server_config(ctx: click.Context) -> ServerConfig:
     return ServerConfig(**{"api_key": [key] if key else None, **given})
 
 
-def log_to_stderr() -> None:
-    """Print the server's log on standard error, with times."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("minimal_vllm").setLevel(logging.INFO)
-
-
-def _formats(service: "Service") -> dict[str, str]:
+def _formats(llm: "LLM", config: ServerConfig) -> dict[str, str]:
     """Return the summary's lines on the formats of tool calls and reasoning, and their source."""
-    formats, config = service.formats, service.config
+    from minimal_vllm.server.formats import choose_formats
+
+    template = llm.text.chat_template
+    formats = choose_formats(config, template.source if template else "")
     rows = (
         ("Tool calls", formats.tool_calls, config.tool_call_parser),
         ("Reasoning", formats.reasoning, config.reasoning_parser),
@@ -137,27 +176,37 @@ def _formats(service: "Service") -> dict[str, str]:
     }
 
 
-def _summary(service: "Service", listener: "socket") -> Iterator[str]:
+def _summary(
+    llm: "LLM", names: Sequence[str], config: ServerConfig, listener: "socket", num_processes: int
+) -> Iterator[str]:
     from minimal_vllm.engine.backends import backend_name
     from minimal_vllm.engine.sizing import count_fitting_tokens
 
-    built, config = service.llm.built, service.llm.config
+    built = llm.built
     model = built.files.config
-    backend = backend_name(config.attention_backend, built.device)
+    backend = backend_name(llm.config.attention_backend, built.device)
     num_tokens = count_fitting_tokens(built.scheduler_config, built.num_blocks)
-    scheme = "https" if service.config.ssl_certfile else "http"
+    block_size = llm.config.block_size
+    url = address_of(listener, "https" if config.ssl_certfile else "http")
     rows = {
-        "Model": ", ".join(service.model_names),
+        "Model": ", ".join(names),
         "Parameters": f"{model.num_parameters:,} ({model.architecture})",
-        "Context": f"{service.max_model_len:,} tokens",
-        "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {config.block_size})",
+        "Context": f"{built.scheduler_config.max_model_len:,} tokens",
+        "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {block_size})",
         "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
         f"with {backend} attention",
-        **_formats(service),
-        "API key": "required" if service.config.api_key else "none",
-        "Serving at": address_of(listener, scheme),
+        **_formats(llm, config),
+        **(
+            {"HTTP": f"in {_processes(num_processes)} beside the engine's"} if num_processes else {}
+        ),
+        "API key": "required" if config.api_key else "none",
+        "Serving at": url,
     }
-    if service.view:
-        rows["View"] = f"{address_of(listener, scheme)}/view"
+    if config.view:
+        rows["View"] = f"{url}/view"
     for label, value in rows.items():
         yield f"{label:<14}{value}"
+
+
+def _processes(count: int) -> str:
+    return "a process" if count == 1 else f"{count} processes"

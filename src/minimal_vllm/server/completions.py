@@ -119,7 +119,7 @@ class CompletionAnswer(ChunkedAnswer):
         self, service: Service, response_id: str, body: CompletionRequest, params: SamplingParams
     ) -> None:
         super().__init__(service, response_id, body)
-        self._tokenizer = service.llm.tokenizer
+        self._tokenizer = service.model.tokenizer
         self._body = body
         self._prompts = body.prompts
         self._params = params

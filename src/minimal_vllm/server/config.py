@@ -35,6 +35,9 @@ class ServerConfig:
     """Address to listen on; 0.0.0.0 accepts connections from other machines."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 chooses a free one."""
+    api_server_count: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Number of processes that speak HTTP, beside the engine's; 0: the engine's process does.
+    Default: 0 on a CPU or with --view; on a GPU one for four cores, and at most 4."""
     served_model_name: list[NonEmpty] | None = None
     """Names by which clients may call the model. Default: the name given here."""
     api_key: list[NonEmpty] | None = None
@@ -97,6 +100,14 @@ class ServerConfig:
         if self.enable_auto_tool_choice != has_parser:
             raise ValueError(
                 "enable_auto_tool_choice and tool_call_parser need each other: give both or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _view_is_in_the_engine_s_process(self) -> "ServerConfig":
+        if self.view and self.api_server_count:
+            raise ValueError(
+                "view pauses and shows an engine in its own process: it needs api_server_count=0"
             )
         return self
 

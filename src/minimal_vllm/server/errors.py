@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.async_engine import (
+from minimal_vllm.server.engine_client import (
     EngineFailedError,
     EngineStoppedError,
     RequestRefusedError,

@@ -5,14 +5,16 @@ that the server does not import it.
 """
 
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fastapi import APIRouter
 
-from minimal_vllm.llm import LLM
-from minimal_vllm.server.async_engine import AsyncEngine
 from minimal_vllm.server.pace import Pace
 from minimal_vllm.trace.step_record import Record
+
+if TYPE_CHECKING:
+    from minimal_vllm.llm import LLM
+    from minimal_vllm.server.async_engine import AsyncEngine
 
 ENTRY_POINT_GROUP = "minimal_vllm.server_extensions"
 
@@ -29,7 +31,7 @@ class ServerExtension(Protocol):
     def __call__(self, record: Record, /) -> None:
         """Take in a record of the engine."""
 
-    def attach(self, llm: LLM, engine: AsyncEngine) -> None:
+    def attach(self, llm: "LLM", engine: "AsyncEngine") -> None:
         """Prepare for an engine, before its first step."""
 
     def routes(self) -> APIRouter:

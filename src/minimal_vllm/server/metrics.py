@@ -38,6 +38,10 @@ class Metrics(EngineMetrics):
         self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(handler, method).observe(seconds)
 
-    def render(self) -> bytes:
+    def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+    async def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return self.text()

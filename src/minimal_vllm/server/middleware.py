@@ -5,13 +5,13 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minimal_vllm.server.errors import ApiError, as_api_error
-from minimal_vllm.server.metrics import Metrics
+from minimal_vllm.server.service import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ CLIENT_WENT_AWAY = 499
 class Observe:
     """Gives each request an id, counts it, and logs the reason if it is refused."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
@@ -221,7 +221,6 @@ class CancelOnDisconnect:
         """Pass the request on, until the client disconnects."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        loop = asyncio.get_running_loop()
         body: list[Message] = [await receive()]
         request_id = scope["state"]["request_id"]
         sent_all = False
@@ -243,14 +242,14 @@ class CancelOnDisconnect:
 
         async def watched_send(message: Message) -> None:
             nonlocal sent_all
-            # A third of the cost of asyncio.timeout, which matters at one per token.
-            watchdog = loop.call_later(SEND_TIMEOUT, give_up)
+            watchdog.begin()
             try:
                 await send(message)
             finally:
-                watchdog.cancel()
+                watchdog.end()
             sent_all = message["type"] == "http.response.body" and not message.get("more_body")
 
+        watchdog = Watchdog(SEND_TIMEOUT, give_up)
         handler = asyncio.ensure_future(self._app(scope, receive_body, watched_send))
         listener = asyncio.create_task(listen())
         try:
@@ -258,6 +257,47 @@ class CancelOnDisconnect:
             if not handler.cancelled():
                 handler.result()
         finally:
+            watchdog.stop()
             listener.cancel()
             handler.cancel()
         return None
+
+
+class Watchdog:
+    """Calls a function once something takes too long that happens again and again.
+
+    It has one timer for all times. A timer for each, as ``asyncio.timeout`` has, would cost as much
+    as sending a token.
+
+    Args:
+        timeout: maximum number of seconds from ``begin`` to ``end``.
+        on_timeout: called, once, in the event loop that is running now.
+    """
+
+    def __init__(self, timeout: float, on_timeout: Callable[[], None]) -> None:
+        self._timeout = timeout
+        self._on_timeout = on_timeout
+        self._loop = asyncio.get_running_loop()
+        self._begun: float | None = None
+        self._timer = self._loop.call_later(timeout, self._look)
+
+    def begin(self) -> None:
+        """Note that it begins."""
+        self._begun = self._loop.time()
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self._begun = None
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        """Call the function, or look again when it will be time at the earliest."""
+        now = self._loop.time()
+        begun = now if self._begun is None else self._begun
+        if now - begun >= self._timeout:
+            self._on_timeout()
+        else:
+            self._timer = self._loop.call_at(begun + self._timeout, self._look)

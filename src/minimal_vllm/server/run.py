@@ -1,33 +1,84 @@
-"""Serving over a socket until a signal arrives or the engine fails."""
+"""Loading a model to serve, and putting a service together around it."""
 
-import asyncio
-import signal
-import socket
-import ssl
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-import uvicorn
 
 from minimal_vllm.engine.sizing import choose_device
 from minimal_vllm.llm import LLM
 from minimal_vllm.metrics.engine_metrics import cache_settings
-from minimal_vllm.server.app import make_app
-from minimal_vllm.server.async_engine import AsyncEngine, EngineFailedError, EngineStoppedError
+from minimal_vllm.server.async_engine import AsyncEngine
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.extension import ServerExtension, load_extension
 from minimal_vllm.server.metrics import Metrics
+from minimal_vllm.server.served_model import ServedModel
 from minimal_vllm.server.service import Service, choose_model_names
 from minimal_vllm.trace.step_record import Observer
 
+CORES_PER_PROCESS = 4
+"""Cores of the machine for each HTTP process beside an engine on a GPU."""
+MOST_PROCESSES = 4
+"""Default maximum of HTTP processes: four speak faster than one GPU computes."""
 MOST_TOKENS_ON_GPU = 8192
 """Default of ``max_num_batched_tokens`` on a GPU: fewer than offline, so that steps are short."""
-KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open. Clients reuse one for less time (aiohttp 15 s, httpx
-5 s), so no request arrives just as it is closed."""
-SECONDS_TO_SEND = 5
-"""Number of seconds that clients have to read the rest of their answers when the server stops."""
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """A model that is loaded, and the metrics that watch its engine."""
+
+    llm: LLM
+    metrics: Metrics
+    model_names: list[str]
+    """Names by which clients may call the model; metrics use the first."""
+
+
+@dataclass(frozen=True)
+class LocalService(Service):
+    """A service whose engine runs in this process."""
+
+    llm: LLM = field(kw_only=True)
+
+
+def load_engine(
+    config: ServerConfig, model: str | None, observers: Sequence[Observer] = (), **options: Any
+) -> LoadedEngine:
+    """Load the model.
+
+    Args:
+        config: the server's options.
+        model: as in ``LLM``.
+        observers: called with a record of each step.
+        **options: engine options, as in ``LLM``.
+
+    Raises:
+        ValueError: ``LLM`` rejects ``model``, ``observers`` or ``options``.
+    """
+    names = choose_model_names(config, model)
+    metrics = Metrics(names[0])
+    if choose_device(options.get("device", "auto")).type == "cuda":
+        options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
+    llm = LLM(model, observers=[metrics.on_step, *observers], **options)
+    metrics.describe_cache(cache_settings(llm.config, llm.built))
+    return LoadedEngine(llm, metrics, names)
+
+
+def choose_num_processes(config: ServerConfig, device: str) -> int:
+    """Return the number of HTTP processes beside the engine's; 0: the engine's process is the one.
+
+    On a CPU, the engine computes in the same cores that other processes would use, and is slower
+    than one process speaks.
+
+    Args:
+        config: the server's options.
+        device: the option of the engine.
+    """
+    if config.api_server_count is not None:
+        return config.api_server_count
+    if config.view or choose_device(device).type != "cuda":
+        return 0
+    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // CORES_PER_PROCESS))
 
 
 def make_service(
@@ -36,8 +87,8 @@ def make_service(
     observers: Sequence[Observer] = (),
     view: ServerExtension | None = None,
     **options: Any,
-) -> Service:
-    """Load the model, and return the service that serves it.
+) -> LocalService:
+    """Load the model, and return a service with the engine in this process.
 
     Args:
         config: the server's options.
@@ -49,137 +100,13 @@ def make_service(
     Raises:
         ValueError: ``LLM`` rejects ``model``, ``observers`` or ``options``.
     """
-    names = choose_model_names(config, model)
-    metrics = Metrics(names[0])
     if view is None and config.view:
         view = load_extension("view")
     watchers = [view] if view else []
-    if choose_device(options.get("device", "auto")).type == "cuda":
-        options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
-    llm = LLM(model, observers=[metrics.on_step, *watchers, *observers], **options)
-    metrics.describe_cache(cache_settings(llm.config, llm.built))
+    loaded = load_engine(config, model, [*watchers, *observers], **options)
+    llm, metrics = loaded.llm, loaded.metrics
     engine = AsyncEngine(llm.engine, metrics, view.pace if view else None)
     if view:
         view.attach(llm, engine)
-    return Service(llm, engine, metrics, config, names, view)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address; it accepts connections once the server listens.
-
-    Raises:
-        OSError: the address can't be used.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"can't listen on {host}, port {port}: {error.strerror}") from error
-    return listener
-
-
-def check_certificate(config: ServerConfig) -> None:
-    """Check that the certificate and its key can be used, before anything is loaded.
-
-    Raises:
-        ValueError: they can't be used.
-    """
-    if config.ssl_certfile:
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
-        except OSError as error:
-            raise ValueError(
-                f"the certificate {config.ssl_certfile} can't be used with the key "
-                f"{config.ssl_keyfile or 'in it'}: {error}"
-            ) from error
-
-
-async def serve(service: Service, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests finish; a second signal ends them.
-
-    Args:
-        service: the service, not started yet.
-        listener: a bound socket.
-        on_ready: called when clients can connect.
-
-    Raises:
-        EngineFailedError: the engine loop failed.
-    """
-    engine, config = service.engine, service.config
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    server = _Server(_uvicorn_config(service), on_ready)
-    engine.start()
-    if service.view:
-        service.view.start()
-    serving = asyncio.create_task(server.serve([listener]))
-    try:
-        await _first_of(_done(serving), signals.get(), engine.wait_until_dead())
-        engine.refuse(EngineStoppedError("the server is shutting down"))
-        if service.view:
-            service.view.close()
-        await _first_of(engine.wait_until_idle(), signals.get(), timeout=config.shutdown_timeout)
-        engine.end_all(
-            EngineStoppedError(
-                f"the server is shutting down, and this request was not finished within "
-                f"{config.shutdown_timeout:g} s, or before a second signal"
-            )
-        )
-    finally:
-        server.should_exit = True
-        try:
-            await serving
-        finally:
-            await engine.stop()
-    if isinstance(engine.refusal, EngineFailedError):
-        raise engine.refusal
-
-
-def _uvicorn_config(service: Service) -> uvicorn.Config:
-    return uvicorn.Config(
-        make_app(service),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=service.config.uvicorn_log_level,
-        access_log=False,
-        ssl_certfile=service.config.ssl_certfile,
-        ssl_keyfile=service.config.ssl_keyfile,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=SECONDS_TO_SEND,
-    )
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn's server without its signal handlers, and with a callback when it is ready."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready()
-
-
-async def _done(task: asyncio.Task[None]) -> None:
-    await asyncio.wait({task})
-
-
-async def _first_of(*events: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
-    """Wait until one of the events has happened, or for ``timeout`` seconds."""
-    tasks = [asyncio.create_task(event) for event in events]
-    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
+    served = ServedModel.of(llm)
+    return LocalService(served, engine, metrics, config, loaded.model_names, view, llm=llm)

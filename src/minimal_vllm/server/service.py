@@ -7,21 +7,23 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from minimal_vllm.demo import DEMO_MODEL_NAME
-from minimal_vllm.llm import LLM
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.async_engine import AsyncEngine, EngineRequest
 from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.engine_client import EngineClient, EngineRequest
 from minimal_vllm.server.errors import ApiError, as_api_error
-from minimal_vllm.server.extension import ServerExtension
 from minimal_vllm.server.formats import Formats, choose_formats
 from minimal_vllm.server.logprobs import TokenNames
-from minimal_vllm.server.metrics import Metrics
 from minimal_vllm.server.models import Prompt, SamplingFields
+from minimal_vllm.server.served_model import ServedModel
 from minimal_vllm.server.structured import Constraint
 from minimal_vllm.settings import SettingsError
+
+if TYPE_CHECKING:
+    from minimal_vllm.server.extension import ServerExtension
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +40,27 @@ def choose_model_names(config: ServerConfig, model: str | None) -> list[str]:
     return config.served_model_name or [model or DEMO_MODEL_NAME]
 
 
+class ServerMetrics(Protocol):
+    """Metrics of the whole server, wherever they are kept."""
+
+    def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Note that an HTTP request was answered by the route ``handler``, or ``none``."""
+
+    async def render(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        ...
+
+
 @dataclass(frozen=True)
 class Service:
     """A model that is served."""
 
-    llm: LLM
-    engine: AsyncEngine
-    metrics: Metrics
+    model: ServedModel
+    engine: EngineClient
+    metrics: ServerMetrics
     config: ServerConfig
     model_names: list[str]
-    view: ServerExtension | None = None
+    view: "ServerExtension | None" = None
     created: int = field(default_factory=lambda: int(time.time()))
     grammar_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")
@@ -56,13 +69,13 @@ class Service:
     @cached_property
     def formats(self) -> Formats:
         """Formats in which the model writes tool calls and reasoning."""
-        template = self.llm.text.chat_template
+        template = self.model.chat_template
         return choose_formats(self.config, template.source if template else "")
 
     @property
     def max_model_len(self) -> int:
         """Maximum number of tokens of prompt and completion together."""
-        return self.llm.built.scheduler_config.max_model_len
+        return self.model.facts.max_model_len
 
     def check_model(self, name: str | None) -> None:
         """Refuse requests for another model (404)."""
@@ -111,7 +124,7 @@ class Service:
         Raises:
             ApiError: a parameter is out of range.
         """
-        model_choice = self.llm.built.files.generation_config.sampling
+        model_choice = self.model.facts.sampling
         try:
             return body.sampling_params({"max_tokens": max_tokens, **model_choice})
         except SettingsError as error:
@@ -132,7 +145,7 @@ class Service:
         if constraint is None:
             return params
         self.check_load()
-        compile_it = self.llm.text.grammars.start
+        compile_it = self.model.grammars.start
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self.grammar_threads, compile_it, constraint.params)
@@ -146,7 +159,7 @@ class Service:
 
     async def encode(self, prompts: list[Prompt], *, add_special_tokens: bool) -> list[list[int]]:
         """Return the token ids of each prompt; refuse one that isn't valid text (400)."""
-        tokenizer = self.llm.tokenizer
+        tokenizer = self.model.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         try:
             encoded = iter(
@@ -161,7 +174,7 @@ class Service:
     def token_names(self, body: SamplingFields) -> TokenNames:
         """Return the names of tokens in a response: texts, or ids if they are asked for."""
         as_ids = body.return_tokens_as_token_ids or self.config.return_tokens_as_token_ids
-        return TokenNames(self.llm.tokenizer, as_ids)
+        return TokenNames(self.model.tokenizer, as_ids)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -177,7 +190,7 @@ class Service:
         Requests with the same prompt are admitted together. The first computes the prompt, and the
         others share its blocks, as with the engine's own ``n``.
         """
-        if body.priority and self.llm.config.scheduling_policy != "priority":
+        if body.priority and not self.model.facts.has_priorities:
             raise ApiError(
                 400,
                 "priority: this server schedules requests in their order of arrival "

@@ -60,7 +60,7 @@ def make_router(service: Service) -> APIRouter:
             object="model",
             created=service.created,
             owned_by="minimal-vllm",
-            root=service.llm.config.model,
+            root=service.model.facts.name,
             max_model_len=service.max_model_len,
         )
 
@@ -96,6 +96,6 @@ def make_router(service: Service) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -69,7 +69,7 @@ class Text(BaseModel):
 def make_router(service: Service) -> APIRouter:
     """Return a router with these routes."""
     router = APIRouter()
-    tokenizer = service.llm.tokenizer
+    tokenizer = service.model.tokenizer
 
     @router.post("/tokenize")
     async def tokenize(body: Annotated[AnyTokenizeRequest, Body()]) -> Tokens:
@@ -88,7 +88,7 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Text:
         service.check_model(body.model)
-        limit = service.llm.built.files.config.vocab_size
+        limit = service.model.facts.vocab_size
         if max(body.tokens, default=0) >= limit:
             raise ApiError(
                 400,
@@ -101,7 +101,7 @@ def make_router(service: Service) -> APIRouter:
     @router.get("/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:
         """Return the content of ``tokenizer_config.json``, and the chat template in use."""
-        template = service.llm.text.chat_template
+        template = service.model.chat_template
         others = {"chat_template": template.source} if template else {}
         return {**tokenizer.config, **others}
 

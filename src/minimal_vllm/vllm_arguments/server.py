@@ -14,9 +14,8 @@ SERVER = by_name(
         {"lora_modules": (), "prompt_adapters": ()},
     ),
     Unsupported(
-        "one process serves on one host and port",
+        "one engine serves on one host and port",
         {
-            "api_server_count": (1,),
             "headless": OFF,
             "uds": (),
             "grpc_port": (),

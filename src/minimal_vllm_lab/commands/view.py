@@ -14,7 +14,6 @@ from minimal_vllm.cli.serve import (
     NOT_FOR_A_SERVER,
     address_of,
     import_server,
-    log_to_stderr,
     run_service,
 )
 from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
@@ -57,14 +56,17 @@ SMALL = {
 @click.pass_context
 def view(ctx: click.Context, /, trace_file: Path | None, browser: bool, **_: Any) -> None:
     """Show an engine that serves demo traffic, or replay TRACE, a file recorded by --trace."""
-    run = import_server("view")
+    import_server("view")
+    from minimal_vllm.server.http_server import bind
+
     if trace_file:
         _reject_engine_options(ctx)
     show = _replay if trace_file else _live
-    show(ctx, lambda: run.bind(ctx.params["host"], ctx.params["port"]), browser)
+    show(ctx, lambda: bind(ctx.params["host"], ctx.params["port"]), browser)
 
 
 def _live(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> None:
+    from minimal_vllm.server.log import log_to_stderr
     from minimal_vllm.server.pace import PaceState
     from minimal_vllm.server.run import make_service
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.server.async_engine import EngineFailedError, EngineRequest, EngineStoppedError
+from minimal_vllm.server.engine_client import EngineFailedError, EngineRequest, EngineStoppedError
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
 if TYPE_CHECKING:

@@ -101,7 +101,7 @@ class ChatAnswer(ChunkedAnswer):
     ) -> None:
         super().__init__(service, response_id, body)
         self._body = body
-        self._messages = MessageReaders(dialogue, service.llm.tokenizer.token_bytes)
+        self._messages = MessageReaders(dialogue, service.model.tokenizer.token_bytes)
         self._names = service.token_names(body)
 
     def count_reasoning(self, index: int, output: RequestOutput) -> int:

@@ -30,9 +30,9 @@ def _render(service: Service, chat: ChatFields) -> str:
     # Not by ``load_chat_template``, which would read whatever file the client names.
     brought = chat.chat_template
     try:
-        special_tokens = service.llm.tokenizer.special_tokens
+        special_tokens = service.model.tokenizer.special_tokens
         template = ChatTemplate(brought, special_tokens) if brought is not None else None
-        render = template.render if template else service.llm.render_chat
+        render = template.render if template else service.model.render_chat
         return render(
             [message.as_dict() for message in chat.messages],
             tools=[tool.as_dict() for tool in chat.tools or ()] or None,

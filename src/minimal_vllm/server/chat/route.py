@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from fastapi import APIRouter, Request, Response
 
 from minimal_vllm.server.api_model import dropped_keys
-from minimal_vllm.server.async_engine import EngineRequest
 from minimal_vllm.server.chat.answer import ChatAnswer, ChatCompletion
 from minimal_vllm.server.chat.dialogue import Dialogue, plan_dialogue
 from minimal_vllm.server.chat.prompt import render_chat
 from minimal_vllm.server.chat.request import ChatCompletionRequest
+from minimal_vllm.server.engine_client import EngineRequest
 from minimal_vllm.server.generation import STREAM_TOO, new_id, respond
 from minimal_vllm.server.service import Service
 

@@ -9,7 +9,7 @@ from minimal_vllm.outputs import CompletionOutput, RequestOutput
 from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
 from minimal_vllm.server.error_forms import AnthropicErrorBody
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.generation import Answer, event
+from minimal_vllm.server.generation import Answer, UsageCounter, event
 from minimal_vllm.server.messages.answer_blocks import BlockWriter, Event
 from minimal_vllm.server.messages.request import MessagesRequest
 from minimal_vllm.server.models import Usage
@@ -69,7 +69,7 @@ class MessagesAnswer(Answer):
     ) -> None:
         super().__init__(service, response_id, body.model)
         self._max_tokens = body.max_tokens
-        self._messages = MessageReaders(dialogue, service.llm.tokenizer.token_bytes)
+        self._messages = MessageReaders(dialogue, service.model.tokenizer.token_bytes)
         self._writer = BlockWriter()
         self._has_begun = False
         self._finished: CompletionOutput | None = None
@@ -85,11 +85,11 @@ class MessagesAnswer(Answer):
         message = {**self._message(usage), "content": self._writer.content, **self._stop(usage)}
         return MessageObject.model_validate(message)
 
-    def events(self, index: int, output: RequestOutput, usage: Usage) -> Iterable[bytes]:  # noqa: ARG002
+    def events(self, index: int, output: RequestOutput, usage: UsageCounter) -> Iterable[bytes]:  # noqa: ARG002
         """Yield the events for new output of the engine."""
         if not self._has_begun:
             self._has_begun = True
-            yield _send({"type": "message_start", "message": self._message(usage)})
+            yield _send({"type": "message_start", "message": self._message(usage.usage)})
             yield _send({"type": "ping"})
         for each in self._read(output):
             yield _send(each)

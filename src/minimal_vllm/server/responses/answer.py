@@ -10,7 +10,7 @@ from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.generation import Answer, event
+from minimal_vllm.server.generation import Answer, UsageCounter, event
 from minimal_vllm.server.models import Usage
 from minimal_vllm.server.responses.functions import declared_functions
 from minimal_vllm.server.responses.output_items import Event, OutputWriter
@@ -107,7 +107,7 @@ class ResponsesAnswer(Answer):
     ) -> None:
         super().__init__(service, response_id, body.model)
         self._about_request = _about_request(body, params)
-        self._messages = MessageReaders(dialogue, service.llm.tokenizer.token_bytes)
+        self._messages = MessageReaders(dialogue, service.model.tokenizer.token_bytes)
         self._writer = OutputWriter(path for path, _ in declared_functions(body.tools or ()))
         self._number = -1
         self._has_begun = False
@@ -123,7 +123,7 @@ class ResponsesAnswer(Answer):
             pass
         return ResponseObject.model_validate(self._final_response(usage))
 
-    def events(self, index: int, output: RequestOutput, usage: Usage) -> Iterable[bytes]:  # noqa: ARG002
+    def events(self, index: int, output: RequestOutput, usage: UsageCounter) -> Iterable[bytes]:  # noqa: ARG002
         """Yield the events for new output of the engine."""
         if not self._has_begun:
             self._has_begun = True

@@ -1,0 +1,158 @@
+"""Serving over a socket until a signal arrives or the engine fails."""
+
+import asyncio
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from minimal_vllm.server.app import make_app
+from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.engine_client import EngineFailedError, EngineStoppedError
+from minimal_vllm.server.service import Service
+
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open. Clients reuse one for less time (aiohttp 15 s, httpx
+5 s), so no request arrives just as it is closed."""
+BACKLOG = 2048
+"""Maximum number of connections that wait to be accepted."""
+SECONDS_TO_SEND = 5
+"""Number of seconds that clients have to read the rest of their answers when the server stops."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address; it accepts connections once the server listens.
+
+    Raises:
+        OSError: the address can't be used.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"can't listen on {host}, port {port}: {error.strerror}") from error
+    return listener
+
+
+def check_certificate(config: ServerConfig) -> None:
+    """Check that the certificate and its key can be used, before anything is loaded.
+
+    Raises:
+        ValueError: they can't be used.
+    """
+    if config.ssl_certfile:
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        except OSError as error:
+            raise ValueError(
+                f"the certificate {config.ssl_certfile} can't be used with the key "
+                f"{config.ssl_keyfile or 'in it'}: {error}"
+            ) from error
+
+
+async def serve(
+    service: Service,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    accept_at_once: int = BACKLOG,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then let running requests finish; a second signal ends them.
+
+    Args:
+        service: the service, not started yet.
+        listener: a bound socket.
+        on_ready: called when clients can connect.
+        accept_at_once: largest number of connections that are accepted in a row, of those that
+            wait. Other processes get the others.
+
+    Raises:
+        EngineFailedError: the engine failed.
+    """
+    engine, config = service.engine, service.config
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+
+    def ready() -> None:
+        listener.listen(BACKLOG)  # uvicorn has set the other number
+        on_ready()
+
+    server = _Server(_uvicorn_config(service, accept_at_once), ready)
+    await engine.start()
+    if service.view:
+        service.view.start()
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        await _first_of(_done(serving), signals.get(), engine.wait_until_dead())
+        engine.refuse(EngineStoppedError("the server is shutting down"))
+        if service.view:
+            service.view.close()
+        await _first_of(engine.wait_until_idle(), signals.get(), timeout=config.shutdown_timeout)
+        engine.end_all(
+            EngineStoppedError(
+                f"the server is shutting down, and this request was not finished within "
+                f"{config.shutdown_timeout:g} s, or before a second signal"
+            )
+        )
+    finally:
+        server.should_exit = True
+        try:
+            await serving
+        finally:
+            await engine.stop()
+    if isinstance(engine.refusal, EngineFailedError):
+        raise engine.refusal
+
+
+def _uvicorn_config(service: Service, accept_at_once: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        make_app(service),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=service.config.uvicorn_log_level,
+        access_log=False,
+        backlog=accept_at_once,
+        ssl_certfile=service.config.ssl_certfile,
+        ssl_keyfile=service.config.ssl_keyfile,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=SECONDS_TO_SEND,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server without its signal handlers, and with a callback when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+
+async def _done(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
+
+
+async def _first_of(*events: Coroutine[Any, Any, Any], timeout: float | None = None) -> None:
+    """Wait until one of the events has happened, or for ``timeout`` seconds."""
+    tasks = [asyncio.create_task(event) for event in events]
+    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

@@ -1,0 +1,49 @@
+"""The program of an HTTP process; the engine's process starts it."""
+
+import asyncio
+import gc
+import socket
+import sys
+
+from minimal_vllm.server.engine_client import EngineFailedError
+from minimal_vllm.server.http_server import serve
+from minimal_vllm.server.log import log_to_stderr
+from minimal_vllm.server.processes.messages import Setup, receive_one
+from minimal_vllm.server.processes.remote_engine import RemoteEngine
+from minimal_vllm.server.served_model import ServedModel
+from minimal_vllm.server.service import Service
+
+ACCEPT_AT_ONCE = 4
+"""Number of waiting connections that a process accepts in a row, so that others get some, too."""
+
+
+def main(channel_number: int, listener_number: int) -> int:
+    """Serve, and return the exit status.
+
+    Args:
+        channel_number: file descriptor of the socket to the engine's process.
+        listener_number: file descriptor of the socket that clients connect to.
+    """
+    log_to_stderr()
+    channel = socket.socket(fileno=channel_number)
+    listener = socket.socket(fileno=listener_number)
+    first = receive_one(channel)
+    if not first:
+        return 1  # the engine's process has ended while it loaded the model
+    setup: Setup = first[0]
+    channel.setblocking(False)
+    engine = RemoteEngine(channel, ServedModel.load(setup.facts))
+    service = Service(
+        engine.model, engine, engine, setup.config, setup.model_names, created=setup.created
+    )
+    gc.collect()
+    gc.freeze()
+    try:
+        asyncio.run(serve(service, listener, engine.tell_ready, ACCEPT_AT_ONCE))
+    except EngineFailedError:
+        return 1  # the engine's process says why
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
