@@ -50,16 +50,22 @@ def weights_floor(
 ) -> float:
     """Return the minimum time of the products with weights, in seconds.
 
-    Each step reads all weights once. It multiplies each of its tokens with the layers' weights, and
-    each sampled token with the LM head. The longer of the two times counts.
+    Each step reads all weights once, except those of experts that no token chooses. It multiplies
+    each of its tokens with the layers' weights, and each sampled token with the LM head. The longer
+    of the two times counts.
     """
     head = config.vocab_size * config.hidden_size
-    layers = config.num_parameters - head * (1 if config.tie_word_embeddings else 2)
-    read = (layers + head) * dtype.itemsize / rates.bytes_per_second
-    return sum(
-        max(read, 2 * (layers * tokens + head * rows) / rates.flops_per_second)
-        for tokens, rows in map(_tokens_and_rows, steps)
-    )
+    embeddings = head * (1 if config.tie_word_embeddings else 2)
+    active = config.expected_parameters(1) - embeddings
+
+    def seconds(tokens: int, rows: int) -> float:
+        read = config.expected_parameters(tokens) - embeddings + head
+        return max(
+            read * dtype.itemsize / rates.bytes_per_second,
+            2 * (active * tokens + head * rows) / rates.flops_per_second,
+        )
+
+    return sum(seconds(*_tokens_and_rows(step)) for step in steps)
 
 
 def attention_floor(

@@ -88,6 +88,11 @@ def _qwen3(**changes: Any) -> dict[str, Any]:
     return _config("Qwen3ForCausalLM", "qwen3", **{"head_dim": 16, **changes})
 
 
+def _qwen3_moe(**changes: Any) -> dict[str, Any]:
+    experts = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
+    return _config("Qwen3MoeForCausalLM", "qwen3_moe", **{"head_dim": 16, **experts, **changes})
+
+
 def _gemma(version: int, **changes: Any) -> dict[str, Any]:
     """Gemma's config.json names its activation in another key, from the second version on."""
     key = "hidden_act" if version == 1 else "hidden_activation"
@@ -182,6 +187,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
         use_sliding_window=True,
         sliding_window=6,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "mixtral": _config(
+        "MixtralForCausalLM",
+        "mixtral",
+        intermediate_size=24,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    ),
+    "qwen3-moe": _qwen3_moe(norm_topk_prob=True),
+    "qwen3-moe-some-dense": _qwen3_moe(
+        num_hidden_layers=4,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=7,
+        tie_word_embeddings=True,
     ),
     "smollm3": _config(
         "SmolLM3ForCausalLM",
@@ -349,7 +372,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
-        for name, (out_size, in_size, bias) in layer_linears(config).items():
+        for name, (out_size, in_size, bias) in layer_linears(config, layer).items():
             shapes[f"{prefix}.{name}.weight"] = (out_size, in_size)
             if bias:
                 shapes[f"{prefix}.{name}.bias"] = (out_size,)
@@ -365,7 +388,7 @@ def head_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
     return head_dim, heads * head_dim, kv_heads * head_dim
 
 
-def layer_linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
+def layer_linears(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, int, bool]]:
     """Output size, input size and bias of a layer's projections."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     model_type = config["model_type"]
@@ -380,16 +403,41 @@ def layer_linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]
             "self_attn.k_proj": (kv_size, hidden, qkv_bias),
             "self_attn.v_proj": (kv_size, hidden, qkv_bias),
         }
+    linears["self_attn.o_proj"] = (
+        hidden,
+        q_size,
+        attention_bias and not model_type.startswith("glm"),
+    )
+    if experts := expert_shapes(config, layer):
+        return linears | experts
     if model_type in ("phi3", "glm", "glm4"):
         linears["mlp.gate_up_proj"] = (2 * inner, hidden, False)
     else:
         linears["mlp.gate_proj"] = linears["mlp.up_proj"] = (inner, hidden, mlp_bias)
-    o_bias = attention_bias and not model_type.startswith("glm")
-    return {
-        **linears,
-        "self_attn.o_proj": (hidden, q_size, o_bias),
-        "mlp.down_proj": (hidden, inner, mlp_bias),
-    }
+    return {**linears, "mlp.down_proj": (hidden, inner, mlp_bias)}
+
+
+def expert_shapes(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, int, bool]]:
+    """The projections of a layer's router and experts; none if the layer has an MLP."""
+    hidden = config["hidden_size"]
+    if config["model_type"] == "mixtral":
+        inner, count = config["intermediate_size"], config["num_local_experts"]
+        folder, names = "block_sparse_moe", ("w1", "w3", "w2")
+    elif config["model_type"] == "qwen3_moe":
+        sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+        if not sparse or layer in config.get("mlp_only_layers", []):
+            return {}
+        inner, count = config["moe_intermediate_size"], config["num_experts"]
+        folder, names = "mlp", ("gate_proj", "up_proj", "down_proj")
+    else:
+        return {}
+    gate, up, down = names
+    shapes = {f"{folder}.gate": (count, hidden, False)}
+    for expert in range(count):
+        shapes[f"{folder}.experts.{expert}.{gate}"] = (inner, hidden, False)
+        shapes[f"{folder}.experts.{expert}.{up}"] = (inner, hidden, False)
+        shapes[f"{folder}.experts.{expert}.{down}"] = (hidden, inner, False)
+    return shapes
 
 
 def layer_norms(config: Mapping[str, Any]) -> dict[str, int]:
@@ -398,7 +446,7 @@ def layer_norms(config: Mapping[str, Any]) -> dict[str, int]:
     model_type = config["model_type"]
     names = NORMS.get(model_type, ("input_layernorm", "post_attention_layernorm"))
     norms = dict.fromkeys(names, config["hidden_size"])
-    if model_type in ("qwen3", "gemma3_text"):
+    if model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
         norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
     if model_type in ("olmo2", "olmo3"):
         norms |= {"self_attn.q_norm": q_size, "self_attn.k_norm": kv_size}

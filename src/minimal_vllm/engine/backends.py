@@ -165,7 +165,7 @@ def _make_cuda_runner(
     step = GpuStep(model, model.attention, table)
     if config.enforce_eager:
         return CudaRunner(step, graphs=None)
-    num_parameters = sum(each.numel() for each in model.decoder.parameters())
+    num_parameters = round(model.decoder.config.expected_parameters(1))
     graphs = Graphs(
         step,
         GraphCapture(),

@@ -165,11 +165,18 @@ def estimate_activations(
     """Return an upper estimate of the bytes that the largest step takes besides weights and cache.
 
     At the widest point of a layer, in the MLP, each token has its residual, the normalized input,
-    gate and up, and their product. Attention holds float32 copies of queries and results. The
-    sampler peaks when it sorts a whole vocabulary for top_p.
+    gate and up, and their product. In a mixture of experts, each of its experts has gate, up, their
+    product and a result, and each expert has a list of the tokens that it may get. Attention holds
+    float32 copies of queries and results. The sampler peaks when it sorts a whole vocabulary for
+    top_p.
     """
     heads = model.num_heads * model.head_dim
-    per_token = 3 * model.hidden_size + max(3 * model.intermediate_size, 8 * heads)
+    widest = max(3 * model.intermediate_size, 8 * heads)
+    if model.experts:
+        of_expert = 3 * model.experts.inner_size + model.hidden_size
+        lists = 8 * model.experts.count // itemsize
+        widest = max(widest, model.experts.per_token * of_expert + lists)
+    per_token = 3 * model.hidden_size + widest
     logits = SAMPLER_BYTES_PER_LOGIT * model.vocab_size * max(max_num_seqs, LOGITS_AT_A_TIME)
     return batched_tokens * per_token * itemsize + logits
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from minimal_vllm.formats.gguf_file import GgufFile, find_gguf, read_gguf
+from minimal_vllm.model.experts_config import ExpertsConfig, read_experts
 from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
-from minimal_vllm.model.json_fields import flag, integer, positive
+from minimal_vllm.model.json_fields import flag, integer, positive, token_ids
 from minimal_vllm.model.layer_config import LayerConfig, read_layers
 from minimal_vllm.model.multimodal import text_config
 from minimal_vllm.model.registry import (
@@ -84,6 +85,8 @@ class ModelConfig:
     local_rope: RopeConfig | None
     """Rotation in layers with a sliding window. None: ``rope``."""
     layers: tuple[LayerConfig, ...]
+    experts: ExpertsConfig | None
+    """Settings of the layers that have a mixture of experts. None: no layer has."""
     max_position_embeddings: int
     max_positions: int
     """Maximum length of a sequence: the trained length, extended by linear or YaRN scaling."""
@@ -193,6 +196,7 @@ class ModelConfig:
             rope=rope,
             local_rope=local_rope,
             layers=read_layers(raw, family, integer(raw, "num_hidden_layers")),
+            experts=read_experts(raw, family.experts) if family.experts else None,
             dtype=read_dtype(raw),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
         )
@@ -217,6 +221,11 @@ class ModelConfig:
         return self.attention_softcap is None and not self.attention_sinks
 
     @property
+    def num_sparse_layers(self) -> int:
+        """Number of layers with a mixture of experts."""
+        return sum(layer.is_sparse for layer in self.layers)
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters; tied embeddings count once."""
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -227,9 +236,30 @@ class ModelConfig:
         attention += self.attention_sinks * self.num_heads
         mlp = 3 * self.hidden_size * self.intermediate_size
         mlp += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
+        mlps = (self.num_layers - self.num_sparse_layers) * mlp
+        if self.experts:
+            mlps += self.num_sparse_layers * self.experts.num_parameters(self.hidden_size)
         embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         norms = self.num_layers * self.norms.count + 1
-        return self.num_layers * (attention + mlp) + embeddings + norms * self.hidden_size
+        return self.num_layers * attention + mlps + embeddings + norms * self.hidden_size
+
+    def expected_parameters(self, num_tokens: int) -> float:
+        """Return ``num_parameters`` without the experts that are expected to have no token.
+
+        For one token, these are the parameters that it is computed with, called active.
+        """
+        if self.experts is None:
+            return self.num_parameters
+        idle = self.experts.count - self.experts.expected_hit(num_tokens)
+        expert = self.experts.expert_parameters(self.hidden_size)
+        return self.num_parameters - self.num_sparse_layers * idle * expert
+
+    @property
+    def active_inner_sizes(self) -> int:
+        """Sum over all layers of the intermediate size that a token is computed with."""
+        sparse = self.num_sparse_layers
+        experts = self.experts.per_token * self.experts.inner_size if self.experts else 0
+        return (self.num_layers - sparse) * self.intermediate_size + sparse * experts
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Return the bytes that one token's keys and values take over all layers, in ``dtype``."""
@@ -249,18 +279,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
-
-
-def token_ids(value: object) -> tuple[int, ...]:
-    """Return the token ids in a JSON value: one id, a list of ids, or None for no ids.
-
-    Raises:
-        ValueError: the value is anything else.
-    """
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
-        raise ValueError(f"eos_token_id must be a token id, a list of them or null, not {value!r}")
-    return tuple(ids)
 
 
 def _option(raw: Mapping[str, Any], family: Family, key: str) -> float | None:

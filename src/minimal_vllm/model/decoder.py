@@ -68,6 +68,7 @@ class Decoder(nn.Module):
         modules: Modules = PLAIN_MODULES,
     ) -> None:
         super().__init__()
+        self.config = config
         self.vocab_size = config.vocab_size
         self.hidden_size = config.hidden_size
         self.dtype = dtype

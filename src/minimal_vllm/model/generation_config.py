@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
-from minimal_vllm.model.config import ModelConfig, read_json, token_ids
+from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.gguf_config import generation_config_json
+from minimal_vllm.model.json_fields import token_ids
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.settings import SettingsError
 

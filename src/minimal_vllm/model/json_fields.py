@@ -55,6 +55,18 @@ def entries(raw: Mapping[str, Any], key: str, at_least: int) -> list[Any]:
     return value
 
 
+def token_ids(value: object) -> tuple[int, ...]:
+    """Return the token ids in a JSON value: one id, a list of ids, or None for no ids.
+
+    Raises:
+        ValueError: the value is anything else.
+    """
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise ValueError(f"eos_token_id must be a token id, a list of them or null, not {value!r}")
+    return tuple(ids)
+
+
 def _wrong(raw: Mapping[str, Any], key: str, wanted: str) -> ValueError:
     found = f"is {raw[key]!r}" if key in raw else "is missing"
     return ValueError(f"config.json: {key} {found}, but must be {wanted}")

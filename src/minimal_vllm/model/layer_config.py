@@ -4,18 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from minimal_vllm.model.experts_config import read_sparse_layers
 from minimal_vllm.model.json_fields import entries, flag, integer
 from minimal_vllm.model.registry import Family
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """Attention settings that may differ from layer to layer."""
+    """Settings that may differ from layer to layer."""
 
     window: int | None
     """Sliding window: position i attends to positions i - window + 1 to i. None: to all up to i."""
     rope: bool
     """Whether queries and keys are rotated by their positions."""
+    is_sparse: bool = False
+    """Whether the layer has a mixture of experts instead of an MLP."""
 
 
 def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tuple[LayerConfig, ...]:
@@ -30,6 +33,9 @@ def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tupl
         ValueError: config.json contradicts itself or the family.
     """
     rotated = _rotated_layers(raw, family, num_layers)
+    sparse = [False] * num_layers
+    if family.experts:
+        sparse = read_sparse_layers(raw, family.experts, num_layers)
     window = _window(raw, family)
     sliding = _sliding_layers(raw, family, rotated) if window else [False] * num_layers
     if "layer_types" in raw:
@@ -42,8 +48,8 @@ def read_layers(raw: Mapping[str, Any], family: Family, num_layers: int) -> tupl
             )
         sliding = listed
     return tuple(
-        LayerConfig(window if slides else None, rope)
-        for slides, rope in zip(sliding, rotated, strict=True)
+        LayerConfig(window if slides else None, rope, is_sparse)
+        for slides, rope, is_sparse in zip(sliding, rotated, sparse, strict=True)
     )
 
 

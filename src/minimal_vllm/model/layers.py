@@ -15,6 +15,7 @@ from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand
+from minimal_vllm.model.experts import Experts
 from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear, parameter
 from minimal_vllm.model.norm import NoNorm, RMSNorm, Scaled
@@ -38,6 +39,29 @@ class MLP(nn.Module):
     def forward(self, x: Operand) -> Operand:
         """Return ``down(activation(gate(x)) * up(x))``; input and output are ``[T, hidden]``."""
         return self.down_proj.forward(self.gate_up_proj.forward(x))
+
+
+class MoE(nn.Module):
+    """Mixture of experts: a router chooses a few of many small MLPs for each token.
+
+    Args:
+        config: hyperparameters of a model that has experts.
+        modules: classes to build the router and the experts from.
+    """
+
+    def __init__(self, config: ModelConfig, modules: "Modules") -> None:
+        super().__init__()
+        self.experts = modules.experts(config)
+        self.router = modules.linear(config.hidden_size, {"gate": self.experts.config.count}, False)
+
+    def forward(self, x: Operand) -> Operand:
+        """Return the weighted sum of each token's experts; input and output are ``[T, hidden]``."""
+        return self.experts.forward(x, self.router.forward(x))
+
+
+def feed_forward(config: ModelConfig, layer: LayerConfig, modules: "Modules") -> MLP | MoE:
+    """Make a layer's feed-forward network: an MLP, or a mixture of experts."""
+    return MoE(config, modules) if layer.is_sparse else MLP(config, modules)
 
 
 class Sinks(nn.Module):
@@ -172,7 +196,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = modules.attention(config, layer, modules)
         self.after_attention = after(config.norms.after_attention)
         self.before_mlp = norm(config.norms.before_mlp)
-        self.mlp = modules.mlp(config, modules)
+        self.mlp = modules.mlp(config, layer, modules)
         self.after_mlp = after(config.norms.after_mlp)
 
     def forward(
@@ -235,8 +259,10 @@ class Modules:
     """Makes a norm from the arguments of ``RMSNorm``."""
     attention: "Callable[[ModelConfig, LayerConfig, Modules], SelfAttention]" = SelfAttention
     """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
-    mlp: "Callable[[ModelConfig, Modules], MLP]" = MLP
-    """Makes a layer's MLP; its projections come from the same ``Modules``."""
+    mlp: "Callable[[ModelConfig, LayerConfig, Modules], MLP | MoE]" = feed_forward
+    """Makes a layer's feed-forward network; its parts come from the same ``Modules``."""
+    experts: Callable[[ModelConfig], Experts] = Experts
+    """Makes the experts of a layer that has a mixture of them."""
     convert: Callable[[str, Projection], Projection] = _keep
     """Replaces a projection, given its path in the model. Default: keep it. The weights have no
     memory yet. Use it for a format that quantizes some projections, or an adapter of some layers.

@@ -17,6 +17,7 @@ from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.multimodal import text_tensor_name
 from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.registry import FAMILIES
 from minimal_vllm.model.safetensors_file import DTYPES, SafetensorsTensor, read_header
 
 logger = logging.getLogger(__name__)
@@ -129,11 +130,13 @@ def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
     split among the tensors that it consists of.
     """
     tensors = {}
+    family = FAMILIES[model.config.architecture]
     for path, module in model.named_modules():
         if isinstance(module, HoldsWeights):
             parent = path.rpartition(".")[0]
             for name, memory in module.checkpoint_tensors():
-                tensors[".".join(filter(None, ["model", parent, name]))] = memory
+                name_here = ".".join(filter(None, ["model", parent, name]))
+                tensors[family.checkpoint_name(name_here)] = memory
     head = tensors.pop("model.lm_head.weight")
     return tensors if model.has_tied_embeddings else {**tensors, "lm_head.weight": head}
 

@@ -29,6 +29,18 @@ Pairs = Literal["halves", "neighbors"]
 
 
 @dataclass(frozen=True)
+class ExpertRules:
+    """Rules for reading what config.json says of a mixture of experts."""
+
+    inner_size: str
+    """Key of an expert's intermediate size."""
+    normalize: Literal["configured", "always"] = "always"
+    """Whether a token's weights are scaled to sum to 1: as ``norm_topk_prob`` says, or always."""
+    has_dense_layers: bool = False
+    """Whether ``decoder_sparse_step`` and ``mlp_only_layers`` may give some layers an MLP."""
+
+
+@dataclass(frozen=True)
 class Family:
     """Rules for reading the config.json of one architecture: what it may choose, what is fixed.
 
@@ -66,6 +78,10 @@ class Family:
     """With ``but every nth``: every n-th layer has no window."""
     has_nope_layers: bool = False
     """Whether some layers have no rotary embedding (``no_rope_layers``)."""
+    experts: ExpertRules | None = None
+    """Rules of the mixture of experts that layers have instead of an MLP. None: there is none."""
+    tensor_names: Mapping[str, str] = field(default_factory=dict)
+    """Parts of tensor names that differ: the model's name -> the checkpoint's name."""
     partial_rotary: bool = False
     """Whether ``partial_rotary_factor`` may leave dimensions of each head unrotated."""
     rotary_pairs: Pairs = "halves"
@@ -78,6 +94,12 @@ class Family:
     """Keys that only some architectures have, and that are therefore refused in others."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of keys that config.json lacks, in addition to ``COMMON_DEFAULTS``."""
+
+    def checkpoint_name(self, name: str) -> str:
+        """Return a checkpoint's name of the tensor that the model calls ``name``."""
+        for ours, theirs in self.tensor_names.items():
+            name = name.replace(ours, theirs)
+        return name
 
 
 COMMON_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
@@ -153,6 +175,18 @@ FAMILIES = {
             "rope_parameters": _MINISTRAL_3_ROPE,
         },
     ),
+    "MixtralForCausalLM": Family(
+        attention_bias="never",
+        sliding="always",
+        experts=ExpertRules("intermediate_size"),
+        tensor_names={
+            ".mlp.": ".block_sparse_moe.",
+            ".gate_proj.": ".w1.",
+            ".up_proj.": ".w3.",
+            ".down_proj.": ".w2.",
+        },
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "num_experts_per_tok": 2},
+    ),
     "Qwen2ForCausalLM": Family(  # Qwen2 and Qwen2.5
         attention_bias="qkv", sliding="from max_window_layers", defaults=_QWEN_WINDOW
     ),
@@ -160,6 +194,12 @@ FAMILIES = {
         qk_norm="per head",
         sliding="from max_window_layers",
         defaults={"head_dim": 128, **_QWEN_WINDOW},
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        qk_norm="per head",
+        sliding="always",
+        experts=ExpertRules("moe_intermediate_size", normalize="configured", has_dense_layers=True),
+        defaults={"use_sliding_window": False, "sliding_window": 4096},
     ),
     "SmolLM3ForCausalLM": Family(
         mlp_bias="configured",
@@ -259,8 +299,10 @@ _MODEL_TYPES = {
     "mistral": "MistralForCausalLM",
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM",

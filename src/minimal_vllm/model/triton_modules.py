@@ -13,11 +13,19 @@ from torch.nn.functional import linear
 
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.experts import Experts
+from minimal_vllm.model.kernels.few_tokens import (
+    MOST_TOKENS,
+    gated_products_of_pairs,
+    sums_of_experts,
+)
 from minimal_vllm.model.kernels.gate import act_and_mul
 from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
+from minimal_vllm.model.kernels.grouped import gated_grouped_product, weighted_grouped_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matvec import add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.norm import add_norm
+from minimal_vllm.model.kernels.route import route, route_and_list
 from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.model.layers import Heads, Modules, SelfAttention
 from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
@@ -55,7 +63,7 @@ class PartialSums:
     """Product whose inner sum was split into parts; deferred until the parts are added."""
 
     parts: Tensor
-    """``[parts, T, out]`` float32."""
+    """``[parts, T, out]``, in float32 or in ``dtype``."""
     dtype: torch.dtype
     """Dtype of the product."""
 
@@ -142,6 +150,30 @@ class TritonRMSNorm(RMSNorm):
         return add_norm(computed(x).contiguous(), None, self.weight, self.eps)[1]
 
 
+class TritonExperts(Experts):
+    """Experts in two ways: pair by pair for a few tokens, grouped by expert for more."""
+
+    def forward(self, x: Operand, logits: Tensor) -> Operand:
+        """Compute each token by its experts; see ``Experts.forward``."""
+        if len(logits) > MOST_TOKENS:
+            return self._grouped(computed(x), logits)
+        return self._pair_by_pair(x, logits)
+
+    def _grouped(self, x: Tensor, logits: Tensor) -> PartialSums:
+        per_token = self.config.per_token
+        _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
+        inner = gated_grouped_product(x, lists, per_token, self.gate_up, self.activation)
+        return PartialSums(weighted_grouped_product(inner, weights, lists, self.down), x.dtype)
+
+    def _pair_by_pair(self, x: Operand, logits: Tensor) -> Tensor:
+        experts, weights = route(logits, self.config.per_token, normalized=self.config.normalized)
+        norm = None
+        if isinstance(x, Normed):  # the router has computed the residual stream already
+            norm, x = (x.weight, x.eps), x.total
+        inner = gated_products_of_pairs(computed(x), norm, experts, self.gate_up, self.activation)
+        return sums_of_experts(inner, experts, weights, self.down)
+
+
 class TritonSelfAttention(SelfAttention):
     """Attention that normalizes, rotates and stores a token's heads in one pass over memory."""
 
@@ -172,4 +204,5 @@ TRITON_MODULES = Modules(
     gated_linear=TritonGatedLinear,
     norm=TritonRMSNorm,
     attention=TritonSelfAttention,
+    experts=TritonExperts,
 )

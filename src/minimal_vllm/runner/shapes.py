@@ -72,7 +72,7 @@ def max_recorded_tokens(num_parameters: int, most: int, num_sms: int) -> int:
     With more tokens the GPU computes longer than the CPU takes to launch the kernels.
 
     Args:
-        num_parameters: parameters of the model; each takes two operations per token.
+        num_parameters: parameters that a token is computed with; each takes two operations.
         most: maximum number of tokens in a step.
         num_sms: number of streaming multiprocessors of the GPU.
     """

@@ -58,7 +58,8 @@ class RooflineCostModel:
         self._pauses = achieved.batch_us_per_layer / 1e6 * model.num_layers
         self._admission = achieved.admission_us_per_token / 1e6
         self._idle_start = achieved.idle_start_ms / 1000
-        self._layer_weights = model.num_parameters - embeddings
+        self._model, self._embeddings = model, embeddings
+        self._active_weights = model.expected_parameters(1) - embeddings
         self._head_weights = head
         self._itemsize = itemsize
         self._kv_bytes = kv_bytes_per_token(model, kv_itemsize)
@@ -85,7 +86,7 @@ class RooflineCostModel:
         """Return the time of products, attention, other memory traffic and gaps between kernels."""
         moved = load.num_tokens * self._activation_bytes + load.num_samples * self._logits_bytes
         return (
-            self._matmul(self._layer_weights, load.num_tokens)
+            self._layers(load.num_tokens)
             + self._attention(load)
             + (self._matmul(self._head_weights, load.num_samples) if load.num_samples else 0)
             + moved / self._bandwidth
@@ -111,6 +112,18 @@ class RooflineCostModel:
         own = (load.attended - load.shared) * self._pair_flops / self._attention_rate
         return shared + max(memory, own)
 
+    def _layers(self, num_tokens: int) -> float:
+        """Return the time of the layers' products.
+
+        In a mixture of experts a token is multiplied with its own experts' weights only, but the
+        experts of all tokens are read.
+        """
+        read = self._model.expected_parameters(num_tokens) - self._embeddings
+        return max(
+            read * self._itemsize / self._bandwidth,
+            2 * self._active_weights * num_tokens / self._matmul_rate,
+        )
+
     def _matmul(self, num_weights: int, num_rows: int) -> float:
         """Return the time of a product: each weight is read once, and multiplied with each row."""
         return max(
@@ -132,8 +145,8 @@ def activation_numbers(model: ModelConfig) -> int:
     their product.
     """
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    widths = 4 * model.hidden_size + 2 * queries + 2 * keys + 3 * model.intermediate_size
-    return 2 * model.num_layers * widths
+    widths = 4 * model.hidden_size + 2 * queries + 2 * keys
+    return 2 * (model.num_layers * widths + 3 * model.active_inner_sizes)
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -24,6 +24,18 @@ def _qwen3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> dic
     }
 
 
+def _qwen3_moe(layers: int, hidden: int, inner: int, heads: int) -> dict[str, Any]:
+    return {
+        **_qwen3(layers, hidden, 3 * hidden, heads, tied=False),
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": inner,
+        "norm_topk_prob": True,
+    }
+
+
 def _llama3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -47,6 +59,7 @@ PRESETS = {
     "qwen3-8b": _qwen3(36, 4096, 12288, 32, tied=False),
     "qwen3-14b": _qwen3(40, 5120, 17408, 40, tied=False),
     "qwen3-32b": _qwen3(64, 5120, 25600, 64, tied=False),
+    "qwen3-30b-a3b": _qwen3_moe(48, 2048, 768, 32),
     "llama-3.2-1b": _llama3(16, 2048, 8192, 32, tied=True),
     "llama-3.2-3b": _llama3(28, 3072, 8192, 24, tied=True),
     "llama-3.1-8b": _llama3(32, 4096, 14336, 32, tied=False),

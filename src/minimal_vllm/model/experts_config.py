@@ -1,0 +1,92 @@
+"""Reading what config.json says of a mixture of experts. Nothing here imports torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minimal_vllm.model.json_fields import flag, integer
+from minimal_vllm.model.registry import ExpertRules
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Settings of the layers that have a mixture of experts instead of an MLP."""
+
+    count: int
+    """Number of experts in a layer."""
+    per_token: int
+    """Number of experts that compute each token."""
+    inner_size: int
+    """Intermediate size of one expert."""
+    normalized: bool
+    """Whether the weights of a token's experts are scaled to sum to 1."""
+
+    def expert_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of one expert."""
+        return 3 * hidden_size * self.inner_size
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of a layer's router and experts."""
+        return self.count * (hidden_size + self.expert_parameters(hidden_size))
+
+    def expected_hit(self, num_tokens: int) -> float:
+        """Return the expected number of experts that compute at least one of ``num_tokens`` tokens.
+
+        The router is assumed to choose each expert equally often, independently for each token.
+        """
+        missed = (1 - self.per_token / self.count) ** num_tokens
+        return self.count * (1 - missed)
+
+
+def read_experts(raw: Mapping[str, Any], rules: ExpertRules) -> ExpertsConfig:
+    """Return the settings of the experts that config.json describes.
+
+    Args:
+        raw: config.json with the family's defaults filled in and null values removed.
+        rules: the family's rules for experts.
+
+    Raises:
+        ValueError: a key is missing or invalid.
+    """
+    count = _num_experts(raw)
+    per_token = integer(raw, "num_experts_per_tok")
+    if per_token > count:
+        raise ValueError(
+            f"config.json: num_experts_per_tok is {per_token}, but there are only {count} experts"
+        )
+    normalized = rules.normalize == "always" or flag(raw, "norm_topk_prob")
+    return ExpertsConfig(count, per_token, integer(raw, rules.inner_size), normalized)
+
+
+def read_sparse_layers(raw: Mapping[str, Any], rules: ExpertRules, num_layers: int) -> list[bool]:
+    """Return, for each layer, whether it has a mixture of experts.
+
+    Args:
+        raw: config.json with the family's defaults filled in and null values removed.
+        rules: the family's rules for experts.
+        num_layers: number of layers.
+
+    Raises:
+        ValueError: ``mlp_only_layers`` or ``decoder_sparse_step`` is invalid.
+    """
+    if not rules.has_dense_layers:
+        return [True] * num_layers
+    step = integer(raw, "decoder_sparse_step", 1)
+    dense = raw.get("mlp_only_layers", [])
+    if not isinstance(dense, list) or not all(
+        type(layer) is int and 0 <= layer < num_layers for layer in dense
+    ):
+        raise ValueError(
+            f"config.json: mlp_only_layers is {dense!r}, but must be a list of layers, each an "
+            f"integer from 0 to {num_layers - 1}"
+        )
+    return [(layer + 1) % step == 0 and layer not in dense for layer in range(num_layers)]
+
+
+def _num_experts(raw: Mapping[str, Any]) -> int:
+    """Return the number of experts, which has one name in some files and another in others."""
+    names = [name for name in ("num_experts", "num_local_experts") if name in raw]
+    counts = {integer(raw, name) for name in names or ["num_experts"]}
+    if len(counts) > 1:
+        raise ValueError("config.json: num_experts and num_local_experts differ")
+    return counts.pop()

@@ -1,0 +1,231 @@
+"""Grouped products: each expert multiplies all of its tokens at once.
+
+The pairs of a token and an expert are in lists, one for each expert (see ``route``). A program
+computes one tile: up to ``rows`` pairs of one expert, and some columns of the result::
+
+    members[0]  ███████░    block 0   ┐                      each block × each tile of columns
+    members[1]  ████████    block 1   │  × weights[1]        is a program
+                ███░░░░░    block 2   ┘
+    members[2]                        no block
+    members[3]  █░░░░░░░    block 3
+
+How many blocks an expert has is known to the GPU only, so that steps can be recorded. The grid has
+as many programs as any choice of experts can need. Each program adds up the blocks of the experts
+before it, finds its own expert, or finds that there is nothing left to do.
+
+A program reads the rows of its tokens where they are, and writes to where they belong: nothing is
+sorted or copied. Bytes: the weights of every expert that has a token, once if all of its tokens fit
+into one block; FLOPs: ``6 * T * k * hidden * inner``.
+
+Source: Gale et al., *MegaBlocks*, 2022, https://arxiv.org/abs/2211.15841.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor, float32
+
+from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
+from minimal_vllm.model.kernels.route import ExpertLists
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Sizes of a program's tile, and its launch."""
+
+    rows: int
+    """Pairs of a token and an expert."""
+    columns: int
+    """Columns of the result."""
+    depth: int
+    """Terms of the sum added per iteration."""
+    warps: int
+    stages: int
+
+
+def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
+    """Return the tiles for ``pairs`` of tokens and experts: the fastest on an H200.
+
+    Args:
+        pairs: number of pairs of a token and an expert.
+        num_experts: number of experts.
+        gated: whether a program multiplies with two matrices, gate and up.
+    """
+    mean = pairs / num_experts
+    if mean <= 8:
+        return Tiles(16, 64, 128, 4, 3)
+    if mean <= 24:
+        return Tiles(32, 64, 128, 4, 3)
+    if mean <= 48:
+        return Tiles(64, 64 if gated else 128, 64, 4, 4)
+    if not gated:
+        return Tiles(128, 256, 64, 8, 3)
+    return Tiles(128, 64 if mean <= 128 else 128, 64, 8, 4)
+
+
+def gated_grouped_product(
+    x: Tensor, lists: ExpertLists, per_token: int, gate_up: Tensor, activation: str
+) -> Tensor:
+    """Return ``activation(gate(x)) * up(x)`` for each pair of a token and one of its experts.
+
+    Args:
+        x: ``[T, in]``, contiguous.
+        lists: the pairs of each expert.
+        per_token: number of experts of a token, k.
+        gate_up: ``[E, 2 * inner, in]``, contiguous: gate, then up.
+        activation: a key of ``ACTIVATIONS``.
+
+    Returns:
+        ``[T, k, inner]``.
+    """
+    inner = gate_up.shape[1] // 2
+    out = x.new_empty(len(x), per_token, inner)
+    tiles = choose_tiles(len(x) * per_token, len(gate_up), gated=True)
+    _launch(x, None, lists, per_token, gate_up, out, inner, tiles, activation)
+    return out
+
+
+def weighted_grouped_product(
+    inner: Tensor, weights: Tensor, lists: ExpertLists, down: Tensor
+) -> Tensor:
+    """Return the weighted results of each token's experts, which are still to be added.
+
+    Args:
+        inner: ``[T, k, inner]``, contiguous, from ``gated_grouped_product``.
+        weights: ``[T, k]`` float32: factors of the experts' results.
+        lists: the pairs of each expert.
+        down: ``[E, out, inner]``, contiguous.
+
+    Returns:
+        ``[k, T, out]``: the result of each token's n-th expert.
+    """
+    tokens, per_token, _ = inner.shape
+    out = inner.new_empty(per_token, tokens, down.shape[1])
+    tiles = choose_tiles(tokens * per_token, len(down), gated=False)
+    _launch(inner, weights, lists, per_token, down, out, down.shape[1], tiles, None)
+    return out
+
+
+def _launch(
+    x: Tensor,
+    weights: Tensor | None,
+    lists: ExpertLists,
+    per_token: int,
+    matrices: Tensor,
+    out: Tensor,
+    out_size: int,
+    tiles: Tiles,
+    activation: str | None,
+) -> None:
+    count, tokens = lists.members.shape
+    pairs = tokens * per_token
+    # Each expert's last block may be partly empty, all others are full.
+    most_blocks = pairs // tiles.rows + min(count, pairs)
+    is_wide = x.dtype == float32
+    _grouped_kernel[(most_blocks * triton.cdiv(out_size, tiles.columns),)](
+        x,
+        lists.counts if weights is None else weights,
+        lists.counts,
+        lists.members,
+        matrices,
+        out,
+        tokens,
+        COUNT=count,
+        COUNTS=triton.next_power_of_2(count),
+        PER_TOKEN=per_token,
+        IN=x.shape[-1],
+        OUT=out_size,
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        DEPTH=tiles.depth,
+        ACTIVATION=None if activation is None else ACTIVATIONS[activation],
+        PRECISION="ieee" if is_wide else "tf32",
+        num_warps=tiles.warps,
+        num_stages=2 if is_wide else tiles.stages,
+        **launch_options(x),
+    )
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _grouped_kernel(
+    x,
+    weights,
+    counts,
+    members,
+    matrices,
+    out,
+    tokens,
+    COUNT: tl.constexpr,
+    COUNTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    COLUMN_TILES: tl.constexpr = tl.cdiv(OUT, COLUMNS)
+    block = tl.program_id(0) // COLUMN_TILES
+    column = tl.program_id(0) % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
+    safe_column = tl.where(column < OUT, column, 0) if OUT % COLUMNS else column
+    expert, first, count = _find_expert(counts, block, COUNT, COUNTS, ROWS)
+    if expert == COUNT:
+        return
+    place = first + tl.arange(0, ROWS)
+    is_row = place < count
+    # Rows and columns that don't exist repeat others, so that no load needs a mask.
+    pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
+    GATED: tl.constexpr = ACTIVATION is not None
+    row = pair // PER_TOKEN if GATED else pair
+    inner = tl.arange(0, DEPTH)
+    x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
+    HEIGHT: tl.constexpr = 2 * OUT if GATED else OUT
+    matrix = matrices + expert.to(tl.int64) * (HEIGHT * IN)
+    pointers = matrix + safe_column[None, :] * IN + inner[:, None]  # transposed
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    ups = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, IN, DEPTH):
+        xs = _load(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
+        some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+        total = tl.dot(xs, some, total, input_precision=PRECISION)
+        if GATED:
+            up_pointers = pointers + OUT * IN
+            some = _load(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+            ups = tl.dot(xs, some, ups, input_precision=PRECISION)
+    kind = out.dtype.element_ty
+    target = pair
+    if GATED:
+        result = gated(total.to(kind), ups.to(kind), ACTIVATION)
+    else:
+        weight = tl.load(weights + pair, mask=is_row, other=0.0)
+        result = (total * weight[:, None]).to(kind)
+        target = pair % PER_TOKEN * tokens + pair // PER_TOKEN
+    offsets = target.to(tl.int64)[:, None] * OUT + column[None, :]
+    tl.store(out + offsets, result, mask=is_row[:, None] & (column < OUT)[None, :])
+
+
+@triton.jit
+def _load(pointers, inner, size, IS_FULL: tl.constexpr):
+    """Load a tile, whose terms from ``size`` on are zero. Masks cost time: a full tile has none."""
+    if IS_FULL:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=inner < size, other=0.0)
+
+
+@triton.jit
+def _find_expert(counts, block, COUNT: tl.constexpr, COUNTS: tl.constexpr, ROWS: tl.constexpr):
+    """Return a block's expert, or ``COUNT`` if there is none; its first pair's place, and count."""
+    expert = tl.arange(0, COUNTS)
+    count = tl.load(counts + expert, mask=expert < COUNT, other=0)
+    blocks = (count + ROWS - 1) // ROWS
+    ends = tl.cumsum(blocks, 0)
+    index = tl.minimum(tl.sum((ends <= block).to(tl.int32), 0), COUNT)
+    is_mine = expert == index
+    first = tl.sum(tl.where(is_mine, block - (ends - blocks), 0), 0) * ROWS
+    return index, first, tl.sum(tl.where(is_mine, count, 0), 0)

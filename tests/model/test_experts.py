@@ -1,0 +1,155 @@
+"""Mixtures of experts: the plain one against a loop over tokens, and the kernels against it."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from checkpoints import FAMILIES
+
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.experts import choose_experts
+from minimal_vllm.model.experts_config import ExpertsConfig
+from minimal_vllm.model.kernels.route import route_and_list
+from minimal_vllm.model.layers import PLAIN_MODULES, MoE
+from minimal_vllm.model.triton_modules import TRITON_MODULES
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPU = pytest.mark.gpu
+DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+ALL_DTYPES = [torch.float32, *(pytest.param(dtype, marks=GPU) for dtype in DTYPES)]
+
+
+def numbers(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+def config_with(hidden=32, count=6, per_token=3, inner=20, normalized=True):
+    config = dict(FAMILIES["qwen3-moe"])
+    return ModelConfig.from_dict(
+        config
+        | {
+            "hidden_size": hidden,
+            "num_experts": count,
+            "num_experts_per_tok": per_token,
+            "moe_intermediate_size": inner,
+            "norm_topk_prob": normalized,
+        }
+    )
+
+
+def make_pair(config, dtype=torch.float32):
+    """The plain and the Triton mixture of experts, with the same weights."""
+    pair = []
+    for modules in (PLAIN_MODULES, TRITON_MODULES):
+        module = MoE(config, modules)
+        for part in module.modules():
+            for name, shape in [(n, p.shape) for n, p in part.named_parameters(recurse=False)]:
+                weight = numbers(*shape, dtype=dtype) * shape[-1] ** -0.5
+                setattr(part, name, torch.nn.Parameter(weight, requires_grad=False))
+        pair.append(module)
+    return pair
+
+
+def assert_close(got, expected, tolerance):
+    error = (got.float() - expected.float()).norm() / expected.float().norm()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_token_is_the_weighted_sum_of_its_experts(normalized):
+    config = config_with(normalized=normalized)
+    plain, _ = make_pair(config)
+    x = numbers(9, 32)
+    logits = x @ plain.router.weight.T
+    for token, got in enumerate(computed(plain.forward(x))):
+        probabilities = logits[token].softmax(0)
+        best = sorted(range(6), key=lambda expert: -probabilities[expert])[:3]
+        total = sum(probabilities[expert] for expert in best) if normalized else 1
+        expected = torch.zeros(32, device=DEVICE)
+        for expert in best:
+            gate, up = (plain.experts.gate_up[expert] @ x[token]).chunk(2)
+            result = plain.experts.down[expert] @ (torch.nn.functional.silu(gate) * up)
+            expected += probabilities[expert] / total * result
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 9, 70])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"count": 5, "per_token": 1, "inner": 72, "hidden": 72},
+        {"count": 8, "per_token": 8, "inner": 36, "normalized": False},
+    ],
+)
+def test_the_kernels_compute_what_the_plain_experts_compute(sizes, num_tokens, dtype):
+    config = config_with(**sizes)
+    plain, ours = make_pair(config, dtype)
+    x = numbers(num_tokens, config.hidden_size, dtype=dtype)
+    expected = computed(plain.forward(x))
+    got = computed(ours.forward(x))
+    assert got.shape == expected.shape
+    if num_tokens:
+        assert_close(got, expected, DTYPES[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 8, 9, 64, 200, 256, 500, 900, 5000])
+def test_the_kernels_are_right_in_the_shape_of_a_large_model(num_tokens):
+    config = config_with(hidden=2048, count=128, per_token=8, inner=768)
+    plain, ours = make_pair(config, torch.bfloat16)
+    x = numbers(num_tokens, 2048, dtype=torch.bfloat16)
+    assert_close(computed(ours.forward(x)), computed(plain.forward(x)), 2e-2)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_a_norm_before_the_experts_is_applied_by_the_kernels(num_tokens):
+    config = config_with()
+    plain, ours = make_pair(config)
+    weight = numbers(32)
+    results = []
+    for moe, modules in ((plain, PLAIN_MODULES), (ours, TRITON_MODULES)):
+        norm = modules.norm("norm", 32, 1e-6)
+        norm.weight = torch.nn.Parameter(weight, requires_grad=False)
+        normed, residual = norm.forward(numbers(num_tokens, 32), 2 * numbers(num_tokens, 32))
+        results.append((computed(moe.forward(normed)), residual))
+    for expected, got in zip(*results, strict=True):
+        assert_close(got, expected, 1e-5)
+
+
+def test_all_tokens_may_choose_the_same_experts():
+    plain, ours = make_pair(config_with())
+    x = numbers(1, 32).expand(40, 32).contiguous()
+    assert_close(computed(ours.forward(x)), computed(plain.forward(x)), 1e-5)
+
+
+@pytest.mark.parametrize("count", [5, 128])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_kernel_chooses_the_experts_that_the_plain_router_chooses(count, normalized):
+    config = ExpertsConfig(count, 4, 8, normalized)
+    logits = 3 * numbers(50, count)
+    expected = choose_experts(logits, config)
+    experts, weights, lists = route_and_list(logits, 4, normalized=normalized)
+    assert torch.equal(experts.long(), expected.experts)
+    torch.testing.assert_close(weights, expected.weights)
+    for expert in range(count):
+        members = lists.members[expert, : lists.counts[expert]].tolist()
+        chosen = (expected.experts.flatten() == expert).nonzero().flatten().tolist()
+        assert sorted(members) == chosen
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_numbers_choose_experts_that_exist(bad):
+    logits = numbers(6, 5)
+    logits[1, 2] = bad
+    logits[2] = bad
+    experts, weights, _ = route_and_list(logits, 3, normalized=True)
+    for row in experts.tolist():
+        assert len(set(row)) == 3
+        assert all(0 <= expert < 5 for expert in row)
+    assert weights[[0, 3, 4, 5]].isfinite().all()
+    assert weights[2].isnan().all()
