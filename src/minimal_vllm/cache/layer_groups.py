@@ -1,7 +1,7 @@
 """Groups of layers, so that layers with a sliding window hold only the blocks that it sees.
 
-A block of the pool has room for ``block_size`` tokens in the layers of *one* group. All groups have
-the same number of layers, at most, so any group can use any block. A request needs one block per
+A block of the pool has room for ``block_size`` tokens in the layers of *one* group. The number of
+layers is the same for all groups, so any group can use any block. A request needs one block per
 group for the same tokens, and releases those that a group's window has left behind::
 
     tokens         0-3  4-7  8-11 12-15 16-19
@@ -66,14 +66,16 @@ def group_layers(windows: Sequence[Window], max_model_len: int) -> LayerGroups:
     counts = dict(sorted(Counter(kinds).items(), key=lambda kind: kind[0] or 0))
     size = _choose_size(counts)
     group_windows: list[Window] = []
-    members: dict[int, tuple[int, int]] = {}
-    for window in counts:
-        layers = [layer for layer, kind in enumerate(kinds) if kind == window]
-        for index, layer in enumerate(layers):
-            members[layer] = len(group_windows) + index // size, index % size
-        group_windows += [window] * -(-len(layers) // size)
-    of_layer, places = zip(*(members[layer] for layer in range(len(windows))), strict=True)
-    return LayerGroups(tuple(group_windows), size, of_layer, places)
+    first_group: dict[Window, int] = {}
+    for window, count in counts.items():
+        first_group[window] = len(group_windows)
+        group_windows += [window] * -(-count // size)
+    of_layer, places, seen = [], [], Counter[Window]()
+    for window in kinds:
+        of_layer.append(first_group[window] + seen[window] // size)
+        places.append(seen[window] % size)
+        seen[window] += 1
+    return LayerGroups(tuple(group_windows), size, tuple(of_layer), tuple(places))
 
 
 def _choose_size(counts: dict[Window, int]) -> int:
