@@ -73,5 +73,9 @@ class Attention(Protocol):
     """Factory for each step's attention. All implementations compute the same result."""
 
     def plan(self, batch: Batch) -> StepAttention:
-        """Compute everything that a step's layers share, and return the step's attention."""
+        """Compute everything that a step's layers share, and return the step's attention.
+
+        Layers with different sliding windows may be in different groups, with block tables of their
+        own. Then each group has its own batch and attention.
+        """
         ...
