@@ -58,7 +58,8 @@ class RowTable:
     @property
     def block_tables(self) -> list[Tensor]:
         """``[rows, most blocks]`` int32 for each group: the rows' block tables, as views."""
-        return list(self.cells[:, FIRST_BLOCK:].split(self.num_blocks, dim=1))
+        starts = range(FIRST_BLOCK, self.cells.shape[1], self.num_blocks)
+        return [self.cells[:, start : start + self.num_blocks] for start in starts]
 
     def update(self, plan: Plan) -> None:
         """Send the changes that the plan of the next step makes to the table."""
