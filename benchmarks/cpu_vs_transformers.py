@@ -29,7 +29,7 @@ from benchmarks.floor import MachineRates, attention_floor, measure_rates, weigh
 from benchmarks.models import SHAPES, model_folder
 from benchmarks.stopwatch import Sections, Stopwatch
 from minimal_vllm.attention import tiled
-from minimal_vllm.model import layers, linear
+from minimal_vllm.model import layers, linear, packed_linear
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.runner import plain
 from minimal_vllm.trace.step_record import StepRecord
@@ -46,7 +46,7 @@ def sections_of(ours: Ours) -> Sections:
     return {
         "batch building": [(plain, "build_batch")],
         "attention: plan": [(tiled.TiledAttention, "plan")],
-        WEIGHTS: [(linear, "linear")],
+        WEIGHTS: [(linear, "linear"), (packed_linear, "_multiply")],
         "attention: write to cache": [(layers, "write_to_cache")],
         GATHER: [(tiled.TiledStep, "_gather")],
         ARITHMETIC: [(tiled.TiledStep, "__call__")],

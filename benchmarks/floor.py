@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.packed_linear import can_pack
 from minimal_vllm.trace.step_record import StepRecord
 
 ROWS = 1024
@@ -50,10 +51,11 @@ def weights_floor(
 ) -> float:
     """Return the minimum time of the products with weights, in seconds.
 
-    Each step reads all weights once, except those of experts that no token chooses. It multiplies
-    each of its tokens with the layers' weights, and each sampled token with the LM head. The longer
-    of the two times counts.
+    Each step reads all weights once, in half precision if they can be packed, except those of
+    experts that no token chooses. It multiplies each of its tokens with the layers' weights, and
+    each sampled token with the LM head. The longer of the two times counts.
     """
+    itemsize = torch.half.itemsize if can_pack(dtype) else dtype.itemsize
     head = config.vocab_size * config.hidden_size
     embeddings = head * (1 if config.tie_word_embeddings else 2)
     active = config.expected_parameters(1) - embeddings
@@ -61,7 +63,7 @@ def weights_floor(
     def seconds(tokens: int, rows: int) -> float:
         read = config.expected_parameters(tokens) - embeddings + head
         return max(
-            read * dtype.itemsize / rates.bytes_per_second,
+            read * itemsize / rates.bytes_per_second,
             2 * (active * tokens + head * rows) / rates.flops_per_second,
         )
 

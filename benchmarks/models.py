@@ -59,11 +59,11 @@ def model_folder(name: str) -> Path:
         return DEMO_MODEL_DIR
     if name not in SHAPES:
         return Path(name)
-    folder = Path(tempfile.gettempdir()) / "minimal-vllm-benchmarks" / name
+    folder = Path(tempfile.gettempdir()) / "minimal-vllm-benchmarks" / f"{name}-bfloat16"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-        write_random_model(unfinished, SHAPES[name])
+        write_random_model(unfinished, SHAPES[name], torch.bfloat16)
         unfinished.rename(folder)
     return folder
 

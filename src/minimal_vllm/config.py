@@ -137,8 +137,8 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on. ``auto``: the GPU if there is one."""
     attention_backend: Part = "auto"
-    """Implementation of attention: ``reference`` (slow and plain), ``tiled`` (CPU), ``triton``
-    (GPU), or a class of your own, FILE.py:CLASS."""
+    """Implementation of attention: ``reference`` (slow; beside it, all modules are plain),
+    ``tiled`` (CPU), ``triton`` (GPU), or a class of your own, FILE.py:CLASS."""
     max_model_len: Annotated[PositiveInt | None, BeforeValidator(_as_model_len)] = None
     """Maximum number of tokens in a request, prompt and output together. Default: the model's
     limit, or what the KV cache holds if that is less."""

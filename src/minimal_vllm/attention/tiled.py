@@ -101,13 +101,12 @@ class OnlineSoftmax:
     score. A greater score rescales the sums.
 
     Args:
-        queries: ``[tiles, K, rows, D]`` float32: scaled queries.
+        queries: ``[tiles, K, rows, D]`` float32, for their shape.
         sinks: ``[tiles, K, rows, 1]`` float32: scores that have a weight but no value; overwritten.
             None: there are none.
     """
 
     def __init__(self, queries: Tensor, sinks: Tensor | None = None) -> None:
-        self.queries = queries
         if sinks is None:
             self._top = torch.full_like(queries[..., :1], NEVER)
             self._weight = torch.zeros_like(self._top)
@@ -191,35 +190,63 @@ class TiledStep:
         """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
         for group in self._groups[options.window]:
+            tokens = group.tokens.view(-1)
+            queries = q.index_select(0, tokens).view(*group.tokens.shape, *q.shape[1:])
             # A short tile's repeated tokens write the same result to the same row again.
-            out[group.tokens] = self._attend(q[group.tokens], cache, group, options)
+            out.index_copy_(0, tokens, self._attend(queries, cache, group, options))
         return out
 
     def _attend(
         self, q: Tensor, cache: LayerCache, group: TileGroup, options: AttentionOptions
     ) -> Tensor:
-        """Compute attention of a group's queries; input and output are ``[tiles, size, H, D]``."""
+        """Compute attention of a group's queries, ``[tiles, size, H, D]``.
+
+        Returns:
+            ``[tiles * size, H, D]``.
+        """
         tiles, size, num_heads, head_dim = q.shape
         split_heads = (tiles, size, self._num_kv_heads, -1, head_dim)
         # [tiles, K, rows, D]: a KV head's rows are the tile's tokens times the query heads that it
         # serves. So one read of a key serves all query heads that share it.
         rows = size * num_heads // self._num_kv_heads
         queries = (q.float() * options.scale).view(split_heads).transpose(1, 2)
-        merged = OnlineSoftmax(
-            queries.reshape(tiles, -1, rows, head_dim), self._sinks(options, tiles, size)
-        )
+        queries = queries.reshape(tiles, -1, rows, head_dim)
+        is_simple = len(group.rounds) == 1 and options.sinks is None
+        attend = self._in_one_round if is_simple else self._in_rounds
+        merged = attend(queries, cache, group, options)
+        by_token = merged.view(tiles, self._num_kv_heads, size, -1, head_dim).transpose(1, 2)
+        return by_token.reshape(-1, num_heads, head_dim).to(q.dtype)
+
+    def _in_one_round(
+        self, queries: Tensor, cache: LayerCache, group: TileGroup, options: AttentionOptions
+    ) -> Tensor:
+        """Compute attention of tiles that see their whole contexts in one round, without sinks.
+
+        Args:
+            queries: ``[tiles, K, rows, D]`` float32: scaled queries.
+            cache: keys and values of the layer.
+            group: the tiles, and their only round.
+            options: see ``StepAttention``.
+
+        Returns:
+            ``[tiles, K, rows, D]``.
+        """
+        (part,) = group.rounds
+        keys, values = self._gather(cache, part)
+        return _scores(queries, keys, group.positions, part, options).softmax(-1) @ values
+
+    def _in_rounds(
+        self, queries: Tensor, cache: LayerCache, group: TileGroup, options: AttentionOptions
+    ) -> Tensor:
+        """Compute attention of tiles in several rounds; see ``_in_one_round``."""
+        tiles, size = group.tokens.shape
+        merged = OnlineSoftmax(queries, self._sinks(options, tiles, size))
         for part in group.rounds:
             chosen = slice(part.first_tile, part.end_tile)
             keys, values = self._gather(cache, part)
-            scores = merged.queries[chosen] @ keys.transpose(-1, -2)
-            if options.softcap is not None:
-                scores.div_(options.softcap).tanh_().mul_(options.softcap)
-            hidden = _hidden(group.positions[chosen], part.key_positions, options.window)
-            by_token = scores.view(*scores.shape[:2], size, -1, scores.shape[-1])
-            by_token.masked_fill_(hidden[:, None, :, None, :], -torch.inf)
+            scores = _scores(queries[chosen], keys, group.positions[chosen], part, options)
             merged.add(chosen, scores, values)
-        by_token = merged.result().view(tiles, self._num_kv_heads, size, -1, head_dim)
-        return by_token.transpose(1, 2).reshape(q.shape).to(q.dtype)
+        return merged.result()
 
     def _sinks(self, options: AttentionOptions, tiles: int, size: int) -> Tensor | None:
         """Return the sink of each row of each tile, ``[tiles, K, rows, 1]``, or None."""
@@ -352,6 +379,30 @@ class TiledAttention:
 
     def _tensor(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]") -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _scores(
+    queries: Tensor, keys: Tensor, positions: Tensor, part: Round, options: AttentionOptions
+) -> Tensor:
+    """Return the scores of a round's keys, -inf for keys that a token doesn't attend to.
+
+    Args:
+        queries: ``[n, K, rows, D]``: scaled queries.
+        keys: ``[n, K, keys, D]``.
+        positions: ``[n, tile size]``: positions of the tokens.
+        part: the round.
+        options: see ``StepAttention``.
+
+    Returns:
+        ``[n, K, rows, keys]``.
+    """
+    scores = queries @ keys.transpose(-1, -2)
+    if options.softcap is not None:
+        scores.div_(options.softcap).tanh_().mul_(options.softcap)
+    hidden = _hidden(positions, part.key_positions, options.window)
+    by_token = scores.view(*scores.shape[:2], positions.shape[1], -1, scores.shape[-1])
+    by_token.masked_fill_(hidden[:, None, :, None, :], -torch.inf)
+    return scores
 
 
 def _hidden(positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:

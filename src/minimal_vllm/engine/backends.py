@@ -13,6 +13,7 @@ from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
+from minimal_vllm.model.packed_linear import PACKED_MODULES, can_pack
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
@@ -26,18 +27,21 @@ def backend_name(name: Part, device: torch.device) -> str:
     return "triton" if device.type == "cuda" else "tiled"
 
 
-def choose_modules(name: Part, device: torch.device) -> Modules:
-    """Return the modules to build a decoder from.
+def choose_modules(name: Part, dtype: torch.dtype, device: torch.device) -> Modules:
+    """Return the modules to build a decoder from; plain ones beside reference attention.
 
     Args:
         name: value of ``EngineConfig.attention_backend``.
+        dtype: dtype of the model.
         device: device of the model.
 
     Raises:
         ValueError: the Triton kernels are asked for, but the device is not a GPU.
     """
-    if backend_name(name, device) != "triton":
-        return PLAIN_MODULES
+    backend = backend_name(name, device)
+    if backend != "triton":
+        can_be_packed = device.type == "cpu" and backend != "reference" and can_pack(dtype)
+        return PACKED_MODULES if can_be_packed else PLAIN_MODULES
     _check_gpu(device)
     # Triton comes with PyTorch for CUDA, and only with that.
     from minimal_vllm.model.triton_modules import TRITON_MODULES

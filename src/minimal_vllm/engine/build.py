@@ -186,7 +186,7 @@ def _load(
     """Check that the weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
     check_weights_fit(files.config, dtype, measure_memory(device))
-    modules = choose_modules(config.attention_backend, device)
+    modules = choose_modules(config.attention_backend, dtype, device)
     if config.load_format == "dummy":
         decoder = Decoder(files.config, dtype, device, model_len, modules)
         init_random(decoder, config.seed)

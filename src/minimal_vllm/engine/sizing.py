@@ -47,14 +47,18 @@ def choose_device(name: str) -> "torch.device":
 def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "torch.dtype":
     """Return the dtype of that name; for ``auto``, the checkpoint's on a GPU and float32 on a CPU.
 
-    Most CPUs have to convert 16-bit numbers before computing with them, which costs more time than
-    reading half the bytes saves.
+    Most CPUs have to convert 16-bit numbers before computing with them. Weights may be kept in 16
+    bits all the same; see ``packed_linear``.
     """
     import torch
+
+    from minimal_vllm.model.packed_linear import can_multiply
 
     if name == "auto":
         name = checkpoint_dtype if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
+    if device.type == "cpu" and not can_multiply(dtype):
+        logger.warning("This CPU can't multiply %s numbers: float32 is faster and as exact", name)
     return dtype
 
 

@@ -99,6 +99,16 @@ class Decoder(nn.Module):
         }
         self.rotary_of_layer = [self.rotaries[rope] if rope else None for rope in ropes]
 
+    def after_loading(self, approximate: bool = False) -> None:
+        """Let each projection convert its weight; to be called once all parameters are filled.
+
+        Args:
+            approximate: whether the checkpoint's weights are quantized.
+        """
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.after_loading(approximate)
+
     def forward(
         self,
         input_ids: Tensor,

@@ -59,6 +59,17 @@ class Projection(nn.Module):
             for part, rows in zip(self.parts, memory, strict=True):
                 yield f"{part}.{kind}", rows
 
+    def after_loading(self, approximate: bool) -> None:
+        """Convert the weight to another layout, once it is filled. Default: keep it.
+
+        Args:
+            approximate: whether the checkpoint's weights are quantized.
+        """
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return ``x @ weight.T + bias``, ``[T, out]``, for ``x`` of shape ``[T, in]``."""
+        return linear(x, self.weight, self.bias)
+
 
 class Linear(Projection):
     """Plain projection: ``x @ weight.T + bias``."""
@@ -77,7 +88,7 @@ class Linear(Projection):
         Returns:
             ``[T, out]``.
         """
-        product = linear(computed(x), self.weight, self.bias)
+        product = self.multiply(computed(x))
         return product if out is None else out.copy_(product)
 
 
@@ -86,7 +97,7 @@ class RowLinear(Projection):
 
     def forward(self, x: Operand) -> Operand:
         """Project ``x``, ``[T, in]``, to ``[T, out]``."""
-        return linear(computed(x), self.weight, self.bias)
+        return self.multiply(computed(x))
 
 
 class GatedLinear(Projection):
@@ -116,5 +127,5 @@ class GatedLinear(Projection):
 
     def forward(self, x: Operand) -> Tensor:
         """Project ``x``, ``[T, in]``, to ``[T, out]``."""
-        gate, up = linear(computed(x), self.weight, self.bias).chunk(2, dim=-1)
+        gate, up = self.multiply(computed(x)).chunk(2, dim=-1)
         return ACTIVATIONS[self.activation](gate).mul_(up)

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -109,7 +110,13 @@ def load_model(
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 module.weight.add_(config.norm_offset)
+    model.after_loading(approximate=any(map(_is_quantized, stored.values())))
     return model
+
+
+def _is_quantized(tensor: StoredTensor) -> bool:
+    """Return whether a tensor is stored in fewer than 16 bits per number."""
+    return tensor.num_bytes < 2 * prod(tensor.shape)
 
 
 def init_random(model: Decoder, seed: int) -> None:
@@ -121,6 +128,7 @@ def init_random(model: Decoder, seed: int) -> None:
             weight.fill_(1)
         else:
             weight.normal_(std=0.02, generator=generator)
+    model.after_loading()
 
 
 def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
