@@ -13,8 +13,8 @@ drops out::
 
 Batched matrix products compute a whole round, regardless of the requests' lengths. A tile is padded
 by at most one round, not up to the longest request of the batch. Tiles are sorted by the length of
-their contexts, longest first, so that the tiles of a round are a slice. Rounds are merged with the
-online softmax (Milakov and Gimelshein, 2018; Dao et al., *FlashAttention*, 2022, section 3.1).
+their contexts, longest first, so that the tiles of a round are a slice. Several rounds are merged
+with the online softmax (see ``online_softmax``); a few short contexts take only one.
 
 A round's pages are gathered into a scratch buffer small enough to stay in the processor's cache, so
 that keys and values are read from RAM only once. A new buffer for all pages of a batch would be
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.attention.interface import AttentionOptions
+from minimal_vllm.attention.online_softmax import OnlineSoftmax
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
 
@@ -41,8 +42,6 @@ LEAST_ROUND = 128
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Bytes of the scratch buffer for a round's keys, and of the one for its values. On a CPU they fit
 into its cache. On a GPU they are large, because each operation costs a kernel launch."""
-NEVER = -1e30
-"""Initial value of a running maximum: ``NEVER - NEVER`` is 0, where ``-inf + inf`` is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,53 +91,6 @@ class Tiles:
     """Index of the first block in the request's block table."""
     num_blocks: IntArray
     """Number of blocks."""
-
-
-class OnlineSoftmax:
-    """Running softmax, which adds up ``sum(exp(score) * value) / sum(exp(score))`` round by round.
-
-    For each row of each tile it keeps the greatest score so far, and both sums relative to that
-    score. A greater score rescales the sums.
-
-    Args:
-        queries: ``[tiles, K, rows, D]`` float32, for their shape.
-        sinks: ``[tiles, K, rows, 1]`` float32: scores that have a weight but no value; overwritten.
-            None: there are none.
-    """
-
-    def __init__(self, queries: Tensor, sinks: Tensor | None = None) -> None:
-        if sinks is None:
-            self._top = torch.full_like(queries[..., :1], NEVER)
-            self._weight = torch.zeros_like(self._top)
-        else:
-            self._top = sinks
-            self._weight = torch.ones_like(sinks)
-        self._sum = torch.zeros_like(queries)
-
-    def add(self, chosen: slice, scores: Tensor, values: Tensor) -> None:
-        """Add the keys of a round.
-
-        Args:
-            chosen: slice of the round's ``n`` tiles.
-            scores: ``[n, K, rows, keys]``; -inf where a row doesn't attend to a key. Overwritten.
-            values: ``[n, K, keys, D]``.
-        """
-        top = self._top[chosen]
-        weight = self._weight[chosen]
-        total = self._sum[chosen]
-        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-        rescale = torch.exp(top - new_top)
-        exponentials = scores.sub_(new_top).exp_()
-        top.copy_(new_top)
-        weight.mul_(rescale).add_(exponentials.sum(-1, keepdim=True))
-        total.mul_(rescale).add_(exponentials @ values)
-
-    def result(self) -> Tensor:
-        """Return the merged attention, ``[tiles, K, rows, D]``.
-
-        Every row has seen at least one key, its own token's.
-        """
-        return self._sum / self._weight
 
 
 class GroupsByWindow(dict[int | None, list[TileGroup]]):
