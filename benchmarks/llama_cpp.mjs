@@ -3,7 +3,7 @@
 // node llama_cpp.mjs PACKAGE MODEL THREADS SEQUENCES CONTEXT
 //
 // Each line of standard input is a list of {prompt, num_tokens}. Each is answered by a line with the
-// seconds that the batch took, and the output tokens of each job.
+// seconds that the batch took, by the clock and of CPU time, and the output tokens of each job.
 import {createInterface} from "node:readline";
 import {pathToFileURL} from "node:url";
 
@@ -31,8 +31,9 @@ async function complete({prompt, num_tokens}, slot) {
 console.log(JSON.stringify({ready: true}));
 for await (const line of createInterface({input: process.stdin})) {
     for (const slot of slots) await slot.clearHistory();
-    const begun = performance.now();
+    const begun = performance.now(), used = process.cpuUsage();
     const outputs = await Promise.all(JSON.parse(line).map((job, i) => complete(job, slots[i])));
-    console.log(JSON.stringify({seconds: (performance.now() - begun) / 1000, outputs}));
+    const seconds = (performance.now() - begun) / 1000, {user, system} = process.cpuUsage(used);
+    console.log(JSON.stringify({seconds, cpu_seconds: (user + system) / 1e6, outputs}));
 }
 process.exit(0);

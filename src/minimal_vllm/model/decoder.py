@@ -1,6 +1,7 @@
 """The network: token ids in, logits out. One class covers all supported architectures."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,10 @@ class Decoder(nn.Module):
         Args:
             approximate: whether the checkpoint's weights are quantized.
         """
-        for module in self.modules():
-            if isinstance(module, Projection):
-                module.after_loading(approximate)
+        projections = [module for module in self.modules() if isinstance(module, Projection)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PyTorch releases the GIL
+            for done in [pool.submit(each.after_loading, approximate) for each in projections]:
+                done.result()
 
     def forward(
         self,
