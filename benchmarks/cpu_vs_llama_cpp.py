@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     workloads = [
         each
         for each in make_workloads(options.step_tokens)
-        if not options.only or any(part in each.name for part in options.only)
+        if not options.only or each.name in options.only
     ]
     results = compare([ours, *others], workloads, options.repeats)
     for other in others:
@@ -284,7 +284,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--cpu-time", action="store_true", help="measure CPU time, on a machine with other work"
     )
     parser.add_argument("--step-tokens", type=int, default=16, help="steps per measurement")
-    parser.add_argument("--only", nargs="*", help="parts of the names of workloads to run")
+    parser.add_argument("--only", nargs="*", help="names of the workloads to run [default: all]")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     return parser.parse_args(arguments)

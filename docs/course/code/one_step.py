@@ -12,12 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.packed_linear import can_pack
 from minimal_vllm.trace.step_record import StepRecord
 
 COUNTS = (1, 4, 16, 64, 256)
-BYTES = 2 if can_pack(torch.float32) else 4
-"""Bytes that the engine keeps a weight of the built-in model in, on this CPU."""
 
 
 def main() -> None:
@@ -31,13 +28,17 @@ def main() -> None:
 
     records: list[StepRecord] = []
     llm = LLM(
-        device="cpu", dtype="float32", enable_prefix_caching=False, observers=[records.append]
+        device="cpu",
+        dtype="float32",
+        attention_backend="reference",  # and plain products, of weights in float32
+        enable_prefix_caching=False,
+        observers=[records.append],
     )
     model = llm.built.files.config
     print("tokens      FLOPs    weights   least time    measured   tokens/s")
     for count in COUNTS:
         seconds = seconds_of_step(llm, records, count)
-        flops, weights = flops_of(model, count), BYTES * model.num_parameters
+        flops, weights = flops_of(model, count), 4 * model.num_parameters
         least = max(flops / flops_per_second, weights / bytes_per_second)
         print(
             f"{count:6} {flops / 1e6:8.0f} M {weights / 1e6:7.1f} MB {1e3 * least:9.1f} ms "

@@ -46,7 +46,8 @@ class PackedProjection(Projection):
         """Return ``x @ weight.T + bias``; see ``Projection.multiply``."""
         if self._packed is None:
             return super().multiply(x)
-        return _multiply(x.float(), self._packed).to(x.dtype)
+        product: Tensor = _multiply(x.float(), self._packed)
+        return product.to(x.dtype)
 
 
 class PackedLinear(PackedProjection, Linear):
