@@ -44,7 +44,7 @@ def sections_of(ours: Ours) -> Sections:
     The sampler is patched in the runner, which was given it when it was made.
     """
     return {
-        "batch building": [(plain, "build_batch")],
+        "batch building": [(plain, "build_batches")],
         "attention: plan": [(tiled.TiledAttention, "plan")],
         WEIGHTS: [(linear, "linear"), (packed_linear, "_multiply")],
         "attention: write to cache": [(layers, "write_to_cache")],
