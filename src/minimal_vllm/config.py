@@ -22,6 +22,9 @@ BUILT_IN = {
 DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 """vLLM's alternative names of dtypes."""
 
+QUANTIZATION_ALIASES = {"none": None, "awq_marlin": "awq", "gptq_marlin": "gptq"}
+"""vLLM's other names of quantizations."""
+
 LOAD_FORMAT_ALIASES = {"hf": "auto", "safetensors": "auto"}
 """vLLM's names of the formats that ``auto`` reads anyway."""
 
@@ -34,6 +37,10 @@ def _as_dtype_name(dtype: object) -> object:
 
 def _as_load_format(name: object) -> object:
     return LOAD_FORMAT_ALIASES.get(name, name) if isinstance(name, str) else name
+
+
+def _as_method(name: object) -> object:
+    return QUANTIZATION_ALIASES.get(name, name) if isinstance(name, str) else name
 
 
 def _as_model_len(length: object) -> object:
@@ -134,6 +141,11 @@ class EngineConfig:
         Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_as_dtype_name)
     ] = "auto"
     """Data type of weights and KV cache. ``auto``: the checkpoint's on a GPU, float32 on a CPU."""
+    quantization: Annotated[
+        Literal["fp8", "compressed-tensors", "awq", "gptq"] | None, BeforeValidator(_as_method)
+    ] = None
+    """Quantization of the weights. ``fp8`` quantizes a 16-bit checkpoint while it is loaded. A
+    checkpoint that is already quantized needs no option. Default: as the checkpoint is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on. ``auto``: the GPU if there is one."""
     attention_backend: Part = "auto"

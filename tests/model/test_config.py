@@ -159,7 +159,6 @@ REFUSED = {
     "text for epsilon": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
     "negative end": ({"eos_token_id": [-1]}, "eos_token_id"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-    "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "bidirectional": ({"is_causal": False}, "is_causal"),
     "dual chunks": ({"dual_chunk_attention_config": {"chunk_size": 1}}, "dual_chunk_attention"),
     "multiplier": ({"embedding_multiplier": 12.0}, "embedding_multiplier = 12.0"),
@@ -238,15 +237,6 @@ def test_what_is_not_supported_is_refused_by_name(name):
     changes, complaint = REFUSED[name]
     with pytest.raises(ValueError, match=complaint):
         read(LLAMA, **changes)
-
-
-def test_a_quantized_checkpoint_is_refused_in_a_line_and_nobody_is_told_to_edit_it():
-    weights = {"num_bits": 4, "symmetric": True}
-    ignored = [f"model.layers.{layer}.mlp.down_proj" for layer in range(100)]
-    quantization = {"quant_method": "compressed-tensors", "weights": weights, "ignore": ignored}
-    with pytest.raises(ValueError, match="choose a checkpoint without it") as raised:
-        read(LLAMA, quantization_config=quantization)
-    assert len(str(raised.value)) < 500
 
 
 def test_a_window_that_contradicts_the_layer_types_is_refused():

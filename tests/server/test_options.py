@@ -210,7 +210,7 @@ def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
     ("arguments", "complaint"),
     [
         (["--tensor-parallel-size", "2"], "tensor_parallel_size=2 is not supported: one process"),
-        (["--quantization", "fp8"], "quantization='fp8' is not supported: weights are"),
+        (["--quantization", "int3"], "'int3' is not"),
         (["--kv-cache-dtype", "fp8"], "kv_cache_dtype='fp8' is not supported: the KV cache holds"),
         (["--speculative-config", '{"method": "ngram"}'], "is not supported: every token is"),
         (["--enable-lora"], "enable_lora=True is not supported: LoRA adapters"),

@@ -18,6 +18,7 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.gguf_config import describe_types
 from minimal_vllm.model.hub import resolve_model
 from minimal_vllm.model.supported import DTYPE_BYTES
+from minimal_vllm.model.weight_bytes import weight_bytes
 
 OPTIONS = frozenset(
     {
@@ -25,6 +26,7 @@ OPTIONS = frozenset(
         "download_dir",
         "hf_overrides",
         "dtype",
+        "quantization",
         "attention_backend",
         "max_model_len",
         "block_size",
@@ -67,7 +69,7 @@ class ModelInfo:
     path: str
     """A folder, or a GGUF file."""
     format: str
-    """``safetensors``, or ``GGUF`` and how its numbers are stored."""
+    """``safetensors``, or ``GGUF`` and how its numbers are stored; and how they are quantized."""
     architecture: str
     num_layers: int
     num_sliding_layers: int
@@ -106,14 +108,14 @@ def gather(config: EngineConfig) -> ModelInfo:
     Raises:
         ValueError: as when the engine is started with ``config``.
     """
-    from minimal_vllm.engine.sizing import choose_model_len
+    from minimal_vllm.engine.sizing import choose_model_len, read_model_config
 
     checkpoint = resolve_model(config.model, config.revision, config.download_dir, weights=False)
-    model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
+    model = read_model_config(config, checkpoint)
     max_model_len = choose_model_len(config, model)
     return ModelInfo(
         path=str(checkpoint),
-        format=_format(checkpoint),
+        format=_format(checkpoint, model),
         architecture=model.architecture,
         num_layers=model.num_layers,
         num_sliding_layers=sum(layer.window is not None for layer in model.layers),
@@ -125,7 +127,7 @@ def gather(config: EngineConfig) -> ModelInfo:
         head_dim=model.head_dim,
         traits=describe_traits(model),
         num_parameters=model.num_parameters,
-        weight_bytes={dtype: model.num_parameters * size for dtype, size in DTYPE_BYTES.items()},
+        weight_bytes={dtype: weight_bytes(model, dtype) for dtype in DTYPE_BYTES},
         checkpoint_dtype=model.dtype,
         max_model_len=max_model_len,
         chat_template=_has_chat_template(config, checkpoint),
@@ -133,9 +135,11 @@ def gather(config: EngineConfig) -> ModelInfo:
     )
 
 
-def _format(checkpoint: Path) -> str:
+def _format(checkpoint: Path, model: ModelConfig) -> str:
     gguf = find_gguf(checkpoint)
-    return f"GGUF ({describe_types(read_gguf(gguf))})" if gguf else "safetensors"
+    stored = f"GGUF ({describe_types(read_gguf(gguf))})" if gguf else "safetensors"
+    quantized = model.quantization
+    return f"{stored}, {quantized.format.name} ({quantized.method})" if quantized else stored
 
 
 def _has_chat_template(config: EngineConfig, checkpoint: Path) -> bool:
@@ -162,7 +166,7 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     device = sizing.choose_device(name)
     memory = measure_memory(device, gpu_free(device))
     dtype = sizing.choose_dtype(config.dtype, model.dtype, device)
-    weights = model.num_parameters * dtype.itemsize
+    weights = weight_bytes(model, str(dtype).removeprefix("torch."))
     loaded = replace(
         memory, free=memory.free - weights, used_by_process=memory.used_by_process + weights
     )

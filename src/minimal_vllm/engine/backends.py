@@ -4,6 +4,8 @@ Only ``TritonAttention`` can be recorded in CUDA graphs. With any other attentio
 computes the steps.
 """
 
+from dataclasses import replace
+
 import torch
 
 from minimal_vllm.attention.interface import Attention
@@ -14,6 +16,8 @@ from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.packed_linear import PACKED_MODULES, can_pack
+from minimal_vllm.model.quantization.convert import Layouts, quantizer
+from minimal_vllm.model.quantization_config import Quantization
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
@@ -27,26 +31,35 @@ def backend_name(name: Part, device: torch.device) -> str:
     return "triton" if device.type == "cuda" else "tiled"
 
 
-def choose_modules(name: Part, dtype: torch.dtype, device: torch.device) -> Modules:
+def choose_modules(
+    name: Part, quantization: Quantization | None, dtype: torch.dtype, device: torch.device
+) -> Modules:
     """Return the modules to build a decoder from; plain ones beside reference attention.
 
     Args:
         name: value of ``EngineConfig.attention_backend``.
+        quantization: how the model's weights are quantized, if they are.
         dtype: dtype of the model.
         device: device of the model.
 
     Raises:
         ValueError: the Triton kernels are asked for, but the device is not a GPU.
     """
-    backend = backend_name(name, device)
+    backend, layouts = backend_name(name, device), Layouts()
     if backend != "triton":
         can_be_packed = device.type == "cpu" and backend != "reference" and can_pack(dtype)
-        return PACKED_MODULES if can_be_packed else PLAIN_MODULES
-    _check_gpu(device)
-    # Triton comes with PyTorch for CUDA, and only with that.
-    from minimal_vllm.model.triton_modules import TRITON_MODULES
+        is_packed = can_be_packed and quantization is None
+        modules = PACKED_MODULES if is_packed else PLAIN_MODULES
+    else:
+        _check_gpu(device)
+        # Triton comes with PyTorch for CUDA, and only with that.
+        from minimal_vllm.model.triton_modules import TRITON_MODULES
 
-    return TRITON_MODULES
+
+        modules = TRITON_MODULES
+    if quantization is None:
+        return modules
+    return replace(modules, convert=quantizer(quantization, layouts))
 
 
 def choose_attention(

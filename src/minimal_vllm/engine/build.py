@@ -30,6 +30,7 @@ from minimal_vllm.engine.sizing import (
     choose_model_len,
     choose_num_blocks,
     choose_scheduler_config,
+    read_model_config,
 )
 from minimal_vllm.engine.warm_up import warm_up
 from minimal_vllm.model.config import ModelConfig
@@ -94,7 +95,7 @@ def read_model_files(config: EngineConfig) -> ModelFiles:
         ValueError: a file is missing or invalid. The message names it.
     """
     checkpoint = resolve_model(config.model, config.revision, config.download_dir)
-    model_config = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
+    model_config = read_model_config(config, checkpoint)
     return ModelFiles(
         checkpoint,
         model_config,
@@ -186,7 +187,8 @@ def _load(
     """Check that the weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
     check_weights_fit(files.config, dtype, measure_memory(device))
-    modules = choose_modules(config.attention_backend, dtype, device)
+    quantization = files.config.quantization
+    modules = choose_modules(config.attention_backend, quantization, dtype, device)
     if config.load_format == "dummy":
         decoder = Decoder(files.config, dtype, device, model_len, modules)
         init_random(decoder, config.seed)

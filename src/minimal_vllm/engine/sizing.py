@@ -13,9 +13,13 @@ from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.rope_config import LongRopeScaling
+from minimal_vllm.model.quantization_config import choose_quantization
+from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.step.batch import LOGITS_AT_A_TIME
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,17 @@ vLLM."""
 SAMPLER_BYTES_PER_LOGIT = 60
 """Peak memory of the sampler per logit, in bytes: 56 were measured, while a row's whole vocabulary
 is sorted for top_p."""
+
+
+def read_model_config(config: EngineConfig, checkpoint: "Path") -> ModelConfig:
+    """Read a checkpoint's hyperparameters, and apply the configuration's options to them.
+
+    Raises:
+        ValueError: the checkpoint's files are invalid, or an option contradicts them.
+    """
+    model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
+    quantization = choose_quantization(config.quantization, model.quantization)
+    return replace(model, quantization=quantization)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -89,7 +104,7 @@ def check_weights_fit(model: ModelConfig, dtype: "torch.dtype", memory: DeviceMe
     Raises:
         ValueError: the weights don't fit.
     """
-    weights = model.num_parameters * dtype.itemsize
+    weights = weight_bytes(model, str(dtype).removeprefix("torch."))
     if weights > memory.free:
         raise ValueError(
             f"the model does not fit: its weights take {_gib(weights)} in "

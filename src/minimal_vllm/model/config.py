@@ -12,6 +12,7 @@ from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
 from minimal_vllm.model.json_fields import flag, integer, positive, token_ids
 from minimal_vllm.model.layer_config import LayerConfig, read_layers
 from minimal_vllm.model.multimodal import text_config
+from minimal_vllm.model.quantization_config import Quantization, read_quantization
 from minimal_vllm.model.registry import (
     COMMON_DEFAULTS,
     Family,
@@ -93,6 +94,8 @@ class ModelConfig:
     dtype: str
     """Dtype that the checkpoint asks to run in: a key of ``DTYPE_BYTES``."""
     eos_token_ids: tuple[int, ...]
+    quantization: Quantization | None = None
+    """How the projections' weights are quantized. None: they aren't."""
 
     @classmethod
     def from_checkpoint(
@@ -199,6 +202,9 @@ class ModelConfig:
             experts=read_experts(raw, family.experts) if family.experts else None,
             dtype=read_dtype(raw),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
+            quantization=read_quantization(
+                raw.get("quantization_config") or raw.get("compression_config")
+            ),
         )
         _check_heads(config, head_dim_given="head_dim" in raw)
         _check_rotation(config)

@@ -61,8 +61,8 @@ class GgufTensor:
         return self.info.type_name
 
     @property
-    def is_readable(self) -> bool:
-        """Always true: ``read_gguf`` rejects files with unsupported types."""
+    def is_float(self) -> bool:
+        """Always true: ``copy_to`` dequantizes all types that ``read_gguf`` accepts."""
         return True
 
     @property

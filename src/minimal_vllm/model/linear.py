@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.supported import Activation
+from minimal_vllm.model.stored_tensor import Destination
 
 
 class TypedParameter(nn.Parameter):
@@ -49,7 +50,7 @@ class Projection(nn.Module):
         self.weight = parameter(sum(parts.values()), in_size)
         self.bias = parameter(sum(parts.values())) if bias else None
 
-    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor | Destination]]:
         """Yield the name and the destination of each tensor that a checkpoint has for the module.
 
         Names are relative to the parent module.

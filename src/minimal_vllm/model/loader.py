@@ -18,49 +18,27 @@ from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.multimodal import text_tensor_name
 from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.registry import FAMILIES
-from minimal_vllm.model.safetensors_file import DTYPES, SafetensorsTensor, read_header
+from minimal_vllm.model.safetensors_file import FLOATS, SafetensorsTensor, read_header
+from minimal_vllm.model.stored_tensor import Destination, StoredTensor
 
 logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+NOT_NEEDED = (".input_scale", ".activation_scale", ".weight_shape")
+"""Last parts of tensor names in quantized checkpoints that the model has no use for: shapes, which
+config.json implies, and fixed scales of activations, which get a scale per token here."""
 
 
 @runtime_checkable
 class HoldsWeights(Protocol):
     """Module for which a checkpoint has tensors."""
 
-    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor | Destination]]:
         """Yield each tensor's name, relative to the parent module, and its destination."""
         ...
-
-
-class StoredTensor(Protocol):
-    """Tensor in a weights file of any format."""
-
-    @property
-    def path(self) -> Path:
-        """File that holds the tensor."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape that the tensor has in the model."""
-
-    @property
-    def dtype(self) -> str:
-        """Type in which the numbers are stored, by the format's own name."""
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether ``copy_to`` supports this dtype."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in the file, in bytes."""
-
-    def copy_to(self, destination: Tensor) -> None:
-        """Fill ``destination``, which has the same shape, converting to its dtype and device."""
 
 
 def load_model(
@@ -104,7 +82,11 @@ def load_model(
         disable=None if progress else True,  # None: unless standard error is a terminal
     ) as bar:
         for name, tensor in stored.items():
-            tensor.copy_to(destinations[name])
+            destination = destinations[name]
+            if isinstance(destination, Tensor):
+                tensor.copy_to(destination)
+            else:
+                destination.fill(tensor)
             bar.update(tensor.num_bytes)
     if config.norm_offset:
         for module in model.modules():
@@ -123,7 +105,13 @@ def init_random(model: Decoder, seed: int) -> None:
     """Fill the parameters with small random numbers, and norms with ones, for benchmarks."""
     generator = torch.Generator(model.device).manual_seed(seed)
     norms = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    for each in quantized:
+        each.init_random(generator, std=0.02)
+    in_quantized = {id(weight) for each in quantized for weight in each.parameters()}
     for weight in model.parameters():
+        if id(weight) in in_quantized:
+            continue
         if id(weight) in norms:
             weight.fill_(1)
         else:
@@ -131,13 +119,13 @@ def init_random(model: Decoder, seed: int) -> None:
     model.after_loading()
 
 
-def checkpoint_tensors(model: Decoder) -> dict[str, Tensor]:
+def checkpoint_tensors(model: Decoder) -> dict[str, Tensor | Destination]:
     """Return the destination of each tensor of a checkpoint, by the tensor's name.
 
     Together the destinations are all of the model's parameters. The rows of a fused projection are
     split among the tensors that it consists of.
     """
-    tensors = {}
+    tensors: dict[str, Tensor | Destination] = {}
     family = FAMILIES[model.config.architecture]
     for path, module in model.named_modules():
         if isinstance(module, HoldsWeights):
@@ -176,7 +164,14 @@ def _stored_tensors(checkpoint: Path, config: ModelConfig) -> Mapping[str, Store
     gguf = find_gguf(checkpoint)
     if gguf is not None:
         return gguf_tensors(gguf, config)
-    return _safetensors(checkpoint_files(checkpoint), config)
+    stored = _safetensors(checkpoint_files(checkpoint), config)
+    if config.quantization is None:
+        return stored
+    return {
+        name.replace(".weight_scale_inv", ".weight_scale"): tensor
+        for name, tensor in stored.items()
+        if not name.endswith(NOT_NEEDED)
+    }
 
 
 def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, SafetensorsTensor]:
@@ -206,16 +201,21 @@ def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, Safetensor
 
 
 def _check_match(
-    checkpoint: Path, stored: Mapping[str, StoredTensor], destinations: dict[str, Tensor]
+    checkpoint: Path,
+    stored: Mapping[str, StoredTensor],
+    destinations: Mapping[str, Tensor | Destination],
 ) -> None:
     """Raise one ValueError for all differences between the checkpoint and the model."""
     misfits = []
     for name in stored.keys() & destinations.keys():
-        found, wanted = stored[name], tuple(destinations[name].shape)
+        found, destination = stored[name], destinations[name]
+        wanted = tuple(destination.shape)
+        dtypes = None if isinstance(destination, Tensor) else destination.dtypes
         if found.shape != wanted:
             misfits.append(f"{name} is {list(found.shape)}, must be {list(wanted)}")
-        elif not found.is_readable:
-            misfits.append(f"{name} is {found.dtype}, must be one of {', '.join(DTYPES)}")
+        elif not (found.is_float if dtypes is None else found.dtype in dtypes):
+            choices = ", ".join(dtypes or FLOATS)
+            misfits.append(f"{name} is {found.dtype}, must be one of {choices}")
     differences = {
         "missing": list(destinations.keys() - stored.keys()),
         "unexpected": list(stored.keys() - destinations.keys()),

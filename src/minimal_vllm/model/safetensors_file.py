@@ -18,13 +18,22 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DTYPES = {
+FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-"""Supported dtypes, by their safetensors names."""
+"""Dtypes that can be converted to the model's, by their safetensors names."""
+
+DTYPES = {
+    **FLOATS,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+"""Supported dtypes. Those that are not in ``FLOATS`` occur in quantized checkpoints."""
 
 WINDOW_BYTES = 32 << 20
 """Bytes of a file that are read at a time: the memory that loading takes on top of the weights."""
@@ -37,13 +46,14 @@ class SafetensorsTensor:
     path: Path
     name: str
     shape: tuple[int, ...]
+    """Shape of the tensor. A scalar counts as a vector of one number."""
     dtype: str
     """Name of the dtype in safetensors, such as ``BF16``."""
 
     @property
-    def is_readable(self) -> bool:
-        """Whether the dtype is supported."""
-        return self.dtype in DTYPES
+    def is_float(self) -> bool:
+        """Whether the numbers can be converted to the model's dtype."""
+        return self.dtype in FLOATS
 
     @property
     def num_bytes(self) -> int:
@@ -61,7 +71,10 @@ class SafetensorsTensor:
         for first in range(0, rows, rows_at_a_time):
             window = slice(first, min(first + rows_at_a_time, rows))
             with _opened(self.path) as file:
-                destination[window].copy_(file.get_slice(self.name)[window])
+                whole = file.get_slice(self.name)
+                is_scalar = not whole.get_shape()
+                numbers = file.get_tensor(self.name) if is_scalar else whole[window]
+                destination[window].copy_(numbers)
 
 
 def read_header(path: Path) -> dict[str, SafetensorsTensor]:
@@ -73,7 +86,7 @@ def read_header(path: Path) -> dict[str, SafetensorsTensor]:
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return {
-            name: SafetensorsTensor(path, name, tuple(part.get_shape()), part.get_dtype())
+            name: SafetensorsTensor(path, name, tuple(part.get_shape()) or (1,), part.get_dtype())
             for name, part in slices.items()
         }
 

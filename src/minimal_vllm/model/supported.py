@@ -35,8 +35,6 @@ _DTYPE_NAMES = {
 _ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "use_bidirectional_attention": (False,),
-    "quantization_config": ({},),
-    "compression_config": ({},),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "query_pre_attn_scalar": (),

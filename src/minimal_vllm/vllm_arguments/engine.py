@@ -95,10 +95,9 @@ ENGINE = by_name(
         },
     ),
     Unsupported(
-        "weights are computed with as they are stored, or in the dtype given by dtype; leave it "
-        "out, or set it to None",
+        "a checkpoint's own quantization is found in its config.json, and quantization names the "
+        "others; leave it out, or set it to None",
         {
-            "quantization": ("none",),
             "quantization_config": (),
             "allow_deprecated_quantization": ON_OR_OFF,
             "linear_backend": ("auto",),

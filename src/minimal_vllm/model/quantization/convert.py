@@ -1,0 +1,97 @@
+"""Choosing each projection's weight: the table of formats, and what a decoder is built with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minimal_vllm.model.linear import Projection
+from minimal_vllm.model.quantization.fp8 import (
+    Fp8BlockReader,
+    Fp8Quantizer,
+    Fp8RowReader,
+    Fp8Weight,
+)
+from minimal_vllm.model.quantization.int4 import Int4Weight
+from minimal_vllm.model.quantization.int4_readers import AwqReader, GptqReader, PackedReader
+from minimal_vllm.model.quantization.staging import Reader
+from minimal_vllm.model.quantization.weight import QuantizedWeight, quantize
+from minimal_vllm.model.quantization_config import (
+    AwqInt4,
+    Fp8Blocks,
+    Fp8OnTheFly,
+    Fp8Rows,
+    GptqInt4,
+    Int4,
+    PackedInt4,
+    Quantization,
+    WeightFormat,
+)
+
+Parts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Classes of quantized weights. The defaults dequantize the matrix and multiply by it."""
+
+    fp8: type[Fp8Weight] = Fp8Weight
+    int4: type[Int4Weight] = Int4Weight
+
+
+def _fp8_blocks(stored: Fp8Blocks, layouts: Layouts, in_size: int, parts: Parts) -> QuantizedWeight:
+    return layouts.fp8(in_size, parts, (stored.rows, stored.columns))
+
+
+def _fp8_rows(stored: Fp8Rows, layouts: Layouts, in_size: int, parts: Parts) -> QuantizedWeight:  # noqa: ARG001
+    return layouts.fp8(in_size, parts)
+
+
+def _int4(stored: Int4, layouts: Layouts, in_size: int, parts: Parts) -> QuantizedWeight:
+    return layouts.int4(in_size, parts, stored)
+
+
+FORMATS: dict[
+    type[WeightFormat], tuple[Callable[[Any], Reader], Callable[..., QuantizedWeight]]
+] = {
+    Fp8Blocks: (Fp8BlockReader, _fp8_blocks),
+    Fp8Rows: (Fp8RowReader, _fp8_rows),
+    Fp8OnTheFly: (Fp8Quantizer, _fp8_rows),
+    PackedInt4: (PackedReader, _int4),
+    AwqInt4: (AwqReader, _int4),
+    GptqInt4: (GptqReader, _int4),
+}
+"""Reader and weight of each storage format."""
+
+
+def quantizer(
+    quantization: Quantization, layouts: Layouts
+) -> Callable[[str, Projection], Projection]:
+    """Return the function that quantizes a decoder's projections; see ``Modules.convert``."""
+    make_reader, make_weight = FORMATS[type(quantization.format)]
+
+    def convert(path: str, projection: Projection) -> Projection:
+        if not _is_covered(quantization, path, projection):
+            return projection
+        weight = make_weight(quantization.format, layouts, projection.in_size, projection.parts)
+        return quantize(projection, weight, make_reader(quantization.format))
+
+    return convert
+
+
+def _is_covered(quantization: Quantization, path: str, projection: Projection) -> bool:
+    """Return whether a projection is quantized, which its fused parts must agree on.
+
+    Raises:
+        ValueError: they don't.
+    """
+    parent = path.rpartition(".")[0]
+    names = [".".join(filter(None, ["model", parent, part])) for part in projection.parts]
+    if path == "lm_head":
+        names = ["lm_head"]
+    covered = {name: quantization.covers(name) for name in names}
+    if len(set(covered.values())) > 1:
+        raise ValueError(
+            f"config.json: quantization_config quantizes only some of {', '.join(names)}, which "
+            "are computed in one product here: choose a checkpoint that treats them alike"
+        )
+    return all(covered.values())

@@ -1,0 +1,302 @@
+"""Reading how a checkpoint's weights are quantized. Nothing here imports torch.
+
+``METHODS`` maps each ``quant_method`` of a config.json to the function that reads the rest of its
+``quantization_config``. The result is a ``Quantization``: a storage format, and the modules that
+keep the model's dtype. ``model/quantization/`` fills the projections from tensors in that format.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from minimal_vllm.model.json_fields import flag
+
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fp8Blocks:
+    """FP8 (e4m3) weights with one scale per block, as in DeepSeek-V3 and Qwen3-FP8."""
+
+    rows: int = 128
+    columns: int = 128
+    name: ClassVar[str] = "FP8 in blocks"
+
+    def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
+        """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
+        return out_size * in_size + 4 * -(-out_size // self.rows) * -(-in_size // self.columns)
+
+
+@dataclass(frozen=True)
+class Fp8Rows:
+    """FP8 (e4m3) weights with one scale per row of the matrix, that is, per output channel."""
+
+    scales: int | None = None
+    """Number of scales per matrix in the checkpoint. None: one per row."""
+    name: ClassVar[str] = "FP8"
+
+    def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
+        """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
+        return out_size * in_size + 4 * out_size
+
+
+@dataclass(frozen=True)
+class Fp8OnTheFly(Fp8Rows):
+    """Weights stored in a 16-bit or 32-bit type, which the loader quantizes to FP8."""
+
+
+@dataclass(frozen=True)
+class Int4:
+    """4-bit integers with one scale, and possibly one zero point, per group of a row's columns."""
+
+    group_size: int | None
+    """Number of columns per group. None: the whole row is one group."""
+    symmetric: bool
+    """Whether 8 always stands for zero. False: each group has its own zero point."""
+    ordered: bool = False
+    """Whether the columns are grouped in an order of their own (GPTQ's ``desc_act``)."""
+    name: ClassVar[str] = "4-bit integers"
+
+    def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:
+        """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
+        groups = out_size * (in_size // (self.group_size or in_size))
+        return out_size * in_size // 2 + groups * (itemsize + (not self.symmetric))
+
+
+@dataclass(frozen=True)
+class PackedInt4(Int4):
+    """4-bit integers as compressed-tensors stores them (``pack-quantized``)."""
+
+
+@dataclass(frozen=True)
+class AwqInt4(Int4):
+    """4-bit integers as AutoAWQ stores them (``gemm``)."""
+
+
+@dataclass(frozen=True)
+class GptqInt4(Int4):
+    """4-bit integers as AutoGPTQ and GPTQModel store them."""
+
+    zero_offset: int = 1
+    """Number to add to a stored zero point: 1 in the original format, 0 in ``gptq_v2``."""
+
+
+WeightFormat = Fp8Blocks | Fp8Rows | Int4
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Quantization of a model's projections."""
+
+    method: str
+    """Value of ``quant_method`` in config.json, or of the option ``quantization``."""
+    format: WeightFormat
+    ignored: tuple[str, ...] = ()
+    """Regular expressions; the projections whose full name one of them matches keep their dtype."""
+
+    def covers(self, name: str) -> bool:
+        """Return whether the projection of that name, as in the checkpoint, is quantized.
+
+        The output head never is: it decides between all tokens, and is a small part of the work.
+        """
+        is_head = name == "lm_head" or name.endswith(".lm_head")
+        return not is_head and not any(re.fullmatch(each, name) for each in self.ignored)
+
+
+def read_quantization(raw: Raw | None) -> Quantization | None:
+    """Return the quantization that a config.json's ``quantization_config`` describes, if any.
+
+    Raises:
+        ValueError: the method or one of its settings is not supported. The message says what to do.
+    """
+    if not raw:
+        return None
+    method = str(raw.get("quant_method", "")).lower()
+    if method not in METHODS:
+        instead = UNSUPPORTED_METHODS.get(method, f"choose a checkpoint in {_listing(METHODS)}")
+        raise _unsupported(f"quant_method = {raw.get('quant_method')!r}", instead)
+    return METHODS[method](raw)
+
+
+def choose_quantization(asked: str | None, found: Quantization | None) -> Quantization | None:
+    """Return the quantization to load a model with.
+
+    Args:
+        asked: value of ``EngineConfig.quantization``.
+        found: quantization of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is quantized in another way, or isn't and can't be here.
+    """
+    if asked is None or (found is not None and asked == found.method):
+        return found
+    if found is not None:
+        raise ValueError(
+            f"quantization is {asked!r}, but the checkpoint is already quantized with "
+            f"{found.method!r}: leave the option out"
+        )
+    if asked not in ON_THE_FLY:
+        raise ValueError(
+            f"quantization is {asked!r}, but the checkpoint isn't quantized; only "
+            f"{_listing(ON_THE_FLY)} can be applied while loading"
+        )
+    return ON_THE_FLY[asked]
+
+
+def _read_fp8(raw: Raw) -> Quantization:
+    """Read transformers' and AutoFP8's format."""
+    _expect(raw, "fmt", ("e4m3", "float8_e4m3fn"), default="e4m3")
+    skipped = raw.get("modules_to_not_convert") or raw.get("ignored_layers") or ()
+    ignored = tuple(rf"(.*\.)?{re.escape(name)}(\..*)?" for name in skipped)
+    block = raw.get("weight_block_size")
+    if block is None:
+        return Quantization("fp8", Fp8Rows(scales=1), ignored)
+    return Quantization("fp8", _blocks(block), ignored)
+
+
+def _blocks(block: object) -> Fp8Blocks:
+    if block != [128, 128]:
+        raise _unsupported(
+            f"weight_block_size = {block!r}", "only blocks of [128, 128], or none, are"
+        )
+    return Fp8Blocks()
+
+
+def _read_compressed_tensors(raw: Raw) -> Quantization:
+    groups = raw.get("config_groups")
+    if not isinstance(groups, Mapping) or len(groups) != 1:
+        raise _unsupported(
+            f"a quantization with {len(groups or ())} config_groups",
+            "choose a checkpoint whose layers are all quantized in one way",
+        )
+    (group,) = groups.values()
+    if list(group.get("targets", [])) != ["Linear"]:
+        raise _unsupported(f"targets = {group.get('targets')!r}", "only ['Linear'] is")
+    storage = group.get("format") or raw.get("format")
+    weights, activations = group.get("weights") or {}, group.get("input_activations")
+    if storage not in _COMPRESSED_FORMATS:
+        instead = f"choose a checkpoint in {_listing(_COMPRESSED_FORMATS)}"
+        raise _unsupported(f"the format {storage!r} of compressed-tensors", instead)
+    ignored = tuple(_ignored_pattern(str(name)) for name in raw.get("ignore") or ())
+    return Quantization(
+        "compressed-tensors", _COMPRESSED_FORMATS[storage](weights, activations), ignored
+    )
+
+
+def _ignored_pattern(name: str) -> str:
+    """Return the regular expression for an entry of ``ignore``: a name, or ``re:`` and a pattern.
+
+    The library matches the beginning of a name with a pattern.
+    """
+    return f"(?:{name.removeprefix('re:')}).*" if name.startswith("re:") else re.escape(name)
+
+
+def _read_float_quantized(weights: Raw, activations: Raw | None) -> WeightFormat:
+    _expect(weights, "num_bits", (8,))
+    _expect(weights, "type", ("float",))
+    if activations is not None:
+        _expect(activations, "num_bits", (8,))
+        _expect(activations, "type", ("float",))
+    strategy = _expect(weights, "strategy", ("tensor", "channel", "block"))
+    if strategy == "block":
+        return _blocks(weights.get("block_structure"))
+    return Fp8Rows(scales=1 if strategy == "tensor" else None)
+
+
+def _read_pack_quantized(weights: Raw, activations: Raw | None) -> WeightFormat:
+    _expect(weights, "num_bits", (4,))
+    _expect(weights, "type", ("int",))
+    if activations is not None:
+        raise _unsupported(
+            "quantized activations beside 4-bit weights", "choose a checkpoint in W4A16"
+        )
+    strategy = _expect(weights, "strategy", ("group", "channel"))
+    group_size = _group_size(weights) if strategy == "group" else None
+    ordered = _expect(
+        weights, "actorder", (None, "static", "weight", "group", False, True), default=None
+    )
+    symmetric = flag(weights, "symmetric", default=True)
+    return PackedInt4(group_size, symmetric, ordered=ordered in ("group", True))
+
+
+_COMPRESSED_FORMATS: dict[str, Callable[[Raw, Raw | None], WeightFormat]] = {
+    "float-quantized": _read_float_quantized,
+    "pack-quantized": _read_pack_quantized,
+}
+
+
+def _read_awq(raw: Raw) -> Quantization:
+    _expect(raw, "bits", (4,))
+    _expect({"version": str(raw.get("version", "gemm")).lower()}, "version", ("gemm",))
+    _expect(raw, "zero_point", (True,), default=True)
+    stored = AwqInt4(_group_size(raw), symmetric=False)
+    skipped = raw.get("modules_to_not_convert") or ()
+    return Quantization("awq", stored, tuple(f".*{re.escape(name)}.*" for name in skipped))
+
+
+def _read_gptq(raw: Raw) -> Quantization:
+    _expect(raw, "bits", (4,))
+    _expect(raw, "dynamic", (None, {}), default=None)
+    _expect(raw, "modules_in_block_to_quantize", (None, []), default=None)
+    named = raw.get("checkpoint_format", raw.get("format"))
+    stored = _expect({"checkpoint_format": named or "gptq"}, "checkpoint_format", _GPTQ_OFFSETS)
+    # Symmetric checkpoints store their zero points too, but those are all 8.
+    return Quantization(
+        "gptq",
+        GptqInt4(
+            _group_size(raw),
+            symmetric=flag(raw, "sym", default=True),
+            ordered=flag(raw, "desc_act"),
+            zero_offset=_GPTQ_OFFSETS[stored],
+        ),
+    )
+
+
+_GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}
+
+
+def _group_size(raw: Raw) -> int | None:
+    """Return the number of columns per group; -1 in the file stands for whole rows."""
+    size = _expect(raw, "group_size", (32, 64, 128, -1))
+    return None if size == -1 else int(size)
+
+
+def _expect(raw: Raw, key: str, supported: Any, **default: Any) -> Any:
+    """Return the value under ``key``, which must be one of those supported."""
+    value = raw.get(key, default.get("default"))
+    if value not in supported:
+        choices = ", ".join(repr(each) for each in supported if each is not None)
+        raise _unsupported(
+            f"{key} = {value!r}", f"only {choices} {'is' if len(supported) == 1 else 'are'}"
+        )
+    return value
+
+
+def _unsupported(what: str, instead: str) -> ValueError:
+    return ValueError(f"config.json: quantization_config: {what} is not supported; {instead}")
+
+
+def _listing(names: Mapping[str, object]) -> str:
+    return ", ".join(map(repr, names))
+
+
+METHODS: dict[str, Callable[[Raw], Quantization]] = {
+    "fp8": _read_fp8,
+    "compressed-tensors": _read_compressed_tensors,
+    "awq": _read_awq,
+    "gptq": _read_gptq,
+}
+"""Readers of a ``quantization_config``, by its ``quant_method``."""
+
+ON_THE_FLY: dict[str, Quantization] = {"fp8": Quantization("fp8", Fp8OnTheFly())}
+"""Quantizations that can be applied to a 16-bit checkpoint while it is loaded."""
+
+UNSUPPORTED_METHODS = {
+    "bitsandbytes": "load the original checkpoint, with --quantization fp8",
+    "modelopt": "choose the model's compressed-tensors or fp8 checkpoint",
+    "nvfp4": "choose the model's compressed-tensors or fp8 checkpoint",
+    "torchao": "load the original checkpoint, with --quantization fp8",
+    "hqq": "load the original checkpoint, with --quantization fp8",
+}
+"""What to do instead, by the ``quant_method`` of formats that are not supported."""

@@ -1,0 +1,37 @@
+"""Size of a model's weights in memory. Nothing here imports torch."""
+
+from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+
+
+def weight_bytes(model: ModelConfig, dtype: str) -> int:
+    """Return the bytes that a model's weights take, quantized as its checkpoint is.
+
+    Args:
+        model: hyperparameters.
+        dtype: dtype of the weights that are not quantized.
+    """
+    itemsize = DTYPE_BYTES[dtype]
+    total = model.num_parameters * itemsize
+    if model.quantization is None:
+        return total
+    for layer in range(model.num_layers):
+        for name, (out_size, in_size) in _projections(model).items():
+            if model.quantization.covers(f"model.layers.{layer}.{name}"):
+                total -= out_size * in_size * itemsize
+                total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
+    return total
+
+
+def _projections(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the output and input size of each projection of a layer, by its name in the file."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return {
+        "self_attn.q_proj": (q_size, hidden),
+        "self_attn.k_proj": (kv_size, hidden),
+        "self_attn.v_proj": (kv_size, hidden),
+        "self_attn.o_proj": (hidden, q_size),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
