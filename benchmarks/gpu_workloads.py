@@ -1,6 +1,7 @@
 """Duration of workloads on a GPU, compared with their floors and with vLLM's times.
 
 python -m benchmarks.gpu_workloads [--model qwen3-8b] [--workload chat] [--without graphs]
+    [--quantization fp8]
 
 Weights are random, in the shape of a known model, in bfloat16. Prompts are random, outputs have
 exact lengths, and the end-of-text token is ignored. The first run of a workload is reported
@@ -61,6 +62,15 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "kernels": {"attention_backend": "tiled"},
 }
 """Engine options that switch one feature off."""
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "fp8": {"quant_method": "compressed-tensors", "format": "float-quantized",
+            "config_groups": {"0": {"targets": ["Linear"], "weights": {
+                "num_bits": 8, "type": "float", "strategy": "channel"}}}},
+    "fp8-blocks": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    "int4": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True},
+    "int4-zeros": {"quant_method": "awq", "bits": 4, "group_size": 128},
+}  # fmt: skip
+"""Quantizations of the weights, as a config.json describes them."""
 MIN_SECONDS = 2.0
 """Minimum total duration of the runs after the first."""
 CHAT_REQUESTS, CHAT_RATE = 512, 100.0
@@ -228,8 +238,15 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
 # ---- the command --------------------------------------------------------------------------------
 
 
-def measure(llm: LLM, model: str, name: str) -> Score:
-    """Run a workload once, then repeatedly until the runs fill ``MIN_SECONDS``."""
+def measure(llm: LLM, model: str, shape: Path, name: str) -> Score:
+    """Run a workload once, then repeatedly until the runs fill ``MIN_SECONDS``.
+
+    Args:
+        llm: the engine.
+        model: key of ``PRESETS``.
+        shape: file with the model's config.json.
+        name: one of ``WORKLOADS``.
+    """
     requests, arrivals = make_workload(name)
     first_seconds, _ = run_once(llm, requests, arrivals)
     runs = [run_once(llm, requests, arrivals)]
@@ -242,7 +259,7 @@ def measure(llm: LLM, model: str, name: str) -> Score:
         name,
         first_seconds,
         seconds,
-        floor_seconds(model, requests, this_gpu()) if at_once else None,
+        floor_seconds(str(shape), requests, this_gpu()) if at_once else None,
         vllm_seconds().get((model, name)),
         floor_seconds(model, requests, VLLM_RAN_ON) if at_once else None,
         *np.percentile(ttfts, [50, 99]).tolist(),
@@ -283,6 +300,7 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
 @click.option("--model", type=click.Choice(list(PRESETS)), default="qwen3-0.6b", show_default=True)
 @click.option("--workload", "names", type=click.Choice(WORKLOADS), multiple=True)
 @click.option("--without", type=click.Choice(list(SWITCHES)), help="Feature to switch off.")
+@click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help="Form of the weights.")
 @click.option("--block-size", default=16, show_default=True)
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Record a few steps for Perfetto instead of measuring.")  # fmt: skip
@@ -293,6 +311,7 @@ def main(
     model: str,
     names: tuple[str, ...],
     without: str | None,
+    quantization: str | None,
     block_size: int,
     profile_path: Path | None,
     folder: Path,
@@ -300,17 +319,24 @@ def main(
     """Measure workloads with one model (default: all workloads)."""
     begun = time.perf_counter()
     options = SWITCHES[without] if without else {}
-    llm = build(PRESETS[model], {"block_size": block_size, **options})
+    shape = PRESETS[model]
+    if quantization:
+        shape = {**shape, "quantization_config": QUANTIZATIONS[quantization]}
+    llm = build(shape, {"block_size": block_size, **options})
     built = time.perf_counter() - begun
     if profile_path:
         record_profile(llm, profile_path)
         return
-    scores = [measure(llm, model, name) for name in names or WORKLOADS]
+    with TemporaryDirectory() as shapes:
+        shape_path = Path(shapes) / "shape.json"
+        shape_path.write_text(json.dumps(shape))
+        scores = [measure(llm, model, shape_path, name) for name in names or WORKLOADS]
     gpu = torch.cuda.get_device_name()
-    title = model + (f" without {without}" if without else "") + f", {gpu}, ready in {built:.1f} s"
-    print_scores(title, scores)
-    stem = "-".join(["gpu_workloads", model, *([without] if without else [])])
+    changes = [f" in {quantization}" * bool(quantization), f" without {without}" * bool(without)]
+    print_scores(f"{model}{''.join(changes)}, {gpu}, ready in {built:.1f} s", scores)
+    stem = "-".join(filter(None, ["gpu_workloads", model, quantization, without]))
     settings = {
+        "quantization": quantization,
         "model": model,
         "gpu": gpu,
         "without": without,

@@ -54,9 +54,9 @@ def choose_modules(
         _check_gpu(device)
         # Triton comes with PyTorch for CUDA, and only with that.
         from minimal_vllm.model.triton_modules import TRITON_MODULES
+        from minimal_vllm.model.triton_weights import TRITON_LAYOUTS
 
-
-        modules = TRITON_MODULES
+        modules, layouts = TRITON_MODULES, TRITON_LAYOUTS
     if quantization is None:
         return modules
     return replace(modules, convert=quantizer(quantization, layouts))

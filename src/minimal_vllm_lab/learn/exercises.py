@@ -91,6 +91,7 @@ MODEL = "minimal_vllm.model.config:ModelConfig"
 REFERENCE = "minimal_vllm.attention.reference"
 FILTERS = "minimal_vllm.sampling.filters"
 KERNELS = "minimal_vllm.attention.kernels"
+INT4 = "minimal_vllm.model.quantization.int4"
 DETOKENIZER = "minimal_vllm.text.detokenizer:Detokenizer"
 METHODS = ("__init__", "insert", "remove", "evict", "in_order", "__contains__", "__len__")
 """Methods of an eviction strategy."""
@@ -265,6 +266,16 @@ EXERCISES = {
             {
                 "first_seen_block": "minimal_vllm.cache.layer_groups:first_seen_block",
                 "MyBlocks.release_passed": f"{BLOCKS}.release_passed",
+            },
+        ),
+        Exercise(
+            "four-bits",
+            "15-quantization",
+            "turn a matrix of 4-bit integers back into numbers",
+            _function("check_four_bits:check_four_bits"),
+            {
+                "unpack": f"{INT4}:unpack",
+                "MyInt4Weight.dequantized": f"{INT4}:Int4Weight.dequantized",
             },
         ),
     )

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -21,6 +21,8 @@ from minimal_vllm.engine.sizing import (
 )
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.supported import DTYPE_BYTES
+from minimal_vllm.model.quantization_config import choose_quantization
+from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import SimulationConfig
@@ -90,6 +92,8 @@ def make_design(config: SimulationConfig) -> Design:
     """
     engine, gpu = config.engine, GPUS[config.fleet.gpu]
     model = read_model_shape(engine.model, engine.revision, engine.download_dir)
+    quantization = choose_quantization(engine.quantization, model.quantization)
+    model = replace(model, quantization=quantization)
     dtype = model.dtype if engine.dtype == "auto" else engine.dtype
     if dtype == "float32":
         raise ValueError(
@@ -176,7 +180,7 @@ def _count_blocks(
     kv_itemsize: int,
     batched_tokens: int,
 ) -> int:
-    used = model.num_parameters * itemsize + CONTEXT_BYTES
+    used = weight_bytes(model, "float16") + CONTEXT_BYTES
     memory = DeviceMemory("cuda", total=gpu.memory, free=gpu.memory - used, used_by_process=used)
     activations = estimate_activations(model, itemsize, batched_tokens, engine.max_num_seqs)
     bytes_per_layer = kv_bytes_per_token(model, kv_itemsize) // model.num_layers

@@ -77,7 +77,11 @@ def test_memory_is_as_small_as_promised(tmp_path, name):
 def test_a_missing_tensor_and_a_wrong_shape_are_named(tmp_path, name):
     config, tensors, _ = read_fixture(name)
     path = "model.layers.0.mlp.down_proj."
-    scale = next(each for each in tensors if each.startswith(path) and "scale" in each)
+    scale = next(
+        each
+        for each in tensors
+        if each.startswith(path) and each.endswith(("weight_scale", "scale_inv", ".scales"))
+    )
     missing = write_fixture(
         tmp_path / "a", config, {k: v for k, v in tensors.items() if k != scale}
     )

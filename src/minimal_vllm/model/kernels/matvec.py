@@ -12,11 +12,17 @@ Every program computes the norm before the product itself: the vector is short a
 and another launch would cost more. At the end of the product, a program can apply the gate of the
 feed-forward network: it then multiplies with the rows for ``gate`` and those for ``up``.
 
+Weights in FP8 are read in half the time. Their scales cost next to nothing: that of a row is one
+more factor of its result, and those of a block's columns are multiplied into the vector.
+
 With two or more tokens a library's kernel wins, on tensor cores: here each weight would be
 converted to float32 once per token.
 
 Source of the bound, the roofline model: Williams et al., CACM 2009.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -31,25 +37,72 @@ def can_use_matvec(x: Tensor) -> bool:
     return len(x) == 1
 
 
-def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias``.
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Scales of a matrix in FP8."""
+
+    values: Tensor
+    """``[out / rows, ceil(in / columns)]`` float32."""
+    rows: int
+    """Number of rows that share a scale."""
+    columns: int
+    """Number of columns that share a scale; the whole row, or a power of two."""
+
+    def are_usable(self, in_size: int) -> bool:
+        """Return whether the kernel can read these scales.
+
+        A program reads the scales of one row of blocks only, so blocks must hold whole programs.
+        """
+        return self._belong_to_rows(in_size) or self.rows % _tile(in_size)[0] == 0
+
+    def options(self, in_size: int) -> dict[str, Any]:
+        """Return the kernel's arguments."""
+        kind = "rows" if self._belong_to_rows(in_size) else "blocks"
+        return {"scales": self.values, "SCALES": kind,
+                "SCALE_ROWS": self.rows, "SCALE_COLUMNS": self.columns}  # fmt: skip
+
+    def _belong_to_rows(self, in_size: int) -> bool:
+        return self.rows == 1 and self.columns == in_size
+
+
+def matvec(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None = None,
+    *,
+    scales: Scales | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """Return ``x @ weight.T + bias``, gated if there is an activation.
 
     Args:
         x: ``[1, in]``, contiguous.
         weight: ``[out, in]``, contiguous.
         bias: ``[out]`` or None.
         out: ``[1, out]``, overwritten with the result. Default: newly allocated.
+        scales: scales of a weight in FP8. None: the weight has none.
+        activation: see ``add_norm_matvec``.
     """
     out_size, in_size = weight.shape
+    if activation is not None:
+        out_size //= 2
     y = x.new_empty(1, out_size) if out is None else out
     rows, columns, warps = _tile(in_size)
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
-        BIAS=bias is not None, NORM=False, ADDS=False, ACTIVATION=None, num_warps=warps,
-        **launch_options(x),
+        BIAS=bias is not None, NORM=False, ADDS=False,
+        ACTIVATION=None if activation is None else ACTIVATIONS[activation],
+        **_scale_options(scales, x, in_size), num_warps=warps, **launch_options(x),
     )  # fmt: skip
     return y
+
+
+def _scale_options(scales: Scales | None, x: Tensor, in_size: int) -> dict[str, Any]:
+    if scales is None:
+        return {"scales": x, "SCALES": None, "SCALE_ROWS": 1, "SCALE_COLUMNS": 1}
+    return scales.options(in_size)
 
 
 def add_norm_matvec(
@@ -62,6 +115,7 @@ def add_norm_matvec(
     bias: Tensor | None,
     *,
     activation: str | None = None,
+    scales: Scales | None = None,
 ) -> Tensor:
     """Compute ``total = residual + x``; return the product of its norm with ``weight``.
 
@@ -75,6 +129,7 @@ def add_norm_matvec(
         bias: ``[out]`` or None.
         activation: a key of ``ACTIVATIONS``: the first half of the product is the gate of the
             second. None: no gate.
+        scales: scales of a weight in FP8. None: the weight has none.
 
     Returns:
         ``[1, out]``, or ``[1, out / 2]`` if gated.
@@ -90,7 +145,8 @@ def add_norm_matvec(
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
         BIAS=bias is not None, NORM=True, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
-        num_warps=warps, **launch_options(residual),
+        **_scale_options(scales, residual, in_size), num_warps=warps,
+        **launch_options(residual),
     )  # fmt: skip
     return y
 
@@ -113,6 +169,7 @@ def _matvec_kernel(
     bias,
     y,
     eps,
+    scales,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -121,6 +178,9 @@ def _matvec_kernel(
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -133,6 +193,7 @@ def _matvec_kernel(
     squares = tl.zeros([COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
     up_products = tl.zeros([ROWS, COLUMNS], tl.float32)
+    first_row = tl.program_id(0) * ROWS
     for start in tl.static_range(0, IN, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         part = tl.load(residual + column, mask=column < IN, other=0.0)
@@ -145,20 +206,24 @@ def _matvec_kernel(
             squares += wide * wide
             wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
         rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, COLUMNS)
-        products += rows.to(tl.float32) * wide[None, :]
+        products += rows.to(tl.float32) * _scaled(
+            wide, scales, first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
+        )
         if GATES:
             ups = first_up
             if start > 0:
                 ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, COLUMNS)
-            up_products += ups.to(tl.float32) * wide[None, :]
+            up_products += ups.to(tl.float32) * _scaled(
+                wide, scales, OUT + first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
+            )
     # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
-    result = tl.sum(products, 1) * scale
+    result = tl.sum(products, 1) * scale * _row_scale(scales, row, is_row, SCALES)
     if BIAS:
         result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
     result = result.to(y.dtype.element_ty)
     if GATES:
-        up_result = tl.sum(up_products, 1) * scale
+        up_result = tl.sum(up_products, 1) * scale * _row_scale(scales, OUT + row, is_row, SCALES)
         if BIAS:
             up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
         result = gated(result, up_result.to(y.dtype.element_ty), ACTIVATION)
@@ -170,3 +235,28 @@ def _load_weights(weight, row, start, OUT: tl.constexpr, IN: tl.constexpr, COLUM
     column = start + tl.arange(0, COLUMNS)
     offsets = row.to(tl.int64)[:, None] * IN + column[None, :]
     return tl.load(weight + offsets, mask=(row < OUT)[:, None] & (column < IN)[None, :], other=0.0)
+
+
+@triton.jit
+def _scaled(
+    vector,
+    scales,
+    row,
+    column,
+    IN: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
+):
+    """Return some columns of the vector, ``[1, COLUMNS]``, times the scales of their blocks."""
+    if SCALES == "blocks":
+        BLOCKS: tl.constexpr = (IN + SCALE_COLUMNS - 1) // SCALE_COLUMNS
+        block = row // SCALE_ROWS * BLOCKS + column // SCALE_COLUMNS
+        vector = vector * tl.load(scales + block, mask=column < IN, other=0.0)
+    return vector[None, :]
+
+
+@triton.jit
+def _row_scale(scales, row, is_row, SCALES: tl.constexpr):
+    """Return the scales of some rows, or 1 if scales don't belong to rows."""
+    return tl.load(scales + row, mask=is_row, other=0.0) if SCALES == "rows" else 1.0

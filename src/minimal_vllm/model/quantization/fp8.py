@@ -49,9 +49,14 @@ class Fp8Weight(QuantizedWeight):
         self.weight = parameter(self.out_size, in_size, dtype=FP8)
         self.scale = parameter(*scales, dtype=torch.float32)
 
+    @property
+    def has_row_scales(self) -> bool:
+        """Whether each row has one scale."""
+        return self.rows_per_scale == 1 and self.columns_per_scale == self.in_size
+
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """Return the matrix; see ``QuantizedWeight.dequantized``."""
-        if self.columns_per_scale == self.in_size:
+        if self.has_row_scales:
             return (self.weight.float() * self.scale).to(dtype)
         scale = self.scale.repeat_interleave(self.rows_per_scale, dim=0)
         scale = scale.repeat_interleave(self.columns_per_scale, dim=1)[:, : self.in_size]

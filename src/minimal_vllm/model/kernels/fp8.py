@@ -1,0 +1,128 @@
+"""Products of several tokens with weights in FP8, on tensor cores that multiply FP8.
+
+They multiply twice as many FP8 numbers per second as 16-bit ones, but both operands must be FP8. So
+``quantize_inputs`` first rounds the activations, with one scale per token and group of columns, as
+the formats prescribe ("dynamic" activations)::
+
+    x [T, in]  ─►  e4m3 [T, in], scales [T, in / group]  ─►  product with the weights
+
+If a group is the whole row, the scales are factors of the result. With blocks, the partial sum of
+each 128 columns has its own two scales, and is added up in float32 registers (DeepSeek-V3, 2024,
+https://arxiv.org/abs/2412.19437, section 3.3.2). PyTorch has a product of either kind.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.properties import is_hopper
+from minimal_vllm.model.kernels.matvec import Scales
+
+BLOCK = 128
+"""Columns of the inputs that share a scale, if the weights have scales per block."""
+LARGEST = 448.0
+
+
+def quantize_inputs(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Round each token's numbers to FP8, with one scale per group of columns.
+
+    Args:
+        x: ``[T, in]``, contiguous.
+        group: number of columns per group; the whole row, or a power of two.
+
+    Returns:
+        ``[T, in]`` e4m3, and the scales, ``[T, ceil(in / group)]`` float32.
+    """
+    tokens, in_size = x.shape
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    groups = triton.cdiv(in_size, group)
+    scales = torch.empty(tokens, groups, device=x.device)
+    _quantize_kernel[(tokens,)](
+        x, out, scales, IN=in_size, GROUP=group, NUM_GROUPS=groups,
+        GROUPS=triton.next_power_of_2(groups), WIDTH=triton.next_power_of_2(group),
+        LARGEST=LARGEST, num_warps=8 if in_size > 4096 else 4, **launch_options(x),
+    )  # fmt: skip
+    return out, scales
+
+
+def fp8_row_product(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None) -> Tensor:
+    """Return ``x @ weight.T + bias`` for a weight with one scale per row.
+
+    Args:
+        x: ``[T, in]``, contiguous.
+        weight: ``[out, in]`` e4m3, contiguous; both sizes are multiples of 16.
+        scales: the weight's scales.
+        bias: ``[out]`` or None.
+
+    Returns:
+        ``[T, out]``
+    """
+    inputs, input_scales = quantize_inputs(x, x.shape[1])
+    product = torch._scaled_mm(
+        inputs,
+        weight.T,
+        scale_a=input_scales,
+        scale_b=scales.values.T,
+        out_dtype=torch.bfloat16,  # the only one with scales per row
+    ).to(x.dtype)
+    return product if bias is None else product.add_(bias)
+
+
+def can_use_block_product(weight: Tensor, scales: Scales) -> bool:
+    """Return whether ``fp8_block_product`` can compute a product.
+
+    It needs whole blocks of 128 × 128, and Hopper.
+    """
+    out_size, in_size = weight.shape
+    is_whole = out_size % BLOCK == 0 and in_size % BLOCK == 0
+    return is_whole and (scales.rows, scales.columns) == (BLOCK, BLOCK) and is_hopper(weight.device)
+
+
+def fp8_block_product(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None) -> Tensor:
+    """Return ``x @ weight.T + bias`` for a weight with one scale per block.
+
+    Args:
+        x: ``[T, in]``, contiguous.
+        weight: ``[out, in]`` e4m3, contiguous; see ``can_use_block_product``.
+        scales: the weight's scales.
+        bias: ``[out]`` or None.
+
+    Returns:
+        ``[T, out]``
+    """
+    inputs, input_scales = quantize_inputs(x, BLOCK)
+    product = torch._scaled_mm(
+        inputs,
+        weight.T,
+        scale_a=input_scales.T.contiguous().T,  # the library wants the tokens' scales side by side
+        scale_b=scales.values.T,
+        out_dtype=torch.bfloat16,
+    ).to(x.dtype)
+    return product if bias is None else product.add_(bias)
+
+
+@triton.jit
+def _quantize_kernel(
+    x,
+    out,
+    scales,
+    IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    token = tl.program_id(0).to(tl.int64)
+    group, place = tl.arange(0, GROUPS), tl.arange(0, WIDTH)
+    column = group[:, None] * GROUP + place[None, :]
+    exists = (column < IN) & (place < GROUP)[None, :]
+    numbers = tl.load(x + token * IN + column, mask=exists, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(numbers), 1), 1e-12) / LARGEST
+    tl.store(scales + token * NUM_GROUPS + group, scale, mask=group < NUM_GROUPS)
+    scaled = tl.clamp(numbers / scale[:, None], -LARGEST, LARGEST)
+    tl.store(out + token * IN + column, scaled.to(out.dtype.element_ty), mask=exists)

@@ -1,0 +1,48 @@
+"""Exercise four-bits: turn a matrix of 4-bit integers back into numbers.
+
+The idea. A weight is rounded to one of 16 numbers. Some neighboring columns of a row, a *group*,
+share a scale and a zero point::
+
+    weight = (number - zero) * scale          number and zero: 0 … 15
+
+A byte holds two numbers. They are 16 columns apart, in blocks of 32 columns::
+
+    columns   0 … 15 │ 16 … 31 │ 32 … 47 │ 48 … 63 │ …
+    bytes     0 … 15 │  0 … 15 │ 16 … 31 │ 16 … 31 │ …
+    half       low   │  high   │  low    │  high   │ …
+
+What to write: ``unpack``, which separates the numbers, and ``MyInt4Weight.dequantized``. The class
+has ``packed``, ``scale``, ``zero`` (None: all zero points are ``SYMMETRIC_ZERO``), ``group_size``
+and ``out_size``. If ``order`` is not None, column i of what is stored is column ``order[i]`` of the
+matrix.
+
+How it is checked: random matrices with all kinds of groups, compared with the engine's own class.
+
+    minimal-vllm learn check four-bits
+"""
+
+import torch
+from torch import Tensor
+
+from minimal_vllm.model.quantization.int4 import HALF, SYMMETRIC_ZERO, Int4Weight
+
+__all__ = ["HALF", "SYMMETRIC_ZERO", "MyInt4Weight", "unpack"]
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """Unpack bytes, ``[out, in / 2]``, into numbers, ``[out, in]`` uint8."""
+    raise NotImplementedError(
+        "view the bytes as [out, in / 32, HALF]; the low half is packed & 15, the high half "
+        "packed >> 4; torch.stack them as [out, in / 32, 2, HALF] and flatten"
+    )
+
+
+class MyInt4Weight(Int4Weight):
+    """Matrix in 4-bit integers."""
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix, ``[out, in]``, computed in float32 and rounded to ``dtype``."""
+        raise NotImplementedError(
+            "view the numbers as [out, groups, group_size]; subtract the zero points and multiply "
+            "with the scales, both [out, groups, 1]; put the columns into their order"
+        )

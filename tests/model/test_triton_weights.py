@@ -1,0 +1,146 @@
+"""Kernels of quantized weights against the dequantized product; without a GPU, interpreted."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from minimal_vllm.model.activation import ACTIVATIONS
+from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.kernels.fp8 import quantize_inputs
+from minimal_vllm.model.kernels.int4 import int4_dequantize
+from minimal_vllm.model.quantization.fp8 import Fp8Weight
+from minimal_vllm.model.quantization.int4 import Int4Weight
+from minimal_vllm.model.quantization_config import Int4
+from minimal_vllm.model.triton_modules import TRITON_MODULES
+from minimal_vllm.model.triton_weights import (
+    MANY_TOKENS,
+    TritonFp8Weight,
+    TritonInt4Weight,
+)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+TOLERANCE = 1e-2 if DEVICE.type == "cuda" else 1e-5
+ROUNDED_INPUTS = 0.04  # relative error of inputs that are rounded to 3 bits of mantissa
+ON_GPU = pytest.mark.gpu
+
+
+def numbers(*shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE, DTYPE)
+
+
+def pair(plain, ours, *arguments):
+    """Return the plain and the Triton weight with the same random contents."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    made = [kind(*arguments) for kind in (plain, ours)]
+    for weight in made:
+        weight.to(DEVICE)
+        if getattr(weight, "packed", None) is not None:
+            weight.scale = torch.nn.Parameter(weight.scale.to(DTYPE), requires_grad=False)
+    made[0].init_random(generator, 0.05)
+    made[0].scale.mul_(0.5 + torch.rand(made[0].scale.shape, device=DEVICE).to(made[0].scale.dtype))
+    if getattr(made[0], "zero", None) is not None:
+        made[0].zero.random_(0, 16, generator=generator)
+    if getattr(made[0], "order", None) is not None:
+        made[0].order.copy_(torch.randperm(len(made[0].order)))
+    made[1].load_state_dict(made[0].state_dict())
+    return made
+
+
+def assert_close(got, expected, tolerance=TOLERANCE):
+    assert got.shape == expected.shape
+    assert (got - expected).float().norm() < tolerance * expected.float().norm()
+
+
+INT4 = {
+    "groups": (256, {"a": 64, "b": 24}, Int4(64, symmetric=True)),
+    "zero points": (96, {"a": 40}, Int4(32, symmetric=False)),
+    "whole columns": (384, {"a": 40}, Int4(None, symmetric=False)),
+    "ordered": (256, {"a": 64}, Int4(128, symmetric=False, ordered=True)),
+    "large": (4096, {"a": 1024}, Int4(128, symmetric=False)),
+}
+FP8 = {
+    "rows": (256, {"a": 64, "b": 32}),
+    "blocks": (256, {"a": 128, "b": 256}, (128, 128)),
+    "cut blocks": (208, {"a": 64, "b": 192}, (128, 128)),
+    "large": (4096, {"a": 1024}, (128, 128)),
+    "large rows": (4096, {"a": 1024}),
+}
+
+
+def cases(table):
+    return [pytest.param(name, marks=[ON_GPU] * ("large" in name)) for name in table]
+
+
+def check_single_token(plain, ours, in_size):
+    """One token, gated or not, behind a norm or not."""
+    x, stream, bias = numbers(1, in_size), numbers(1, in_size), numbers(plain.out_size)
+    for activation in (None, *ACTIVATIONS):
+        assert_close(ours.multiply(x, bias, activation), plain.multiply(x, bias, activation))
+        assert_close(ours.multiply(x, None, activation), plain.multiply(x, None, activation))
+        norm = TRITON_MODULES.norm("norm", in_size, 1e-6)
+        norm.weight = torch.nn.Parameter(numbers(in_size), requires_grad=False)
+        for add in (None, x):
+            begin = (stream.clone(), None) if add is None else (add, stream.clone())
+            expected_input, expected_stream = norm.forward(*begin)
+            expected = plain.multiply(computed(expected_input), bias, activation)
+            deferred, total = norm.forward(
+                *(each if each is None else each.clone() for each in begin)
+            )
+            assert_close(ours.multiply(deferred, bias, activation), expected)
+            assert_close(total, expected_stream)
+
+
+@pytest.mark.parametrize("name", cases(INT4))
+def test_a_single_token_times_4_bits(name):
+    arguments = INT4[name]
+    check_single_token(*pair(Int4Weight, TritonInt4Weight, *arguments), arguments[0])
+
+
+@pytest.mark.parametrize("name", cases(FP8))
+def test_a_single_token_times_fp8(name):
+    arguments = FP8[name]
+    check_single_token(*pair(Fp8Weight, TritonFp8Weight, *arguments), arguments[0])
+
+
+@pytest.mark.parametrize("num_tokens", [2, 17, 100, pytest.param(MANY_TOKENS, marks=ON_GPU)])
+@pytest.mark.parametrize("name", cases(INT4))
+def test_several_tokens_times_4_bits(name, num_tokens):
+    arguments = INT4[name]
+    plain, ours = pair(Int4Weight, TritonInt4Weight, *arguments)
+    x, bias = numbers(num_tokens, arguments[0]), numbers(plain.out_size)
+    assert_close(ours.multiply(x, bias), plain.multiply(x, bias))
+    assert_close(ours.multiply(x, None, "silu"), plain.multiply(x, None, "silu"))
+
+
+@pytest.mark.parametrize("name", cases(INT4))
+def test_dequantizing_4_bits(name):
+    plain, ours = pair(Int4Weight, TritonInt4Weight, *INT4[name])
+    expected = plain.dequantized(DTYPE)
+    if plain.order is not None:
+        expected = expected[:, plain.order]
+    assert_close(int4_dequantize(ours, numbers(1)), expected, TOLERANCE / 2)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 17, 100, pytest.param(3000, marks=ON_GPU)])
+@pytest.mark.parametrize("name", cases(FP8))
+def test_several_tokens_times_fp8(name, num_tokens):
+    arguments = FP8[name]
+    if DEVICE.type == "cpu" and len(arguments) == 2:
+        pytest.skip("PyTorch multiplies by rows in FP8 on a GPU only")
+    plain, ours = pair(Fp8Weight, TritonFp8Weight, *arguments)
+    x, bias = numbers(num_tokens, arguments[0]), numbers(plain.out_size)
+    assert_close(ours.multiply(x, bias), plain.multiply(x, bias), ROUNDED_INPUTS)
+    gated = ours.multiply(x, None, "silu")
+    assert_close(gated, plain.multiply(x, None, "silu"), 2 * ROUNDED_INPUTS)
+
+
+@pytest.mark.parametrize("group", [32, 128, 200])
+def test_rounding_inputs_to_fp8(group):
+    x = numbers(5, 200)
+    got, scales = quantize_inputs(x, group)
+    assert scales.shape == (5, -(-200 // group))
+    back = got.float() * scales.repeat_interleave(group, dim=1)[:, :200]
+    assert (back - x.float()).abs().le(x.float().abs() / 15 + 1e-3).all()
