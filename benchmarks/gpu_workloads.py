@@ -46,6 +46,7 @@ from minimal_vllm_lab.sim.simulation import make_design, simulate
 VLLM = Path(__file__).parent / "measured" / "vllm_h200.json"
 """File of vLLM's times."""
 Gpu = Literal["h200", "h100"]
+KvDtype = Literal["auto", "fp8"]
 COPY: dict[Gpu, float] = {"h200": 4.3 / 4.8, "h100": 3.0 / 3.35}
 """Measured rate of a large copy, as a fraction of the datasheet's bandwidth, by GPU."""
 PRODUCT = 790 / 989
@@ -183,7 +184,12 @@ def this_gpu() -> Gpu | None:
 
 
 def floor_seconds(
-    model: str, requests: Workload, gpu: Gpu | None, *, enable_prefix_caching: bool = True
+    model: str,
+    requests: Workload,
+    gpu: Gpu | None,
+    *,
+    enable_prefix_caching: bool = True,
+    kv_cache_dtype: KvDtype = "auto",
 ) -> float | None:
     """Return the simulated time of requests on a GPU at full rates without overheads.
 
@@ -193,7 +199,7 @@ def floor_seconds(
         return None
     config = SimulationConfig(
         EngineConfig(model, enable_prefix_caching=enable_prefix_caching),
-        FleetConfig(gpu=gpu),
+        FleetConfig(gpu=gpu, kv_cache_dtype=kv_cache_dtype),
         Achieved(
             bandwidth_fraction=COPY[gpu],
             matmul_fraction=PRODUCT,
@@ -238,7 +244,7 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
 # ---- the command --------------------------------------------------------------------------------
 
 
-def measure(llm: LLM, model: str, shape: Path, name: str) -> Score:
+def measure(llm: LLM, model: str, shape: Path, name: str, kv_cache_dtype: KvDtype) -> Score:
     """Run a workload once, then repeatedly until the runs fill ``MIN_SECONDS``.
 
     Args:
@@ -246,6 +252,7 @@ def measure(llm: LLM, model: str, shape: Path, name: str) -> Score:
         model: key of ``PRESETS``.
         shape: file with the model's config.json.
         name: one of ``WORKLOADS``.
+        kv_cache_dtype: ``auto`` or ``fp8``.
     """
     requests, arrivals = make_workload(name)
     first_seconds, _ = run_once(llm, requests, arrivals)
@@ -259,7 +266,9 @@ def measure(llm: LLM, model: str, shape: Path, name: str) -> Score:
         name,
         first_seconds,
         seconds,
-        floor_seconds(str(shape), requests, this_gpu()) if at_once else None,
+        floor_seconds(str(shape), requests, this_gpu(), kv_cache_dtype=kv_cache_dtype)
+        if at_once
+        else None,
         vllm_seconds().get((model, name)),
         floor_seconds(model, requests, VLLM_RAN_ON) if at_once else None,
         *np.percentile(ttfts, [50, 99]).tolist(),
@@ -301,6 +310,7 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
 @click.option("--workload", "names", type=click.Choice(WORKLOADS), multiple=True)
 @click.option("--without", type=click.Choice(list(SWITCHES)), help="Feature to switch off.")
 @click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help="Form of the weights.")
+@click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8"]), default="auto")
 @click.option("--block-size", default=16, show_default=True)
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Record a few steps for Perfetto instead of measuring.")  # fmt: skip
@@ -312,6 +322,7 @@ def main(
     names: tuple[str, ...],
     without: str | None,
     quantization: str | None,
+    kv_cache_dtype: KvDtype,
     block_size: int,
     profile_path: Path | None,
     folder: Path,
@@ -322,7 +333,8 @@ def main(
     shape = PRESETS[model]
     if quantization:
         shape = {**shape, "quantization_config": QUANTIZATIONS[quantization]}
-    llm = build(shape, {"block_size": block_size, **options})
+    options = {"block_size": block_size, "kv_cache_dtype": kv_cache_dtype, **options}
+    llm = build(shape, options)
     built = time.perf_counter() - begun
     if profile_path:
         record_profile(llm, profile_path)
@@ -330,8 +342,12 @@ def main(
     with TemporaryDirectory() as shapes:
         shape_path = Path(shapes) / "shape.json"
         shape_path.write_text(json.dumps(shape))
-        scores = [measure(llm, model, shape_path, name) for name in names or WORKLOADS]
+        scores = [
+            measure(llm, model, shape_path, name, kv_cache_dtype) for name in names or WORKLOADS
+        ]
     gpu = torch.cuda.get_device_name()
+    if kv_cache_dtype != "auto":
+        quantization = f"{quantization or ''}+{kv_cache_dtype}-cache"
     changes = [f" in {quantization}" * bool(quantization), f" without {without}" * bool(without)]
     print_scores(f"{model}{''.join(changes)}, {gpu}, ready in {built:.1f} s", scores)
     stem = "-".join(filter(None, ["gpu_workloads", model, quantization, without]))

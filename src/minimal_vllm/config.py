@@ -43,6 +43,10 @@ def _as_method(name: object) -> object:
     return QUANTIZATION_ALIASES.get(name, name) if isinstance(name, str) else name
 
 
+def _as_kv_dtype(name: object) -> object:
+    return "fp8" if name == "fp8_e4m3" else name
+
+
 def _as_model_len(length: object) -> object:
     """Return a maximum length, or None for ``auto`` or -1, with which vLLM asks for the maximum."""
     return None if length in (-1, "auto") else length
@@ -140,7 +144,8 @@ class EngineConfig:
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_as_dtype_name)
     ] = "auto"
-    """Data type of weights and KV cache. ``auto``: the checkpoint's on a GPU, float32 on a CPU."""
+    """Data type of weights and activations. ``auto``: the checkpoint's on a GPU, float32 on a
+    CPU."""
     quantization: Annotated[
         Literal["fp8", "compressed-tensors", "awq", "gptq"] | None, BeforeValidator(_as_method)
     ] = None
@@ -154,6 +159,8 @@ class EngineConfig:
     max_model_len: Annotated[PositiveInt | None, BeforeValidator(_as_model_len)] = None
     """Maximum number of tokens in a request, prompt and output together. Default: the model's
     limit, or what the KV cache holds if that is less."""
+    kv_cache_dtype: Annotated[Literal["auto", "fp8"], BeforeValidator(_as_kv_dtype)] = "auto"
+    """Data type of the KV cache: the model's (``auto``), or ``fp8`` (e4m3), one byte per number."""
     block_size: PositiveInt = 16
     """Number of tokens per KV block."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None

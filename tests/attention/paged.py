@@ -7,11 +7,13 @@ import torch
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
+from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm_lab.check.paged_case import make_case, run_case
 
-__all__ = ["UNUSUAL", "make_case", "run", "run_reference", "run_tiled", "window_of"]
+__all__ = ["UNUSUAL", "in_fp8", "make_case", "run", "run_reference", "run_tiled", "window_of"]
 
 CPU = torch.device("cpu")
+FP8 = torch.float8_e4m3fn
 UNUSUAL = {
     "softcap": AttentionOptions(0.25, softcap=0.7),
     "softcap and window": AttentionOptions(0.3, window=100, softcap=2.0),
@@ -32,6 +34,11 @@ def run(attention, case, options=None, plan=None):
         sinks = options.sinks[: case.q.shape[1]].to(case.q)
         options = replace(options, sinks=sinks)
     return run_case(attention, case, options, plan)
+
+
+def in_fp8(case):
+    """Return the case with its cache rounded to FP8."""
+    return replace(case, cache=LayerCache(*(layer.to(FP8) for layer in case.cache)))
 
 
 def window_of(options):

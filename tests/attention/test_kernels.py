@@ -21,7 +21,7 @@ from minimal_vllm.attention.kernels.pieces import cut, cut_reference
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.shared_prefix import SharedPrefix
-from tests.attention.paged import UNUSUAL, make_case, run, run_reference, window_of
+from tests.attention.paged import UNUSUAL, in_fp8, make_case, run, run_reference, window_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_SMS = 4
@@ -67,6 +67,12 @@ def run_kernels(case, options=None, plan=None):
 @pytest.mark.parametrize(("heads", "block_size"), [((4, 4), 16), ((6, 2), 32), ((4, 1), 16)])
 def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
     case = make_case(MIXES[mix], heads=heads, block_size=block_size)
+    torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_a_cache_in_fp8_is_read_as_the_reference_reads_it(window):
+    case = in_fp8(make_case(MIXES["chunks beside decodes"], heads=(6, 2)))
     torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
 
 

@@ -211,7 +211,7 @@ def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
     [
         (["--tensor-parallel-size", "2"], "tensor_parallel_size=2 is not supported: one process"),
         (["--quantization", "int3"], "'int3' is not"),
-        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype='fp8' is not supported: the KV cache holds"),
+        (["--kv-cache-dtype", "int8"], "'int8' is not"),
         (["--speculative-config", '{"method": "ngram"}'], "is not supported: every token is"),
         (["--enable-lora"], "enable_lora=True is not supported: LoRA adapters"),
         (["--default-chat-template-kwargs", '{"tools": []}'], "can't set tools"),

@@ -141,7 +141,9 @@ def perplexity(checkpoint: Path, tokens: list[int], **options: Any) -> tuple[flo
     found = [
         logprobs[token].logprob
         for output in outputs
-        for token, logprobs in zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
+        for token, logprobs in zip(
+            output.prompt_token_ids, output.prompt_logprobs or [], strict=True
+        )
         if logprobs is not None
     ]
     return exp(-sum(found) / len(found)), weight_bytes(llm.built.files.config, "bfloat16")

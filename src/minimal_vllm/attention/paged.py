@@ -48,5 +48,13 @@ def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> No
     """
     block_size = cache.key.shape[2]
     block, offset = slots // block_size, slots % block_size
-    cache.key.transpose(1, 2)[block, offset] = k
-    cache.value.transpose(1, 2)[block, offset] = v
+    cache.key.transpose(1, 2)[block, offset] = as_cached(k, cache.key.dtype)
+    cache.value.transpose(1, 2)[block, offset] = as_cached(v, cache.value.dtype)
+
+
+def as_cached(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return keys or values in the dtype of the cache. FP8 is cut off at its largest number."""
+    if dtype.itemsize == 1:
+        largest = torch.finfo(dtype).max
+        numbers = numbers.clamp(-largest, largest)
+    return numbers.to(dtype)

@@ -27,6 +27,7 @@ OPTIONS = frozenset(
         "hf_overrides",
         "dtype",
         "quantization",
+        "kv_cache_dtype",
         "attention_backend",
         "max_model_len",
         "block_size",

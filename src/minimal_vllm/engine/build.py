@@ -27,6 +27,7 @@ from minimal_vllm.engine.sizing import (
     choose_device,
     choose_dtype,
     choose_groups,
+    choose_kv_dtype,
     choose_model_len,
     choose_num_blocks,
     choose_scheduler_config,
@@ -148,7 +149,8 @@ def build_engine(
         config, groups, model_len, batched_tokens, num_blocks
     )
 
-    caches = _allocate_caches(files.config, groups, num_blocks, config.block_size, dtype, device)
+    kv_dtype = choose_kv_dtype(config, dtype)
+    caches = _allocate_caches(files.config, groups, num_blocks, config.block_size, kv_dtype, device)
     model = CachedModel(loaded.decoder, loaded.attention, caches, groups, config.block_size, device)
     runner = make_runner(config, scheduler_config, model, progress=progress)
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)

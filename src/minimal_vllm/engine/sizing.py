@@ -14,6 +14,7 @@ from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.rope_config import LongRopeScaling
 from minimal_vllm.model.quantization_config import choose_quantization
+from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.step.batch import LOGITS_AT_A_TIME
 
@@ -75,6 +76,13 @@ def choose_dtype(name: str, checkpoint_dtype: str, device: "torch.device") -> "t
     if device.type == "cpu" and not can_multiply(dtype):
         logger.warning("This CPU can't multiply %s numbers: float32 is faster and as exact", name)
     return dtype
+
+
+def choose_kv_dtype(config: EngineConfig, dtype: "torch.dtype") -> "torch.dtype":
+    """Return the dtype of the KV cache of a model that runs in ``dtype``."""
+    import torch
+
+    return torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
 
 
 def choose_model_len(config: EngineConfig, model: ModelConfig) -> int:
@@ -173,9 +181,10 @@ def count_fitting_blocks(
 def kv_block_bytes(
     config: EngineConfig, model: ModelConfig, groups: LayerGroups, dtype: "torch.dtype"
 ) -> int:
-    """Return the bytes of one KV block, over all layers of a group."""
-    all_layers = model.kv_bytes_per_token(str(dtype).removeprefix("torch."))
-    return config.block_size * groups.size * all_layers // model.num_layers
+    """Return the bytes of one KV block, over all layers of a group; ``dtype`` is the model's."""
+    numbers = model.kv_bytes_per_token("float16") // DTYPE_BYTES["float16"]
+    itemsize = choose_kv_dtype(config, dtype).itemsize
+    return config.block_size * groups.size * numbers * itemsize // model.num_layers
 
 
 def estimate_activations(

@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-NOT_NEEDED = (".input_scale", ".activation_scale", ".weight_shape")
+NOT_NEEDED = (".input_scale", ".activation_scale", ".weight_shape", ".k_scale", ".v_scale")
 """Last parts of tensor names in quantized checkpoints that the model has no use for: shapes, which
-config.json implies, and fixed scales of activations, which get a scale per token here."""
+config.json implies; fixed scales of activations, which get a scale per token here; and scales of
+keys and values, which are small enough for FP8 as they are."""
 
 
 @runtime_checkable

@@ -104,10 +104,9 @@ ENGINE = by_name(
         },
     ),
     Unsupported(
-        "the KV cache holds the model's dtype, on the model's device; use kv_cache_dtype='auto', "
-        "and size it with gpu_memory_utilization or num_gpu_blocks_override",
+        "the KV cache holds the model's dtype or FP8, on the model's device; choose with "
+        "kv_cache_dtype, and size it with gpu_memory_utilization or num_gpu_blocks_override",
         {
-            "kv_cache_dtype": ("auto",),
             "kv_cache_dtype_skip_layers": (),
             "calculate_kv_scales": OFF,
             "kv_cache_memory_bytes": (),

@@ -25,8 +25,7 @@ class FleetConfig:
     ] = "h200"
     """Type of GPU. Its datasheet gives the peak rates and the memory."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    """Data type of the KV cache. auto: the model's own. fp8: half the bytes; the simulator supports
-    it, the engine does not."""
+    """Data type of the KV cache. auto: the model's own. fp8: half the bytes."""
     cost_model: str | None = None
     """File that replaces the datasheet's rates: a trace of a real run (.jsonl), to whose steps a
     cost model is fitted, or a JSON file of coefficients fitted before."""

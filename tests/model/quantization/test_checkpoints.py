@@ -40,7 +40,7 @@ def write_fixture(folder, config, tensors):
 
 def load(folder, dtype=torch.float32):
     config = ModelConfig.from_checkpoint(folder)
-    modules = choose_modules("tiled", config.quantization, CPU)
+    modules = choose_modules("tiled", config.quantization, dtype, CPU)
     return config, load_model(folder, config, dtype, CPU, modules=modules)
 
 

@@ -87,7 +87,7 @@ def test_quantizing_a_row_loses_no_more_than_3_bits_of_mantissa_do():
 def test_a_model_quantized_while_it_is_loaded_keeps_all_but_its_projections(tmp_path, name):
     folder, weights = write_checkpoint(tmp_path, FAMILIES[name]), random_weights(FAMILIES[name])
     config = ModelConfig.from_checkpoint(folder)
-    modules = choose_modules("tiled", choose_quantization("fp8", None), CPU)
+    modules = choose_modules("tiled", choose_quantization("fp8", None), torch.float32, CPU)
     model = load_model(folder, config, torch.float32, CPU, modules=modules)
     assert type(model.lm_head) is Linear
     for path, module in model.named_modules():
@@ -106,7 +106,7 @@ def test_a_model_quantized_while_it_is_loaded_keeps_all_but_its_projections(tmp_
 def test_random_weights_for_measurements_are_of_the_usual_size(tmp_path):
     folder = write_checkpoint(tmp_path, FAMILIES["qwen3"] | {"intermediate_size": 128})
     config = ModelConfig.from_checkpoint(folder)
-    modules = choose_modules("tiled", choose_quantization("fp8", None), CPU)
+    modules = choose_modules("tiled", choose_quantization("fp8", None), torch.float32, CPU)
     model = load_model(folder, config, torch.float32, CPU, modules=modules)
     init_random(model, seed=0)
     for module in model.modules():

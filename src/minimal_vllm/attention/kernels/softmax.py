@@ -72,7 +72,8 @@ def take_keys(  # noqa: ANN201 - Triton's language
     Returns:
         ``Softmax`` with the tile's keys in it.
     """
-    keys = tl.load(cache.key + offsets, mask=is_key, other=0.0)
+    # A cache in FP8 is converted in registers: products stay as exact as those of 16 bits.
+    keys = tl.load(cache.key + offsets, mask=is_key, other=0.0).to(q_tile.dtype)
     scores = tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale
     if SOFTCAP > 0:  # Triton refuses a bare float as a condition
         # tanh(y) is 2 * sigmoid(2 * y) - 1.
@@ -85,7 +86,7 @@ def take_keys(  # noqa: ANN201 - Triton's language
     weights = tl.exp2(scores - safe_peak[:, None])
     fade = tl.exp2(softmax.peak - safe_peak)
     total = softmax.total * fade + tl.sum(weights, 1)
-    values = tl.load(cache.value + offsets, mask=is_key, other=0.0)
+    values = tl.load(cache.value + offsets, mask=is_key, other=0.0).to(q_tile.dtype)
     acc = softmax.acc * fade[:, None]
     acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
     return Softmax(peak, total, acc)

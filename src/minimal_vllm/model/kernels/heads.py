@@ -141,5 +141,13 @@ def _heads_kernel(
     cached = exists & (head >= first_cached)
     memory = tl.where(is_value, cache.value, cache.key)
     memory += ((slot // S) * K + kv_head) * (S * D) + (slot % S) * D
-    tl.store(memory + dim_a, a, mask=cached)
-    tl.store(memory + dim_b, b, mask=cached)
+    tl.store(memory + dim_a, _as_cached(a, memory.dtype.element_ty), mask=cached)
+    tl.store(memory + dim_b, _as_cached(b, memory.dtype.element_ty), mask=cached)
+
+
+@triton.jit
+def _as_cached(numbers, dtype: tl.constexpr):
+    """Return keys or values in the dtype of the cache. FP8 is cut off at its largest number."""
+    if dtype == tl.float8e4nv:
+        numbers = tl.clamp(numbers.to(tl.float32), -448.0, 448.0)
+    return numbers.to(dtype)

@@ -65,7 +65,7 @@ class Fp8Weight(QuantizedWeight):
     def init_random(self, generator: torch.Generator, std: float) -> None:
         """Fill the matrix; see ``QuantizedWeight.init_random``."""
         self.scale.fill_(std / 16)
-        for rows in self.weight.split(1024):
+        for rows in torch.split(self.weight, 1024):
             numbers = torch.randn(rows.shape, generator=generator, device=rows.device)
             rows.copy_(numbers * 16)
 
