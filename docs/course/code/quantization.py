@@ -1,7 +1,7 @@
-"""Quantize a model in several ways; print the bytes of its weights and its perplexity.
+"""Quantize a model in several ways, and print the bytes of its weights and its perplexity.
 
     python docs/course/code/quantization.py
-    python docs/course/code/quantization.py --model smollm2 --text NOVEL.txt --tokens 8192
+    python docs/course/code/quantization.py --model smollm2 [--text NOVEL.txt]
 
 Weights are rounded to the nearest number that a format has, without the calibration that published
 checkpoints have got: that is the simplest way, and the one that loses most.
@@ -161,8 +161,11 @@ def main(model: str, text: Path, most: int) -> None:
     print(f"{'':26}{'MB':>6}{'of 16 bits':>12}{'perplexity':>12}{'worse by':>10}")
     with TemporaryDirectory() as folder:
         first: tuple[float, int] | None = None
-        for form, checkpoint in write_forms(model, Path(folder)).items():
-            found, size = perplexity(checkpoint, tokens)
+        checkpoints = write_forms(model, Path(folder))
+        rows = [(form, checkpoint, "auto") for form, checkpoint in checkpoints.items()]
+        rows.append(("16 bits, KV cache in FP8", checkpoints["16 bits"], "fp8"))
+        for form, checkpoint, kv_cache_dtype in rows:
+            found, size = perplexity(checkpoint, tokens, kv_cache_dtype=kv_cache_dtype)
             first = first or (found, size)
             share, loss = size / first[1], found / first[0] - 1
             print(f"{form:26}{size / 1e6:6.1f}{share:12.0%}{found:12.2f}{loss:10.1%}", flush=True)

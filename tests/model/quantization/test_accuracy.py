@@ -1,0 +1,42 @@
+"""What quantizing costs the built-in model, measured by the course's own script."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm.text.tokenizer import Tokenizer
+
+SCRIPT = Path(__file__).parents[3] / "docs" / "course" / "code" / "quantization.py"
+BOUNDS = {
+    "FP8, a scale per row": 0.01,
+    "FP8, one scale": 0.015,
+    "FP8, blocks of 128": 0.01,
+    "4 bits, groups of 32": 0.05,
+    "4 bits, groups of 64": 0.06,
+}
+"""Maximum relative increase of the perplexity."""
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("quantization_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_form_costs_more_perplexity_than_its_bound(script, tmp_path):
+    tokens = Tokenizer(DEMO_MODEL_DIR).encode(script.ALICE.read_text(encoding="utf-8"))[:300]
+    checkpoints = script.write_forms(str(DEMO_MODEL_DIR), tmp_path)
+    plain, size = script.perplexity(checkpoints["16 bits"], tokens)
+    assert 10 < plain < 40
+    cached, _ = script.perplexity(checkpoints["16 bits"], tokens, kv_cache_dtype="fp8")
+    assert cached < 1.01 * plain
+    for form, bound in BOUNDS.items():
+        found, smaller = script.perplexity(checkpoints[form], tokens)
+        assert 0.98 * plain < found < (1 + bound) * plain, form
+        assert smaller < (0.6 if form.startswith("FP8") else 0.4) * size, form
