@@ -7,7 +7,7 @@ from checkpoints import FAMILIES, write_checkpoint
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention.paged import as_cached
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.engine.sizing import kv_block_bytes
+from minimal_vllm.engine.sizing import choose_groups, kv_block_bytes
 from minimal_vllm.model.config import ModelConfig
 
 PROMPTS = [list(range(40 + n, 3, -1)) for n in (0, 17, 31)]
@@ -43,8 +43,9 @@ def test_tokens_are_the_same_alone_together_chunked_and_cached(folder, backend):
 
 def test_a_block_takes_one_byte_per_number(folder):
     model = ModelConfig.from_checkpoint(folder)
+    groups = choose_groups(model, 512)
     sizes = {
-        kind: kv_block_bytes(EngineConfig("m", kv_cache_dtype=kind), model, torch.bfloat16)
+        kind: kv_block_bytes(EngineConfig("m", kv_cache_dtype=kind), model, groups, torch.bfloat16)
         for kind in ("auto", "fp8", "fp8_e4m3")
     }
     assert sizes["auto"] == 2 * sizes["fp8"] == 2 * sizes["fp8_e4m3"]

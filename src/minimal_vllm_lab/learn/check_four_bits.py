@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 UNPACKED = Rule(
     "unpack returns the numbers in the order of the columns.",
     "A number in the wrong column is multiplied with the wrong input.",
-    "15-quantization",
+    "16-quantization",
 )
 DEQUANTIZED = Rule(
     "A weight is (number - zero) * scale, with the scale and the zero point of its group.",
     "Each group has a scale of its own, so that one large weight doesn't cost all others their "
     "precision.",
-    "15-quantization",
+    "16-quantization",
 )
 Case = tuple[int, int, bool, bool]
 """Columns, columns per group, whether zero points are all the same, whether columns are ordered."""

@@ -270,7 +270,7 @@ EXERCISES = {
         ),
         Exercise(
             "four-bits",
-            "15-quantization",
+            "16-quantization",
             "turn a matrix of 4-bit integers back into numbers",
             _function("check_four_bits:check_four_bits"),
             {
