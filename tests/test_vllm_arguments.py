@@ -82,8 +82,8 @@ def test_sampling_takes_vllms_arguments_at_their_defaults():
 @pytest.mark.parametrize(
     ("make", "arguments", "sentence"),
     [
-        (EngineConfig, {"quantization": "awq"}, "quantization='awq' is not supported: weights"),
-        (EngineConfig, {"kv_cache_dtype": "fp8"}, "not supported: the KV cache holds"),
+        (EngineConfig, {"quantization": "torchao"}, "quantization: should be 'fp8', .*'torchao'"),
+        (EngineConfig, {"calculate_kv_scales": True}, "not supported: the KV cache holds"),
         (EngineConfig, {"tensor_parallel_size": 2}, "not supported: one process runs the model"),
         (EngineConfig, {"enable_lora": True}, "LoRA adapters can't be loaded"),
         (EngineConfig, {"rope_scaling": {"type": "yarn"}}, "with hf_overrides"),
@@ -125,7 +125,7 @@ def test_an_object_that_cant_be_compared_is_refused_not_a_crash():
         __hash__ = None
 
     with pytest.raises(ValueError, match="not supported"):
-        drop_neutral({"quantization": Array()}, ENGINE)
+        drop_neutral({"quantization_config": Array()}, ENGINE)
 
 
 def test_a_scripts_arguments_make_an_engine(checkpoint):
@@ -136,8 +136,8 @@ def test_a_scripts_arguments_make_an_engine(checkpoint):
     llm = LLM(**vars(arguments))
     assert (llm.config.max_model_len, llm.config.enable_prefix_caching) == (64, False)
     assert EngineArgs.from_cli_args(arguments).dtype == llm.config.dtype == "float32"
-    with pytest.raises(ValueError, match="kv_cache_dtype='fp8' is not supported"):
-        EngineArgs.from_cli_args(parser.parse_args(["--kv-cache-dtype=fp8"]))
+    with pytest.raises(ValueError, match="calculate_kv_scales=True is not supported"):
+        EngineArgs.from_cli_args(parser.parse_args(["--calculate-kv-scales"]))
 
 
 @pytest.fixture(scope="module")

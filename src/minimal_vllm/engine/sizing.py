@@ -12,8 +12,8 @@ from minimal_vllm.cache.layer_groups import LayerGroups, group_layers
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.rope_config import LongRopeScaling
 from minimal_vllm.model.quantization_config import choose_quantization
+from minimal_vllm.model.rope_config import LongRopeScaling
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.step.batch import LOGITS_AT_A_TIME

@@ -13,8 +13,8 @@ from torch.nn.functional import linear
 
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.supported import Activation
 from minimal_vllm.model.stored_tensor import Destination
+from minimal_vllm.model.supported import Activation
 
 
 class TypedParameter(nn.Parameter):

@@ -7,10 +7,10 @@ the tokens' numbers to FP8.
 from torch import Tensor
 from torch.nn.functional import linear
 
-from minimal_vllm.model.config import Activation
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.kernels.fp8 import (
     can_use_block_product,
+    can_use_row_product,
     fp8_block_product,
     fp8_row_product,
 )
@@ -20,6 +20,7 @@ from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_m
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
+from minimal_vllm.model.supported import Activation
 from minimal_vllm.model.triton_modules import Normed
 
 MANY_TOKENS = 256
@@ -49,7 +50,7 @@ class TritonFp8Weight(Fp8Weight):
         x = computed(x)
         if can_use_matvec(x):
             return matvec(x, self.weight, bias, scales=self.scales, activation=activation)
-        if self.has_row_scales:
+        if self.has_row_scales and can_use_row_product(self.weight):
             product = fp8_row_product(x, self.weight, self.scales, bias)
         elif can_use_block_product(self.weight, self.scales):
             product = fp8_block_product(x, self.weight, self.scales, bias)

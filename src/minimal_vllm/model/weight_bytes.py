@@ -1,6 +1,7 @@
 """Size of a model's weights in memory. Nothing here imports torch."""
 
-from minimal_vllm.model.config import DTYPE_BYTES, ModelConfig
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.supported import DTYPE_BYTES
 
 
 def weight_bytes(model: ModelConfig, dtype: str) -> int:

@@ -20,8 +20,8 @@ from minimal_vllm.engine.sizing import (
     estimate_activations,
 )
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.quantization_config import choose_quantization
+from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.device.properties import is_hopper
+from minimal_vllm.device.properties import is_hopper, is_hopper_or_later
 from minimal_vllm.model.kernels.matvec import Scales
 
 BLOCK = 128
@@ -47,12 +47,17 @@ def quantize_inputs(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return out, scales
 
 
+def can_use_row_product(weight: Tensor) -> bool:
+    """Return whether ``fp8_row_product`` can compute a product: on Hopper, in multiples of 16."""
+    return all(size % 16 == 0 for size in weight.shape) and is_hopper_or_later(weight.device)
+
+
 def fp8_row_product(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None) -> Tensor:
     """Return ``x @ weight.T + bias`` for a weight with one scale per row.
 
     Args:
         x: ``[T, in]``, contiguous.
-        weight: ``[out, in]`` e4m3, contiguous; both sizes are multiples of 16.
+        weight: ``[out, in]`` e4m3, contiguous; see ``can_use_row_product``.
         scales: the weight's scales.
         bias: ``[out]`` or None.
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from minimal_vllm.model.activation import ACTIVATIONS
-from minimal_vllm.model.config import Activation
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear
 from minimal_vllm.model.quantization.staging import Reader, staged_tensors
 from minimal_vllm.model.stored_tensor import Destination
+from minimal_vllm.model.supported import Activation
 
 
 class QuantizedWeight(nn.Module, ABC):
