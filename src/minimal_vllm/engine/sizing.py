@@ -42,6 +42,10 @@ def read_model_config(config: EngineConfig, checkpoint: "Path") -> ModelConfig:
     """
     model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     quantization = choose_quantization(config.quantization, model.quantization)
+    if quantization is not None and model.experts is not None:
+        raise ValueError(
+            "quantized mixtures of experts are not supported yet: load the 16-bit checkpoint"
+        )
     return replace(model, quantization=quantization)
 
 

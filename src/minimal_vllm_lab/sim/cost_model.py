@@ -15,7 +15,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from minimal_vllm.model.config import ModelConfig, read_json
+from minimal_vllm.model.quantization_config import Fp8Blocks, Fp8Rows
 from minimal_vllm.model.supported import DTYPE_BYTES
+from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm_lab.sim.config import Achieved, NonNegative
 from minimal_vllm_lab.sim.hardware import Gpu
 from minimal_vllm_lab.sim.load import StepLoad
@@ -60,6 +62,9 @@ class RooflineCostModel:
         self._idle_start = achieved.idle_start_ms / 1000
         self._model, self._embeddings = model, embeddings
         self._active_weights = model.expected_parameters(1) - embeddings
+        layers = model.num_parameters - embeddings
+        self._layer_itemsize = (weight_bytes(model, "float16") - embeddings * itemsize) / layers
+        self._layer_rate = self._matmul_rate * _speedup(model)
         self._head_weights = head
         self._itemsize = itemsize
         self._kv_bytes = kv_bytes_per_token(model, kv_itemsize)
@@ -120,8 +125,8 @@ class RooflineCostModel:
         """
         read = self._model.expected_parameters(num_tokens) - self._embeddings
         return max(
-            read * self._itemsize / self._bandwidth,
-            2 * self._active_weights * num_tokens / self._matmul_rate,
+            read * self._layer_itemsize / self._bandwidth,
+            2 * self._active_weights * num_tokens / self._layer_rate,
         )
 
     def _matmul(self, num_weights: int, num_rows: int) -> float:
@@ -130,6 +135,12 @@ class RooflineCostModel:
             num_weights * self._itemsize / self._bandwidth,
             2 * num_weights * num_rows / self._matmul_rate,
         )
+
+
+def _speedup(model: ModelConfig) -> int:
+    """Return how many times as fast as 16-bit numbers the layers' weights can be multiplied."""
+    is_fp8 = model.quantization and isinstance(model.quantization.format, Fp8Blocks | Fp8Rows)
+    return 2 if is_fp8 else 1
 
 
 def kv_bytes_per_token(model: ModelConfig, kv_itemsize: int) -> int:
