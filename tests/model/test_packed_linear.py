@@ -141,5 +141,5 @@ def test_16_bit_activations_need_instructions(
 
 def test_reference_attention_has_plain_modules_beside_it():
     cpu = torch.device("cpu")
-    assert backends.choose_modules("reference", torch.float32, cpu) is PLAIN_MODULES
-    assert backends.choose_modules("auto", torch.float32, cpu) is packed_linear.PACKED_MODULES
+    assert backends.choose_modules("reference", None, torch.float32, cpu) is PLAIN_MODULES
+    assert backends.choose_modules("auto", None, torch.float32, cpu) is packed_linear.PACKED_MODULES
