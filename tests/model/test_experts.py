@@ -5,12 +5,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from checkpoints import FAMILIES
+from checkpoints import FAMILIES, random_weights, write_checkpoint, write_weights
 
+from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.experts import choose_experts
-from minimal_vllm.model.experts_config import ExpertsConfig
 from minimal_vllm.model.kernels.route import route_and_list
 from minimal_vllm.model.layers import PLAIN_MODULES, MoE
 from minimal_vllm.model.triton_modules import TRITON_MODULES
@@ -130,15 +130,14 @@ def test_all_tokens_may_choose_the_same_experts():
 @pytest.mark.parametrize("count", [5, 128])
 @pytest.mark.parametrize("normalized", [True, False])
 def test_the_kernel_chooses_the_experts_that_the_plain_router_chooses(count, normalized):
-    config = ExpertsConfig(count, 4, 8, normalized)
     logits = 3 * numbers(50, count)
-    expected = choose_experts(logits, config)
+    expected_experts, expected_weights = choose_experts(logits, 4, normalized)
     experts, weights, lists = route_and_list(logits, 4, normalized=normalized)
-    assert torch.equal(experts.long(), expected.experts)
-    torch.testing.assert_close(weights, expected.weights)
+    assert torch.equal(experts.long(), expected_experts)
+    torch.testing.assert_close(weights, expected_weights)
     for expert in range(count):
         members = lists.members[expert, : lists.counts[expert]].tolist()
-        chosen = (expected.experts.flatten() == expert).nonzero().flatten().tolist()
+        chosen = (expected_experts.flatten() == expert).nonzero().flatten().tolist()
         assert sorted(members) == chosen
 
 
@@ -153,3 +152,35 @@ def test_logits_that_are_not_numbers_choose_experts_that_exist(bad):
         assert all(0 <= expert < 5 for expert in row)
     assert weights[[0, 3, 4, 5]].isfinite().all()
     assert weights[2].isnan().all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_a_router_whose_logits_are_not_numbers_ends_its_request_and_no_other(device, tmp_path):
+    prompts = [[1, 2, 3] * 6, [7] + [5, 6, 8] * 6]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    config = FAMILIES["qwen3-moe"]
+    results = {}
+    for broken in (False, True):
+        weights = random_weights(config)
+        if broken:
+            weights["model.embed_tokens.weight"][7] = float("nan")
+        folder = write_checkpoint(tmp_path / str(broken), config)
+        write_weights(folder, weights)
+        llm = LLM(str(folder), device=device, dtype="float32", skip_tokenizer_init=True,
+                  num_gpu_blocks_override=8, max_model_len=64)  # fmt: skip
+        results[broken] = [
+            output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)
+        ]
+    assert [each.finish_reason for each in results[True]] == ["length", "error"]
+    assert results[True][0].token_ids == results[False][0].token_ids
+
+
+def test_missing_experts_are_listed_in_one_line(tmp_path):
+    config = FAMILIES["mixtral"]
+    weights = random_weights(config)
+    missing = [name for name in weights if ".layers.1." in name and ".experts." in name]
+    folder = write_checkpoint(tmp_path, config)
+    write_weights(folder, {name: each for name, each in weights.items() if name not in missing})
+    with pytest.raises(ValueError, match=r"missing: .*experts\.0\.w1.* and 7 more") as raised:
+        LLM(str(folder), skip_tokenizer_init=True)
+    assert "\n" not in str(raised.value)

@@ -4,8 +4,7 @@ Source: Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; in the form of Mi
 2024, https://arxiv.org/abs/2401.04088.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,63 +13,54 @@ from torch.nn.functional import linear
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.experts_config import ExpertsConfig
 from minimal_vllm.model.linear import parameter
-from minimal_vllm.model.supported import Activation
 
 
-@dataclass(frozen=True, slots=True)
-class Routes:
-    """The experts that compute each token."""
-
-    experts: Tensor
-    """``[T, k]`` int64: indices of a token's experts, all different, best first."""
-    weights: Tensor
-    """``[T, k]`` float32: factors of the experts' results."""
-
-
-def choose_experts(logits: Tensor, config: ExpertsConfig) -> Routes:
+def choose_experts(logits: Tensor, per_token: int, normalized: bool) -> tuple[Tensor, Tensor]:
     """Choose each token's experts.
 
     Args:
         logits: ``[T, E]``: the router's logits.
-        config: settings of the experts.
+        per_token: number of experts to choose, k.
+        normalized: whether a token's weights are scaled to sum to 1.
+
+    Returns:
+        Indices of the experts, ``[T, k]`` int64, best first; and the factors of their results,
+        ``[T, k]`` float32.
     """
     probabilities = logits.softmax(dim=-1, dtype=torch.float32)
-    weights, experts = probabilities.topk(config.per_token, dim=-1)
-    if config.normalized:
+    weights, experts = probabilities.topk(per_token, dim=-1)
+    if normalized:
         weights /= weights.sum(dim=-1, keepdim=True)
-    return Routes(experts, weights)
+    return experts, weights
 
 
 def mix_experts(
-    x: Tensor, routes: Routes, gate_up: Tensor, down: Tensor, activation: Activation
+    x: Tensor, experts: Tensor, weights: Tensor, expert: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
     """Return the weighted sum of each token's experts.
 
-    The pairs of a token and an expert are sorted by expert. Each expert then multiplies all of its
+    The pairs of a token and an expert are sorted by expert. Each expert then computes all of its
     tokens at once, and nothing loops over tokens.
 
     Args:
         x: ``[T, hidden]``.
-        routes: experts of each token.
-        gate_up: ``[E, 2 * inner, hidden]``: weights of each expert, gate first.
-        down: ``[E, hidden, inner]``.
-        activation: name of the gate's activation, a key of ``ACTIVATIONS``.
+        experts: ``[T, k]`` int64: experts of each token.
+        weights: ``[T, k]`` float32: factors of their results.
+        expert: computes one expert, from its index and its tokens, ``[n, hidden]``. Called once for
+            each expert that has a token.
 
     Returns:
         ``[T, hidden]``.
     """
-    tokens, per_token = routes.experts.shape
-    chosen = routes.experts.flatten()
-    order = chosen.argsort(stable=True)
-    counts = chosen.bincount(minlength=len(gate_up)).tolist()
+    per_token = experts.shape[1]
+    order = experts.flatten().argsort(stable=True)
+    counts = experts.flatten().bincount().tolist()
     results = x.new_empty(len(order), x.shape[1])
-    for expert, pairs in enumerate(order.split(counts)):
+    for index, pairs in enumerate(torch.split(order, counts)):
         if len(pairs):
-            gate, up = linear(x[pairs // per_token], gate_up[expert]).chunk(2, dim=-1)
-            results[pairs] = linear(ACTIVATIONS[activation](gate).mul_(up), down[expert])
-    weighted = results.view(tokens, per_token, x.shape[1]) * routes.weights[:, :, None]
+            results[pairs] = expert(index, x[pairs // per_token])
+    weighted = results.view(*experts.shape, x.shape[1]) * weights[:, :, None]
     return weighted.sum(dim=1).to(x.dtype)
 
 
@@ -101,8 +91,13 @@ class Experts(nn.Module):
         Returns:
             ``[T, hidden]``: the weighted sum of the experts' results.
         """
-        routes = choose_experts(logits, self.config)
-        return mix_experts(computed(x), routes, self.gate_up, self.down, self.activation)
+        experts, weights = choose_experts(logits, self.config.per_token, self.config.normalized)
+        return mix_experts(computed(x), experts, weights, self.compute_expert)
+
+    def compute_expert(self, index: int, x: Tensor) -> Tensor:
+        """Compute tokens, ``[n, hidden]``, by one expert: ``down(activation(gate(x)) * up(x))``."""
+        gate, up = linear(x, self.gate_up[index]).chunk(2, dim=-1)
+        return linear(ACTIVATIONS[self.activation](gate).mul_(up), self.down[index])
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the destination of each tensor that a checkpoint has for it."""

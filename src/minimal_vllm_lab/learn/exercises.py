@@ -278,5 +278,15 @@ EXERCISES = {
                 "MyInt4Weight.dequantized": f"{INT4}:Int4Weight.dequantized",
             },
         ),
+        Exercise(
+            "experts",
+            "17-experts",
+            "route tokens to experts, and compute each expert once",
+            _function("check_experts:check_experts"),
+            {
+                "choose_experts": "minimal_vllm.model.experts:choose_experts",
+                "mix_experts": "minimal_vllm.model.experts:mix_experts",
+            },
+        ),
     )
 }

@@ -83,7 +83,7 @@ def sums_of_experts(inner: Tensor, experts: Tensor, weights: Tensor, down: Tenso
 
 def _columns(in_size: int) -> int:
     """Return the number of columns that a program multiplies at a time."""
-    return min(triton.next_power_of_2(in_size), 2048)
+    return min(1 << (in_size - 1).bit_length(), 2048)
 
 
 @triton.jit
