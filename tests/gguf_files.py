@@ -128,6 +128,30 @@ def write_gguf(
     return left
 
 
+def split_gguf(path: Path, stem: Path, count: int) -> None:
+    """Split a file as ``llama-gguf-split`` does: the first part has the metadata."""
+    reader = gguf.GGUFReader(path)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    tensors = reader.tensors
+    for part in range(count):
+        name = f"{stem.name}-{part + 1:05d}-of-{count:05d}.gguf"
+        architecture = reader.fields["general.architecture"].contents()
+        writer = gguf.GGUFWriter(stem.with_name(name), architecture)
+        if part == 0:
+            for key, value in reader.fields.items():
+                if not key.startswith("GGUF.") and key != "general.architecture":
+                    writer.add_key_value(key, value.contents(), *value.types[:2])
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for tensor in tensors[part::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
 def unpermute(weight: Tensor, num_heads: int) -> Tensor:
     """Undo ``permute``, row by row."""
     rows = torch.arange(len(weight))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint
-from gguf_files import write_gguf
+from gguf_files import split_gguf, write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,10 +131,35 @@ def test_an_unsupported_type_is_named_with_its_tensor(tmp_path):
         read_gguf(tmp_path / "model.gguf")
 
 
-def test_one_part_of_several_is_refused_with_what_to_do(tmp_path):
-    write_gguf(tmp_path / "a.gguf", FAMILIES["llama"], metadata={"split.count": 3})
-    with pytest.raises(ValueError, match=r"one of 3 parts.*llama-gguf-split --merge"):
-        read_gguf(tmp_path / "a.gguf")
+@pytest.fixture
+def parts(tmp_path):
+    """The parts of a model, and the same model in one file."""
+    names = [*write_gguf(tmp_path / "whole.gguf", FAMILIES["llama"])]
+    split_gguf(tmp_path / "whole.gguf", tmp_path / "parts" / "a", 3)
+    assert len(names) > 3
+    return sorted((tmp_path / "parts").iterdir()), read_gguf(tmp_path / "whole.gguf")
+
+
+def test_a_model_in_parts_is_the_same_model(parts):
+    paths, whole = parts
+    assert [path.name for path in paths] == [f"a-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for path in paths:  # whichever part is given
+        file = read_gguf(path)
+        assert file.path == paths[0]
+        assert {key: file.metadata[key] for key in whole.metadata} == whole.metadata
+        assert file.tensors.keys() == whole.tensors.keys()
+        for name in whole.tensors:
+            assert (file.rows(name) == whole.rows(name)).all()
+    assert find_gguf(paths[0].parent) == paths[0]
+
+
+def test_a_missing_part_and_parts_of_another_name_are_refused(parts):
+    paths, _ = parts
+    paths[2].rename(paths[2].with_name("b.gguf"))
+    with pytest.raises(ValueError, match=r"a-00003-of-00003\.gguf is missing"):
+        read_gguf(paths[0])
+    with pytest.raises(ValueError, match=r"one of 3 parts.*its name doesn't say so"):
+        read_gguf(paths[2].with_name("b.gguf"))
 
 
 def test_a_folder_with_one_gguf_file_is_that_file(whole, tmp_path):

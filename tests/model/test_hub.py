@@ -66,6 +66,44 @@ def test_a_model_in_the_cache_is_found_offline(cache, revision):
     assert folder == cache / "models--org--tiny" / "snapshots" / COMMIT
 
 
+@pytest.fixture
+def gguf_cache(tmp_path):
+    """A cache with a repository of .gguf files, in which Q8_0 is split."""
+    snapshot = tmp_path / "cache" / "models--org--tiny-GGUF" / "snapshots" / COMMIT
+    names = ["tiny-Q4_K_M", "tiny-IQ4_K_M", "mmproj-tiny-Q4_K_M", "tiny-q5_0"]
+    names += ["Q8_0/tiny-Q8_0-00001-of-00002", "Q8_0/tiny-Q8_0-00002-of-00002"]
+    names += ["a.Q6_K", "b.Q6_K"]
+    for name in names:
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / f"{name}.gguf").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "file"),
+    [
+        ("Q4_K_M", "tiny-Q4_K_M.gguf"),
+        ("q4_k_m", "tiny-Q4_K_M.gguf"),
+        ("IQ4_K_M", "tiny-IQ4_K_M.gguf"),
+        ("Q5_0", "tiny-q5_0.gguf"),
+        ("Q8_0", "tiny-Q8_0-00001-of-00002.gguf"),
+    ],
+)
+def test_a_quantization_chooses_the_gguf_file(gguf_cache, quantization, file):
+    found = resolve_model(f"org/tiny-GGUF:{quantization}", download_dir=gguf_cache)
+    assert found.name == file
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"), [("Q2_K", "it has: none"), ("Q6_K", r"it has: a\.Q6_K.*, b\.Q6_K")]
+)
+def test_a_quantization_that_no_or_several_files_have_is_refused(gguf_cache, quantization, words):
+    with pytest.raises(ValueError, match=words):
+        resolve_model(f"org/tiny-GGUF:{quantization}", download_dir=gguf_cache)
+
+
 def test_the_cache_is_found_through_the_environment(cache):
     code = "from minimal_vllm.model.hub import resolve_model; print(resolve_model('org/tiny'))"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}

@@ -14,6 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from minimal_vllm.formats.gguf_parts import is_later_part, parts_of
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -46,6 +48,8 @@ _ARRAY = 9
 class TensorInfo:
     """Name, shape, type and position of a tensor in a GGUF file."""
 
+    path: Path
+    """The file; models may be split into several."""
     name: str
     """Name of the tensor in llama.cpp, such as ``blk.0.attn_q.weight``."""
     shape: tuple[int, ...]
@@ -65,9 +69,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Header of a GGUF file: the metadata, and the list of tensors."""
+    """Header of a GGUF file: the metadata, and the list of tensors.
+
+    A model that is split into several files has one header, with the tensors of all of them.
+    """
 
     path: Path
+    """The file, or the first of several."""
     metadata: dict[str, Any]
     """Values by key: numbers, booleans, strings, and lists of them."""
     tensors: dict[str, TensorInfo]
@@ -94,11 +102,11 @@ class GgufFile:
         row_bytes = tensor.num_bytes // tensor.num_rows
         num_bytes, offset = (end - first) * row_bytes, tensor.offset + first * row_bytes
         try:
-            stored = np.fromfile(self.path, np.uint8, num_bytes, offset=offset)
+            stored = np.fromfile(tensor.path, np.uint8, num_bytes, offset=offset)
         except OSError as error:
-            raise ValueError(f"{self.path} can't be read: {error}") from error
+            raise ValueError(f"{tensor.path} can't be read: {error}") from error
         if len(stored) != num_bytes:
-            raise ValueError(f"{self.path} is cut off within the tensor {name}")
+            raise ValueError(f"{tensor.path} is cut off within the tensor {name}")
         kind = GGMLQuantizationType[tensor.type_name]
         numbers: NDArray[np.float32] = dequantize(stored.reshape(end - first, row_bytes), kind)
         return numbers
@@ -108,16 +116,21 @@ def find_gguf(checkpoint: Path) -> Path | None:
     """Return the GGUF file that a checkpoint is or contains, or None.
 
     The path of a file is returned unchanged. A folder is a GGUF checkpoint if it has exactly one
-    .gguf file and no safetensors. Vision projectors (``mmproj*.gguf``) don't count.
+    model in .gguf files and no safetensors. Of a model in several parts, the first one is returned.
+    Vision projectors (``mmproj*.gguf``) don't count.
 
     Raises:
-        ValueError: the folder has several .gguf files.
+        ValueError: the folder has several models in .gguf files.
     """
     if checkpoint.is_file():
         return checkpoint
     if any(checkpoint.glob("model*.safetensors*")):
         return None
-    files = sorted(path for path in checkpoint.glob("*.gguf") if not path.name.startswith("mmproj"))
+    files = sorted(
+        path
+        for path in checkpoint.glob("*.gguf")
+        if not path.name.startswith("mmproj") and not is_later_part(path)
+    )
     if len(files) > 1:
         names = ", ".join(path.name for path in files[:4])
         raise ValueError(
@@ -130,10 +143,31 @@ def find_gguf(checkpoint: Path) -> Path | None:
 def read_gguf(path: Path) -> GgufFile:
     """Read the metadata and the list of tensors; the tensors' numbers stay in the file.
 
+    Args:
+        path: a file, or one part of a model that is split into several.
+
     Raises:
         ValueError: the file can't be read, is not a complete GGUF file, or has a tensor of an
-            unsupported type.
+            unsupported type; or a part of the model is missing.
     """
+    paths = parts_of(path)
+    missing = [each.name for each in paths if not each.is_file()]
+    if missing and len(paths) > 1:
+        raise ValueError(f"{path} is a part of a model, of which {', '.join(missing)} is missing")
+    parts = [_read_header(each) for each in paths]
+    count = parts[0].metadata.get("split.count", 1)
+    if count != len(parts) and count != 0:
+        raise ValueError(
+            f"{path} is one of {count} parts of a model, but its name doesn't say so: name them "
+            "NAME-00001-of-00002.gguf and so on, as llama.cpp does"
+        )
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    if len(tensors) != sum(len(part.tensors) for part in parts):
+        raise ValueError(f"two parts of {path} have tensors of the same name")
+    return GgufFile(paths[0], parts[0].metadata, tensors)
+
+
+def _read_header(path: Path) -> GgufFile:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -173,7 +207,6 @@ class _Header:
             if key in metadata:
                 raise self._damaged(f"it has two values for {key}")
             metadata[key] = self._value(self._integer("<I"))
-        self._refuse_part_of_several(metadata)
         found = [self._tensor() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment <= 0 or alignment % 8:
@@ -198,14 +231,6 @@ class _Header:
             raise ValueError(
                 f"{self._path} has GGUF version {version}, but only {VERSIONS[0]} and "
                 f"{VERSIONS[1]} are supported: convert the model again with a newer llama.cpp"
-            )
-
-    def _refuse_part_of_several(self, metadata: dict[str, Any]) -> None:
-        count = metadata.get("split.count", 1)
-        if isinstance(count, int) and count > 1:
-            raise ValueError(
-                f"{self._path} is one of {count} parts of a model: join them with "
-                "`llama-gguf-split --merge FIRST_PART OUTPUT` and give the output"
             )
 
     def _tensor(self) -> "_Entry":
@@ -241,7 +266,7 @@ class _Header:
                 f"{self._path} is cut off or damaged: the tensor {name} ends at byte {end:,}, but "
                 f"the file has only {self._size:,} bytes: download it again"
             )
-        return TensorInfo(name, shape, type_name, start, num_bytes)
+        return TensorInfo(self._path, name, shape, type_name, start, num_bytes)
 
     def _value(self, value_type: int) -> Any:
         if value_type == _STRING:

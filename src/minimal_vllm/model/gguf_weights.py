@@ -48,7 +48,7 @@ class GgufTensor:
     @property
     def path(self) -> Path:
         """File that holds the tensor."""
-        return self.file.path
+        return self.info.path
 
     @property
     def shape(self) -> tuple[int, ...]:

