@@ -60,6 +60,15 @@ VLLM_ENGINE_DEFAULTS = {
 }
 
 
+def test_an_object_is_accepted_key_by_key():
+    group = ENGINE["structured_outputs_config"]
+    for neutral in ({}, {"backend": "xgrammar"}, {"backend": None, "disable_fallback": True}):
+        group.check("structured_outputs_config", neutral)
+    for value in ({"backend": "outlines"}, {"backend": "auto", "other": 1}, ["auto"], "auto"):
+        with pytest.raises(ValueError, match="llguidance"):
+            group.check("structured_outputs_config", value)
+
+
 @pytest.mark.parametrize("arguments", [LM_EVAL, VLLM_ENGINE_DEFAULTS])
 def test_an_engine_takes_vllms_arguments_at_their_defaults(checkpoint, arguments):
     llm = LLM(str(checkpoint("llama")), num_gpu_blocks_override=32, **arguments)

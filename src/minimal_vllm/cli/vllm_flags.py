@@ -1,11 +1,11 @@
-"""vLLM's flags for features that are not supported, and vLLM's syntax of lists.
+"""vLLM's flags for features that are not supported, and vLLM's syntax of lists and objects.
 
 Such a flag is accepted at values that change nothing here, and refused at others with a sentence
 that says what is supported. ``vllm_arguments`` declares them.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,14 @@ def _parse(value: str | bool | None) -> Any:
     """Read what was typed as JSON, or else as text; ``none`` is None."""
     if not isinstance(value, str):
         return value
-    if value.lower() == "none":
-        return None
+    return None if value.lower() == "none" else _parse_json(value)
+
+
+def _parse_json(text: str) -> Any:
     try:
-        return json.loads(value)
+        return json.loads(text)
     except ValueError:
-        return value
+        return text
 
 
 def unsupported_options(
@@ -77,8 +79,9 @@ def unsupported_options(
 class VllmCommand(SectionedCommand):
     """A command that takes options in vLLM's syntax.
 
-    Several values may follow the name of an option (``--served-model-name a b``), and names may be
-    written with underscores.
+    Several values may follow the name of an option (``--served-model-name a b``), names may be
+    written with underscores, and the keys of an object may be set one by one
+    (``--hf-overrides.rope_theta 1e6``).
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -89,7 +92,62 @@ class VllmCommand(SectionedCommand):
             if isinstance(param, FieldOption) and param.multiple
             for name in param.opts
         }
-        return super().parse_args(ctx, list(_repeat_names(args, repeatable)))
+        return super().parse_args(ctx, list(_repeat_names(join_dotted(args), repeatable)))
+
+
+def join_dotted(args: Sequence[str]) -> list[str]:
+    """Write the options that set a key of an object as one option with the object as JSON.
+
+    ``--name.a.b 1 --name.c=x`` becomes ``--name={"a": {"b": 1}, "c": "x"}``, at the place of the
+    first. A value is read as JSON, or else as text; an option without a value is true. As in vLLM,
+    a plus sign after a key appends to a list: ``--name.a+ 1 --name.a+ 2``.
+
+    Raises:
+        click.UsageError: two options disagree, such as ``--name.a 1 --name.a.b 2``.
+    """
+    joined: list[str] = []
+    objects: dict[str, tuple[int, dict[str, Any]]] = {}
+    rest = list(args)
+    while rest:
+        option = rest.pop(0)
+        name, equals, text = option.partition("=")
+        name, *keys = name.split(".")
+        if not (keys and all(keys) and name.startswith("--")):
+            joined.append(option)
+            continue
+        has_value = equals or (rest and not rest[0].startswith("--"))
+        value = _parse_json(text if equals else rest.pop(0)) if has_value else True
+        name = name.replace("_", "-")
+        if name not in objects:
+            objects[name] = (len(joined), {})
+            joined.append("")
+        place, found = objects[name]
+        _set_key(found, [key.replace("-", "_") for key in keys], value, option)
+        joined[place] = f"{name}={json.dumps(found)}"
+    for name, (place, _) in objects.items():
+        others = joined[:place] + joined[place + 1 :]
+        if any(option.partition("=")[0].replace("_", "-") == name for option in others):
+            raise click.UsageError(f"{name} is given whole and key by key: give one of them.")
+    return joined
+
+
+def _set_key(found: dict[str, Any], keys: Sequence[str], value: Any, option: str) -> None:
+    """Set a key of an object, which is in the objects of the other keys before it."""
+    *outer, last = keys
+    for key in outer:
+        inner = found.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise click.UsageError(f"{option} contradicts an earlier option, which sets {key}.")
+        found = inner
+    if last.endswith("+"):
+        elements = found.setdefault(last[:-1], [])
+        if isinstance(elements, list):
+            elements.append(value)
+            return
+    elif last not in found:
+        found[last] = value
+        return
+    raise click.UsageError(f"{option} contradicts an earlier option, which sets {last}.")
 
 
 def _repeat_names(args: Iterable[str], repeatable: Collection[str]) -> Iterator[str]:

@@ -295,8 +295,16 @@ ENGINE = by_name(
     Unsupported(
         "grammars are compiled by llguidance, and set for each request with structured_outputs",
         {
-            "structured_outputs_config": (),
-            "guided_decoding_backend": ("auto", "guidance"),
+            "structured_outputs_config": {
+                "backend": ("auto", "guidance", "xgrammar"),
+                "disable_fallback": ON_OR_OFF,
+                "disable_any_whitespace": OFF,
+                "disable_additional_properties": OFF,
+                "reasoning_parser": (),
+                "reasoning_parser_plugin": (),
+                "enable_in_reasoning": OFF,
+            },
+            "guided_decoding_backend": ("auto", "guidance", "xgrammar"),
             "guided_decoding_disable_fallback": ON_OR_OFF,
             "guided_decoding_disable_any_whitespace": OFF,
             "reasoning_parser": (),

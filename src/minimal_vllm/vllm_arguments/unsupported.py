@@ -32,7 +32,8 @@ class Unsupported:
     Attributes:
         instead: what is supported, as the end of an error's sentence.
         neutral: the values of each argument that change nothing. None and empty containers change
-            nothing for any argument.
+            nothing for any argument. For an argument that is an object, they are a mapping with the
+            neutral values of each key.
     """
 
     instead: str
@@ -40,8 +41,7 @@ class Unsupported:
 
     def check(self, name: str, value: object) -> None:
         """Raise a ValueError if ``value`` would change something."""
-        is_empty = isinstance(value, dict | list | set | tuple | str) and not any(value)
-        if value is None or is_empty or _is_among(value, self.neutral[name]):
+        if _is_neutral(value, self.neutral[name]):
             return
         raise ValueError(f"{name}={value!r} is not supported: {self.instead}")
 
@@ -49,6 +49,17 @@ class Unsupported:
 def takes_no_value(neutral: Container[object]) -> bool:
     """Return whether an argument with these neutral values is a flag on the command line."""
     return isinstance(neutral, tuple) and {type(each) for each in neutral} == {bool}
+
+
+def _is_neutral(value: object, neutral: Container[object]) -> bool:
+    is_empty = isinstance(value, dict | list | set | tuple | str) and not any(value)
+    if value is None or is_empty:
+        return True
+    if isinstance(neutral, Mapping) and isinstance(value, Mapping):
+        return all(
+            key in neutral and _is_neutral(each, neutral[key]) for key, each in value.items()
+        )
+    return _is_among(value, neutral)
 
 
 def _is_among(value: object, values: Container[object]) -> bool:
