@@ -71,7 +71,7 @@ def test_names_of_top_tokens_are_told_apart_and_the_chosen_one_comes_first(serve
 
 
 @pytest.mark.parametrize("as_tokens", [True, False])
-def test_offsets_of_an_echo_skip_the_special_tokens_that_it_leaves_out(tool_server, as_tokens):
+def test_an_echo_and_its_offsets_have_the_special_tokens(tool_server, as_tokens):
     (special,) = tool_server.post("/tokenize", prompt="<|im_end|>").json()["tokens"]
     (a, b) = tool_server.post("/tokenize", prompt="ab").json()["tokens"]
     prompt = [special, a, special, b] if as_tokens else "a<|im_end|>b"
@@ -79,11 +79,81 @@ def test_offsets_of_an_echo_skip_the_special_tokens_that_it_leaves_out(tool_serv
     choice = tool_server.post(COMPLETIONS, **body).json()["choices"][0]
     offsets = choice["logprobs"]["text_offset"][:-1]
     if as_tokens:
-        assert choice["text"].startswith("ab")
-        assert offsets == [0, 0, 1, 1]
+        assert choice["text"].startswith("<|im_end|>a<|im_end|>b")
+        assert offsets == [0, 10, 11, 21]
     else:
         assert choice["text"].startswith("a<|im_end|>b")
         assert offsets == [0, 1, 11]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_is_shortened_on_the_side_that_is_named(server, side):
+    tokens = server.post("/tokenize", prompt="It was a dark and stormy night").json()["tokens"]
+    kept = tokens[-3:] if side == "left" else tokens[:3]
+    body = {"truncation_side": side, "return_token_ids": True, "echo": True, "max_tokens": 1}
+    body["temperature"] = 0
+    choice = server.post(COMPLETIONS, prompt=tokens, truncate_prompt_tokens=3, **body).json()[
+        "choices"
+    ][0]
+    assert choice["prompt_token_ids"] == kept
+    assert choice["text"].startswith(server.post("/detokenize", tokens=kept).json()["prompt"])
+    text = {"prompt": "It was a dark and stormy night", "truncate_prompt_tokens": 3}
+    assert server.post(COMPLETIONS, **text, **body).json()["choices"][0] == choice
+
+
+def test_a_prompt_is_shortened_to_what_leaves_room_for_the_answer(server):
+    body = {"return_token_ids": True, "truncate_prompt_tokens": -1, "max_tokens": 8}
+    choice = server.post(COMPLETIONS, prompt=list(range(5, 105)) * 30, **body).json()["choices"][0]
+    assert len(choice["prompt_token_ids"]) == 2040
+    assert len(choice["token_ids"]) <= 8
+    chat = server.post(CHAT, messages=[{"role": "user", "content": "a " * 3000}], **body)
+    assert chat.status_code == 200
+    assert len(chat.json()["prompt_token_ids"]) == 2040
+    body |= {"prompt": "a", "truncate_prompt_tokens": 2041}
+    refusal = server.post(COMPLETIONS, **body)
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (
+        400,
+        "truncate_prompt_tokens",
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_of_a_chat_begins_with_the_message_that_is_continued(server, stream):
+    body = {
+        "model": MODEL,
+        "messages": [*HELLO, {"role": "assistant", "content": "Good evening"}],
+        "max_tokens": 8,
+        "temperature": 0,
+        "extra_body": {"add_generation_prompt": False, "continue_final_message": True},
+    }
+    plain = server.client().chat.completions.create(**body).choices[0].message.content
+    body["extra_body"]["echo"] = True
+    answer = server.client().chat.completions.create(**body, stream=stream)
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+    else:
+        text = answer.choices[0].message.content
+    assert text == "Good evening" + plain
+
+
+def test_an_echo_of_a_chat_leaves_out_the_users_message(server):
+    body = {"messages": HELLO, "max_tokens": 8, "temperature": 0}
+    plain, echoed = (server.post(CHAT, **body, echo=echo).json() for echo in (False, True))
+    assert plain["choices"] == echoed["choices"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_can_be_left_out(script, stream):
+    tool = {"type": "function", "function": {"name": "turn"}}
+    body = {"model": "script", "messages": HELLO, "tools": [tool], "stream": stream}
+    answer = script.client().chat.completions.create(
+        **body, extra_body={"include_reasoning": False}
+    )
+    parts = [chunk.choices[0].delta for chunk in answer] if stream else [answer.choices[0].message]
+    assert not any(getattr(part, "reasoning", None) for part in parts)
+    assert any(part.tool_calls for part in parts)
+    if not stream:
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])

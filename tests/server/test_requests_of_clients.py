@@ -83,6 +83,7 @@ FROM_SGLANG_ROUTER = {
 }
 FROM_VLLM_CLIENT = {
     "include_reasoning": True,
+    "kv_transfer_params": None,
     "use_beam_search": False,
     "length_penalty": 1,
     "spaces_between_special_tokens": True,

@@ -7,6 +7,7 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
+from minimal_vllm.server.responses.input_items import ReasoningItem
 from tests.server.harness import MODEL
 
 RESPONSES = "/v1/responses"
@@ -46,6 +47,7 @@ def stream(server, **body):
 # ---- texts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.client("openai", "plain")
 def test_a_text_is_answered_as_the_chat_is(server, client):
     chat = client.chat.completions.create(model=MODEL, messages=[HELLO], max_tokens=12, seed=1)
     answer = client.responses.create(
@@ -98,6 +100,7 @@ def test_an_answer_that_ends_by_itself_is_completed(script):
     assert answer.output[0].status == "completed"
 
 
+@pytest.mark.client("openai", "structured output")
 def test_parse_gives_an_object_of_the_schema(client):
     class Weather(BaseModel):
         sky: Literal["clear", "cloudy"]
@@ -116,6 +119,7 @@ def test_json_of_any_form(server):
 # ---- calls and reasoning ------------------------------------------------------------------------
 
 
+@pytest.mark.client("openai", "tools")
 def test_a_call_its_output_and_the_answer(script):
     client = script.client()
     conversation = [{"role": "user", "content": "Which way?"}]
@@ -214,6 +218,7 @@ def test_a_stream_has_the_apis_events_in_their_order(script, body, kinds):
     assert items == events[-1].response.output
 
 
+@pytest.mark.client("openai", "streamed")
 def test_the_clients_own_stream_adds_up_to_the_answer(script):
     with script.client().responses.stream(
         model="script", input="Which way?", tools=[TURN]
@@ -263,6 +268,7 @@ def test_what_is_not_supported_is_refused_by_name(server, body, param, words):
     assert words in error["message"]
 
 
+@pytest.mark.client("openai", "context overflow")
 def test_an_input_that_is_too_long_has_the_code_that_libraries_look_for(client):
     with pytest.raises(openai.BadRequestError, match="maximum context length") as caught:
         client.responses.create(model=MODEL, input="word " * 3000)
@@ -298,53 +304,19 @@ def test_bookkeeping_changes_nothing(server):
     assert answer["metadata"] == {"run": "7"}
 
 
-# ---- agents -------------------------------------------------------------------------------------
+# ---- history -------------------------------------------------------------------------------------
 
 
-def test_an_agent_runs_a_tool_and_answers(script, monkeypatch):
-    """openai-agents, with its default model class."""
-    monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
-    import agents
-
-    turned = []
-
-    @agents.function_tool
-    def turn(to: str) -> str:
-        turned.append(to)
-        return "done"
-
-    model = agents.OpenAIResponsesModel("script", script.async_client())
-    agent = agents.Agent("pilot", instructions="Steer.", model=model, tools=[turn])
-    result = agents.Runner.run_sync(agent, "Which way?")
-    assert turned == ["left"]
-    assert result.final_output == "I went left."
-
-
-# ---- history ------------------------------------------------------------------------------------
-
-WAYS = {
-    "text": {},
-    "calls": {"tools": [TURN], "tool_choice": "required"},
-    "one call": {"tools": [TURN], "tool_choice": {"type": "function", "name": "turn"}},
-    "JSON": {"text": {"format": {"type": "json_object"}}},
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["client", "script"])
-def test_an_answer_of_any_length_may_be_sent_back(request, name, way):
-    """It may be cut off anywhere: in its reasoning, in its text, or in a call."""
-    found = request.getfixturevalue(name)
-    client, model = (found, MODEL) if name == "client" else (found.client(), "script")
-    for max_tokens in range(1, 20, 3):
-        body = {"model": model, "max_output_tokens": max_tokens, **WAYS[way]}
-        whole = client.responses.create(input=[HELLO], **body)
-        *_, last = client.responses.create(input=[HELLO], stream=True, **body)
-        for answer in (whole, last.response):
-            outputs = [
-                {"type": "function_call_output", "call_id": item.call_id, "output": "ok"}
-                for item in answer.output
-                if item.type == "function_call"
-            ]
-            items = [item.model_dump(mode="json") for item in answer.output]
-            client.responses.create(input=[HELLO, *items, *outputs, HELLO], **body)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_reasoning_is_sent_back_as_what_clients_do_not_look_into(script, is_streamed):
+    body = {"model": "script", "input": [HELLO], "tools": [TURN]}
+    include = ["reasoning.encrypted_content"]
+    answer = script.client().responses.create(**body, include=include, stream=is_streamed)
+    output = [*answer][-1].response.output if is_streamed else answer.output
+    (thought,) = (item for item in output if item.type == "reasoning")
+    sent_back = {"type": "reasoning", "summary": [], "encrypted_content": thought.encrypted_content}
+    assert ReasoningItem.model_validate(sent_back).text == "Left is best."
+    assert ReasoningItem.model_validate(sent_back | {"encrypted_content": "gAAAA"}).text == ""
+    script.client().responses.create(model="script", input=[HELLO, sent_back, HELLO])
+    plain = script.client().responses.create(**body).output[0]
+    assert plain.encrypted_content is None

@@ -162,7 +162,7 @@ class CompletionAnswer(ChunkedAnswer):
         (completion,) = output.outputs
         is_first = index not in self._opened
         self._opened.add(index)
-        echoed = self._prompt_text(index) if self._body.echo and is_first else None
+        echoed = self._prompt_text(index, output) if self._body.echo and is_first else None
         choice = {
             "index": index,
             "text": (echoed or "") + completion.text,
@@ -178,11 +178,12 @@ class CompletionAnswer(ChunkedAnswer):
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs or [])
         return choice
 
-    def _prompt_text(self, index: int) -> str:
+    def _prompt_text(self, index: int, output: RequestOutput) -> str:
+        """Return the text that was sent; of tokens, what they stand for, as in vLLM."""
         prompt = self._prompts[index // self._params.n]
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and self._body.truncate_prompt_tokens is None:
             return prompt
-        return self._tokenizer.decode(prompt, skip_special_tokens=self._params.skip_special_tokens)
+        return self._tokenizer.decode(output.prompt_token_ids, skip_special_tokens=False)
 
     def _write_logprobs(
         self, index: int, output: RequestOutput, echoed: str | None
@@ -291,6 +292,7 @@ def make_router(service: Service) -> APIRouter:
         constraint = asked_constraint(body.response_format, body.structured_outputs)
         params = await service.constrain(params, constraint)
         prompts = await service.encode(body.prompts, add_special_tokens=body.add_special_tokens)
+        prompts = service.truncate(prompts, body, params.max_tokens)
         service.check_length(prompts, "prompt")
         response_id = new_id("cmpl", request, body.request_id)
         requests = service.make_requests(response_id, body, prompts, params)

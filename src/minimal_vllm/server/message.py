@@ -54,6 +54,10 @@ class MessageDelta:
         """New parts of calls, at most one for each call."""
         return [part for part in self.parts if isinstance(part, ToolCallDelta)]
 
+    def without_reasoning(self) -> "MessageDelta":
+        """Return the other parts."""
+        return MessageDelta([part for part in self.parts if not _is_reasoning(part)])
+
     def add_text(self, kind: TextKind, text: str) -> None:
         """Append text, which may be empty."""
         last = self.parts[-1] if self.parts else None
@@ -73,6 +77,10 @@ class MessageDelta:
     def _text(self, kind: TextKind) -> str:
         texts = (part for part in self.parts if isinstance(part, TextDelta))
         return "".join(part.text for part in texts if part.kind == kind)
+
+
+def _is_reasoning(part: TextDelta | ToolCallDelta) -> bool:
+    return isinstance(part, TextDelta) and part.kind == "reasoning"
 
 
 class CallWriter:

@@ -6,7 +6,7 @@ refused by name.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
@@ -95,6 +95,10 @@ class SamplingFields(ApiModel):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    """Maximum number of prompt tokens to keep; -1: as many as leave room for ``max_tokens``."""
+    truncation_side: Literal["left", "right"] = "left"
+    """Side on which ``truncate_prompt_tokens`` removes tokens. Default: left, the beginning."""
     logit_bias: LogitBias | None = None
     allowed_token_ids: TokenIds | None = None
     bad_words: Annotated[list[ShortText], Field(max_length=MAX_BAD_WORDS)] | None = None

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault
+from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault, refuse_with
+
+USE_N = refuse_with("not supported here: completions are sampled, so set n")
+USE_TOP = refuse_with("not supported here: only the most probable tokens have log-probabilities")
+USE_BIAS = refuse_with("not supported here: use logit_bias, bad_words or allowed_token_ids")
+USE_STRUCTURED = refuse_with("not supported here: use response_format or structured_outputs")
+USE_SEED = refuse_with("not supported here: use seed")
+USE_TOOLS = refuse_with("not supported here: use tools and tool_choice")
+ONE_ENGINE = refuse_with("not supported here: one engine computes prompt and completion")
 
 
 class OtherFields(ApiModel):
@@ -29,30 +37,40 @@ class OtherFields(ApiModel):
     """Time that OpenAI keeps a cached prompt."""
     prompt_cache_options: Bookkeeping = None
     """Settings of OpenAI's prompt cache."""
-    best_of: OnlyDefault[int] = 1
+    best_of: Annotated[OnlyDefault[int], USE_N] = 1
     modalities: Annotated[OnlyDefault[list[str]], Field(default=["text"])]
 
     # ---- vLLM's ----
     spaces_between_special_tokens: Bookkeeping = None
     """Spacing of slow tokenizers; this server uses fast ones, which don't have it."""
-    use_beam_search: OnlyDefault[bool] = False
-    length_penalty: OnlyDefault[float] = 1.0
-    early_stopping: OnlyDefault[bool] = False
-    truncate_prompt_tokens: OnlyDefault[int] = None
-    truncation_side: OnlyDefault[str] = None
-    logits_processors: OnlyDefault[list[Any]] = None
+    session_id: Bookkeeping = None
+    """Name of the conversation, by which routers choose a server."""
+    use_beam_search: Annotated[OnlyDefault[bool], USE_N] = False
+    length_penalty: Annotated[OnlyDefault[float], USE_N] = 1.0
+    early_stopping: Annotated[OnlyDefault[bool], USE_N] = False
+    logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_TOP] = None
+    prompt_logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_TOP] = None
+    logits_processors: Annotated[OnlyDefault[list[Any]], USE_BIAS] = None
     prompt_embeds: OnlyDefault[str] = None
-    kv_transfer_params: OnlyDefault[dict[str, Any]] = None
+    kv_transfer_params: Annotated[OnlyDefault[dict[str, Any]], ONE_ENGINE] = None
+    ec_transfer_params: Annotated[OnlyDefault[dict[str, Any]], ONE_ENGINE] = None
     vllm_xargs: OnlyDefault[dict[str, Any]] = None
+    watermarking: OnlyDefault[bool] = False
+    stream_interval: OnlyDefault[int] = 1
+    routed_experts_prompt_start: OnlyDefault[int] = 0
+    return_token_offsets: OnlyDefault[bool] = False
+    return_prompt_text: OnlyDefault[bool] = False
+    return_mm_kwargs: Bookkeeping = None
+    """Contents of answers about images, of which this server has none."""
     repetition_detection: OnlyDefault[dict[str, Any]] = None
     max_repetition_pattern_size: OnlyDefault[int] = 0
     min_repetition_pattern_size: OnlyDefault[int] = 0
     repetition_min_count: OnlyDefault[int] = 0
     thinking_token_budget: OnlyDefault[int] = None
-    guided_json: OnlyDefault[dict[str, Any]] = None
-    guided_regex: OnlyDefault[str] = None
-    guided_choice: OnlyDefault[list[str]] = None
-    guided_grammar: OnlyDefault[str] = None
+    guided_json: Annotated[OnlyDefault[dict[str, Any]], USE_STRUCTURED] = None
+    guided_regex: Annotated[OnlyDefault[str], USE_STRUCTURED] = None
+    guided_choice: Annotated[OnlyDefault[list[str]], USE_STRUCTURED] = None
+    guided_grammar: Annotated[OnlyDefault[str], USE_STRUCTURED] = None
     guided_decoding_backend: OnlyDefault[str] = None
     guided_whitespace_pattern: OnlyDefault[str] = None
 
@@ -61,11 +79,11 @@ class OtherFields(ApiModel):
     """SGLang's request id."""
     log_metrics: Bookkeeping = None
     """Count the request in SGLang's metrics."""
-    regex: OnlyDefault[str] = None
-    ebnf: OnlyDefault[str] = None
-    json_schema: OnlyDefault[str] = None
+    regex: Annotated[OnlyDefault[str], USE_STRUCTURED] = None
+    ebnf: Annotated[OnlyDefault[str], USE_STRUCTURED] = None
+    json_schema: Annotated[OnlyDefault[str], USE_STRUCTURED] = None
     no_stop_trim: OnlyDefault[bool] = False
-    sampling_seed: OnlyDefault[int] = None
+    sampling_seed: Annotated[OnlyDefault[int], USE_SEED] = None
     lora_path: OnlyDefault[str] = None
     session_params: OnlyDefault[dict[str, Any]] = None
     return_hidden_states: OnlyDefault[bool] = False
@@ -96,13 +114,10 @@ class OtherChatFields(OtherFields):
     prediction: OnlyDefault[dict[str, Any]] = None
     moderation: OnlyDefault[dict[str, Any]] = None
     web_search_options: OnlyDefault[dict[str, Any]] = None
-    functions: OnlyDefault[list[Any]] = None
+    functions: Annotated[OnlyDefault[list[Any]], USE_TOOLS] = None
     """Older form of ``tools``."""
-    function_call: OnlyDefault[str] = "none"
+    function_call: Annotated[OnlyDefault[str], USE_TOOLS] = "none"
     """Older form of ``tool_choice``."""
-    echo: OnlyDefault[bool] = False
-    """Begin the answer with the last message."""
-    include_reasoning: OnlyDefault[bool] = True
     mm_processor_kwargs: OnlyDefault[dict[str, Any]] = None
     media_io_kwargs: OnlyDefault[dict[str, Any]] = None
     separate_reasoning: OnlyDefault[bool] = True

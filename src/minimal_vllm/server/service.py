@@ -171,6 +171,35 @@ class Service:
             raise ApiError(400, str(error)) from error
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
+    def truncate(
+        self, prompts: list[list[int]], body: SamplingFields, max_tokens: int | None
+    ) -> list[list[int]]:
+        """Return the prompts, shortened as ``truncate_prompt_tokens`` says.
+
+        Args:
+            prompts: token ids of each prompt.
+            body: the request.
+            max_tokens: maximum number of output tokens; None: as many as fit.
+
+        Raises:
+            ApiError: more tokens are to be kept than leave room for ``max_tokens``.
+        """
+        wanted = body.truncate_prompt_tokens
+        if wanted is None:
+            return prompts
+        most = self.max_model_len - (max_tokens or 1)
+        if max(wanted, 1) > most:
+            raise ApiError(
+                400,
+                f"truncate_prompt_tokens: {max(wanted, 1)} prompt tokens and {max_tokens or 1} "
+                f"output tokens are more than the context of {self.max_model_len} tokens",
+                param="truncate_prompt_tokens",
+            )
+        length = most if wanted < 0 else wanted
+        if body.truncation_side == "right":
+            return [prompt[:length] for prompt in prompts]
+        return [prompt[max(len(prompt) - length, 0) :] for prompt in prompts]
+
     def token_names(self, body: SamplingFields) -> TokenNames:
         """Return the names of tokens in a response: texts, or ids if they are asked for."""
         as_ids = body.return_tokens_as_token_ids or self.config.return_tokens_as_token_ids

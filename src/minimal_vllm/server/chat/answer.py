@@ -116,7 +116,7 @@ class ChatAnswer(ChunkedAnswer):
             choices=[
                 ChatChoice(
                     index=index,
-                    message=_message(self._messages.read(index, output.outputs[0])),
+                    message=self._message(self._read(index, output.outputs[0])),
                     **self._details(index, output.outputs[0]),
                 )
                 for index, output in enumerate(outputs)
@@ -132,7 +132,7 @@ class ChatAnswer(ChunkedAnswer):
     def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """Return the new part of a choice as one chunk, or no chunk if there is nothing new."""
         (completion,) = output.outputs
-        part = self._messages.read(index, completion)
+        part = self._read(index, completion)
         details = self._details(index, completion)
         if part or any(details.get(name) for name in ("finish_reason", "logprobs", "token_ids")):
             return [{"choices": [{"index": index, "delta": _delta(part), **details}]}]
@@ -150,27 +150,31 @@ class ChatAnswer(ChunkedAnswer):
 
     def opening(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """Return the chunk that names the role; the first of all has the prompt's tokens, too."""
-        delta = {"role": "assistant", "content": ""}
+        delta = {"role": "assistant", "content": self._body.echoed}
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         if self._begun:
             return [{"choices": [choice]}]
         prompt = output.prompt_token_ids if self._body.return_token_ids else None
         return [{"choices": [choice], "prompt_token_ids": prompt}]
 
+    def _read(self, index: int, completion: CompletionOutput) -> MessageDelta:
+        """Return what the new text of a choice adds to its message."""
+        delta = self._messages.read(index, completion)
+        return delta if self._body.include_reasoning else delta.without_reasoning()
+
+    def _message(self, part: MessageDelta) -> ChatMessage:
+        """Return a whole message."""
+        others = _reasoning(part)
+        if part.calls:
+            others["tool_calls"] = [_message_call(call) for call in part.calls]
+        content = self._body.echoed + part.content
+        return ChatMessage(role="assistant", content=content or (None if others else ""), **others)
+
     def _write_logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:
             return None
         num_top = self._body.top_logprobs or 0
         return chat_logprobs(self._names, num_top, completion.token_ids, completion.logprobs)
-
-
-def _message(part: MessageDelta) -> ChatMessage:
-    """Return a whole message."""
-    others = _reasoning(part)
-    if part.calls:
-        others["tool_calls"] = [_message_call(call) for call in part.calls]
-    content = None if others and not part.content else part.content
-    return ChatMessage(role="assistant", content=content, **others)
 
 
 def _delta(part: MessageDelta) -> dict[str, Any]:

@@ -66,6 +66,16 @@ class ChatCompletionRequest(SamplingFields, ChatFields, OtherChatFields):
     """Tools that may or must be called. Default: ``auto``."""
     parallel_tool_calls: bool = True
     """Allow several calls in one message."""
+    include_reasoning: bool = True
+    """Return the reasoning; if false, the model reasons, but only its answer is returned."""
+    echo: bool = False
+    """Begin the answer with the last message of the conversation, if that is the assistant's."""
+
+    @property
+    def echoed(self) -> str:
+        """Text that the answer begins with, before the generated one."""
+        last = self.messages[-1]
+        return last.text or "" if self.echo and last.role == "assistant" else ""
 
     @model_validator(mode="after")
     def _two_names_agree(self) -> "ChatCompletionRequest":

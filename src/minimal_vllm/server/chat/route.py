@@ -51,6 +51,7 @@ async def prepare_chat(
         params = replace(params, skip_special_tokens=False)
     params = await service.constrain(params, dialogue.constraint)
     (token_ids,) = await service.encode([prompt], add_special_tokens=body.add_special_tokens)
+    (token_ids,) = service.truncate([token_ids], body, params.max_tokens)
     service.check_length([token_ids], body.client_field("prompt_token_ids"))
     requests = service.make_requests(response_id, body, [token_ids], params)
     return PreparedChat(dialogue, requests)

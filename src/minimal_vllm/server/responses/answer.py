@@ -13,7 +13,12 @@ from minimal_vllm.server.errors import ApiError
 from minimal_vllm.server.generation import Answer, UsageCounter, event
 from minimal_vllm.server.models import Usage
 from minimal_vllm.server.responses.functions import declared_functions
-from minimal_vllm.server.responses.output_items import Event, OutputWriter
+from minimal_vllm.server.responses.output_items import (
+    Event,
+    OutputWriter,
+    ReasoningOutput,
+    ReasoningToSendBack,
+)
 from minimal_vllm.server.responses.request import ResponsesRequest
 from minimal_vllm.server.service import Service
 
@@ -108,7 +113,10 @@ class ResponsesAnswer(Answer):
         super().__init__(service, response_id, body.model)
         self._about_request = _about_request(body, params)
         self._messages = MessageReaders(dialogue, service.model.tokenizer.token_bytes)
-        self._writer = OutputWriter(path for path, _ in declared_functions(body.tools or ()))
+        self._writer = OutputWriter(
+            [path for path, _ in declared_functions(body.tools or ())],
+            ReasoningToSendBack if body.wants_opaque_reasoning else ReasoningOutput,
+        )
         self._number = -1
         self._has_begun = False
         self._is_cut_off = False

@@ -11,6 +11,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from minimal_vllm.server.api_model import HistoryModel
 from minimal_vllm.server.kinds import UNSUPPORTED, UnsupportedKind, by_type
+from minimal_vllm.server.responses.opaque_reasoning import decode_reasoning
 
 TEXT_TYPES = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
@@ -80,10 +81,14 @@ class ReasoningItem(HistoryModel):
     type: Literal["reasoning"]
     summary: Contents | None = None
     content: Contents | None = None
+    encrypted_content: str | None = None
+    """Text of the reasoning as this server encodes it."""
 
     @property
     def text(self) -> str:
         """Text of the reasoning, or of its summary if there is no reasoning."""
+        if not self.content and (text := decode_reasoning(self.encrypted_content or "")):
+            return text
         parts = self.content or self.summary or ()
         return "\n".join(part.text for part in parts if isinstance(part, TextContent))
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from minimal_vllm.server.message import MessageDelta, TextDelta, ToolCallDelta
 from minimal_vllm.server.responses.functions import FunctionPath
+from minimal_vllm.server.responses.opaque_reasoning import encode_reasoning
 
 Event = dict[str, Any]
 """An event without its ``sequence_number``."""
@@ -144,6 +145,15 @@ class ReasoningOutput(TextItem):
         }
 
 
+class ReasoningToSendBack(ReasoningOutput):
+    """The reasoning, also as ``encrypted_content``."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the item as it is in the answer."""
+        item = super().describe()
+        return item | ({"encrypted_content": encode_reasoning(self.text)} if self._content else {})
+
+
 class CallItem(OutputItem):
     """A call of a function."""
 
@@ -183,9 +193,15 @@ class OutputWriter:
 
     Args:
         functions: the functions that the request declares.
+        reasoning: type of the items of the reasoning.
     """
 
-    def __init__(self, functions: Iterable[FunctionPath]) -> None:
+    def __init__(
+        self,
+        functions: Iterable[FunctionPath],
+        reasoning: type[ReasoningOutput] = ReasoningOutput,
+    ) -> None:
+        self._reasoning = reasoning
         self._functions = {function.full_name: function for function in functions}
         self._items: list[OutputItem] = []
         self._open: OutputItem | None = None
@@ -200,7 +216,7 @@ class OutputWriter:
         for part in delta.parts:
             match part:
                 case TextDelta(kind="reasoning"):
-                    yield from self._write_text(ReasoningOutput, part.text)
+                    yield from self._write_text(self._reasoning, part.text)
                 case TextDelta():
                     yield from self._write_text(MessageItem, part.text)
                 case ToolCallDelta():

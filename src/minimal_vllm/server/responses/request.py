@@ -233,5 +233,11 @@ class ResponsesRequest(PassedOnFields, OtherResponsesFields):
         ]
         | None
     ) = None
-    """Additions to the answer. They change nothing here: they concern built-in tools and images, or
-    replace something that the answer has in plain text, such as encrypted reasoning."""
+    """Additions to the answer. ``reasoning.encrypted_content`` adds a copy of the reasoning, for
+    clients that send back nothing else. The others concern built-in tools and images: they change
+    nothing here."""
+
+    @property
+    def wants_opaque_reasoning(self) -> bool:
+        """Whether items of the reasoning have ``encrypted_content``."""
+        return "reasoning.encrypted_content" in (self.include or ())
