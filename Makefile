@@ -5,18 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 
-.PHONY: demo test test-clients lint docs linkcheck clean
+.PHONY: demo test test-clients test-other-clients lint docs linkcheck clean
 
 demo: $(VENV)/.installed
 	$(BIN)/minimal-vllm generate --stats "It was a dark and stormy night, and"
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n auto
-	$(MAKE) --no-print-directory test-clients
+	$(MAKE) --no-print-directory test-other-clients
+
+# The clients of others, each with the servers that it talks to. docs/server.md lists them.
+test-clients: $(VENV)/.installed-dev
+	$(BIN)/pytest -m client
+	$(MAKE) --no-print-directory test-other-clients
 
 # The clients whose requirements conflict with constraints.txt. Without pip's index they are skipped;
 # any other failure to install them is an error.
-test-clients: $(VENV)/.installed-dev
+test-other-clients: $(VENV)/.installed-dev
 	@if $(MAKE) --no-print-directory $(CLIENTS)/.installed; then \
 		$(CLIENTS)/bin/pytest -c tests/clients/pytest.ini --rootdir . tests/clients; \
 	elif $(BIN)/pip --retries 0 install --quiet --dry-run --no-deps --ignore-installed pip; then \

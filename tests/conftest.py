@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from recorded import record_trace
 
-# Its tests run in an environment of their own: `make test-clients`.
+# Its tests run in an environment of their own: `make test-other-clients`.
 collect_ignore = ["clients"]
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core

@@ -30,6 +30,7 @@ def wrapped(url, mode=instructor.Mode.JSON_SCHEMA):
     return instructor.from_openai(client, mode=mode)
 
 
+@pytest.mark.client("instructor", "plain")
 def test_a_plain_chat_passes_through(demo):
     body = {"model": MODEL, "messages": WEATHER, "max_tokens": 12, "temperature": 0}
     known = openai.OpenAI(base_url=demo, api_key="none").chat.completions.create(**body)
@@ -37,6 +38,7 @@ def test_a_plain_chat_passes_through(demo):
     assert answer.choices[0].message.content == known.choices[0].message.content
 
 
+@pytest.mark.client("instructor", "streamed")
 def test_a_plain_stream_passes_through(demo):
     body = {"model": MODEL, "messages": WEATHER, "max_tokens": 12, "temperature": 0}
     chat = wrapped(demo).chat.completions
@@ -48,6 +50,7 @@ def test_a_plain_stream_passes_through(demo):
     assert "".join(pieces) == whole
 
 
+@pytest.mark.client("instructor", "structured output")
 @pytest.mark.parametrize("mode", MODES)
 def test_an_answer_is_an_object_of_the_schema(demo, mode):
     answer, raw = wrapped(demo, mode).chat.completions.create_with_completion(
@@ -57,6 +60,7 @@ def test_an_answer_is_an_object_of_the_schema(demo, mode):
     assert raw.usage.completion_tokens
 
 
+@pytest.mark.client("instructor", "structured output")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_streamed_answer_becomes_an_object_of_the_schema(demo, mode):
     partial = wrapped(demo, mode).chat.completions.create_partial(
@@ -67,6 +71,7 @@ def test_a_streamed_answer_becomes_an_object_of_the_schema(demo, mode):
     assert last.wind in {"calm", "storm"}
 
 
+@pytest.mark.client("instructor", "tools")
 def test_the_models_own_call_of_a_tool_is_an_object_of_it(script):
     client = wrapped(script, instructor.Mode.PARALLEL_TOOLS)
     calls = client.chat.completions.create(
@@ -79,6 +84,7 @@ def test_the_models_own_call_of_a_tool_is_an_object_of_it(script):
     assert [call.to for call in calls] == ["left"]
 
 
+@pytest.mark.client("instructor", "context overflow")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_prompt_that_is_too_long_raises_its_error(demo, mode):
     long = [{"role": "user", "content": "a " * 3000}]

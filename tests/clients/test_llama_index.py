@@ -31,6 +31,7 @@ def client(demo):
     return openai.OpenAI(base_url=demo, api_key="none")
 
 
+@pytest.mark.client("LlamaIndex", "plain", "streamed")
 def test_a_chat_is_answered_whole_and_streamed(demo, client):
     messages = [{"role": "user", "content": QUESTION}]
     known = client.chat.completions.create(
@@ -43,6 +44,7 @@ def test_a_chat_is_answered_whole_and_streamed(demo, client):
     assert len(deltas) > 1
 
 
+@pytest.mark.client("LlamaIndex", "plain", "streamed")
 def test_a_text_is_completed_whole_and_streamed(demo, client):
     known = client.completions.create(model=MODEL, prompt=QUESTION, max_tokens=12, temperature=0)
     llm = model(demo, is_chat_model=False, max_tokens=12)
@@ -50,6 +52,7 @@ def test_a_text_is_completed_whole_and_streamed(demo, client):
     assert "".join(each.delta for each in llm.stream_complete(QUESTION)) == known.choices[0].text
 
 
+@pytest.mark.client("LlamaIndex", "tools")
 def test_an_agent_streams_calls_its_tool_and_answers(script):
     calls = []
 
@@ -66,6 +69,7 @@ def test_an_agent_streams_calls_its_tool_and_answers(script):
     assert calls == ["left"]
 
 
+@pytest.mark.client("LlamaIndex", "tools")
 def test_a_call_of_a_tool_is_predicted(script):
     def turn(to: Literal["left", "right"]) -> str:
         """Turns the wheel."""
@@ -76,6 +80,7 @@ def test_a_call_of_a_tool_is_predicted(script):
     assert answer.response == "turned left"
 
 
+@pytest.mark.client("LlamaIndex", "structured output")
 def test_structured_output_is_an_object_of_the_schema(demo):
     llm = model(demo, should_use_structured_outputs=True)
     prompt = PromptTemplate("What weather?")
@@ -84,6 +89,7 @@ def test_structured_output_is_an_object_of_the_schema(demo):
     assert last.sky in {"clear", "cloudy"}
 
 
+@pytest.mark.client("LlamaIndex", "context overflow")
 def test_a_prompt_that_is_too_long_raises_openais_error(demo):
     with pytest.raises(openai.BadRequestError, match="maximum context length is 2048") as refusal:
         model(demo).chat([ChatMessage(role="user", content="a " * 3000)])

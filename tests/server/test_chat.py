@@ -33,6 +33,7 @@ def text_of(stream):
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
 
+@pytest.mark.client("openai", "plain")
 def test_an_answer_is_what_the_offline_api_gives(chat, llm, expect):
     answer = chat(seed=1)
     expected = expect(llm.render_chat(MESSAGES), seed=1, max_tokens=12)
@@ -48,6 +49,7 @@ def test_an_answer_is_what_the_offline_api_gives(chat, llm, expect):
     assert answer.usage.completion_tokens == 12
 
 
+@pytest.mark.client("openai", "streamed")
 def test_a_stream_begins_with_the_role_and_ends_with_the_reason(chat):
     first, *others = list(chat(seed=1, stream=True))
     assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "")

@@ -1,9 +1,11 @@
 """docs/server.md tells the truth: what it shows to run runs, and all fields are in it."""
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,29 @@ def test_all_fields_are_listed():
     requests = (CompletionRequest, ChatCompletionRequest, ResponsesRequest, MessagesRequest)
     fields = {name for request in requests for name in request.model_fields}
     assert fields - listed == set()
+
+
+def test_the_table_of_clients_is_what_the_tests_try():
+    section = TEXT.partition("## Clients")[2].partition("## ")[0]
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)]
+    header, *rows = rows
+    shown = {
+        name: {ability for ability, cell in zip(header[2:], cells, strict=True) if cell == "yes"}
+        for name, _, *cells in rows
+    }
+    assert shown == marked_clients()
+
+
+def marked_clients():
+    """The clients that tests are marked with, and what is tried of each."""
+    clients = {}
+    for folder in ("server", "clients"):
+        for path in (Path(__file__).parents[1] / folder).glob("test_*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.client":
+                    name, *abilities = (argument.value for argument in node.args)
+                    clients.setdefault(name, set()).update(abilities)
+    return clients
 
 
 def test_every_link_resolves():

@@ -38,6 +38,7 @@ def post(server, **body):
 # ---- texts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.client("anthropic", "plain")
 def test_a_text_is_answered_as_the_chat_is(claude, client):
     chat = client.chat.completions.create(model=MODEL, messages=[HELLO], max_tokens=12, seed=1)
     answer = claude.messages.create(
@@ -117,6 +118,7 @@ def test_the_stop_reason_says_what_ended_the_answer(script, server):
     assert full.json()["stop_reason"] == "model_context_window_exceeded"
 
 
+@pytest.mark.client("anthropic", "structured output")
 def test_json_of_a_schema(claude):
     schema = {"type": "object", "properties": {"sky": {"enum": ["clear"]}}, "required": ["sky"]}
     schema["additionalProperties"] = False
@@ -132,6 +134,7 @@ def test_json_of_a_schema(claude):
 # ---- calls and thinking -------------------------------------------------------------------------
 
 
+@pytest.mark.client("anthropic", "tools")
 def test_a_call_its_result_and_the_answer(script):
     client = anthropic_client(script)
     conversation = [{"role": "user", "content": "Which way?"}]
@@ -166,21 +169,6 @@ def test_a_call_that_must_be_made_matches_the_schema(claude, choice):
     (call,) = answer.content
     assert call.input["to"] in ("left", "right")
     assert answer.stop_reason == "tool_use"
-
-
-@pytest.mark.parametrize("max_tokens", range(1, 30, 4))
-def test_an_answer_of_any_length_may_be_sent_back(claude, max_tokens):
-    """Its call may be cut off anywhere."""
-    choice = {"type": "tool", "name": "turn"}
-    body = {"model": MODEL, "tools": [TURN], "tool_choice": choice, "max_tokens": max_tokens}
-    first = claude.messages.create(messages=[HELLO], **body)
-    results = [
-        {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "1"}]}
-        for block in first.content
-    ]
-    history = [HELLO, {"role": "assistant", "content": first.content}]
-    history.append({"role": "user", "content": [*results, {"type": "text", "text": "Go on."}]})
-    assert claude.messages.create(messages=history, **body).content
 
 
 def test_tools_are_told_to_the_model_but_not_called_with_none(script):
@@ -233,6 +221,7 @@ def test_a_stream_has_the_apis_events_in_their_order(script, body, blocks):
     assert kinds == [("message_start", None), *between, *end]
 
 
+@pytest.mark.client("anthropic", "streamed")
 @pytest.mark.parametrize("body", [{"tools": [TURN]}, {}, {"stop_sequences": ["left"]}])
 def test_the_clients_own_stream_adds_up_to_the_answer(script, body):
     body = {"messages": [HELLO], "max_tokens": 50, **body}
@@ -310,6 +299,13 @@ def test_errors_are_the_clients_own_exceptions(claude):
             tools=[TURN],
             tool_choice={"type": "tool", "name": "f"},
         )
+
+
+@pytest.mark.client("anthropic", "context overflow")
+def test_a_prompt_that_is_too_long_raises_the_error_that_clients_look_for(claude):
+    long = [{"role": "user", "content": "a " * 3000}]
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .* 2048 tokens"):
+        claude.messages.create(model=MODEL, messages=long, max_tokens=1)
 
 
 @pytest.mark.parametrize("path", [MESSAGES, COUNT, "/v1/messages/batches"])

@@ -45,6 +45,7 @@ def langchain(server, **options):
     return ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", **options)
 
 
+@pytest.mark.client("LangChain", "plain", "streamed")
 def test_langchain_invokes_and_streams(server, known):
     chat = langchain(server, max_tokens=12)
     answer = chat.invoke(QUESTION)
@@ -58,6 +59,7 @@ def test_langchain_invokes_and_streams(server, known):
     )
 
 
+@pytest.mark.client("LangChain", "tools")
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_langchain_calls_a_tool_and_gets_the_answer(script, is_streamed):
     from langchain_core.tools import tool
@@ -69,12 +71,14 @@ def test_langchain_calls_a_tool_and_gets_the_answer(script, is_streamed):
     assert chat.invoke([*turns, tool(turn).invoke(call)]).content == "I went left."
 
 
+@pytest.mark.client("LangChain", "structured output")
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_langchain_gives_an_object_of_the_schema(server, method):
     chat = langchain(server).with_structured_output(Weather, method=method)
     assert isinstance(chat.invoke("What weather?"), Weather)
 
 
+@pytest.mark.client("LangChain", "context overflow")
 def test_langchain_raises_its_error_if_a_prompt_is_too_long(server):
     from langchain_core.exceptions import ContextOverflowError
 
@@ -90,6 +94,7 @@ def litellm(monkeypatch):
     return litellm
 
 
+@pytest.mark.client("litellm", "plain", "streamed")
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
 def test_litellm_completes_and_streams(server, known, litellm, provider):
     arguments = {
@@ -108,6 +113,7 @@ def test_litellm_completes_and_streams(server, known, litellm, provider):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == known
 
 
+@pytest.mark.client("litellm", "tools")
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
 def test_litellm_calls_a_tool_and_gets_the_answer(script, litellm, provider):
     tools = [{"type": "function", "function": {"name": "turn", "parameters": TURN_PARAMETERS}}]
@@ -135,6 +141,7 @@ def test_litellm_calls_a_tool_and_gets_the_answer(script, litellm, provider):
         assert answer.choices[0].message.content == "I went left."
 
 
+@pytest.mark.client("litellm", "structured output", "context overflow")
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
 def test_litellm_gives_an_object_of_the_schema_and_its_error(server, litellm, provider):
     arguments = {

@@ -39,12 +39,14 @@ def known(client):
     return answer.choices[0].message.content
 
 
+@pytest.mark.client("Pydantic AI", "plain")
 def test_an_agent_answers(server, model_of, known):
     result = Agent(model_of(server)).run_sync(QUESTION, model_settings=SETTINGS)
     assert result.output == known
     assert result.usage.output_tokens == 12
 
 
+@pytest.mark.client("Pydantic AI", "streamed")
 def test_an_agent_streams(server, model_of, known):
     stream = Agent(model_of(server)).run_stream_sync(QUESTION, model_settings=SETTINGS)
     deltas = list(stream.stream_text(delta=True, debounce_by=None))
@@ -73,6 +75,7 @@ def thoughts_of(result):
     return [each.content or "".join(each.provider_details["raw_content"]) for each in thoughts]
 
 
+@pytest.mark.client("Pydantic AI", "tools")
 def test_an_agent_reasons_calls_its_tool_and_answers(script, model_of):
     agent, calls = steered(model_of(script, "script"))
     result = agent.run_sync("Where to?")
@@ -82,6 +85,7 @@ def test_an_agent_reasons_calls_its_tool_and_answers(script, model_of):
     assert (again.output, calls) == ("I went left.", ["left", "left"])
 
 
+@pytest.mark.client("Pydantic AI", "tools")
 def test_a_streamed_agent_reasons_calls_its_tool_and_answers(script, model_of):
     agent, calls = steered(model_of(script, "script"))
     stream = agent.run_stream_sync("Where to?")
@@ -89,6 +93,7 @@ def test_a_streamed_agent_reasons_calls_its_tool_and_answers(script, model_of):
     assert calls == ["left"]
 
 
+@pytest.mark.client("Pydantic AI", "structured output")
 @pytest.mark.parametrize("form", [NativeOutput, ToolOutput])
 def test_an_agent_gives_an_object_of_the_schema(server, model_of, form):
     one = {"parallel_tool_calls": False}  # the built-in model knows no tools, and would call on
@@ -98,6 +103,7 @@ def test_an_agent_gives_an_object_of_the_schema(server, model_of, form):
     assert isinstance(list(stream.stream_output(debounce_by=None))[-1], Weather)
 
 
+@pytest.mark.client("Pydantic AI", "context overflow")
 def test_a_prompt_that_is_too_long_raises_its_error(server, model_of):
     agent = Agent(model_of(server))
     with pytest.raises(ModelContextWindowExceededError, match="maximum context length is 2048"):

@@ -1,5 +1,6 @@
 """vLLM's and SGLang's routers, each in front of two servers."""
 
+import json
 import re
 import socket
 import subprocess
@@ -17,8 +18,33 @@ from tests.server.harness import ENVIRONMENT, MODEL, PATIENCE, process
 BIN = Path(sys.executable).parent
 ROUTERS = {"vllm-router": [], "sglang-router": ["launch"]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 HELLO = [{"role": "user", "content": "Good evening."}]
-BODIES = {CHAT: {"messages": HELLO}, COMPLETIONS: {"prompt": "It was a dark"}}
+BODIES = {
+    CHAT: {"messages": HELLO},
+    COMPLETIONS: {"prompt": "It was a dark"},
+    RESPONSES: {"input": HELLO},
+    MESSAGES: {"messages": HELLO},
+}
+LIMIT = {RESPONSES: "max_output_tokens"}
+"""The limit of the answer's tokens, where it isn't called ``max_tokens``."""
+
+OTHERS = {
+    "/v1/messages/count_tokens": {"messages": HELLO},
+    "/tokenize": {"prompt": "It was a dark"},
+    "/detokenize": {"tokens": [5, 6, 7]},
+    f"/v1/models/{MODEL}": None,
+    "/tokenizer_info": None,
+    "/load": None,
+    "/ping": None,
+    "/version": None,
+    "/openapi.json": None,
+    "/docs": None,
+}
+"""Endpoints that answer alike each time, with the bodies of those that are posted to."""
+
+UNKNOWN_TO_SGLANG = {MESSAGES, "/metrics", *OTHERS}
+"""Paths that SGLang's router doesn't pass on. It answers 404 by itself."""
 LONG = 1900
 """Number of tokens that takes far longer to generate than a router takes to drop a connection."""
 
@@ -87,6 +113,23 @@ def router(request, backends, tmp_path_factory):
 
 
 @pytest.fixture
+def passes_on(router, request):
+    """Tells whether the router passes a path on; if not, it answers 404 by itself."""
+
+    def passes_on(path):
+        if request.node.callspec.params["router"] == "vllm-router" or path not in UNKNOWN_TO_SGLANG:
+            return True
+        method = "GET" if OTHERS.get(path, {}) is None or path == "/metrics" else "POST"
+        answer = httpx2.request(
+            method, f"{router}{path}", json=OTHERS.get(path) or BODIES.get(path)
+        )
+        assert (answer.status_code, answer.text) == (404, "")
+        return False
+
+    return passes_on
+
+
+@pytest.fixture
 def routed(router):
     return openai.OpenAI(base_url=f"{router}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
@@ -108,35 +151,82 @@ def test_it_lists_the_models(routed):
     )  # SGLang's calls the model of a server that isn't its own "unknown"
 
 
+def ask(url, path, **options):
+    limit = LIMIT.get(path, "max_tokens")
+    options = {limit if name == "limit" else name: value for name, value in options.items()}
+    body = {"model": MODEL, **BODIES[path], "temperature": 0, **options}
+    return httpx2.post(f"{url}{path}", json=body, timeout=PATIENCE)
+
+
+def without_ids(value):
+    """An answer without what differs from one to the next."""
+    if isinstance(value, list):
+        return [without_ids(each) for each in value]
+    if isinstance(value, dict):
+        changing = ("id", "item_id", "created", "created_at", "usage", "stop_reason")
+        return {name: without_ids(each) for name, each in value.items() if name not in changing}
+    return value
+
+
 @pytest.mark.parametrize("path", BODIES)
-def test_an_answer_is_the_servers_own(router, server, path):
-    body = {"model": MODEL, **BODIES[path], "max_tokens": 12, "temperature": 0}
-    answer = httpx2.post(f"{router}{path}", json=body, timeout=PATIENCE).json()
-    own = server.post(path, **body).json()
-    for choice in (*answer["choices"], *own["choices"]):
-        choice.pop("stop_reason", None)
-    assert answer["choices"] == own["choices"]
-    assert answer["usage"]["total_tokens"] == own["usage"]["total_tokens"]
+def test_an_answer_is_the_servers_own(router, server, path, passes_on):
+    if passes_on(path):
+        answer, own = (ask(url, path, limit=12).json() for url in (router, server.url))
+        assert without_ids(answer) == without_ids(own)
 
 
-def test_a_streamed_chat_is_the_whole_one_in_pieces(routed):
-    body = {"model": MODEL, "messages": HELLO, "max_tokens": 12, "temperature": 0}
-    whole = routed.chat.completions.create(**body)
-    chunks = list(
-        routed.chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
-    )
-    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
-    assert "".join(pieces) == whole.choices[0].message.content
-    assert len(pieces) > 1
-    assert chunks[-1].usage.completion_tokens == 12
+@pytest.mark.parametrize("path", BODIES)
+def test_a_stream_is_the_servers_own(router, server, path, passes_on):
+    if passes_on(path):
+        found, own = (
+            pieces_of(ask(url, path, limit=12, stream=True)) for url in (router, server.url)
+        )
+        assert len(found) > 1
+        assert "".join(found) == "".join(own)
 
 
-def test_a_streamed_completion_is_the_whole_one_in_pieces(routed):
-    body = {"model": MODEL, "prompt": "It was a dark", "max_tokens": 12, "temperature": 0}
-    whole = routed.completions.create(**body)
-    pieces = [chunk.choices[0].text for chunk in routed.completions.create(**body, stream=True)]
-    assert "".join(pieces) == whole.choices[0].text
-    assert len(pieces) > 1
+def pieces_of(answer):
+    """The pieces of text in a stream."""
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
+    return [*filter(None, (piece_of(json.loads(line.removeprefix("data: "))) for line in lines))]
+
+
+def piece_of(event):
+    match event:
+        case {"choices": [{"text": text}]} | {"choices": [{"delta": {"content": text}}]}:
+            return text
+        case {"type": "response.output_text.delta", "delta": text}:
+            return text
+        case {"type": "content_block_delta", "delta": {"text": text}}:
+            return text
+    return None
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_an_endpoint_without_choices_passes_through(router, server, path, passes_on):
+    if passes_on(path):
+        body = OTHERS[path]
+        found, own = (
+            httpx2.get(f"{url}{path}") if body is None else httpx2.post(f"{url}{path}", json=body)
+            for url in (router, server.url)
+        )
+        assert found.status_code == 200
+        if found.headers["content-type"] == "application/json":
+            found, own = (each.json() for each in (found, own))
+            assert keys_of(found) == keys_of(own)
+            if body is not None:
+                assert found == own
+
+
+def keys_of(value):
+    """The keys of an object, and of the objects in it."""
+    return {name: keys_of(each) for name, each in value.items()} if isinstance(value, dict) else ...
+
+
+def test_metrics_of_the_servers_pass_through(router, passes_on):
+    own = "/metrics" if passes_on("/metrics") else "/engine_metrics"  # names with underscores
+    found = httpx2.get(f"{router}{own}").text
+    assert re.search(r"^vllm.num_requests_running\{.*\} ", found, re.MULTILINE)
 
 
 def test_a_structured_chat_and_a_refusal_pass_through(routed):
@@ -158,8 +248,11 @@ def test_both_servers_get_requests(routed, backends):
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_a_cancelled_stream_ends_its_request_at_the_server(router, backends, path):
-    body = {"model": MODEL, **BODIES[path], "stream": True, "max_tokens": LONG, "ignore_eos": True}
+def test_a_cancelled_stream_ends_its_request_at_the_server(router, backends, path, passes_on):
+    if not passes_on(path):
+        return
+    limit = LIMIT.get(path, "max_tokens")
+    body = {"model": MODEL, **BODIES[path], "stream": True, limit: LONG, "ignore_eos": True}
     before = sum(total(backend, "vllm:generation_tokens_total") for backend in backends)
     with httpx2.stream("POST", f"{router}{path}", json=body, timeout=PATIENCE) as answer:
         next(line for line in answer.iter_lines() if line.startswith("data: "))

@@ -70,6 +70,7 @@ class Captain(BaseModel):
     age: int = Field(ge=18, le=99)
 
 
+@pytest.mark.client("openai", "structured output")
 def test_a_pydantic_model_comes_back_as_an_object(tool_server):
     completions = tool_server.client().chat.completions
     answer = completions.parse(
@@ -83,6 +84,7 @@ def test_a_pydantic_model_comes_back_as_an_object(tool_server):
     assert isinstance(answer.choices[0].message.parsed, Captain)
 
 
+@pytest.mark.client("openai", "structured output", "streamed")
 def test_a_pydantic_model_comes_back_from_the_async_client_s_stream(tool_server):
     async def run():
         async with tool_server.async_client() as client:

@@ -146,12 +146,14 @@ def test_the_async_client_gets_the_same(tool_server):
     assert asyncio.run(run()) == (parts_of(ask(tool_server, **FORCED)),) * 2
 
 
+@pytest.mark.client("openai", "tools")
 def test_arguments_come_back_as_objects(tool_server):
     answer = tool_server.client().chat.completions.parse(**arguments(**FORCED))
     (call,) = answer.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Add | Paint)
 
 
+@pytest.mark.client("openai", "tools", "streamed")
 def test_the_client_s_streaming_helper_follows_a_call(tool_server):
     with tool_server.client().chat.completions.stream(**arguments(**FORCED)) as stream:
         events = list(stream)
