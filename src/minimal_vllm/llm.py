@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from minimal_vllm.beam_search import BeamSearchOutput, asking_engine, beam_search
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine.build import BuiltEngine, build_engine
 from minimal_vllm.llm_engine import LLMEngine
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling.grammar import GrammarCompiler
-from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.sampling_params import BeamSearchParams, SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.content_format import ContentFormat
 from minimal_vllm.text.prompt import Prompt, TokenizedPrompt, as_list, tokenize_prompts
@@ -26,7 +27,13 @@ from minimal_vllm.text.script_tokenizer import (
 )
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
-from minimal_vllm.vllm_arguments import OFFLINE, REQUEST, check_unsupported, drop_neutral
+from minimal_vllm.vllm_arguments import (
+    BEAM_SEARCH_REQUEST,
+    OFFLINE,
+    REQUEST,
+    check_unsupported,
+    drop_neutral,
+)
 
 if TYPE_CHECKING:
     from minimal_vllm.metrics.listener import MetricsListener
@@ -250,6 +257,40 @@ class LLM:
             for token_ids, prompt in zip(tokenized, prompts, strict=True)
         ]
         return self.generate(tokens_and_text, sampling_params, use_tqdm=use_tqdm, priority=priority)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+        **unsupported: Any,
+    ) -> list[BeamSearchOutput]:
+        """Return the most probable continuations of prompts, which are searched together.
+
+        Args:
+            prompts: one prompt, or several.
+            params: number of beams, and their length.
+            use_tqdm: show a progress bar for each token.
+            **unsupported: as in ``generate``.
+
+        Raises:
+            ValueError: a prompt can't be completed, or ``max_logprobs`` is less than twice
+                ``beam_width``.
+        """
+        check_unsupported("beam_search", unsupported, BEAM_SEARCH_REQUEST)
+        generate = partial(self.generate, use_tqdm=use_tqdm)
+        found = beam_search(
+            [each.token_ids for each in tokenize_prompts(as_list(prompts), lambda: self.tokenizer)],
+            params,
+            asking_engine(generate, params, self.config.max_logprobs),
+            eos_token_ids=self.built.files.eos_token_ids,
+            max_model_len=self.built.scheduler_config.max_model_len,
+        )
+        if self._text is not None:
+            for beam in (beam for output in found for beam in output.sequences):
+                beam.text = self.tokenizer.decode(beam.tokens)
+        return found
 
     def render_chat(self, messages: Conversation, **options: Any) -> str:
         """Return the prompt of a conversation; ``options`` are those of ``ChatTemplate.render``."""

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from minimal_vllm.settings import SETTINGS, clear_errors
-from minimal_vllm.vllm_arguments import SAMPLING, accepts
+from minimal_vllm.vllm_arguments import BEAM_SEARCH, SAMPLING, accepts
 
 GREEDY_BELOW = 1e-5
 """Temperature below which decoding is greedy, because dividing logits by it would overflow."""
@@ -160,3 +160,23 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """Return ``stop`` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+@clear_errors
+@accepts(BEAM_SEARCH)
+@dataclass(frozen=True, config=SETTINGS)
+class BeamSearchParams:
+    """Parameters of ``LLM.beam_search``.
+
+    Raises ``SettingsError`` (a ``ValueError``) for a value that is out of range.
+    """
+
+    beam_width: Annotated[int, Field(ge=1)]
+    """Number of beams that are continued, and of those that are returned."""
+    max_tokens: Annotated[int, Field(ge=1)]
+    """Maximum number of output tokens."""
+    ignore_eos: bool = False
+    """Continue beams after the end-of-sequence token."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's log-probability is divided: above 1, longer beams
+    are preferred."""

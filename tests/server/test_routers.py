@@ -164,6 +164,7 @@ def without_ids(value):
         return [without_ids(each) for each in value]
     if isinstance(value, dict):
         changing = ("id", "item_id", "created", "created_at", "usage", "stop_reason")
+        changing += ("top_p",)  # SGLang's router adds its own default, without effect here
         return {name: without_ids(each) for name, each in value.items() if name not in changing}
     return value
 

@@ -10,7 +10,10 @@ from pydantic import Field
 
 from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault, refuse_with
 
-USE_N = refuse_with("not supported here: completions are sampled, so set n")
+USE_N = refuse_with(
+    "not supported here: completions are sampled, so set n (beam search is in Python: "
+    "LLM.beam_search)"
+)
 USE_TOP = refuse_with("not supported here: only the most probable tokens have log-probabilities")
 USE_BIAS = refuse_with("not supported here: use logit_bias, bad_words or allowed_token_ids")
 USE_STRUCTURED = refuse_with("not supported here: use response_format or structured_outputs")

@@ -7,7 +7,12 @@ some of earlier versions.
 """
 
 from minimal_vllm.vllm_arguments.engine import ENGINE, OFFLINE
-from minimal_vllm.vllm_arguments.request import REQUEST, SAMPLING
+from minimal_vllm.vllm_arguments.request import (
+    BEAM_SEARCH,
+    BEAM_SEARCH_REQUEST,
+    REQUEST,
+    SAMPLING,
+)
 from minimal_vllm.vllm_arguments.server import SERVER
 from minimal_vllm.vllm_arguments.unsupported import (
     Unsupported,
@@ -18,6 +23,8 @@ from minimal_vllm.vllm_arguments.unsupported import (
 )
 
 __all__ = [
+    "BEAM_SEARCH",
+    "BEAM_SEARCH_REQUEST",
     "ENGINE",
     "OFFLINE",
     "REQUEST",

@@ -10,7 +10,7 @@ from minimal_vllm.vllm_arguments.unsupported import (
 
 SAMPLING = by_name(
     Unsupported(
-        "completions are sampled, without beam search; set n",
+        "completions are sampled; set n, or use LLM.beam_search",
         {
             "best_of": (1,),
             "use_beam_search": OFF,
@@ -67,3 +67,15 @@ REQUEST = by_name(
     Unsupported("models read text only", {"mm_processor_kwargs": ()}),
 )
 """Unsupported features, by argument of ``LLM.generate`` and ``LLM.chat``."""
+
+BEAM_SEARCH = by_name(
+    Unsupported("beam search samples nothing", {"temperature": (0,)}),
+    Unsupported("beams end at the end-of-sequence token only", {"include_stop_str_in_output": OFF}),
+)
+"""Unsupported features, by argument of ``BeamSearchParams``."""
+
+BEAM_SEARCH_REQUEST = {
+    **REQUEST,
+    **by_name(Unsupported("the scheduler admits what fits", {"concurrency_limit": ANYTHING})),
+}
+"""Unsupported features, by argument of ``LLM.beam_search``."""
