@@ -200,6 +200,7 @@ def test_lists_may_be_written_as_vllm_writes_them():
         ["--enable-server-load-tracking", "--enable-request-id-headers"],
         ["--show-hidden-metrics-for-version=0.32"],
         ["--compilation-config", '{"mode": 3}', "--trust-remote-code"],
+        ["--compilation-config.mode=3", "--structured-outputs-config.backend", "xgrammar"],
     ],
 )
 def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
@@ -213,6 +214,8 @@ def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
         (["--quantization", "int3"], "'int3' is not"),
         (["--kv-cache-dtype", "int8"], "'int8' is not"),
         (["--speculative-config", '{"method": "ngram"}'], "is not supported: every token is"),
+        (["--speculative-config.method", "ngram"], "is not supported: every token is"),
+        (["--skip-tokenizer-init"], "skip_tokenizer_init=True is not supported: a server handles"),
         (["--enable-lora"], "enable_lora=True is not supported: LoRA adapters"),
         (["--default-chat-template-kwargs", '{"tools": []}'], "can't set tools"),
     ],

@@ -33,6 +33,10 @@ SERVER = by_name(
             "enable_ssl_refresh": OFF,
         },
     ),
+    Unsupported(
+        "a server handles text; prompts may be token ids, and return_token_ids gives the answer's",
+        {"skip_tokenizer_init": OFF},
+    ),
     Unsupported("put a proxy in front of the server", {"middleware": ()}),
     Unsupported(
         "the limits are --max-body-bytes and those of h11",
