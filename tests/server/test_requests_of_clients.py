@@ -1,8 +1,12 @@
 """What today's clients and routers send, which is more than the server has: none is turned away."""
 
+from typing import get_type_hints
+
 import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types import chat, completion_create_params, responses
 from pydantic import ValidationError
 
 from minimal_vllm.server.api_model import FieldClass, dropped_keys
@@ -59,6 +63,21 @@ def test_an_unknown_field_is_an_error_unless_it_is_null(name, value):
             model.model_validate(body | {name: None})
             with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
                 model.model_validate(body | {name: value})
+
+
+DECLARED = {
+    completion_create_params.CompletionCreateParamsBase: CompletionRequest,
+    chat.completion_create_params.CompletionCreateParamsBase: ChatCompletionRequest,
+    responses.response_create_params.ResponseCreateParamsBase: ResponsesRequest,
+    message_create_params.MessageCreateParamsBase: MessagesRequest,
+    message_count_tokens_params.MessageCountTokensParams: CountTokensRequest,
+}
+
+
+@pytest.mark.parametrize("declared", DECLARED)
+def test_every_field_that_a_client_declares_is_known_by_name(declared):
+    """It works, changes nothing, or is refused with a reason."""
+    assert get_type_hints(declared).keys() - DECLARED[declared].model_fields.keys() == set()
 
 
 def test_hints_reach_the_template_and_yield_to_its_own_arguments():
