@@ -105,7 +105,8 @@ class Beams:
         candidates = [
             beam.extended(token_id, position)
             for beam, position in zip(self.running, positions, strict=True)
-            for token_id in position or ()
+            if position is not None
+            for token_id in position
         ]
         ended = [beam for beam in candidates if beam.tokens[-1] in self._ends]
         self.finish(ended, "stop")

@@ -162,8 +162,8 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-@clear_errors
 @accepts(BEAM_SEARCH)
+@clear_errors
 @dataclass(frozen=True, config=SETTINGS)
 class BeamSearchParams:
     """Parameters of ``LLM.beam_search``.

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from tests.server.harness import MODEL
 
 QUESTION = "Good evening. Have you come far?"
-SETTINGS = agents.ModelSettings(max_tokens=12, temperature=0)
+STOP = {"stop": ["."]}  # an answer of /v1/responses that is cut off by a limit would be an error
+SETTINGS = agents.ModelSettings(temperature=0, extra_body=STOP)
 
 
 class Weather(BaseModel):
@@ -37,8 +38,8 @@ def known(client):
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": QUESTION}],
-        max_tokens=12,
         temperature=0,
+        **STOP,
     )
     return answer.choices[0].message.content
 
@@ -81,7 +82,7 @@ def test_an_agent_answers(server, config_of, known):
     pilot = agent(model_settings=SETTINGS)
     result = agents.Runner.run_sync(pilot, QUESTION, run_config=config_of(server))
     assert result.final_output == known
-    assert result.context_wrapper.usage.output_tokens == 12
+    assert result.context_wrapper.usage.output_tokens > 1
 
 
 @pytest.mark.client("openai-agents", "streamed")
@@ -110,10 +111,10 @@ def test_a_streamed_agent_calls_its_tool_and_answers(script, config_of):
 
 @pytest.mark.client("openai-agents", "structured output")
 def test_an_agent_gives_an_object_of_the_schema(server, config_of):
-    pilot, config = agent(output_type=Weather), config_of(server)
-    result = agents.Runner.run_sync(pilot, "What weather?", run_config=config)
+    pilot = agent(output_type=Weather)
+    result = agents.Runner.run_sync(pilot, "What weather?", run_config=config_of(server))
     assert isinstance(result.final_output, Weather)
-    _, run = stream(pilot, config, "What weather?")
+    _, run = stream(pilot, config_of(server), "What weather?")
     assert isinstance(run.final_output, Weather)
 
 
