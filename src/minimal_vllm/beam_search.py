@@ -87,13 +87,13 @@ class Beams:
     """
 
     def __init__(
-        self, prompt: list[int], params: BeamSearchParams, eos_token_ids: Collection[int]
+        self, prompt: Sequence[int], params: BeamSearchParams, eos_token_ids: Collection[int]
     ) -> None:
         self._params = params
         self._eos_token_ids = eos_token_ids
         self._ends = () if params.ignore_eos else eos_token_ids
         self._finished: list[BeamSearchSequence] = []
-        self.running = [BeamSearchSequence(prompt)]
+        self.running = [BeamSearchSequence(list(prompt))]
         """The beams that are continued."""
 
     def extend(self, positions: Sequence[TokenLogprobs | None]) -> None:
@@ -136,7 +136,7 @@ class Beams:
 
 
 def beam_search(
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     params: BeamSearchParams,
     next_logprobs: NextLogprobs,
     *,
