@@ -4,6 +4,7 @@ It needs nothing of the engine: a beam is a prompt, whose prefix is found in the
 it in the same way.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -132,7 +133,7 @@ class Beams:
         https://arxiv.org/abs/1609.08144, section 7, has the idea of a length penalty.
         """
         length = len(beam.tokens) - (beam.tokens[-1] in self._eos_token_ids)
-        return beam.cum_logprob / max(length, 1) ** self._params.length_penalty
+        return beam.cum_logprob / math.pow(max(length, 1), self._params.length_penalty)
 
 
 def beam_search(
