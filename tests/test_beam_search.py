@@ -90,7 +90,7 @@ def test_the_engine_finds_the_beams_of_a_plain_search_in_transformers(llm, check
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float32)
     prompt, width = [5, 6, 7, 8], 4
-    params = BeamSearchParams(beam_width=width, max_tokens=8, ignore_eos=True)
+    params = BeamSearchParams(width, 8, ignore_eos=True, length_penalty=0)
     (output,) = llm.beam_search({"prompt_token_ids": prompt}, params)
 
     beams, scores = torch.tensor([prompt]), torch.zeros(1)
