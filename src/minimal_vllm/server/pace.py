@@ -17,7 +17,8 @@ class PaceState:
     interval: float = 0.0
     """Minimum number of seconds from the start of one step to the start of the next."""
     until: Occasion | None = None
-    """Event after which the engine pauses. None: it doesn't pause by itself."""
+    """Event to run to, without waiting between steps; the engine pauses after it. None: the engine
+    doesn't pause by itself."""
 
 
 class Pace:
@@ -45,6 +46,8 @@ class Pace:
         """Return the number of seconds until the next step is due; None if no step is allowed."""
         if self.state.paused:
             return 0 if self._steps_left else None
+        if self.state.until:
+            return 0  # a search at the pace of a demonstration would take minutes
         return max(0.0, self._last_step + self.state.interval - time.monotonic())
 
     def step_begins(self) -> None:

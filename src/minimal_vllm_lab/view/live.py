@@ -10,11 +10,18 @@ from pydantic_core import to_json
 from minimal_vllm.server.pace import Pace, PaceState
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.lines import Header, LineEncoder, encode_header
-from minimal_vllm.trace.step_record import Listener, Record, StepRecord
+from minimal_vllm.trace.step_record import (
+    AbortRecord,
+    Listener,
+    Record,
+    RequestRecord,
+    ResetRecord,
+    StepRecord,
+)
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.feed import Feed, Viewer
 from minimal_vllm_lab.view.snapshot import Snapshot, take_snapshot
-from minimal_vllm_lab.view.traffic import Traffic
+from minimal_vllm_lab.view.traffic import DEMO, Traffic
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
 if TYPE_CHECKING:
@@ -112,6 +119,23 @@ class LiveView(Listener):
                 self._publish(self._controls())
             if self.traffic:
                 self._loop.call_soon_threadsafe(self.traffic.on_step)
+        if self.traffic:
+            self._tell_of_guests(record, self.traffic)
+
+    def _tell_of_guests(self, record: Record, traffic: Traffic) -> None:
+        """Tell the demo traffic which requests of others came and ended."""
+        ended: list[str] = []
+        if isinstance(record, RequestRecord) and not record.request_id.startswith(DEMO):
+            self._loop.call_soon_threadsafe(traffic.guest_came, record.request_id)
+        elif isinstance(record, ResetRecord):
+            self._loop.call_soon_threadsafe(traffic.all_guests_left)
+        elif isinstance(record, AbortRecord):
+            ended = [record.request_id]
+        elif isinstance(record, StepRecord):
+            ended = [request_id for request_id, _ in record.finished]
+        for request_id in ended:
+            if not request_id.startswith(DEMO):
+                self._loop.call_soon_threadsafe(traffic.guest_left, request_id)
 
     def _change_pace(self, change: Callable[[], None]) -> None:
         def change_and_tell() -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
     from minimal_vllm.server.async_engine import AsyncEngine
 
+DEMO = "demo-"
+"""Beginning of the id of each demo request."""
+
 MAX_WAITING = 12
 """Maximum number of waiting requests. No new ones are made while it is reached."""
 
@@ -49,6 +52,8 @@ class Traffic:
         self._passages = llm.tokenizer.encode_batch(_read_passages())
         self._num_made = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._requests: list[asyncio.Task[None]] = []  # the demo requests, in order
+        self._guests: set[str] = set()  # ids of the unfinished requests of others
         self._ticked = asyncio.Event()
 
     def start(self) -> None:
@@ -66,13 +71,37 @@ class Traffic:
     def on_step(self) -> None:
         """Make new requests, if any are due. Called after each step of the engine."""
         self._ticked.set()
+        if self._guests:
+            return
         mean = self.settings.requests_per_100_steps / 100
         count = int(mean) + (self._random.random() < mean % 1)
         for _ in range(min(count, MAX_WAITING - self._engine.num_waiting)):
             self._send()
 
+    def guest_came(self, request_id: str) -> None:
+        """Make room for a request of somebody else: demo requests leave, the newest first.
+
+        Half of the running ones stay. No new ones are made until all guests have left, so that a
+        visitor's prompt is admitted at once and is not preempted.
+        """
+        if not self._guests:
+            num_running = max(len(self._requests) - self._engine.num_waiting, 0)
+            for task in self._requests[num_running // 2 :]:
+                task.cancel()
+        self._guests.add(request_id)
+
+    def guest_left(self, request_id: str) -> None:
+        """Note that a request of somebody else has ended."""
+        self._guests.discard(request_id)
+
+    def all_guests_left(self) -> None:
+        """Note that the engine has forgotten all requests."""
+        self._guests.clear()
+
     def _send(self) -> None:
-        self._spawn(self._complete(self._make_request()))
+        task = self._spawn(self._complete(self._make_request()))
+        self._requests.append(task)
+        task.add_done_callback(self._requests.remove)
 
     async def _end_idleness(self) -> None:
         while True:
@@ -94,7 +123,7 @@ class Traffic:
         own = self._random.choice(others)
         self._num_made += 1
         return EngineRequest(
-            request_id=f"demo-{self._num_made}",
+            request_id=f"{DEMO}{self._num_made}",
             prompt_token_ids=_cut(shared, num_shared) + _cut(own, num_prompt - num_shared),
             params=SamplingParams(
                 max_tokens=num_output, ignore_eos=True, temperature=0.8, seed=self._num_made
@@ -112,10 +141,11 @@ class Traffic:
         except (EngineFailedError, EngineStoppedError):
             pass  # the server reports it
 
-    def _spawn(self, work: "Coroutine[None, None, None]") -> None:
+    def _spawn(self, work: "Coroutine[None, None, None]") -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _cut(tokens: list[int], length: int) -> list[int]:

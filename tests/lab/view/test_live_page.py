@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
 
@@ -352,6 +353,74 @@ def test_a_request_under_the_pointer_shows_its_blocks_and_what_it_did(page, serv
     assert page.evaluate("view.emphasis(view.player.state)") is None
 
 
+@pytest.mark.parametrize("width", ["0", "1px", "40px"])
+def test_a_page_that_was_hidden_or_tiny_draws_again(page, server, width):
+    pause(page)
+    send(server, 3)
+    page.evaluate(f"""() => {{
+      if ({width!r} === "0") document.body.style.display = "none";
+      else document.body.style.width = {width!r};
+    }}""")
+    for _ in range(3):
+        step_now(page)
+    page.evaluate("document.body.removeAttribute('style')")
+    step(page)
+    until(page, "document.querySelector('#pool').width > 100 && !view.stale")
+    assert page.is_hidden("#failure")
+    until(page, "document.querySelector('#running-count').textContent === '3'")
+
+
+def step_now(page):
+    """Make a step without a click, which needs a visible button."""
+    before = page.evaluate("view.player.history.head.step")
+    page.evaluate("view.player.stepForward()")
+    until(page, f"view.player.history.head.step === {before + 1}")
+
+
+def test_a_panel_that_fails_is_reported_and_ends_no_later_frame(chromium, server):
+    url = f"{server.url}/view"
+    with page_at(chromium, url, may_complain_of="no such color") as page:
+        page.evaluate("""() => {
+          const draw = view.pool.draw;
+          view.mend = () => { view.pool.draw = draw; };
+          view.pool.draw = () => { throw new Error("no such color"); };
+          view.changed();
+        }""")
+        until(page, "!document.querySelector('#failure').hidden")
+        assert "no such color" in page.get_attribute("#failure", "title")
+        assert page.is_hidden("#mode"), "the badge says live, and nothing is drawn"
+        page.evaluate("view.mend()")
+        until(page, "document.querySelector('#failure').hidden && !view.stale")
+        assert page.is_visible("#mode")
+
+
+def test_a_search_says_what_it_looks_for_and_does_not_wait_between_steps(page, server):
+    pause(page)
+    set_speed(page, "0.5")
+    send(server, 1, max_tokens=12)  # alone, it is never preempted
+    page.click("#preemption")
+    until(page, "document.querySelector('#mode').innerText.includes('to the next preemption')")
+    begun = time.monotonic()
+    until(page, "view.player.history.head.requests.size === 0")
+    assert time.monotonic() - begun < 12 * 2, "as slow as the pace of the demonstration"
+    set_speed(page, "0")
+
+
+def test_a_waiting_request_says_why_and_what_happens_next(page, server):
+    pause(page)
+    send(server, 6)
+    page.evaluate("view.select({ arrival: null, block: null })")
+    step(page)
+    last = page.evaluate("view.player.state.inOrder('waiting').at(-1).arrival")
+    page.evaluate(f"view.select({{ arrival: {last}, block: null }})")
+    until(page, "document.querySelector('#inspector .reasons') !== null")
+    reasons = page.inner_text("#inspector .reasons")
+    running = page.evaluate("view.player.state.inOrder('running').length")
+    before = page.evaluate("view.player.state.inOrder('waiting').length") - 1
+    assert f"{before} request" in reasons if before else "first in the queue" in reasons
+    assert ("seats" in reasons) == (running == 4)
+
+
 def test_the_numbers_are_those_of_the_records(page, server):
     pause(page)
     send(server, 2, max_tokens=10)
@@ -395,56 +464,72 @@ def until_idle(url):
         time.sleep(0.02)
 
 
-def test_demo_traffic_follows_its_controls(chromium):
-    command = [
-        sys.executable,
-        "-m",
-        "minimal_vllm",
-        "view",
-        "--no-browser",
-        "--requests-per-100-steps=0",
-    ]
-    demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+@contextmanager
+def demo(*options):
+    """Run a view with demo traffic, and yield the address of its page."""
+    command = [sys.executable, "-m", "minimal_vllm", "view", "--no-browser", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
-        url = re.search(r"at (\S+)", demo.stdout.readline())[1]
-        with page_at(chromium, url) as page:
-            until(page, "view.player.isLive && !document.querySelector('#traffic').hidden")
-            page.evaluate(NOTE_TRAFFIC)
-            set_speed(page, "0")
-            time.sleep(0.6)
-            assert requests_at(url) == []
-            set_traffic(page, output_tokens=8, prompt_tokens=40, requests_per_100_steps=60)
-            until(page, "view.player.history.head.numEnded > 5")
-            requests = page.evaluate(
-                "view.player.history.head.ended.map((r) => [r.numPrompt, r.numTokens])"
-            )
-            assert all(20 <= prompt <= 60 for prompt, _ in requests)
-            assert all(4 <= total - prompt <= 12 for prompt, total in requests)
-            page.focus("#shared_prefix_tokens")
-            page.keyboard.press("ArrowRight")
-            until(page, "window.traffic.shared_prefix_tokens === 48")
-            assert not page.evaluate("view.player.paused"), "the key was the slider's alone"
-            page.keyboard.press(" ")
-            until(page, "view.player.paused")
-            page.keyboard.press(" ")
-            until(page, "!view.player.paused")
-            set_traffic(page, requests_per_100_steps=0)
-            until_idle(url)
-            set_speed(page, "0.5")
-            set_traffic(page, output_tokens=160, requests_per_100_steps=1)
-            until(page, "view.player.history.head.requests.size === 1")  # at once, not in 100 steps
-            time.sleep(1.2)
-            assert page.evaluate("view.player.history.head.requests.size") == 1, "it is busy"
-            set_traffic(page, requests_per_100_steps=0)
-            set_speed(page, "0")
-            until_idle(url)
-            pause(page)
-            set_traffic(page, requests_per_100_steps=60)
-            time.sleep(1.2)
-            assert requests_at(url) == [], "it came to a paused engine"
+        yield re.search(r"at (\S+)", process.stdout.readline())[1]
     finally:
-        demo.terminate()
-        assert demo.wait(PATIENCE) == 0
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def test_demo_traffic_follows_its_controls(chromium):
+    with demo("--requests-per-100-steps=0") as url, page_at(chromium, url) as page:
+        until(page, "view.player.isLive && !document.querySelector('#traffic').hidden")
+        page.evaluate(NOTE_TRAFFIC)
+        set_speed(page, "0")
+        time.sleep(0.6)
+        assert requests_at(url) == []
+        set_traffic(page, output_tokens=8, prompt_tokens=40, requests_per_100_steps=60)
+        until(page, "view.player.history.head.numEnded > 5")
+        requests = page.evaluate(
+            "view.player.history.head.ended.map((r) => [r.numPrompt, r.numTokens])"
+        )
+        assert all(20 <= prompt <= 60 for prompt, _ in requests)
+        assert all(4 <= total - prompt <= 12 for prompt, total in requests)
+        page.focus("#shared_prefix_tokens")
+        page.keyboard.press("ArrowRight")
+        until(page, "window.traffic.shared_prefix_tokens === 48")
+        assert not page.evaluate("view.player.paused"), "the key was the slider's alone"
+        page.keyboard.press(" ")
+        until(page, "view.player.paused")
+        page.keyboard.press(" ")
+        until(page, "!view.player.paused")
+        set_traffic(page, requests_per_100_steps=0)
+        until_idle(url)
+        set_speed(page, "0.5")
+        set_traffic(page, output_tokens=160, requests_per_100_steps=1)
+        until(page, "view.player.history.head.requests.size === 1")  # at once, not in 100 steps
+        time.sleep(1.2)
+        assert page.evaluate("view.player.history.head.requests.size") == 1, "it is busy"
+        set_traffic(page, requests_per_100_steps=0)
+        set_speed(page, "0")
+        until_idle(url)
+        pause(page)
+        set_traffic(page, requests_per_100_steps=60)
+        time.sleep(1.2)
+        assert requests_at(url) == [], "it came to a paused engine"
+
+
+def test_demo_requests_make_room_for_a_visitors_prompt(chromium):
+    with demo("--requests-per-100-steps=60", *SMALL) as url, page_at(chromium, url) as page:
+        until(page, "view.player.state.inOrder('waiting').length >= 4")
+        page.fill("#prompt", "It was a dark and stormy night, and")
+        page.press("#prompt", "Enter")
+        until(page, "view.mine.size === 1")
+        until(page, "document.querySelector('#inspector').innerText.includes('finished')")
+        mine = page.evaluate("""() => {
+          const [arrival] = view.mine;
+          const row = view.digest.rows.find((each) => each.arrival === arrival);
+          return [row.from, row.cells[0].step, row.cells.map((cell) => cell.kind)];
+        }""")
+        came, admitted, kinds = mine
+        assert admitted - came < 20, "it waited behind the demo traffic"
+        assert "preempted" not in kinds
+        until(page, "view.player.state.inOrder('waiting').length >= 4")  # the traffic has resumed
 
 
 def test_a_key_is_asked_for_and_then_used(chromium):

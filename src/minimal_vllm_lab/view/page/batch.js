@@ -65,7 +65,7 @@ export class BatchView {
     this.columnWidth = lanes <= 24 ? 20 : lanes <= 100 ? 12 : 6;
     this.rowHeight = Math.min(22, MAX_ROWS / lanes);
     if (this.rowHeight < MIN_ROW) this.rowHeight = Math.max(Math.floor(this.rowHeight), 1);
-    const visible = Math.floor((width - LABELS) / this.columnWidth);
+    const visible = Math.max(Math.floor((width - LABELS) / this.columnWidth), 1);
     const newest = digest.columns.at(-1)?.step ?? step;
     this.last = Math.max(Math.min(newest, step + Math.floor(visible / 3)), visible - 1);
     this.first = this.last - visible + 1;
@@ -233,6 +233,21 @@ export class BatchView {
       context.fillStyle = selected === null || selected === row.arrival ? colorOf(row.arrival, "bright") : theme.muted;
       context.fillText(`#${row.arrival}`, LABELS - 6, this.y(row.lane) + rowHeight / 2);
     }
+    for (const row of this.rows) if (!isActive(row, step)) this.drawInnerLabel(row, selected);
+  }
+
+  /** Name a request that had the row before or after the one in front of it, where its bars begin. */
+  drawInnerLabel(row, selected) {
+    const { context, columnWidth, rowHeight } = this;
+    const name = `#${row.arrival}`;
+    const left = this.x(Math.max(row.from, this.first));
+    const right = Math.min(this.x(Math.min(row.until, this.last) + 1), this.canvas.width / devicePixelRatio);
+    const width = context.measureText(name).width + 6;
+    if (right - left < width + columnWidth) return;
+    context.fillStyle = theme.panel;
+    context.fillRect(left, this.y(row.lane) + 2, width, rowHeight - 4);
+    context.fillStyle = selected === null || selected === row.arrival ? colorOf(row.arrival, "bright") : theme.muted;
+    context.fillText(name, left + width - 3, this.y(row.lane) + rowHeight / 2);
   }
 
   drawCursor(step) {

@@ -77,6 +77,13 @@ export class Controls {
     $("message").hidden = message === "";
   }
 
+  /** Show that the page can't be drawn, in place of the badge that says "live"; an empty message ends that. */
+  showFailure(message) {
+    $("failure").hidden = message === "";
+    $("mode").hidden = message !== "";
+    if ($("failure").title !== message) $("failure").title = message;
+  }
+
   shiftSpeed(direction) {
     const options = [...$("speed").options].map((option) => Number(option.value));
     const next = options[options.indexOf(Number($("speed").value)) + direction];
@@ -95,9 +102,10 @@ export class Controls {
     $("speed").value = this.nearestSpeed();
     Object.assign($("scrub"), { min: first, max: last, value: player.state.step });
     write($("where"), player.state.step < 0 ? "before the first step" : `step ${player.state.step}`);
-    const mode = !player.isLive ? "recorded" : player.paused ? "engine paused" : "live";
+    const mode = !player.isLive ? "recorded" : player.until ? "searching" : player.paused ? "engine paused" : "live";
     const back = last - player.state.step;
-    write($("mode"), player.isLive && !player.follows ? `${back} step${back === 1 ? "" : "s"} back` : mode);
+    const present = player.until ? `running to the next ${player.until} …` : mode;
+    write($("mode"), player.isLive && !player.follows ? `${back} step${back === 1 ? "" : "s"} back` : present);
     $("mode").dataset.mode = mode;
   }
 

@@ -3,6 +3,7 @@
 import { chip, ElementCache, make, setChildren } from "./elements.js";
 import { CACHED, FREE } from "./state.js";
 import { colorOf } from "./theme.js";
+import { whyWaiting } from "./waiting.js";
 
 const MAX_ROWS = 64;
 const KINDS = ["free", "cached", "referenced", "shared"];
@@ -32,7 +33,8 @@ export class Inspector {
 
   requestElements(state, request, block) {
     const rows = this.blockRows(state, request, block);
-    return [this.title(request), this.summary(request), this.counter(request), this.headings(request), ...rows];
+    const reasons = request.status === "waiting" ? [this.reasons(state, request)] : [];
+    return [this.title(request), this.summary(request), ...reasons, this.counter(request), this.headings(request), ...rows];
   }
 
   title({ arrival, id }) {
@@ -50,6 +52,13 @@ export class Inspector {
     if (request.cached) words.push(`${request.cached} found in the cache`);
     if (request.preemptions) words.push(`preempted ${request.preemptions}×`);
     return make("p", "summary", words.join(" · "));
+  }
+
+  /** Say why the request waits, and what will happen next. */
+  reasons(state, request) {
+    const card = make("div", "block-card reasons", make("h3", "", "Why it waits"));
+    for (const sentence of whyWaiting(state, request)) card.append(make("p", "summary", sentence));
+    return card;
   }
 
   limit(request) {

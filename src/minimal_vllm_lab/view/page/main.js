@@ -194,6 +194,19 @@ class View {
   frame(now) {
     this.player.tick((now - (this.lastFrame ?? now)) / 1000);
     this.lastFrame = now;
+    try {
+      if (document.body.clientWidth > 0) this.drawIfStale(now); // it has no width in a hidden frame
+      this.controls.showFailure("");
+    } catch (error) { // a panel that can't be drawn must not end the others, nor the next frame
+      this.stale = true;
+      this.controls.showFailure(`This moment could not be drawn: ${error.message}. The page tries again.`);
+      if (error.message !== this.lastError) console.error(error);
+      this.lastError = error.message;
+    }
+    requestAnimationFrame((next) => this.frame(next));
+  }
+
+  drawIfStale(now) {
     if (this.stale && this.player.history) {
       this.stale = false;
       this.draw();
@@ -204,7 +217,6 @@ class View {
       this.lastWords = now;
       this.drawWords();
     }
-    requestAnimationFrame((next) => this.frame(next));
   }
 
   draw() {

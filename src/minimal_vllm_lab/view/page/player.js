@@ -10,6 +10,7 @@ export class Player {
     this.onChange = onChange;
     this.begin(null, false);
     this.stepsPerSecond = 4; // 0: as fast as possible
+    this.until = null; // what a live engine runs to: "preemption", "eviction" or nothing
     this.paused = true;
   }
 
@@ -22,8 +23,9 @@ export class Player {
   }
 
   /** Take over the engine's pace. */
-  takePace({ paused, interval }) {
+  takePace({ paused, interval, until = null }) {
     this.paused = paused;
+    this.until = until;
     this.stepsPerSecond = interval > 0 ? 1 / interval : 0;
     this.onChange();
   }

@@ -67,13 +67,16 @@ const observer = new ResizeObserver((entries) => {
   for (const { target } of entries) widths.set(target, target.clientWidth);
 });
 
-/** Return an element's inner width. It is cached and updated by an observer, because reading it causes a layout. */
+/**
+ * Return an element's inner width, at least 1: a hidden element has none, and a canvas needs some.
+ * It is cached and updated by an observer, because reading it causes a layout.
+ */
 export function widthOf(element) {
   if (!widths.has(element)) {
     widths.set(element, element.clientWidth);
     observer.observe(element);
   }
-  return widths.get(element);
+  return Math.max(widths.get(element), 1);
 }
 
 /** Fit a canvas's pixels to its size on the page. Return whether the size has changed. */
