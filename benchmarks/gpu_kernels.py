@@ -34,6 +34,8 @@ from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matvec import matvec
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import can_use_split, split_linear
+from minimal_vllm.model.rope import Rotary
+from minimal_vllm.model.rope_config import RopeConfig
 from minimal_vllm.step.batch import Batch
 from minimal_vllm.step.shared_prefix import SharedPrefix
 
@@ -184,8 +186,9 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     )
     heads = shape.num_heads + 2 * shape.num_kv_heads
     qkv, norm = bench.numbers(num_tokens, heads * shape.head_dim), bench.numbers(shape.head_dim)
-    angles = torch.randn(num_tokens, shape.head_dim, device=bench.device)
+    rotary = Rotary(RopeConfig(1e6), shape.head_dim, num_tokens, bench.device)
     positions = torch.arange(num_tokens, device=bench.device)
+    rotation = rotary.rotation(positions, torch.bfloat16)
     size = (-(-num_tokens // BLOCK_SIZE), shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
     cache = LayerCache(bench.numbers(*size), bench.numbers(*size))
     # Read all; write queries and keys in place, and keys and values to the cache.
@@ -194,7 +197,7 @@ def time_between(bench: Bench, num_tokens: int) -> Iterator[Timing]:
         "norm_rotate_store",
         work,
         bench.microseconds(
-            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, angles, positions, positions, cache)
+            lambda: norm_rotate_store(qkv, (norm, norm), 1e-6, rotation, positions, cache)
         ),
         floor_of(moved * shape.head_dim * num_tokens * 2, 0),
     )

@@ -35,6 +35,17 @@ def test_it_describes_the_model_without_its_weights(tmp_path, family):
     assert found["devices"][0]["device"] == "cpu"
 
 
+def test_it_says_what_sets_a_model_apart_from_llama(tmp_path):
+    model = write_checkpoint(tmp_path / "model", FAMILIES["gemma2"])
+    found = json.loads(info(model, "--json"))["traits"]
+    assert found["Windows"] == "7 tokens in 2 layers"
+    assert found["Softcap"] == "2 for attention scores, 5 for logits"
+    assert found["Norms"] == "before and after each sub-layer"
+    assert found["Multipliers"].startswith("embeddings times 5.65685, attention scores times 0.2")
+    shown = info(model)
+    assert all(f"{label:14}{text}" in shown for label, text in found.items())
+
+
 def test_it_describes_a_gguf_file(tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, FAMILIES["llama"], GGMLQuantizationType.Q4_1)

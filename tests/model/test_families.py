@@ -10,6 +10,8 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.engine.sizing import choose_model_len
 from minimal_vllm.model import registry
 from minimal_vllm.model.config import ModelConfig
 
@@ -122,6 +124,37 @@ def test_what_a_config_leaves_out_is_what_transformers_assumes(model_type):
     expected, got = ModelConfig.from_dict(assumed), ModelConfig.from_dict(minimal)
     # End tokens that no file names are guesses: generation_config.json or the user names them.
     assert got == replace(expected, eos_token_ids=(), dtype=got.dtype)
+
+
+# ---- LongRoPE -----------------------------------------------------------------------------------
+
+
+def test_longrope_ends_where_its_rotation_would_change():
+    config = ModelConfig.from_dict(TEXT_MODELS["phi4-longrope"])
+    assert config.max_position_embeddings == 512
+    assert choose_model_len(EngineConfig(), config) == 256
+    with pytest.raises(ValueError, match=r"only 256 positions .*rotated otherwise by its longrope"):
+        choose_model_len(EngineConfig(max_model_len=257), config)
+
+
+def test_longrope_whose_rotation_never_changes_has_its_whole_length():
+    raw = TEXT_MODELS["phi4-longrope"]
+    scaling = raw["rope_scaling"] | {"long_factor": raw["rope_scaling"]["short_factor"]}
+    assert ModelConfig.from_dict({**raw, "rope_scaling": scaling}).max_positions == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"partial_rotary_factor": 0.5}, "'short_factor' has 6 numbers, but must have 4"),
+        ({"partial_rotary_factor": 0.2}, "rotates 3 of a head's 16 dimensions"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1]}}, "'long_factor' must be a list"),
+    ],
+)
+def test_a_rotation_that_does_not_fit_the_heads_is_refused(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ModelConfig.from_dict({**TEXT_MODELS["phi4-longrope"], **changes})
 
 
 # ---- published models ---------------------------------------------------------------------------

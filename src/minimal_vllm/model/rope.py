@@ -192,7 +192,7 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     size = cos.shape[-1]
     rotated = heads[..., :size]
     if rotation.config.pairs == "neighbors":
-        swapped = rotated.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (b, a)
+        swapped = rotated.reshape(*rotated.shape[:-1], -1, 2).flip(-1).flatten(-2)  # (b, a)
     else:
         swapped = rotated.roll(size // 2, dims=-1)
     rotated = torch.addcmul(rotated * cos, swapped, sin)
