@@ -95,7 +95,7 @@ class ModelConfig:
     """Dtype that the checkpoint asks to run in: a key of ``DTYPE_BYTES``."""
     eos_token_ids: tuple[int, ...]
     quantization: Quantization | None = None
-    """How the projections' weights are quantized. None: they aren't."""
+    """Quantization of the projections' weights. None: they are not quantized."""
 
     @classmethod
     def from_checkpoint(

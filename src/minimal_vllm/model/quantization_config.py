@@ -299,4 +299,4 @@ UNSUPPORTED_METHODS = {
     "torchao": "load the original checkpoint, with --quantization fp8",
     "hqq": "load the original checkpoint, with --quantization fp8",
 }
-"""What to do instead, by the ``quant_method`` of formats that are not supported."""
+"""Advice for checkpoints in unsupported formats, by their ``quant_method``."""

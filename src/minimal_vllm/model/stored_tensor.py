@@ -1,4 +1,4 @@
-"""What the loader asks of a tensor in a file, and of the place that the tensor is loaded into."""
+"""Interfaces of a tensor in a file, and of the place in memory that it is loaded into."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable

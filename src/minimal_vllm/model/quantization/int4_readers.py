@@ -1,4 +1,4 @@
-"""How published checkpoints store 4-bit integers: three formats, all of which pack 8 into an int32.
+"""Readers of 4-bit integers in three published formats, each of which packs 8 into an int32.
 
 ====================  ==================  ==================  ==========================
 tensor                compressed-tensors  AutoAWQ             GPTQ

@@ -32,7 +32,7 @@ class Expected:
 
 
 class Reader(Protocol):
-    """How a format stores the matrix of a projection."""
+    """Reader of the matrices that a format stores, one for each projection."""
 
     def tensors(self, out_size: int, in_size: int) -> dict[str, Expected]:
         """Return the tensors that a matrix ``[out_size, in_size]`` consists of, by their names."""
