@@ -90,12 +90,14 @@ class BlockManager:
 
     def forget(self, request: Request) -> None:
         """Drop the hashes of the blocks that ``request`` wrote, so that they can't be found."""
-        # By their hashes: it may have been preempted, and windows may have passed some blocks.
-        for block_hash in request.block_hashes[: request.num_findable_blocks]:
-            for group in range(self.num_groups):
-                block = self.pool.find(group_hash(block_hash, group))
-                if block is not None:
-                    self.pool.forget([block])
+        table, num_groups = request.block_table, self.num_groups
+        self.pool.forget(self.held(table))
+        # Their hashes find those that it no longer holds, after a preemption or behind a window.
+        for entry in range(request.num_findable_blocks * num_groups):
+            if entry >= len(table) or table[entry] == NO_BLOCK:
+                block_hash = request.block_hashes[entry // num_groups]
+                block = self.pool.find(group_hash(block_hash, entry % num_groups))
+                self.pool.forget([] if block is None else [block])
 
     def _extend_hashes(self, request: Request) -> None:
         extend_block_hashes(

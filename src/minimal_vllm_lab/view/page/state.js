@@ -245,11 +245,11 @@ export class EngineState {
 
   /** Drop the content of the blocks that the request wrote or found. */
   forget(request) {
-    for (const hash of request.hashes.slice(0, request.numFindable)) {
-      for (let group = 0; group < this.numGroups; group += 1) {
-        const block = this.blockOf.get(nameOf(hash, group));
-        if (block !== undefined) this.dropContent(block);
-      }
+    for (let entry = 0; entry < request.numFindable * this.numGroups; entry += 1) {
+      const hash = request.hashes[Math.floor(entry / this.numGroups)];
+      const held = request.table[entry] ?? -1;
+      const block = held >= 0 ? held : this.blockOf.get(nameOf(hash, entry % this.numGroups));
+      if (block !== undefined) this.dropContent(block);
     }
   }
 
