@@ -46,6 +46,16 @@ def test_it_says_what_sets_a_model_apart_from_llama(tmp_path):
     assert all(f"{label:14}{text}" in shown for label, text in found.items())
 
 
+def test_it_says_how_many_experts_compute_a_token(tmp_path):
+    config = FAMILIES["qwen3-moe-some-dense"]
+    write_checkpoint(tmp_path, config)
+    # The one sparse layer leaves 3 of its 6 experts idle, each of 3 matrices of 20 by 32.
+    total = sum(weight.numel() for weight in random_weights(config).values())
+    active = total - 3 * 3 * 20 * 32
+    expected = f"6 in 1 of 4 layers, 3 for each token; {active:,} parameters are active"
+    assert expected in info(tmp_path)
+
+
 def test_it_describes_a_gguf_file(tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, FAMILIES["llama"], GGMLQuantizationType.Q4_1)

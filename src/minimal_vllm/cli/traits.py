@@ -11,6 +11,7 @@ def describe_traits(model: ModelConfig) -> dict[str, str]:
     """Return the model's unusual options: what they concern -> what they are."""
     rows = {
         "Part of": model.part_of or "",
+        "Experts": _experts(model),
         "Windows": _windows(model),
         "Rotation": "; ".join(_rotations(model)),
         "Norms": "; ".join(_norms(model)),
@@ -18,6 +19,16 @@ def describe_traits(model: ModelConfig) -> dict[str, str]:
         "Multipliers": ", ".join(_multipliers(model)),
     }
     return {label: text for label, text in rows.items() if text}
+
+
+def _experts(model: ModelConfig) -> str:
+    if model.experts is None:
+        return ""
+    active = round(model.expected_parameters(1))
+    return (
+        f"{model.experts.count} in {model.num_sparse_layers} of {model.num_layers} layers, "
+        f"{model.experts.per_token} for each token; {active:,} parameters are active"
+    )
 
 
 def _windows(model: ModelConfig) -> str:
