@@ -81,7 +81,7 @@ class ModelInfo:
     num_kv_heads: int
     head_dim: int
     traits: dict[str, str]
-    """What sets the model apart from a plain Llama."""
+    """Unusual options: what they concern -> what they are."""
     num_parameters: int
     weight_bytes: dict[str, int]
     """Size of the weights, by dtype."""

@@ -1,4 +1,4 @@
-"""What sets a model apart from a plain Llama, in words."""
+"""Words for the options that set a model apart from a plain Llama."""
 
 from collections import Counter
 from collections.abc import Iterator

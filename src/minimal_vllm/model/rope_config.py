@@ -111,12 +111,12 @@ class QueryGrowth:
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """How queries and keys are rotated by their positions."""
+    """Rotation of queries and keys by their positions."""
 
     theta: float
     """Base of the frequencies."""
     scaling: RopeScaling | None = None
-    """How the frequencies are scaled for longer contexts."""
+    """Scaling of the frequencies for longer contexts. None: none."""
     share: float = 1.0
     """Share of each head's dimensions that is rotated: the first ones."""
     pairs: Pairs = "halves"
