@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items):
     """Skip what can't be tested here."""
     for item in items:
         for marker, (lack, is_here) in NEEDS.items():
-            if marker in item.keywords and not is_here:
+            if item.get_closest_marker(marker) and not is_here:
                 item.add_marker(pytest.mark.skip(reason=f"{lack}: not tested here"))
 
 

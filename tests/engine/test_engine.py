@@ -100,3 +100,21 @@ def test_an_engine_whose_device_is_lost_says_so_instead_of_failing_each_step(mon
     monkeypatch.setattr(traffic.runner, "launch", lose_the_device)
     with pytest.raises(torch.AcceleratorError):
         traffic.engine.step()
+
+
+def test_a_running_request_keeps_the_parameters_that_it_was_added_with(engine):
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    engine.add_request("0", [1, 2, 3], params, output_kind=OutputKind.FINAL_ONLY)
+    params.max_tokens = 1
+    outputs = []
+    while engine.has_unfinished_requests:
+        outputs += engine.step()
+    assert len(outputs[0].outputs[0].token_ids) == 5
+
+
+def test_a_list_that_was_changed_in_place_is_checked_and_copied(engine):
+    params = SamplingParams(temperature=0, max_tokens=5, stop=["one"])
+    params.stop.append("")
+    with pytest.raises(ValueError, match="stop string must not be empty"):
+        engine.add_request("0", [1, 2, 3], params)
+    assert not engine.has_unfinished_requests

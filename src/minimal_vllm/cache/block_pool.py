@@ -75,8 +75,9 @@ class BlockPool:
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
         """Return the blocks of the longest cached prefix of ``hashes``, without a reference."""
         blocks: list[int] = []
+        block_of = self._block_of_hash.get
         for block_hash in hashes:
-            block = self._block_of_hash.get(block_hash)
+            block = block_of(block_hash)
             if block is None:
                 break
             blocks.append(block)
@@ -84,11 +85,12 @@ class BlockPool:
 
     def share(self, blocks: Sequence[int]) -> None:
         """Add one reference to each of these cached blocks."""
+        references, hit = self._references, self._evictable.hit
         for block in blocks:
-            self._evictable.hit(block)
-            if self._references[block] == 0:
+            hit(block)
+            if references[block] == 0:
                 self._evictable.remove(block)
-            self._references[block] += 1
+            references[block] += 1
 
     def allocate(self, count: int) -> list[int]:
         """Return ``count`` blocks for one request: free ones first, then by eviction.
@@ -119,9 +121,10 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Remove one reference from each block of a table, given in the order of its tokens."""
+        references = self._references
         for block in reversed(blocks):  # the tail is released before the head, and so evicted first
-            self._references[block] -= 1
-            if self._references[block] == 0:
+            references[block] -= 1
+            if references[block] == 0:
                 if self._hashes[block] is None:
                     self._free.append(block)
                 else:

@@ -1,7 +1,9 @@
 """Admission: validating a user's request, and converting it to requests for the scheduler."""
 
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -70,9 +72,7 @@ class Admission:
                 f"priority must be an integer and cache_salt a string, not {priority!r} and "
                 f"{cache_salt!r}"
             )
-        params = replace(
-            params
-        )  # a copy, because the user may change the original while the request runs
+        params = _copied(params)  # the user may change the original while the request runs
         # The prompt's log-probabilities are the same for all completions: one computes them.
         params_of_others = replace(params, prompt_logprobs=None) if params.n > 1 else params
         seed = self._seeds.getrandbits(63) if params.seed in (None, -1) else params.seed
@@ -125,11 +125,13 @@ class Admission:
         size = self._limits.vocab_size
         expected = f"the model's tokens are the integers from 0 to {size - 1}"
         try:
-            tokens = array("i", token_ids if isinstance(token_ids, list) else list(token_ids))
-        except (TypeError, OverflowError) as error:
+            known = token_ids if isinstance(token_ids, Sequence) else list(token_ids)
+            packed = struct.pack(f"{len(known)}i", *known)  # twice as fast as array("i", known)
+        except (TypeError, struct.error) as error:
             raise ValueError(f"{name} can't be used: {error}; {expected}") from error
+        tokens = array("i", packed)
         as_numpy = np.frombuffer(tokens, dtype=np.int32)
-        wrong = as_numpy[(as_numpy < 0) | (as_numpy >= size)]
+        wrong = as_numpy[as_numpy.view(np.uint32) >= size]  # a negative number is a large one, too
         if len(wrong):
             raise ValueError(
                 f"{name} has {wrong[0]}, but {expected}: it is out of vocabulary, whose size is "
@@ -161,3 +163,9 @@ class Admission:
             variants = (word.lstrip(), " " + word.lstrip())
             encoded = self._tokenizer.encode_batch(variants, add_special_tokens=False)
             yield from {tuple(token_ids) for token_ids in encoded if token_ids}
+
+
+def _copied(params: SamplingParams) -> SamplingParams:
+    """Return a copy of ``params``, checked again if any field may have been changed in place."""
+    may_have_changed = any(isinstance(value, list | dict) for value in vars(params).values())
+    return replace(params) if may_have_changed else copy(params)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.grouped_prefix import find_grouped_prefix, group_hash
 from minimal_vllm.cache.layer_groups import NO_BLOCK, Window, first_seen_block
-from minimal_vllm.cache.prefix_hash import extend_block_hashes
+from minimal_vllm.cache.prompt_hashes import PromptHashes
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.step.plan import ScheduledRequest
 from minimal_vllm.step.request import Request, Status
@@ -38,6 +38,7 @@ class BlockManager:
             )
         self.config = config
         self.pool = pool
+        self._hashes = PromptHashes(config.block_size)
         self.num_groups = len(config.windows)
         self.windows = {group: each for group, each in enumerate(config.windows) if each}
         """Sliding window of each group that has one."""
@@ -100,9 +101,7 @@ class BlockManager:
                 self.pool.forget([] if block is None else [block])
 
     def _extend_hashes(self, request: Request) -> None:
-        extend_block_hashes(
-            request.block_hashes, request.token_ids, self.config.block_size, request.cache_salt
-        )
+        self._hashes.extend(request.block_hashes, request.token_ids, request.cache_salt)
 
     # ---- block tables ---------------------------------------------------------------------------
 

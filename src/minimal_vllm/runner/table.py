@@ -17,19 +17,22 @@ A model with several groups of layers has the columns of a block table for each 
 from array import array
 from collections.abc import Iterator
 from math import inf, log
+from struct import Struct
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from minimal_vllm.device.transfer import send
+from minimal_vllm.step.batch import enumerate_runs
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 
 TOKEN, POSITION, PROMPT_LENGTH, TEMPERATURE = 0, 1, 2, 3
 SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
 """Columns. A seed takes two columns, and so do the bits of top_p, a float64. Temperature and the
 logarithm of min_p are the bits of a float32."""
+AFTER_POSITION = Struct("=ifQifd")
+"""Layout of the columns from the prompt's length up to the first block."""
 MOST_SEED = 2**64
 MOST_TOP_K = 2**31 - 1
 
@@ -63,17 +66,18 @@ class RowTable:
 
     def update(self, plan: Plan) -> None:
         """Send the changes that the plan of the next step makes to the table."""
-        cells_changed: list[npt.NDArray[np.int64]] = []
-        values = array("i")
+        firsts, lengths, values = array("q"), array("q"), array("i")
         admitted = {request.row for request in plan.admitted}
+        width = self.cells.shape[1]
         for entry in plan.scheduled:
             for column, cells in self._changes(entry, entry.request.row in admitted):
-                first = entry.request.row * self.cells.shape[1] + column
-                cells_changed.append(np.arange(first, first + len(cells)))
+                firsts.append(entry.request.row * width + column)
+                lengths.append(len(cells))
                 values.extend(cells)
-        if cells_changed:
+        if firsts:
             device = self.cells.device
-            index = send(np.concatenate(cells_changed), device)
+            change, offset = enumerate_runs(np.frombuffer(lengths, dtype=np.int64))
+            index = send(np.frombuffer(firsts, dtype=np.int64)[change] + offset, device)
             self.cells.view(-1)[index] = send(np.frombuffer(values, dtype=np.int32), device)
 
     def _changes(
@@ -123,19 +127,12 @@ def _next_token(entry: ScheduledRequest) -> "array[int]":
 def _fields(entry: ScheduledRequest) -> "array[int]":
     """Return a row up to its block tables."""
     request, params = entry.request, entry.request.params
-    temperature = 0.0 if params.greedy else params.temperature
-    min_p = log(params.min_p) if params.min_p > 0 else -inf
-    fields = [
+    fields = AFTER_POSITION.pack(
         request.num_prompt_tokens,
-        *_bits(np.float32(temperature)),
-        *_bits(np.uint64(request.seed % MOST_SEED)),
+        0.0 if params.greedy else params.temperature,
+        request.seed % MOST_SEED,
         min(params.top_k, MOST_TOP_K),
-        *_bits(np.float32(min_p)),
-        *_bits(np.float64(params.top_p)),
-    ]
+        log(params.min_p) if params.min_p > 0 else -inf,
+        params.top_p,
+    )
     return _next_token(entry) + array("i", fields)
-
-
-def _bits(number: np.generic) -> list[int]:
-    """Return the bits of a number as one int32 or two, the lower half first."""
-    return [int(part) for part in np.frombuffer(number.tobytes(), np.int32)]
