@@ -184,7 +184,7 @@ def test_seeded_samples_are_the_cpus(checkpoint):
     assert complete(got, PROMPTS[:4], params) == complete(expected, PROMPTS[:4], params)
 
 
-def test_prompt_logprobs_are_computed_without_a_recording(checkpoint):
+def test_prompt_logprobs_are_those_of_the_cpu_and_their_steps_are_replayed(checkpoint):
     expected, got, recorder = make_engines(checkpoint("llama"))
     params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1, ignore_eos=True)
     ours, theirs = (complete_all(engine, PROMPTS[:2], params) for engine in (got, expected))
@@ -195,7 +195,52 @@ def test_prompt_logprobs_are_computed_without_a_recording(checkpoint):
             for known in (mine.prompt_logprobs, other.prompt_logprobs)
         ]
         assert ranks[0] == ranks[1]
-    assert not recorder.replays["Graphs._mixed_body"]
+    assert recorder.replays["Graphs._mixed_body"]
+
+
+ASKED = [
+    SamplingParams(temperature=0, max_tokens=6, logprobs=2, prompt_logprobs=0, ignore_eos=True),
+    SamplingParams(temperature=0.8, seed=3, max_tokens=6, logprobs=0, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, allowed_token_ids=[5, 9, 11]),
+    SamplingParams(temperature=0, max_tokens=6, min_tokens=3, logit_bias={7: 9.0}, logprobs=1),
+]
+
+
+def test_no_step_waits_for_its_logprobs_or_its_rules_before_the_next_is_launched(
+    checkpoint, monkeypatch
+):
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    tokens = [complete_each(expected, PROMPTS[:4], ASKED)]
+    monkeypatch.setattr(CudaRunner, "launch", without_waiting(CudaRunner.launch, monkeypatch))
+    tokens.append(complete_each(got, PROMPTS[:4], ASKED))
+    for mine, other in zip(*tokens, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+        mine, other = mine.outputs[0].logprobs, other.outputs[0].logprobs
+        assert (mine and list(map(set, mine))) == (other and list(map(set, other)))
+
+
+def complete_each(engine, prompts, params):
+    outputs = {}
+    for index, (prompt, asked) in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(str(index), prompt, asked)
+    while engine.has_unfinished_requests:
+        outputs.update((output.request_id, output) for output in engine.step())
+    return [outputs[str(index)] for index in range(len(prompts))]
+
+
+def without_waiting(launch, monkeypatch):
+    """Launch with nothing that a GPU would have to finish first."""
+
+    def refuse(*_):
+        raise AssertionError("the CPU waits for the GPU")
+
+    def launch_only(runner, plan):
+        with monkeypatch.context() as patch:
+            for name in ("tolist", "item", "cpu", "__bool__"):
+                patch.setattr(torch.Tensor, name, refuse)
+            return launch(runner, plan)
+
+    return launch_only
 
 
 def test_what_the_full_sampler_chooses_is_what_goes_on(checkpoint):

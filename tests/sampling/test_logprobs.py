@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from minimal_vllm.sampling.logprobs import prompt_logprobs, top_logprobs
+from minimal_vllm.sampling.logprobs import top_logprobs
 
 LOGPROBS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
 
 
 def entries(chosen, wanted):
-    (position,) = top_logprobs(LOGPROBS[None], torch.tensor([chosen]), [wanted])
+    (position,) = top_logprobs(LOGPROBS[None], torch.tensor([chosen]), [wanted]).wait()
     return [(token, entry.rank) for token, entry in position.items()]
 
 
@@ -24,29 +24,18 @@ def test_none_wanted_gives_the_chosen_one_alone_and_minus_one_gives_all():
 
 
 def test_rows_get_as_many_as_each_wants():
-    rows = top_logprobs(LOGPROBS.repeat(3, 1), torch.tensor([1, 1, 1]), [0, -1, 3])
+    rows = top_logprobs(LOGPROBS.repeat(3, 1), torch.tensor([1, 1, 1]), [0, -1, 3]).wait()
     assert [len(position) for position in rows] == [1, 4, 3]
 
 
 def test_values_are_the_log_probabilities():
-    (position,) = top_logprobs(LOGPROBS[None], torch.tensor([0]), [4])
+    (position,) = top_logprobs(LOGPROBS[None], torch.tensor([0]), [4]).wait()
     for token, entry in position.items():
         assert entry.logprob == pytest.approx(LOGPROBS[token].item())
         assert entry.decoded_token is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_prompt_in_slabs_gives_what_the_whole_prompt_gives(dtype):
-    logits = torch.randn(10, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
-    following = list(range(10, 20))
-    whole = prompt_logprobs(logits, following, 3)
-    slabs = [
-        entry
-        for start in range(0, 10, 4)
-        for entry in prompt_logprobs(logits[start : start + 4], following[start : start + 4], 3)
-    ]
-    assert slabs == whole
-    expected = logits.float().log_softmax(-1)
-    for i, position in enumerate(whole):
-        assert next(iter(position)) == following[i]
-        assert position[following[i]].logprob == pytest.approx(expected[i, following[i]].item())
+def test_a_row_without_a_chosen_token_does_no_harm_to_others():
+    nothing, some = top_logprobs(LOGPROBS.repeat(2, 1), torch.tensor([-1, 2]), [1, 1]).wait()
+    assert len(nothing) == 2
+    assert [(token, entry.rank) for token, entry in some.items()] == [(2, 3), (1, 1)]

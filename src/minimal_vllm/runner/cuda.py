@@ -3,27 +3,31 @@
 A step is only *launched*: its work is queued on the GPU, and its tokens are fetched once the next
 step is queued too. Last tokens, positions and block tables stay on the GPU (see ``table``), so that
 the next step can be launched before the CPU knows which tokens this one samples. Most steps are
-replayed as CUDA graphs. The largest steps, and those that ask for log-probabilities of prompts, are
-launched kernel by kernel.
+replayed as CUDA graphs. The largest steps are launched kernel by kernel. So is what only some
+requests ask for, after the rest of their step: rules that change logits, and log-probabilities.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minimal_vllm.device.transfer import Fetch, send
-from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.runner.graphs import Graphs
-from minimal_vllm.runner.interface import PromptLogprobs, StepResult
-from minimal_vllm.runner.plain import all_prompt_logprobs
+from minimal_vllm.runner.interface import StepResult
+from minimal_vllm.runner.plain import QueuedPromptLogprobs, all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
+from minimal_vllm.sampling.logprobs import QueuedLogprobs, top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, needs_only_numbers
-from minimal_vllm.sampling.sampler import Sampled, sample
+from minimal_vllm.sampling.sampler import Sampled, choose
 from minimal_vllm.step.batch import build_batches
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
+
+if TYPE_CHECKING:
+    from minimal_vllm.outputs import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,21 @@ class QueuedFlight:
     """Step that is queued on the GPU; see ``Flight``."""
 
     tokens: Fetch
-    logprobs: list[TokenLogprobs | None]
-    prompt_logprobs: list[PromptLogprobs]
+    asking: list[int]
+    """Indices of the requests that ask for log-probabilities."""
+    logprobs: QueuedLogprobs | None
+    """Log-probabilities of these requests' tokens; None if there are no such requests."""
+    prompt_logprobs: list[QueuedPromptLogprobs]
 
     def wait(self) -> StepResult:
-        """Wait until the tokens have been copied to the CPU, and return the step's result."""
-        return StepResult(Sampled.one_each(self.tokens.wait(), self.logprobs), self.prompt_logprobs)
+        """Wait until everything has been copied to the CPU, and return the step's result."""
+        token_ids = self.tokens.wait()
+        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
+        if self.logprobs is not None:
+            for index, entry in zip(self.asking, self.logprobs.wait(), strict=True):
+                logprobs[index] = entry if token_ids[index] != NO_TOKEN else None
+        prompt = [each.wait() for each in self.prompt_logprobs]
+        return StepResult(Sampled.one_each(token_ids, logprobs), prompt)
 
 
 class CudaRunner:
@@ -55,15 +68,17 @@ class CudaRunner:
     def launch(self, plan: Plan) -> QueuedFlight:
         """Queue the step on the GPU."""
         self._step.table.update(plan)
-        prompt_logprobs: list[PromptLogprobs] = []
+        prompt_logprobs: list[QueuedPromptLogprobs] = []
         if self._graphs and plan.is_steady_decode:
             outputs = self._graphs.decode(plan.sampling)
         else:
             outputs, prompt_logprobs = self._launch_mixed(plan)
-        logprobs = self._sample_special(plan.sampling, outputs)
-        return QueuedFlight(Fetch(outputs.tokens), logprobs, prompt_logprobs)
+        self._sample_special(plan.sampling, outputs)
+        asking = [i for i, each in enumerate(plan.sampling) if each.params.logprobs is not None]
+        logprobs = self._find_logprobs(plan.sampling, asking, outputs) if asking else None
+        return QueuedFlight(Fetch(outputs.tokens), asking, logprobs, prompt_logprobs)
 
-    def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[PromptLogprobs]]:
+    def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[QueuedPromptLogprobs]]:
         """Launch a step with requests that don't decode, or any step if there are no graphs."""
         step = self._step
         batches = build_batches(plan, step.model.block_size, step.model.groups.number)
@@ -71,7 +86,9 @@ class CudaRunner:
         if self._graphs:
             self._graphs.forget_order()
             if self._graphs.fits(batch):
-                return self._graphs.mixed(plan, batch), []
+                outputs = self._graphs.mixed(plan, batch)
+                hidden = self._graphs.hidden
+                return outputs, list(all_prompt_logprobs(step.model, plan, batch, hidden))
         outputs = step.new_outputs(len(batch.sampling))
         hidden = step.run(
             step.batch_front(batches),
@@ -86,28 +103,30 @@ class CudaRunner:
         rows = np.array([request.row for request in requests], dtype=np.int32)
         return send(rows, self._step.model.device)
 
-    def _sample_special(
-        self, requests: list[Request], outputs: Outputs
-    ) -> list[TokenLogprobs | None]:
+    def _sample_special(self, requests: list[Request], outputs: Outputs) -> None:
         """Sample again for requests whose sampling parameters don't fit into the table of rows.
 
-        Their tokens in ``outputs`` are overwritten.
-
-        Returns:
-            For each request, the log-probabilities that it asks for, or None.
+        Their tokens are overwritten in ``outputs`` and in the table.
         """
-        logprobs: list[TokenLogprobs | None] = [None] * len(requests)
         special = [i for i, request in enumerate(requests) if not needs_only_numbers(request)]
         if special:
             device = self._step.model.device
             index = send(np.array(special), device)
             special_requests = [requests[i] for i in special]
-            sampled = sample(outputs.logits[index], special_requests)
-            for i, known in zip(special, sampled.logprobs, strict=True):
-                logprobs[i] = known[0] if known else None
-            one_each = [tokens[0] if tokens else NO_TOKEN for tokens in sampled.tokens]
-            chosen = send(np.array(one_each), device)
+            chosen = choose(outputs.logits[index].float(), special_requests)
             outputs.tokens[index] = chosen
-            rows = send(np.array([request.row for request in special_requests]), device)
-            self._step.table.note_tokens(rows, chosen)
-        return logprobs
+            self._step.table.note_tokens(self._order(special_requests), chosen)
+
+    def _find_logprobs(
+        self, requests: list[Request], asking: list[int], outputs: Outputs
+    ) -> QueuedLogprobs:
+        """Find the log-probabilities that the requests ``asking`` want, before any sampling rule.
+
+        The GPU computes them after the step. The CPU doesn't wait for them here.
+        """
+        logits, tokens = outputs.logits, outputs.tokens
+        if len(asking) < len(requests):
+            index = send(np.array(asking), self._step.model.device)
+            logits, tokens = logits[index], tokens[index]
+        wanted = [requests[i].params.logprobs or 0 for i in asking]
+        return top_logprobs(logits.float().log_softmax(dim=-1), tokens, wanted)

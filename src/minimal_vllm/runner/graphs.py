@@ -89,6 +89,10 @@ class Graphs:
         max_num_seqs: maximum number of requests in a step.
         max_tokens: maximum number of tokens in a recorded step.
         cascade: whether a prefix that several requests share is read once for all of them.
+
+    Attributes:
+        hidden: ``[max_tokens, hidden]``: final hidden states of the last step with prompts, in the
+            order of its batch.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class Graphs:
         self._order = torch.full(
             (max_num_seqs,), step.table.padding_row, dtype=torch.int32, device=device
         )
-        self._hidden = torch.zeros(
+        self.hidden = torch.zeros(
             max_tokens,
             step.model.decoder.hidden_size,
             dtype=step.model.decoder.dtype,
@@ -153,11 +157,7 @@ class Graphs:
 
     def fits(self, batch: Batch) -> bool:
         """Return whether there is a graph for a step with this batch."""
-        return (
-            len(batch.input_ids) <= self._token_counts[-1]
-            and len(batch.prefills) <= MAX_PROMPTS
-            and not batch.wants_all_logits
-        )
+        return len(batch.input_ids) <= self._token_counts[-1] and len(batch.prefills) <= MAX_PROMPTS
 
     def mixed(self, plan: Plan, batch: Batch) -> Outputs:
         """Compute a step with prompts that fits. All its requests must be in the table of rows."""
@@ -225,10 +225,10 @@ class Graphs:
         """Compute the hidden states of all input tokens."""
         shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
         located = self._step.mixed_front(self._inputs.of_shape(shape), shared)
-        self._hidden[: shape.num_tokens] = self._step.body(located)
+        self.hidden[: shape.num_tokens] = self._step.body(located)
 
     def _mixed_head(self, count: int) -> None:
         """Sample for the first ``count`` input requests that sample."""
-        hidden = self._hidden.index_select(0, self._inputs.last_tokens(count))
+        hidden = self.hidden.index_select(0, self._inputs.last_tokens(count))
         order = self._inputs.sampling_order(count)
         self._step.head(order, hidden, self._outputs.first(count))

@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel, PromptLogprobs, StepResult
-from minimal_vllm.sampling.logprobs import prompt_logprobs
+from minimal_vllm.sampling.logprobs import QueuedLogprobs, top_logprobs
 from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.step.batch import LOGITS_AT_A_TIME, Batch, build_batches
 from minimal_vllm.step.plan import Plan
+from minimal_vllm.step.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class PlainRunner:
         batch = batches[0]
         hidden, last = self._forward(batches)
         sampled = self._sample(self._model.decoder.logits(last), batch.sampling)
-        prompt = list(all_prompt_logprobs(self._model, plan, batch, hidden))
-        return Landed(StepResult(sampled, prompt))
+        prompt = all_prompt_logprobs(self._model, plan, batch, hidden)
+        return Landed(StepResult(sampled, [each.wait() for each in prompt]))
 
     def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Compute a step's hidden states, given the batch of each group of layers.
@@ -67,9 +69,22 @@ class PlainRunner:
         return hidden, hidden[last] if batch.wants_all_logits else hidden
 
 
+@dataclass(frozen=True, slots=True)
+class QueuedPromptLogprobs:
+    """Log-probabilities of consecutive tokens of a prompt, on their way to the CPU."""
+
+    request: Request
+    first_position: int
+    logprobs: QueuedLogprobs
+
+    def wait(self) -> PromptLogprobs:
+        """Wait until they have arrived."""
+        return PromptLogprobs(self.request, self.first_position, self.logprobs.wait())
+
+
 def all_prompt_logprobs(
     model: CachedModel, plan: Plan, batch: Batch, hidden: Tensor
-) -> Iterator[PromptLogprobs]:
+) -> Iterator[QueuedPromptLogprobs]:
     """Compute the prompt log-probabilities that a step's requests ask for.
 
     Args:
@@ -79,16 +94,18 @@ def all_prompt_logprobs(
         hidden: ``[T, hidden]``: hidden states of all tokens, if any request asks for them.
     """
     for row, entry in enumerate(plan.scheduled):
-        wanted = entry.request.params.prompt_logprobs
+        request, wanted = entry.request, entry.request.params.prompt_logprobs
         if wanted is None:
             continue
         # The logits of position p - 1 score the token at position p.
-        last = min(entry.start + entry.num_new, entry.request.num_prompt_tokens - 1)
+        last = min(entry.start + entry.num_new, request.num_prompt_tokens - 1)
         for position in range(entry.start, last, LOGITS_AT_A_TIME):
-            end = min(position + LOGITS_AT_A_TIME, last)
+            count = min(LOGITS_AT_A_TIME, last - position)
             first_row = int(batch.query_starts[row]) + position - entry.start
-            logits = model.decoder.logits(hidden[first_row : first_row + end - position])
-            next_tokens = entry.request.token_ids[position + 1 : end + 1]
-            yield PromptLogprobs(
-                entry.request, position + 1, prompt_logprobs(logits, next_tokens, wanted)
+            logits = model.decoder.logits(hidden[first_row : first_row + count])
+            next_tokens = request.token_ids[position + 1 : position + 1 + count]
+            chosen = send(np.array(next_tokens, dtype=np.int64), model.device)
+            logprobs = logits.float().log_softmax(dim=-1)
+            yield QueuedPromptLogprobs(
+                request, position + 1, top_logprobs(logprobs, chosen, [wanted] * count)
             )

@@ -77,4 +77,4 @@ def needs_only_numbers(row: SamplingRow) -> bool:
     """
     params = row.params
     rules = params.allowed_token_ids is not None or params.logit_bias or params.min_tokens > 0
-    return not (rules or needs_history(row) or params.logprobs is not None)
+    return not (rules or needs_history(row))

@@ -79,10 +79,7 @@ class Sampler(Protocol):
 
 @torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
-    """Sample one token per row, in the stages of vLLM's sampler and in their order.
-
-    A row's token is a function of its own logits, parameters, seed and tokens. Other rows of the
-    batch, and the row's index among them, don't matter.
+    """Sample one token per row, and find the log-probabilities that rows ask for.
 
     Args:
         logits: ``[N, V]`` of any floating dtype; computed in float32. May be overwritten.
@@ -94,7 +91,30 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     logits = logits.float()
     asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     raw_logprobs = logits[asking].log_softmax(dim=-1) if asking else None
+    chosen = choose(logits, rows)
+    token_ids: list[int] = chosen.tolist()
+    logprobs: list[TokenLogprobs | None] = [None] * len(rows)
+    if raw_logprobs is not None:
+        wanted = [rows[i].params.logprobs or 0 for i in asking]
+        known = top_logprobs(raw_logprobs, chosen[asking], wanted).wait()
+        for i, entry in zip(asking, known, strict=True):
+            logprobs[i] = entry if token_ids[i] != NO_TOKEN else None
+    return Sampled.one_each(token_ids, logprobs)
 
+
+def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Choose one token per row, in the stages of vLLM's sampler and in their order.
+
+    A row's token is a function of its own logits, parameters, seed and tokens. Other rows of the
+    batch, and the row's index among them, don't matter.
+
+    Args:
+        logits: ``[N, V]`` float32; overwritten.
+        rows: the ``N`` requests that the logits belong to.
+
+    Returns:
+        ``[N]`` int64; ``NO_TOKEN`` where nothing can be sampled.
+    """
     keep_grammatical_tokens(logits, rows)
     keep_allowed_tokens(logits, rows)
     ban_bad_words(logits, rows)
@@ -105,17 +125,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     peak = logits.amax(dim=-1)
     chosen = _choose(logits, peak, rows)
     # amax passes NaN on, so a row with a finite peak is sound.
-    chosen = torch.where(peak.isfinite(), chosen, NO_TOKEN)
-
-    token_ids: list[int] = chosen.tolist()
-    logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-    if raw_logprobs is not None:
-        wanted = [rows[i].params.logprobs or 0 for i in asking]
-        for i, entry in zip(
-            asking, top_logprobs(raw_logprobs, chosen[asking], wanted), strict=True
-        ):
-            logprobs[i] = entry if token_ids[i] != NO_TOKEN else None
-    return Sampled.one_each(token_ids, logprobs)
+    return torch.where(peak.isfinite(), chosen, NO_TOKEN)
 
 
 def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
