@@ -96,7 +96,7 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
     recorded = Graphs(
         step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=most_tokens, cascade=cascade
     )
-    for compute in recorded.small_steps():
+    for compute in recorded.steps_to_compile():
         torch.inference_mode()(compute)()
     recorded.record(progress=False)
     runner = CudaRunner(step, recorded if graphs else None)

@@ -164,7 +164,8 @@ def _make_cuda_runner(
 ) -> Runner:
     # Triton comes with PyTorch for CUDA, and only with that.
     from minimal_vllm.attention.triton_backend import TritonAttention
-    from minimal_vllm.runner.capture import GraphCapture, compile_side_by_side
+    from minimal_vllm.runner.capture import GraphCapture
+    from minimal_vllm.runner.compile import compile_in_parallel
     from minimal_vllm.runner.cuda import CudaRunner
     from minimal_vllm.runner.graphs import Graphs
     from minimal_vllm.runner.shapes import max_recorded_tokens
@@ -192,6 +193,6 @@ def _make_cuda_runner(
         ),
         cascade=config.cascade_attention,
     )
-    compile_side_by_side(graphs.small_steps())
+    compile_in_parallel(graphs.steps_to_compile())
     graphs.record(progress=progress)
     return CudaRunner(step, graphs)

@@ -2,5 +2,5 @@
 
 Read in this order: ``interface``, ``plain`` (any device); then, for GPUs, ``table`` (the running
 requests), ``step`` (front, body and head), ``shapes``, ``inputs``, ``capture``, ``graphs``
-(recorded steps), ``cuda`` (choosing how a step is launched).
+(recorded steps), ``compile`` (all kernels at once), ``cuda`` (choosing how a step is launched).
 """

@@ -8,8 +8,7 @@ the same addresses.
 Source: CUDA Programming Guide, https://docs.nvidia.com/cuda/cuda-programming-guide/, "CUDA Graphs".
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -49,13 +48,3 @@ class GraphCapture:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph
-
-
-def compile_side_by_side(steps: Iterable[Callable[[], None]]) -> None:
-    """Run each step in its own thread, so that missing kernels are compiled in parallel.
-
-    The compiler releases the GIL most of the time. On the GPU, the steps still run one at a time.
-    """
-    with ThreadPoolExecutor() as pool:
-        for running in [pool.submit(torch.inference_mode()(step)) for step in steps]:
-            running.result()

@@ -37,6 +37,8 @@ from minimal_vllm.step.shared_prefix import find_shared_prefixes
 KINDS_OF_BATCHES = (1, 2, 17, 33, 65, 129)
 """Numbers of requests at which the kernels of a decode step change, in most models. Between two of
 these numbers they stay the same."""
+DIFFERENT_KERNELS_UP_TO = 256
+"""Number of tokens up to which the kernels of a step with prompts depend on their number."""
 
 
 class Capture(Protocol):
@@ -175,15 +177,19 @@ class Graphs:
 
     # ---- record ---------------------------------------------------------------------------------
 
-    def small_steps(self) -> Iterator[Callable[[], None]]:
-        """Yield a few steps that together launch most of the kernels that all steps launch."""
-        for num_decodes in self._decode_counts:
-            shape = StepShape(self._token_counts[0], min(num_decodes, self._token_counts[0]))
-            yield partial(self._mixed_body, shape)
-        yield partial(self._mixed_head, self._batch_sizes[-1])
-        sizes = self._batch_sizes
-        for size in {next_size(sizes, min(least, sizes[-1])) for least in KINDS_OF_BATCHES}:
-            yield partial(self._steady, StepShape(size, size, is_steady=True))
+    def steps_to_compile(self) -> Iterator[Callable[[], None]]:
+        """Yield steps that together launch the kernels of all recorded steps."""
+        most = self._decode_counts[-1]
+        counts = [count for count in self._token_counts if count <= DIFFERENT_KERNELS_UP_TO]
+        for num_tokens in {*counts, self._token_counts[-1]}:
+            for num_decodes in self._decode_counts:
+                shape = StepShape(num_tokens, min(num_decodes, num_tokens))
+                yield partial(self._mixed_body, shape, only_compiles=True)
+        yield partial(self._mixed_head, most)
+        sizes = {next_size(self._batch_sizes, min(least, most)) for least in KINDS_OF_BATCHES}
+        for size, shares in product(sizes, {False, self.shared.enabled}):
+            shape = StepShape(size, size, is_steady=True, shares=shares)
+            yield partial(self._steady, shape, only_compiles=True)
 
     def record(self, *, progress: bool) -> None:
         """Record all shapes, the largest first, because the others fit into its memory.
@@ -214,17 +220,21 @@ class Graphs:
 
     # ---- what is recorded -----------------------------------------------------------------------
 
-    def _steady(self, shape: StepShape) -> None:
+    def _steady(self, shape: StepShape, *, only_compiles: bool = False) -> None:
         """Compute and sample the next tokens of the rows in ``_order``."""
         order = self._order[: shape.num_decodes]
         shared = self.shared.work(shape.num_decodes) if shape.shares else None
         located = self._step.decode_front(order, shared)
+        if only_compiles:  # no kernel has written the tokens, but PyTorch looks them up
+            located.tokens.zero_()
         self._step.run(located, order, self._outputs.first(shape.num_decodes))
 
-    def _mixed_body(self, shape: StepShape) -> None:
+    def _mixed_body(self, shape: StepShape, *, only_compiles: bool = False) -> None:
         """Compute the hidden states of all input tokens."""
         shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
         located = self._step.mixed_front(self._inputs.of_shape(shape), shared)
+        if only_compiles:
+            located.tokens.zero_()
         self.hidden[: shape.num_tokens] = self._step.body(located)
 
     def _mixed_head(self, count: int) -> None:
