@@ -8,6 +8,9 @@ The kernel takes a batch of prompts of the same length. For each new length and 
 a plan, which takes longer than the attention itself. Prompts are therefore padded to one of a few
 lengths, at most an eighth above their own, and computed in batches whose sizes are powers of two.
 Padding after a prompt doesn't change the prompt's results, because attention is causal.
+
+A server meets every length for the first time. So our own kernel computes the first batches of each
+shape, until the library's plan is worth its time (see ``PlanBudget``).
 """
 
 from collections import defaultdict
@@ -25,6 +28,10 @@ LEAST_TOKENS = 1024
 """Minimum length of a prompt for cuDNN's kernel; for shorter prompts, ours is as fast."""
 MOST_DIMS = 128
 """Maximum head dimension for cuDNN's kernel."""
+SECONDS_TO_PLAN = 0.04
+"""Time that cuDNN takes to plan its kernel for a new shape."""
+FLOPS, OUR_FLOPS = 550e12, 370e12
+"""Operations per second of cuDNN's kernel and of ours (measured on an H200)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,35 @@ class FreshPrompts:
         first = self.rows[0].start
         starts = range(first, first + len(self.rows) * self.length, self.length)
         return self.rows == [slice(start, start + self.length) for start in starts]
+
+
+class PlanBudget:
+    """Decides from when on the library computes batches of some shape.
+
+    Until then our own kernel computes them. Once that has lost as much time as a plan takes, the
+    plan is made: more batches of this shape will probably follow. Even if none do, the shape has
+    cost two plans at most. This is the break-even rule of the ski rental problem; source: Karlin et
+    al., *Competitive snoopy caching*, 1988.
+
+    Args:
+        num_heads: number of query heads.
+        head_dim: size of a head.
+        num_layers: number of layers, which all use the same plan. None: each plan is made at once.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, num_layers: int | None) -> None:
+        self._flops_per_pair = 4 * num_heads * head_dim * (num_layers or 0)
+        self._seconds_to_plan = 0.0 if num_layers is None else SECONDS_TO_PLAN
+        self._lost: dict[tuple[int, int], float] = defaultdict(float)
+
+    def is_worth_a_plan(self, prompts: FreshPrompts) -> bool:
+        """Return whether the library computes these prompts; if not, note what that costs."""
+        shape = (len(prompts.rows), prompts.length)
+        if self._lost[shape] >= self._seconds_to_plan:
+            return True
+        flops = self._flops_per_pair * len(prompts.rows) * prompts.length**2 / 2
+        self._lost[shape] += flops / OUR_FLOPS - flops / FLOPS
+        return False
 
 
 def can_use_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

@@ -31,6 +31,7 @@ from minimal_vllm.attention.kernels.shared import (
 from minimal_vllm.attention.library import (
     LEAST_TOKENS,
     FreshPrompts,
+    PlanBudget,
     can_use_library,
     fresh_attention,
     group_by_length,
@@ -120,6 +121,8 @@ class TritonAttention:
         device: the GPU.
         dtype: dtype of queries and KV cache.
         plain: whether all layers' options are plain; only then can cuDNN's kernel compute them.
+        num_layers: number of layers without a window, which decides when cuDNN's plan for a new
+            length is worth its time. None: it is made at once.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class TritonAttention:
         device: torch.device,
         dtype: torch.dtype,
         plain: bool = True,
+        num_layers: int | None = None,
     ) -> None:
         self.windows = windows
         self._uses_library = plain and None in windows and can_use_library(device, dtype, head_dim)
@@ -142,6 +146,8 @@ class TritonAttention:
         self._head_dim = head_dim
         self._num_sms = num_sms
         self._device = device
+        self._dtype = dtype
+        self._budget = PlanBudget(num_heads, head_dim, num_layers)
         # All layers and all steps share these buffers, because the GPU runs them one at a time.
         self._partials = self._new_partials(
             most_pieces(max_num_seqs, num_kv_heads, num_sms), num_heads
@@ -164,9 +170,8 @@ class TritonAttention:
         block_tables = send(batch.block_tables, self._device)
         prefills = batch.prefills
         starts, ends = batch.query_starts[prefills], batch.query_starts[prefills + 1]
-        is_fresh = (batch.positions[starts] == 0) & (ends - starts >= LEAST_TOKENS)
-        is_fresh &= self._uses_library
-        prompts = np.stack((starts, ends), axis=1)[is_fresh].tolist()
+        fresh = self._choose_fresh(batch, starts, ends)
+        is_fresh = np.isin(starts, [rows.start for prompts in fresh for rows in prompts.rows])
         return TritonStep(
             slots=send(batch.slot_mapping, self._device),
             decode=self._plan_decodes(batch, block_tables),
@@ -176,8 +181,27 @@ class TritonAttention:
                 )
                 for window in self.windows
             },
-            fresh=list(group_by_length([slice(start, end) for start, end in prompts])),
+            fresh=fresh,
         )
+
+    def _choose_fresh(self, batch: Batch, starts: IntArray, ends: IntArray) -> list[FreshPrompts]:
+        """Return the prompts that cuDNN's kernel computes, of those with these first rows."""
+        if not self._uses_library:
+            return []
+        is_fresh = (batch.positions[starts] == 0) & (ends - starts >= LEAST_TOKENS)
+        spans = np.stack((starts, ends), axis=1)[is_fresh].tolist()
+        batches = group_by_length([slice(start, end) for start, end in spans])
+        return [prompts for prompts in batches if self._budget.is_worth_a_plan(prompts)]
+
+    @torch.inference_mode()
+    def start_library(self) -> None:
+        """Let cuDNN initialize and make its first plan, which takes longer than all later ones."""
+        if self._uses_library:
+            shape = (LEAST_TOKENS, self._num_heads, self._head_dim)
+            q = torch.zeros(shape, dtype=self._dtype, device=self._device)
+            k = q[:, : self._num_kv_heads].contiguous()
+            prompts = FreshPrompts([slice(0, LEAST_TOKENS)], LEAST_TOKENS)
+            fresh_attention(q, k, k, prompts, 1.0, torch.empty_like(q))
 
     # ---- requests that decode -------------------------------------------------------------------
 

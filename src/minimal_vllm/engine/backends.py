@@ -103,6 +103,7 @@ def choose_attention(
                 device=device,
                 dtype=dtype,
                 plain=config.has_plain_attention,
+                num_layers=sum(layer.window is None for layer in config.layers),
             )
         case _:
             return make_part(name, Attention, device)
@@ -174,6 +175,7 @@ def _make_cuda_runner(
 
     if not isinstance(model.attention, TritonAttention):
         raise TypeError("a CUDA runner needs a model with Triton attention")
+    model.attention.start_library()
     table = RowTable(
         limits.max_num_seqs,
         limits.blocks_for(limits.max_model_len),
