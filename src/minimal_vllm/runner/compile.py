@@ -8,6 +8,7 @@ all kernels are compiled in parallel.
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -21,9 +22,15 @@ def compile_in_parallel(steps: Iterable[Callable[[], None]]) -> None:
     PyTorch's own kernels run, on whatever is in memory. The compiler releases the GIL most of the
     time, so threads suffice.
     """
+    # Triton's mode is a context variable, which an error would leave set. The copy is thrown away.
+    copy_context().run(_compile, steps)
+
+
+@torch.inference_mode()
+def _compile(steps: Iterable[Callable[[], None]]) -> None:
     with ThreadPoolExecutor() as pool, AsyncCompileMode(pool), _launches_only_compile():
         for step in steps:
-            torch.inference_mode()(step)()
+            step()
 
 
 @contextmanager
