@@ -211,8 +211,8 @@ def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
     ("arguments", "complaint"),
     [
         (["--tensor-parallel-size", "2"], "tensor_parallel_size=2 is not supported: one process"),
-        (["--quantization", "int3"], "'int3' is not"),
-        (["--kv-cache-dtype", "int8"], "'int8' is not"),
+        (["--quantization", "int3"], "'gptq', not 'int3'"),
+        (["--kv-cache-dtype", "int8"], "'fp8', not 'int8'"),
         (["--speculative-config", '{"method": "ngram"}'], "is not supported: every token is"),
         (["--speculative-config.method", "ngram"], "is not supported: every token is"),
         (["--skip-tokenizer-init"], "skip_tokenizer_init=True is not supported: a server handles"),
