@@ -22,8 +22,8 @@ ALL_DTYPES = [torch.float32, *(pytest.param(dtype, marks=GPU) for dtype in DTYPE
 
 
 def numbers(*shape, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    generator = torch.Generator(DEVICE).manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, device=DEVICE).to(dtype)
 
 
 def config_with(hidden=32, count=6, per_token=3, inner=20, normalized=True):
