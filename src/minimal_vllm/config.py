@@ -96,10 +96,12 @@ class SchedulerConfig:
     def most_blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that a request of ``num_tokens`` tokens holds at most.
 
-        While its prompt is computed, it holds the blocks of one step's tokens in each group, and
-        those that the window of the first of them sees.
+        While its prompt is computed, it holds the blocks of two steps' tokens in each group, since
+        a step may be planned while the one before it runs, and those that the window of the first
+        of them sees.
         """
-        return self._blocks_over_groups(num_tokens, self.blocks_for(self.max_num_batched_tokens))
+        two_steps = self.blocks_for(2 * self.max_num_batched_tokens)
+        return self._blocks_over_groups(num_tokens, two_steps)
 
     def blocks_held_for(self, num_tokens: int) -> int:
         """Return the number of blocks that a decoding request of ``num_tokens`` tokens holds."""

@@ -107,16 +107,16 @@ def test_a_length_nobody_asked_for_is_lowered_to_what_the_pool_holds(caplog):
 
 
 def test_windows_let_a_pool_hold_longer_requests():
-    """40 blocks of 4 tokens. A window of 8 holds 2 behind it, 1 to begin in, and a step's 2."""
+    """40 blocks of 4 tokens. A window of 8 holds 2 behind it, 1 to begin in, and two steps' 4."""
     groups = group_layers([None, 8, 8], max_model_len=512)
     options = config(block_size=4, max_num_seqs=8)
     limits = sizing.choose_scheduler_config(options, groups, 512, 8, num_blocks=40)
     assert limits.windows == (None, 8, 8)
-    assert limits.max_model_len == (40 - 2 * (2 + 1 + 2)) * 4
-    assert limits.most_blocks_for(limits.max_model_len) == 40 < limits.most_blocks_for(121)
-    held = 30 + 2 * 3  # once the prompt is computed
-    assert limits.blocks_held_for(120) == held
-    assert sizing.count_fitting_tokens(limits, 1000 * held) == 1000 * 120
+    assert limits.max_model_len == (40 - 2 * (2 + 1 + 4)) * 4
+    assert limits.most_blocks_for(limits.max_model_len) == 40 < limits.most_blocks_for(105)
+    held = 26 + 2 * 3  # once the prompt is computed
+    assert limits.blocks_held_for(104) == held
+    assert sizing.count_fitting_tokens(limits, 1000 * held) == 1000 * 104
 
 
 def test_a_pool_with_fewer_blocks_than_groups_is_refused():
