@@ -127,19 +127,19 @@ class BlockManager:
 
         A window moves on by whole blocks: it passes some when the next token begins a new block.
         """
-        request, block_size = entry.request, self.config.block_size
-        next_token = entry.start + entry.num_new - max(entry.num_logits - 1, 0)  # guesses may fail
-        if next_token // block_size == entry.start // block_size:
-            return  # as in most steps of a decoding request
+        request = entry.request
         if request.status is not Status.RUNNING:
             return  # it ended, or was preempted while the step ran
+        next_token = entry.start + entry.num_new - max(entry.num_logits - 1, 0)  # guesses may fail
         passed = []
         for group, window in self.windows.items():
-            first_seen = first_seen_block(next_token, window, block_size)
+            first_seen = first_seen_block(next_token, window, self.config.block_size)
             index = (first_seen - 1) * self.num_groups + group
             while index >= 0 and request.block_table[index] != NO_BLOCK:
                 passed.append(index)
                 index -= self.num_groups
+        if not passed:
+            return  # as in most steps of a decoding request
         entry.passed_blocks = [request.block_table[index] for index in sorted(passed)]
         self.pool.release(entry.passed_blocks)
         for index in passed:
