@@ -28,7 +28,7 @@ MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 100
 """Maximum length of a function in a folder ``kernels/``."""
 MAX_FILE_LINES = 400
-MAX_TOUR_LINES = 2600
+MAX_TOUR_LINES = 2900
 
 LOADS = "import sys, minimal_vllm; minimal_vllm.LLM(); print(*sys.modules, sep='\\n')"
 GPU_MODULES = ("minimal_vllm.runner.cuda", "minimal_vllm.model.triton_modules")

@@ -15,7 +15,16 @@ PACKAGE = SOURCES / "minimal_vllm"
 LAB = SOURCES / "minimal_vllm_lab"
 TEXT = read("ARCHITECTURE.md")
 FILE = r"(?:minimal_vllm_lab/)?[\w/]+\.py"
-BENEATH = {"settings", "demo", "formats", "outputs", "plugin", "sampling_params", "version"}
+BENEATH = {
+    "beam_search",
+    "settings",
+    "demo",
+    "formats",
+    "outputs",
+    "plugin",
+    "sampling_params",
+    "version",
+}
 """What lies beneath all rooms, and is named in the text below their table."""
 FOR_SCRIPTS = {
     "distributed",

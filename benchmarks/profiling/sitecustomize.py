@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from types import FrameType
 
@@ -33,7 +33,7 @@ class Profile:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seconds: Counter[tuple[str, str]] = Counter()
+        self._seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._used: dict[int, float] = {}
         self._modules: dict[str, str] = {}
 

@@ -20,6 +20,7 @@ def show_what_a_step_reads() -> None:
     """Draw experts for steps of some sizes, and count the weights that the step reads."""
     model = read_model_shape("qwen3-30b-a3b", None, None)
     experts, random = model.experts, Random(0)
+    assert experts is not None
     total, active = model.num_parameters / 1e9, model.expected_parameters(1) / 1e9
     print(f"1. Qwen3-30B-A3B: {total:.1f} billion parameters, {active:.1f} of them active")
     print("   tokens   experts read   expected   GB read   ms on an H200   µs per token")

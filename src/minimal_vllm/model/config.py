@@ -154,18 +154,12 @@ class ModelConfig:
         architecture, family = find_family(
             config_json.get("architectures"), config_json.get("model_type")
         )
-        given = {
-            key: value
-            for key, value in config_json.items()
-            if value is not None or key not in _DEFAULT_IF_NULL
-        }
-        everything = {**COMMON_DEFAULTS, **family.defaults, **given}
-        raw = {key: value for key, value in everything.items() if value is not None}
+        raw = _with_defaults(config_json, family)
         refuse_unsupported(raw, family)
         hidden_size = integer(raw, "hidden_size")
         num_heads = integer(raw, "num_attention_heads")
         head_dim = integer(raw, "head_dim", hidden_size // num_heads)
-        has_biases = family.attention_bias.startswith("configured") and flag(raw, "attention_bias")
+        qkv_bias, o_bias = _attention_biases(raw, family)
         rope, local_rope = read_ropes(raw, family)
         config = cls(
             architecture=architecture,
@@ -178,8 +172,8 @@ class ModelConfig:
             head_dim=head_dim,
             rms_norm_eps=positive(raw, "rms_norm_eps"),
             tie_word_embeddings=flag(raw, "tie_word_embeddings"),
-            qkv_bias=has_biases or family.attention_bias == "qkv",
-            o_bias=has_biases and family.attention_bias == "configured",
+            qkv_bias=qkv_bias,
+            o_bias=o_bias,
             mlp_bias=family.mlp_bias == "configured" and flag(raw, "mlp_bias"),
             fused=family.fused,
             qk_norm=family.qk_norm,
@@ -202,9 +196,7 @@ class ModelConfig:
             experts=read_experts(raw, family.experts) if family.experts else None,
             dtype=read_dtype(raw),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
-            quantization=read_quantization(
-                raw.get("quantization_config") or raw.get("compression_config")
-            ),
+            quantization=read_quantization(_quantization_of(raw)),
         )
         _check_heads(config, head_dim_given="head_dim" in raw)
         _check_rotation(config)
@@ -315,6 +307,28 @@ def _max_positions(raw: Mapping[str, Any], rope: RopeConfig, family: Family) -> 
         case LongRopeScaling(short_factor=short, long_factor=long) if short != long:
             return min(trained, rope.scaling.original_max_position_embeddings)
     return trained
+
+
+def _attention_biases(raw: Mapping[str, Any], family: Family) -> tuple[bool, bool]:
+    """Return whether the projections to q, k and v have biases, and the one after attention."""
+    given = family.attention_bias.startswith("configured") and flag(raw, "attention_bias")
+    return given or family.attention_bias == "qkv", given and family.attention_bias == "configured"
+
+
+def _quantization_of(raw: Mapping[str, Any]) -> Any:
+    """Return the description of the weights' quantization, under either of its names."""
+    return raw.get("quantization_config") or raw.get("compression_config")
+
+
+def _with_defaults(config_json: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Return the values of a config.json and the family's defaults, without nulls."""
+    given = {
+        key: value
+        for key, value in config_json.items()
+        if value is not None or key not in _DEFAULT_IF_NULL
+    }
+    everything = {**COMMON_DEFAULTS, **family.defaults, **given}
+    return {key: value for key, value in everything.items() if value is not None}
 
 
 def _overridden(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
