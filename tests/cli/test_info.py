@@ -113,7 +113,8 @@ def test_a_model_without_a_tokenizer_is_described_all_the_same(tmp_path):
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     result = CliRunner().invoke(main, ["info", str(tmp_path)])
     assert result.exit_code == 2
-    assert result.stderr.endswith("has no config.json and no .gguf file: it is not a checkpoint\n")
+    assert "has no config.json and no .gguf file: it is not a checkpoint" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

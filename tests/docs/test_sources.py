@@ -19,7 +19,7 @@ OWN = {
 }
 KERNELS = [file for file in kernels() if not file.endswith("__init__.py") and file not in OWN]
 IDEAS = [
-    "attention/tiled.py",  # the online softmax
+    "attention/online_softmax.py",
     "cache/block_pool.py",  # paging
     "cache/eviction.py",
     "cache/prefix_hash.py",

@@ -135,11 +135,11 @@ def test_several_tokens_times_fp8(name, num_tokens):
     assert_close(gated, plain.multiply(x, None, "silu"), 2 * ROUNDED_INPUTS)
 
 
+@pytest.mark.gpu  # the interpreter rounds wrongly where a number reaches the next power of two
 @pytest.mark.parametrize("group", [32, 128, 200])
 def test_rounding_inputs_to_fp8(group):
     x = numbers(5, 200)
     got, scales = quantize_inputs(x, group)
     assert scales.shape == (5, -(-200 // group))
     back = got.float() * scales.repeat_interleave(group, dim=1)[:, :200]
-    share = 1 / 15 if DEVICE.type == "cuda" else 1 / 7.9  # the interpreter cuts bits off
-    assert (back - x.float()).abs().le(x.float().abs() * share + 1e-3).all()
+    assert (back - x.float()).abs().le(x.float().abs() / 15 + 1e-3).all()

@@ -155,7 +155,9 @@ def perplexity(checkpoint: Path, tokens: list[int], **options: Any) -> tuple[flo
 @click.option("--tokens", "most", default=4096, show_default=True, help="Tokens to predict.")
 def main(model: str, text: Path, most: int) -> None:
     """Print a table with a row for each form of the weights."""
-    tokenizer = LLM(model, device="cpu", num_gpu_blocks_override=1).get_tokenizer()
+    tokenizer = LLM(
+        model, device="cpu", num_gpu_blocks_override=1, max_model_len=16
+    ).get_tokenizer()
     tokens = list(tokenizer.encode(text.read_text(encoding="utf-8")))[:most]
     print(f"{len(tokens):,} tokens of {text.name}")
     print(f"{'':26}{'MB':>6}{'of 16 bits':>12}{'perplexity':>12}{'worse by':>10}")

@@ -24,8 +24,6 @@ class FleetConfig:
         "b200", "h200", "h100", "a100", "a100-40gb", "l40s", "l4", "a10", "4090", "3090"
     ] = "h200"
     """Type of GPU. Its datasheet gives the peak rates and the memory."""
-    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    """Data type of the KV cache. auto: the model's own. fp8: half the bytes."""
     cost_model: str | None = None
     """File that replaces the datasheet's rates: a trace of a real run (.jsonl), to whose steps a
     cost model is fitted, or a JSON file of coefficients fitted before."""

@@ -101,7 +101,7 @@ def make_design(config: SimulationConfig) -> Design:
             "float32: set dtype to bfloat16"
         )
     itemsize = DTYPE_BYTES[dtype]
-    kv_itemsize = 1 if config.fleet.kv_cache_dtype == "fp8" else itemsize
+    kv_itemsize = 1 if config.engine.kv_cache_dtype == "fp8" else itemsize
     model_len = choose_model_len(engine, model)
     batched_tokens = choose_batched_tokens(engine, model_len, "cuda")
     groups = choose_groups(model, model_len)

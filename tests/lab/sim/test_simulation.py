@@ -54,9 +54,7 @@ def test_the_pool_has_as_many_blocks_as_the_engine_would_fit():
 
 
 def test_an_fp8_cache_holds_twice_as_much():
-    half, whole = (
-        make_design(config(fleet={"kv_cache_dtype": dtype})) for dtype in ("fp8", "auto")
-    )
+    half, whole = (make_design(config(kv_cache_dtype=dtype)) for dtype in ("fp8", "auto"))
     assert half.num_blocks == pytest.approx(2 * whole.num_blocks, abs=1)
 
 

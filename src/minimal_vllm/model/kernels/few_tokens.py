@@ -1,8 +1,9 @@
 """Experts of a few tokens: each pair of a token and an expert reads the expert's weights.
 
-One token uses 8 of 128 experts, say. As in ``matvec``, such a product takes as long as reading the
-weights, and a program multiplies some rows of them with a vector in registers. Which rows, it looks
-up: the choice of experts stays on the GPU, and so the grid depends on the number of tokens alone::
+One token uses 8 of 128 experts, say, as its router chooses (Shazeer et al., 2017). As in
+``matvec``, such a product takes as long as reading the weights, and a program multiplies some rows
+of them with a vector in registers. Which rows, it looks up: the choice of experts stays on the GPU,
+and so the grid depends on the number of tokens alone::
 
     gate, up   program (rows, pair)    expert = experts[pair]    inner[pair]  = act(gate x) * up x
     down       program (rows, token)   for each of its experts   y[token]    += weight * down inner

@@ -259,7 +259,7 @@ def _multiply(
         zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.float32)
         products -= zeros[:, :, None] * (low + high)[None, :, :]
     else:
-        products -= (_ZERO * (low + high))[None, :, :]
+        products -= (low + high)[None, :, :] * _ZERO
     return products * scales[:, :, None]
 
 

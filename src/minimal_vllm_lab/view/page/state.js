@@ -215,9 +215,14 @@ export class EngineState {
     for (const [block] of this.row(request, last)) this.change(block, () => { this.fill[block] = fill; });
   }
 
-  /** Make the request's newly full blocks findable by their hashes. */
+  /**
+   * Make the request's newly full blocks findable by their hashes: each once, when its tokens are known. A name
+   * that is given again would be taken from a request that has got it since.
+   */
   nameBlocks(request, { full_hashes = [], first_full = 0 }) {
+    const numKnown = Math.floor(Math.min(request.computed, request.numTokens) / this.facts.block_size);
     full_hashes.forEach((hash, i) => {
+      if (first_full + i < request.numFindable || first_full + i >= numKnown) return;
       request.hashes[first_full + i] = hash;
       request.numFindable = first_full + i + 1;
       for (const [block, group] of this.row(request, first_full + i)) this.store(block, nameOf(hash, group));
