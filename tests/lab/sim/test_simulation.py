@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,7 +103,7 @@ def test_the_gpus_to_choose_from_are_those_of_the_table():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_about_as_many_parameters_as_its_name_says(name):
-    billions = float(name.split("-")[-1].removesuffix("b"))
+    billions = float(re.search(r"-([\d.]+)b", name)[1])
     found = make_design(config(name, num_gpu_blocks_override=100)).model.num_parameters / 1e9
     assert found == pytest.approx(billions, rel=0.25)
 
