@@ -56,7 +56,8 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(
         (found,) = output.outputs
         assert found.token_ids == tokens, llm.tokenizer.decode(prompt)
         chosen = [each[token].logprob for token, each in zip(tokens, found.logprobs, strict=True)]
-        assert chosen == pytest.approx(logprobs, abs=1e-3)
+        # Weights of a quantized file are kept in half precision: up to 2**-11 of a matrix is lost.
+        assert chosen == pytest.approx(logprobs, abs=5e-3)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *(f"{CHATS!r} " * 2, "  7", "7  8\n 9", "\r\n\t x")])

@@ -96,12 +96,16 @@ def _serve_in_processes(
 
 
 def import_server(command: str) -> ModuleType:
-    """Import ``minimal_vllm.server.run``, which needs the packages of the extra ``server``.
+    """Import the server, which needs the packages of the extra ``server``.
+
+    Returns:
+        The module ``minimal_vllm.server.run``.
 
     Raises:
         Failure: a package is missing; the message says how to install it.
     """
     try:
+        import_module("minimal_vllm.server.http_server")
         return import_module("minimal_vllm.server.run")
     except ModuleNotFoundError as error:
         raise Failure(
