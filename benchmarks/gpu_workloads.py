@@ -198,8 +198,10 @@ def floor_seconds(
     if gpu is None:
         return None
     config = SimulationConfig(
-        EngineConfig(model, enable_prefix_caching=enable_prefix_caching),
-        FleetConfig(gpu=gpu, kv_cache_dtype=kv_cache_dtype),
+        EngineConfig(
+            model, enable_prefix_caching=enable_prefix_caching, kv_cache_dtype=kv_cache_dtype
+        ),
+        FleetConfig(gpu=gpu),
         Achieved(
             bandwidth_fraction=COPY[gpu],
             matmul_fraction=PRODUCT,
