@@ -139,6 +139,7 @@ class SyntheticConfig:
 ENGINE_OPTIONS = frozenset(
     {
         *("model", "revision", "download_dir", "dtype", "max_model_len", "block_size"),
+        "kv_cache_dtype",
         *("gpu_memory_utilization", "num_gpu_blocks_override", "eviction_policy"),
         *("block_pool", "scheduler"),
         *("max_num_batched_tokens", "max_num_seqs"),
