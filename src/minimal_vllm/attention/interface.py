@@ -26,11 +26,6 @@ class AttentionOptions:
     so that a head can attend to nothing. It is not capped. None: no sinks. Source: gpt-oss,
     https://arxiv.org/abs/2508.10925."""
 
-    @property
-    def are_plain(self) -> bool:
-        """Whether the weights are an ordinary softmax, which any library computes."""
-        return self.softcap is None and self.sinks is None
-
 
 class StepAttention(Protocol):
     """Paged attention over the batch of one step, called once per layer.
