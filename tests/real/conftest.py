@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct's real weights, and what transformers makes of them."""
 
+import copy
 import socket
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minimal_vllm import LLM
 from minimal_vllm.model.fetch import FETCHABLE, fetch
+from minimal_vllm.model.packed_linear import can_pack
 
 TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -91,6 +93,17 @@ def transformers_model(reader):
     assert left_out.missing_keys == ["lm_head.weight"]  # tied
     assert not left_out.unexpected_keys
     model.tie_weights()
+    return model
+
+
+@pytest.fixture(scope="session")
+def rounded_transformers_model(transformers_model):
+    """The same with its projections rounded as the engine rounds them on this CPU."""
+    model = copy.deepcopy(transformers_model)
+    if can_pack(torch.float32):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):  # the last is no longer tied to the embedding
+                module.weight = torch.nn.Parameter(module.weight.half().float())
     return model
 
 

@@ -27,37 +27,50 @@ def prompts(llm):
 
 
 @torch.no_grad()
-def continue_greedily(model, prompt):
-    """Tokens and their log-probabilities, without the engine."""
-    found = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=NUM_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    tokens = found.sequences[0, len(prompt) :].tolist()
-    logprobs = torch.cat(found.logits).log_softmax(dim=-1)
-    return tokens, logprobs[range(NUM_TOKENS), tokens].tolist()
+def logprobs_of(model, prompt, tokens):
+    """``[len(tokens), V]``: each row is about one of the tokens, given all before it."""
+    logits = model(torch.tensor([prompt + tokens[:-1]]), logits_to_keep=len(tokens)).logits
+    return logits[0].log_softmax(dim=-1)
+
+
+@pytest.fixture(scope="module")
+def outputs(llm, prompts):
+    """The engine's greedy continuations, with the log-probability of each token."""
+    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0)
+    return llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
 
 
 def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(
-    llm, transformers_model, prompts
+    outputs, transformers_model, prompts
 ):
     assert len(prompts) == 30
     assert max(map(len, prompts)) == pytest.approx(1500, rel=0.05)
-    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
     for prompt, output in zip(prompts, outputs, strict=True):
-        tokens, logprobs = continue_greedily(transformers_model, prompt)
         (found,) = output.outputs
-        assert found.token_ids == tokens, llm.tokenizer.decode(prompt)
-        chosen = [each[token].logprob for token, each in zip(tokens, found.logprobs, strict=True)]
+        expected = logprobs_of(transformers_model, prompt, found.token_ids)
+        assert expected.argmax(dim=-1).tolist() == found.token_ids
         # Weights of a quantized file are kept in half precision: up to 2**-11 of a matrix is lost.
-        assert chosen == pytest.approx(logprobs, abs=5e-3)
+        assert chosen_logprobs(found) == pytest.approx(
+            expected.max(dim=-1).values.tolist(), abs=2e-2
+        )
+
+
+def test_nothing_but_the_rounding_of_weights_sets_probabilities_apart_from_transformers(
+    outputs, rounded_transformers_model, prompts
+):
+    for prompt, output in zip(prompts, outputs, strict=True):
+        (found,) = output.outputs
+        expected = logprobs_of(rounded_transformers_model, prompt, found.token_ids)
+        assert expected.argmax(dim=-1).tolist() == found.token_ids
+        assert chosen_logprobs(found) == pytest.approx(
+            expected.max(dim=-1).values.tolist(), abs=1e-3
+        )
+
+
+def chosen_logprobs(completion):
+    """The log-probability of each of the completion's tokens."""
+    pairs = zip(completion.token_ids, completion.logprobs, strict=True)
+    return [position[token].logprob for token, position in pairs]
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *(f"{CHATS!r} " * 2, "  7", "7  8\n 9", "\r\n\t x")])
@@ -107,8 +120,9 @@ def test_bfloat16_gives_nearly_the_same_probabilities(llm, smollm2, prompts):
         ]
         means.append(sum(logprobs) / len(logprobs))
     assert means[1] == pytest.approx(means[0], abs=0.1)
-    answer = rounded.chat(CHATS[0], SamplingParams(temperature=0, max_tokens=20))
-    assert "Paris" in answer[0].outputs[0].text
+    # A prompt whose answer is far ahead of others: how 16-bit products round depends on the CPU.
+    (answer,) = rounded.generate(TEXTS[0], SamplingParams(temperature=0, max_tokens=5))
+    assert "Paris" in answer.outputs[0].text
 
 
 def test_it_is_chatted_with_by_name(smollm2):
