@@ -117,6 +117,34 @@ class SchedulerConfig:
         )
 
 
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
+class KVEventsConfig:
+    """Publication of what the prefix cache gains and loses, with vLLM's names."""
+
+    enable_kv_cache_events: bool = False
+    """Publish events."""
+    publisher: Literal["null", "zmq"] | None = None
+    """``zmq`` publishes over ZeroMQ, ``null`` not at all. Default: ``zmq``."""
+    endpoint: str = "tcp://*:5557"
+    """ZeroMQ endpoint of the publishing socket: bound if it has a ``*``, else connected to."""
+    replay_endpoint: str | None = None
+    """ZeroMQ endpoint where readers ask for batches that they missed. Default: none."""
+    buffer_steps: PositiveInt = 10_000
+    """Number of batches that are kept for them."""
+    hwm: Annotated[int, Field(ge=0)] = 100_000
+    """Number of batches that wait for a slow reader before some are dropped; 0: no limit."""
+    max_queue_size: PositiveInt = 100_000
+    """Accepted for vLLM's sake, and changes nothing: batches are sent at once."""
+    topic: str = ""
+    """First frame of each message, by which readers subscribe."""
+
+    @property
+    def publishes(self) -> bool:
+        """Whether anything is published."""
+        return self.enable_kv_cache_events and self.publisher != "null"
+
+
 @accepts(ENGINE, none_is_default=True)
 @clear_errors
 @dataclass(frozen=True, config=SETTINGS)
@@ -186,6 +214,9 @@ class EngineConfig:
     """Maximum number of requests that run at once."""
     enable_prefix_caching: bool = True
     """Keep the KV blocks of finished requests, and share blocks between equal prefixes."""
+    kv_events_config: KVEventsConfig | None = None
+    """Publish over ZeroMQ which blocks the prefix cache gains and loses, in vLLM's format. Default:
+    no."""
     enable_chunked_prefill: bool = True
     """Compute a long prompt in several steps, alongside the decoding of other requests."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
@@ -219,3 +250,16 @@ class EngineConfig:
             known = f"be one of {', '.join(names)}, or " if names else ""
             raise ValueError(f"should {known}name a class, as my_file.py:MyClass, not {part!r}")
         return part
+
+    @model_validator(mode="after")
+    def _events_have_a_source(self) -> "EngineConfig":
+        if self.kv_events_config is None or not self.kv_events_config.publishes:
+            return self
+        if not self.enable_prefix_caching:
+            raise ValueError("kv_events_config needs enable_prefix_caching: no block is ever found")
+        if self.block_pool or self.scheduler:
+            raise ValueError(
+                "kv_events_config needs the built-in block_pool and scheduler, which tell what "
+                "they do"
+            )
+        return self

@@ -20,8 +20,12 @@ Source: Kwon et al., *PagedAttention*, SOSP 2023, sections 4.2 to 4.4.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from minimal_vllm.cache.eviction import EvictionStrategy
+
+if TYPE_CHECKING:
+    from minimal_vllm.cache.watcher import CacheWatcher
 
 
 class InvariantError(AssertionError):
@@ -43,6 +47,7 @@ class BlockPool:
         self._free = list(reversed(range(num_blocks)))
         self._evictable = eviction
         self._evicted: list[int] = []
+        self.watchers: list[CacheWatcher] = []
 
     @property
     def num_free(self) -> int:
@@ -134,15 +139,21 @@ class BlockPool:
         """Drop the hashes of blocks, so that they can't be found. Requests keep the blocks."""
         for block in blocks:
             if self._hashes[block] is not None:
-                self._drop_content(block)
+                self._tell_removed(self._drop_content(block))
 
     def forget_all(self) -> None:
         """Drop the hashes of all blocks."""
-        self.forget(list(self._block_of_hash.values()))
+        for block in list(self._block_of_hash.values()):
+            self._drop_content(block)
+        for watcher in self.watchers:
+            watcher.cleared()
 
     def emptied(self) -> "BlockPool":
         """Return a new pool of the same size and strategy, with nothing cached or referenced."""
-        return type(self)(self.num_blocks, type(self._evictable)())
+        pool = type(self)(self.num_blocks, type(self._evictable)())
+        pool.watchers = self.watchers
+        pool.forget_all()
+        return pool
 
     def take_evicted(self) -> list[int]:
         """Return the blocks evicted since the last call, in order."""
@@ -151,22 +162,28 @@ class BlockPool:
 
     def _evict(self) -> int:
         block = self._evictable.evict()
-        self._drop_hash(block)
+        self._tell_removed(self._drop_hash(block))
         self._evicted.append(block)
         return block
 
-    def _drop_content(self, block: int) -> None:
-        self._drop_hash(block)
+    def _drop_content(self, block: int) -> bytes:
+        block_hash = self._drop_hash(block)
         if block in self._evictable:
             self._evictable.remove(block)
             self._free.append(block)
+        return block_hash
 
-    def _drop_hash(self, block: int) -> None:
+    def _tell_removed(self, block_hash: bytes) -> None:
+        for watcher in self.watchers:
+            watcher.removed(block_hash)
+
+    def _drop_hash(self, block: int) -> bytes:
         block_hash = self._hashes[block]
         assert block_hash is not None  # noqa: S101 - narrows the type; check() proves it
         del self._block_of_hash[block_hash]
         self._hashes[block] = None
         self._evictable.forget(block)
+        return block_hash
 
     def check(self, block_tables: Iterable[Sequence[int]]) -> None:
         """Verify for every block that its state agrees with the live requests' block tables.

@@ -88,6 +88,8 @@ class BlockManager:
             if request.block_table[entry] != NO_BLOCK:
                 self.pool.store(request.block_table[entry], block_hash)
         request.num_findable_blocks = end
+        for watcher in getattr(self.pool, "watchers", ()):  # a pool of the user's may have none
+            watcher.stored(request, first, end)
 
     def forget(self, request: Request) -> None:
         """Drop the hashes of the blocks that ``request`` wrote, so that they can't be found."""

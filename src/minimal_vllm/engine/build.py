@@ -20,7 +20,7 @@ from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.backends import choose_attention, choose_modules, make_runner, runs_ahead
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
-from minimal_vllm.engine.parts import make_pool, make_scheduler
+from minimal_vllm.engine.parts import make_pool, make_scheduler, watch_cache
 from minimal_vllm.engine.sizing import (
     check_weights_fit,
     choose_batched_tokens,
@@ -157,12 +157,13 @@ def build_engine(
     if device.type == "cuda":
         warm_up(runner, scheduler_config, num_blocks, limits)
     admission = Admission(limits, files.tokenizer, config.seed)
+    pool = make_pool(config, num_blocks)
     engine = Engine(
-        make_scheduler(config, scheduler_config, make_pool(config, num_blocks)),
+        make_scheduler(config, scheduler_config, pool),
         runner,
         admission,
         OutputProcessor(files.tokenizer),
-        observers,
+        [*observers, *watch_cache(config, scheduler_config, pool)],
         async_scheduling=runs_ahead(config, device),
     )
     return BuiltEngine(

@@ -6,6 +6,7 @@ from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.plugin import make_part
+from minimal_vllm.trace.step_record import Observer
 
 
 def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
@@ -30,3 +31,28 @@ def make_scheduler(
             limits don't fit the pool.
     """
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)
+
+
+def watch_cache(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) -> list[Observer]:
+    """Let events of the prefix cache be published, if they are configured.
+
+    Returns:
+        Observers of the engine that this needs.
+
+    Raises:
+        ValueError: a package is missing, or an endpoint can't be used.
+    """
+    events = config.kv_events_config
+    if events is None or not events.publishes:
+        return []
+    try:
+        from minimal_vllm.kv_events.publisher import KvEventPublisher
+        from minimal_vllm.kv_events.source import KvEventSource
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"kv_events_config needs {error.name}, which is not installed: "
+            "pip install 'minimal-vllm[events]'"
+        ) from error
+    source = KvEventSource(limits, KvEventPublisher(events).publish)
+    pool.watchers.append(source)
+    return [source]

@@ -114,7 +114,6 @@ ENGINE = by_name(
             "kv_offloading_size": (0,),
             "kv_offloading_backend": ANYTHING,
             "kv_transfer_config": (),
-            "kv_events_config": (),
             "ec_transfer_config": (),
             "ec_manager_config": (),
             "swa_bounded_replay": ON_OR_OFF,
