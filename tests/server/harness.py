@@ -64,8 +64,8 @@ class Process:
         self._process.communicate()
         self._log.close()
 
-    def client(self, key="none"):
-        return openai.OpenAI(**self._as_told(key))
+    def client(self, key="none", **options):
+        return openai.OpenAI(**self._as_told(key), **options)
 
     def async_client(self):
         return openai.AsyncOpenAI(**self._as_told("none"))

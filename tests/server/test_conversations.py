@@ -5,7 +5,9 @@ The answers come from a model with random weights, and so hold whatever a model 
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
+import httpx2
 import openai
 import pytest
 from checkpoints import BYTES
@@ -13,7 +15,8 @@ from pydantic import BaseModel
 
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.text.chat_template import ChatTemplate
-from tests.server.harness import TOOL_MODEL
+from tests.server.harness import PATIENCE, TOOL_MODEL
+from tests.server.replay import Replay
 from tests.text.model_templates import TEMPLATES
 
 MESSAGES = [{"role": "user", "content": "Add them."}]
@@ -124,10 +127,16 @@ WAYS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def client(tool_server):
+    with httpx2.Client(transport=Replay(), timeout=PATIENCE) as connection:
+        yield tool_server.client(http_client=connection)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mode", MODES)
-def test_an_answer_of_any_length_can_be_sent_back(tool_server, biases, mode, way):
-    client, options = tool_server.client(), dict(MODES[mode])
+def test_an_answer_of_any_length_can_be_sent_back(client, biases, mode, way):
+    options = dict(MODES[mode])
     if way not in (by_parsing, by_streaming) and options.get("response_format") is Add:
         schema = {"name": "Add", "schema": Add.model_json_schema()}
         options["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -146,8 +155,11 @@ def test_an_answer_of_any_length_can_be_sent_back(tool_server, biases, mode, way
         calls = answer.get("tool_calls") if isinstance(answer, dict) else answer.tool_calls
         messages = [*MESSAGES, answer, *map(result_of, calls or ()), *MESSAGES]
         client.chat.completions.create(model=TOOL_MODEL, messages=messages, max_tokens=1)
-        for template in TEMPLATES.values():
-            render(template, messages)
+        plain = json.dumps(
+            [each if isinstance(each, dict) else each.model_dump() for each in messages]
+        )
+        for template in TEMPLATES:
+            assert "None" not in render(template, plain)
 
     with ThreadPoolExecutor(len(MAX_TOKENS)) as threads:  # the server batches them
         list(threads.map(converse, MAX_TOKENS))
@@ -158,8 +170,13 @@ def result_of(call):
     return {"role": "tool", "tool_call_id": call_id, "content": "7"}
 
 
+@cache
 def render(template, messages):
-    plain = [message if isinstance(message, dict) else message.model_dump() for message in messages]
-    body = ChatCompletionRequest.model_validate(json.loads(json.dumps({"messages": plain})))
-    text = ChatTemplate(template).render([message.as_dict() for message in body.messages])
-    assert "None" not in text
+    """The text that a template makes of messages, which are JSON."""
+    body = ChatCompletionRequest.model_validate({"messages": json.loads(messages)})
+    return compiled(template).render([message.as_dict() for message in body.messages])
+
+
+@cache
+def compiled(template):
+    return ChatTemplate(TEMPLATES[template])

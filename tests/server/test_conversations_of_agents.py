@@ -3,9 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
+import httpx2
 import pytest
 
-from tests.server.harness import MODEL
+from tests.server.harness import MODEL, PATIENCE
+from tests.server.replay import Replay
 
 HELLO = {"role": "user", "content": "Add them."}
 MAX_TOKENS = range(1, 17)
@@ -25,6 +27,12 @@ def model(request, mode):
     return request.getfixturevalue("script" if by_script else "server"), (
         "script" if by_script else MODEL
     )
+
+
+@pytest.fixture(scope="module")
+def connection():
+    with httpx2.Client(transport=Replay(), timeout=PATIENCE) as connection:
+        yield connection
 
 
 def for_all_lengths(converse):
@@ -68,9 +76,9 @@ def items_of_the_helper(client, body):
 
 @pytest.mark.parametrize("way", [whole_response, items_of_events, items_of_the_helper])
 @pytest.mark.parametrize("mode", RESPONSES_MODES)
-def test_a_response_of_any_length_can_be_sent_back(model, mode, way):
+def test_a_response_of_any_length_can_be_sent_back(model, connection, mode, way):
     server, name = model
-    client = server.client()
+    client = server.client(http_client=connection)
 
     def converse(max_tokens):
         body = {
@@ -116,9 +124,10 @@ def message_of_the_helper(claude, body):
 
 @pytest.mark.parametrize("way", [whole_message, message_of_the_helper])
 @pytest.mark.parametrize("mode", MESSAGES_MODES)
-def test_a_message_of_any_length_can_be_sent_back(model, mode, way):
+def test_a_message_of_any_length_can_be_sent_back(model, connection, mode, way):
     server, name = model
-    claude = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    options = {"api_key": "none", "max_retries": 0, "http_client": connection}
+    claude = anthropic.Anthropic(base_url=server.url, **options)
 
     def converse(max_tokens):
         body = {"model": name, "max_tokens": max_tokens, **MESSAGES_MODES[mode]}
