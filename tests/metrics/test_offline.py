@@ -38,6 +38,8 @@ def test_counters_count_the_tokens_and_the_requests_of_outputs(llm):
     assert isinstance(read(llm, "generation_tokens"), Counter)
     assert read(llm, "generation_tokens").value - before == 2 * len(PROMPTS) * 5
     assert read(llm, "request_success", finished_reason="length").value - ended == 4
+    assert read(llm, "request_params_n").sum == 2 * read(llm, "request_params_n").count == 4
+    assert read(llm, "request_params_max_tokens").sum == 4 * 5
     num_tokens = sum(2 * len(output.prompt_token_ids) for output in outputs)
     assert read(llm, "prompt_tokens").value - prompts == num_tokens
 

@@ -23,6 +23,8 @@ HISTOGRAMS = (
     "request_prefill_kv_computed_tokens",
     "request_max_num_generation_tokens",
     "request_num_preemptions",
+    "request_params_n",
+    "request_params_max_tokens",
 )
 SERIES = [
     *((f"vllm:{name}_bucket", ENGINE | {"le"}, {}) for name in HISTOGRAMS),
@@ -73,6 +75,11 @@ SERIES = [
         },
         {},
     ),
+    (
+        "vllm:admission_rejections_total",
+        {"model_name"},
+        {"model_name": MODEL, "reason": "max_num_queued_reqs"},
+    ),
     ("http_requests_total", {"handler"}, {"status": "2xx"}),
     ("http_requests_total", {"handler"}, {"status": "4xx"}),
     *((f"http_request_duration_seconds_{part}", {"handler"}, {}) for part in ("sum", "count")),
@@ -109,8 +116,8 @@ def families():
     """What Prometheus's parser reads from a server that has served a little."""
     with process() as server:
         body = {"prompt": PROMPT, "ignore_eos": True, "max_tokens": 8}
-        for _ in range(2):
-            assert server.post("/v1/completions", **body).status_code == 200
+        for n in (1, 3):
+            assert server.post("/v1/completions", **body, n=n).status_code == 200
         assert server.post("/v1/completions", **body, top_p=2).status_code == 400
         assert server.get("/v1/nothing").status_code == 404
         assert server.request("BREW", "/v1/models").status_code == 405
@@ -138,7 +145,7 @@ def test_every_series_of_vllm_s_dashboards_is_there_with_its_labels(samples, nam
     ]
     assert found
     assert all(labels <= each.keys() for each in found)
-    if "model_name" in labels:
+    if labels >= ENGINE:
         assert {(each["model_name"], each["engine"]) for each in found} == {(MODEL, "0")}
 
 
@@ -174,6 +181,13 @@ def test_prompt_tokens_are_told_by_where_they_came_from(samples):
     assert value[by_source, "local_compute"] == total - cached
     assert value["vllm:request_prefill_kv_computed_tokens_sum", None] == total - cached
     assert value["vllm:prompt_tokens_cached_by_source_total", "device"] == cached
+
+
+def test_what_requests_ask_for_is_told_by_prompt_or_by_completion(samples):
+    value = {sample.name: sample.value for sample in samples if "le" not in sample.labels}
+    for name, total, count in (("n", 1 + 3, 2), ("max_tokens", 4 * 8, 4)):
+        assert value[f"vllm:request_params_{name}_sum"] == total
+        assert value[f"vllm:request_params_{name}_count"] == count
 
 
 def test_http_requests_are_counted_by_route_and_what_is_not_a_route_as_one(samples):

@@ -25,6 +25,7 @@ from tests.server.harness import (
     PATIENCE,
     Gate,
     make_demo_service,
+    metric,
     open_request,
     process,
     running,
@@ -170,6 +171,8 @@ def test_while_too_many_wait_more_are_refused():
             gate.open()
             await until(lambda: not service.engine.num_waiting)
             assert (await client.post(f"{url}/v1/completions", json=body)).status_code == 200
+            metrics = (await client.get(f"{url}/metrics")).text
+            assert metric(metrics, "vllm:admission_rejections_total") == 1
 
     asyncio.run(run())
 

@@ -22,6 +22,7 @@ SECONDS = (
 # fmt: on
 TOKENS = tuple(float(2**power) for power in range(18))
 PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 SLEEP_STATES = {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
@@ -143,6 +144,12 @@ class EngineMetrics:
                 "Tokens generated for a request, for older dashboards.",
             ),
         ]
+        self._asked_choices = self._histogram(
+            "request_params_n", "The parameter n, once for each prompt.", CHOICES
+        )
+        self._asked_tokens = self._tokens(
+            "request_params_max_tokens", "The parameter max_tokens of a request, if it has one."
+        )
         self._preemptions_of_request = self._histogram(
             "request_num_preemptions", "Preemptions of a request.", PREEMPTIONS
         )
@@ -201,9 +208,22 @@ class EngineMetrics:
         self._waiting_for_capacity.set_function(num_waiting)
         self._kv_usage.set_function(kv_usage)
 
-    def arrived(self, request_id: str, num_prompt_tokens: int) -> None:
-        """Note that a request was passed to the engine."""
+    def arrived(
+        self, request_id: str, num_prompt_tokens: int, max_tokens: int | None, num_choices: int
+    ) -> None:
+        """Note that a request was passed to the engine.
+
+        Args:
+            request_id: id of the request.
+            num_prompt_tokens: length of its prompt.
+            max_tokens: its parameter ``max_tokens``.
+            num_choices: number of completions of the prompt, if this is the first; else 0.
+        """
         self._timelines[request_id] = Timeline(num_prompt_tokens, time.monotonic())
+        if max_tokens is not None:
+            self._asked_tokens.observe(max_tokens)
+        if num_choices:
+            self._asked_choices.observe(num_choices)
 
     def on_step(self, record: StepRecord) -> None:
         """Take in the record of a step."""

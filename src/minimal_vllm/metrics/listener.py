@@ -3,6 +3,7 @@
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine
 from minimal_vllm.metrics.engine_metrics import EngineMetrics, cache_settings
+from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.request import FinishReason
 from minimal_vllm.trace.step_record import (
     AbortRecord,
@@ -34,7 +35,7 @@ class MetricsListener(Listener):
         """Update the metrics by what has just happened."""
         match record:
             case RequestRecord():
-                self.metrics.arrived(record.request_id, len(record.prompt_token_ids))
+                self._on_request(record)
             case AbortRecord():
                 self.metrics.ended(record.request_id, FinishReason.ABORT.value)
             case ResetRecord():
@@ -43,3 +44,13 @@ class MetricsListener(Listener):
                 self.metrics.on_step(record)
                 for request_id, reason in record.finished[record.num_aborted :]:
                     self.metrics.ended(request_id, reason)
+
+    def _on_request(self, record: RequestRecord) -> None:
+        n = record.params.get("n", SamplingParams.n)
+        is_first = n == 1 or record.request_id.endswith("#0")  # the engine numbers completions
+        self.metrics.arrived(
+            record.request_id,
+            len(record.prompt_token_ids),
+            record.params.get("max_tokens", SamplingParams.max_tokens),
+            n if is_first else 0,
+        )

@@ -43,6 +43,8 @@ class EngineRequest:
     output_kind: OutputKind
     priority: int = 0
     cache_salt: str | None = None
+    num_choices: int = 1
+    """Number of completions of the prompt that are asked for, if this is the first; else 0."""
 
 
 @dataclass(eq=False, slots=True)

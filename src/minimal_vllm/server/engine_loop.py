@@ -185,7 +185,12 @@ class EngineLoop:
             priority=request.priority,
             cache_salt=request.cache_salt,
         )
-        self._metrics.arrived(request.request_id, len(request.prompt_token_ids))
+        self._metrics.arrived(
+            request.request_id,
+            len(request.prompt_token_ids),
+            request.params.max_tokens,
+            request.num_choices,
+        )
 
     def _abort(
         self, request_ids: Iterable[str], outlet: Outlet, call: CallKey

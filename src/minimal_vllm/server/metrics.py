@@ -1,5 +1,7 @@
 """Prometheus metrics of a server: the engine's, the process's and those of HTTP requests."""
 
+from http import HTTPStatus
+
 from prometheus_client import Counter, Histogram, ProcessCollector, generate_latest
 
 from minimal_vllm.metrics.engine_metrics import SECONDS, EngineMetrics
@@ -30,6 +32,13 @@ class Metrics(EngineMetrics):
             registry=self.registry,
             buckets=SECONDS,
         )
+        rejections = Counter(
+            "vllm:admission_rejections",
+            "Requests refused because too many wait, by the limit that they met.",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        self._rejections = rejections.labels(model_name, "max_num_queued_reqs")
 
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Note that an HTTP request was answered by the route ``handler``, or ``none``."""
@@ -37,6 +46,8 @@ class Metrics(EngineMetrics):
             method = "other"
         self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(handler, method).observe(seconds)
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._rejections.inc()
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -239,6 +239,7 @@ class Service:
                 output_kind=OutputKind.DELTA if body.stream else OutputKind.FINAL_ONLY,
                 priority=body.priority,
                 cache_salt=body.cache_salt,
+                num_choices=params.n if index == 0 else 0,
             )
             for place, prompt in enumerate(prompts)
             for index in range(params.n)
