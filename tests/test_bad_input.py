@@ -59,6 +59,7 @@ def check_unharmed(llm, good_tokens):
         (None, "a prompt is None, but should be a text, token ids"),
         (5, "a prompt is 5, but"),
         (b"a", "a prompt is b'a', but"),
+        ({"prompt": "a", "cache_salt": ""}, "cache_salt must be a text that isn't empty"),
     ],
 )
 def test_a_bad_prompt_is_refused_and_no_other_of_its_call_runs(llm, good_tokens, prompt, message):

@@ -98,7 +98,7 @@ def test_sampling_takes_vllms_arguments_at_their_defaults():
         (EngineConfig, {"rope_scaling": {"type": "yarn"}}, "with hf_overrides"),
         (EngineConfig, {"tensor_paralel_size": 1}, "tensor_paralel_size is not a known argument"),
         (EngineConfig, {"max_num_seq": 1}, "did you mean max_num_seqs"),
-        (SamplingParams, {"best_of": 2}, "best_of=2 is not supported: completions are sampled"),
+        (SamplingParams, {"best_of": 2}, "best_of=2 is not supported: every completion is"),
         (SamplingParams, {"temprature": 1}, "not a known argument; did you mean temperature"),
         (SamplingParams, {"logprob_token_ids": [5]}, "logprob_token_ids=.5. is not supported"),
     ],

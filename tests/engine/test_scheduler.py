@@ -114,7 +114,7 @@ def test_the_n_completions_of_a_prompt_share_its_blocks():
 
 def test_salts_share_nothing_but_with_themselves():
     traffic = make_traffic()
-    for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x"), ("e", "")):
+    for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x"), ("e", None)):
         add(traffic, name, 9, salt=salt)
     assert step(traffic) == {"a": 9, "b": 9, "c": 9, "d": 1, "e": 1}
 

@@ -158,7 +158,7 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
             "top_logprobs asks for 21, but max_logprobs is 20",
         ),
         ({"messages": HELLO, "function_call": "auto"}, "function_call", "use tools"),
-        ({"messages": HELLO, "use_beam_search": True}, "use_beam_search", "so set n"),
+        ({"messages": HELLO, "use_beam_search": True}, "use_beam_search", "LLM.beam_search"),
         ({"messages": HELLO, "logprob_token_ids": [1]}, "logprob_token_ids", "most probable"),
         (
             {"messages": HELLO, "kv_transfer_params": {"do_remote_decode": True}},

@@ -244,7 +244,12 @@ def test_the_clients_own_stream_adds_up_to_the_answer(script):
         ({"tools": [TURN, TURN]}, "tools", "same name"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type", "'mcp'"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "no tools"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type", "'item_reference'"),
+        (
+            {"input": [{"type": "item_reference", "id": "x"}]},
+            "input.0.type",
+            "send the item itself",
+        ),
+        ({"cache_salt": ""}, "cache_salt", "at least 1 character"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "input.0.content.0.type",

@@ -67,11 +67,10 @@ class Admission:
         """
         prompt = self._checked_tokens("prompt_token_ids", prompt_token_ids)
         self._check(params)
-        if not isinstance(priority, int) or not isinstance(cache_salt, str | None):
-            raise ValueError(
-                f"priority must be an integer and cache_salt a string, not {priority!r} and "
-                f"{cache_salt!r}"
-            )
+        if not isinstance(priority, int):
+            raise ValueError(f"priority must be an integer, not {priority!r}")
+        if not isinstance(cache_salt, str | None) or cache_salt == "":
+            raise ValueError(f"cache_salt must be a text that isn't empty, not {cache_salt!r}")
         params = _copied(params)  # the user may change the original while the request runs
         # The prompt's log-probabilities are the same for all completions: one computes them.
         params_of_others = replace(params, prompt_logprobs=None) if params.n > 1 else params

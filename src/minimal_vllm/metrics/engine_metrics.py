@@ -209,7 +209,11 @@ class EngineMetrics:
         self._kv_usage.set_function(kv_usage)
 
     def arrived(
-        self, request_id: str, num_prompt_tokens: int, max_tokens: int | None, num_choices: int
+        self,
+        request_id: str,
+        num_prompt_tokens: int,
+        max_tokens: int | None = None,
+        num_choices: int = 1,
     ) -> None:
         """Note that a request was passed to the engine.
 

@@ -18,6 +18,8 @@ class UnsupportedKind(HistoryModel):
     """Such objects, in the plural."""
     supported: ClassVar[str]
     """The kinds that the server has."""
+    hints: ClassVar[Mapping[str, str]] = {}
+    """Advice about single kinds, in place of the list of the supported ones."""
 
     type: str | None = None
 
@@ -25,9 +27,8 @@ class UnsupportedKind(HistoryModel):
     @classmethod
     def _refuse(cls, data: Any) -> Any:
         kind = type_of(data)
-        raise field_error(
-            "type", f"{cls.noun} of the type {kind!r} are not supported here: use {cls.supported}"
-        )
+        hint = cls.hints.get(str(kind), f"use {cls.supported}")
+        raise field_error("type", f"{cls.noun} of the type {kind!r} are not supported here: {hint}")
 
 
 def type_of(value: Any) -> Any:

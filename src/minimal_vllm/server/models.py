@@ -18,6 +18,8 @@ TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | list[int]
 RequestId = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=128)]
 """Id of a request: printable ASCII, because it is written to a header and to the log."""
+CacheSalt = Annotated[str, Field(min_length=1)]
+"""An empty salt would keep nothing apart."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 MAX_STOP_STRINGS = 64
@@ -69,7 +71,7 @@ class SamplingFields(ApiModel):
     """Part of the response's id; must be unique among running requests."""
     priority: int = 0
     """Priority; smaller values run first. Needs the server's ``--scheduling-policy=priority``."""
-    cache_salt: str | None = None
+    cache_salt: CacheSalt | None = None
     """Salt of the prefix cache: only requests with the same salt share cached blocks."""
     user: Bookkeeping = None
     """Name of the end user."""

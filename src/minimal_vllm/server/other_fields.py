@@ -10,9 +10,9 @@ from pydantic import Field
 
 from minimal_vllm.server.api_model import ApiModel, Bookkeeping, OnlyDefault, refuse_with
 
-USE_N = refuse_with(
-    "not supported here: completions are sampled, so set n (beam search is in Python: "
-    "LLM.beam_search)"
+USE_N = refuse_with("not supported here: every completion is returned, so set n")
+NO_BEAMS = refuse_with(
+    "not supported here: completions are sampled (beam search is in Python: LLM.beam_search)"
 )
 USE_TOP = refuse_with("not supported here: only the most probable tokens have log-probabilities")
 USE_BIAS = refuse_with("not supported here: use logit_bias, bad_words or allowed_token_ids")
@@ -48,9 +48,9 @@ class OtherFields(ApiModel):
     """Spacing of slow tokenizers; this server uses fast ones, which don't have it."""
     session_id: Bookkeeping = None
     """Name of the conversation, by which routers choose a server."""
-    use_beam_search: Annotated[OnlyDefault[bool], USE_N] = False
-    length_penalty: Annotated[OnlyDefault[float], USE_N] = 1.0
-    early_stopping: Annotated[OnlyDefault[bool], USE_N] = False
+    use_beam_search: Annotated[OnlyDefault[bool], NO_BEAMS] = False
+    length_penalty: Annotated[OnlyDefault[float], NO_BEAMS] = 1.0
+    early_stopping: Annotated[OnlyDefault[bool], NO_BEAMS] = False
     logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_TOP] = None
     prompt_logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_TOP] = None
     logits_processors: Annotated[OnlyDefault[list[Any]], USE_BIAS] = None

@@ -9,14 +9,10 @@ from minimal_vllm.vllm_arguments.unsupported import (
 )
 
 SAMPLING = by_name(
+    Unsupported("every completion is returned, so set n", {"best_of": (1,)}),
     Unsupported(
-        "completions are sampled; set n, or use LLM.beam_search",
-        {
-            "best_of": (1,),
-            "use_beam_search": OFF,
-            "length_penalty": (1,),
-            "early_stopping": OFF,
-        },
+        "completions are sampled; use LLM.beam_search",
+        {"use_beam_search": OFF, "length_penalty": (1,), "early_stopping": OFF},
     ),
     Unsupported("use structured_outputs", {"guided_decoding": ()}),
     Unsupported("use logit_bias, or a sampler of your own", {"logits_processors": ()}),

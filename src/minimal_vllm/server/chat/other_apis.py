@@ -14,7 +14,7 @@ from minimal_vllm.server.api_model import ApiModel, dropped_keys
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.chat.route import PreparedChat, log_dropped, prepare_chat
 from minimal_vllm.server.errors import ApiError, as_api_error
-from minimal_vllm.server.models import RequestId, Seed
+from minimal_vllm.server.models import CacheSalt, RequestId, Seed
 from minimal_vllm.server.service import Service
 
 
@@ -48,7 +48,7 @@ class PassedOnFields(ApiModel):
     """Part of the response's id; must be unique among running requests."""
     priority: int = 0
     """Priority; smaller values run first. Needs the server's ``--scheduling-policy=priority``."""
-    cache_salt: str | None = None
+    cache_salt: CacheSalt | None = None
     """Salt of the prefix cache: only requests with the same salt share cached blocks."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the chat template, such as ``enable_thinking``."""

@@ -4,6 +4,7 @@ They are a record of the conversation, as in ``chat.history``: unknown keys are 
 items and content of an unsupported kind are refused.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -98,6 +99,10 @@ class UnsupportedItem(UnsupportedKind):
 
     noun: ClassVar[str] = "items"
     supported: ClassVar[str] = "message, function_call, function_call_output and reasoning"
+    hints: ClassVar[Mapping[str, str]] = {
+        "item_reference": "this server keeps no responses, so send the item itself "
+        "(with the AI SDK: providerOptions: {openai: {store: false}})"
+    }
 
 
 ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
