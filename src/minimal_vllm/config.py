@@ -19,6 +19,12 @@ BUILT_IN = {
 }
 """Names of the built-in classes, for the fields that choose one by name."""
 
+GUESSERS = ("ngram",)
+"""Names of the built-in guessers of speculative decoding."""
+
+DEFAULT_LOOKUP = 5
+"""Number of last tokens that n-gram lookup looks up, vLLM's default."""
+
 DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 """vLLM's alternative names of dtypes."""
 
@@ -145,6 +151,52 @@ class KVEventsConfig:
         return self.enable_kv_cache_events and self.publisher != "null"
 
 
+@clear_errors
+@dataclass(frozen=True, config=SETTINGS)
+class SpeculativeConfig:
+    """Options of speculative decoding, with vLLM's names."""
+
+    method: str = "ngram"
+    """Guesser: ``ngram``, which looks up what followed the last tokens earlier; or a class of your
+    own, FILE.py:CLASS."""
+    num_speculative_tokens: PositiveInt | None = None
+    """Maximum number of guesses per request and step. Fewer are made where they don't pay."""
+    prompt_lookup_max: PositiveInt | None = None
+    """Number of last tokens beyond which a longer match is no better. Default: the minimum, or
+    5."""
+    prompt_lookup_min: PositiveInt | None = None
+    """Minimum number of last tokens that must have occurred before. Default: the maximum."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "SpeculativeConfig":
+        if self.method not in GUESSERS and ":" not in self.method:
+            raise ValueError(
+                f"method should be one of {', '.join(GUESSERS)}, or name a class, as "
+                f"my_file.py:MyClass, not {self.method!r}"
+            )
+        if self.num_speculative_tokens is None:
+            raise ValueError("num_speculative_tokens is missing: the maximum number of guesses")
+        shortest, longest = self.lookup_lengths
+        if self.method != "ngram" and (self.prompt_lookup_min or self.prompt_lookup_max):
+            raise ValueError("prompt_lookup_min and prompt_lookup_max need the method ngram")
+        if shortest > longest:
+            raise ValueError(
+                f"prompt_lookup_min ({shortest}) must be at most prompt_lookup_max ({longest})"
+            )
+        return self
+
+    @property
+    def lookup_lengths(self) -> tuple[int, int]:
+        """Minimum and maximum number of last tokens to look up."""
+        given = self.prompt_lookup_max or self.prompt_lookup_min or DEFAULT_LOOKUP
+        return self.prompt_lookup_min or given, self.prompt_lookup_max or given
+
+    @property
+    def most_guesses(self) -> int:
+        """Maximum number of guesses of a request in a step."""
+        return self.num_speculative_tokens or 0
+
+
 @accepts(ENGINE, none_is_default=True)
 @clear_errors
 @dataclass(frozen=True, config=SETTINGS)
@@ -239,8 +291,17 @@ class EngineConfig:
     cascade_attention: bool = True
     """Read a prefix that running requests share once per step instead of once per request. Only
     in CUDA graphs."""
+    speculative_config: SpeculativeConfig | None = None
+    """Speculative decoding: guess several tokens, and compute them in one step. The output stays
+    the same. Only on a CPU so far. As vLLM's: {"method": "ngram", "num_speculative_tokens": 5}."""
     seed: int = 0
     """Seed from which requests without a seed get theirs, in the order of their arrival."""
+
+    @model_validator(mode="after")
+    def _scheduler_can_guess(self) -> "EngineConfig":
+        if self.speculative_config and self.scheduler:
+            raise ValueError("speculative_config needs the built-in scheduler: leave out scheduler")
+        return self
 
     @field_validator("attention_backend", "eviction_policy", "block_pool", "scheduler", "sampler")
     @classmethod

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
-from tests.engine.traffic import GuessingScheduler, Traffic
+from tests.engine.traffic import Traffic, guessing_scheduler
 
 HISTORIES = 1000
 
@@ -94,10 +94,10 @@ def run_randomly(random, traffic):
         ("lfu", False, Scheduler, False),
         ("fifo", False, Scheduler, False),
         ("lru", True, Scheduler, False),
-        ("lru", False, GuessingScheduler, False),
+        ("lru", False, guessing_scheduler, False),
         ("lru", False, Scheduler, True),
         ("lru", True, Scheduler, True),
-        ("lru", False, GuessingScheduler, True),
+        ("lru", False, guessing_scheduler, True),
     ],
 )
 def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
@@ -131,6 +131,6 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
     if has_windows:  # in fewer histories
         rare -= {"aborted while preempted", "aborted while computing its prompt"}
         rare |= {"passed by a window"}
-    if scheduler is GuessingScheduler:
+    if scheduler is guessing_scheduler:
         rare |= {"guessed", "several tokens in a step", "rejected", "blocks freed"}
     assert not {event for event in rare if events[event] < 20}, "the search must reach all of these"

@@ -20,11 +20,13 @@ from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES, Scheduler
+from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.runner.interface import StepResult
 from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.speculation.interface import CheckedGuesser
 from minimal_vllm.step.batch import build_batches
 from minimal_vllm.step.request import Status
 
@@ -93,7 +95,7 @@ class FakeRunner:
             self.crashes = False
             self.slots[slots] = GARBAGE
             raise CrashError("out of memory")
-        texts = [self._guess(entry) for entry in plan.scheduled]
+        texts = [[*self._known(entry), *entry.guesses] for entry in plan.scheduled]
         prefixes = [
             fingerprints(entry.request.cache_salt, tuple(text))
             for entry, text in zip(plan.scheduled, texts, strict=True)
@@ -128,16 +130,6 @@ class FakeRunner:
         pending = request.num_pending_tokens - entry.num_logits  # this step is in flight itself
         return (*request.token_ids, *([self.sampled[request]] if pending else []))
 
-    def _guess(self, entry):
-        """The request's tokens, and guesses at the next ones, of which the first few are right."""
-        request, tokens = entry.request, list(self._known(entry))
-        num_guesses = max(entry.num_logits - 1, 0)
-        num_right = sum(tokens) % (num_guesses + 1)
-        for index in range(num_guesses):
-            token = next_token(request.cache_salt, tokens, request.seed)
-            tokens.append(token if index < num_right else (token + 1) % VOCAB_SIZE)
-        return tokens
-
     def _verify(self, entry, tokens):
         """What the logits give: the right guesses, and the token behind them."""
         request, sampled = entry.request, []
@@ -164,7 +156,7 @@ class FakeRunner:
             assert positions.tolist() == list(range(entry.start, entry.start + entry.num_new))
             known = np.array(entry.request.token_ids)
             # 0 for what the engine does not know.
-            inputs = np.append(known, [0] * max(entry.num_logits, 1))[positions]
+            inputs = np.append(known, [*entry.guesses, 0])[positions]
             assert batch.input_ids[start:end].tolist() == inputs.tolist()
             self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions] ^ group
 
@@ -186,29 +178,32 @@ class FakeRunner:
                 self.slots[block * self.block_size : (block + 1) * self.block_size] = SPOILED
 
 
-class GuessingScheduler(Scheduler):
-    """Adds guesses to a plan, as far as budget and pool allow, and none where they would end."""
+class FakeGuesser:
+    """Guesses of which the first few are right, and now and then what no guesser should do."""
 
-    def schedule(self):
-        plan = super().schedule()
-        budget = self.config.max_num_batched_tokens - sum(each.num_new for each in plan.scheduled)
-        for entry in plan.scheduled:
-            request = entry.request
-            room = request.max_num_tokens - request.num_planned_tokens
-            count = min(request.arrival % 4, budget, room) if entry.num_logits else 0
-            missing = self.num_missing_blocks(request, count)
-            if count <= 0 or missing > self.pool.num_free:
-                continue
-            new_blocks = self.pool.allocate(missing) if missing else []
-            request.block_table.extend(new_blocks)
-            request.num_computed_tokens += count
-            request.num_pending_tokens += count
-            entry.num_new += count
-            entry.num_logits += count
-            entry.new_blocks = [*entry.new_blocks, *new_blocks]
-            budget -= count
-        plan.evicted += self.pool.take_evicted()
-        return plan
+    def propose(self, entries, counts):
+        if sum(entries[0].request.token_ids) % 7 == 6:
+            raise RuntimeError("no idea")
+        pairs = zip(entries, counts, strict=True)
+        return [self._guess(entry.request, count) for entry, count in pairs]
+
+    def _guess(self, request, count):
+        tokens = request.token_ids.tolist()
+        num_right = sum(tokens) % (count + 2)
+        guesses = []
+        for index in range(count + sum(tokens) % 3):  # sometimes more than asked for
+            token = next_token(request.cache_salt, tokens + guesses, request.seed)
+            guesses.append(token if index < num_right else (token + 1) % (VOCAB_SIZE + 1))
+        return guesses
+
+    def forget(self, request):
+        pass
+
+
+def guessing_scheduler(config, pool):
+    """A scheduler for which guesses cost nothing, so that it always makes some."""
+    guesser = CheckedGuesser(FakeGuesser(), VOCAB_SIZE)
+    return SpeculatingScheduler(config, pool, guesser, 3, clock=lambda: 0.0)
 
 
 class Traffic:
@@ -324,7 +319,7 @@ class Traffic:
 
     def _check_windows(self):
         """Nothing is held that a window has passed; later tokens may still be guesses."""
-        if self.runs_ahead or isinstance(self.scheduler, GuessingScheduler):
+        if self.runs_ahead or isinstance(self.scheduler, SpeculatingScheduler):
             return
         for request in self.scheduler.running:
             for group, window in enumerate(self.config.windows):

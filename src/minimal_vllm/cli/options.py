@@ -146,7 +146,8 @@ def _type_of(hint: Any, default: Any) -> dict[str, Any]:
     if get_origin(kind) is list:
         return {"type": _element_or_list(get_args(kind)[0]), "multiple": True}
     if get_origin(kind) is dict or is_dataclass(kind):
-        return {"type": _json_object, "metavar": "JSON"}
+        is_optional = NoneType in alternatives
+        return {"type": _object_or_none if is_optional else _json_object, "metavar": "JSON"}
     if kind is int and NoneType in alternatives:
         return {"type": _integer_or_none, "metavar": "INTEGER|none" if default else "INTEGER"}
     if kind is int:
@@ -195,6 +196,11 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise click.BadParameter(f"{text!r} is not a JSON object.")
     return parsed
+
+
+def _object_or_none(text: str) -> dict[str, Any] | None:
+    """Read a JSON object, or ``none`` for None."""
+    return None if text == "none" else _json_object(text)
 
 
 def _integer(text: str | int) -> int:

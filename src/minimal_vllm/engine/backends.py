@@ -22,6 +22,7 @@ from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
 from minimal_vllm.sampling.sampler import Sampler, sample
+from minimal_vllm.speculation.runner import SpeculatingRunner
 
 
 def backend_name(name: Part, device: torch.device) -> str:
@@ -116,6 +117,19 @@ def _check_gpu(device: torch.device) -> None:
         )
 
 
+def check_speculation(config: EngineConfig, device: torch.device) -> None:
+    """Check that speculative decoding, if it is asked for, works on the device.
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    if config.speculative_config is not None and device.type == "cuda":
+        raise ValueError(
+            "speculative decoding runs on a CPU only so far: leave out speculative_config, or set "
+            "device='cpu'"
+        )
+
+
 def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
     """Return whether each step is launched before the previous one has finished.
 
@@ -156,7 +170,8 @@ def make_runner(
     """
     if not _uses_own_kernels(config, model.device):
         sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)
-        return PlainRunner(model, sampler)
+        runner = SpeculatingRunner if config.speculative_config else PlainRunner
+        return runner(model, sampler)
     return _make_cuda_runner(config, limits, model, progress=progress)
 
 

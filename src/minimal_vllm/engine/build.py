@@ -17,7 +17,13 @@ from minimal_vllm.cache.memory import (
 )
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
-from minimal_vllm.engine.backends import choose_attention, choose_modules, make_runner, runs_ahead
+from minimal_vllm.engine.backends import (
+    check_speculation,
+    choose_attention,
+    choose_modules,
+    make_runner,
+    runs_ahead,
+)
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.parts import make_pool, make_scheduler, watch_cache
@@ -136,6 +142,7 @@ def build_engine(
     """
     # The order matters: later stages depend on earlier choices, and on the memory that is left.
     device = choose_device(config.device)
+    check_speculation(config, device)
     files = read_model_files(config)
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
@@ -159,7 +166,7 @@ def build_engine(
     admission = Admission(limits, files.tokenizer, config.seed)
     pool = make_pool(config, num_blocks)
     engine = Engine(
-        make_scheduler(config, scheduler_config, pool),
+        make_scheduler(config, scheduler_config, pool, files.config.vocab_size),
         runner,
         admission,
         OutputProcessor(files.tokenizer),

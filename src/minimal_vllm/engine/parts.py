@@ -2,10 +2,13 @@
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
-from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.config import EngineConfig, SchedulerConfig, SpeculativeConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
+from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
+from minimal_vllm.speculation.interface import CheckedGuesser, Guesser
+from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm.trace.step_record import Observer
 
 
@@ -22,14 +25,26 @@ def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
 
 
 def make_scheduler(
-    config: EngineConfig, limits: SchedulerConfig, pool: BlockPool
+    config: EngineConfig, limits: SchedulerConfig, pool: BlockPool, vocab_size: int = 0
 ) -> SchedulerInterface:
     """Make a scheduler without requests.
 
+    Args:
+        config: the user's configuration.
+        limits: limits of the scheduler.
+        pool: blocks.
+        vocab_size: number of the model's tokens, which guesses must be among.
+
     Raises:
-        ValueError: the user's class can't be loaded or lacks methods of the interface, or the
-            limits don't fit the pool.
+        ValueError: a class of the user's can't be loaded or lacks methods of the interface, or the
+            limits don't fit the pool or the guesses.
     """
+    speculative = config.speculative_config
+    if speculative is not None:
+        _check_guesses_fit(speculative.most_guesses, limits)
+        return SpeculatingScheduler(
+            limits, pool, make_guesser(speculative, vocab_size), speculative.most_guesses
+        )
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)
 
 
@@ -56,3 +71,27 @@ def watch_cache(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) 
     source = KvEventSource(limits, KvEventPublisher(events).publish)
     pool.watchers.append(source)
     return [source]
+
+
+def make_guesser(config: SpeculativeConfig, vocab_size: int) -> Guesser:
+    """Make the configured guesser of speculative decoding.
+
+    Raises:
+        ValueError: the user's class can't be loaded, or lacks methods of the interface.
+    """
+    if config.method == "ngram":
+        return NgramGuesser(*config.lookup_lengths)
+    return CheckedGuesser(make_part(config.method, Guesser), vocab_size)
+
+
+def _check_guesses_fit(most_guesses: int, limits: SchedulerConfig) -> None:
+    if most_guesses > limits.block_size:
+        raise ValueError(
+            f"num_speculative_tokens is {most_guesses}, but must be at most block_size "
+            f"({limits.block_size})"
+        )
+    if most_guesses >= limits.max_num_batched_tokens:
+        raise ValueError(
+            f"num_speculative_tokens is {most_guesses}, but must be below max_num_batched_tokens "
+            f"({limits.max_num_batched_tokens}): a step computes the guesses and one more token"
+        )

@@ -144,9 +144,7 @@ class Scheduler:
         """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
         if count < 0:
             raise ValueError(f"{request.request_id} got {-count} tokens more than it has logits")
-        if (
-            request.status is Status.RUNNING
-        ):  # otherwise it was preempted, and none of its tokens is computed
+        if request.status is Status.RUNNING:  # a preempted one has no computed tokens
             request.num_computed_tokens -= count
             self.blocks.drop_surplus(request)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel, PromptLogprobs, StepResult
 from minimal_vllm.sampling.logprobs import QueuedLogprobs, top_logprobs
-from minimal_vllm.sampling.sampler import Sampler, sample
+from minimal_vllm.sampling.sampler import Sampled, Sampler, sample
 from minimal_vllm.step.batch import LOGITS_AT_A_TIME, Batch, build_batches
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
@@ -37,7 +37,7 @@ class PlainRunner:
 
     def __init__(self, model: CachedModel, sampler: Sampler = sample) -> None:
         self._model = model
-        self._sample = sampler
+        self.sampler = sampler
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Landed:
@@ -45,9 +45,13 @@ class PlainRunner:
         batches = build_batches(plan, self._model.block_size, self._model.groups.number)
         batch = batches[0]
         hidden, last = self._forward(batches)
-        sampled = self._sample(self._model.decoder.logits(last), batch.sampling)
+        sampled = self.sample(self._model.decoder.logits(last), plan)
         prompt = all_prompt_logprobs(self._model, plan, batch, hidden)
         return Landed(StepResult(sampled, [each.wait() for each in prompt]))
+
+    def sample(self, logits: Tensor, plan: Plan) -> Sampled:
+        """Sample the tokens of a step from its logits, ``[N, V]``."""
+        return self.sampler(logits, plan.sampling)
 
     def _forward(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """Compute a step's hidden states, given the batch of each group of layers.

@@ -43,6 +43,28 @@ class Grammar:
         Stop tokens are allowed wherever the grammar allows the output to end.
         """
         self._catch_up(row)
+        return self._allowed_now(row)
+
+    def count_allowed(self, row: SamplingRow, tokens: Sequence[int]) -> int:
+        """Return how many of ``tokens``, the first ones, may come next, one after the other."""
+        self._catch_up(row)
+        count: int = self._matcher.validate_tokens(list(tokens))
+        return count
+
+    def allowed_after(self, row: SamplingRow, guesses: Sequence[int]) -> bytearray:
+        """Return the tokens that may come after some guesses, as ``allowed_tokens`` does.
+
+        The state stays that of the row's own tokens. If the guesses are not allowed, the result is
+        what may come instead of them.
+        """
+        self._catch_up(row)
+        count = self._matcher.try_consume_tokens(list(guesses))
+        allowed = self._allowed_now(row)
+        if count:
+            self._matcher.rollback(count)
+        return allowed
+
+    def _allowed_now(self, row: SamplingRow) -> bytearray:
         allowed = bytearray(self._matcher.compute_bitmask())
         if self._matcher.is_accepting():
             for token_id in row.stop_token_ids:

@@ -19,6 +19,10 @@ class Constraint(Protocol):
         """Return one bit per token of the vocabulary, lowest bit first: 1 if it may come next."""
         ...
 
+    def count_allowed(self, row: "SamplingRow", tokens: Sequence[int], /) -> int:
+        """Return how many of ``tokens``, the first ones, may come next, one after the other."""
+        ...
+
     def is_complete(self, row: "SamplingRow", /) -> bool:
         """Return whether the output satisfies the rule and no token may be added to it."""
         ...

@@ -161,11 +161,11 @@ def _join_new_tokens(plan: Plan, num_tokens: int) -> IntArray:
         for entry in plan.scheduled
     ]
     joined = b"".join(chunks)
-    if len(joined) < num_tokens * UNKNOWN.itemsize:  # a list ends before a pending token or a guess
-        joined = b"".join(
-            known + UNKNOWN * (entry.num_new - len(known))
-            for known, entry in zip(chunks, plan.scheduled, strict=True)
-        )
+    if len(joined) < num_tokens * UNKNOWN.itemsize:  # a list ends before a guess or a pending token
+        for chunk, entry in zip(chunks, plan.scheduled, strict=True):
+            chunk.extend(entry.guesses)
+            chunk.extend(UNKNOWN * (entry.num_new - len(chunk)))
+        joined = b"".join(chunks)
     return np.frombuffer(joined, dtype=np.int32).astype(np.int64)
 
 

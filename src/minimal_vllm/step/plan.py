@@ -46,6 +46,8 @@ class ScheduledRequest:
     begins with them."""
     new_blocks: Sequence[int] = ()
     """Blocks that were then appended to the block table."""
+    guesses: Sequence[int] = ()
+    """Guesses at the tokens that follow the request's list; the step computes them too."""
     passed_blocks: Sequence[int] = ()
     """Blocks that were released after the step, because the layers' windows have passed them."""
 

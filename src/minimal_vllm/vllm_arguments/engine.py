@@ -142,9 +142,8 @@ ENGINE = by_name(
         },
     ),
     Unsupported(
-        "every token is computed by the model itself, without speculative decoding",
+        "speculative decoding is configured by speculative_config alone",
         {
-            "speculative_config": (),
             "spec_method": (),
             "spec_model": (),
             "spec_tokens": (0,),

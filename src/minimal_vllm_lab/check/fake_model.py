@@ -53,6 +53,10 @@ class FakeGrammar:
         """Return a bit mask that allows every token."""
         return bytearray([0xFF] * (VOCAB_SIZE // 8))
 
+    def count_allowed(self, row: SamplingRow, tokens: Sequence[int], /) -> int:  # noqa: ARG002
+        """Return the number of ``tokens``, since every token is allowed."""
+        return len(tokens)
+
     def is_complete(self, row: SamplingRow, /) -> bool:
         """Return whether the output has ``GRAMMAR_LENGTH`` tokens."""
         return len(row.token_ids) - row.num_prompt_tokens >= GRAMMAR_LENGTH

@@ -13,7 +13,7 @@ from minimal_vllm.trace.step_record import Listener, StepRecord
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.snapshot import take_snapshot
 from tests.engine.test_traffic import act_randomly, add_windows, random_config
-from tests.engine.traffic import GuessingScheduler, Traffic
+from tests.engine.traffic import Traffic, guessing_scheduler
 from tests.lab.sim.simulated import make_jobs, make_replica, run
 from tests.lab.view.browser import REBUILD, actual, page_at
 
@@ -71,7 +71,7 @@ def random_history(seed):
         eviction=eviction,
         async_scheduling=is_async,
         observers=[witness],
-        scheduler=GuessingScheduler if guesses else Scheduler,
+        scheduler=guessing_scheduler if guesses else Scheduler,
         **config,
     )
     witness.watch(traffic.scheduler)

@@ -1,0 +1,129 @@
+"""The scheduler that lets steps compute guesses, behind the tokens that are known."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.speculation.interface import Guesser
+from minimal_vllm.speculation.pace import Acceptance, StepCost
+from minimal_vllm.step.plan import Plan, ScheduledRequest
+from minimal_vllm.step.request import Request
+
+
+class SpeculatingScheduler(Scheduler):
+    """Scheduler that adds guesses to its plans, where budget and pool leave room for them.
+
+    A guess is a token behind the list: it is planned as if it were known, and ``update`` moves the
+    counter back over those that were wrong. Guesses come last: no request waits, loses blocks or
+    gets fewer tokens because of them.
+
+    Args:
+        config: limits and policy.
+        pool: blocks.
+        guesser: proposes the tokens; it must never fail, as ``CheckedGuesser`` never does.
+        most_guesses: maximum number of guesses of a request in a step.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        guesser: Guesser,
+        most_guesses: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(config, pool)
+        self.guesser = guesser
+        self.most_guesses = most_guesses
+        self.cost = StepCost()
+        self._clock = clock
+        self._planned_at = 0.0
+        self._acceptance: dict[Request, Acceptance] = {}
+
+    def schedule(self) -> Plan:
+        """Plan the next step, as without guesses, and then add guesses."""
+        plan = super().schedule()
+        entries = [entry for entry in plan.scheduled if entry.num_logits]
+        counts = self.count_guesses(plan, entries)
+        if any(counts):
+            guesses = self.guesser.propose(entries, counts)
+            for entry, tokens in zip(entries, guesses, strict=True):
+                self.add_guesses(entry, self._without_impossible(entry.request, tokens))
+            plan.evicted += self.pool.take_evicted()
+        self._planned_at = self._clock()
+        return plan
+
+    def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
+        """Append the sampled tokens, and learn from them how much to guess."""
+        if all(entry.num_logits for entry in plan.scheduled):
+            num_rows = sum(entry.num_new for entry in plan.scheduled)
+            self.cost.note(num_rows, self._clock() - self._planned_at)
+        entries = [entry for entry in plan.scheduled if entry.num_logits]
+        for entry, tokens in zip(entries, sampled, strict=True):
+            acceptance = self._acceptance.get(entry.request)
+            if acceptance is not None and entry.num_logits > 1:
+                acceptance.note(entry.num_logits - 1, len(tokens) - 1)
+        super().update(plan, sampled)
+
+    def release(self, request: Request) -> None:
+        """Return the blocks and the row of ``request``, and forget what was learned of it."""
+        super().release(request)
+        self.guesser.forget(request)
+        self._acceptance.pop(request, None)
+
+    def reset(self) -> None:
+        """Forget all requests and all cached blocks."""
+        for request in self.running:
+            self.guesser.forget(request)
+        self._acceptance.clear()
+        super().reset()
+
+    # ---- guesses --------------------------------------------------------------------------------
+
+    def count_guesses(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
+        """Return how many guesses each request may have in this step at most.
+
+        Its output's limit, the token budget and the model's length leave room for so many, and so
+        many are expected to pay.
+        """
+        num_rows = sum(entry.num_new for entry in plan.scheduled)
+        budget = self.config.max_num_batched_tokens - num_rows
+        bar = self.cost.bar(num_rows) if num_rows else 1.0
+        counts = []
+        for entry in entries:
+            request = entry.request
+            acceptance = self._acceptance.setdefault(request, Acceptance())
+            worth = acceptance.count_above(bar, self.most_guesses)
+            if not worth:
+                acceptance.recover()
+            room = request.max_num_tokens - request.num_planned_tokens
+            counts.append(max(min(worth, room, budget), 0))
+            budget -= counts[-1]
+        return counts
+
+    def add_guesses(self, entry: ScheduledRequest, guesses: Sequence[int]) -> None:
+        """Let a request compute guesses too, as many as free blocks hold."""
+        request, count = entry.request, len(guesses)
+        while count and self.num_missing_blocks(request, count) > self.pool.num_free:
+            count -= 1
+        if not count:
+            return
+        new_blocks = self.blocks.append(request, self.num_missing_blocks(request, count))
+        request.num_computed_tokens += count
+        request.num_pending_tokens += count
+        entry.num_new += count
+        entry.num_logits += count
+        entry.guesses = guesses[:count]
+        entry.new_blocks = [*entry.new_blocks, *new_blocks]
+
+    @staticmethod
+    def _without_impossible(request: Request, guesses: Sequence[int]) -> Sequence[int]:
+        """Cut off the guesses that can't be sampled, or that nothing can follow."""
+        end = next((i for i, each in enumerate(guesses) if each in request.stop_token_ids), None)
+        possible = guesses[:end]
+        if request.grammar is None or not possible:
+            return possible
+        return possible[: request.grammar.count_allowed(request, possible)]

@@ -1,0 +1,81 @@
+"""The interface of a guesser, which proposes the next tokens of requests."""
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from minimal_vllm.step.plan import ScheduledRequest
+from minimal_vllm.step.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class Guesser(Protocol):
+    """Proposes the tokens that requests will probably sample next.
+
+    Guesses change no output. Wrong ones only cost time.
+    """
+
+    def propose(
+        self, entries: Sequence[ScheduledRequest], counts: Sequence[int]
+    ) -> Sequence[Sequence[int]]:
+        """Return guesses at the tokens that follow each request's ``token_ids``.
+
+        Args:
+            entries: requests that sample in the step that is being planned.
+            counts: maximum number of guesses for each of them. Fewer, or none, may be returned.
+        """
+        ...
+
+    def forget(self, request: Request) -> None:
+        """Drop what is remembered about a request, which has ended or lost its blocks."""
+        ...
+
+
+class CheckedGuesser:
+    """A guesser of which nothing unusable comes, whatever the one inside does.
+
+    Too many guesses are cut off, and so is everything from the first that is not a token of the
+    model's. If the guesser raises an error, there are no guesses in that step.
+
+    Args:
+        guesser: the guesser inside.
+        vocab_size: number of the model's tokens.
+    """
+
+    def __init__(self, guesser: Guesser, vocab_size: int) -> None:
+        self._guesser = guesser
+        self._vocab_size = vocab_size
+        self._has_failed = False
+
+    def propose(
+        self, entries: Sequence[ScheduledRequest], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Return the usable guesses, at most ``counts`` of them."""
+        try:
+            proposals = self._guesser.propose(entries, counts)
+            pairs = zip(proposals, counts, strict=True)
+            return [self._leading_tokens(tokens[:count]) for tokens, count in pairs]
+        except Exception:
+            self._note_failure()
+            return [[] for _ in entries]
+
+    def forget(self, request: Request) -> None:
+        """Drop what is remembered about a request."""
+        try:
+            self._guesser.forget(request)
+        except Exception:
+            self._note_failure()
+
+    def _leading_tokens(self, guesses: Sequence[int]) -> list[int]:
+        tokens: list[int] = []
+        for guess in guesses:
+            if not 0 <= guess < self._vocab_size:
+                break
+            tokens.append(int(guess))
+        return tokens
+
+    def _note_failure(self) -> None:
+        if not self._has_failed:  # one that always fails would fill the log
+            logger.exception("The guesser failed; the engine goes on without its guesses")
+        self._has_failed = True
