@@ -35,6 +35,10 @@ SMALL = {
 """Default options of the demo engine: so small that it runs out of blocks within seconds."""
 
 
+LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
+"""Options that are no fields of a configuration, and have no effect on a trace."""
+
+
 @trace_options
 @field_options(EngineConfig, without=NOT_FOR_A_SERVER, defaults=SMALL)
 @field_options(TrafficSettings, heading="Demo traffic")
@@ -51,6 +55,12 @@ SMALL = {
     default=4.0,
     show_default=True,
     help="Initial speed of the engine.",
+)
+@click.option(
+    "--tour/--no-tour",
+    default=True,
+    show_default=True,
+    help="Let the first viewer begin with a tour, for which the engine waits.",
 )
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 @click.pass_context
@@ -80,6 +90,8 @@ def _live(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> No
     begin_traces(writers, service.llm)
     view.make_traffic(TrafficSettings(**given_options(ctx, TrafficSettings)))
     view.pace.change(PaceState(interval=1 / ctx.params["steps_per_second"]))
+    if ctx.params["tour"]:
+        view.offer_tour()
     run_service(service, listener, lambda: _announce(listener, browser))
 
 
@@ -103,7 +115,7 @@ def _reject_engine_options(ctx: click.Context) -> None:
     without_effect = [
         param.opts[0]
         for param in ctx.command.params
-        if (isinstance(param, FieldOption) or param.name in ("model", "trace", "steps_per_second"))
+        if (isinstance(param, FieldOption) or param.name in LIVE_ONLY)
         and ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
     ]
     if without_effect:

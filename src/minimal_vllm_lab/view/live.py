@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
     from minimal_vllm.server.async_engine import AsyncEngine
 
+T = TypeVar("T")
+IDLE_TRIES = 50
+"""Number of times to look whether the engine is idle, before a tour is refused."""
+IDLE_SECONDS = 0.1
+"""Seconds from one such look to the next."""
+
+
+class EngineBusyError(ValueError):
+    """Raised when a tour can't begin, because the engine serves requests of others."""
+
 
 class LiveView(Listener):
     """Watch an engine on behalf of the viewers, and pass their commands to it.
@@ -38,11 +49,13 @@ class LiveView(Listener):
     Attributes:
         pace: the pace of the engine.
         traffic: the demo traffic, or None.
+        touring: True while a viewer takes the tour, or the next viewer will begin it.
     """
 
     def __init__(self) -> None:
         self.pace = Pace()
         self.traffic: Traffic | None = None
+        self.touring = False
         self._feed = Feed(self._greet)
         self._step = -1
 
@@ -58,6 +71,13 @@ class LiveView(Listener):
     def make_traffic(self, settings: TrafficSettings) -> None:
         """Create demo traffic, which begins with ``start``."""
         self.traffic = Traffic(self._engine, self._llm, settings, lambda: self.pace.state.paused)
+
+    def offer_tour(self) -> None:
+        """Keep the engine paused and the demo traffic away until a viewer has taken the tour."""
+        self.touring = True
+        self.pace.change(replace(self.pace.state, paused=True))
+        if self.traffic:
+            self.traffic.is_held = True
 
     # ---- in the event loop ----------------------------------------------------------------------
 
@@ -80,17 +100,58 @@ class LiveView(Listener):
 
     async def snapshot(self) -> Snapshot:
         """Return the engine's state between two steps."""
-        answer: asyncio.Future[Snapshot] = self._loop.create_future()
+        return await self._ask(self._take_snapshot)
 
-        def give(snapshot: Snapshot) -> None:
-            if not answer.done():  # the request may have been canceled
-                answer.set_result(snapshot)
+    async def _ask(self, question: Callable[[], T]) -> T:
+        """Call ``question`` in the engine's thread between two steps, and return what it returns.
 
-        def take() -> None:
-            self._loop.call_soon_threadsafe(give, self._take_snapshot())
+        An error is raised here; it does not harm the engine.
+        """
+        answer: asyncio.Future[T] = self._loop.create_future()
 
-        self._engine.between_steps(take)
+        def give(result: T | None, error: Exception | None) -> None:
+            if answer.done():  # the request may have been canceled
+                return
+            if error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(cast("T", result))
+
+        def find() -> None:
+            try:
+                self._loop.call_soon_threadsafe(give, question(), None)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(give, None, error)
+
+        self._engine.between_steps(find)
         return await answer
+
+    async def begin_tour(self) -> None:
+        """Stop the demo traffic, pause the engine, and empty its cache.
+
+        Raises:
+            EngineBusyError: requests of others do not end.
+        """
+        was_touring, self.touring = self.touring, True
+        self.set_pace(replace(self.pace.state, paused=True))
+        if self.traffic:
+            await self.traffic.hold()
+        for _ in range(IDLE_TRIES):
+            if await self._ask(self._reset_if_idle):
+                return
+            await asyncio.sleep(IDLE_SECONDS)  # a page that was just closed takes a moment to leave
+        if not was_touring:
+            self.end_tour()
+        raise EngineBusyError(
+            "the engine serves other requests: take the tour when they have ended"
+        )
+
+    def end_tour(self) -> None:
+        """Let the demo traffic and the engine go on."""
+        self.touring = False
+        if self.traffic:
+            self.traffic.is_held = False
+        self.set_pace(replace(self.pace.state, paused=False))
 
     def set_pace(self, state: PaceState) -> None:
         """Pause or resume the engine, or change its speed."""
@@ -107,6 +168,13 @@ class LiveView(Listener):
             self._feed.publish(self._controls())
 
     # ---- in the engine's thread ------------------------------------------------------------------
+
+    def _reset_if_idle(self) -> bool:
+        """Forget all cached blocks if no request is unfinished, and return whether it was so."""
+        is_idle = not self._llm.engine.has_unfinished_requests
+        if is_idle:
+            self._llm.engine.reset()
+        return is_idle
 
     def __call__(self, record: Record) -> None:
         """Send a record to the viewers, and let the pace and the traffic react to it."""
@@ -165,8 +233,13 @@ class LiveView(Listener):
         return take_snapshot(self._scheduler, self._contents, self._step)
 
     def _controls(self) -> bytes:
-        settings = self.traffic.settings if self.traffic else None
-        return to_json({"kind": "controls", "pace": self.pace.state, "traffic": settings}) + b"\n"
+        controls = {
+            "kind": "controls",
+            "pace": self.pace.state,
+            "traffic": self.traffic.settings if self.traffic else None,
+            "touring": self.touring,
+        }
+        return to_json(controls) + b"\n"
 
     def _publish(self, lines: bytes) -> None:
         self._loop.call_soon_threadsafe(self._feed.publish, lines)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from minimal_vllm.server.pace import PaceState
 from minimal_vllm_lab.view.document import IMAGES, docs_image, docs_page
-from minimal_vllm_lab.view.live import LiveView
+from minimal_vllm_lab.view.live import EngineBusyError, LiveView
 from minimal_vllm_lab.view.snapshot import Snapshot
 from minimal_vllm_lab.view.source import PACKAGE, NoSuchPageError, source_page
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
@@ -36,6 +36,15 @@ class Pace(BaseModel):
     """Event after whose next step the engine pauses. None: it does not pause by itself."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Make this number of steps, and then pause. Other fields are ignored."""
+
+
+class TourState(BaseModel):
+    """Body of ``POST /view/tour``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    touring: bool
+    """True: empty the engine for a tour. False: end the tour, and let the demo traffic go on."""
 
 
 def page_routes() -> APIRouter:
@@ -91,11 +100,32 @@ def live_routes(view: LiveView) -> APIRouter:
         else:
             view.set_pace(PaceState(body.paused, body.interval, body.until))
 
+    router.include_router(demo_routes(view))
+    return router
+
+
+def demo_routes(view: LiveView) -> APIRouter:
+    """Return the routes of what only ``minimal-vllm view`` has: demo traffic, and the tour."""
+    router = APIRouter(include_in_schema=False)
+
+    def check_demo() -> None:
+        if view.traffic is None:
+            raise HTTPException(404, "only 'minimal-vllm view' has demo traffic and a tour")
+
     @router.post("/view/traffic", status_code=204)
     async def traffic(settings: TrafficSettings) -> None:
-        if view.traffic is None:
-            raise HTTPException(404, "there is no demo traffic; only 'minimal-vllm view' has it")
+        check_demo()
         view.set_traffic(settings)
+
+    @router.post("/view/tour", status_code=204)
+    async def tour(body: TourState) -> None:
+        check_demo()
+        if not body.touring:
+            return view.end_tour()
+        try:
+            await view.begin_tour()
+        except EngineBusyError as error:
+            raise HTTPException(409, str(error)) from error
 
     return router
 

@@ -35,6 +35,10 @@ class Traffic:
         llm: the engine's model and tokenizer.
         settings: rate and lengths; may be replaced at any time.
         is_paused: returns whether the engine is paused, in which case no requests are made.
+
+    Attributes:
+        settings: rate and lengths.
+        is_held: True if no requests are made until it is set to False.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Traffic:
         is_paused: Callable[[], bool],
     ) -> None:
         self.settings = settings
+        self.is_held = False
         self._is_paused = is_paused
         self._engine = engine
         self._max_len = llm.built.scheduler_config.max_model_len
@@ -71,12 +76,20 @@ class Traffic:
     def on_step(self) -> None:
         """Make new requests, if any are due. Called after each step of the engine."""
         self._ticked.set()
-        if self._guests:
+        if self._guests or self.is_held:
             return
         mean = self.settings.requests_per_100_steps / 100
         count = int(mean) + (self._random.random() < mean % 1)
         for _ in range(min(count, MAX_WAITING - self._engine.num_waiting)):
             self._send()
+
+    async def hold(self) -> None:
+        """Cancel all demo requests, and make none until ``is_held`` is set to False."""
+        self.is_held = True
+        requests = [*self._requests]
+        for task in requests:
+            task.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
 
     def guest_came(self, request_id: str) -> None:
         """Make room for a request of somebody else: demo requests leave, the newest first.
@@ -110,8 +123,11 @@ class Traffic:
                 await asyncio.wait_for(self._ticked.wait(), IDLE_SECONDS)
             except TimeoutError:
                 is_idle = len(self._tasks) == 1  # only this task: no demo request is unfinished
-                if is_idle and self.settings.requests_per_100_steps > 0 and not self._is_paused():
+                if is_idle and self.settings.requests_per_100_steps > 0 and self._may_send():
                     self._send()
+
+    def _may_send(self) -> bool:
+        return not (self.is_held or self._is_paused())
 
     def _make_request(self) -> EngineRequest:
         """Return a request: the shared prefix, followed by a random passage."""

@@ -17,7 +17,15 @@ from tests.server.harness import ENVIRONMENT
 
 PATH = ROOT / "docs" / "images" / "view.webp"
 DEMO = [
-    *(sys.executable, "-m", "minimal_vllm", "view", "--no-browser", "--steps-per-second=1"),
+    *(
+        sys.executable,
+        "-m",
+        "minimal_vllm",
+        "view",
+        "--no-browser",
+        "--no-tour",
+        "--steps-per-second=1",
+    ),
     *("--requests-per-100-steps=11", "--output-tokens=36"),
 ]
 """It starts slowly, so that the page sees nearly every step, and has room for one more request."""

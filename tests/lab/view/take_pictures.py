@@ -17,7 +17,15 @@ from tests.server.harness import ENVIRONMENT
 SIZES = {1280: 1000, 1920: 1080}
 ENOUGH_STEPS = 150
 """Number of steps before the pictures, so that enough has happened."""
-DEMO = [sys.executable, "-m", "minimal_vllm", "view", "--no-browser", "--steps-per-second=32"]
+DEMO = [
+    sys.executable,
+    "-m",
+    "minimal_vllm",
+    "view",
+    "--no-browser",
+    "--no-tour",
+    "--steps-per-second=32",
+]
 
 
 def take_pictures(page):

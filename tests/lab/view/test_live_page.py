@@ -477,7 +477,7 @@ def demo(*options):
 
 
 def test_demo_traffic_follows_its_controls(chromium):
-    with demo("--requests-per-100-steps=0") as url, page_at(chromium, url) as page:
+    with demo("--no-tour", "--requests-per-100-steps=0") as url, page_at(chromium, url) as page:
         until(page, "view.player.isLive && !document.querySelector('#traffic').hidden")
         page.evaluate(NOTE_TRAFFIC)
         set_speed(page, "0")
@@ -515,7 +515,10 @@ def test_demo_traffic_follows_its_controls(chromium):
 
 
 def test_demo_requests_make_room_for_a_visitors_prompt(chromium):
-    with demo("--requests-per-100-steps=60", *SMALL) as url, page_at(chromium, url) as page:
+    with (
+        demo("--no-tour", "--requests-per-100-steps=60", *SMALL) as url,
+        page_at(chromium, url) as page,
+    ):
         until(page, "view.player.state.inOrder('waiting').length >= 4")
         page.fill("#prompt", "It was a dark and stormy night, and")
         page.press("#prompt", "Enter")

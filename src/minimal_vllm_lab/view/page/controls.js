@@ -2,6 +2,7 @@
 
 import { headers, post } from "./feed.js";
 import { toggleTheme } from "./theme.js";
+import { Tour } from "./tour.js";
 
 const $ = (id) => document.getElementById(id);
 const TRAFFIC = ["requests_per_100_steps", "prompt_tokens", "output_tokens", "shared_prefix_tokens"];
@@ -13,8 +14,9 @@ function write(element, text) {
 
 export class Controls {
   /** @param onSent called with the id of each request that is sent; onTheme when the theme changes; onClear to clear the selection */
-  constructor(player, { onSent, onTheme, onClear }) {
+  constructor(player, tour, { onSent, onTheme, onClear }) {
     this.player = player;
+    this.tour = tour;
     this.onSent = onSent;
     this.actions = {
       play: () => player.toggle(),
@@ -29,8 +31,9 @@ export class Controls {
       help: () => ($("help-dialog").open ? $("help-dialog").close() : $("help-dialog").showModal()),
       clear: onClear,
       prompt: () => $("prompt").focus(),
+      guide: () => this.beginTour(),
     };
-    for (const name of ["play", "step", "back", "preemption", "eviction", "live", "theme", "help"]) {
+    for (const name of ["play", "step", "back", "preemption", "eviction", "live", "theme", "help", "guide"]) {
       $(name).addEventListener("click", () => this.run(name));
     }
     $("speed").addEventListener("change", () => this.attempt(player.setSpeed(Number($("speed").value))));
@@ -52,12 +55,22 @@ export class Controls {
     if (event.target.matches(".traffic input") && event.key.startsWith("Arrow")) return; // arrow keys move the slider
     const keys = { " ": "play", ArrowRight: "step", ArrowLeft: "back", p: "preemption", e: "eviction",
                    l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
-                   "/": "prompt" };
+                   "/": "prompt", g: "guide" };
     const name = keys[event.key];
+    if (this.tour.isOn && name !== "theme" && name !== "help") {
+      if (!document.querySelector("dialog[open]") && this.tour.onKey(event.key)) event.preventDefault();
+      return;
+    }
     if (document.querySelector("dialog[open]") && name !== "help") return;
     if (!name || (event.key === " " && event.target.matches("button, a"))) return;
     event.preventDefault();
     this.run(name);
+  }
+
+  beginTour() {
+    $("help-dialog").close();
+    if ($("guide").hidden) return undefined;
+    return this.tour.begin();
   }
 
   run(name) { return this.attempt(this.actions[name]()); }
@@ -140,6 +153,7 @@ export class Controls {
 
   takeTraffic(settings) {
     $("traffic").hidden = settings === null;
+    $("guide").hidden = settings === null || !Tour.suits(this.player.state.facts);
     if (settings === null) return;
     for (const name of TRAFFIC) if (document.activeElement !== $(name)) $(name).value = settings[name];
     this.showTraffic();

@@ -47,10 +47,11 @@ async function readAll(onLine) {
   }
 }
 
-/** Send a request to the server. Throws an error with the server's message if it is rejected. */
-export async function post(path, body) {
+/** Send a request to the server; `signal` may abort it. Throws an error with the server's message if it is rejected. */
+export async function post(path, body, signal = null) {
   const response = await fetch(path, {
     method: "POST",
+    signal,
     headers: { "Content-Type": "application/json", ...headers() },
     body: JSON.stringify(body),
   });

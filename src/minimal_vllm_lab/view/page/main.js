@@ -13,6 +13,7 @@ import { PoolView } from "./pool.js";
 import { Queue } from "./queue.js";
 import { loadTheme, watchSystemTheme } from "./theme.js";
 import { showTip } from "./tip.js";
+import { Tour } from "./tour.js";
 
 const $ = (id) => document.getElementById(id);
 const WORDS_MS = 100; // minimum time between drawings of texts and charts, which leaves time for the pool
@@ -31,7 +32,11 @@ class View {
     this.facts = null;
     this.digest = null;
     this.player = new Player(() => this.changed());
-    this.controls = new Controls(this.player, {
+    this.tour = new Tour(this.player, this.texts, {
+      onChange: () => this.layoutChanged(),
+      onError: (message) => this.controls.showMessage(message),
+    });
+    this.controls = new Controls(this.player, this.tour, {
       onSent: (name) => this.sent.add(`cmpl-${name}-0`),
       onTheme: () => this.themeChanged(),
       onClear: () => this.select(NOTHING),
@@ -68,6 +73,7 @@ class View {
       case "snapshot": return this.restart(line.state, true);
       case "end": return this.controls.showMessage(`The trace ends here: ${line.reason}.`);
     }
+    if (line.kind === "reset") this.tour.takeReset();
     this.player.history.append(line);
     this.digest.take(line, this.player.history.head);
     if (this.player.isLive) this.dropOld();
@@ -81,6 +87,7 @@ class View {
 
   begin(header) {
     this.facts = header.engine;
+    this.tour.isOffered = null; // the engine may be another one
     const { model, num_blocks, block_size, device, max_num_batched_tokens } = this.facts;
     $("facts").textContent = `${model} on ${device} · ${num_blocks.toLocaleString("en")} blocks of ${block_size} tokens`;
     $("block-size").textContent = block_size;
@@ -97,9 +104,10 @@ class View {
     this.changed();
   }
 
-  takeControls({ pace, traffic }) {
+  takeControls({ pace, traffic, touring }) {
     this.player.takePace(pace);
     this.controls.takeTraffic(traffic);
+    if (traffic !== null) this.tour.takeOffer(touring, this.facts);
   }
 
   /** Drop charts and cells of steps that the history has dropped. */
@@ -186,6 +194,11 @@ class View {
 
   themeChanged() {
     this.pool.invalidate();
+    this.changed();
+  }
+
+  layoutChanged() {
+    this.pool.resize();
     this.changed();
   }
 

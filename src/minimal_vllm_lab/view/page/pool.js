@@ -44,6 +44,9 @@ export class PoolView {
   /** Draw all cells again next time, because the theme has changed. */
   invalidate() { this.drawn = null; }
 
+  /** Choose the size of the cells again, because the panel has another height. */
+  resize() { this.clientWidth = null; }
+
   /** Choose the largest cells with which all blocks fit into the panel; if even the smallest don't, it grows. */
   layOut(count) {
     const clientWidth = widthOf(this.canvas.parentElement);
