@@ -16,6 +16,7 @@ from minimal_vllm.engine.reporter import Reporter, Timing
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.runner.interface import DEVICE_LOST, Flight, Runner, StepResult
+from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import FinishReason
@@ -32,6 +33,14 @@ class LaunchedStep:
     flight: Flight
     times: Timing
     """Number and times of the step, kept by the ``Reporter``."""
+
+
+class NothingToCompute:
+    """Flight of a step that only preempts. It is recorded like any other step."""
+
+    def wait(self) -> StepResult:
+        """Return a result without tokens."""
+        return StepResult(Sampled.one_each([]), [])
 
 
 class Engine:
@@ -160,10 +169,11 @@ class Engine:
                 raise ValueError(
                     "the scheduler returned an empty plan although requests are waiting"
                 )
-            return []
+            if not plan.preempted:
+                return []
         self._reporter.planned(plan, times)
         try:
-            flight = self._runner.launch(plan)
+            flight = self._runner.launch(plan) if plan.scheduled else NothingToCompute()
         except Exception as error:
             return self._fail(plan, times, error)
         self._in_flight.append(LaunchedStep(plan, flight, times))
