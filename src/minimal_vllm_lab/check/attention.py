@@ -81,6 +81,7 @@ def check_attention(
     *,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     examples: int = 150,
+    seed: int | None = None,
     only_decodes: bool = False,
     plain: bool = False,
 ) -> Lesson | None:
@@ -90,6 +91,7 @@ def check_attention(
         make: the backend's class. ``make(device)`` must return a new backend.
         device: the device to run on.
         examples: number of random batches to try.
+        seed: seed of the random cases. Default: the same cases in every run.
         only_decodes: restrict the batches to one new token per request, and to layers without a
             sliding window.
         plain: restrict the layers to those without softcap and sinks.
@@ -109,7 +111,9 @@ def check_attention(
                 raise Broken(UNTOUCHED, "q or the cache was changed", "both unchanged")
         compare(found.cpu(), on_cpu, case)
 
-    return find_lesson(_cases(only_decodes, plain), run, examples=examples, shorter=_shorter)
+    return find_lesson(
+        _cases(only_decodes, plain), run, examples=examples, seed=seed, shorter=_shorter
+    )
 
 
 def _cases(only_decodes: bool, plain: bool) -> "SearchStrategy[Case]":

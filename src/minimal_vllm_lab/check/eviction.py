@@ -43,7 +43,11 @@ KNOWN_CASES = [
 
 
 def check_eviction(
-    make: Callable[[], EvictionStrategy], *, least_recently_used: bool = False, examples: int = 100
+    make: Callable[[], EvictionStrategy],
+    *,
+    least_recently_used: bool = False,
+    examples: int = 100,
+    seed: int | None = None,
 ) -> Lesson | None:
     """Check an eviction strategy, and return a lesson about a broken rule, or None if all hold.
 
@@ -51,6 +55,7 @@ def check_eviction(
         make: the strategy's class. ``make()`` must return a new strategy.
         least_recently_used: require LRU order. Default: any order that ``in_order`` announces.
         examples: number of random histories to try.
+        seed: seed of the random cases. Default: the same cases in every run.
     """
 
     def run(operations: list[tuple[str, int]], history: History) -> None:
@@ -60,7 +65,9 @@ def check_eviction(
             driver.apply(kind, block)
         driver.finish()
 
-    return find_lesson(_cases(), run, examples=examples, shorter=shorter_lists, known=KNOWN_CASES)
+    return find_lesson(
+        _cases(), run, examples=examples, seed=seed, shorter=shorter_lists, known=KNOWN_CASES
+    )
 
 
 def _cases() -> "SearchStrategy[list[tuple[str, int]]]":

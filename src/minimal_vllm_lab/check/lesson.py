@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
+from typing import Any
 
 WIDTH = 96
 
@@ -43,6 +44,21 @@ class Lesson:
     found: str
     expected: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the lesson as a dict that can be written as JSON."""
+        return {
+            "rule": self.rule.statement,
+            "history": list(self.history),
+            "expected": self.expected,
+            "found": self.found,
+            "why": self.rule.reason,
+            "read": self._page,
+        }
+
+    @property
+    def _page(self) -> str:
+        return f"docs/course/{self.rule.chapter}.md" if self.rule.chapter else ""
+
     def lines(self) -> Iterator[str]:
         """Yield the lesson as lines of text, without line breaks."""
         yield f"✗ {self.rule.statement}"
@@ -51,8 +67,8 @@ class Lesson:
             yield from (f"    {line}" for line in self.history)
             yield ""
         sections = {"expected": self.expected, "found": self.found, "why": self.rule.reason}
-        if self.rule.chapter:
-            sections["read"] = f"docs/course/{self.rule.chapter}.md"
+        if self._page:
+            sections["read"] = self._page
         for name, text in sections.items():
             for index, line in enumerate(_paragraph(text)):
                 yield f"  {name if index == 0 else '':<10}{line}".rstrip()

@@ -109,12 +109,16 @@ EMPTIED = Rule(
 )
 
 
-def check_pool(make: MakePool, *, examples: int = 300) -> Lesson | None:
+def check_pool(
+    make: MakePool, *, examples: int = 300, seed: int | None = None, cached: bool = True
+) -> Lesson | None:
     """Check a block pool, and return a lesson about a broken rule, or None if all hold.
 
     Args:
         make: the pool's class. ``make(num_blocks, eviction)`` must return a new pool.
         examples: number of random histories to try.
+        seed: seed of the random cases. Default: the same cases in every run.
+        cached: whether blocks are cached and shared. False: requests only allocate and release.
     """
 
     def run(case: tuple[int, list[Operation]], history: History) -> None:
@@ -130,13 +134,15 @@ def check_pool(make: MakePool, *, examples: int = 300) -> Lesson | None:
     ) -> Iterator[tuple[int, list[Operation]]]:
         return ((case[0], operations) for operations in shorter_lists(case[1]))
 
-    return find_lesson(_cases(), run, examples=examples, shorter=shorter)
+    return find_lesson(_cases(cached), run, examples=examples, seed=seed, shorter=shorter)
 
 
-def _cases() -> "SearchStrategy[tuple[int, list[Operation]]]":
+def _cases(cached: bool) -> "SearchStrategy[tuple[int, list[Operation]]]":
     from hypothesis import strategies as st
 
     kinds = ["begin", "release", "begin", "release", "grow", "forget", "forget all", "evicted"]
+    if not cached:
+        kinds = ["begin uncached", "release", "begin uncached", "release", "grow"]
     operation = st.tuples(st.sampled_from(kinds), st.sampled_from(TEXTS), st.integers(0, 3))
     return st.tuples(st.integers(1, 6), long_lists(operation, 18))
 
@@ -200,6 +206,8 @@ class _Driver:
         table = self._tables[number % len(self._tables)] if self._tables else None
         if kind == "begin":
             self._begin([text[: end + 1].encode() for end in range(len(text))], number % 2)
+        elif kind == "begin uncached":
+            self._begin([], number)
         elif kind == "evicted":
             self._take_evicted()
         elif kind == "forget all":

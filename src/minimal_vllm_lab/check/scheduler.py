@@ -36,7 +36,12 @@ MAX_STEPS = 400
 
 
 def check_scheduler(
-    make: MakeScheduler, *, like: MakeScheduler | None = None, examples: int = 250
+    make: MakeScheduler,
+    *,
+    like: MakeScheduler | None = None,
+    examples: int = 250,
+    seed: int | None = None,
+    chunked: bool = True,
 ) -> Lesson | None:
     """Check a scheduler, and return a lesson about a broken rule, or None if all hold.
 
@@ -45,6 +50,8 @@ def check_scheduler(
         like: the class of a scheduler whose plans must be matched exactly. Default: any plan that
             follows the rules is accepted.
         examples: number of random histories to try.
+        seed: seed of the random cases. Default: the same cases in every run.
+        chunked: whether prompts may be split. False: chunked prefill is switched off.
     """
 
     def run(case: Case, history: History) -> None:
@@ -56,7 +63,14 @@ def check_scheduler(
     def shorter(case: Case) -> Iterator[Case]:
         return (replace(case, events=tuple(events)) for events in shorter_lists(case.events))
 
-    return find_lesson(random_cases(), run, examples=examples, shorter=shorter, known=known_cases())
+    return find_lesson(
+        random_cases(chunked),
+        run,
+        examples=examples,
+        seed=seed,
+        shorter=shorter,
+        known=known_cases(chunked),
+    )
 
 
 class _Driver:
@@ -186,7 +200,7 @@ class _Driver:
         check_lists(scheduler, engine.requests)
         check_plan(plan, before, scheduler, engine.requests)
         self._compare_plans(plan)
-        if plan.scheduled:
+        if plan.scheduled or plan.preempted:
             engine.launch(plan)
             self._watcher.planned(plan)
             check_counts(scheduler, plan, engine.requests)
@@ -275,5 +289,5 @@ class _Driver:
         expected = engine.scheduler.schedule()
         if describe_plan(plan) != describe_plan(expected):
             raise Broken(SAME_PLAN, describe_plan(plan), describe_plan(expected))
-        if expected.scheduled:
+        if expected.scheduled or expected.preempted:
             engine.launch(expected)

@@ -45,13 +45,17 @@ class Case:
 OPTIONS = ("prompt_logprobs", "grammar", "stop_token", "min_tokens")
 
 
-def known_cases() -> list[Case]:
-    """Return the smallest cases in which the most common mistakes show."""
+def known_cases(chunked: bool) -> list[Case]:
+    """Return the smallest cases in which the most common mistakes show.
+
+    Args:
+        chunked: whether prompts may be split.
+    """
     one, two, long = (1,), (1, 2, 3), (1, 2, 3, 4, 5, 6)
     step = Event("step", one, 1, 0)
     small = SchedulerConfig(max_model_len=8, max_num_batched_tokens=4, max_num_seqs=2, block_size=2)
     urgent = replace(small, max_num_batched_tokens=3, policy="priority")
-    return [
+    cases = [
         # A third request waits, because max_num_seqs are running.
         Case(8, small, (_add(one, 1), _add(one, 4), _add(two, 2))),
         # Two requests grow until the blocks run out.
@@ -71,6 +75,13 @@ def known_cases() -> list[Case]:
         # No token can be sampled for one of two requests.
         Case(8, small, (_add(two, 4), _add(one, 4), step, Event("no token", (), 1, 0))),
     ]
+    return cases if chunked else [_unchunked(case) for case in cases]
+
+
+def _unchunked(case: Case) -> Case:
+    budget = max(case.config.max_num_batched_tokens, case.config.max_model_len)
+    whole = replace(case.config, enable_chunked_prefill=False, max_num_batched_tokens=budget)
+    return replace(case, config=whole)
 
 
 def _add(prompt: tuple[int, ...], max_tokens: int, priority: int = 0, option: str = "") -> Event:
@@ -81,8 +92,12 @@ def _abort(index: int) -> Event:
     return Event("abort", (), 1, index)
 
 
-def random_cases() -> "SearchStrategy[Case]":
-    """Return a Hypothesis strategy for cases with small pools, budgets and prompts."""
+def random_cases(chunked: bool) -> "SearchStrategy[Case]":
+    """Return a Hypothesis strategy for cases with small pools, budgets and prompts.
+
+    Args:
+        chunked: whether prompts may be split.
+    """
     from hypothesis import strategies as st
 
     # sampled_from, because integers() and booleans() prefer small values: little would happen.
@@ -103,7 +118,7 @@ def random_cases() -> "SearchStrategy[Case]":
         st.sampled_from([1, 2, 3]),
         st.sampled_from([1, 2, 3, 2, 4]),
         st.sampled_from([0, 1, 0, 3]),
-        st.sampled_from([False, False, False, True, False]),
+        st.sampled_from([False, False, False, True, False] if chunked else [True]),
         st.sampled_from([False, False, True, False]),
         st.sampled_from(["fcfs", "priority"]),
         long_lists(event, 24).map(tuple),

@@ -71,6 +71,7 @@ def find_lesson(
     run: Callable[[T, History], None],
     *,
     examples: int,
+    seed: int | None = None,
     shorter: Callable[[T], Iterable[T]] = lambda _: (),
     known: Sequence[T] = (),
 ) -> Lesson | None:
@@ -81,11 +82,13 @@ def find_lesson(
         run: runs one case, and raises ``Broken`` if a rule does not hold. Any other exception is
             reported as a mistake of the checked class.
         examples: number of random cases to try.
+        seed: seed of the random cases. Default: the same cases in every run.
         shorter: yields smaller variants of a case, which are tried after Hypothesis stops
             shrinking.
         known: cases to try first, because they reveal common mistakes.
     """
     from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
     from hypothesis.errors import Flaky
 
     for case in known:
@@ -96,7 +99,7 @@ def find_lesson(
 
     @settings(
         max_examples=examples,
-        derandomize=True,
+        derandomize=seed is None,
         database=None,
         deadline=None,
         report_multiple_bugs=False,
@@ -112,7 +115,7 @@ def find_lesson(
             raise _EnoughError if lesson.rule in AT_ONCE else _FoundError
 
     try:
-        attempt()
+        (attempt if seed is None else seeded(seed)(attempt))()
     except _EnoughError:
         return found[-1][1]
     except (_FoundError, Flaky):
@@ -171,7 +174,7 @@ def find_mistake(run: Callable[[History], None]) -> Lesson | None:
     history = History()
     try:
         run(history)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         broken = error if isinstance(error, Broken) else _blame(error, history)
         lines = [] if broken.rule is UNWRITTEN else history.lines
         return Lesson(broken.rule, lines, broken.found, broken.expected)
@@ -187,7 +190,7 @@ def _blame(error: BaseException, history: History) -> Broken:
     last = (own or frames)[-1]
     where = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
     if isinstance(error, NotImplementedError):
-        return Broken(UNWRITTEN, f"{where}: {error}")
+        return Broken(UNWRITTEN, f"{where}: {error}".removesuffix(": "))
     if isinstance(error, KeyboardInterrupt):
         return Broken(RETURNS, f"stopped at {where}:  {last.line}")
     if history.lines and " -> " not in history.lines[-1]:

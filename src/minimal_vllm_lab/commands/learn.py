@@ -1,10 +1,14 @@
 """``minimal-vllm learn``: exercises in writing parts of the engine, with checks."""
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +17,9 @@ from minimal_vllm.plugin import load_file
 from minimal_vllm_lab.commands.check import searching
 from minimal_vllm_lab.learn.exercises import EXERCISES, Exercise
 from minimal_vllm_lab.learn.progress import Progress
+
+if TYPE_CHECKING:
+    from minimal_vllm_lab.check.lesson import Lesson
 
 MARKS = {"not started": "·", "started": "…", "solved": "✓"}
 
@@ -75,25 +82,66 @@ def start(exercise: Exercise, file: Path | None) -> None:
 
 @learn.command()
 @EXERCISE
+@click.argument("level", required=False, default=1, type=click.IntRange(min=1))
+def hint(exercise: Exercise, level: int) -> None:
+    """Print a hint for an exercise. LEVEL 1, the default, only asks a question; 3 says the most."""
+    hints = exercise.hints
+    if level > len(hints):
+        raise Failure(f"{exercise.name} has {len(hints)} hints, there is no level {level}")
+    click.echo(hints[level - 1])
+    if level < len(hints):
+        click.echo(f"\nMore: minimal-vllm learn hint {exercise.name} {level + 1}")
+
+
+@learn.command()
+@EXERCISE
 @FILE
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with points.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Seed of the random cases. Default: the same cases in every run.",
+)
+@click.option(
+    "--leaderboard",
+    metavar="BOARD.json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Note the result in this file, and print its table. For beat-fcfs only.",
+)
+@click.option("--as", "name", help="Name on the leaderboard. Default: the name of the file.")
 @click.pass_context
-def check(ctx: click.Context, exercise: Exercise, file: Path | None) -> None:
+def check(
+    ctx: click.Context,
+    exercise: Exercise,
+    file: Path | None,
+    as_json: bool,
+    seed: int | None,
+    leaderboard: Path | None,
+    name: str | None,
+) -> None:
     """Check your solution of an exercise. Exits with status 1 if it is not correct yet."""
     path = _find(exercise, file)
+    if leaderboard and exercise.name != "beat-fcfs":
+        raise Failure(f"{exercise.name} is right or wrong: only beat-fcfs has a leaderboard")
+    if leaderboard and seed is not None:
+        raise Failure("a leaderboard compares results with the same traffic: leave out --seed")
+    if name and not leaderboard:
+        raise Failure("--as is a name on a leaderboard: name its file with --leaderboard")
     if exercise.needs_triton:
         _prepare_triton()
-    module = load_file(path)
-    for name in (each.partition(".")[0] for each in exercise.solutions):
-        if not hasattr(module, name):
-            raise Failure(f"{path} has no {name}: keep the names of the starter file")
-    with searching():
-        lesson = exercise.check(module)
+    if as_json:
+        ctx.exit(_print_json(exercise, path, seed))
+    module = _load(exercise, path)
+    lesson = _check(exercise, module, seed)
     if lesson is not None:
         click.echo("\n".join(lesson.lines()))
+        click.echo(f"\nStuck? minimal-vllm learn hint {exercise.name}")
         ctx.exit(1)
     if file is None:
         Progress(Path()).note_solved(exercise)
     _report_success(exercise, path)
+    if leaderboard:
+        _print_leaderboard(leaderboard, name or path.stem, module)
 
 
 @learn.command(context_settings={"ignore_unknown_options": True})
@@ -140,6 +188,66 @@ def _find(exercise: Exercise, file: Path | None) -> Path:
     if not path.is_file():
         raise Failure(f"there is no {path}: run minimal-vllm learn start {exercise.name} first")
     return path
+
+
+def _load(exercise: Exercise, path: Path) -> ModuleType:
+    """Load a learner's file.
+
+    Raises:
+        ValueError: the file can't be loaded, or lacks a name of the starter file.
+    """
+    module = load_file(path)
+    for name in (each.partition(".")[0] for each in exercise.solutions):
+        if not hasattr(module, name):
+            raise ValueError(f"{path} has no {name}: keep the names of the starter file")
+    return module
+
+
+def _check(exercise: Exercise, module: ModuleType, seed: int | None) -> "Lesson | None":
+    with searching():
+        return exercise.check(module, seed)
+
+
+def _print_json(exercise: Exercise, path: Path, seed: int | None) -> int:
+    """Check a file, print the result as JSON, and return the exit status.
+
+    Whatever the learner's code prints goes to standard error.
+    """
+    error, lesson = "", None
+    with redirect_stdout(sys.stderr):
+        try:
+            module = _load(exercise, path)
+        except (ValueError, SystemExit) as problem:
+            error = f"{problem}" or "the file ends the program"
+        else:
+            lesson = _check(exercise, module, seed)
+    passed = not error and lesson is None
+    result = {
+        "exercise": exercise.name,
+        "file": str(path),
+        "seed": seed,
+        "passed": passed,
+        "points": exercise.points * passed,
+        "max_points": exercise.points,
+        "error": error,
+        "lesson": lesson.as_dict() if lesson else None,
+    }
+    click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+    return int(not passed)
+
+
+def _print_leaderboard(path: Path, name: str, module: ModuleType) -> None:
+    from minimal_vllm_lab.check.search import History
+    from minimal_vllm_lab.learn.check_order import race
+    from minimal_vllm_lab.learn.leaderboard import Leaderboard
+
+    rows = Leaderboard(path).add(name, race(module, History()))
+    width = max(len(row.name) for row in rows)
+    click.echo("\nplace  name" + " " * (width - 4) + "  p99 TTFT  less than fcfs")
+    for place, row in enumerate(rows, 1):
+        click.echo(
+            f"{place:>5}  {row.name:<{width}}  {row.p99_ttft_ms:>5,.0f} ms  {row.gain:>8.1%}"
+        )
 
 
 def _prepare_triton() -> None:

@@ -138,7 +138,7 @@ class _Run:
         return list(self.gpu.events), tokens
 
 
-def check_ahead(module: ModuleType) -> Lesson | None:
+def check_ahead(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Compare ``MyEngine`` with the engine: launches, waits and outputs of each call of ``step``.
 
     Returns:
@@ -169,7 +169,7 @@ def check_ahead(module: ModuleType) -> Lesson | None:
     def shorter(case: Case) -> Iterator[Case]:
         return (replace(case, arrivals=tuple(each)) for each in shorter_lists(case.arrivals))
 
-    return find_lesson(_cases(), run, examples=100, shorter=shorter)
+    return find_lesson(_cases(), run, examples=100, seed=seed, shorter=shorter)
 
 
 def _cases() -> "SearchStrategy[Case]":

@@ -26,7 +26,7 @@ STEP_BY_STEP = Rule(
 )
 
 
-def check_attend(module: ModuleType) -> Lesson | None:
+def check_attend(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Compare ``attend`` with plain attention, and return a lesson about a difference, or None."""
     attend: Attend = module.attend
 
@@ -47,7 +47,7 @@ def check_attend(module: ModuleType) -> Lesson | None:
             compare(on_dense(attend, dense, case.window), dense, single, STEP_BY_STEP)
             history.lines.pop()
 
-    return find_lesson(_cases(), run, examples=100, shorter=_shorter)
+    return find_lesson(_cases(), run, examples=100, seed=seed, shorter=_shorter)
 
 
 def _cases() -> "SearchStrategy[Case]":

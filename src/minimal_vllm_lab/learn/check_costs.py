@@ -1,5 +1,6 @@
 """Check of the exercise bytes-and-flops: sizes of known models, and times of their products."""
 
+from random import Random
 from types import ModuleType
 from typing import Any
 
@@ -30,23 +31,20 @@ MATMUL = Rule(
     "more rows are nearly free, which is why requests are batched.",
     CHAPTER,
 )
-ODD_SHAPE = {
-    **PRESETS["llama-3.2-1b"],
-    "attention_bias": True,
-    "mlp_bias": True,
-    "head_dim": 48,
-    "num_hidden_layers": 3,
-}
 
 
-def check_costs(module: ModuleType) -> Lesson | None:
+def check_costs(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Compare ``MyModel`` and ``MyCostModel`` with the engine's classes.
+
+    Args:
+        module: the learner's module.
+        seed: seed of the shape of an unknown model. Default: the same shape in every run.
 
     Returns:
         A lesson about the first difference, or None.
     """
     dense = {name: shape for name, shape in PRESETS.items() if "num_experts" not in shape}
-    shapes = {**dense, "a model with biases": ODD_SHAPE}
+    shapes = {**dense, "a model with biases": _odd_shape(Random(seed or 0))}
 
     def run(history: History) -> None:
         for name, shape in shapes.items():
@@ -56,6 +54,17 @@ def check_costs(module: ModuleType) -> Lesson | None:
         _check_matmul(module.MyCostModel, history)
 
     return find_mistake(run)
+
+
+def _odd_shape(random: Random) -> dict[str, Any]:
+    return {
+        **PRESETS["llama-3.2-1b"],
+        "attention_bias": True,
+        "mlp_bias": True,
+        "head_dim": 16 * random.randint(1, 12),
+        "num_hidden_layers": random.randint(3, 50),
+        "intermediate_size": 64 * random.randint(10, 200),
+    }
 
 
 def _check_model(mine: ModelConfig, model: ModelConfig, name: str, history: History) -> None:

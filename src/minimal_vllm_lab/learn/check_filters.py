@@ -59,7 +59,7 @@ Case = list[tuple[tuple[float, ...], dict[str, float]]]
 """Rows of a batch: shifted logits, and sampling parameters."""
 
 
-def check_filters(module: ModuleType) -> Lesson | None:
+def check_filters(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Compare the filters with the engine's, and ``draw`` with its definition.
 
     Returns:
@@ -75,7 +75,7 @@ def check_filters(module: ModuleType) -> Lesson | None:
         history.lines = history.lines[: len(case)]
         _check_draw(module.draw, case, history)
 
-    return find_lesson(_cases(), run, examples=200)
+    return find_lesson(_cases(), run, examples=200, seed=seed)
 
 
 def _cases() -> "SearchStrategy[Case]":

@@ -28,7 +28,7 @@ Case = tuple[int, int, bool, bool]
 """Columns, columns per group, whether zero points are all the same, whether columns are ordered."""
 
 
-def check_four_bits(module: ModuleType) -> Lesson | None:
+def check_four_bits(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Compare ``unpack`` and ``MyInt4Weight``, and return a lesson about a difference, or None."""
 
     def run(case: Case, history: History) -> None:
@@ -49,7 +49,7 @@ def check_four_bits(module: ModuleType) -> Lesson | None:
         theirs.load_state_dict(ours.state_dict())
         _compare(theirs, ours)
 
-    return find_lesson(_cases(), run, examples=30)
+    return find_lesson(_cases(), run, examples=30, seed=seed)
 
 
 def _class(module: ModuleType) -> type[Int4Weight]:

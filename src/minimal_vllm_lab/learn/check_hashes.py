@@ -32,7 +32,7 @@ DIFFERENT = Rule(
 TWO_SALTS = ("", "s")
 
 
-def check_hashes(module: ModuleType) -> Lesson | None:
+def check_hashes(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Check ``extend_block_hashes``, and then check ``MyPool`` as a block pool.
 
     Returns:
@@ -46,7 +46,9 @@ def check_hashes(module: ModuleType) -> Lesson | None:
             for salt in TWO_SALTS:
                 _check(module, tokens, block_size, salt, texts, history)
 
-    return find_lesson(_cases(), run, examples=200) or check_pool(module.MyPool)
+    return find_lesson(_cases(), run, examples=200, seed=seed) or check_pool(
+        module.MyPool, seed=seed
+    )
 
 
 def _cases() -> "SearchStrategy[tuple[int, list[int], list[int]]]":

@@ -24,18 +24,18 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HEADS, DIMS = 2, 4
 
 
-def check_decode_kernel(module: ModuleType) -> Lesson | None:
+def check_decode_kernel(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Check ``MyAttention``, which launches the kernel, as an attention backend for decodes.
 
     Returns:
         A lesson about a broken rule, or None if all hold.
     """
     return check_attention(
-        module.MyAttention, device=DEVICE, examples=25, only_decodes=True, plain=True
+        module.MyAttention, device=DEVICE, examples=25, seed=seed, only_decodes=True, plain=True
     )
 
 
-def check_merge(module: ModuleType) -> Lesson | None:
+def check_merge(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Compare ``merge_parts`` with attention over the whole context.
 
     Returns:
@@ -60,7 +60,7 @@ def check_merge(module: ModuleType) -> Lesson | None:
         found = merge_parts(outs.to(DEVICE), lses.to(DEVICE)).cpu()
         _compare(found, _softmax2(scores) @ values, outs, lengths)
 
-    return find_lesson(_cases(), run, examples=40)
+    return find_lesson(_cases(), run, examples=40, seed=seed)
 
 
 def _cases() -> "SearchStrategy[tuple[list[int], float]]":

@@ -50,7 +50,7 @@ class _Bytes:
     first_token_bytes = token_bytes
 
 
-def check_stream(module: ModuleType) -> Lesson | None:
+def check_stream(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Check after each token that ``MyDetokenizer`` gives out exactly the text that is certain.
 
     Text is certain if it can't become part of a stop string.
@@ -88,7 +88,7 @@ def check_stream(module: ModuleType) -> Lesson | None:
                 AT_ONCE, f"{mine.text!r}", f"{whole!r}: the text has ended, so it is certain"
             )
 
-    return find_lesson(_cases(), run, examples=400)
+    return find_lesson(_cases(), run, examples=400, seed=seed)
 
 
 def _cases() -> "SearchStrategy[Case]":

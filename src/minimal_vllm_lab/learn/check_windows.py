@@ -81,7 +81,7 @@ class Case:
     events: tuple[Event, ...]
 
 
-def check_windows(module: ModuleType) -> Lesson | None:
+def check_windows(module: ModuleType, seed: int | None = None) -> Lesson | None:
     """Check ``first_seen_block`` and ``MyBlocks.release_passed``.
 
     Returns:
@@ -98,7 +98,9 @@ def check_windows(module: ModuleType) -> Lesson | None:
     def shorter(case: Case) -> Iterator[Case]:
         return (replace(case, events=tuple(each)) for each in shorter_lists(case.events))
 
-    return find_lesson(_cases(), run, examples=100, shorter=shorter, known=_known_cases())
+    return find_lesson(
+        _cases(), run, examples=100, seed=seed, shorter=shorter, known=_known_cases()
+    )
 
 
 def _known_cases() -> list[Case]:

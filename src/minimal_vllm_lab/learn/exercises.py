@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from minimal_vllm_lab.check.lesson import Lesson
 
 
+Check = Callable[[ModuleType, int | None], "Lesson | None"]
+"""Checks a learner's module, with the seed of its random cases, or None for those of every run."""
+
+
 @dataclass(frozen=True)
 class Exercise:
     """One exercise: functions or methods to write, and how to check them."""
@@ -20,7 +24,9 @@ class Exercise:
     """Chapter of the course, such as ``03-paging``."""
     title: str
     """Task of the exercise, in a few words."""
-    check: "Callable[[ModuleType], Lesson | None]"
+    points: int
+    """Points for a solution, from 1 to 3."""
+    check: Check
     """Check of the learner's module. Returns a lesson about a broken rule, or None."""
     solutions: Mapping[str, str]
     """The names to write, and for each the engine's own code as ``module:name``, or an empty string
@@ -41,46 +47,57 @@ class Exercise:
         folder = files("minimal_vllm_lab.learn.starters")
         return folder.joinpath(self.file_name).read_text(encoding="utf-8")
 
+    @property
+    def hints(self) -> list[str]:
+        """Hints, each of which says more than the one before it."""
+        file = files("minimal_vllm_lab.learn").joinpath("hints", f"{self.name}.txt")
+        return file.read_text(encoding="utf-8").strip().split("\n---\n")
+
 
 # Checks import torch and other heavy modules, so they are imported only when one is run.
 
 
-def _function(path: str) -> "Callable[[ModuleType], Lesson | None]":
+def _function(path: str) -> Check:
     """Return the check at ``module:function`` in this package, to be imported when it is called."""
 
-    def check(module: ModuleType) -> "Lesson | None":
+    def check(module: ModuleType, seed: int | None) -> "Lesson | None":
         file, _, name = path.partition(":")
-        lesson: Lesson | None = getattr(import_module(f"minimal_vllm_lab.learn.{file}"), name)(
-            module
-        )
-        return lesson
+        found: Check = getattr(import_module(f"minimal_vllm_lab.learn.{file}"), name)
+        return found(module, seed)
 
     return check
 
 
-def _pool(module: ModuleType) -> "Lesson | None":
+def _pool(module: ModuleType, seed: int | None) -> "Lesson | None":
     from minimal_vllm_lab.check.pool import check_pool
 
-    return check_pool(module.MyPool)
+    return check_pool(module.MyPool, seed=seed, cached=False)
 
 
-def _eviction(module: ModuleType) -> "Lesson | None":
+def _eviction(module: ModuleType, seed: int | None) -> "Lesson | None":
     from minimal_vllm_lab.check.eviction import check_eviction
 
-    return check_eviction(module.MyLRU, least_recently_used=True)
+    return check_eviction(module.MyLRU, least_recently_used=True, seed=seed)
 
 
-def _scheduler(module: ModuleType) -> "Lesson | None":
+def _scheduler(module: ModuleType, seed: int | None) -> "Lesson | None":
     from minimal_vllm.engine.scheduler import Scheduler
     from minimal_vllm_lab.check.scheduler import check_scheduler
 
-    return check_scheduler(module.MyScheduler, like=Scheduler)
+    return check_scheduler(module.MyScheduler, like=Scheduler, seed=seed)
 
 
-def _attention(module: ModuleType) -> "Lesson | None":
+def _unchunked_scheduler(module: ModuleType, seed: int | None) -> "Lesson | None":
+    from minimal_vllm.engine.scheduler import Scheduler
+    from minimal_vllm_lab.check.scheduler import check_scheduler
+
+    return check_scheduler(module.MyScheduler, like=Scheduler, seed=seed, chunked=False)
+
+
+def _attention(module: ModuleType, seed: int | None) -> "Lesson | None":
     from minimal_vllm_lab.check.attention import check_attention
 
-    return check_attention(module.MyAttention, plain=True)
+    return check_attention(module.MyAttention, seed=seed, plain=True)
 
 
 POOL = "minimal_vllm.cache.block_pool:BlockPool"
@@ -103,6 +120,7 @@ EXERCISES = {
             "bytes-and-flops",
             "01-one-step",
             "count what a step reads and computes",
+            1,
             _function("check_costs:check_costs"),
             {
                 "MyModel.num_parameters": f"{MODEL}.num_parameters",
@@ -114,6 +132,7 @@ EXERCISES = {
             "kv-cache",
             "02-kv-cache",
             "compute attention of new tokens over all earlier ones",
+            2,
             _function("check_attend:check_attend"),
             {"attend": f"{REFERENCE}:attend"},
         ),
@@ -121,17 +140,19 @@ EXERCISES = {
             "allocate-and-free",
             "03-paging",
             "allocate blocks and release them",
+            1,
             _pool,
             {
                 "MyPool.allocate": f"{POOL}.allocate",
                 "MyPool.release": f"{POOL}.release",
             },
-            ("view", "--block-pool", "{file}:MyPool"),
+            ("view", "--block-pool", "{file}:MyPool", "--no-enable-prefix-caching"),
         ),
         Exercise(
             "block-table",
             "04-block-tables",
             "map a position in a text to a slot in memory",
+            1,
             _function("check_tables:check_tables"),
             {
                 "pad_block_tables": "minimal_vllm.step.batch:_pad_block_tables",
@@ -143,6 +164,7 @@ EXERCISES = {
             "paged-attention",
             "05-paged-attention",
             "compute attention over scattered blocks",
+            2,
             _attention,
             {
                 "gather_pages": f"{REFERENCE}:gather_pages",
@@ -154,6 +176,7 @@ EXERCISES = {
             "decode-kernel",
             "05-paged-attention",
             "write the inner loop of a decode kernel in Triton",
+            3,
             _function("check_kernels:check_decode_kernel"),
             {"take_keys": f"{KERNELS}.softmax:take_keys"},
             needs_triton=True,
@@ -162,6 +185,7 @@ EXERCISES = {
             "prefix-hash",
             "06-prefix-caching",
             "find a prompt's longest cached prefix",
+            2,
             _function("check_hashes:check_hashes"),
             {
                 "extend_block_hashes": "minimal_vllm.cache.prefix_hash:extend_block_hashes",
@@ -174,6 +198,7 @@ EXERCISES = {
             "eviction",
             "06-prefix-caching",
             "evict the least recently used block",
+            1,
             _eviction,
             {f"MyLRU.{name}": f"{LRU}.{name}" for name in METHODS},
             ("view", "--eviction-policy", "{file}:MyLRU"),
@@ -182,17 +207,22 @@ EXERCISES = {
             "continuous-batching",
             "07-continuous-batching",
             "choose a new batch for every step",
-            _scheduler,
+            3,
+            _unchunked_scheduler,
             {
                 "MyScheduler.schedule": f"{SCHEDULER}.schedule",
                 "MyScheduler.admit_waiting": f"{SCHEDULER}.admit_waiting",
             },
-            ("view", "--scheduler", "{file}:MyScheduler"),
+            (
+                *("view", "--scheduler", "{file}:MyScheduler", "--no-enable-chunked-prefill"),
+                *("--max-num-batched-tokens", "256"),
+            ),
         ),
         Exercise(
             "chunked-prefill",
             "08-chunked-prefill",
             "split long prompts so that decodes never stall",
+            2,
             _scheduler,
             {"MyScheduler.schedule_running": f"{SCHEDULER}.schedule_running"},
             ("view", "--scheduler", "{file}:MyScheduler"),
@@ -201,6 +231,7 @@ EXERCISES = {
             "preemption",
             "09-preemption",
             "preempt requests when blocks run out",
+            2,
             _scheduler,
             {
                 "MyScheduler.make_room": f"{SCHEDULER}.make_room",
@@ -212,6 +243,7 @@ EXERCISES = {
             "sampler",
             "10-sampling",
             "filter logits and draw a token",
+            2,
             _function("check_filters:check_filters"),
             {
                 "keep_min_p": f"{FILTERS}:keep_min_p",
@@ -224,6 +256,7 @@ EXERCISES = {
             "run-ahead",
             "11-cuda-graphs",
             "launch a step before the previous one's tokens arrive",
+            2,
             _function("check_ahead:check_ahead"),
             {"MyEngine.step": "minimal_vllm.engine.engine:Engine.step"},
         ),
@@ -231,6 +264,7 @@ EXERCISES = {
             "merge",
             "12-shared-prefix",
             "merge attention over parts of a context in Triton",
+            3,
             _function("check_kernels:check_merge"),
             {"merge_part": f"{KERNELS}.softmax:merge_part"},
             needs_triton=True,
@@ -239,6 +273,7 @@ EXERCISES = {
             "stream-text",
             "13-serving",
             "stream text, but hold back possible stop strings",
+            2,
             _function("check_stream:check_stream"),
             {
                 f"MyDetokenizer.{name}": f"{DETOKENIZER}.{name}"
@@ -249,6 +284,7 @@ EXERCISES = {
             "beat-fcfs",
             "14-capacity",
             "serve requests in a better order than first come, first served",
+            3,
             _function("check_order:check_order"),
             {"order_key": ""},
             (
@@ -262,6 +298,7 @@ EXERCISES = {
             "free-behind",
             "15-windows",
             "release the blocks that a sliding window has left behind",
+            3,
             _function("check_windows:check_windows"),
             {
                 "first_seen_block": "minimal_vllm.cache.layer_groups:first_seen_block",
@@ -272,6 +309,7 @@ EXERCISES = {
             "four-bits",
             "16-quantization",
             "turn a matrix of 4-bit integers back into numbers",
+            1,
             _function("check_four_bits:check_four_bits"),
             {
                 "unpack": f"{INT4}:unpack",
@@ -282,6 +320,7 @@ EXERCISES = {
             "experts",
             "17-experts",
             "route tokens to experts, and compute each expert once",
+            2,
             _function("check_experts:check_experts"),
             {
                 "choose_experts": "minimal_vllm.model.experts:choose_experts",

@@ -1,11 +1,16 @@
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from minimal_vllm.cli.main import main
 from minimal_vllm_lab.commands import learn
+from minimal_vllm_lab.learn import check_order
+from minimal_vllm_lab.learn.check_order import Race
 from minimal_vllm_lab.learn.exercises import EXERCISES
+from minimal_vllm_lab.learn.leaderboard import Entry, Leaderboard
 from tests.lab.learn.solutions import solution
 
 
@@ -88,6 +93,10 @@ def test_the_engine_is_run_with_the_learner_s_class(name, run, tmp_path, monkeyp
         (["check", "eviction"], "run minimal-vllm learn start eviction first"),
         (["run", "eviction"], "run minimal-vllm learn start eviction first"),
         (["run", "kv-cache"], "exercises that can be run: allocate-and-free"),
+        (["hint", "frob"], "there is no exercise 'frob'"),
+        (["check", "eviction", __file__, "--leaderboard", "b"], "only beat-fcfs has a leaderboard"),
+        (["check", "beat-fcfs", __file__, "--leaderboard", "b", "--seed", "1"], "leave out --seed"),
+        (["check", "beat-fcfs", __file__, "--as", "ada"], "name its file with --leaderboard"),
     ],
 )
 def test_a_mistake_is_one_clear_line(arguments, complaint, run):
@@ -117,3 +126,71 @@ def test_without_triton_its_exercises_say_so(run, monkeypatch):
     result = run("check", "merge")
     assert result.exit_code == 2
     assert "needs Triton" in result.output
+
+
+def test_hints_say_more_level_by_level(run):
+    first = run("hint", "preemption").output
+    assert "More: minimal-vllm learn hint preemption 2" in first
+    last = run("hint", "preemption", "3").output
+    assert "victim" in last
+    assert "victim" not in first
+    assert "More" not in last
+    assert "there is no level 4" in run("hint", "preemption", "4").output
+
+
+def test_a_mistake_is_followed_by_where_to_find_a_hint(run):
+    run("start", "eviction")
+    assert run("check", "eviction").output.endswith("Stuck? minimal-vllm learn hint eviction\n")
+
+
+def test_a_teacher_gets_points_and_the_lesson_as_json(run, tmp_path):
+    (tmp_path / "mine.py").write_text(solution("eviction"))
+    result = run("check", "eviction", "mine.py", "--json", "--seed", "7")
+    assert result.exit_code == 0
+    graded = json.loads(result.stdout)
+    assert (graded["passed"], graded["points"], graded["seed"]) == (True, 1, 7)
+    assert graded["lesson"] is None
+    noisy = solution("eviction").replace("popitem(last=False)", "popitem()") + "\nprint('hello')\n"
+    (tmp_path / "wrong.py").write_text(noisy)
+    result = run("check", "eviction", "wrong.py", "--json")
+    del sys.modules["wrong"]
+    assert result.exit_code == 1
+    graded = json.loads(result.stdout)
+    assert (graded["passed"], graded["points"], graded["max_points"]) == (False, 0, 1)
+    assert graded["lesson"]["rule"].startswith("Least recently used")
+    assert graded["lesson"]["read"] == "docs/course/06-prefix-caching.md"
+
+
+@pytest.mark.parametrize("text", ["def", "raise SystemExit", "class YourLRU: pass"])
+def test_a_file_that_can_t_be_loaded_is_json_too(text, run, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    result = run("check", "eviction", "mine.py", "--json")
+    assert result.exit_code == 1
+    graded = json.loads(result.stdout)
+    assert graded["points"] == 0
+    assert graded["error"]
+
+
+def test_a_leaderboard_keeps_the_best_of_each_name(tmp_path):
+    board = Leaderboard(tmp_path / "board.json")
+    board.add("ada", Race(mine=200.0, fcfs=250.0))
+    board.add("bob", Race(mine=150.0, fcfs=250.0))
+    rows = board.add("ada", Race(mine=240.0, fcfs=250.0))
+    assert rows == [Entry("bob", 150.0, 0.4), Entry("ada", 200.0, 0.2)]
+    (tmp_path / "board.json").write_text("[{}]")
+    with pytest.raises(ValueError, match="is not a leaderboard"):
+        board.add("ada", Race(1.0, 1.0))
+
+
+def test_the_leaderboard_is_printed_after_a_check_that_passes(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_order, "_simulate", simulated_by_order)
+    monkeypatch.setattr(check_order, "check_scheduler", lambda *_, **__: None)
+    (tmp_path / "mine.py").write_text(solution("beat-fcfs"))
+    result = run("check", "beat-fcfs", "mine.py", "--leaderboard", "board.json", "--as", "ada")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-1].split() == ["1", "ada", "50", "ms", "50.0%"]
+
+
+def simulated_by_order(scheduler, seed):
+    tail = 100.0 if scheduler is None else 50.0
+    return SimpleNamespace(completed=600, latencies={"p99_ttft_ms": tail})

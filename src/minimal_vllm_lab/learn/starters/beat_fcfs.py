@@ -21,6 +21,7 @@ tail. All requests must finish, and the 99th percentile of the time to first tok
 10 % below that of first come, first served.
 
     minimal-vllm learn check beat-fcfs
+    minimal-vllm learn check beat-fcfs --leaderboard board.json --as YOUR-NAME
     minimal-vllm learn run beat-fcfs
 """
 
@@ -36,10 +37,7 @@ def order_key(request: Request) -> tuple[int, int]:
     First come, first served would be ``(0, request.arrival)``: ``arrival`` is 0 for the first
     request, 1 for the second, and so on.
     """
-    raise NotImplementedError(
-        "return a smaller key for requests with few request.num_prompt_tokens; make it end with "
-        "request.arrival, so that no two keys are equal"
-    )
+    raise NotImplementedError
 
 
 class MyScheduler(Scheduler):

@@ -36,9 +36,7 @@ def pad_block_tables(requests: list[Request]) -> Int32Array:
     Returns:
         int32 ``[R, longest table]``, one row per request.
     """
-    raise NotImplementedError(
-        "create an array of zeros, as wide as the longest table, and fill in the rows"
-    )
+    raise NotImplementedError
 
 
 def slots(
@@ -55,7 +53,7 @@ def slots(
     Returns:
         int64 ``[T]``.
     """
-    raise NotImplementedError("index block_tables with two arrays, and use int64 for the products")
+    raise NotImplementedError
 
 
 def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> None:
@@ -67,7 +65,4 @@ def write_to_cache(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor) -> No
         cache: ``key`` and ``value``, each ``[B, K, S, D]``, changed in place.
         slots: int64 ``[T]``, the slot of each token.
     """
-    raise NotImplementedError(
-        "compute block and offset from the slot; cache.key.transpose(1, 2) is a view "
-        "[B, S, K, D] of the same memory, which can be indexed and assigned to"
-    )
+    raise NotImplementedError

@@ -18,6 +18,9 @@ Each layer of a decoder has:
 - biases if ``qkv_bias``, ``o_bias`` or ``mlp_bias`` is set, each as long as the output of its
   product (two outputs of the MLP have ``intermediate_size`` elements, one has ``hidden_size``).
 
+For each token so far, each layer keeps a key and a value, of ``head_dim`` numbers, for each of its
+kv heads (chapter 2 says what for). They are what a step reads beside the weights.
+
 Outside the layers there are the embeddings, ``vocab_size`` × ``hidden_size``, an LM head of the
 same size, which shares their weights if ``tie_word_embeddings`` is set, and one final norm.
 
@@ -39,7 +42,7 @@ class MyModel(ModelConfig):
     @property
     def num_parameters(self) -> int:
         """Number of elements of all weights. Tied embeddings count once."""
-        raise NotImplementedError("add up the layers, the embeddings, the LM head and the norms")
+        raise NotImplementedError
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Return the bytes of one token's keys and values, summed over all layers.
@@ -47,7 +50,7 @@ class MyModel(ModelConfig):
         Args:
             dtype: dtype of the cache. ``DTYPE_BYTES[dtype]`` is the size of one element in bytes.
         """
-        raise NotImplementedError("count keys and values, for each layer and each kv head")
+        raise NotImplementedError
 
 
 class MyCostModel(RooflineCostModel):
@@ -60,4 +63,4 @@ class MyCostModel(RooflineCostModel):
         second, and ``self._matmul_rate`` is in operations per second. One multiplication and one
         addition are two operations.
         """
-        raise NotImplementedError("each weight is read once, and used once per row")
+        raise NotImplementedError

@@ -18,9 +18,9 @@ What you have, in ``self``:
 
     running                                    the running requests, in order of service
     num_missing_blocks(request, num_new)       blocks it lacks to compute num_new more tokens
-    make_room(request, missing, plan)          preempts from the back of self.running until that
-                                               many blocks are free; False if it preempted the
-                                               request itself
+    make_room(request, missing, plan)          removes requests from the end of self.running until
+                                               that many blocks are free; False if it had to remove
+                                               the request itself
     schedule_tokens(plan, request, num_new)    adds num_new tokens of the request to the plan, and
                                                allocates their blocks
     request.num_uncomputed_tokens              number of its tokens that are not computed yet
@@ -45,13 +45,7 @@ class MyScheduler(Scheduler):
         """Add tokens of each running request to the plan, and return the rest of the budget.
 
         In the order of ``self.running``, each request computes as many tokens as it can, but leaves
-        one token of the budget for each request after it. If it lacks blocks, ``make_room``
-        preempts requests, which removes them from the end of ``self.running``. When a request has
-        preempted itself, it was the last one.
+        one token of the budget for each request after it. If it lacks blocks, ``make_room`` finds
+        some. A request that had to be removed itself was the last one.
         """
-        raise NotImplementedError(
-            "go through self.running by index, because it may become shorter; num_new is the "
-            "minimum of request.num_uncomputed_tokens and the budget minus the number of requests "
-            "after it; make room if blocks are missing; schedule the tokens; subtract them from "
-            "the budget"
-        )
+        raise NotImplementedError

@@ -15,7 +15,7 @@ What you have, in ``self``:
 
     schedule_running(plan, budget)             schedules the running requests; returns the rest of
                                                the budget
-    config              max_num_seqs, max_num_batched_tokens, block_size, enable_chunked_prefill
+    config              max_num_seqs, max_num_batched_tokens, block_size
     running             list of the running requests
     waiting             list of the waiting requests, in order of service
     pool                the block pool; pool.take_evicted() returns the blocks that were evicted
@@ -31,7 +31,8 @@ What you have, in ``self``:
 What to write: ``schedule`` and ``admit_waiting``.
 
 How it is checked: random requests arrive, run and are aborted, on a fake model that detects every
-wrong block. Each plan must equal the engine's.
+wrong block. Each plan must equal the engine's. Prompts are not split (that is chapter 8): ``learn
+run`` switches chunked prefill off.
 
     minimal-vllm learn check continuous-batching
     minimal-vllm learn run continuous-batching
@@ -47,29 +48,22 @@ class MyScheduler(Scheduler):
     def schedule(self) -> Plan:
         """Choose the tokens that the next step computes: running requests first, then new ones.
 
-        The running requests take what they need of ``config.max_num_batched_tokens``. If none of
-        them was preempted (``plan.preempted``), waiting requests are admitted with the rest. At the
-        end, the plan lists the blocks that the pool has evicted, in ``plan.evicted``.
+        The running requests take what they need of ``config.max_num_batched_tokens``. If blocks
+        ran out, some of them had to give theirs up, and are in ``plan.preempted``; otherwise
+        waiting requests are admitted with the rest. At the end, the plan lists the blocks that the
+        pool has evicted, in ``plan.evicted``.
         """
-        raise NotImplementedError(
-            "create a Plan(), schedule the running requests, admit waiting ones unless "
-            "plan.preempted, set plan.evicted, and return the plan"
-        )
+        raise NotImplementedError
 
     def admit_waiting(self, plan: Plan, budget: int) -> None:
         """Admit waiting requests in order, while seats, budget and blocks are left.
 
-        A request computes all of its tokens that are not cached. If chunks are allowed
-        (``config.enable_chunked_prefill``), it computes no more than the budget; otherwise it waits
-        until all of its tokens fit into the budget. No request overtakes another: if there is no
-        room for the first one, all wait. Admitted requests are added to ``plan.admitted``.
+        A request computes all of its tokens that are not cached, and waits until they fit into the
+        budget. No request overtakes another: if there is no room for the first one, all wait.
+        Admitted requests are added to ``plan.admitted``.
 
         Args:
             plan: the plan to add to.
             budget: maximum number of tokens to add.
         """
-        raise NotImplementedError(
-            "while requests wait, fewer than max_num_seqs run, and budget is left: find the cached "
-            "prefix of the first one; stop if it does not fit; remove it from self.waiting, admit "
-            "it, add it to plan.admitted, schedule it, and subtract its tokens from the budget"
-        )
+        raise NotImplementedError

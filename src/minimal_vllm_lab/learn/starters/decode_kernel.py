@@ -75,11 +75,7 @@ def take_keys(
     Returns:
         ``Softmax(peak, total, acc)`` with the tile added.
     """
-    raise NotImplementedError(
-        "load the keys; scores = q_tile keys^T * scale; set hidden scores to -inf; compute the new "
-        "peak; weights = exp2(scores - new peak); scale total and acc down; add the weights to "
-        "total, and the weights times the values to acc; return Softmax(peak, total, acc)"
-    )
+    raise NotImplementedError
 
 
 @triton.jit

@@ -16,7 +16,7 @@ What to write: all of ``MyLRU``. The pool calls ``insert`` when the last request
 cached block, ``remove`` when the block is used again or its content is dropped, and ``evict`` when
 it needs a block. Each call should take constant time, because a pool can have a million blocks. The
 check does not measure this, but a list is too slow: removing an item from its middle moves all
-items after it. Which class in ``collections`` is fast enough?
+items after it.
 
 How it is checked: random histories of releases, hits and evictions with a known order.
 
@@ -31,26 +31,26 @@ class MyLRU(EvictionStrategy):
     """An eviction strategy: least recently used first."""
 
     def __init__(self) -> None:
-        raise NotImplementedError("start without evictable blocks")
+        raise NotImplementedError
 
     def insert(self, block: int) -> None:
         """Add a block that became evictable to the end of the queue."""
-        raise NotImplementedError("add the block at the end of the queue")
+        raise NotImplementedError
 
     def remove(self, block: int) -> None:
         """Remove a block that is no longer evictable, wherever it is in the queue."""
-        raise NotImplementedError("remove the block from the queue")
+        raise NotImplementedError
 
     def evict(self) -> int:
         """Remove and return the block to evict. Called only while there is one."""
-        raise NotImplementedError("remove and return the block that was released first")
+        raise NotImplementedError
 
     def in_order(self) -> list[int]:
         """Return all evictable blocks, the next one to be evicted first."""
-        raise NotImplementedError("return the blocks as a list, the next one to be evicted first")
+        raise NotImplementedError
 
     def __contains__(self, block: int) -> bool:
-        raise NotImplementedError("return whether the block is in the queue")
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        raise NotImplementedError("return the number of blocks in the queue")
+        raise NotImplementedError

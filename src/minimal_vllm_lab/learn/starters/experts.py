@@ -46,7 +46,7 @@ def choose_experts(logits: Tensor, per_token: int, normalized: bool) -> tuple[Te
         ``[T, per_token]`` int64, indices of the experts, best first; and their weights, ``[T,
         per_token]`` float32.
     """
-    raise NotImplementedError("softmax over all experts, then topk; then scale, if asked for")
+    raise NotImplementedError
 
 
 def mix_experts(x: Tensor, experts: Tensor, weights: Tensor, expert: Expert) -> Tensor:
@@ -61,7 +61,4 @@ def mix_experts(x: Tensor, experts: Tensor, weights: Tensor, expert: Expert) -> 
     Returns:
         ``[T, hidden]``, of the dtype of ``x``.
     """
-    raise NotImplementedError(
-        "for each expert that occurs: find the places [n] of its pairs in experts.flatten(); the "
-        "token of pair p is p // k; compute the expert for these tokens; add up"
-    )
+    raise NotImplementedError

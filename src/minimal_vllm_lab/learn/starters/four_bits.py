@@ -31,10 +31,7 @@ __all__ = ["HALF", "SYMMETRIC_ZERO", "MyInt4Weight", "unpack"]
 
 def unpack(packed: Tensor) -> Tensor:
     """Unpack bytes, ``[out, in / 2]``, into numbers, ``[out, in]`` uint8."""
-    raise NotImplementedError(
-        "view the bytes as [out, in / 32, HALF]; the low half is packed & 15, the high half "
-        "packed >> 4; torch.stack them as [out, in / 32, 2, HALF] and flatten"
-    )
+    raise NotImplementedError
 
 
 class MyInt4Weight(Int4Weight):
@@ -42,7 +39,4 @@ class MyInt4Weight(Int4Weight):
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """Return the matrix, ``[out, in]``, computed in float32 and rounded to ``dtype``."""
-        raise NotImplementedError(
-            "view the numbers as [out, groups, group_size]; subtract the zero points and multiply "
-            "with the scales, both [out, groups, 1]; put the columns into their order"
-        )
+        raise NotImplementedError

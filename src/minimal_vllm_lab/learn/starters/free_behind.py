@@ -54,10 +54,7 @@ def first_seen_block(position: int, window: int | None, block_size: int) -> int:
         window: number of tokens that a token attends to, itself included; None: all before it.
         block_size: tokens per block.
     """
-    raise NotImplementedError(
-        "0 without a window; otherwise go back window - 1 tokens from the first token of the "
-        "block that position is in, not below 0, and return the block that this token is in"
-    )
+    raise NotImplementedError
 
 
 class MyBlocks(BlockManager):
@@ -69,8 +66,4 @@ class MyBlocks(BlockManager):
         The next token is the one after those that the step computed. The released blocks are noted
         in ``entry.passed_blocks``, in the order of their tokens, for those who watch the engine.
         """
-        raise NotImplementedError(
-            "if the request still runs: for each group with a window, collect the entries of its "
-            "blocks before first_seen_block that are not NO_BLOCK yet; note these blocks in "
-            "entry.passed_blocks, release them, and put NO_BLOCK into their places"
-        )
+        raise NotImplementedError

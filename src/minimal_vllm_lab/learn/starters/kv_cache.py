@@ -41,7 +41,4 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | 
     Returns:
         ``[n, H, D]`` in the dtype of ``q``, computed in float32.
     """
-    raise NotImplementedError(
-        "repeat_interleave the kv heads; compute the scores [H, n, m] with torch.einsum; set "
-        "hidden scores to -inf; apply softmax; torch.einsum with the values"
-    )
+    raise NotImplementedError

@@ -50,10 +50,7 @@ def merge_part(partials, index, is_row, softmax, D: tl.constexpr):
     Returns:
         ``Softmax(peak, total, acc)`` with the part added.
     """
-    raise NotImplementedError(
-        "load the part's lse [rows] and out [rows, dims]; compute the new peak; multiply total and "
-        "acc by exp2(old peak - new peak), and add the part with the weight exp2(lse - new peak)"
-    )
+    raise NotImplementedError
 
 
 @triton.jit

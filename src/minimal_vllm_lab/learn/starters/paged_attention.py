@@ -48,10 +48,7 @@ def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
     Returns:
         ``[seq_len, K, D]``.
     """
-    raise NotImplementedError(
-        "take ceil(seq_len / block_size) blocks, move the slot axis before the kv heads, join the "
-        "blocks, and cut off the slots after seq_len"
-    )
+    raise NotImplementedError
 
 
 class MyStep(PagedStep):
@@ -78,10 +75,7 @@ class MyStep(PagedStep):
         Returns:
             ``[T, H, D]`` in the dtype of ``q``.
         """
-        raise NotImplementedError(
-            "for each request: gather its keys and values, attend with its rows of q, and write "
-            "the result to its rows of a tensor like q"
-        )
+        raise NotImplementedError
 
 
 class MyAttention:

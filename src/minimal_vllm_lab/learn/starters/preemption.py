@@ -42,11 +42,7 @@ class MyScheduler(Scheduler):
         Returns:
             False if ``request`` was preempted itself, True otherwise.
         """
-        raise NotImplementedError(
-            "while missing is more than self.pool.num_free: remove the last request from "
-            "self.running, preempt it, and add it to plan.preempted; if it was the request itself, "
-            "stop"
-        )
+        raise NotImplementedError
 
     def preempt(self, request: Request) -> None:
         """Move a request that was just removed from ``self.running`` back to the waiting ones.
@@ -54,7 +50,4 @@ class MyScheduler(Scheduler):
         It keeps its tokens, but none of them is computed any more. ``num_preemptions`` is
         incremented.
         """
-        raise NotImplementedError(
-            "release its blocks, set num_computed_tokens to 0, increment num_preemptions, and "
-            "enqueue it"
-        )
+        raise NotImplementedError

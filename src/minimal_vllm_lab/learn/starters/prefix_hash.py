@@ -46,10 +46,7 @@ def extend_block_hashes(
         block_size: tokens per block.
         salt: requests with different salts share no blocks.
     """
-    raise NotImplementedError(
-        "the parent of the first missing hash is hashes[-1], or sha256(salt).digest(); for each "
-        "full block, append the hash of the parent + the bytes of the tokens"
-    )
+    raise NotImplementedError
 
 
 class MyPool(BlockPool):
@@ -57,13 +54,8 @@ class MyPool(BlockPool):
 
     def find_prefix(self, hashes: Iterable[bytes]) -> list[int]:
         """Return the blocks of the longest cached prefix of ``hashes``; take no references."""
-        raise NotImplementedError(
-            "look up each hash in self._block_of_hash, and stop at the first one that is missing"
-        )
+        raise NotImplementedError
 
     def share(self, blocks: Sequence[int]) -> None:
         """Add one reference to each of these cached blocks."""
-        raise NotImplementedError(
-            "for each block: call self._evictable.hit; if no request held it, remove it from "
-            "self._evictable; then add the reference"
-        )
+        raise NotImplementedError

@@ -39,12 +39,8 @@ class MyEngine(Engine):
     def step(self) -> list[RequestOutput]:
         """Launch and finish steps, and return the outputs of the step that was waited for.
 
-        Launches a step if none is in flight and there are tokens to compute. Launches one more if
-        the engine runs ahead and does not need pending tokens first. Then waits for the oldest
-        step. So between two calls at most one step is in flight.
+        Each call waits for one step, unless there is nothing to compute. If the engine runs ahead,
+        the GPU has the next step while this call waits, except when that step depends on pending
+        tokens. Between two calls at most one step is in flight. No output may be lost.
         """
-        raise NotImplementedError(
-            "if no step is in flight, launch one; if the engine runs ahead, a step is in flight "
-            "and no pending tokens are needed, launch another; if any step is in flight, finish "
-            "the oldest; return all outputs"
-        )
+        raise NotImplementedError

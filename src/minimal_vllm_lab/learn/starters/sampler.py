@@ -39,7 +39,7 @@ from minimal_vllm.sampling.row import SamplingRow
 
 def keep_min_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Remove tokens less probable than ``min_p`` times the most probable one, in place."""
-    raise NotImplementedError("a relative probability of min_p is a shifted logit of log(min_p)")
+    raise NotImplementedError
 
 
 def keep_top_k(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -47,7 +47,7 @@ def keep_top_k(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
 
     Ties at the boundary go to the lowest token ids.
     """
-    raise NotImplementedError("sort stably in descending order, and remove all after top_k")
+    raise NotImplementedError
 
 
 def keep_top_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -55,10 +55,7 @@ def keep_top_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
 
     Always keeps at least one token. Ties at the boundary go to the lowest token ids.
     """
-    raise NotImplementedError(
-        "in descending order, keep a token if the more probable ones sum to less than top_p of the "
-        "total; add in float64"
-    )
+    raise NotImplementedError
 
 
 def draw(shifted: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
@@ -72,4 +69,4 @@ def draw(shifted: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
         int64 ``[N]``, for each row the first token at which the cumulative probability exceeds the
         row's random number.
     """
-    raise NotImplementedError("exp, cumsum, and torch.searchsorted for the number times the total")
+    raise NotImplementedError

@@ -46,15 +46,8 @@ class MyDetokenizer(Detokenizer):
         string is complete, the text ends before it, or after it if it is to be included in the
         output, and nothing is held back.
         """
-        raise NotImplementedError(
-            "text = self._held_back + new; once num_tokens exceeds min_tokens, call _find_stop "
-            "with the number of characters that were held back; give out the text before the stop "
-            "string, or, without one, all but the last _num_undecided(text) characters"
-        )
+        raise NotImplementedError
 
     def _num_undecided(self, text: str) -> int:
         """Return the length of the longest suffix with which a stop string may begin."""
-        raise NotImplementedError(
-            "for each length below that of the longest stop string, longest first: does a stop "
-            "string start with the last characters of the text?"
-        )
+        raise NotImplementedError
