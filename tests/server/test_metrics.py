@@ -80,6 +80,10 @@ SERIES = [
         {"model_name"},
         {"model_name": MODEL, "reason": "max_num_queued_reqs"},
     ),
+    *(
+        (f"vllm:spec_decode_num_{name}_total", {"model_name"}, {})
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
+    ),
     ("http_requests_total", {"handler"}, {"status": "2xx"}),
     ("http_requests_total", {"handler"}, {"status": "4xx"}),
     *((f"http_request_duration_seconds_{part}", {"handler"}, {}) for part in ("sum", "count")),
@@ -99,7 +103,7 @@ SERIES = [
 From the expressions of the dashboards Overview, Instances, KV Cache and Service Status in vLLM's
 examples/observability/dashboards/grafana (November 2026), and of the single one before them. Left
 out is what belongs to things that are not here: KV connectors and offloading, the caches of
-multimodal inputs, LoRA, sleeping, weight updates, FLOPs and speculative decoding.
+multimodal inputs, LoRA, sleeping, weight updates and FLOPs.
 """
 
 OBJECTIVES = {

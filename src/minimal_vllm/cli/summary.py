@@ -18,6 +18,7 @@ class RunSummary:
         self._begun: float | None = None
         self._first_token = self._ended = 0.0
         self._num_tokens = self._num_preemptions = 0
+        self._num_guesses = self._num_accepted = 0
         self._num_blocks = self._most_blocks = 0
         self._tables: dict[str, list[int]] = {}
         self._holders: Counter[int] = Counter()
@@ -35,6 +36,9 @@ class RunSummary:
             self._first_token = self._ended
         self._num_tokens += sampled
         self._num_preemptions += len(record.preempted)
+        for entry in record.scheduled:
+            self._num_guesses += entry.num_guesses
+            self._num_accepted += max(len(entry.sampled_tokens) - 1, 0)
         self._queries, self._hits = record.prefix_queries, record.prefix_hits
         self._count_blocks(record)
 
@@ -78,5 +82,11 @@ class RunSummary:
             f"first after {self._first_token - self._begun:.2f} s) · "
             f"KV cache: {self._most_blocks:,} of {self._num_blocks:,} blocks at most, "
             f"{100 * hits / max(queries, 1):.0f} % of the prompt from the prefix cache, "
-            f"{preemptions}"
+            f"{preemptions}{self._describe_guesses()}"
         )
+
+    def _describe_guesses(self) -> str:
+        if not self._num_guesses:
+            return ""
+        share = 100 * self._num_accepted / self._num_guesses
+        return f" · {self._num_guesses:,} tokens guessed, {share:.0f} % of them right"

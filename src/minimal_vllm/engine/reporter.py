@@ -194,6 +194,7 @@ class Reporter:
             first,
             num_rejected,
             num_freed * len(config.windows),
+            max(entry.num_logits - 1, 0),
             tuple(entry.passed_blocks),
         )
 

@@ -128,6 +128,18 @@ class EngineMetrics:
         )
         for reason in FinishReason:
             self._ended.labels(**self._labels, finished_reason=reason.value)
+        self._drafts = self._counter(
+            "spec_decode_num_drafts", "Guesses in a row, each counted once."
+        )
+        self._guesses = self._counter("spec_decode_num_draft_tokens", "Tokens that were guessed.")
+        self._accepted = self._counter(
+            "spec_decode_num_accepted_tokens", "Guessed tokens that were right."
+        )
+        self._accepted_per_position = self._counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Guessed tokens that were right, by their position among the guesses, from 0.",
+            "position",
+        )
 
     def _make_histograms(self) -> None:
         self._step_tokens = self._tokens(
@@ -247,6 +259,8 @@ class EngineMetrics:
                 self._queue.observe(record.started - timeline.arrival)
             prompt_end = min(entry.start + entry.num_tokens, timeline.num_prompt_tokens)
             num_prompt += max(prompt_end - entry.start, 0)
+            if entry.num_guesses:
+                self._on_guesses(entry.num_guesses, len(entry.sampled_tokens) - 1)
             if entry.sampled_tokens:
                 num_sampled += len(entry.sampled_tokens)
                 self._on_tokens(timeline, len(entry.sampled_tokens), now)
@@ -263,6 +277,14 @@ class EngineMetrics:
         else:
             self._between_tokens.observe(now - timeline.last_token)
         timeline.last_token = now
+
+    def _on_guesses(self, num_guesses: int, num_accepted: int) -> None:
+        """Count a request's guesses in a step; -1 accepted: it ended, and took no token."""
+        self._drafts.inc()
+        self._guesses.inc(num_guesses)
+        self._accepted.inc(max(num_accepted, 0))
+        for position in range(num_accepted):
+            self._accepted_per_position.labels(**self._labels, position=position).inc()
 
     def _on_prompt(self, num_tokens: int, num_cached: int) -> None:
         self._prompt_tokens.inc(num_tokens)

@@ -27,7 +27,7 @@ class Counter(Metric):
 
 @dataclass(frozen=True)
 class Vector(Metric):
-    """Several counters, one per position. Only speculative decoding has such metrics in vLLM."""
+    """Several counters, one per position. Only speculative decoding has such metrics."""
 
     values: list[int]
     """The count of each position."""
@@ -61,11 +61,27 @@ def read_metrics(registry: CollectorRegistry) -> list[Metric]:
 def _read(family: Family) -> Iterator[Metric]:
     if family.type == "histogram":
         yield from _read_histograms(family)
+    if family.name.endswith("_per_pos"):
+        yield from _read_vectors(family)
+        return
     for sample in family.samples:
         if family.type == "gauge":
             yield Gauge(family.name, sample.labels, sample.value)
         elif family.type == "counter" and sample.name == f"{family.name}_total":
             yield Counter(family.name, sample.labels, int(sample.value))
+
+
+def _read_vectors(family: Family) -> Iterator[Vector]:
+    """Yield a vector for each set of the other labels; it ends with the last position counted."""
+    values: dict[tuple[tuple[str, str], ...], dict[int, int]] = {}
+    for sample in family.samples:
+        if sample.name == f"{family.name}_total":
+            labels = {**sample.labels}
+            position = int(labels.pop("position"))
+            values.setdefault(tuple(labels.items()), {})[position] = int(sample.value)
+    for others, counts in values.items():
+        in_order = [counts.get(position, 0) for position in range(max(counts) + 1)]
+        yield Vector(family.name, dict(others), in_order)
 
 
 def _read_histograms(family: Family) -> Iterator[Histogram]:

@@ -70,6 +70,9 @@ class ScheduledRecord:
     num_freed_blocks: int = 0
     """Number of blocks, the last ones of its block table, that were released because only rejected
     tokens were in them."""
+    num_guesses: int = 0
+    """Number of computed tokens, the last ones, that were guesses, right or wrong. As many of them
+    were right as there are ``sampled_tokens`` but one."""
     passed_blocks: tuple[int, ...] = ()
     """Blocks of its table that were released after the step, before any token was sampled, because
     sliding windows have passed them. -1 takes their places in the table."""

@@ -152,6 +152,7 @@ class Exporter:
             "first position": entry.start,
             "tokens": entry.num_tokens,
             "sampled tokens": len(entry.sampled_tokens),
+            **({"guesses": entry.num_guesses} if entry.num_guesses else {}),
             "blocks found in the cache": len(entry.cached_blocks),
             "new blocks": len(entry.new_blocks),
         }
