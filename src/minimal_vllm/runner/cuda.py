@@ -17,7 +17,7 @@ from torch import Tensor
 from minimal_vllm.device.transfer import Fetch, send
 from minimal_vllm.runner.graphs import Graphs
 from minimal_vllm.runner.interface import StepResult
-from minimal_vllm.runner.plain import QueuedPromptLogprobs, all_prompt_logprobs
+from minimal_vllm.runner.prompt_logprobs import QueuedPromptLogprobs, all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
 from minimal_vllm.sampling.logprobs import QueuedLogprobs, top_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, needs_only_numbers
