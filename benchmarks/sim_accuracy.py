@@ -28,6 +28,7 @@ from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.routing import RoundRobin
 from minimal_vllm.trace.step_record import StepRecord
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import Achieved, FleetConfig, SimulationConfig, TrafficConfig
@@ -36,7 +37,6 @@ from minimal_vllm_lab.sim.fit import fit_cost_model
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.metrics import Metrics
 from minimal_vllm_lab.sim.replica import Replica
-from minimal_vllm_lab.sim.routing import RoundRobin
 from minimal_vllm_lab.sim.simulation import make_design, simulate
 
 FOLDER = Path(__file__).parent / "measured"
@@ -97,7 +97,7 @@ def run_simulator(
     pool = BlockPool(NUM_BLOCKS, EVICTION_STRATEGIES["lru"]())
     replicas = [Replica(config, pool, costs, [records.append])]
     jobs = (Job(0.0, array("i", prompt), count) for prompt, count in requests)
-    Cluster(replicas, RoundRobin(1, config.block_size), Metrics(None)).run(jobs)
+    Cluster(replicas, RoundRobin([0], config.block_size), Metrics(None)).run(jobs)
     return records
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minimal_vllm.config import EngineConfig
+from minimal_vllm.routing import ROUTERS
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.step_record import StepRecord
 from minimal_vllm.trace.writer import TraceWriter
@@ -13,7 +14,6 @@ from minimal_vllm_lab.bench.statistics import Fields
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import SimulationConfig
 from minimal_vllm_lab.sim.metrics import Metrics
-from minimal_vllm_lab.sim.routing import ROUTERS
 from minimal_vllm_lab.sim.simulation import make_design
 
 
@@ -54,5 +54,5 @@ def run_simulated(config: SimulationConfig, writers: Sequence[TraceWriter] = ())
     replica = design.make_replica([take_sample, *writers])
     limits, metrics = design.scheduler_config, Metrics(None)
     jobs = fitting_jobs(config, design.model.vocab_size, limits.max_model_len)
-    Cluster([replica], ROUTERS["round-robin"](1, limits.block_size), metrics).run(jobs)
+    Cluster([replica], ROUTERS["round-robin"]([0], limits.block_size), metrics).run(jobs)
     return {**metrics.report([replica]).to_json(), **watch.result()}

@@ -5,10 +5,11 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
+from minimal_vllm.cache.watcher import CachedTokens
+from minimal_vllm.routing import Router
 from minimal_vllm_lab.sim.job import Job, SimulatedRequest, make_request
 from minimal_vllm_lab.sim.metrics import Metrics
 from minimal_vllm_lab.sim.replica import Replica
-from minimal_vllm_lab.sim.routing import Router
 
 
 class Cluster:
@@ -23,10 +24,14 @@ class Cluster:
         metrics: Records each request that ends or is rejected.
     """
 
-    def __init__(self, replicas: list[Replica], router: Router, metrics: Metrics) -> None:
+    def __init__(self, replicas: list[Replica], router: Router[int], metrics: Metrics) -> None:
         self._replicas = replicas
         self._router = router
         self._metrics = metrics
+        for index, replica in enumerate(replicas):
+            # A pool of the user's may have no watchers.
+            watchers = getattr(replica.scheduler.pool, "watchers", [])
+            watchers.append(_TellsRouter(router, index))
         self._wakes: list[tuple[float, int]] = []
         """Heap of (time, replica index): the end of its steps, or new work for an idle replica."""
         self._wakes_at: list[float | None] = [None] * len(replicas)
@@ -90,3 +95,20 @@ class Cluster:
         job = request.follow_up(request.token_ids, now) if request.follow_up else None
         if job is not None:
             heappush(self._follow_ups, (job.arrival, next(self._tie_breaker), job))
+
+
+class _TellsRouter:
+    """Tells a router at once what a replica's prefix cache loses."""
+
+    def __init__(self, router: Router[int], index: int) -> None:
+        self._router = router
+        self._index = index
+
+    def stored(self, request: CachedTokens, first: int, end: int) -> None:
+        """Do nothing: the router knows what it has sent."""
+
+    def removed(self, block_hash: bytes) -> None:
+        self._router.forget(self._index, [block_hash])
+
+    def cleared(self) -> None:
+        self._router.forget_all(self._index)

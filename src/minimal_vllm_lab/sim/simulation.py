@@ -23,6 +23,7 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.quantization_config import choose_quantization
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
+from minimal_vllm.routing import ROUTERS
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import SimulationConfig
@@ -35,7 +36,6 @@ from minimal_vllm_lab.sim.metrics import Metrics, Report
 from minimal_vllm_lab.sim.presets import read_model_shape
 from minimal_vllm_lab.sim.recorded import recorded_jobs
 from minimal_vllm_lab.sim.replica import Replica
-from minimal_vllm_lab.sim.routing import ROUTERS
 from minimal_vllm_lab.sim.synthetic import synthetic_jobs
 from minimal_vllm_lab.stats.arrivals import arrival_times
 from minimal_vllm_lab.stats.slo import Slo
@@ -166,7 +166,7 @@ def simulate(
     """
     fleet, metrics = config.fleet, Metrics(slo)
     replicas = [design.make_replica(observers_of(index)) for index in range(fleet.replicas)]
-    router = ROUTERS[fleet.routing](fleet.replicas, design.scheduler_config.block_size)
+    router = ROUTERS[fleet.routing](range(fleet.replicas), design.scheduler_config.block_size)
     Cluster(replicas, router, metrics).run(make_jobs(config) if jobs is None else jobs)
     return metrics.report(replicas)
 

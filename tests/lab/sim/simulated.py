@@ -6,12 +6,12 @@ from random import Random
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.routing import ROUTERS
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.cost_model import LinearCostModel
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.metrics import Metrics
 from minimal_vllm_lab.sim.replica import Replica
-from minimal_vllm_lab.sim.routing import ROUTERS
 
 COSTS = LinearCostModel(
     per_step=1e-3,
@@ -33,7 +33,7 @@ def run(jobs, replicas, routing="round-robin", slo=None):
     """Let the replicas serve the jobs; return the report."""
     metrics = Metrics(slo)
     block_size = replicas[0].scheduler.config.block_size
-    Cluster(replicas, ROUTERS[routing](len(replicas), block_size), metrics).run(jobs)
+    Cluster(replicas, ROUTERS[routing](range(len(replicas)), block_size), metrics).run(jobs)
     return metrics.report(replicas)
 
 
