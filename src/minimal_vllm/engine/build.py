@@ -78,11 +78,17 @@ class BuiltEngine:
     scheduler_config: SchedulerConfig
     num_blocks: int
     """Number of KV blocks in the pool."""
-    caches: list[LayerCache]
+    model: CachedModel
+    """Decoder, attention and KV cache."""
     device: torch.device
     dtype: torch.dtype
     grammars: GrammarCompiler | None
     """Compiler of grammars for structured outputs; None without a tokenizer."""
+
+    @property
+    def caches(self) -> list[LayerCache]:
+        """KV cache of each layer."""
+        return self.model.caches
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def build_engine(
         files=files,
         scheduler_config=scheduler_config,
         num_blocks=num_blocks,
-        caches=caches,
+        model=model,
         device=device,
         dtype=dtype,
         grammars=admission.grammars,

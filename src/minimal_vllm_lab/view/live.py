@@ -22,6 +22,7 @@ from minimal_vllm.trace.step_record import (
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.feed import Feed, Viewer
 from minimal_vllm_lab.view.snapshot import Snapshot, take_snapshot
+from minimal_vllm_lab.view.token_lens import LensQuery, TokenLens, TokenReport
 from minimal_vllm_lab.view.traffic import DEMO, Traffic
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
@@ -67,6 +68,7 @@ class LiveView(Listener):
         self._header = Header(engine=engine_facts(llm.config, llm.built))
         self._encoder = LineEncoder(tokenizer.token_text if tokenizer else None)
         self._contents = BlockContents(self._scheduler)
+        self._lens = TokenLens(llm.built)
 
     def make_traffic(self, settings: TrafficSettings) -> None:
         """Create demo traffic, which begins with ``start``."""
@@ -101,6 +103,14 @@ class LiveView(Listener):
     async def snapshot(self) -> Snapshot:
         """Return the engine's state between two steps."""
         return await self._ask(self._take_snapshot)
+
+    async def look_at(self, query: LensQuery) -> TokenReport:
+        """Look at a token of a running request between two steps.
+
+        Raises:
+            LensError: the token can't be looked at.
+        """
+        return await self._ask(lambda: self._lens.look(query))
 
     async def _ask(self, question: Callable[[], T]) -> T:
         """Call ``question`` in the engine's thread between two steps, and return what it returns.

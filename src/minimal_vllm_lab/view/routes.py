@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from minimal_vllm_lab.view.document import IMAGES, docs_image, docs_page
 from minimal_vllm_lab.view.live import EngineBusyError, LiveView
 from minimal_vllm_lab.view.snapshot import Snapshot
 from minimal_vllm_lab.view.source import PACKAGE, NoSuchPageError, source_page
+from minimal_vllm_lab.view.token_lens import LensError, LensQuery, TokenReport
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
 PAGE = PACKAGE / "view" / "page"
@@ -92,6 +93,13 @@ def live_routes(view: LiveView) -> APIRouter:
     @router.get("/view/state")
     async def state() -> Snapshot:
         return await view.snapshot()
+
+    @router.get("/view/token")
+    async def token(query: Annotated[LensQuery, Query()]) -> TokenReport:
+        try:
+            return await view.look_at(query)
+        except LensError as error:
+            raise HTTPException(404, str(error)) from error
 
     @router.post("/view/pace", status_code=204)
     async def pace(body: Pace) -> None:

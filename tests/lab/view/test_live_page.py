@@ -353,6 +353,34 @@ def test_a_request_under_the_pointer_shows_its_blocks_and_what_it_did(page, serv
     assert page.evaluate("view.emphasis(view.player.state)") is None
 
 
+def test_a_token_is_followed_from_its_query_to_the_next_tokens(page, server):
+    pause(page)
+    send(server, 2)
+    for _ in range(4):
+        step(page)
+    page.keyboard.press("f")
+    until(page, "view.lens.report !== null && !view.stale && !view.wordsAreStale")
+    arrival = page.evaluate("view.lens.arrival")
+    (request,) = (each for each in state_of(server)["requests"] if each["arrival"] == arrival)
+    newest = request["num_computed_tokens"] - 1
+    assert page.evaluate("view.lens.report.position") == newest
+    assert page.evaluate("[...view.lens.light.keys()]") == request["block_table"]
+    assert page.locator("#lens-text .seen").count() == newest + 1
+    assert page.locator("#lens-candidates li").count() in (10, 11)
+    page.fill("#lens-temperature", "0")
+    until(page, "view.lens.report.temperature === 0")
+    assert page.evaluate("view.lens.report.candidates[0].after") == 1
+    page.click("#lens-previous")
+    until(page, f"view.lens.report.position === {newest - 1}")
+    page.click("#lens-next")
+    step_by_key(page)
+    until(page, f"view.lens.report.position === {newest + 1}")  # it goes on with the engine
+    page.keyboard.press("ArrowLeft")
+    until(page, "document.querySelector('#lens-hint').innerText.includes('the past')")
+    page.keyboard.press("Escape")
+    until(page, "document.querySelector('#lens-panel').hidden && view.lens.light === null")
+
+
 @pytest.mark.parametrize("width", ["0", "1px", "40px"])
 def test_a_page_that_was_hidden_or_tiny_draws_again(page, server, width):
     pause(page)

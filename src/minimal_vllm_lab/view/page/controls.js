@@ -13,8 +13,8 @@ function write(element, text) {
 }
 
 export class Controls {
-  /** @param onSent called with the id of each request that is sent; onTheme when the theme changes; onClear to clear the selection */
-  constructor(player, tour, { onSent, onTheme, onClear }) {
+  /** @param onSent called with the id of each request that is sent; onTheme when the theme changes; onClear to clear the selection; onFollow to follow the newest token */
+  constructor(player, tour, { onSent, onTheme, onClear, onFollow }) {
     this.player = player;
     this.tour = tour;
     this.onSent = onSent;
@@ -30,6 +30,7 @@ export class Controls {
       theme: () => { toggleTheme(); onTheme(); },
       help: () => ($("help-dialog").open ? $("help-dialog").close() : $("help-dialog").showModal()),
       clear: onClear,
+      follow: onFollow,
       prompt: () => $("prompt").focus(),
       guide: () => this.beginTour(),
     };
@@ -52,10 +53,10 @@ export class Controls {
       if (event.key === "Escape") event.target.blur();
       return;
     }
-    if (event.target.matches(".traffic input") && event.key.startsWith("Arrow")) return; // arrow keys move the slider
+    if (event.target.matches(".traffic input, #lens-panel input") && event.key.startsWith("Arrow")) return; // arrow keys move the slider
     const keys = { " ": "play", ArrowRight: "step", ArrowLeft: "back", p: "preemption", e: "eviction",
                    l: "live", t: "theme", "?": "help", "-": "slower", "+": "faster", Escape: "clear",
-                   "/": "prompt", g: "guide" };
+                   "/": "prompt", g: "guide", f: "follow" };
     const name = keys[event.key];
     if (this.tour.isOn && name !== "theme" && name !== "help") {
       if (!document.querySelector("dialog[open]") && this.tour.onKey(event.key)) event.preventDefault();

@@ -56,6 +56,17 @@ export async function post(path, body, signal = null) {
     body: JSON.stringify(body),
   });
   if (response.ok) return response;
+  throw new Error(await messageOf(response));
+}
+
+/** Get JSON from the server. Throws an error with the server's message if it has none. */
+export async function get(path) {
+  const response = await fetch(path, { headers: headers() });
+  if (response.ok) return response.json();
+  throw new Error(await messageOf(response));
+}
+
+async function messageOf(response) {
   const answer = await response.json().catch(() => ({}));
-  throw new Error(answer.error?.message ?? answer.detail ?? `the server answered ${response.status}`);
+  return answer.error?.message ?? answer.detail ?? `the server answered ${response.status}`;
 }

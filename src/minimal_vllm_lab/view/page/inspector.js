@@ -118,7 +118,7 @@ export class Inspector {
     row.append(...(blocks.length ? blocks : [undefined]).map((block) => this.physical(request, block)));
     const text = make("span", "text");
     const end = Math.min((index + 1) * size, request.numTokens);
-    for (let i = index * size; i < end; i += 1) text.append(this.token(request.tokens[i], this.tokenClass(request, i)));
+    for (let i = index * size; i < end; i += 1) text.append(this.placed(request, i));
     const shared = blocks.find((block) => state.references[block] > 1);
     const others = shared === undefined || request.status === "finished" ? []
       : state.ownersOf(shared).filter((each) => each !== request).map((each) => chip(each.arrival));
@@ -138,6 +138,15 @@ export class Inspector {
   tokenClass(request, index) {
     const source = index < request.numPrompt ? "prompt" : "output";
     return index < request.computed || request.status === "finished" ? source : `${source} ahead`;
+  }
+
+  /** A token that can be clicked to follow it. */
+  placed(request, index) {
+    const token = this.token(request.tokens[index], this.tokenClass(request, index));
+    if (index < request.computed && request.status === "running") {
+      Object.assign(token.dataset, { position: index, of: request.arrival });
+    }
+    return token;
   }
 
   token(id, className) {

@@ -7,6 +7,7 @@ import { Digest } from "./digest.js";
 import { follow, UnauthorizedError } from "./feed.js";
 import { History, startState } from "./history.js";
 import { Inspector } from "./inspector.js";
+import { Lens } from "./lens.js";
 import { narrate, narrateCell } from "./narrate.js";
 import { Player } from "./player.js";
 import { PoolView } from "./pool.js";
@@ -39,7 +40,8 @@ class View {
     this.controls = new Controls(this.player, this.tour, {
       onSent: (name) => this.sent.add(`cmpl-${name}-0`),
       onTheme: () => this.themeChanged(),
-      onClear: () => this.select(NOTHING),
+      onClear: () => (this.lens.isOn ? this.lens.close() : this.select(NOTHING)),
+      onFollow: () => this.lens.follow(this.selection.arrival, null),
     });
     this.pool = new PoolView($("pool"), {
       onHover: (block, event) => this.point({ arrival: null, block }, block === null ? null : this.describe(block), event),
@@ -55,6 +57,7 @@ class View {
       },
     });
     this.inspector = new Inspector($("inspector"), this.texts, this.mine);
+    this.lens = new Lens(this.player, this.texts, { onChange: () => this.changed() });
     this.queue = new Queue(document, this.mine);
     this.charts = new Charts();
     document.addEventListener("click", (event) => this.onChip(event));
@@ -168,6 +171,10 @@ class View {
   }
 
   onChip(event) {
+    const { position, of } = event.target.dataset;
+    if (position && this.player.isLive) {
+      return this.controls.attempt(this.lens.follow(Number(of), Number(position)));
+    }
     const target = event.target.closest("[data-arrival], [data-block]");
     if (!target) return;
     if (target.dataset.block) return this.select({ ...this.selection, block: Number(target.dataset.block) });
@@ -182,6 +189,7 @@ class View {
 
   /** Return the blocks that are not dimmed, or null if no block is dimmed. */
   emphasis(state) {
+    if (this.lens.light) return new Set(this.lens.light.keys());
     const { arrival, block } = this.highlighted;
     const blocks = new Set(state.byArrival(arrival)?.table ?? []);
     if (block !== null) blocks.add(block);
@@ -237,7 +245,7 @@ class View {
     this.selectAutomatically(state);
     this.controls.draw();
     this.pool.cursor = this.selection.block;
-    this.pool.draw(state, this.emphasis(state));
+    this.pool.draw(state, this.emphasis(state), this.lens.light);
     if (this.digest.lanes.length <= MANY_ROWS) this.drawBatch(state);
   }
 
@@ -250,6 +258,7 @@ class View {
     if (this.digest.lanes.length > MANY_ROWS) this.drawBatch(state);
     const isPreviewed = this.pointed.arrival !== null && !this.isInInspector;
     this.inspector.draw(state, isPreviewed ? this.pointed : this.selection);
+    this.lens.draw(state);
     this.queue.draw(state);
     this.charts.draw(this.digest, state.step);
     $("story").textContent = $("story").title = narrate(state).join(" ");

@@ -19,6 +19,7 @@ export class PoolView {
     this.drawn = null; // two numbers per cell that stand for its last look
     this.shown = null; // state, marked blocks and dimming of the last drawing
     this.cursor = null; // the selected block
+    this.light = null; // brightness of the slots in the last drawing
     canvas.addEventListener("pointermove", (event) => onHover(this.blockAt(event), event));
     canvas.addEventListener("pointerleave", () => onHover(null));
     canvas.addEventListener("click", (event) => onSelect(this.blockAt(event)));
@@ -72,8 +73,11 @@ export class PoolView {
    * Draw the cells that have changed. It clears the state's list of touched blocks, so a state can
    * be drawn by one pool view only.
    * @param emphasis the blocks that are not dimmed; null: no block is dimmed
+   * @param light brightness of the slots of some blocks, each from 0 to 1; null: all are bright
    */
-  draw(state, emphasis) {
+  draw(state, emphasis, light = null) {
+    if (light !== this.light) this.invalidate();
+    this.light = light;
     this.layOut(state.references.length);
     if (this.drawn === null) this.begin();
     const evicted = new Set(state.now.evicted.map((each) => each.block));
@@ -197,9 +201,16 @@ export class PoolView {
       const isFilled = kind !== FREE && slot < state.fill[block];
       const isNew = slot >= first && slot < end;
       const owner = owners[slot % owners.length];
-      context.fillStyle = !isFilled ? theme.faint
-        : colorOf(owner, kind === CACHED ? "pale" : isNew ? "bright" : "full");
-      context.fillRect(x + (slot % columns) * w, y + Math.floor(slot / columns) * h, w - 1.5, h - 1.5);
+      const square = [x + (slot % columns) * w, y + Math.floor(slot / columns) * h, w - 1.5, h - 1.5];
+      const brightness = this.light?.get(block)?.[slot] ?? (this.light ? 0 : 1);
+      const { globalAlpha } = context;
+      if (!isFilled || brightness < 1) context.fillStyle = theme.faint;
+      if (!isFilled || brightness < 1) context.fillRect(...square);
+      if (!isFilled) continue;
+      context.fillStyle = colorOf(owner, kind === CACHED ? "pale" : isNew && !this.light ? "bright" : "full");
+      context.globalAlpha = globalAlpha * brightness;
+      context.fillRect(...square);
+      context.globalAlpha = globalAlpha;
     }
   }
 
