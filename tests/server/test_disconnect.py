@@ -173,13 +173,12 @@ def test_a_client_that_never_reads_is_given_up(monkeypatch):
         service = make_demo_service(gate)
         async with running(service, send_buffer=4096) as url:
             gate.shut()
+            monkeypatch.setattr(middleware, "SEND_TIMEOUT", 0.5)  # read when a request begins
             body = {**BODIES[COMPLETIONS], "stream": True, "logprobs": 20}
             _, writer = await open_request(url, COMPLETIONS, body, receive_buffer=4096)
             await gate.wait_until_held()
-            with monkeypatch.context() as patch:
-                patch.setattr(middleware, "SEND_TIMEOUT", 0.5)
-                gate.allow(300)  # far more bytes than fit into the buffers on the way
-                await until_gone(service, gate)
+            gate.allow(300)  # far more bytes than fit into the buffers on the way
+            await until_gone(service, gate)
             await check_clean(service, url)
             writer.transport.abort()
 
