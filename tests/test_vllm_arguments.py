@@ -100,7 +100,11 @@ def test_sampling_takes_vllms_arguments_at_their_defaults():
         (EngineConfig, {"max_num_seq": 1}, "did you mean max_num_seqs"),
         (SamplingParams, {"best_of": 2}, "best_of=2 is not supported: every completion is"),
         (SamplingParams, {"temprature": 1}, "not a known argument; did you mean temperature"),
-        (SamplingParams, {"logprob_token_ids": [5]}, "logprob_token_ids=.5. is not supported"),
+        (
+            SamplingParams,
+            {"prompt_logprob_token_ids": [5]},
+            "prompt_logprob_token_ids=.5. is not supported",
+        ),
     ],
 )
 def test_an_argument_that_would_change_something_is_refused_in_one_sentence(

@@ -12,6 +12,8 @@ GREEDY_BELOW = 1e-5
 """Temperature below which decoding is greedy, because dividing logits by it would overflow."""
 
 TokenId = Annotated[int, Field(ge=0)]
+MAX_LOGPROB_TOKEN_IDS = 128
+"""Maximum number of ``logprob_token_ids``, as in vLLM."""
 
 
 @clear_errors
@@ -108,6 +110,11 @@ class SamplingParams:
     """Minimum number of output tokens before a stop token or stop string can end the output."""
     logprobs: Annotated[int, Field(ge=-1)] | None = None
     """Number of top tokens whose log-probabilities are returned for each output token; -1: all."""
+    logprob_token_ids: Annotated[list[TokenId], Field(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = (
+        None
+    )
+    """Token ids whose log-probabilities are returned for each output token, instead of those of the
+    top tokens."""
     prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
     """Number of top tokens whose log-probabilities are returned for each prompt token; -1: all."""
     detokenize: bool = True
@@ -147,6 +154,10 @@ class SamplingParams:
             )
         if self.greedy and self.n > 1:
             raise ValueError(f"n must be 1 with greedy sampling (temperature 0), not {self.n}")
+        if self.logprob_token_ids and self.logprobs not in (None, len(self.logprob_token_ids)):
+            raise ValueError(
+                f"logprob_token_ids replaces logprobs: leave logprobs out, not {self.logprobs}"
+            )
         if self.stop and not self.detokenize:
             raise ValueError("stop strings are searched for in the text: they need detokenize=True")
         return self
@@ -155,6 +166,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Return whether the most probable token is always chosen."""
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def asked_logprobs(self) -> int | list[int] | None:
+        """Return of what each output token has log-probabilities: so many top tokens, or ids."""
+        return self.logprob_token_ids or self.logprobs
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -39,3 +39,15 @@ def test_a_row_without_a_chosen_token_does_no_harm_to_others():
     nothing, some = top_logprobs(LOGPROBS.repeat(2, 1), torch.tensor([-1, 2]), [1, 1]).wait()
     assert len(nothing) == 2
     assert [(token, entry.rank) for token, entry in some.items()] == [(2, 3), (1, 1)]
+
+
+def test_rows_may_name_tokens_instead_and_get_their_ranks_too():
+    wanted = [2, [3, 0], 0, [1]]
+    chosen = torch.tensor([1, 2, 1, 1])
+    top, named, alone, itself = top_logprobs(LOGPROBS.repeat(4, 1), chosen, wanted).wait()
+    (everything,) = top_logprobs(LOGPROBS[None], torch.tensor([0]), [-1]).wait()
+    assert list(named) == [2, 3, 0]
+    assert [list(each) for each in (alone, itself)] == [[1], [1]]
+    assert len(top) in (2, 3)
+    for position in (top, named, alone, itself):
+        assert position == {token: everything[token] for token in position}

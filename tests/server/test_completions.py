@@ -202,6 +202,18 @@ def test_logprobs_are_the_engine_s_in_openai_s_lists(complete, expect, llm, stre
         assert expected.text.startswith(name, start)
 
 
+def test_tokens_may_be_named_whose_logprobs_are_wanted(complete, expect):
+    extra = {"logprob_token_ids": [7, 5], "return_tokens_as_token_ids": True}
+    (choice,) = complete(seed=1, logprobs=0, extra=extra).choices
+    (expected,) = expect(PROMPT, seed=1, logprob_token_ids=[7, 5]).outputs
+    for top, known in zip(choice.logprobs.top_logprobs, expected.logprobs, strict=True):
+        assert known.keys() >= {5, 7}
+        assert top == {
+            f"token_id:{token}": pytest.approx(each.logprob, abs=1e-4)
+            for token, each in known.items()
+        }
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_of_an_echoed_prompt_begin_with_none(complete, stream):
     answer = complete(seed=1, logprobs=0, echo=True, max_tokens=2, stream=stream)

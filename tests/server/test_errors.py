@@ -159,7 +159,7 @@ def test_a_bad_completion_request_is_a_400_that_says_what_is_wrong(server, body,
         ),
         ({"messages": HELLO, "function_call": "auto"}, "function_call", "use tools"),
         ({"messages": HELLO, "use_beam_search": True}, "use_beam_search", "LLM.beam_search"),
-        ({"messages": HELLO, "logprob_token_ids": [1]}, "logprob_token_ids", "most probable"),
+        ({"messages": HELLO, "logprob_token_ids": [1]}, "logprob_token_ids", "needs logprobs=true"),
         (
             {"messages": HELLO, "kv_transfer_params": {"do_remote_decode": True}},
             "kv_transfer_params",

@@ -98,7 +98,7 @@ class Admission:
     def _check(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):
             raise ValueError(f"sampling_params must be SamplingParams, not {params!r}")
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"):
             if token_ids := getattr(params, name):
                 self._check_choice(name, token_ids)
         self._check_logprobs("logprobs", params.logprobs)

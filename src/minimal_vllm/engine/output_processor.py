@@ -260,7 +260,7 @@ class OutputProcessor:
         if is_delta:
             completion.num_given = request.num_output_tokens
             completion.end_is_given = request.finished
-        asked = request.params.logprobs is not None
+        asked = request.params.asked_logprobs is not None
         return CompletionOutput(
             index=completion.index,
             text=text,

@@ -74,7 +74,9 @@ class CudaRunner:
         else:
             outputs, prompt_logprobs = self._launch_mixed(plan)
         self._sample_special(plan.sampling, outputs)
-        asking = [i for i, each in enumerate(plan.sampling) if each.params.logprobs is not None]
+        asking = [
+            i for i, each in enumerate(plan.sampling) if each.params.asked_logprobs is not None
+        ]
         logprobs = self._find_logprobs(plan.sampling, asking, outputs) if asking else None
         return QueuedFlight(Fetch(outputs.tokens), asking, logprobs, prompt_logprobs)
 
@@ -128,5 +130,5 @@ class CudaRunner:
         if len(asking) < len(requests):
             index = send(np.array(asking), self._step.model.device)
             logits, tokens = logits[index], tokens[index]
-        wanted = [requests[i].params.logprobs or 0 for i in asking]
+        wanted = [requests[i].params.asked_logprobs or 0 for i in asking]
         return top_logprobs(logits.float().log_softmax(dim=-1), tokens, wanted)

@@ -89,13 +89,13 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         A list with one token for each row, or with none if nothing can be sampled from it.
     """
     logits = logits.float()
-    asking = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+    asking = [i for i, row in enumerate(rows) if row.params.asked_logprobs is not None]
     raw_logprobs = logits[asking].log_softmax(dim=-1) if asking else None
     chosen = choose(logits, rows)
     token_ids: list[int] = chosen.tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(rows)
     if raw_logprobs is not None:
-        wanted = [rows[i].params.logprobs or 0 for i in asking]
+        wanted = [rows[i].params.asked_logprobs or 0 for i in asking]
         known = top_logprobs(raw_logprobs, chosen[asking], wanted).wait()
         for i, entry in zip(asking, known, strict=True):
             logprobs[i] = entry if token_ids[i] != NO_TOKEN else None

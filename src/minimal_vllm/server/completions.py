@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from minimal_vllm.outputs import RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.api_model import field_error
 from minimal_vllm.server.generation import STREAM_TOO, ChunkedAnswer, new_id, respond
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.models import (
@@ -44,6 +45,12 @@ class CompletionRequest(SamplingFields, OtherCompletionFields):
     """Number of most probable tokens to return log-probabilities of, besides the chosen one."""
     add_special_tokens: bool = True
     """Add the special tokens that the tokenizer puts around a text, usually a BOS token."""
+
+    @model_validator(mode="after")
+    def _named_tokens_have_a_place(self) -> "CompletionRequest":
+        if self.logprob_token_ids and (self.logprobs is None or self.only_echo):
+            raise field_error("logprob_token_ids", "needs logprobs, and tokens that are generated")
+        return self
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -188,13 +195,14 @@ class CompletionAnswer(ChunkedAnswer):
     def _write_logprobs(
         self, index: int, output: RequestOutput, echoed: str | None
     ) -> CompletionLogprobs | None:
-        wanted = self._params.logprobs
+        wanted = self._params.asked_logprobs
         if wanted is None:
             return None
+        num_top = wanted if isinstance(wanted, int) else -1
         if index not in self._logprobs:
             skips = self._params.skip_special_tokens
             hidden = self._tokenizer.special_token_ids if skips else ()
-            self._logprobs[index] = CompletionLogprobsWriter(self._names, wanted, hidden)
+            self._logprobs[index] = CompletionLogprobsWriter(self._names, num_top, hidden)
         writer, (completion,) = self._logprobs[index], output.outputs
         generated = (completion.token_ids, completion.logprobs or [])
         if echoed is None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, SamplingParams
 from minimal_vllm.server.api_model import ApiModel, Bookkeeping, FieldClass, field_error
 from minimal_vllm.server.structured import ResponseFormat, StructuredOutputs
 
@@ -94,6 +94,8 @@ class SamplingFields(ApiModel):
     max_tokens: int | None = None
     """Maximum number of output tokens; fewer if no more fit into the context."""
     min_tokens: int | None = None
+    logprob_token_ids: Annotated[TokenIds, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = None
+    """Tokens to return log-probabilities of, instead of the most probable ones."""
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -143,7 +145,10 @@ class SamplingFields(ApiModel):
         names = {field.name for field in fields(SamplingParams)} & type(self).model_fields.keys()
         names.discard("structured_outputs")  # set once its grammar has been compiled
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return SamplingParams(**{**defaults, **given, **self._other_params()})
+        given |= self._other_params()
+        if self.logprob_token_ids:
+            given["logprobs"] = None  # the request's only says that there are to be some
+        return SamplingParams(**{**defaults, **given})
 
     def _other_params(self) -> dict[str, Any]:
         """Return the sampling parameters that come from this endpoint's own fields."""

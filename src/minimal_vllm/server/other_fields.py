@@ -14,7 +14,7 @@ USE_N = refuse_with("not supported here: every completion is returned, so set n"
 NO_BEAMS = refuse_with(
     "not supported here: completions are sampled (beam search is in Python: LLM.beam_search)"
 )
-USE_TOP = refuse_with("not supported here: only the most probable tokens have log-probabilities")
+USE_PROMPT_LOGPROBS = refuse_with("not supported here: set prompt_logprobs")
 USE_BIAS = refuse_with("not supported here: use logit_bias, bad_words or allowed_token_ids")
 USE_STRUCTURED = refuse_with("not supported here: use response_format or structured_outputs")
 USE_SEED = refuse_with("not supported here: use seed")
@@ -51,8 +51,7 @@ class OtherFields(ApiModel):
     use_beam_search: Annotated[OnlyDefault[bool], NO_BEAMS] = False
     length_penalty: Annotated[OnlyDefault[float], NO_BEAMS] = 1.0
     early_stopping: Annotated[OnlyDefault[bool], NO_BEAMS] = False
-    logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_TOP] = None
-    prompt_logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_TOP] = None
+    prompt_logprob_token_ids: Annotated[OnlyDefault[list[int]], USE_PROMPT_LOGPROBS] = None
     logits_processors: Annotated[OnlyDefault[list[Any]], USE_BIAS] = None
     prompt_embeds: OnlyDefault[str] = None
     kv_transfer_params: Annotated[OnlyDefault[dict[str, Any]], ONE_ENGINE] = None

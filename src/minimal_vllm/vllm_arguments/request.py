@@ -22,7 +22,6 @@ SAMPLING = by_name(
         "log-probabilities are a list with one dictionary per token, of the top tokens",
         {
             "flat_logprobs": OFF,
-            "logprob_token_ids": (),
             "prompt_logprob_token_ids": (),
             "prompt_logprob_start": (0,),
         },

@@ -81,6 +81,8 @@ class ChatCompletionRequest(SamplingFields, ChatFields, OtherChatFields):
     def _two_names_agree(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "needs logprobs=true")
+        if self.logprob_token_ids and not self.logprobs:
+            raise field_error("logprob_token_ids", "needs logprobs=true")
         both = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both) > 1:
             raise field_error(
