@@ -8,6 +8,8 @@ import torch
 
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.packed_linear import can_pack
+from minimal_vllm.model.supported import DTYPE_BYTES
+from minimal_vllm.model.weight_bytes import idle_expert_bytes, weight_bytes
 from minimal_vllm.trace.step_record import StepRecord
 
 ROWS = 1024
@@ -51,19 +53,21 @@ def weights_floor(
 ) -> float:
     """Return the minimum time of the products with weights, in seconds.
 
-    Each step reads all weights once, in half precision if they can be packed, except those of
-    experts that no token chooses. It multiplies each of its tokens with the layers' weights, and
-    each sampled token with the LM head. The longer of the two times counts.
+    Each step reads all weights once, as they are quantized, or in half precision if they can be
+    packed, except those of experts that no token chooses. It multiplies each of its tokens with the
+    layers' weights, and each sampled token with the LM head. The longer of the two times counts.
     """
-    itemsize = torch.half.itemsize if can_pack(dtype) else dtype.itemsize
+    stored = "float16" if can_pack(dtype) else str(dtype).removeprefix("torch.")
     head = config.vocab_size * config.hidden_size
+    unread = 0 if config.tie_word_embeddings else head * DTYPE_BYTES[stored]
+    all_bytes = weight_bytes(config, stored) - unread
     embeddings = head * (1 if config.tie_word_embeddings else 2)
     active = config.expected_parameters(1) - embeddings
 
     def seconds(tokens: int, rows: int) -> float:
-        read = config.expected_parameters(tokens) - embeddings + head
+        read = all_bytes - idle_expert_bytes(config, stored, tokens)
         return max(
-            read * itemsize / rates.bytes_per_second,
+            read / rates.bytes_per_second,
             2 * (active * tokens + head * rows) / rates.flops_per_second,
         )
 

@@ -137,6 +137,24 @@ _GRANITE = {
     "logits_scaling": 2.5,
 }
 _WINDOWED = {"num_hidden_layers": 4, "sliding_window": 7}
+_GPT_OSS = {
+    **_WINDOWED,
+    "head_dim": 16,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "attention_bias": True,
+    "swiglu_limit": 1.5,
+    "rope_theta": 1000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+    },
+    "pad_token_id": None,
+}
 _MINISTRAL_3_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -284,6 +302,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
         },
     ),
+    "gpt-oss": _config("GptOssForCausalLM", "gpt_oss", **_GPT_OSS),
     "glm": _config("GlmForCausalLM", "glm", **_GLM),
     "glm4": _config("Glm4ForCausalLM", "glm4", **_GLM | {"partial_rotary_factor": 0.25}),
     "gemma3-text-part": _nested(
@@ -296,6 +315,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
 }
 """Name -> config.json."""
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "gpt-oss-mxfp4": {
+        **FAMILIES["gpt-oss"],
+        "quantization_config": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens", "lm_head"],
+        },
+    }
+}
+"""The same for weights that are quantized, and that transformers dequantizes."""
 
 
 def write_checkpoint(
@@ -317,6 +347,12 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor
     factor = 4 * text["hidden_size"] ** 0.5 if is_gemma else text.get("embedding_multiplier", 1)
     weights = {}
     for name, shape in tensor_shapes(config).items():
+        if name.endswith("_blocks"):
+            weights[name] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            continue
+        if name.endswith("_scales"):  # of about the numbers that are drawn for other matrices
+            weights[name] = torch.randint(122, 127, shape, dtype=torch.uint8, generator=generator)
+            continue
         numbers = torch.randn(shape, generator=generator)
         if name.endswith("norm.weight"):
             numbers = (not is_gemma) + 0.2 * numbers
@@ -327,9 +363,15 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor
         else:
             # Twice the scale that keeps lengths: the layers must outweigh the embedding in the
             # residual stream, or tied embeddings would have each token predict itself.
-            numbers *= 2 * shape[-1] ** -0.5
+            in_size = shape[-2] if is_transposed(name) else shape[-1]
+            numbers *= 2 * in_size**-0.5
         weights[name] = numbers
     return weights
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a tensor holds the matrices of all experts, columns first."""
+    return name.endswith(("experts.gate_up_proj", "experts.down_proj"))
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -378,6 +420,30 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 shapes[f"{prefix}.{name}.bias"] = (out_size,)
         for name, size in layer_norms(config).items():
             shapes[f"{prefix}.{name}.weight"] = (size,)
+        if config["model_type"] == "gpt_oss":
+            shapes[f"{prefix}.self_attn.sinks"] = (config["num_attention_heads"],)
+            for name, shape in stacked_shapes(config).items():
+                shapes[f"{prefix}.mlp.experts.{name}"] = shape
+    return shapes
+
+
+def stacked_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer of gpt-oss that hold all experts."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    count = config["num_local_experts"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate_up_proj_bias": (count, 2 * inner),
+        "down_proj_bias": (count, hidden),
+    }
+    for name, in_size, out_size in (
+        ("gate_up_proj", hidden, 2 * inner),
+        ("down_proj", inner, hidden),
+    ):
+        if "quantization_config" in config:
+            shapes[f"{name}_blocks"] = (count, out_size, in_size // 32, 16)
+            shapes[f"{name}_scales"] = (count, out_size, in_size // 32)
+        else:
+            shapes[name] = (count, in_size, out_size)
     return shapes
 
 
@@ -408,6 +474,8 @@ def layer_linears(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
         q_size,
         attention_bias and not model_type.startswith("glm"),
     )
+    if model_type == "gpt_oss":
+        return linears | {"mlp.router": (config["num_local_experts"], hidden, True)}
     if experts := expert_shapes(config, layer):
         return linears | experts
     if model_type in ("phi3", "glm", "glm4"):

@@ -7,7 +7,7 @@ import torch
 if not torch.cuda.is_available():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
 
-from checkpoints import FAMILIES, write_checkpoint
+from checkpoints import FAMILIES, QUANTIZED, write_checkpoint
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from recorded import record_trace
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory):
     def folder_of(family):
         if family not in folders:
             folder = tmp_path_factory.mktemp(family)
-            folders[family] = write_checkpoint(folder, FAMILIES[family])
+            folders[family] = write_checkpoint(folder, {**FAMILIES, **QUANTIZED}[family])
         return folders[family]
 
     return folder_of

@@ -16,6 +16,7 @@ from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.registry import NormNames
 
 STEADY_QUERIES = FAMILIES["ministral3"]["rope_parameters"] | {"llama_4_scaling_beta": 1e-9}
+TRUNCATED = FAMILIES["gpt-oss"]["rope_scaling"] | {"truncate": True}
 TOKEN_IDS = torch.tensor([(17 * i * i + 5) % 256 for i in range(40)])
 
 
@@ -37,7 +38,11 @@ class DenseAttention:
         scores = torch.einsum("qhd,khd->hqk", q, k).float() * scale
         if options.softcap is not None:
             scores = options.softcap * torch.tanh(scores / options.softcap)
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(v.dtype)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if options.sinks is not None:  # a key without a value
+            sinks = options.sinks.float()[:, None, None].expand(-1, len(q), 1)
+            scores = torch.cat((scores, sinks), dim=-1)
+        weights = scores.softmax(-1)[..., : len(k)].to(v.dtype)
         return torch.einsum("hqk,khd->qhd", weights, v)
 
 
@@ -128,6 +133,9 @@ def test_every_option_changes_the_logits(tmp_path):
         "embeddings": (FAMILIES["granite"], {"embedding_multiplier": 9.0}),
         "sub-layers": (FAMILIES["granite"], {"residual_multiplier": 0.9}),
         "queries that grow": (FAMILIES["ministral3"], {"rope_parameters": STEADY_QUERIES}),
+        "gate's limit": (FAMILIES["gpt-oss"], {"swiglu_limit": 7.0}),
+        "gate's slope": (FAMILIES["gpt-oss"], {"swiglu_alpha": 1.0}),
+        "truncated yarn": (FAMILIES["gpt-oss"], {"rope_scaling": TRUNCATED}),
     }.items():
         pair = [
             compute_logits(load(write_checkpoint(tmp_path / name / key, option)), [40])

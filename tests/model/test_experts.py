@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from checkpoints import FAMILIES, random_weights, write_checkpoint, write_weights
+from checkpoints import FAMILIES, QUANTIZED, random_weights, write_checkpoint, write_weights
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.model.config import ModelConfig
@@ -13,7 +13,9 @@ from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.experts import choose_experts
 from minimal_vllm.model.kernels.route import route_and_list
 from minimal_vllm.model.layers import PLAIN_MODULES, MoE
+from minimal_vllm.model.quantization.convert import Layouts, quantized
 from minimal_vllm.model.triton_modules import TRITON_MODULES
+from minimal_vllm.model.triton_weights import TRITON_LAYOUTS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GPU = pytest.mark.gpu
@@ -24,6 +26,12 @@ ALL_DTYPES = [torch.float32, *(pytest.param(dtype, marks=GPU) for dtype in DTYPE
 def numbers(*shape, dtype=torch.float32):
     generator = torch.Generator(DEVICE).manual_seed(sum(shape))
     return torch.randn(shape, generator=generator, device=DEVICE).to(dtype)
+
+
+def gpt_oss_with(hidden=64, count=6, per_token=3, inner=32, name="gpt-oss"):
+    sizes = {"hidden_size": hidden, "intermediate_size": inner}
+    experts = {"num_local_experts": count, "num_experts_per_tok": per_token}
+    return ModelConfig.from_dict({**FAMILIES, **QUANTIZED}[name] | sizes | experts)
 
 
 def config_with(hidden=32, count=6, per_token=3, inner=20, normalized=True):
@@ -43,14 +51,24 @@ def config_with(hidden=32, count=6, per_token=3, inner=20, normalized=True):
 def make_pair(config, dtype=torch.float32):
     """The plain and the Triton mixture of experts, with the same weights."""
     pair = []
-    for modules in (PLAIN_MODULES, TRITON_MODULES):
-        module = MoE(config, modules)
+    for modules, layouts in ((PLAIN_MODULES, Layouts()), (TRITON_MODULES, TRITON_LAYOUTS)):
+        module = MoE(config, quantized(modules, config.quantization, layouts))
         for part in module.modules():
-            for name, shape in [(n, p.shape) for n, p in part.named_parameters(recurse=False)]:
-                weight = numbers(*shape, dtype=dtype) * shape[-1] ** -0.5
+            for name, old in list(part.named_parameters(recurse=False)):
+                weight = random_like(old, name, dtype)
                 setattr(part, name, torch.nn.Parameter(weight, requires_grad=False))
         pair.append(module)
     return pair
+
+
+def random_like(parameter, name, dtype):
+    if parameter.dtype != torch.uint8:
+        return numbers(*parameter.shape, dtype=dtype) * parameter.shape[-1] ** -0.5
+    least, most = (0, 256) if name == "packed" else (121, 125)
+    generator = torch.Generator(DEVICE).manual_seed(parameter.numel())
+    return torch.randint(
+        least, most, parameter.shape, generator=generator, device=DEVICE, dtype=torch.uint8
+    )
 
 
 def assert_close(got, expected, tolerance):
@@ -95,6 +113,29 @@ def test_the_kernels_compute_what_the_plain_experts_compute(sizes, num_tokens, d
     assert got.shape == expected.shape
     if num_tokens:
         assert_close(got, expected, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("name", ["gpt-oss", "gpt-oss-mxfp4"])
+@pytest.mark.parametrize(
+    ("sizes", "num_tokens"),
+    [({}, 1), ({}, 9), ({"count": 5, "per_token": 1, "inner": 96, "hidden": 160}, 9)],
+)
+def test_the_kernels_add_biases_clamp_the_gate_and_unpack(sizes, name, num_tokens, dtype):
+    config = gpt_oss_with(**sizes, name=name)
+    plain, ours = make_pair(config, dtype)
+    x = 3 * numbers(num_tokens, config.hidden_size, dtype=dtype)
+    assert_close(computed(ours.forward(x)), computed(plain.forward(x)), DTYPES[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["gpt-oss", "gpt-oss-mxfp4"])
+@pytest.mark.parametrize("num_tokens", [1, 8, 9, 64, 300, 900, 5000])
+def test_the_kernels_are_right_in_the_shape_of_gpt_oss(num_tokens, name):
+    config = gpt_oss_with(hidden=2880, count=32, per_token=4, inner=2880, name=name)
+    plain, ours = make_pair(config, torch.bfloat16)
+    x = numbers(num_tokens, 2880, dtype=torch.bfloat16)
+    assert_close(computed(ours.forward(x)), computed(plain.forward(x)), 2e-2)
 
 
 @pytest.mark.gpu

@@ -9,8 +9,8 @@ from itertools import product
 
 import pytest
 import torch
-from checkpoints import FAMILIES
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from checkpoints import FAMILIES, QUANTIZED
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Mxfp4Config
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.engine.sizing import choose_groups
@@ -46,7 +46,7 @@ PAIRWISE = [
 IN_EVERY_WAY = ("llama", "qwen3", "mistral-window", "smollm3-nope-window", "gemma3")
 MATRIX = [
     (family, conditions)
-    for family in FAMILIES
+    for family in (*FAMILIES, *QUANTIZED)
     for conditions in (CONDITIONS if family in IN_EVERY_WAY else PAIRWISE)
 ]
 
@@ -66,10 +66,14 @@ def oracle(checkpoint):
 
     def of_family(family):
         if family not in known:
-            several = "text_config" in FAMILIES[family]
+            several = "text_config" in FAMILIES.get(family, ())
             auto = AutoModelForImageTextToText if several else AutoModelForCausalLM
+            dequantizing = {"quantization_config": Mxfp4Config(dequantize=True)}
             model = auto.from_pretrained(
-                checkpoint(family), dtype=torch.float32, attn_implementation="eager"
+                checkpoint(family),
+                dtype=torch.float32,
+                attn_implementation="eager",
+                **(dequantizing if family in QUANTIZED else {}),
             ).eval()
             known[family] = model, [continue_greedily(model, prompt) for prompt in PROMPTS]
         return known[family]

@@ -15,6 +15,7 @@ def describe_traits(model: ModelConfig) -> dict[str, str]:
         "Windows": _windows(model),
         "Rotation": "; ".join(_rotations(model)),
         "Norms": "; ".join(_norms(model)),
+        "Sinks": "one for each query head" * model.attention_sinks,
         "Softcap": ", ".join(_softcaps(model)),
         "Multipliers": ", ".join(_multipliers(model)),
     }

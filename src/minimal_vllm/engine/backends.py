@@ -4,8 +4,6 @@ Only ``TritonAttention`` can be recorded in CUDA graphs. With any other attentio
 computes the steps.
 """
 
-from dataclasses import replace
-
 import torch
 
 from minimal_vllm.attention.interface import Attention
@@ -16,8 +14,8 @@ from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.packed_linear import PACKED_MODULES, can_pack
-from minimal_vllm.model.quantization.convert import Layouts, quantizer
-from minimal_vllm.model.quantization_config import Quantization
+from minimal_vllm.model.quantization.convert import Layouts, quantized
+from minimal_vllm.model.quantization_config import Mxfp4, Quantization
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
@@ -49,7 +47,8 @@ def choose_modules(
     backend, layouts = backend_name(name, device), Layouts()
     if backend != "triton":
         can_be_packed = device.type == "cpu" and backend != "reference" and can_pack(dtype)
-        is_packed = can_be_packed and quantization is None
+        is_dense = quantization is None or isinstance(quantization.format, Mxfp4)
+        is_packed = can_be_packed and is_dense  # the projections are
         modules = PACKED_MODULES if is_packed else PLAIN_MODULES
     else:
         _check_gpu(device)
@@ -58,9 +57,7 @@ def choose_modules(
         from minimal_vllm.model.triton_weights import TRITON_LAYOUTS
 
         modules, layouts = TRITON_MODULES, TRITON_LAYOUTS
-    if quantization is None:
-        return modules
-    return replace(modules, convert=quantizer(quantization, layouts))
+    return quantized(modules, quantization, layouts)
 
 
 def choose_attention(

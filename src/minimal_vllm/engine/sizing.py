@@ -12,7 +12,7 @@ from minimal_vllm.cache.layer_groups import LayerGroups, group_layers
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.quantization_config import choose_quantization
+from minimal_vllm.model.quantization_config import Mxfp4, choose_quantization
 from minimal_vllm.model.rope_config import LongRopeScaling
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
@@ -42,9 +42,11 @@ def read_model_config(config: EngineConfig, checkpoint: "Path") -> ModelConfig:
     """
     model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     quantization = choose_quantization(config.quantization, model.quantization)
-    if quantization is not None and model.experts is not None:
+    is_mxfp4 = quantization is not None and isinstance(quantization.format, Mxfp4)
+    if quantization is not None and model.experts is not None and not is_mxfp4:
         raise ValueError(
-            "quantized mixtures of experts are not supported yet: load the 16-bit checkpoint"
+            "mixtures of experts can be quantized only in MXFP4, as gpt-oss is: load the 16-bit "
+            "checkpoint"
         )
     return replace(model, quantization=quantization)
 

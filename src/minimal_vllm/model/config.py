@@ -12,7 +12,7 @@ from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
 from minimal_vllm.model.json_fields import flag, integer, positive, token_ids
 from minimal_vllm.model.layer_config import LayerConfig, read_layers
 from minimal_vllm.model.multimodal import text_config
-from minimal_vllm.model.quantization_config import Quantization, read_quantization
+from minimal_vllm.model.quantization_config import Mxfp4, Quantization, read_quantization
 from minimal_vllm.model.registry import (
     COMMON_DEFAULTS,
     Family,
@@ -198,8 +198,7 @@ class ModelConfig:
             eos_token_ids=token_ids(raw.get("eos_token_id")),
             quantization=read_quantization(_quantization_of(raw)),
         )
-        _check_heads(config, head_dim_given="head_dim" in raw)
-        _check_rotation(config)
+        _check(config, head_dim_given="head_dim" in raw)
         return config
 
     def rope_of(self, layer: LayerConfig) -> RopeConfig | None:
@@ -342,6 +341,21 @@ def _overridden(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     if isinstance(raw.get("text_config"), dict):
         raw = {**raw, "text_config": {**raw["text_config"], **others}}
     return {**raw, **others}
+
+
+def _check(config: ModelConfig, *, head_dim_given: bool) -> None:
+    _check_quantization(config)
+    _check_heads(config, head_dim_given=head_dim_given)
+    _check_rotation(config)
+
+
+def _check_quantization(config: ModelConfig) -> None:
+    is_mxfp4 = config.quantization and isinstance(config.quantization.format, Mxfp4)
+    if is_mxfp4 and not (config.experts and config.experts.takes_turns):
+        raise ValueError(
+            "config.json: quantization_config: quant_method = 'mxfp4' is supported only for the "
+            f"experts of GptOssForCausalLM, not for {config.architecture}"
+        )
 
 
 def _check_heads(config: ModelConfig, *, head_dim_given: bool) -> None:

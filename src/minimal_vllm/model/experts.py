@@ -4,13 +4,14 @@ Source: Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; in the form of Mi
 2024, https://arxiv.org/abs/2401.04088.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from minimal_vllm.model.activation import ACTIVATIONS
+from minimal_vllm.model.activation import apply_gate
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.linear import parameter
@@ -64,8 +65,8 @@ def mix_experts(
     return weighted.sum(dim=1).to(x.dtype)
 
 
-class Experts(nn.Module):
-    """Experts of a layer, each a gated MLP. Their weights are stacked in one tensor for a kernel.
+class Experts(nn.Module, ABC):
+    """Experts of a layer, each a gated MLP. A subclass has their matrices.
 
     Args:
         config: hyperparameters of a model that has experts.
@@ -76,10 +77,19 @@ class Experts(nn.Module):
         if config.experts is None:
             raise ValueError("the model has no experts")
         self.config = config.experts
-        self.activation = config.activation
-        count, inner = config.experts.count, config.experts.inner_size
-        self.gate_up = parameter(count, 2 * inner, config.hidden_size)
-        self.down = parameter(count, config.hidden_size, inner)
+        self.gate = config.experts.gate or config.activation
+        self.gate_up_bias = self.down_bias = None
+        if config.experts.biased:
+            self.gate_up_bias = parameter(config.experts.count, 2 * config.experts.inner_size)
+            self.down_bias = parameter(config.experts.count, config.hidden_size)
+
+    @abstractmethod
+    def matrices(self, index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return an expert's ``[2 * inner, hidden]``, gate and up, and ``[hidden, inner]``."""
+
+    @abstractmethod
+    def stored_matrices(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the destination of each tensor that a checkpoint has for matrices."""
 
     def forward(self, x: Operand, logits: Tensor) -> Operand:
         """Compute each token by the experts that the router prefers.
@@ -96,11 +106,44 @@ class Experts(nn.Module):
 
     def compute_expert(self, index: int, x: Tensor) -> Tensor:
         """Compute tokens, ``[n, hidden]``, by one expert: ``down(activation(gate(x)) * up(x))``."""
-        gate, up = linear(x, self.gate_up[index]).chunk(2, dim=-1)
-        return linear(ACTIVATIONS[self.activation](gate).mul_(up), self.down[index])
+        gate_up, down = self.matrices(index, x.dtype)
+        gate_up_bias, down_bias = (
+            None if bias is None else bias[index] for bias in (self.gate_up_bias, self.down_bias)
+        )
+        product = linear(x, gate_up, gate_up_bias)
+        if self.config.takes_turns:
+            gate, up = product[:, ::2], product[:, 1::2]
+        else:
+            gate, up = product.chunk(2, dim=-1)
+        return linear(apply_gate(self.gate, gate, up), down, down_bias)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the destination of each tensor that a checkpoint has for it."""
+        """Yield the name and the destination of each tensor that a checkpoint has for them."""
+        yield from self.stored_matrices()
+        if self.gate_up_bias is not None and self.down_bias is not None:
+            yield "experts.gate_up_proj_bias", self.gate_up_bias
+            yield "experts.down_proj_bias", self.down_bias
+
+
+class DenseExperts(Experts):
+    """Experts in the model's dtype. Their matrices are stacked in one tensor for a kernel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        shapes = self.config.matrices(config.hidden_size)
+        self.gate_up = parameter(self.config.count, *shapes["gate_up_proj"])
+        self.down = parameter(self.config.count, *shapes["down_proj"])
+
+    def matrices(self, index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return an expert's matrices; see ``Experts.matrices``."""
+        return self.gate_up[index], self.down[index]
+
+    def stored_matrices(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and destinations; see ``Experts.stored_matrices``."""
+        if self.config.takes_turns:
+            yield "experts.gate_up_proj", self.gate_up.transpose(1, 2)
+            yield "experts.down_proj", self.down.transpose(1, 2)
+            return
         for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):
             gate, up = gate_up.chunk(2)
             yield f"experts.{expert}.gate_proj.weight", gate

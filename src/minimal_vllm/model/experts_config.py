@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minimal_vllm.model.json_fields import flag, integer
+from minimal_vllm.model.json_fields import flag, integer, positive
 from minimal_vllm.model.registry import ExpertRules
+from minimal_vllm.model.supported import ClampedGate
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,28 @@ class ExpertsConfig:
     """Intermediate size of one expert."""
     normalized: bool
     """Whether the weights of a token's experts are scaled to sum to 1."""
+    takes_turns: bool = False
+    """Whether rows of gate and up take turns; see ``ExpertRules``. False: gate, then up."""
+    biased: bool = False
+    """Whether the router and the experts have biases."""
+    gate: ClampedGate | None = None
+    """Clamped gate of the experts. None: the model's activation."""
+
+    def matrices(self, hidden_size: int) -> dict[str, tuple[int, int]]:
+        """Return the output and input size of an expert's two matrices."""
+        return {
+            "gate_up_proj": (2 * self.inner_size, hidden_size),
+            "down_proj": (hidden_size, self.inner_size),
+        }
 
     def expert_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of one expert."""
-        return 3 * hidden_size * self.inner_size
+        shapes = self.matrices(hidden_size).values()
+        return sum(out_size * (in_size + self.biased) for out_size, in_size in shapes)
 
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of a layer's router and experts."""
-        return self.count * (hidden_size + self.expert_parameters(hidden_size))
+        return self.count * (hidden_size + self.biased + self.expert_parameters(hidden_size))
 
     def expected_hit(self, num_tokens: int) -> float:
         """Return the expected number of experts that compute at least one of ``num_tokens`` tokens.
@@ -54,8 +69,18 @@ def read_experts(raw: Mapping[str, Any], rules: ExpertRules) -> ExpertsConfig:
         raise ValueError(
             f"config.json: num_experts_per_tok is {per_token}, but there are only {count} experts"
         )
-    normalized = rules.normalize == "always" or flag(raw, "norm_topk_prob")
-    return ExpertsConfig(count, per_token, integer(raw, rules.inner_size), normalized)
+    gate = None
+    if rules.clamped:
+        gate = ClampedGate(positive(raw, "swiglu_limit"), positive(raw, "swiglu_alpha"))
+    return ExpertsConfig(
+        count=count,
+        per_token=per_token,
+        inner_size=integer(raw, rules.inner_size),
+        normalized=rules.normalize == "always" or flag(raw, "norm_topk_prob"),
+        takes_turns=rules.takes_turns,
+        biased=rules.biased,
+        gate=gate,
+    )
 
 
 def read_sparse_layers(raw: Mapping[str, Any], rules: ExpertRules, num_layers: int) -> list[bool]:

@@ -15,7 +15,7 @@ from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand
-from minimal_vllm.model.experts import Experts
+from minimal_vllm.model.experts import DenseExperts, Experts
 from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear, parameter
 from minimal_vllm.model.norm import NoNorm, RMSNorm, Scaled
@@ -52,7 +52,8 @@ class MoE(nn.Module):
     def __init__(self, config: ModelConfig, modules: "Modules") -> None:
         super().__init__()
         self.experts = modules.experts(config)
-        self.router = modules.linear(config.hidden_size, {"gate": self.experts.config.count}, False)
+        count, biased = self.experts.config.count, self.experts.config.biased
+        self.router = modules.linear(config.hidden_size, {"gate": count}, biased)
 
     def forward(self, x: Operand) -> Operand:
         """Return the weighted sum of each token's experts; input and output are ``[T, hidden]``."""
@@ -261,7 +262,7 @@ class Modules:
     """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
     mlp: "Callable[[ModelConfig, LayerConfig, Modules], MLP | MoE]" = feed_forward
     """Makes a layer's feed-forward network; its parts come from the same ``Modules``."""
-    experts: Callable[[ModelConfig], Experts] = Experts
+    experts: Callable[[ModelConfig], Experts] = DenseExperts
     """Makes the experts of a layer that has a mixture of them."""
     convert: Callable[[str, Projection], Projection] = _keep
     """Replaces a projection, given its path in the model. Default: keep it. The weights have no

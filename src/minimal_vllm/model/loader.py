@@ -18,6 +18,7 @@ from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.multimodal import text_tensor_name
 from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.quantization.mxfp4 import Mxfp4Matrices
 from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.registry import FAMILIES
 from minimal_vllm.model.safetensors_file import FLOATS, SafetensorsTensor, read_header
@@ -98,15 +99,16 @@ def load_model(
 
 
 def _is_quantized(tensor: StoredTensor) -> bool:
-    """Return whether a tensor is stored in fewer than 16 bits per number."""
-    return tensor.num_bytes < 2 * prod(tensor.shape)
+    """Return whether a tensor is dequantized from fewer than 16 bits per number."""
+    return tensor.is_float and tensor.num_bytes < 2 * prod(tensor.shape)
 
 
 def init_random(model: Decoder, seed: int) -> None:
     """Fill the parameters with small random numbers, and norms with ones, for benchmarks."""
     generator = torch.Generator(model.device).manual_seed(seed)
     norms = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
-    quantized = [module for module in model.modules() if isinstance(module, QuantizedWeight)]
+    kinds = QuantizedWeight | Mxfp4Matrices
+    quantized = [module for module in model.modules() if isinstance(module, kinds)]
     for each in quantized:
         each.init_random(generator, std=0.02)
     in_quantized = {id(weight) for each in quantized for weight in each.parameters()}
@@ -211,7 +213,7 @@ def _check_match(
     for name in stored.keys() & destinations.keys():
         found, destination = stored[name], destinations[name]
         wanted = tuple(destination.shape)
-        dtypes = None if isinstance(destination, Tensor) else destination.dtypes
+        dtypes = _bytes_of(destination) if isinstance(destination, Tensor) else destination.dtypes
         if found.shape != wanted:
             misfits.append(f"{name} is {list(found.shape)}, must be {list(wanted)}")
         elif not (found.is_float if dtypes is None else found.dtype in dtypes):
@@ -228,6 +230,11 @@ def _check_match(
         raise ValueError(
             f"the tensors in {checkpoint} don't match its {source}; " + "; ".join(complaints)
         )
+
+
+def _bytes_of(destination: Tensor) -> tuple[str, ...] | None:
+    """Return the type that is stored for a tensor of bytes; None: numbers, which are converted."""
+    return ("U8",) if destination.dtype == torch.uint8 else None
 
 
 def _listing(names: list[str], most: int = 8) -> str:

@@ -82,7 +82,25 @@ class GptqInt4(Int4):
     """Number to add to a stored zero point: 1 in the original format, 0 in ``gptq_v2``."""
 
 
-WeightFormat = Fp8Blocks | Fp8Rows | Int4
+MXFP4_GROUP = 32
+"""Numbers that share a scale in MXFP4."""
+
+
+@dataclass(frozen=True)
+class Mxfp4:
+    """4-bit floating-point numbers with an 8-bit scale per group, for the matrices of experts.
+
+    All other projections keep the model's dtype.
+    """
+
+    name: ClassVar[str] = "experts in MXFP4"
+
+    def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
+        """Return the bytes of an expert's matrix; ``itemsize`` is the model dtype's."""
+        return out_size * (in_size // 2 + in_size // MXFP4_GROUP)
+
+
+WeightFormat = Fp8Blocks | Fp8Rows | Int4 | Mxfp4
 
 
 @dataclass(frozen=True)
@@ -100,6 +118,8 @@ class Quantization:
 
         The output head never is: it decides between all tokens, and is a small part of the work.
         """
+        if isinstance(self.format, Mxfp4):  # only experts are
+            return False
         is_head = name == "lm_head" or name.endswith(".lm_head")
         return not is_head and not any(re.fullmatch(each, name) for each in self.ignored)
 
@@ -256,6 +276,16 @@ def _read_gptq(raw: Raw) -> Quantization:
 _GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 
 
+def _read_mxfp4(raw: Raw) -> Quantization:
+    kept = [name for name in raw.get("modules_to_not_convert") or () if "experts" in str(name)]
+    if kept:
+        raise _unsupported(
+            f"modules_to_not_convert with {kept[0]!r}",
+            "choose a checkpoint all of whose experts are quantized, or none",
+        )
+    return Quantization("mxfp4", Mxfp4())
+
+
 def _group_size(raw: Raw) -> int | None:
     """Return the number of columns per group; -1 in the file stands for whole rows."""
     size = _expect(raw, "group_size", (32, 64, 128, -1))
@@ -286,6 +316,7 @@ METHODS: dict[str, Callable[[Raw], Quantization]] = {
     "compressed-tensors": _read_compressed_tensors,
     "awq": _read_awq,
     "gptq": _read_gptq,
+    "mxfp4": _read_mxfp4,
 }
 """Readers of a ``quantization_config``, by its ``quant_method``."""
 

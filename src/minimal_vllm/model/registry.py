@@ -38,6 +38,13 @@ class ExpertRules:
     """Whether a token's weights are scaled to sum to 1: as ``norm_topk_prob`` says, or always."""
     has_dense_layers: bool = False
     """Whether ``decoder_sparse_step`` and ``mlp_only_layers`` may give some layers an MLP."""
+    takes_turns: bool = False
+    """Whether a checkpoint has one tensor ``gate_up_proj`` of all experts, in which rows of gate
+    and up take turns, and one ``down_proj``. False: it has three tensors for each expert."""
+    biased: bool = False
+    """Whether the router and the experts have biases."""
+    clamped: bool = False
+    """Whether the gate is clamped, as ``swiglu_limit`` and ``swiglu_alpha`` say."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,12 @@ _MINISTRAL_3_ROPE = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
+}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
 }
 _GLM: dict[str, Any] = {
     "attention_bias": "configured on qkv",
@@ -279,6 +292,28 @@ FAMILIES = {
             "vocab_size": 262_208,
         },
     ),
+    "GptOssForCausalLM": Family(
+        attention_sinks=True,
+        exact_norms=True,
+        sliding="but every nth",
+        full_every=2,
+        experts=ExpertRules("intermediate_size", takes_turns=True, biased=True, clamped=True),
+        tensor_names={".mlp.gate.": ".mlp.router."},
+        options=frozenset({"swiglu_alpha", "swiglu_limit"}),
+        defaults={
+            "attention_bias": True,
+            "head_dim": 64,
+            "num_experts_per_tok": 4,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": _GPT_OSS_ROPE,
+            "rope_theta": 150_000.0,
+            "sliding_window": 128,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+            "torch_dtype": "bfloat16",  # the published files have no dtype
+        },
+    ),
     "GlmForCausalLM": Family(**_GLM),
     "Glm4ForCausalLM": Family(**_GLM, norms=_SANDWICH_OF_GLM),
 }
@@ -311,6 +346,7 @@ _MODEL_TYPES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "glm": "GlmForCausalLM",
     "glm4": "Glm4ForCausalLM",
 }

@@ -2,11 +2,28 @@
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from minimal_vllm.model.registry import Family
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class ClampedGate:
+    """Gate of gpt-oss: ``gate * sigmoid(slope * gate) * (up + 1)``, of clamped numbers.
+
+    Source: https://github.com/openai/gpt-oss, ``swiglu``.
+    """
+
+    limit: float
+    """Upper bound of ``gate``, and bound of ``up`` in both directions."""
+    slope: float
+
+
+Gate = Activation | ClampedGate
+"""Way to combine gate and up: ``activation(gate) * up``, or a clamped gate."""
 
 _ACTIVATIONS: dict[object, Activation] = {
     "silu": "silu",
@@ -53,6 +70,8 @@ _ONLY_SUPPORTED_AS: dict[str, tuple[object, ...]] = {
     "use_logn_attn": (False,),
     "use_dynamic_ntk": (False,),
     "attn_temperature_tuning": (False,),
+    "swiglu_alpha": (),
+    "swiglu_limit": (),
 }
 
 

@@ -5,6 +5,7 @@ a single token, which the next projection computes on the fly; and a product who
 split into parts, which the next norm adds up.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import linear
 
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.experts import Experts
+from minimal_vllm.model.experts import DenseExperts, Experts
 from minimal_vllm.model.kernels.few_tokens import (
     MOST_TOKENS,
     gated_products_of_pairs,
@@ -23,6 +24,7 @@ from minimal_vllm.model.kernels.gate import act_and_mul
 from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
 from minimal_vllm.model.kernels.grouped import gated_grouped_product, weighted_grouped_product
 from minimal_vllm.model.kernels.heads import norm_rotate_store
+from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.route import route, route_and_list
@@ -150,8 +152,12 @@ class TritonRMSNorm(RMSNorm):
         return add_norm(computed(x).contiguous(), None, self.weight, self.eps)[1]
 
 
-class TritonExperts(Experts):
+class KernelExperts(Experts):
     """Experts in two ways: pair by pair for a few tokens, grouped by expert for more."""
+
+    @abstractmethod
+    def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
+        """Return the matrices of gate and up, and those of down, with their biases."""
 
     def forward(self, x: Operand, logits: Tensor) -> Operand:
         """Compute each token by its experts; see ``Experts.forward``."""
@@ -161,17 +167,28 @@ class TritonExperts(Experts):
 
     def _grouped(self, x: Tensor, logits: Tensor) -> PartialSums:
         per_token = self.config.per_token
+        gate_up, down = self.matrices_of_kernels()
         _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
-        inner = gated_grouped_product(x, lists, per_token, self.gate_up, self.activation)
-        return PartialSums(weighted_grouped_product(inner, weights, lists, self.down), x.dtype)
+        inner = gated_grouped_product(x, lists, per_token, gate_up, self.gate)
+        return PartialSums(weighted_grouped_product(inner, weights, lists, down), x.dtype)
 
     def _pair_by_pair(self, x: Operand, logits: Tensor) -> Tensor:
         experts, weights = route(logits, self.config.per_token, normalized=self.config.normalized)
+        gate_up, down = self.matrices_of_kernels()
         norm = None
         if isinstance(x, Normed):  # the router has computed the residual stream already
             norm, x = (x.weight, x.eps), x.total
-        inner = gated_products_of_pairs(computed(x), norm, experts, self.gate_up, self.activation)
-        return sums_of_experts(inner, experts, weights, self.down)
+        inner = gated_products_of_pairs(computed(x), norm, experts, gate_up, self.gate)
+        return sums_of_experts(inner, experts, weights, down)
+
+
+class TritonExperts(KernelExperts, DenseExperts):
+    """Experts in the model's dtype."""
+
+    def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
+        """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
+        gate_up = Matrices(self.gate_up, None, self.gate_up_bias, self.config.takes_turns)
+        return gate_up, Matrices(self.down, None, self.down_bias)
 
 
 class TritonSelfAttention(SelfAttention):

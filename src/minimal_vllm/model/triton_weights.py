@@ -16,12 +16,14 @@ from minimal_vllm.model.kernels.fp8 import (
 )
 from minimal_vllm.model.kernels.gate import act_and_mul
 from minimal_vllm.model.kernels.int4 import int4_dequantize, int4_matvec, int4_product
+from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
+from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
 from minimal_vllm.model.supported import Activation
-from minimal_vllm.model.triton_modules import Normed
+from minimal_vllm.model.triton_modules import KernelExperts, Normed
 
 MANY_TOKENS = 256
 """Number of tokens from which on 4-bit weights are dequantized to memory before the product: each
@@ -83,4 +85,14 @@ class TritonInt4Weight(Int4Weight):
         return product if activation is None else act_and_mul(product, activation)
 
 
-TRITON_LAYOUTS = Layouts(fp8=TritonFp8Weight, int4=TritonInt4Weight)
+class TritonMxfp4Experts(KernelExperts, Mxfp4Experts):
+    """Experts in MXFP4, which the kernels unpack in registers."""
+
+    def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
+        """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
+        packed, scale = self.gate_up.packed, self.gate_up.scale
+        gate_up = Matrices(packed, scale, self.gate_up_bias, self.config.takes_turns)
+        return gate_up, Matrices(self.down.packed, self.down.scale, self.down_bias)
+
+
+TRITON_LAYOUTS = Layouts(fp8=TritonFp8Weight, int4=TritonInt4Weight, mxfp4=TritonMxfp4Experts)

@@ -1,6 +1,8 @@
 """Size of a model's weights in memory. Nothing here imports torch."""
 
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.experts_config import ExpertsConfig
+from minimal_vllm.model.quantization_config import Mxfp4
 from minimal_vllm.model.supported import DTYPE_BYTES
 
 
@@ -20,6 +22,31 @@ def weight_bytes(model: ModelConfig, dtype: str) -> int:
             if model.quantization.covers(f"model.layers.{layer}.{name}"):
                 total -= out_size * in_size * itemsize
                 total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
+    if model.experts and isinstance(model.quantization.format, Mxfp4):
+        of_expert = model.experts.expert_parameters(model.hidden_size) * itemsize
+        saved = of_expert - _expert_bytes(model, model.experts, itemsize)
+        total -= model.num_sparse_layers * model.experts.count * saved
+    return total
+
+
+def idle_expert_bytes(model: ModelConfig, dtype: str, num_tokens: int) -> float:
+    """Return the bytes of the experts that are expected to compute none of ``num_tokens`` tokens.
+
+    A step doesn't read them.
+    """
+    if model.experts is None:
+        return 0
+    idle = model.experts.count - model.experts.expected_hit(num_tokens)
+    return model.num_sparse_layers * idle * _expert_bytes(model, model.experts, DTYPE_BYTES[dtype])
+
+
+def _expert_bytes(model: ModelConfig, experts: ExpertsConfig, itemsize: int) -> int:
+    """Return the bytes of one expert."""
+    total = experts.expert_parameters(model.hidden_size) * itemsize
+    if model.quantization and isinstance(model.quantization.format, Mxfp4):
+        for out_size, in_size in experts.matrices(model.hidden_size).values():
+            total -= out_size * in_size * itemsize
+            total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
     return total
 
 

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.quantization_config import Fp8Blocks, Fp8Rows
 from minimal_vllm.model.supported import DTYPE_BYTES
-from minimal_vllm.model.weight_bytes import weight_bytes
+from minimal_vllm.model.weight_bytes import idle_expert_bytes, weight_bytes
 from minimal_vllm_lab.sim.config import Achieved, NonNegative
 from minimal_vllm_lab.sim.hardware import Gpu
 from minimal_vllm_lab.sim.load import StepLoad
@@ -60,10 +60,9 @@ class RooflineCostModel:
         self._pauses = achieved.batch_us_per_layer / 1e6 * model.num_layers
         self._admission = achieved.admission_us_per_token / 1e6
         self._idle_start = achieved.idle_start_ms / 1000
-        self._model, self._embeddings = model, embeddings
+        self._model = model
+        self._layer_bytes = weight_bytes(model, "float16") - embeddings * itemsize
         self._active_weights = model.expected_parameters(1) - embeddings
-        layers = model.num_parameters - embeddings
-        self._layer_itemsize = (weight_bytes(model, "float16") - embeddings * itemsize) / layers
         self._layer_rate = self._matmul_rate * _speedup(model)
         self._head_weights = head
         self._itemsize = itemsize
@@ -123,9 +122,9 @@ class RooflineCostModel:
         In a mixture of experts a token is multiplied with its own experts' weights only, but the
         experts of all tokens are read.
         """
-        read = self._model.expected_parameters(num_tokens) - self._embeddings
+        read = self._layer_bytes - idle_expert_bytes(self._model, "float16", num_tokens)
         return max(
-            read * self._layer_itemsize / self._bandwidth,
+            read / self._bandwidth,
             2 * self._active_weights * num_tokens / self._layer_rate,
         )
 

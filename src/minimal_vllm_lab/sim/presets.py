@@ -52,6 +52,21 @@ def _llama3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> di
     }
 
 
+def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "vocab_size": 201_088,
+        "num_hidden_layers": layers,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_attention_heads": 64,
+        "num_local_experts": experts,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": False,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+
+
 PRESETS = {
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, tied=True),
     "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, tied=True),
@@ -60,6 +75,8 @@ PRESETS = {
     "qwen3-14b": _qwen3(40, 5120, 17408, 40, tied=False),
     "qwen3-32b": _qwen3(64, 5120, 25600, 64, tied=False),
     "qwen3-30b-a3b": _qwen3_moe(48, 2048, 768, 32),
+    "gpt-oss-20b": _gpt_oss(24, 32),
+    "gpt-oss-120b": _gpt_oss(36, 128),
     "llama-3.2-1b": _llama3(16, 2048, 8192, 32, tied=True),
     "llama-3.2-3b": _llama3(28, 3072, 8192, 24, tied=True),
     "llama-3.1-8b": _llama3(32, 4096, 14336, 32, tied=False),

@@ -37,6 +37,14 @@ def test_one_token_takes_as_long_as_reading_the_weights():
     assert seconds(decode(1, 1)) == pytest.approx(weights / 4.8e12, rel=0.001)
 
 
+def test_a_token_reads_4_bits_of_each_number_of_its_own_experts_and_16_of_all_others():
+    model = ModelConfig.from_dict(PRESETS["gpt-oss-20b"])
+    experts = 24 * 4 * 3 * 2880 * 2880  # 4 of 32 in each layer
+    others = 2 * (model.expected_parameters(1) - experts - 201_088 * 2880)
+    read = experts * (4 + 8 / 32) / 8 + others
+    assert seconds(decode(1, 1), model) == pytest.approx(read / 4.8e12, rel=0.002)
+
+
 def test_tied_embeddings_are_read_as_the_head_only():
     untied = seconds(decode(1, 1))
     assert seconds(decode(1, 1), replace(QWEN, tie_word_embeddings=True)) == pytest.approx(untied)

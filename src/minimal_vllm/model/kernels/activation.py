@@ -10,6 +10,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from minimal_vllm.model.supported import ClampedGate, Gate
+
 
 @triton.jit
 def silu(x):  # noqa: ANN201 - Triton's language
@@ -36,3 +38,29 @@ ACTIVATIONS: dict[str, Any] = {"silu": silu, "gelu_tanh": gelu_tanh}
 def gated(gate, up, ACTIVATION: tl.constexpr):  # noqa: ANN201 - Triton's language
     """Return ``ACTIVATION(gate) * up``, rounded where PyTorch's two operations round."""
     return ACTIVATION(gate.to(tl.float32)).to(gate.dtype) * up
+
+
+@triton.jit
+def clamped_gate(gate, up, LIMIT: tl.constexpr, SLOPE: tl.constexpr):  # noqa: ANN201
+    """Return ``gate * sigmoid(SLOPE * gate) * (up + 1)``, clamped; see ``ClampedGate``."""
+    wide, wide_up = gate.to(tl.float32), up.to(tl.float32)
+    wide = tl.where(wide > LIMIT, LIMIT, wide)  # what is not a number stays so
+    wide_up = tl.where(wide_up > LIMIT, LIMIT, wide_up)
+    wide_up = tl.where(wide_up < -LIMIT, -LIMIT, wide_up)
+    return (wide * tl.sigmoid(SLOPE * wide) * (wide_up + 1)).to(gate.dtype)
+
+
+@triton.jit
+def combined(gate, up, ACTIVATION: tl.constexpr, LIMIT: tl.constexpr, SLOPE: tl.constexpr):  # noqa: ANN201
+    """Return gate and up combined; the constants are those of ``gate_options``."""
+    if ACTIVATION is None:
+        return clamped_gate(gate, up, LIMIT, SLOPE)
+    else:  # noqa: RET505 - a branch of Triton's
+        return gated(gate, up, ACTIVATION)
+
+
+def gate_options(how: Gate) -> dict[str, Any]:
+    """Return the constants of a kernel that calls ``combined``."""
+    if isinstance(how, ClampedGate):
+        return {"ACTIVATION": None, "LIMIT": how.limit, "SLOPE": how.slope}
+    return {"ACTIVATION": ACTIVATIONS[how], "LIMIT": None, "SLOPE": None}

@@ -19,7 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
+from minimal_vllm.model.kernels.activation import combined, gate_options
+from minimal_vllm.model.kernels.matrices import Matrices, mxfp4_tile
+from minimal_vllm.model.supported import Gate
 
 MOST_TOKENS = 8
 """Maximum number of tokens: with more, tokens share so many experts that grouping them pays."""
@@ -31,8 +33,8 @@ def gated_products_of_pairs(
     x: Tensor,
     norm: tuple[Tensor, float] | None,
     experts: Tensor,
-    gate_up: Tensor,
-    activation: str,
+    gate_up: Matrices,
+    gate: Gate,
 ) -> Tensor:
     """Return ``activation(gate(x)) * up(x)`` for each pair of a token and one of its experts.
 
@@ -40,42 +42,42 @@ def gated_products_of_pairs(
         x: ``[T, in]``, contiguous.
         norm: weight and epsilon of an RMSNorm to apply to ``x``; None: there is none.
         experts: ``[T, k]`` int32: experts of each token.
-        gate_up: ``[E, 2 * inner, in]``, contiguous: gate, then up.
-        activation: a key of ``ACTIVATIONS``.
+        gate_up: matrices ``[2 * inner, in]``.
+        gate: way to combine gate and up.
 
     Returns:
         ``[T, k, inner]``.
     """
-    (tokens, per_token), (_, height, in_size) = experts.shape, gate_up.shape
-    inner = height // 2
+    (tokens, per_token), in_size = experts.shape, x.shape[1]
+    inner = gate_up.out_size // 2
     out = x.new_empty(tokens, per_token, inner)
     weight, eps = norm or (x, 0.0)
     _gate_up_kernel[(triton.cdiv(inner, ROWS), tokens * per_token)](
-        x, weight, eps, experts, gate_up, out,
-        INNER=inner, IN=in_size, PER_TOKEN=per_token, ROWS=ROWS, COLUMNS=_columns(in_size),
-        NORM=norm is not None, ACTIVATION=ACTIVATIONS[activation], num_warps=WARPS,
-        **launch_options(x),
+        x, weight, eps, experts, out, **gate_up.options(),
+        TURNS=gate_up.takes_turns, INNER=inner, IN=in_size, PER_TOKEN=per_token,
+        ROWS=ROWS, COLUMNS=_columns(in_size), NORM=norm is not None, **gate_options(gate),
+        num_warps=WARPS, **launch_options(x),
     )  # fmt: skip
     return out
 
 
-def sums_of_experts(inner: Tensor, experts: Tensor, weights: Tensor, down: Tensor) -> Tensor:
+def sums_of_experts(inner: Tensor, experts: Tensor, weights: Tensor, down: Matrices) -> Tensor:
     """Return the weighted sum of the experts' results of each token.
 
     Args:
         inner: ``[T, k, inner]``, contiguous, from ``gated_products_of_pairs``.
         experts: ``[T, k]`` int32: experts of each token.
         weights: ``[T, k]`` float32: factors of their results.
-        down: ``[E, out, inner]``, contiguous.
+        down: matrices ``[out, inner]``.
 
     Returns:
         ``[T, out]``.
     """
     tokens, per_token, in_size = inner.shape
-    out_size = down.shape[1]
+    out_size = down.out_size
     out = inner.new_empty(tokens, out_size)
     _down_kernel[(triton.cdiv(out_size, ROWS), tokens)](
-        inner, experts, weights, down, out,
+        inner, experts, weights, out, **down.options(),
         OUT=out_size, IN=in_size, PER_TOKEN=per_token, ROWS=ROWS, COLUMNS=_columns(in_size),
         num_warps=WARPS, **launch_options(inner),
     )  # fmt: skip
@@ -83,8 +85,8 @@ def sums_of_experts(inner: Tensor, experts: Tensor, weights: Tensor, down: Tenso
 
 
 def _columns(in_size: int) -> int:
-    """Return the number of columns that a program multiplies at a time."""
-    return min(1 << (in_size - 1).bit_length(), 2048)
+    """Return the number of columns that a program multiplies at a time, at least 32."""
+    return min(max(32, 1 << (in_size - 1).bit_length()), 2048)
 
 
 @triton.jit
@@ -93,8 +95,13 @@ def _gate_up_kernel(
     norm_weight,
     eps,
     experts,
-    gate_up,
     out,
+    matrices,
+    scales,
+    bias,
+    PACKED: tl.constexpr,
+    BIAS: tl.constexpr,
+    TURNS: tl.constexpr,
     INNER: tl.constexpr,
     IN: tl.constexpr,
     PER_TOKEN: tl.constexpr,
@@ -102,21 +109,24 @@ def _gate_up_kernel(
     COLUMNS: tl.constexpr,
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     pair = tl.program_id(1)
     wait_for_previous(EARLY)
-    gates = gate_up + tl.load(experts + pair).to(tl.int64) * (2 * INNER * IN)
+    first = tl.load(experts + pair).to(tl.int64) * (2 * INNER)
+    gate_row = 2 * row if TURNS else row
+    up_row = gate_row + (1 if TURNS else INNER)
+    is_row = row < INNER
     squares = tl.zeros([COLUMNS], tl.float32)
     gate = tl.zeros([ROWS, COLUMNS], tl.float32)
     up = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.static_range(0, IN, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        exists = (row < INNER)[:, None] & (column < IN)[None, :]
-        offsets = row[:, None] * IN + column[None, :]
-        some_gates = tl.load(gates + offsets, mask=exists, other=0.0)
-        some_ups = tl.load(gates + INNER * IN + offsets, mask=exists, other=0.0)
+        some_gates = _weights(matrices, scales, first, gate_row, is_row, start, IN, COLUMNS, PACKED)
+        some_ups = _weights(matrices, scales, first, up_row, is_row, start, IN, COLUMNS, PACKED)
         part = tl.load(x + pair // PER_TOKEN * IN + column, mask=column < IN, other=0.0)
         wide = part.to(tl.float32)
         if NORM:
@@ -126,9 +136,13 @@ def _gate_up_kernel(
         up += some_ups.to(tl.float32) * wide[None, :]
     # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
+    gate_sum, up_sum = tl.sum(gate, 1) * scale, tl.sum(up, 1) * scale
+    if BIAS:
+        gate_sum += tl.load(bias + first + gate_row, mask=is_row, other=0.0).to(tl.float32)
+        up_sum += tl.load(bias + first + up_row, mask=is_row, other=0.0).to(tl.float32)
     kind = out.dtype.element_ty
-    result = gated((tl.sum(gate, 1) * scale).to(kind), (tl.sum(up, 1) * scale).to(kind), ACTIVATION)
-    tl.store(out + pair * INNER + row, result, mask=row < INNER)
+    result = combined(gate_sum.to(kind), up_sum.to(kind), ACTIVATION, LIMIT, SLOPE)
+    tl.store(out + pair * INNER + row, result, mask=is_row)
 
 
 @triton.jit
@@ -136,8 +150,12 @@ def _down_kernel(
     inner,
     experts,
     weights,
-    down,
     out,
+    matrices,
+    scales,
+    bias,
+    PACKED: tl.constexpr,
+    BIAS: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     PER_TOKEN: tl.constexpr,
@@ -149,15 +167,41 @@ def _down_kernel(
     token = tl.program_id(1)
     wait_for_previous(EARLY)
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
+    biases = tl.zeros([ROWS], tl.float32)
+    is_row = row < OUT
     for slot in tl.static_range(PER_TOKEN):
         pair = token * PER_TOKEN + slot
-        matrix = down + tl.load(experts + pair).to(tl.int64) * (OUT * IN)
+        first = tl.load(experts + pair).to(tl.int64) * OUT
         weight = tl.load(weights + pair)
+        if BIAS:
+            some = tl.load(bias + first + row, mask=is_row, other=0.0)
+            biases += weight * some.to(tl.float32)
         for start in tl.static_range(0, IN, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
-            exists = (row < OUT)[:, None] & (column < IN)[None, :]
-            some = tl.load(matrix + row[:, None] * IN + column[None, :], mask=exists, other=0.0)
+            some = _weights(matrices, scales, first, row, is_row, start, IN, COLUMNS, PACKED)
             part = tl.load(inner + pair * IN + column, mask=column < IN, other=0.0)
             products += some.to(tl.float32) * (weight * part.to(tl.float32))[None, :]
-    total = tl.sum(products, 1).to(out.dtype.element_ty)
-    tl.store(out + token * OUT + row, total, mask=row < OUT)
+    total = (tl.sum(products, 1) + biases).to(out.dtype.element_ty)
+    tl.store(out + token * OUT + row, total, mask=is_row)
+
+
+@triton.jit
+def _weights(
+    matrices,
+    scales,
+    first,
+    row,
+    is_row,
+    start,
+    IN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PACKED: tl.constexpr,
+):
+    """Return columns from ``start`` on of some rows of an expert, whose first row is ``first``."""
+    if PACKED:
+        return mxfp4_tile(matrices, scales, first, tl.where(is_row, row, 0), start, IN, COLUMNS)
+    else:  # noqa: RET505 - a branch of Triton's
+        column = start + tl.arange(0, COLUMNS)
+        exists = is_row[:, None] & (column < IN)[None, :]
+        matrix = matrices + first * IN
+        return tl.load(matrix + row[:, None] * IN + column[None, :], mask=exists, other=0.0)

@@ -27,8 +27,10 @@ import triton.language as tl
 from torch import Tensor, float32
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
+from minimal_vllm.model.kernels.activation import combined, gate_options
+from minimal_vllm.model.kernels.matrices import Matrices, mxfp4_tile
 from minimal_vllm.model.kernels.route import ExpertLists
+from minimal_vllm.model.supported import Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
 
 
 def gated_grouped_product(
-    x: Tensor, lists: ExpertLists, per_token: int, gate_up: Tensor, activation: str
+    x: Tensor, lists: ExpertLists, per_token: int, gate_up: Matrices, gate: Gate
 ) -> Tensor:
     """Return ``activation(gate(x)) * up(x)`` for each pair of a token and one of its experts.
 
@@ -74,21 +76,21 @@ def gated_grouped_product(
         x: ``[T, in]``, contiguous.
         lists: the pairs of each expert.
         per_token: number of experts of a token, k.
-        gate_up: ``[E, 2 * inner, in]``, contiguous: gate, then up.
-        activation: a key of ``ACTIVATIONS``.
+        gate_up: matrices ``[2 * inner, in]``.
+        gate: way to combine gate and up.
 
     Returns:
         ``[T, k, inner]``.
     """
-    inner = gate_up.shape[1] // 2
+    inner = gate_up.out_size // 2
     out = x.new_empty(len(x), per_token, inner)
-    tiles = choose_tiles(len(x) * per_token, len(gate_up), gated=True)
-    _launch(x, None, lists, per_token, gate_up, out, inner, tiles, activation)
+    tiles = choose_tiles(len(x) * per_token, len(lists.counts), gated=True)
+    _launch(x, None, lists, per_token, gate_up, out, inner, tiles, gate)
     return out
 
 
 def weighted_grouped_product(
-    inner: Tensor, weights: Tensor, lists: ExpertLists, down: Tensor
+    inner: Tensor, weights: Tensor, lists: ExpertLists, down: Matrices
 ) -> Tensor:
     """Return the weighted results of each token's experts, which are still to be added.
 
@@ -96,15 +98,15 @@ def weighted_grouped_product(
         inner: ``[T, k, inner]``, contiguous, from ``gated_grouped_product``.
         weights: ``[T, k]`` float32: factors of the experts' results.
         lists: the pairs of each expert.
-        down: ``[E, out, inner]``, contiguous.
+        down: matrices ``[out, inner]``.
 
     Returns:
         ``[k, T, out]``: the result of each token's n-th expert.
     """
     tokens, per_token, _ = inner.shape
-    out = inner.new_empty(per_token, tokens, down.shape[1])
-    tiles = choose_tiles(tokens * per_token, len(down), gated=False)
-    _launch(inner, weights, lists, per_token, down, out, down.shape[1], tiles, None)
+    out = inner.new_empty(per_token, tokens, down.out_size)
+    tiles = choose_tiles(tokens * per_token, len(lists.counts), gated=False)
+    _launch(inner, weights, lists, per_token, down, out, down.out_size, tiles, None)
     return out
 
 
@@ -113,11 +115,11 @@ def _launch(
     weights: Tensor | None,
     lists: ExpertLists,
     per_token: int,
-    matrices: Tensor,
+    matrices: Matrices,
     out: Tensor,
     out_size: int,
     tiles: Tiles,
-    activation: str | None,
+    gate: Gate | None,
 ) -> None:
     count, tokens = lists.members.shape
     pairs = tokens * per_token
@@ -129,9 +131,10 @@ def _launch(
         lists.counts if weights is None else weights,
         lists.counts,
         lists.members,
-        matrices,
         out,
         tokens,
+        **matrices.options(),
+        TURNS=matrices.takes_turns,
         COUNT=count,
         COUNTS=triton.next_power_of_2(count),
         PER_TOKEN=per_token,
@@ -140,7 +143,8 @@ def _launch(
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
         DEPTH=tiles.depth,
-        ACTIVATION=None if activation is None else ACTIVATIONS[activation],
+        GATED=gate is not None,
+        **gate_options(gate or "silu"),  # without a gate, they are not read
         PRECISION="ieee" if is_wide else "tf32",
         num_warps=tiles.warps,
         num_stages=2 if is_wide else tiles.stages,
@@ -154,9 +158,14 @@ def _grouped_kernel(
     weights,
     counts,
     members,
-    matrices,
     out,
     tokens,
+    matrices,
+    scales,
+    bias,
+    PACKED: tl.constexpr,
+    BIAS: tl.constexpr,
+    TURNS: tl.constexpr,
     COUNT: tl.constexpr,
     COUNTS: tl.constexpr,
     PER_TOKEN: tl.constexpr,
@@ -165,7 +174,10 @@ def _grouped_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    GATED: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -181,27 +193,39 @@ def _grouped_kernel(
     is_row = place < count
     # Rows and columns that don't exist repeat others, so that no load needs a mask.
     pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
-    GATED: tl.constexpr = ACTIVATION is not None
     row = pair // PER_TOKEN if GATED else pair
     inner = tl.arange(0, DEPTH)
     x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
     HEIGHT: tl.constexpr = 2 * OUT if GATED else OUT
-    matrix = matrices + expert.to(tl.int64) * (HEIGHT * IN)
-    pointers = matrix + safe_column[None, :] * IN + inner[:, None]  # transposed
+    first_row = expert.to(tl.int64) * HEIGHT
+    rows = 2 * safe_column if TURNS else safe_column
+    UP: tl.constexpr = 1 if TURNS else OUT  # rows from gate to up
+    pointers = matrices + first_row * IN + rows[None, :] * IN + inner[:, None]  # transposed
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     ups = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, IN, DEPTH):
         xs = _load(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
-        some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+        if PACKED:
+            some = mxfp4_tile(matrices, scales, first_row, rows, start, IN, DEPTH).T.to(xs.dtype)
+        else:
+            some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
         total = tl.dot(xs, some, total, input_precision=PRECISION)
         if GATED:
-            up_pointers = pointers + OUT * IN
-            some = _load(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+            if PACKED:
+                tile = mxfp4_tile(matrices, scales, first_row, rows + UP, start, IN, DEPTH)
+                some = tile.T.to(xs.dtype)
+            else:
+                up_pointers = pointers + UP * IN
+                some = _load(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
             ups = tl.dot(xs, some, ups, input_precision=PRECISION)
+    if BIAS:
+        total += tl.load(bias + first_row + rows)[None, :].to(tl.float32)
     kind = out.dtype.element_ty
     target = pair
     if GATED:
-        result = gated(total.to(kind), ups.to(kind), ACTIVATION)
+        if BIAS:
+            ups += tl.load(bias + first_row + rows + UP)[None, :].to(tl.float32)
+        result = combined(total.to(kind), ups.to(kind), ACTIVATION, LIMIT, SLOPE)
     else:
         weight = tl.load(weights + pair, mask=is_row, other=0.0)
         result = (total * weight[:, None]).to(kind)

@@ -1,9 +1,11 @@
 """Choosing each projection's weight: the table of formats, and what a decoder is built with."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from minimal_vllm.model.experts import Experts
+from minimal_vllm.model.layers import Modules
 from minimal_vllm.model.linear import Projection
 from minimal_vllm.model.quantization.fp8 import (
     Fp8BlockReader,
@@ -13,6 +15,7 @@ from minimal_vllm.model.quantization.fp8 import (
 )
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization.int4_readers import AwqReader, GptqReader, PackedReader
+from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
 from minimal_vllm.model.quantization.staging import Reader
 from minimal_vllm.model.quantization.weight import QuantizedWeight, quantize
 from minimal_vllm.model.quantization_config import (
@@ -22,6 +25,7 @@ from minimal_vllm.model.quantization_config import (
     Fp8Rows,
     GptqInt4,
     Int4,
+    Mxfp4,
     PackedInt4,
     Quantization,
     WeightFormat,
@@ -36,6 +40,7 @@ class Layouts:
 
     fp8: type[Fp8Weight] = Fp8Weight
     int4: type[Int4Weight] = Int4Weight
+    mxfp4: type[Experts] = Mxfp4Experts
 
 
 def _fp8_blocks(stored: Fp8Blocks, layouts: Layouts, in_size: int, parts: Parts) -> QuantizedWeight:
@@ -60,7 +65,16 @@ FORMATS: dict[
     AwqInt4: (AwqReader, _int4),
     GptqInt4: (GptqReader, _int4),
 }
-"""Reader and weight of each storage format."""
+"""Reader and weight of each storage format of projections."""
+
+
+def quantized(modules: Modules, quantization: Quantization | None, layouts: Layouts) -> Modules:
+    """Return modules for a model whose weights are quantized; the same ones if they aren't."""
+    if quantization is None:
+        return modules
+    if isinstance(quantization.format, Mxfp4):
+        return replace(modules, experts=layouts.mxfp4)
+    return replace(modules, convert=quantizer(quantization, layouts))
 
 
 def quantizer(
