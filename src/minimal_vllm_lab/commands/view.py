@@ -18,6 +18,7 @@ from minimal_vllm.cli.serve import (
 )
 from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
 from minimal_vllm.config import EngineConfig
+from minimal_vllm.model.fetch import fetched_model
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm_lab.commands.trace import TRACE
 from minimal_vllm_lab.view.extension import View
@@ -35,6 +36,8 @@ SMALL = {
 """Default options of the demo engine: so small that it runs out of blocks within seconds."""
 
 
+TALKER = "smollm2"
+"""Default model if it has been fetched."""
 LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
 """Options that are no fields of a configuration, and have no effect on a trace."""
 
@@ -44,7 +47,10 @@ LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
 @field_options(TrafficSettings, heading="Demo traffic")
 @click.command(cls=SectionedCommand, short_help="Watch the engine at work, in the browser.")
 @click.argument("trace_file", metavar="[TRACE]", required=False, type=TRACE)
-@click.option("--model", help="The model to run. Default: the small built-in model.")
+@click.option(
+    "--model",
+    help="The model to run. Default: smollm2 if it has been fetched, else the built-in model.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="The port. Default: a free port."
@@ -86,13 +92,22 @@ def _live(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> No
     options = {**SMALL, **given_options(ctx, EngineConfig)}
     config = ServerConfig(host=ctx.params["host"], view=True)
     view = View()
-    service = make_service(config, ctx.params["model"], writers, view, **options)
+    service = make_service(config, ctx.params["model"] or choose_model(), writers, view, **options)
     begin_traces(writers, service.llm)
     view.make_traffic(TrafficSettings(**given_options(ctx, TrafficSettings)))
     view.pace.change(PaceState(interval=1 / ctx.params["steps_per_second"]))
     if ctx.params["tour"]:
         view.offer_tour()
     run_service(service, listener, lambda: _announce(listener, browser))
+
+
+def choose_model() -> str | None:
+    """Return the model to show if none is given: one that can talk, if it has been fetched."""
+    try:
+        fetched_model(TALKER)
+    except ValueError:
+        return None
+    return TALKER
 
 
 def _replay(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> None:

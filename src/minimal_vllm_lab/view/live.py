@@ -21,6 +21,7 @@ from minimal_vllm.trace.step_record import (
 )
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.feed import Feed, Viewer
+from minimal_vllm_lab.view.prompts import ViewerPrompts
 from minimal_vllm_lab.view.snapshot import Snapshot, take_snapshot
 from minimal_vllm_lab.view.token_lens import LensQuery, TokenLens, TokenReport
 from minimal_vllm_lab.view.traffic import DEMO, Traffic
@@ -50,6 +51,7 @@ class LiveView(Listener):
     Attributes:
         pace: the pace of the engine.
         traffic: the demo traffic, or None.
+        prompts: sends what viewers type.
         touring: True while a viewer takes the tour, or the next viewer will begin it.
     """
 
@@ -69,6 +71,7 @@ class LiveView(Listener):
         self._encoder = LineEncoder(tokenizer.token_text if tokenizer else None)
         self._contents = BlockContents(self._scheduler)
         self._lens = TokenLens(llm.built)
+        self.prompts = ViewerPrompts(engine, llm)
 
     def make_traffic(self, settings: TrafficSettings) -> None:
         """Create demo traffic, which begins with ``start``."""
@@ -92,6 +95,7 @@ class LiveView(Listener):
     def close(self) -> None:
         """End the feeds of all viewers, stop the traffic, and let the engine run at full speed."""
         self._feed.close()
+        self.prompts.stop()
         if self.traffic:
             self.traffic.stop()
         self.set_pace(PaceState())
@@ -197,6 +201,8 @@ class LiveView(Listener):
                 self._publish(self._controls())
             if self.traffic:
                 self._loop.call_soon_threadsafe(self.traffic.on_step)
+        if isinstance(record, RequestRecord):
+            self._loop.call_soon_threadsafe(self.prompts.note_arrival, record.request_id)
         if self.traffic:
             self._tell_of_guests(record, self.traffic)
 
@@ -248,6 +254,7 @@ class LiveView(Listener):
             "pace": self.pace.state,
             "traffic": self.traffic.settings if self.traffic else None,
             "touring": self.touring,
+            "are_chats": self.prompts.are_chats,
         }
         return to_json(controls) + b"\n"
 

@@ -8,9 +8,15 @@ from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from minimal_vllm.server.engine_client import (
+    EngineFailedError,
+    EngineStoppedError,
+    RequestRefusedError,
+)
 from minimal_vllm.server.pace import PaceState
 from minimal_vllm_lab.view.document import IMAGES, docs_image, docs_page
 from minimal_vllm_lab.view.live import EngineBusyError, LiveView
+from minimal_vllm_lab.view.prompts import ViewerPrompt
 from minimal_vllm_lab.view.snapshot import Snapshot
 from minimal_vllm_lab.view.source import PACKAGE, NoSuchPageError, source_page
 from minimal_vllm_lab.view.token_lens import LensError, LensQuery, TokenReport
@@ -100,6 +106,15 @@ def live_routes(view: LiveView) -> APIRouter:
             return await view.look_at(query)
         except LensError as error:
             raise HTTPException(404, str(error)) from error
+
+    @router.post("/view/prompt", status_code=204)
+    async def prompt(body: ViewerPrompt) -> None:
+        try:
+            await view.prompts.send(body)
+        except (RequestRefusedError, ValueError) as error:
+            raise HTTPException(422, str(error)) from error
+        except (EngineFailedError, EngineStoppedError) as error:
+            raise HTTPException(503, str(error)) from error
 
     @router.post("/view/pace", status_code=204)
     async def pace(body: Pace) -> None:

@@ -12,12 +12,14 @@ from statistics import median
 import httpx2
 import pytest
 
+from minimal_vllm.demo import DEMO_MODEL_DIR
 from tests.lab.view.browser import actual, new_page, page_at, pixels, rebuilt, until
 from tests.server.harness import ENVIRONMENT, PATIENCE, process
 
 pytestmark = pytest.mark.browser
 SMALL = ["--num-gpu-blocks-override=12", "--max-model-len=96", "--max-num-seqs=4"]
 TINY_BUDGET = "--max-num-batched-tokens=24"
+CROWDED = ["--no-tour", "--requests-per-100-steps=60", "--steps-per-second=40"]
 BEGINNING = "The old captain looked at the sea, and then he looked at the ship, and said:"
 
 
@@ -269,15 +271,25 @@ def test_a_click_on_a_block_shows_its_text_and_all_requests_that_share_it(page, 
 
 
 def test_a_rejected_prompt_is_explained_and_can_be_corrected(chromium, server):
-    with page_at(chromium, f"{server.url}/view", may_complain_of="status of 400") as page:
+    with page_at(chromium, f"{server.url}/view", may_complain_of="status of 422") as page:
         page.fill("#prompt", "word " * 200)
         page.press("#prompt", "Enter")
         until(page, "!document.querySelector('#message').hidden")
-        assert "maximum context length is 96 tokens" in page.inner_text("#message")
+        assert "max_model_len is 96" in page.inner_text("#message")
         assert page.input_value("#prompt") == "word " * 200
         page.fill("#prompt", "A word")
         page.press("#prompt", "Enter")
         assert page.is_hidden("#message"), "that was the last prompt's"
+
+
+def test_many_prompts_leave_a_connection_to_go_on_with(page, server):
+    pause(page)
+    for count in range(1, 9):
+        page.fill("#prompt", f"Good evening {count}")
+        page.fill("#max-tokens", "2")
+        page.press("#prompt", "Enter")
+        until(page, f"view.player.history.head.requests.size === {count}")
+    step(page)
 
 
 def test_a_sent_prompt_is_selected_whatever_was_selected_before(page, server):
@@ -495,7 +507,15 @@ def until_idle(url):
 @contextmanager
 def demo(*options):
     """Run a view with demo traffic, and yield the address of its page."""
-    command = [sys.executable, "-m", "minimal_vllm", "view", "--no-browser", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "minimal_vllm",
+        "view",
+        "--no-browser",
+        f"--model={DEMO_MODEL_DIR}",
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         yield re.search(r"at (\S+)", process.stdout.readline())[1]

@@ -143,11 +143,16 @@ export class Controls {
     this.player.goLive(); // the new request exists only in the present
     this.onSent(name);
     try {
-      await post("/v1/completions", { prompt, request_id: name, max_tokens: Number($("max-tokens").value) });
+      await post("/view/prompt", { prompt, request_id: name, max_tokens: Number($("max-tokens").value) });
     } catch (error) {
       this.showMessage(error.message);
       $("prompt").value ||= prompt; // so that the user can correct it
     }
+  }
+
+  /** A model that was trained to hold a conversation gets a question, the built-in one a beginning. */
+  takeModel(areChats) {
+    $("prompt").placeholder = areChats ? "Why is the sky blue?" : "It was a dark and stormy night, and";
   }
 
   // ---- traffic --------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class View {
       onError: (message) => this.controls.showMessage(message),
     });
     this.controls = new Controls(this.player, this.tour, {
-      onSent: (name) => this.sent.add(`cmpl-${name}-0`),
+      onSent: (name) => this.sent.add(name),
       onTheme: () => this.themeChanged(),
       onClear: () => (this.lens.isOn ? this.lens.close() : this.select(NOTHING)),
       onFollow: () => this.lens.follow(this.selection.arrival, null),
@@ -107,9 +107,10 @@ class View {
     this.changed();
   }
 
-  takeControls({ pace, traffic, touring }) {
+  takeControls({ pace, traffic, touring, are_chats: areChats }) {
     this.player.takePace(pace);
     this.controls.takeTraffic(traffic);
+    this.controls.takeModel(areChats);
     if (traffic !== null) this.tour.takeOffer(touring, this.facts);
   }
 
