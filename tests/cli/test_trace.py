@@ -73,3 +73,9 @@ def test_what_only_an_engine_has_is_refused_beside_a_trace(trace):
     result = invoke("view", "--max-num-seqs=4", trace)
     assert result.exit_code == 2
     assert "--max-num-seqs has no effect on a trace" in result.output
+
+
+def test_three_traces_are_refused(trace):
+    result = invoke("view", *[trace] * 3)
+    assert result.exit_code == 2
+    assert "at most two traces" in result.output

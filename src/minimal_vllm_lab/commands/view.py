@@ -46,7 +46,7 @@ LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
 @field_options(EngineConfig, without=NOT_FOR_A_SERVER, defaults=SMALL)
 @field_options(TrafficSettings, heading="Demo traffic")
 @click.command(cls=SectionedCommand, short_help="Watch the engine at work, in the browser.")
-@click.argument("trace_file", metavar="[TRACE]", required=False, type=TRACE)
+@click.argument("traces", metavar="[TRACE [TRACE]]", nargs=-1, type=TRACE)
 @click.option(
     "--model",
     help="The model to run. Default: smollm2 if it has been fetched, else the built-in model.",
@@ -70,14 +70,19 @@ LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
 )
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 @click.pass_context
-def view(ctx: click.Context, /, trace_file: Path | None, browser: bool, **_: Any) -> None:
-    """Show an engine that serves demo traffic, or replay TRACE, a file recorded by --trace."""
+def view(ctx: click.Context, /, traces: tuple[Path, ...], browser: bool, **_: Any) -> None:
+    """Show an engine that serves demo traffic, or replay TRACE, a file recorded by --trace.
+
+    Two traces are shown side by side, at the same time since their beginning.
+    """
     import_server("view")
     from minimal_vllm.server.http_server import bind
 
-    if trace_file:
+    if len(traces) > 2:
+        raise click.UsageError(f"the view shows at most two traces, not {len(traces)}.")
+    if traces:
         _reject_engine_options(ctx)
-    show = _replay if trace_file else _live
+    show = _replay if traces else _live
     show(ctx, lambda: bind(ctx.params["host"], ctx.params["port"]), browser)
 
 
@@ -113,12 +118,13 @@ def choose_model() -> str | None:
 def _replay(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> None:
     from minimal_vllm_lab.view.replay import check_trace, replay_server
 
-    path: Path = ctx.params["trace_file"]
-    click.echo(f"{path}: {check_trace(path):,} steps")
+    paths: tuple[Path, ...] = ctx.params["traces"]
+    for path in paths:
+        click.echo(f"{path}: {check_trace(path):,} steps")
     listener = bind()
     listener.listen()  # a browser can connect from now on, and waits until the server runs
     _announce(listener, browser)
-    asyncio.run(replay_server(path).serve([listener]))
+    asyncio.run(replay_server(*paths).serve([listener]))
 
 
 def _reject_engine_options(ctx: click.Context) -> None:

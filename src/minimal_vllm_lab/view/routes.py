@@ -54,13 +54,17 @@ class TourState(BaseModel):
     """True: empty the engine for a tour. False: end the tour, and let the demo traffic go on."""
 
 
-def page_routes() -> APIRouter:
-    """Return the routes that live engines and traces have in common: page, source, documents."""
+def page_routes(first: str = "index.html") -> APIRouter:
+    """Return the routes that live engines and traces have in common: page, source, documents.
+
+    Args:
+        first: file that is shown at ``/view``.
+    """
     router = APIRouter(include_in_schema=False)
 
     @router.get("/view")
     def index() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers=HEADERS)
+        return FileResponse(PAGE / first, headers=HEADERS)
 
     @router.get("/view/page/{name}")
     def page_file(name: str) -> FileResponse:

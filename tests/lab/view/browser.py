@@ -21,6 +21,10 @@ ARGUMENTS = [
 ]
 
 
+LOADED = "window.view?.player.history != null"
+"""JavaScript that is true when the page of one engine has been loaded."""
+
+
 @contextmanager
 def browser():
     with sync_playwright() as playwright:
@@ -40,14 +44,14 @@ def new_page(chromium, **options):
 
 
 @contextmanager
-def page_at(chromium, url, may_complain_of="nothing", **options):
+def page_at(chromium, url, may_complain_of="nothing", ready=LOADED, **options):
     """Open a page of the view, and fail if its console has other messages than expected."""
     page = new_page(chromium, **{"viewport": {"width": 1280, "height": 900}, **options})
     complaints = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(url)
-    until(page, "window.view?.player.history != null")
+    until(page, ready)
     yield page
     page.close()
     assert [each for each in complaints if may_complain_of not in each] == []

@@ -9,12 +9,12 @@ from minimal_vllm_lab.view.replay import replay_server
 
 @pytest.fixture(scope="session")
 def serve_trace():
-    """Return a function that serves a trace, and returns the address of its page."""
+    """Return a function that serves one trace or two, and returns the address of the page."""
     servers = []
 
-    def serve(path):
+    def serve(*paths):
         listener = socket.create_server(("127.0.0.1", 0))
-        server = replay_server(path)
+        server = replay_server(*paths)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         servers.append((server, thread))

@@ -44,7 +44,7 @@ export class Controls {
       $(name).addEventListener("input", () => this.showTraffic());
       $(name).addEventListener("change", () => this.changeTraffic());
     }
-    document.addEventListener("keydown", (event) => this.onKey(event));
+    if (window.parent === window) document.addEventListener("keydown", (event) => this.onKey(event));
   }
 
   onKey(event) {

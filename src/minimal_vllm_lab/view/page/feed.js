@@ -29,7 +29,7 @@ export async function follow(onLine, onBreak) {
 
 /** Read one connection to its end. Return true if the trace is complete, false if the connection was lost. */
 async function readAll(onLine) {
-  const response = await fetch("/view/events", { headers: headers() });
+  const response = await fetch(`/view/events${location.search}`, { headers: headers() });
   if (response.status === 401) throw new UnauthorizedError();
   if (!response.ok) return false;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -31,6 +31,7 @@ class View {
     this.sent = new Set(); // ids of requests sent from this page that have not arrived yet
     this.mine = new Set(); // arrival numbers of the requests sent from this page
     this.facts = null;
+    this.isComplete = false; // whether all records of a trace have come
     this.digest = null;
     this.player = new Player(() => this.changed());
     this.tour = new Tour(this.player, this.texts, {
@@ -63,6 +64,7 @@ class View {
     document.addEventListener("click", (event) => this.onChip(event));
     document.addEventListener("pointerover", (event) => this.onPointer(event));
     new ResizeObserver(() => this.changed()).observe(document.body);
+    document.body.classList.toggle("framed", window.parent !== window);
     watchSystemTheme(() => this.themeChanged());
   }
 
@@ -201,6 +203,12 @@ class View {
 
   // ---- drawing --------------------------------------------------------------------------------
 
+  /** Take over a theme that the page around this one has chosen. */
+  takeTheme() {
+    loadTheme();
+    this.themeChanged();
+  }
+
   themeChanged() {
     this.pool.invalidate();
     this.changed();
@@ -275,7 +283,8 @@ window.view = view; // for the console, and for tests
 requestAnimationFrame((now) => view.frame(now));
 try {
   await follow((line) => view.take(line), () => view.controls.showMessage("Connection lost. Reconnecting …"));
-  await view.player.play(); // a trace, which is complete now
+  view.isComplete = true; // a trace
+  if (window.parent === window) await view.player.play(); // else the page around it plays both traces
 } catch (error) {
   if (!(error instanceof UnauthorizedError)) throw error;
   askForKey();
