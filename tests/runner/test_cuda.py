@@ -18,6 +18,7 @@ from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.model import triton_modules
+from minimal_vllm.model.layers import PLAIN_MODULES
 from minimal_vllm.model.loader import load_model
 from minimal_vllm.model.triton_modules import TRITON_MODULES
 from minimal_vllm.runner import graphs as graphs_module
@@ -35,7 +36,7 @@ MAX_NUM_SEQS, BUDGET = 6, 48
 LIMITS = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": BUDGET, "max_model_len": 128}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def products_by_the_library(monkeypatch):
     """Our kernels for products have tests of their own, and take the interpreter long."""
     monkeypatch.setattr(triton_modules, "can_use_matvec", lambda _: False)
@@ -63,8 +64,14 @@ class Repeater:
         return Again(counted)
 
 
-def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, graphs=True):
-    """The CPU's own, and one that runs on the GPU's runner, with its recorder."""
+def make_engines(
+    folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, graphs=True, modules=PLAIN_MODULES
+):
+    """The CPU's own, and one that runs on the GPU's runner, with its recorder.
+
+    With plain modules, only attention, sampling and the table of rows are our kernels: what the
+    runner itself does. The interpreter takes long for the others.
+    """
     llm = LLM(str(folder), device="cpu", num_gpu_blocks_override=num_blocks, **LIMITS)
     old = llm.engine._runner._model
     files = llm.built.files
@@ -74,7 +81,7 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
         torch.float32,
         CPU,
         max_positions=128,
-        modules=TRITON_MODULES,
+        modules=modules,
     )
     attention = TritonAttention(
         windows=frozenset(layer.window for layer in files.config.layers),
@@ -96,8 +103,6 @@ def make_engines(folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, gra
     recorded = Graphs(
         step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=most_tokens, cascade=cascade
     )
-    for compute in recorded.steps_to_compile():
-        torch.inference_mode()(compute)()
     recorded.record(progress=False)
     runner = CudaRunner(step, recorded if graphs else None)
     scheduler = Scheduler(config, llm.engine.scheduler.pool.emptied())
@@ -137,9 +142,10 @@ PROMPTS = [[(7 * i + 3 * n) % 250 for i in range(n)] for n in (5, 70, 1, 33, 16,
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 
 
+@pytest.mark.usefixtures("products_by_the_library")
 @pytest.mark.parametrize("family", ["qwen3", "mistral-window", "qwen3-bias-layer-types"])
 def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
-    expected, got, recorder = make_engines(checkpoint(family))
+    expected, got, recorder = make_engines(checkpoint(family), modules=TRITON_MODULES)
     tokens = complete(expected, PROMPTS, GREEDY)
     assert complete(got, PROMPTS, GREEDY) == tokens
     assert set(recorder.replays) == {
@@ -147,6 +153,13 @@ def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
         "Graphs._mixed_head",
         "Graphs._steady",
     }
+
+
+def test_what_was_compiled_beforehand_leaves_nothing_behind(checkpoint):
+    expected, got, _ = make_engines(checkpoint("qwen3"))
+    for compute in list(got._runner._graphs.steps_to_compile()):
+        torch.inference_mode()(compute)()
+    assert complete(got, PROMPTS[:3], GREEDY) == complete(expected, PROMPTS[:3], GREEDY)
 
 
 @pytest.mark.parametrize("options", [{"graphs": False}, {"most_tokens": 20}])
