@@ -4,18 +4,22 @@ A wrong result is also compared with the results of well-known mistakes, so that
 the mistake.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from minimal_vllm.attention.interface import Attention, AttentionOptions
+from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.attention.reference import attend
+from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm_lab.check.attention_mistakes import Attend, well_known
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
-from minimal_vllm_lab.check.paged_case import PagedCase, make_case, run_case
-from minimal_vllm_lab.check.search import History, find_lesson, shorter_lists
+from minimal_vllm_lab.check.paged_case import PagedCase, make_case
+from minimal_vllm_lab.check.search import History, find_lesson, find_mistake, shorter_lists
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -41,6 +45,18 @@ SHAPE = Rule(
     "The next projection of the layer takes it as input.",
     CHAPTER,
 )
+OVERFLOWS = Rule(
+    "Large scores do not overflow.",
+    "exp(89) is more than float32 can hold, and scores of that size occur. A softmax is therefore "
+    "computed relative to the largest score, which becomes 0.",
+    CHAPTER,
+)
+EACH_BATCH = Rule(
+    "Each step is computed with the plan of its own batch.",
+    "An engine makes one backend, and calls plan once per step. What is kept of an earlier batch "
+    "belongs to other requests.",
+    CHAPTER,
+)
 UNTOUCHED = Rule(
     "Attention changes neither q nor the cache.",
     "Later steps read the cache too, and several requests may share its blocks.",
@@ -48,8 +64,8 @@ UNTOUCHED = Rule(
 )
 
 TOLERANCE = 0.0001
-
-Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
+LARGE = 60.0
+"""Factor with which some scores exceed 89."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,8 @@ class Case:
     """Bound of the scores. None: none."""
     has_sinks: bool = False
     """Whether each query head has a sink."""
+    size: float = 1.0
+    """Factor of the queries, and so of the scores."""
 
     @property
     def options(self) -> AttentionOptions:
@@ -84,6 +102,7 @@ def check_attention(
     seed: int | None = None,
     only_decodes: bool = False,
     plain: bool = False,
+    mistakes: Mapping[str, Attend] = MappingProxyType({}),
 ) -> Lesson | None:
     """Check an attention backend, and return a lesson about a broken rule, or None if all hold.
 
@@ -95,25 +114,56 @@ def check_attention(
         only_decodes: restrict the batches to one new token per request, and to layers without a
             sliding window.
         plain: restrict the layers to those without softcap and sinks.
+        mistakes: attention functions with mistakes to name beside the well-known ones.
     """
 
     def run(case: Case, history: History) -> None:
         on_cpu = make_case(
             case.lengths, heads=case.heads, head_dim=case.head_dim, block_size=case.block_size
         )
+        on_cpu.q *= case.size
         paged = _on(device, on_cpu)
         _describe(case, paged.batch, history)
-        before = [tensor.clone() for tensor in (paged.q, *paged.cache)]
-        found = run_case(make(device), paged, _options_on(device, case))
+        found = _run(make(device), paged, _options_on(device, case))
         _check_shape(found, paged.q)
-        for tensor, copy in zip((paged.q, *paged.cache), before, strict=True):
-            if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
-                raise Broken(UNTOUCHED, "q or the cache was changed", "both unchanged")
-        compare(found.cpu(), on_cpu, case)
+        compare(found.cpu(), on_cpu, case, mistakes=mistakes)
 
-    return find_lesson(
+    lesson = find_lesson(
         _cases(only_decodes, plain), run, examples=examples, seed=seed, shorter=_shorter
     )
+    return lesson or find_mistake(lambda history: _check_two_steps(make(device), device, history))
+
+
+def _run(backend: Attention, paged: PagedCase, options: AttentionOptions) -> Tensor:
+    """Write the new keys and values to a copy of the cache, and return what attention returns.
+
+    Raises:
+        Broken: q or the cache was changed.
+    """
+    cache = LayerCache(*(layer.clone() for layer in paged.cache))
+    attention = backend.plan(paged.batch)
+    write_to_cache(paged.k, paged.v, cache, attention.slots)
+    before = [tensor.clone() for tensor in (paged.q, *cache)]
+    found = attention(paged.q, paged.k, paged.v, cache, options)
+    for name, tensor, copy in zip(
+        ("q", "the keys", "the values"), (paged.q, *cache), before, strict=True
+    ):
+        if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
+            raise Broken(UNTOUCHED, f"{name} changed", "q and the cache unchanged")
+    return found
+
+
+def _check_two_steps(backend: Attention, device: torch.device, history: History) -> None:
+    """Check the second step of a backend, with the requests of the first in another order."""
+    for step, lengths in enumerate((((40, 1), (3, 1), (8, 1)), ((3, 1), (8, 1), (40, 1)))):
+        case = Case(lengths, (2, 1), 16, 16, None)
+        on_cpu = make_case(lengths, heads=case.heads, head_dim=16, seed=step)
+        paged = _on(device, on_cpu)
+        _describe(case, paged.batch, history)
+        found = _run(backend, paged, _options_on(device, case))
+        if step == 1:
+            _check_shape(found, paged.q, EACH_BATCH)
+            compare(found.cpu(), on_cpu, case, EACH_BATCH)
 
 
 def _cases(only_decodes: bool, plain: bool) -> "SearchStrategy[Case]":
@@ -130,6 +180,7 @@ def _cases(only_decodes: bool, plain: bool) -> "SearchStrategy[Case]":
         st.sampled_from([None] if only_decodes else [None, None, None, 1, 3, 20]),
         st.sampled_from([None] if plain else [None, None, None, 0.5]),
         st.sampled_from([False] if plain else [False, False, False, True]),
+        st.sampled_from([1.0, 1.0, 1.0, LARGE]),
     )
 
 
@@ -158,22 +209,27 @@ def _describe(case: Case, batch: "Batch", history: History) -> None:
         f"{case.heads[0]} query heads, {case.heads[1]} kv heads, head_dim {case.head_dim}, "
         f"block_size {case.block_size}, window {case.window}, softcap {case.softcap}, "
         f"{'a sink per head' if case.has_sinks else 'no sinks'}"
+        f"{', large scores' if case.size > 1 else ''}"
     )
     for index, (cached, new) in enumerate(case.lengths):
         table = batch.block_tables[index][: -(-(cached + new) // case.block_size)].tolist()
         history.note(f"request {index}: {cached} tokens in the cache, {new} new; blocks {table}")
 
 
-def _check_shape(found: object, q: Tensor) -> None:
+def _check_shape(found: object, q: Tensor, rule: Rule = SHAPE) -> None:
     if not isinstance(found, Tensor):
-        raise Broken(SHAPE, f"{type(found).__name__}", "a tensor")
+        raise Broken(rule, f"{type(found).__name__}", "a tensor")
     if (found.shape, found.dtype) != (q.shape, q.dtype):
-        raise Broken(
-            SHAPE, f"{list(found.shape)} of {found.dtype}", f"{list(q.shape)} of {q.dtype}"
-        )
+        raise Broken(rule, f"{list(found.shape)} of {found.dtype}", f"{list(q.shape)} of {q.dtype}")
 
 
-def compare(found: Tensor, paged: PagedCase, case: Case, rule: Rule = SAME) -> None:
+def compare(
+    found: Tensor,
+    paged: PagedCase,
+    case: Case,
+    rule: Rule = SAME,
+    mistakes: Mapping[str, Attend] = MappingProxyType({}),
+) -> None:
     """Compare a result with plain attention.
 
     Args:
@@ -181,6 +237,7 @@ def compare(found: Tensor, paged: PagedCase, case: Case, rule: Rule = SAME) -> N
         paged: the inputs, on the CPU.
         case: the lengths and the window.
         rule: the rule to report if the result differs.
+        mistakes: attention functions with mistakes to name beside the well-known ones.
 
     Raises:
         Broken: the result differs. The message names the mistake if it is a well-known one.
@@ -194,7 +251,13 @@ def compare(found: Tensor, paged: PagedCase, case: Case, rule: Rule = SAME) -> N
     wrong = (~(error <= TOLERANCE)).nonzero()  # NaN is wrong too
     if not len(wrong):
         return
-    token, hint = int(wrong[0]), _diagnose(found, paged, case)
+    token = int(wrong[0])
+    hint = _diagnose(found, paged, case, {**well_known(case.block_size, case.options), **mistakes})
+    if case.size > 1 and not error[token].isfinite():
+        raise Broken(
+            OVERFLOWS,
+            f"{_name(token, case)} is {found[token, 0, 0]:g}, but only if scores are large",
+        )
     if error[token].isnan() and rule is SAME:
         raise Broken(OWN_SLOTS_ONLY, f"{_name(token, case)} gets NaN: an unwritten slot was read")
     if error[token].isnan():
@@ -238,10 +301,10 @@ def on_dense(function: Attend, paged: PagedCase, window: int | None) -> Tensor:
     return torch.cat(results)
 
 
-def _diagnose(found: Tensor, paged: PagedCase, case: Case) -> str:
+def _diagnose(found: Tensor, paged: PagedCase, case: Case, mistakes: Mapping[str, Attend]) -> str:
     names = [
         name
-        for name, mistaken in _mistakes(case).items()
+        for name, mistaken in mistakes.items()
         if torch.allclose(
             found.float(),
             on_dense(mistaken, paged, case.window).float(),
@@ -250,58 +313,3 @@ def _diagnose(found: Tensor, paged: PagedCase, case: Case) -> str:
         )
     ]
     return f".\nThis is exactly the result if {', or if '.join(names)}." if names else ""
-
-
-def _mistakes(case: Case) -> dict[str, Attend]:
-    """Return well-known mistakes: descriptions, and attention functions that make the mistakes."""
-
-    def no_mask(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
-        # A query at the last position attends to all keys.
-        rows = [attend(row[None], keys, values, scale, None) for row in q]
-        return torch.cat(rows)
-
-    def from_zero(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        rows = [
-            attend(row[None], keys[: index + 1], values[: index + 1], scale, w)
-            for index, row in enumerate(q)
-        ]
-        return torch.cat(rows)
-
-    def not_itself(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        first = len(keys) - len(q)
-        rows = [
-            attend(row[None], keys[: first + index], values[: first + index], scale, w)
-            for index, row in enumerate(q)
-        ]
-        return torch.cat(rows)
-
-    def full_blocks(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        full = len(keys) // case.block_size * case.block_size
-        return attend(q, keys[:full], values[:full], scale, w)
-
-    def interleaved(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        group = q.shape[1] // keys.shape[1]
-        return attend(q, keys.repeat(1, group, 1), values.repeat(1, group, 1), scale, w)
-
-    def no_softcap(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        return attend(q, keys, values, scale, w, None, case.options.sinks)
-
-    def no_sinks(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        return attend(q, keys, values, scale, w, case.softcap)
-
-    return {
-        "the softcap is ignored": no_softcap,
-        "the sinks are ignored": no_sinks,
-        "a token also attends to later tokens: the causal mask is missing": no_mask,
-        "the positions of a chunk are counted from the start of the request": from_zero,
-        "a token does not attend to itself": not_itself,
-        "the last, partly filled block is left out": full_blocks,
-        "query head h uses kv head h % K instead of h // (H / K)": interleaved,
-        "the scores are not multiplied by scale": lambda q, k, v, _, w: attend(q, k, v, 1.0, w),
-        "the scale is applied twice": lambda q, k, v, s, w: attend(q, k, v, s * s, w),
-        "the window is ignored": lambda q, k, v, s, _: attend(q, k, v, s, None),
-        "the window is one token too long": lambda q, k, v, s, w: attend(q, k, v, s, w and w + 1),
-        "the window is one token too short": lambda q, k, v, s, w: attend(
-            q, k, v, s, w and max(w - 1, 1)
-        ),
-    }

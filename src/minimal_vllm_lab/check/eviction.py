@@ -34,6 +34,18 @@ LEAST_RECENT = Rule(
     "the end of the queue when it is released.",
     CHAPTER,
 )
+REPORTS_ONLY = Rule(
+    "in_order() returns a new list, and changes nothing.",
+    "The view asks for it after each step. A list that is the strategy's own could be changed by "
+    "whoever gets it.",
+    CHAPTER,
+)
+SEPARATE = Rule(
+    "Two strategies of one class share nothing.",
+    "Each engine has a pool of its own. State that is kept in the class or in the module belongs "
+    "to all of them: keep it in self.",
+    CHAPTER,
+)
 KNOWN_CASES = [
     # Block 0 is released first, but used again afterwards.
     [("release", 0), ("release", 1), ("use", 0), ("release", 0), ("evict", 0)],
@@ -59,7 +71,9 @@ def check_eviction(
     """
 
     def run(operations: list[tuple[str, int]], history: History) -> None:
-        history.note(f"strategy = {getattr(make, '__name__', 'make')}()")
+        name = getattr(make, "__name__", "make")
+        _check_separate(make, name)
+        history.note(f"strategy = {name}()")
         driver = _Driver(make(), history, least_recently_used)
         for kind, block in operations:
             driver.apply(kind, block)
@@ -68,6 +82,15 @@ def check_eviction(
     return find_lesson(
         _cases(), run, examples=examples, seed=seed, shorter=shorter_lists, known=KNOWN_CASES
     )
+
+
+def _check_separate(make: Callable[[], EvictionStrategy], name: str) -> None:
+    other, new = make(), make()
+    other.insert(0)
+    if list(new.in_order()):
+        history = f"one, other = {name}(), {name}(); one.insert(0); other"
+        raise Broken(SEPARATE, f"{history} contains {list(new.in_order())}", "no block")
+    other.remove(0)
 
 
 def _cases() -> "SearchStrategy[list[tuple[str, int]]]":
@@ -138,8 +161,15 @@ class _Driver:
             raise Broken(MEMBERS, f"it contains {members}", f"{expected}")
         if len(strategy) != len(expected):
             raise Broken(MEMBERS, f"its length is {len(strategy)}", f"{len(expected)}: {expected}")
-        if sorted(strategy.in_order()) != expected:
-            raise Broken(IN_ORDER, f"{strategy.in_order()}", f"{expected}, in some order")
+        order = strategy.in_order()
+        if not isinstance(order, list):
+            raise Broken(REPORTS_ONLY, f"a {type(order).__name__}", "a list")
+        if sorted(order) != expected:
+            raise Broken(IN_ORDER, f"{order}", f"{expected}, in some order")
+        order.clear()
+        if len(strategy) != len(expected):
+            found = f"after in_order(), and after its list was cleared, {len(strategy)} are left"
+            raise Broken(REPORTS_ONLY, found, f"{len(expected)}: {expected}")
 
     def _call(self, name: str, block: int) -> None:
         self._history.call(f"strategy.{name}", getattr(self._strategy, name), block)

@@ -11,6 +11,28 @@ from typing import TYPE_CHECKING
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.eviction import LRU, EvictionStrategy
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.pool_rules import (
+    CACHED,
+    CHECK_FAILS,
+    CHECK_PASSES,
+    COUNT,
+    EMPTIED,
+    EVICTED,
+    FINDS,
+    FORGETS,
+    FREE_FIRST,
+    GRANTS,
+    IDLE,
+    IN_USE,
+    NOT_CHANGED,
+    NUM_FREE,
+    ORDER,
+    REFUSES,
+    SEPARATE,
+    STALE_HASH,
+    STORES,
+    TELLS,
+)
 from minimal_vllm_lab.check.search import History, find_lesson, long_lists, shorter_lists
 
 if TYPE_CHECKING:
@@ -24,89 +46,6 @@ table.
 
 TEXTS = ("", "a", "b", "ab", "aa", "aba", "abb")
 """Prompts, one letter per block. The letter is the block's content."""
-
-COUNT = Rule(
-    "allocate(n) returns n different ids from 0 to num_blocks - 1.",
-    "The ids are indices into the KV cache. An id that is out of range or returned twice is "
-    "another block's memory.",
-    "03-paging",
-)
-IN_USE = Rule(
-    "A block that a request holds is never allocated again.",
-    "Two requests would write their keys and values to the same memory, and each would read the "
-    "other's.",
-    "03-paging",
-)
-REFUSES = Rule(
-    "If fewer than n blocks are free, allocate(n) raises ValueError and takes nothing.",
-    "The scheduler then preempts a request and tries again. Blocks that were taken before the "
-    "error have no owner, and are lost for good.",
-    "03-paging",
-)
-NUM_FREE = Rule(
-    "num_free counts every block that no request holds, whether or not its content is cached.",
-    "If it is too low, blocks have leaked, and the pool shrinks until nothing can run. If it is "
-    "too high, the scheduler admits requests for which there is no room. A shared block is free "
-    "when the last request has released it.",
-    "03-paging",
-)
-FREE_FIRST = Rule(
-    "Empty blocks are allocated before cached blocks are evicted.",
-    "Eviction throws away keys and values that the next request may need. An empty block costs "
-    "nothing.",
-    "06-prefix-caching",
-)
-IDLE = Rule(
-    "A cached block is evictable exactly while no request holds it.",
-    "If it is not evictable after its last owner has released it, it can never be reused. If it is "
-    "evictable while a request holds it, a running request loses its memory.",
-    "06-prefix-caching",
-)
-ORDER = Rule(
-    "The eviction strategy chooses the cached block to evict. Released blocks are inserted tail "
-    "first.",
-    "A block can be found only if all blocks before it are found. The tail of a text must "
-    "therefore be evicted before its head; otherwise the rest stays cached, but can never be "
-    "found.",
-    "06-prefix-caching",
-)
-FINDS = Rule(
-    "find_prefix returns the blocks of the longest prefix whose blocks are all cached.",
-    "Too few blocks: prompts are computed again without need. Too many, or blocks after a gap: a "
-    "request reads the keys and values of another text.",
-    "06-prefix-caching",
-)
-STALE_HASH = Rule(
-    "A block that is allocated again can't be found under its old hash.",
-    "A request that found it would read what its new owner writes.",
-    "06-prefix-caching",
-)
-CACHED = Rule(
-    "hashes and num_cached report what can be found: one hash per block, one block per hash.",
-    "The view and the metrics show them. Two blocks with the same hash waste memory.",
-    "06-prefix-caching",
-)
-EVICTED = Rule(
-    "take_evicted returns the blocks evicted since the last call, in order of eviction.",
-    "The records and the view rebuild the state of the cache from this list.",
-    "06-prefix-caching",
-)
-CHECK_PASSES = Rule(
-    "The reference counts agree with the block tables: check() raises nothing.",
-    "A block with too few references is allocated while a request still holds it. A block with too "
-    "many references is never free again.",
-    "03-paging",
-)
-CHECK_FAILS = Rule(
-    "check() raises InvariantError if the block tables do not agree with the reference counts.",
-    "All other tests of the engine rely on it to find mistakes.",
-    "03-paging",
-)
-EMPTIED = Rule(
-    "emptied() returns a new pool of the same size, in which all blocks are free.",
-    "The engine continues with it after a step that failed halfway.",
-    "03-paging",
-)
 
 
 def check_pool(
@@ -124,10 +63,13 @@ def check_pool(
     def run(case: tuple[int, list[Operation]], history: History) -> None:
         num_blocks, operations = case
         history.note(f"pool = {getattr(make, '__name__', 'make')}({num_blocks}, LRU())")
-        driver = _Driver(make(num_blocks, LRU()), num_blocks, history)
+        told = _Told()
+        pool = make(num_blocks, told)
+        driver = _Driver(pool, num_blocks, history, told)
         for operation in operations:
             driver.apply(operation)
         driver.finish()
+        _check_separate(make, pool, num_blocks)
 
     def shorter(
         case: tuple[int, list[Operation]],
@@ -147,6 +89,37 @@ def _cases(cached: bool) -> "SearchStrategy[tuple[int, list[Operation]]]":
     return st.tuples(st.integers(1, 6), long_lists(operation, 18))
 
 
+class _Told(LRU):
+    """The strategy of the pool, which also counts what it is told.
+
+    Attributes:
+        hits: number of hits of each block, since its content came.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hits: Counter[int] = Counter()
+
+    def hit(self, block: int) -> None:
+        """Count a hit."""
+        self.hits[block] += 1
+
+    def forget(self, block: int) -> None:
+        """Forget the hits of a content that was dropped."""
+        self.hits.pop(block, None)
+
+
+def _check_separate(make: MakePool, pool: BlockPool, num_blocks: int) -> None:
+    """Check that a new pool has all blocks while those of another one are all allocated."""
+    new = make(num_blocks, LRU())
+    if (new.num_free, pool.num_free) != (num_blocks, 0):
+        raise Broken(
+            SEPARATE,
+            f"num_free is {pool.num_free} in the old pool, and {new.num_free} in a new one",
+            f"0 and {num_blocks}: all blocks of the old pool are allocated",
+        )
+
+
 class _Ledger:
     """The state that follows from the calls alone, whatever the pool reports."""
 
@@ -157,6 +130,7 @@ class _Ledger:
         self.idle: list[int] = []
         """Cached blocks that no request holds, the next one to be evicted first."""
         self.evicted: list[int] = []
+        self.hits: Counter[int] = Counter()
 
     @property
     def num_free(self) -> int:
@@ -174,6 +148,10 @@ class _Ledger:
             found.append(self.block_of_hash[block_hash])
         return found
 
+    def share(self, blocks: Sequence[int]) -> None:
+        self.hits.update(blocks)
+        self.hold(blocks)
+
     def hold(self, blocks: Sequence[int]) -> None:
         self.owners.update(blocks)
         self.idle = [block for block in self.idle if block not in blocks]
@@ -184,6 +162,8 @@ class _Ledger:
         self.idle += [each for each in reversed(blocks) if not self.owners[each] and each in cached]
 
     def forget(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self.hits.pop(block, None)
         self.block_of_hash = {
             block_hash: block
             for block_hash, block in self.block_of_hash.items()
@@ -195,8 +175,8 @@ class _Ledger:
 class _Driver:
     """Make the calls that a scheduler makes, and compare the pool with the ledger after each."""
 
-    def __init__(self, pool: BlockPool, num_blocks: int, history: History) -> None:
-        self._pool, self._history = pool, history
+    def __init__(self, pool: BlockPool, num_blocks: int, history: History, told: _Told) -> None:
+        self._pool, self._history, self._told = pool, history, told
         self._ledger = _Ledger(num_blocks)
         self._tables: list[list[int]] = []
         self._compare()
@@ -211,8 +191,9 @@ class _Driver:
         elif kind == "evicted":
             self._take_evicted()
         elif kind == "forget all":
+            self._check_emptied()
             self._call("forget_all")
-            self._ledger.forget(range(self._ledger.num_blocks))
+            self._forgotten(range(self._ledger.num_blocks))
         elif table is None:
             return
         elif kind == "grow":
@@ -220,7 +201,7 @@ class _Driver:
         elif kind == "forget":
             one = table[number % len(table) :][:1] if table else []
             self._call("forget", one)
-            self._ledger.forget(one)
+            self._forgotten(one)
         else:
             self._release(table)
         self._compare()
@@ -230,10 +211,10 @@ class _Driver:
         for table in list(self._tables):
             self._release(table)
             self._compare()
+        self._check_emptied()
         self._tables.append(self._allocate(self._ledger.num_blocks))
         self._compare()
         self._take_evicted()
-        self._check_emptied()
 
     # ---- calls of a scheduler --------------------------------------------------------------------
 
@@ -247,7 +228,7 @@ class _Driver:
         self._tables.append(table)
         if found:
             self._call("share", found)
-            self._ledger.hold(found)
+            self._ledger.share(found)
             self._compare()
         table += self._allocate(len(hashes) - len(found) + num_unhashed)
         if len(table) < len(hashes):  # too few blocks were free
@@ -258,6 +239,7 @@ class _Driver:
             if block_hash in self._ledger.block_of_hash:
                 self._ledger.forget([self._ledger.block_of_hash[block_hash]])
             self._ledger.block_of_hash[block_hash] = block
+            self._expect(self._pool.find(block_hash), block, STORES, f"find({block_hash!r})")
 
     def _allocate(self, count: int) -> list[int]:
         """Allocate ``count`` blocks; if too few are free, check that the pool refuses."""
@@ -267,7 +249,16 @@ class _Driver:
         if count > ledger.num_free:
             self._check_refused(count)
             return []
-        blocks = list(self._call("allocate", count))
+        self._history.note(f"pool.allocate({count})")
+        try:
+            blocks = self._pool.allocate(count)
+        except ValueError:
+            self._history.lines[-1] += "   raises ValueError"
+            raise Broken(GRANTS, "ValueError", f"{ledger.num_free} blocks are free") from None
+        if not isinstance(blocks, list):
+            raise Broken(GRANTS, f"a {type(blocks).__name__}", f"a list of {count} ids")
+        self._history.lines[-1] += f" -> {blocks}"
+        blocks = list(blocks)
         self._check_allocated(count, blocks)
         evicted = ledger.idle[: max(0, count - ledger.num_empty)]
         ledger.forget(evicted)
@@ -282,6 +273,13 @@ class _Driver:
         except ValueError:
             self._history.lines[-1] += "   raises ValueError, as it should"
             return
+        except Exception as error:
+            self._history.lines[-1] += f"   raises {type(error).__name__}"
+            raise Broken(
+                REFUSES,
+                f"{type(error).__name__}: {error}",
+                f"ValueError: {self._ledger.num_free} blocks are free",
+            ) from None
         raise Broken(REFUSES, f"{blocks!r}", f"ValueError: {self._ledger.num_free} blocks are free")
 
     def _check_allocated(self, count: int, blocks: list[int]) -> None:
@@ -312,6 +310,15 @@ class _Driver:
             self._ledger.release(table)
         self._tables = [each for each in self._tables if each is not table]
 
+    def _forgotten(self, blocks: Sequence[int]) -> None:
+        ledger = self._ledger
+        names = [each for each, block in ledger.block_of_hash.items() if block in blocks]
+        ledger.forget(blocks)
+        for name in names:
+            self._expect(self._pool.find(name), None, FORGETS, f"find({name!r})")
+        kept = [block for block in blocks if self._pool.is_evictable(block)]
+        self._expect(kept, [], FORGETS, "the list of evictable blocks among them")
+
     def _take_evicted(self) -> None:
         evicted = list(self._call("take_evicted"))
         self._expect(evicted, self._ledger.evicted, EVICTED, "take_evicted")
@@ -319,8 +326,9 @@ class _Driver:
 
     def _check_emptied(self) -> None:
         new = self._pool.emptied()
-        if new is self._pool or new.num_free != self._ledger.num_blocks:
-            raise Broken(EMPTIED, f"{new.num_free} free", f"{self._ledger.num_blocks} free")
+        if new is self._pool or new.num_free != self._ledger.num_blocks or new.eviction_order:
+            found = f"{new.num_free} free, {new.eviction_order} evictable"
+            raise Broken(EMPTIED, found, f"{self._ledger.num_blocks} free, none evictable")
 
     # ---- checks ----------------------------------------------------------------------------------
 
@@ -338,6 +346,9 @@ class _Driver:
         self._expect(evictable, sorted(ledger.idle), IDLE, "the list of evictable blocks")
         self._expect(list(pool.eviction_order), ledger.idle, ORDER, "pool.eviction_order")
         self._call_check()
+        self._expect(
+            +self._told.hits, ledger.hits, TELLS, "the number of hits since each content came"
+        )
 
     def _call_check(self) -> None:
         try:
@@ -353,9 +364,10 @@ class _Driver:
         )
 
     def _call(self, name: str, *arguments: object) -> list[int]:
-        result: list[int] = self._history.call(
-            f"pool.{name}", getattr(self._pool, name), *map(_copy, arguments)
-        )
+        copies = list(map(_copy, arguments))
+        result: list[int] = self._history.call(f"pool.{name}", getattr(self._pool, name), *copies)
+        if copies != list(arguments):
+            raise Broken(NOT_CHANGED, f"it is {copies[0]} after the call", f"{arguments[0]}")
         return result
 
     def _expect(self, found: object, expected: object, rule: Rule, name: str) -> None:

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from minimal_vllm.sampling.row import SamplingRow
 from minimal_vllm.sampling.sampler import Sampled, Sampler, sample
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.request import Request
+from minimal_vllm_lab.check.fake_model import FakeGrammar
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.search import History, find_lesson, find_mistake, shorter_lists
 
@@ -58,7 +60,7 @@ NEW_DRAW = Rule(
     CHAPTER,
 )
 OPTIONS_APPLIED = Rule(
-    "Penalties, biases, bans and log-probabilities are those that the row asks for.",
+    "Penalties, biases, bans, grammars and log-probabilities are those that the row asks for.",
     "They are part of the API. Whatever the API accepts must take effect.",
     CHAPTER,
 )
@@ -88,8 +90,12 @@ GREEDILY: tuple[Mapping[str, Any], ...] = (
     {"allowed_token_ids": [0, 2]},
     {"repetition_penalty": 3.0},
     {"presence_penalty": 2.0, "frequency_penalty": 0.5},
+    {"frequency_penalty": 2.0},
+    {"stop_token_ids": [1], "min_tokens": 5},
     {"logprobs": 2},
 )
+RULES = ("", "", "grammar", "bad word")
+"""Rules for greedy rows that are not sampling parameters."""
 LOGITS = ((0.0, 2.0, 0.5, 1.0), (0.0, 1.0, 1.0, 0.0), (3.0, -INF, 0.0, -1.0), (0.0, 0.0, 0.0, 0.0))
 DRAWS = 1000
 
@@ -101,18 +107,39 @@ class Row:
     logits: tuple[float, ...]
     params: Mapping[str, Any]
     seed: int
+    rule: str = ""
+    """``"grammar"`` allows tokens 0 and 2 only, ``"bad word"`` bans token 1 after another 1."""
 
     def request(self, num_output: int = 1) -> Request:
         """Return a request with one prompt token and ``num_output`` output tokens."""
         tokens = array("i", [3] + [1] * num_output)
         params = SamplingParams(max_tokens=None, **self.params)
         # One token is pending: the one to be sampled.
-        return Request("r", tokens, 1, params, 0, seed=self.seed, num_pending_tokens=1)
+        return Request(
+            "r",
+            tokens,
+            1,
+            params,
+            0,
+            seed=self.seed,
+            num_pending_tokens=1,
+            grammar=_EvenTokens() if self.rule == "grammar" else None,
+            bad_word_ids=((1, 1),) if self.rule == "bad word" else (),
+        )
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.params.items())
         numbers = ", ".join(f"{number:g}" for number in self.logits)
-        return f"logits [{numbers}]; seed={self.seed}{options and f', {options}'}"
+        rule = f", with a {self.rule}" if self.rule else ""
+        return f"logits [{numbers}]; seed={self.seed}{options and f', {options}'}{rule}"
+
+
+class _EvenTokens(FakeGrammar):
+    """A grammar that allows the tokens 0 and 2."""
+
+    def allowed_tokens(self, row: SamplingRow, /) -> bytearray:  # noqa: ARG002
+        """Return the bit mask of the two tokens."""
+        return bytearray([0b0101])
 
 
 def check_sampler(make: Callable[[], Sampler], *, examples: int = 80) -> Lesson | None:
@@ -129,7 +156,7 @@ def check_sampler(make: Callable[[], Sampler], *, examples: int = 80) -> Lesson 
     def shorter(rows: list[Row]) -> Iterator[list[Row]]:
         return (each for each in shorter_lists(rows) if each)
 
-    lesson = find_lesson(_cases(), run, examples=examples, shorter=shorter)
+    lesson = find_lesson(_cases(), run, examples=examples, shorter=shorter, known=_known_cases())
     return (
         lesson
         or find_mistake(lambda history: _check_draws(make(), history))
@@ -137,15 +164,21 @@ def check_sampler(make: Callable[[], Sampler], *, examples: int = 80) -> Lesson 
     )
 
 
+def _known_cases() -> list[list[Row]]:
+    """Return one row for each option and rule that changes the choice of a greedy row."""
+    options = [Row(LOGITS[0], {"temperature": 0, **params}, 0) for params in GREEDILY]
+    return [[row] for row in (*options, *(replace(options[0], rule=rule) for rule in RULES))]
+
+
 def _cases() -> "SearchStrategy[list[Row]]":
     from hypothesis import strategies as st
 
     greedy = [{"temperature": 0, **params} for params in GREEDILY]
-    row = st.builds(
-        Row,
-        st.sampled_from(LOGITS),
-        st.sampled_from([*greedy, *RANDOM]),
-        st.sampled_from([0, 1, 2, 3, 12345]),
+    seeds = st.sampled_from([0, 1, 2, 3, 12345])
+    logits = st.sampled_from(LOGITS)
+    row = st.one_of(
+        st.builds(Row, logits, st.sampled_from(greedy), seeds, st.sampled_from(RULES)),
+        st.builds(Row, logits, st.sampled_from(RANDOM), seeds),
     )
     return st.lists(row, min_size=1, max_size=5)
 
@@ -155,12 +188,18 @@ def _draw(sampler: Sampler, rows: Sequence[Row], num_output: int = 1) -> list[in
     tokens = _sample(sampler, rows, num_output).tokens
     if [len(each) for each in tokens] != [1] * len(rows):
         raise Broken(ONE_EACH, f"tokens={tokens}", f"{len(rows)} lists of one token")
+    kinds = {type(token).__name__ for (token,) in tokens} - {"int"}
+    if kinds:
+        raise Broken(ONE_EACH, f"a token is a {', '.join(kinds)}", "an int")
     return [token for (token,) in tokens]
 
 
 def _sample(sampler: Sampler, rows: Sequence[Row], num_output: int = 1) -> Sampled:
     logits = torch.tensor([row.logits for row in rows])
-    return sampler(logits, [row.request(num_output) for row in rows])
+    sampled = sampler(logits, [row.request(num_output) for row in rows])
+    if not isinstance(sampled, Sampled):
+        raise Broken(ONE_EACH, f"a {type(sampled).__name__}", "a Sampled")
+    return sampled
 
 
 def _check_rows(sampler: Sampler, rows: list[Row], history: History) -> None:
@@ -190,7 +229,7 @@ def _check_rows(sampler: Sampler, rows: list[Row], history: History) -> None:
 def _check_greedy(row: Row, token: int, name: str) -> None:
     (expected,) = _draw(sample, [row])
     if token != expected:
-        has_no_options = len(row.params) == 1
+        has_no_options = len(row.params) == 1 and not row.rule
         raise Broken(GREEDY if has_no_options else OPTIONS_APPLIED, name, f"token {expected}")
 
 
@@ -233,6 +272,10 @@ def _check_draws(sampler: Sampler, history: History) -> None:
                 )
         expected = plain_probabilities(row.logits, row.request().params)
         found = np.bincount(tokens, minlength=len(expected)) / DRAWS
+        impossible = np.flatnonzero((found > 0) & (expected == 0)).tolist()
+        if impossible:
+            possible = np.flatnonzero(expected).tolist()
+            raise Broken(POSSIBLE, f"tokens {impossible} among others", f"one of {possible}")
         # A correct sampler is further off than five standard deviations once in a million times.
         allowed = 5 * np.sqrt(expected * (1 - expected) / DRAWS)
         if (abs(found - expected) > allowed).any():

@@ -5,13 +5,15 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from minimal_vllm_lab.check.attention import Attend, Case, compare, on_dense
+from minimal_vllm_lab.check.attention import Case, compare, on_dense
 from minimal_vllm_lab.check.lesson import Lesson, Rule
 from minimal_vllm_lab.check.paged_case import make_case
 from minimal_vllm_lab.check.search import History, find_lesson
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
+
+    from minimal_vllm_lab.check.attention_mistakes import Attend
 
 SAME = Rule(
     "attend returns softmax(q k^T * scale) v, where a token attends to itself and to earlier "

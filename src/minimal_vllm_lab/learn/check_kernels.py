@@ -9,6 +9,7 @@ from torch import Tensor
 from minimal_vllm_lab.check.attention import check_attention
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.search import History, find_lesson
+from minimal_vllm_lab.learn.softmax_mistakes import MISTAKES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,13 @@ def check_decode_kernel(module: ModuleType, seed: int | None = None) -> Lesson |
         A lesson about a broken rule, or None if all hold.
     """
     return check_attention(
-        module.MyAttention, device=DEVICE, examples=25, seed=seed, only_decodes=True, plain=True
+        module.MyAttention,
+        device=DEVICE,
+        examples=25,
+        seed=seed,
+        only_decodes=True,
+        plain=True,
+        mistakes=MISTAKES,
     )
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -141,3 +142,99 @@ def test_a_result_with_the_wrong_shape_is_rejected():
 
     lessons = [check_attention(attention_of(step)) for step in (Halved, Nothing)]
     assert [lesson.rule for lesson in lessons] == [rules.SHAPE, rules.SHAPE]
+
+
+def softmax_with(hidden=-torch.inf, weigh=torch.softmax):
+    """Return attention with another number for hidden scores, or another softmax."""
+
+    def function(q, keys, values, scale, window):
+        group = q.shape[1] // keys.shape[1]
+        keys, values = (each.repeat_interleave(group, 1) for each in (keys, values))
+        distance = torch.arange(len(keys) - len(q), len(keys))[:, None] - torch.arange(len(keys))
+        visible = (distance >= 0) & (distance < (window or len(keys) + 1))
+        scores = torch.einsum("nhd,mhd->hnm", q, keys) * scale
+        return torch.einsum("hnm,mhd->nhd", weigh(scores.masked_fill(~visible, hidden), -1), values)
+
+    return attention_with(function)
+
+
+def without_peak(scores, dim):
+    return scores.exp() / scores.exp().sum(dim, keepdim=True)
+
+
+def without_division(scores, dim):
+    return (scores - scores.amax(dim, keepdim=True)).exp()
+
+
+def over_queries(scores, dim):
+    return scores.softmax(-2).nan_to_num()
+
+
+class KeysForValues(ReferenceStep):
+    def __call__(self, q, k, v, cache, options):
+        return super().__call__(q, k, v, type(cache)(cache.key, cache.key), options)
+
+
+class NewTokensOnly(ReferenceStep):
+    def __call__(self, q, k, v, cache, options):
+        starts = self.query_starts.tolist()
+        own = [slice(*each) for each in pairwise(starts)]
+        return torch.cat([attend(q[s], k[s], v[s], options.scale, options.window) for s in own])
+
+
+class WritesToTheCache(ReferenceStep):
+    def __call__(self, q, k, v, cache, options):
+        out = super().__call__(q, k, v, cache, options)
+        cache.key.zero_()
+        return out
+
+
+class RoundsToBfloat16(ReferenceStep):
+    def __call__(self, *arguments):
+        return super().__call__(*arguments).bfloat16().float()
+
+
+class RemembersItsFirstBatch:
+    def __init__(self, device):
+        self.device, self.step = device, None
+
+    def plan(self, batch):
+        self.step = self.step or ReferenceStep.from_batch(batch, self.device)
+        return self.step
+
+
+def reads_padding(layer, block_table, seq_len):
+    return layer[block_table.long()].transpose(1, 2).flatten(0, 1)
+
+
+def reads_full_blocks_only(layer, block_table, seq_len):
+    return layer[block_table[: seq_len // layer.shape[2]].long()].transpose(1, 2).flatten(0, 1)
+
+
+def forgets_to_move_the_heads(layer, block_table, seq_len):
+    pages = layer[block_table[: -(-seq_len // layer.shape[2])].long()]
+    return pages.reshape(-1, layer.shape[1], layer.shape[3])[:seq_len]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "rule", "named"),
+    [
+        (softmax_with(hidden=0.0), rules.SAME, "hidden scores are 0"),
+        (softmax_with(hidden=-10.0), rules.SAME, ""),
+        (softmax_with(weigh=without_peak), rules.OVERFLOWS, "only if scores are large"),
+        (softmax_with(weigh=without_division), rules.SAME, "not divided by their sum"),
+        (softmax_with(weigh=over_queries), rules.SAME, ""),
+        (attention_of(KeysForValues), rules.SAME, "the keys are averaged"),
+        (attention_of(NewTokensOnly), rules.SAME, "only the step's new tokens"),
+        (attention_of(WritesToTheCache), rules.UNTOUCHED, ""),
+        (attention_of(RoundsToBfloat16), rules.SAME, ""),
+        (RemembersItsFirstBatch, rules.EACH_BATCH, ""),
+        (attention_with(attend, reads_padding), rules.OWN_SLOTS_ONLY, ""),
+        (attention_with(attend, reads_full_blocks_only), rules.SAME, "partly filled block"),
+        (attention_with(attend, forgets_to_move_the_heads), rules.OWN_SLOTS_ONLY, ""),
+    ],
+)
+def test_a_mistake_is_found_for_its_reason(mutant, rule, named):
+    lesson = check_attention(mutant, plain=True)
+    assert lesson.rule is rule, "\n".join(lesson.lines())
+    assert named in lesson.found

@@ -3,7 +3,7 @@ from typing import ClassVar
 import pytest
 
 from minimal_vllm.cache.block_pool import BlockPool
-from minimal_vllm_lab.check import pool as rules
+from minimal_vllm_lab.check import pool_rules as rules
 from minimal_vllm_lab.check.pool import check_pool
 from minimal_vllm_lab.check.search import RAISES, REPEATABLE
 
@@ -110,11 +110,192 @@ class Raises(BlockPool):
         {}[blocks[0]]
 
 
+class SharesTheFreeList(BlockPool):
+    _all: ClassVar = []
+
+    def __init__(self, num_blocks, eviction):
+        super().__init__(num_blocks, eviction)
+        self._all[:] = self._free
+        self._free = self._all
+
+
+class StoreKeepsOlder(BlockPool):
+    def store(self, block, h):
+        if h not in self._block_of_hash:
+            super().store(block, h)
+
+
+class ForgetsNothing(BlockPool):
+    def forget(self, blocks):
+        pass
+
+
+class ReleaseDropsHash(BlockPool):
+    def release(self, blocks):
+        super().release(blocks)
+        self.forget([b for b in blocks if not self._references[b]])
+
+
+class ReleaseToFree(BlockPool):
+    "cached blocks go to free list w/ their hash"
+
+    def release(self, blocks):
+        for b in reversed(blocks):
+            self._references[b] -= 1
+            if not self._references[b]:
+                self._free.append(b)
+
+
+class ReleaseAtOne(BlockPool):
+    "frees shared blocks at the first release"
+
+    def release(self, blocks):
+        for b in reversed(blocks):
+            self._references[b] = 0
+            if self._hashes[b] is None:
+                self._free.append(b)
+            elif b not in self._evictable:
+                self._evictable.insert(b)
+
+
+class ShareWithoutRemove(BlockPool):
+    def share(self, blocks):
+        for b in blocks:
+            self._evictable.hit(b)
+            self._references[b] += 1
+
+
+class ShareSetsOne(BlockPool):
+    def share(self, blocks):
+        super().share(blocks)
+        for b in blocks:
+            self._references[b] = 1
+
+
+class NumFreeOnlyEmpty(BlockPool):
+    @property
+    def num_free(self):
+        return len(self._free)
+
+
+class AllocIter(BlockPool):
+    def allocate(self, n):
+        return iter(super().allocate(n))
+
+
+class AllocIndexError(BlockPool):
+    def allocate(self, n):
+        b = [self._free.pop() if self._free else self._evict() for _ in range(n)]
+        for x in b:
+            self._references[x] = 1
+        return b
+
+
+class AllocNone(BlockPool):
+    def allocate(self, n):
+        super().allocate(n)
+
+
+class OffByOne(BlockPool):
+    def allocate(self, n):
+        if n >= self.num_free:
+            raise ValueError
+        return super().allocate(n)
+
+
+class AllocLessFalsy(BlockPool):
+    "block 0 is taken for none"
+
+    def allocate(self, n):
+        return [b or self.num_blocks - 1 for b in super().allocate(n)]
+
+
+class FindTakes(BlockPool):
+    def find_prefix(self, h):
+        b = super().find_prefix(h)
+        self.share(b)
+        return b
+
+
+class FindRaises(BlockPool):
+    def find_prefix(self, h):
+        return [self._block_of_hash[x] for x in h]
+
+
+class FindIdle(BlockPool):
+    "finds only blocks that nobody holds"
+
+    def find_prefix(self, h):
+        out = []
+        for x in h:
+            b = self._block_of_hash.get(x)
+            if b is None or b not in self._evictable:
+                break
+            out.append(b)
+        return out
+
+
+class EvictedTwice(BlockPool):
+    def take_evicted(self):
+        return list(self._evicted)
+
+
+class EvictsNotNoted(BlockPool):
+    def _evict(self):
+        b = self._evictable.evict()
+        self._drop_hash(b)
+        return b
+
+
+class EmptiedKeepsStrategy(BlockPool):
+    def emptied(self):
+        return type(self)(self.num_blocks, self._evictable)
+
+
+class CachedCount(BlockPool):
+    @property
+    def num_cached(self):
+        return len(self._evictable)
+
+
+class IsEvictableAny(BlockPool):
+    def is_evictable(self, b):
+        return self._hashes[b] is not None
+
+
+class FindWrong(BlockPool):
+    def find(self, h):
+        return self._block_of_hash.get(h) or None
+
+
+class NoHit(BlockPool):
+    "does not tell the strategy of a hit"
+
+    def share(self, blocks):
+        for b in blocks:
+            if not self._references[b]:
+                self._evictable.remove(b)
+            self._references[b] += 1
+
+
+class NoForgetTold(BlockPool):
+    def _drop_hash(self, block):
+        del self._block_of_hash[self._hashes[block]]
+        self._hashes[block] = None
+
+
+class MutatesTable(BlockPool):
+    def release(self, blocks):
+        super().release(blocks)
+        if isinstance(blocks, list):
+            blocks.clear()
+
+
 MUTANTS = {
     FreesTwice: rules.NUM_FREE,
     Leaks: rules.NUM_FREE,
     HandsOutWhatIsInUse: rules.NUM_FREE,
-    NeverEvicts: RAISES,
+    NeverEvicts: rules.GRANTS,
     EvictsFirst: rules.FREE_FIRST,
     TakesSomeBeforeItRefuses: rules.NUM_FREE,
     NeverRefuses: rules.REFUSES,
@@ -127,6 +308,32 @@ MUTANTS = {
     IsEmptiedInPlace: rules.EMPTIED,
     CountsInTheClass: REPEATABLE,
     Raises: RAISES,
+    SharesTheFreeList: rules.SEPARATE,
+    StoreKeepsOlder: rules.STORES,
+    ForgetsNothing: rules.FORGETS,
+    ReleaseDropsHash: rules.CACHED,
+    ReleaseToFree: rules.IDLE,
+    ReleaseAtOne: rules.NUM_FREE,
+    ShareWithoutRemove: rules.NUM_FREE,
+    ShareSetsOne: rules.CHECK_PASSES,
+    NumFreeOnlyEmpty: rules.NUM_FREE,
+    AllocIter: rules.GRANTS,
+    AllocIndexError: rules.REFUSES,
+    AllocNone: rules.GRANTS,
+    OffByOne: rules.GRANTS,
+    AllocLessFalsy: rules.COUNT,
+    FindTakes: rules.CHECK_PASSES,
+    FindRaises: RAISES,
+    FindIdle: rules.FINDS,
+    EvictedTwice: rules.EVICTED,
+    EvictsNotNoted: rules.EVICTED,
+    EmptiedKeepsStrategy: rules.EMPTIED,
+    CachedCount: rules.CACHED,
+    IsEvictableAny: rules.IDLE,
+    FindWrong: rules.STORES,
+    NoHit: rules.TELLS,
+    NoForgetTold: rules.TELLS,
+    MutatesTable: rules.NOT_CHANGED,
 }
 
 

@@ -118,6 +118,87 @@ def _is_plain(params):
     return not (params.greedy or any(filters) or params.temperature != 1)
 
 
+class IgnoresBad:
+    def __call__(self, logits, rows):
+        return sample(logits, [_Changed(r, bad_word_ids=()) for r in rows])
+
+
+class IgnoresGrammar:
+    def __call__(self, logits, rows):
+        return sample(logits, [_Changed(r, grammar=None) for r in rows])
+
+
+class LogprobsAfterTemperature:
+    def __call__(self, logits, rows):
+        a = sample(logits.clone(), rows)
+        b = sample(logits / 2, rows)
+        return replace(a, logprobs=b.logprobs)
+
+
+class LogprobsShifted:
+    def __call__(self, logits, rows):
+        a = sample(logits, rows)
+        return replace(a, logprobs=list(a.logprobs)[::-1])
+
+
+class ReverseRows:
+    def __call__(self, logits, rows):
+        a = sample(logits, rows)
+        return replace(a, tokens=list(a.tokens)[::-1], logprobs=list(a.logprobs)[::-1])
+
+
+class Tensors:
+    def __call__(self, logits, rows):
+        a = sample(logits, rows)
+        return replace(a, tokens=[[torch.tensor(t) for t in x] for x in a.tokens])
+
+
+class ReturnsList:
+    def __call__(self, logits, rows):
+        return sample(logits, rows).tokens
+
+
+class NanKillsAll:
+    def __call__(self, logits, rows):
+        a = sample(logits.clone(), rows)
+        return (
+            replace(a, tokens=[[] for _ in a.tokens], logprobs=a.logprobs)
+            if logits.isnan().any()
+            else a
+        )
+
+
+class NanGivesZero:
+    def __call__(self, logits, rows):
+        a = sample(logits, rows)
+        return replace(a, tokens=[x or [0] for x in a.tokens])
+
+
+class TemperatureTwice:
+    def __call__(self, logits, rows):
+        t = torch.tensor([[r.params.temperature or 1.0] for r in rows])
+        return sample(logits / t, rows)
+
+
+class TopKOneMore:
+    def __call__(self, logits, rows):
+        return sample(
+            logits, [_with(r, top_k=r.params.top_k + 1 if r.params.top_k > 0 else 0) for r in rows]
+        )
+
+
+def ignores(**defaults):
+    """Return a sampler that has these values for all rows."""
+
+    class Ignores:
+        def __call__(self, logits, rows):
+            changed = [_Changed(row, params=replace(row.params, **defaults)) for row in rows]
+            return sample(logits, changed)
+
+    Ignores.__name__ = f"Ignores {', '.join(defaults)}"
+    return Ignores
+
+
 MUTANTS = {
     AlwaysTheBest: rules.FREQUENCIES,
     LastOfEquals: rules.GREEDY,
@@ -129,6 +210,26 @@ MUTANTS = {
     HidesBrokenRows: rules.NAN_ROW,
     TwoAtOnce: rules.ONE_EACH,
     GivesUp: rules.ONE_EACH,
+    IgnoresBad: rules.OPTIONS_APPLIED,
+    IgnoresGrammar: rules.OPTIONS_APPLIED,
+    LogprobsAfterTemperature: rules.OPTIONS_APPLIED,
+    LogprobsShifted: rules.OPTIONS_APPLIED,
+    ReverseRows: rules.GREEDY,
+    Tensors: rules.ONE_EACH,
+    ReturnsList: rules.ONE_EACH,
+    NanKillsAll: rules.NAN_ROW,
+    NanGivesZero: rules.NAN_ROW,
+    TemperatureTwice: rules.FREQUENCIES,
+    TopKOneMore: rules.POSSIBLE,
+    ignores(top_p=1.0): rules.POSSIBLE,
+    ignores(min_p=0.0): rules.POSSIBLE,
+    ignores(repetition_penalty=1.0): rules.OPTIONS_APPLIED,
+    ignores(presence_penalty=0.0): rules.OPTIONS_APPLIED,
+    ignores(frequency_penalty=0.0): rules.OPTIONS_APPLIED,
+    ignores(logit_bias=None): rules.OPTIONS_APPLIED,
+    ignores(allowed_token_ids=None): rules.OPTIONS_APPLIED,
+    ignores(min_tokens=0): rules.OPTIONS_APPLIED,
+    ignores(logprobs=None): rules.OPTIONS_APPLIED,
 }
 
 

@@ -1,0 +1,78 @@
+"""The checks of the Triton exercises name each mistake in a running softmax.
+
+The mutants are in PyTorch, which is faster than Triton's interpreter; one is a kernel.
+"""
+
+from functools import partial
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minimal_vllm.attention.interface import AttentionOptions
+from minimal_vllm.attention.paged import PagedStep
+from minimal_vllm.attention.reference import gather_pages
+from minimal_vllm_lab.check import attention as rules
+from minimal_vllm_lab.learn.check_kernels import check_decode_kernel
+from minimal_vllm_lab.learn.softmax_mistakes import MISTAKES, State, add_tile, walk
+from tests.lab.learn.solutions import solution
+
+
+def kernel_of(function):
+    """Return an exercise whose kernel computes ``function`` for each request."""
+
+    class Step(PagedStep):
+        def __call__(self, q, k, v, cache, options: AttentionOptions):
+            rows = enumerate(self.seq_lens.tolist())
+            gathered = [
+                [gather_pages(layer, self.block_tables[row], length) for layer in cache]
+                for row, length in rows
+            ]
+            return torch.cat(
+                [
+                    function(q[row : row + 1], *each, options.scale, None)
+                    for row, each in enumerate(gathered)
+                ]
+            )
+
+    class MyAttention:
+        def __init__(self, device):
+            self.device = device
+
+        def plan(self, batch):
+            return Step.from_batch(batch, self.device)
+
+    return SimpleNamespace(MyAttention=MyAttention)
+
+
+def test_a_running_softmax_without_a_mistake_passes():
+    assert check_decode_kernel(kernel_of(partial(walk, add_tile))) is None
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_mistake_of_a_kernel_is_named(mistake):
+    lesson = check_decode_kernel(kernel_of(MISTAKES[mistake]))
+    assert lesson.rule in (rules.SAME, rules.OVERFLOWS)
+    assert mistake in lesson.found, lesson.found
+
+
+def never_subtracts_the_peak(state, scores, values):
+    weights = 2.0**scores
+    acc = state.acc + torch.einsum("hk,hkd->hd", weights, values)
+    return State(state.peak, state.total + weights.sum(1), acc)
+
+
+def test_a_kernel_without_a_peak_fails_only_with_large_scores():
+    lesson = check_decode_kernel(kernel_of(partial(walk, never_subtracts_the_peak)))
+    assert lesson.rule is rules.OVERFLOWS
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_a_mistake_in_triton_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = solution("decode-kernel").replace("softmax.total * fade", "softmax.total")
+    (tmp_path / "wrong_kernel.py").write_text(text)
+    import wrong_kernel
+
+    assert "total is not scaled down" in check_decode_kernel(wrong_kernel).found
