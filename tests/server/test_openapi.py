@@ -22,9 +22,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-
-
-EXAMPLES = 25
+EXAMPLES = 15
 BODIES = {
     "/v1/completions": {"prompt": "It was"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},

@@ -33,6 +33,24 @@ from tests.server.harness import (
 )
 
 
+@pytest.fixture(scope="module")
+def guarded():
+    """A server with keys, and an origin from which web pages may call it."""
+    origin = "--allowed-origins=https://good.example"
+    with process("--api-key=first", "--api-key=second", origin) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A server with many options that don't touch each other, written as vLLM writes them."""
+    lists = ["--served_model_name", "one", "two", "--allowed-origins", '["https://a.example"]']
+    lengths = ["--max-model-len", "1k", "--max-body-bytes=1000", "--no-async-scheduling"]
+    paths = ["--root-path=/llm", "--return-tokens-as-token-ids"]
+    with process(*lists, *lengths, *paths, "--enable-force-include-usage") as server:
+        yield server
+
+
 @pytest.mark.parametrize("request_type", [CompletionRequest, ChatCompletionRequest])
 def test_every_sampling_parameter_can_be_asked_for_over_http(request_type):
     names = {field.name for field in fields(SamplingParams)} - {"detokenize"}
@@ -92,22 +110,21 @@ def test_a_bad_option_is_one_clear_line(arguments, complaint):
     assert result.stderr.count("\n") == 1
 
 
-def test_an_api_key_guards_all_but_monitoring():
-    with process("--api-key=first", "--api-key=second") as server:
-        assert "required" in server.summary
-        for key in ("first", "second"):
-            assert server.client(key).models.list().data
-        for key in ("third", "firs", "first2", "é"):
-            headers = {"authorization": f"Bearer {key}".encode()}
-            assert server.get("/v1/models", headers=headers).status_code == 401
-        with pytest.raises(openai.AuthenticationError) as caught:
-            server.client("third").completions.create(model="any", prompt="a")
-        assert caught.value.code == "invalid_api_key"
-        for path in ("/v1/models", "/v1/nothing", "//v1/models", "/openapi.json"):
-            assert server.get(path).status_code == 401
-        assert server.post("/tokenize", prompt="a").status_code == 401
-        for path in ("/health", "/ping", "/version", "/metrics"):
-            assert server.get(path).status_code == 200
+def test_an_api_key_guards_all_but_monitoring(guarded):
+    assert "required" in guarded.summary
+    for key in ("first", "second"):
+        assert guarded.client(key).models.list().data
+    for key in ("third", "firs", "first2", "é"):
+        headers = {"authorization": f"Bearer {key}".encode()}
+        assert guarded.get("/v1/models", headers=headers).status_code == 401
+    with pytest.raises(openai.AuthenticationError) as caught:
+        guarded.client("third").completions.create(model="any", prompt="a")
+    assert caught.value.code == "invalid_api_key"
+    for path in ("/v1/models", "/v1/nothing", "//v1/models", "/openapi.json"):
+        assert guarded.get(path).status_code == 401
+    assert guarded.post("/tokenize", prompt="a").status_code == 401
+    for path in ("/health", "/ping", "/version", "/metrics"):
+        assert guarded.get(path).status_code == 200
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch):
@@ -117,12 +134,11 @@ def test_the_key_may_come_from_the_environment(monkeypatch):
         assert server.client("secret").models.list().data
 
 
-def test_a_model_may_have_several_names():
-    with process("--served-model-name=one", "--served-model-name=two") as server:
-        client = server.client()
-        assert [model.id for model in client.models.list().data] == ["one", "two"]
-        assert client.completions.create(model="two", prompt="a").model == "two"
-        assert server.post("/v1/completions", prompt="a").json()["model"] == "one"
+def test_a_model_may_have_several_names(adapted):
+    client = adapted.client()
+    assert [model.id for model in client.models.list().data] == ["one", "two"]
+    assert client.completions.create(model="two", prompt="a").model == "two"
+    assert adapted.post("/v1/completions", prompt="a").json()["model"] == "one"
 
 
 def test_https_with_a_certificate_of_one_s_own(tmp_path):
@@ -138,17 +154,14 @@ def test_https_with_a_certificate_of_one_s_own(tmp_path):
         assert server.get("/health", verify=context).status_code == 200
 
 
-def test_web_pages_are_let_in_from_where_they_may_come():
-    with process("--allowed-origins=https://good.example", "--api-key=key") as server:
-        for origin, allowed in (("https://good.example", True), ("https://bad.example", False)):
-            headers = {"origin": origin, "access-control-request-method": "POST"}
-            preflight = server.request("OPTIONS", "/v1/completions", headers=headers)
-            assert (preflight.status_code == 200) == allowed
-            refused = server.get("/v1/models", headers={"origin": origin})
-            assert refused.status_code == 401
-            assert refused.headers.get("access-control-allow-origin") == (
-                origin if allowed else None
-            )
+def test_web_pages_are_let_in_from_where_they_may_come(guarded):
+    for origin, allowed in (("https://good.example", True), ("https://bad.example", False)):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        preflight = guarded.request("OPTIONS", "/v1/completions", headers=headers)
+        assert (preflight.status_code == 200) == allowed
+        refused = guarded.get("/v1/models", headers={"origin": origin})
+        assert refused.status_code == 401
+        assert refused.headers.get("access-control-allow-origin") == (origin if allowed else None)
 
 
 def test_while_too_many_wait_more_are_refused():
@@ -177,18 +190,16 @@ def test_while_too_many_wait_more_are_refused():
     asyncio.run(run())
 
 
-def test_the_body_s_limit_can_be_set():
-    with process("--max-body-bytes=100") as server:
-        assert server.post("/v1/completions", prompt="a", max_tokens=1).status_code == 200
-        assert server.post("/v1/completions", prompt="a" * 100).status_code == 413
+def test_the_body_s_limit_can_be_set(adapted):
+    assert adapted.post("/v1/completions", prompt="a", max_tokens=1).status_code == 200
+    assert adapted.post("/v1/completions", prompt="a" * 1000).status_code == 413
 
 
-def test_lists_may_be_written_as_vllm_writes_them():
-    arguments = ["--served_model_name", "one", "two", "--allowed-origins", '["https://a.example"]']
-    with process(*arguments, "--max-model-len", "1k", "--no-async-scheduling") as server:
-        assert [model.id for model in server.client().models.list().data] == ["one", "two"]
-        response = server.get("/v1/models", headers={"origin": "https://a.example"})
-        assert response.headers["access-control-allow-origin"] == "https://a.example"
+def test_lists_and_lengths_may_be_written_as_vllm_writes_them(adapted):
+    (model, _) = adapted.get("/v1/models", headers={"origin": "https://b.example"}).json()["data"]
+    assert model["max_model_len"] == 1000
+    response = adapted.get("/v1/models", headers={"origin": "https://a.example"})
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
 
 
 @pytest.mark.parametrize(
@@ -246,46 +257,44 @@ def test_lengths_may_have_vllms_suffixes(written, read):
     assert EngineConfig(model="m", **given_options(context, EngineConfig)).dtype == "float16"
 
 
-def test_behind_a_proxy_paths_may_have_the_proxys_prefix():
-    with process("--root-path=/llm", "--return-tokens-as-token-ids") as server:
-        for prefix in ("", "/llm"):
-            assert server.get(f"{prefix}/v1/models").status_code == 200
-            answer = server.post(f"{prefix}/v1/completions", prompt="a", max_tokens=1, logprobs=1)
-            (token,) = answer.json()["choices"][0]["logprobs"]["tokens"]
-            assert token.startswith("token_id:")
+def test_behind_a_proxy_paths_may_have_the_proxys_prefix(adapted):
+    for prefix in ("", "/llm"):
+        assert adapted.get(f"{prefix}/v1/models").status_code == 200
+        answer = adapted.post(f"{prefix}/v1/completions", prompt="a", max_tokens=1, logprobs=1)
+        (token,) = answer.json()["choices"][0]["logprobs"]["tokens"]
+        assert token.startswith("token_id:")
 
 
-def test_usage_can_be_forced_into_every_chunk_of_every_stream():
+def test_usage_can_be_forced_into_every_chunk_of_every_stream(adapted):
     body = {"stream": True, "max_tokens": 3, "ignore_eos": True}
-    with process("--enable-force-include-usage") as server:
-        for path, prompt in (
-            ("/v1/completions", {"prompt": "Hi"}),
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
-        ):
-            answer = server.post(path, **prompt, **body, stream_options={"include_usage": False})
-            lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
-            chunks = [json.loads(line) for line in lines if line != "[DONE]"]
-            counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
-            assert counts == sorted(counts)
-            assert counts[-1] == 3
-            assert chunks[-1]["choices"] == []
+    for path, prompt in (
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+    ):
+        answer = adapted.post(path, **prompt, **body, stream_options={"include_usage": False})
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
+        chunks = [json.loads(line) for line in lines if line != "[DONE]"]
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts)
+        assert counts[-1] == 3
+        assert chunks[-1]["choices"] == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "written"),
-    [
-        ([], "Hi"),
-        (["--chat-template-content-format", "string"], "Hi"),
-        (["--chat-template-content-format", "openai"], "[{'type': 'text', 'text': 'Hi'}]"),
-    ],
+    ("content_format", "written"),
+    [("auto", "Hi"), ("string", "Hi"), ("openai", "[{'type': 'text', 'text': 'Hi'}]")],
 )
-def test_the_content_of_messages_has_the_format_that_is_asked_for(tmp_path, arguments, written):
-    template = tmp_path / "template.jinja"
-    template.write_text("{{ messages[0]['content'] }}")
-    with process("--chat-template", str(template), *arguments) as server:
-        body = {"messages": [{"role": "user", "content": "Hi"}], "model": "minimal-vllm-demo"}
-        tokens = server.post("/tokenize", **body).json()["tokens"]
-        assert server.post("/detokenize", tokens=tokens).json()["prompt"] == written
+def test_the_content_of_messages_has_the_format_that_is_asked_for(content_format, written):
+    async def run():
+        config = ServerConfig(chat_template_content_format=content_format)
+        service = make_demo_service(config=config, chat_template="{{ messages[0]['content'] }}")
+        async with running(service) as url, httpx2.AsyncClient(timeout=PATIENCE) as client:
+            body = {"messages": [{"role": "user", "content": "Hi"}]}
+            tokens = (await client.post(f"{url}/tokenize", json=body)).json()["tokens"]
+            answer = await client.post(f"{url}/detokenize", json={"tokens": tokens})
+            assert answer.json()["prompt"] == written
+
+    asyncio.run(run())
 
 
 def test_default_sampling_and_template_variables_can_be_set(tmp_path):
