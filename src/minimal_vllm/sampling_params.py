@@ -41,10 +41,11 @@ class StructuredOutputsParams:
     disable_additional_properties: bool = False
     """Close every object of the JSON schema that names its properties. Default: close those for
     which it can't contradict another part of the schema."""
-    reasoning: Literal["begun", "possible"] | None = None
+    reasoning: Literal["begun", "possible", "harmony", "harmony calls"] | None = None
     """Reasoning allowed before the constrained output: text up to ``</think>`` (``begun``: the
-    prompt ends inside it), or optionally ``<think>``, text and ``</think>`` (``possible``).
-    Default: none."""
+    prompt ends inside it), or optionally ``<think>``, text and ``</think>`` (``possible``), or the
+    messages of gpt-oss before the answer (``harmony``), or before a grammar that has the headers of
+    messages itself (``harmony calls``). Default: none."""
 
     @model_validator(mode="after")
     def _one_is_given(self) -> "StructuredOutputsParams":

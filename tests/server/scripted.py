@@ -38,16 +38,29 @@ TEMPLATE = f"""
 """
 
 
-def write_scripted_checkpoint(folder, reasoning, call, answer, max_model_len=8192):
+HARMONY_TEMPLATE = TEMPLATE + "{#- reasoning: <|channel|>analysis<|message|> #}"
+HARMONY_CALL = (
+    "<|end|><|start|>assistant<|channel|>commentary to=functions.turn <|constrain|>json<|message|>"
+)
+
+
+def write_scripted_checkpoint(
+    folder, reasoning, call, answer, max_model_len=8192, *, harmony=False
+):
     """Write the checkpoint, and return its folder.
 
     Args:
         reasoning: the model's thoughts before it calls the tool.
         call: the call, as JSON with ``name`` and ``arguments``.
         answer: the model's answer to the tool's result, and to anything if it has no tools.
+        harmony: whether it writes in gpt-oss' format; then ``call`` is the arguments alone.
     """
     before_result = ["<think>", reasoning, "</think>", "<tool_call>", call, "</tool_call>"]
-    tags = [CALL, ANSWER, *before_result, answer]
+    after_result = [answer]
+    if harmony:
+        before_result = ["<|channel|>analysis<|message|>", reasoning, HARMONY_CALL, call]
+        after_result = ["<|channel|>final<|message|>", answer]
+    tags = [CALL, ANSWER, *before_result, *after_result]
     first = len(BYTES) + len(SPECIAL_TOKENS) + len(MERGES)
     token_ids = {tag: first + index for index, tag in enumerate(tags)}
     token_ids[END] = len(BYTES) + SPECIAL_TOKENS.index(END)
@@ -68,14 +81,14 @@ def write_scripted_checkpoint(folder, reasoning, call, answer, max_model_len=819
     embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
     torch.nn.init.normal_(embedding, generator=torch.Generator().manual_seed(0))
     head.zero_()
-    for script in ([CALL, *before_result, END], [ANSWER, answer, END]):
+    for script in ([CALL, *before_result, END], [ANSWER, *after_result, END]):
         for token, next_token in pairwise(script):
             direction = embedding[token_ids[token]]
             head[token_ids[next_token]] += CONFIDENCE * direction / direction.norm()
 
     write_json(folder / "config.json", config)
     write_weights(folder, weights)
-    write_tokenizer(folder, TEMPLATE, tags)
+    write_tokenizer(folder, HARMONY_TEMPLATE if harmony else TEMPLATE, tags)
     return folder
 
 

@@ -26,6 +26,7 @@ LLAMA3 = """{{- '{"name": "' + tool_call.name + '", ' }}{{- '"parameters": ' }}<
         (TOOL_TEMPLATE, Formats("hermes", "qwen3")),
         (QWEN3, Formats("hermes", "qwen3")),
         (LLAMA3, Formats("llama3_json", None)),
+        ("<|start|>assistant<|channel|>analysis<|message|>", Formats("openai", "openai_gptoss")),
         (QWEN3.replace("<tool_call>", "<tool_call><function="), Formats(None, "qwen3")),
     ],
 )

@@ -4,6 +4,7 @@ The syntax: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
 
 import json
+import re
 from typing import Any
 
 from minimal_vllm.sampling.json_schema import prepare_schema
@@ -13,7 +14,12 @@ MAX_WHITESPACE = 32
 """Maximum number of whitespace characters between two tokens of JSON. Without a limit, some models
 never stop adding more."""
 
+_HARMONY = """start: message* last
+message: <|channel|> ("analysis" | "commentary") <|message|> /(?s:.)*/ <|end|> <|start|> "assistant"
+last: """
 _WITH_REASONING = {
+    "harmony": _HARMONY + '<|channel|> "final" <|message|> answer',
+    "harmony calls": _HARMONY + "answer",
     "begun": "start: reasoning answer\nreasoning[lazy]: /(?s:.)*<\\/think>/",
     "possible": "start: answer | reasoning answer\nreasoning[lazy]: /<think>(?s:.)*<\\/think>/",
 }
@@ -83,4 +89,16 @@ def with_reasoning(source: str, reasoning: str | None) -> str:
     """Return a grammar, in Lark's syntax, with the reasoning that the request allows before it."""
     if reasoning is None:
         return source
+    if reasoning == "harmony calls":
+        source = re.sub(f'"{_TAG % r"([a-z]+)"}"', r"<|\1|>", source)
     return f"{_WITH_REASONING[reasoning]}\nanswer: {nested_rule(source)}"
+
+
+_TAG = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}%s\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
+"""Text that stands for a special token, until a grammar has been checked, for which there are none.
+"""
+
+
+def tag(name: str) -> str:
+    """Return what stands for the special token ``<|name|>`` in a grammar of harmony calls."""
+    return f'"{_TAG % name}"'

@@ -87,10 +87,10 @@ class ServerConfig:
     enable_auto_tool_choice: bool = False
     """Let the model decide whether to call tools; needs tool_call_parser. Default: on, if the
     chat template shows the format of its calls."""
-    tool_call_parser: Literal["hermes", "llama3_json", "none"] | None = None
+    tool_call_parser: Literal["hermes", "llama3_json", "openai", "none"] | None = None
     """Format in which the model writes tool calls. Default: the one that the chat template shows,
     if it is known; none: look for no calls."""
-    reasoning_parser: Literal["deepseek_r1", "qwen3", "none"] | None = None
+    reasoning_parser: Literal["deepseek_r1", "openai_gptoss", "qwen3", "none"] | None = None
     """Format of the model's reasoning, to separate it from the answer; named for models.
     Default: the one that the chat template shows; none: all is the answer."""
 

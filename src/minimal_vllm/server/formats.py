@@ -5,8 +5,8 @@ from typing import Literal
 
 from minimal_vllm.server.config import ServerConfig
 
-ToolCallFormat = Literal["hermes", "llama3_json"]
-ReasoningFormat = Literal["qwen3", "deepseek_r1"]
+ToolCallFormat = Literal["hermes", "llama3_json", "openai"]
+ReasoningFormat = Literal["qwen3", "deepseek_r1", "openai_gptoss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ def choose_formats(config: ServerConfig, template: str) -> Formats:
 
 def _tool_calls_in(template: str) -> ToolCallFormat | None:
     """Return the format in which a template writes the calls of earlier messages."""
+    if _is_harmony(template):
+        return "openai"
     source = template.replace("\\", "")  # quotes may be escaped
     if "<tool_call>" in source and '"arguments":' in source:
         # Qwen3-Coder and GLM use the same tag, with other contents.
@@ -50,6 +52,13 @@ def _reasoning_in(template: str) -> ReasoningFormat | None:
 
     If the template only strips it, the model always reasons.
     """
+    if _is_harmony(template):
+        return "openai_gptoss"
     if "</think>" not in template:
         return None
     return "qwen3" if "<think>" in template else "deepseek_r1"
+
+
+def _is_harmony(template: str) -> bool:
+    """Return whether a template writes messages on the channels of gpt-oss."""
+    return "<|channel|>analysis<|message|>" in template

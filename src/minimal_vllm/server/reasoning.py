@@ -7,11 +7,16 @@ from minimal_vllm.server.message import MessageDelta, Reader, overlap
 
 OPEN, CLOSE = "<think>", "</think>"
 
-Reasoning = Literal["begun", "possible"]
-"""``begun``: the text begins inside the reasoning. ``possible``: it may begin with reasoning. Both
-are as in ``StructuredOutputsParams``."""
+Reasoning = Literal["begun", "possible", "harmony"]
+"""``begun``: the text begins inside the reasoning. ``possible``: it may begin with reasoning.
+``harmony``: it is several messages, some of them reasoning; see ``harmony``. All are as in
+``StructuredOutputsParams``."""
 
-REASONING_PARSERS: dict[str, Reasoning] = {"qwen3": "possible", "deepseek_r1": "begun"}
+REASONING_PARSERS: dict[str, Reasoning] = {
+    "qwen3": "possible",
+    "deepseek_r1": "begun",
+    "openai_gptoss": "harmony",
+}
 """Expected reasoning of a model if its prompt doesn't decide it. DeepSeek R1 always reasons, and
 may leave out the opening tag."""
 

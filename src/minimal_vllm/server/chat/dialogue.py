@@ -1,13 +1,14 @@
 """Plan of the answers to one chat: the form of the text, and how it becomes a message."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minimal_vllm.outputs import CompletionOutput
 from minimal_vllm.sampling.grammar_source import grammar_source
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.formats import Formats
+from minimal_vllm.server.formats import Formats, ToolCallFormat
+from minimal_vllm.server.harmony import AnalysisTokens, HarmonyReader
 from minimal_vllm.server.message import CallWriter, ContentReader, MessageDelta, Reader
 from minimal_vllm.server.reasoning import (
     Reasoning,
@@ -16,12 +17,18 @@ from minimal_vllm.server.reasoning import (
     expected_reasoning,
 )
 from minimal_vllm.server.structured import Constraint, asked_constraint
+from minimal_vllm.server.tools.declaration import Function
 from minimal_vllm.server.tools.format import ToolFormat
+from minimal_vllm.server.tools.harmony import Harmony
 from minimal_vllm.server.tools.hermes import Hermes
 from minimal_vllm.server.tools.json_calls import Llama3Json, RequiredCalls
 from minimal_vllm.server.tools.named import NamedCall
 
-TOOL_CALL_PARSERS = {"hermes": Hermes, "llama3_json": Llama3Json}
+TOOL_CALL_PARSERS: dict[ToolCallFormat, Callable[[Sequence[Function]], ToolFormat]] = {
+    "hermes": Hermes,
+    "llama3_json": Llama3Json,
+    "openai": Harmony,
+}
 """Formats of tool calls that a model makes by itself."""
 
 
@@ -47,7 +54,11 @@ class Dialogue:
     def make_reader(self) -> Reader:
         """Make a reader for the text of one answer."""
         calls = CallWriter(self.parallel)
+        if isinstance(self.tools, Harmony):
+            return self.tools.make_reader(calls)
         answer = self.tools.make_reader(calls) if self.tools else ContentReader()
+        if self.reasoning == "harmony":
+            return HarmonyReader(calls, answer)
         return ReasoningReader(self.reasoning, answer) if self.reasoning else answer
 
 
@@ -63,7 +74,7 @@ class MessageReaders:
         self._dialogue = dialogue
         self._token_bytes = token_bytes
         self._readers: dict[int, Reader] = {}
-        self._counters: dict[int, ReasoningTokens] = {}
+        self._counters: dict[int, ReasoningTokens | AnalysisTokens] = {}
         self._have_calls: set[int] = set()
 
     def read(self, index: int, completion: CompletionOutput) -> MessageDelta:
@@ -84,7 +95,12 @@ class MessageReaders:
         if reasoning is None:
             return 0
         if index not in self._counters:
-            self._counters[index] = ReasoningTokens(reasoning, self._token_bytes)
+            is_harmony = reasoning == "harmony"
+            self._counters[index] = (
+                AnalysisTokens(self._token_bytes)
+                if is_harmony
+                else ReasoningTokens(reasoning, self._token_bytes)
+            )
         return self._counters[index].count(completion.token_ids)
 
     def finish_reason(self, index: int, completion: CompletionOutput) -> str | None:
@@ -112,7 +128,8 @@ def plan_dialogue(formats: Formats, body: ChatCompletionRequest, prompt: str) ->
         continued = body.messages[-1].text if body.continue_final_message else None
         reasoning = expected_reasoning(formats.reasoning, prompt, continued)
     if constraint is not None:
-        constraint = replace(constraint, params=replace(constraint.params, reasoning=reasoning))
+        before = "harmony calls" if isinstance(tools, Harmony) else reasoning
+        constraint = replace(constraint, params=replace(constraint.params, reasoning=before))
     return Dialogue(
         constraint,
         tools,

@@ -4,6 +4,7 @@ import asyncio
 
 from minimal_vllm.server.chat.request import ChatFields
 from minimal_vllm.server.errors import ApiError
+from minimal_vllm.server.harmony import fit_template
 from minimal_vllm.server.service import Service
 from minimal_vllm.text.chat_template import ChatTemplate
 
@@ -29,13 +30,17 @@ async def render_chat(service: Service, chat: ChatFields) -> str:
 def _render(service: Service, chat: ChatFields) -> str:
     # Not by ``load_chat_template``, which would read whatever file the client names.
     brought = chat.chat_template
+    messages = [message.as_dict() for message in chat.messages]
+    tools = [tool.as_dict() for tool in chat.tools or ()]
+    if service.formats.reasoning == "openai_gptoss":
+        messages, tools = fit_template(messages, tools)
     try:
         special_tokens = service.model.tokenizer.special_tokens
         template = ChatTemplate(brought, special_tokens) if brought is not None else None
         render = template.render if template else service.model.render_chat
         return render(
-            [message.as_dict() for message in chat.messages],
-            tools=[tool.as_dict() for tool in chat.tools or ()] or None,
+            messages,
+            tools=tools or None,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
             chat_template_content_format=service.config.chat_template_content_format,
