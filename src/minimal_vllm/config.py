@@ -19,7 +19,7 @@ BUILT_IN = {
 }
 """Names of the built-in classes, for the fields that choose one by name."""
 
-GUESSERS = ("ngram",)
+GUESSERS = ("ngram", "draft_model")
 """Names of the built-in guessers of speculative decoding."""
 
 DEFAULT_LOOKUP = 5
@@ -156,9 +156,13 @@ class KVEventsConfig:
 class SpeculativeConfig:
     """Options of speculative decoding, with vLLM's names."""
 
-    method: str = "ngram"
-    """Guesser: ``ngram``, which looks up what followed the last tokens earlier; or a class of your
-    own, FILE.py:CLASS."""
+    method: str | None = None
+    """Guesser: ``ngram``, which looks up what followed the last tokens earlier; ``draft_model``, a
+    smaller model; or a class of your own, FILE.py:CLASS. Default: ``draft_model`` if ``model`` is
+    given, else ``ngram``."""
+    model: str | None = None
+    """Draft model, with the same vocabulary: a folder, .gguf file or hub id. Default: the one that
+    belongs to the built-in model."""
     num_speculative_tokens: PositiveInt | None = None
     """Maximum number of guesses per request and step. Fewer are made where they don't pay."""
     prompt_lookup_max: PositiveInt | None = None
@@ -169,21 +173,28 @@ class SpeculativeConfig:
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "SpeculativeConfig":
-        if self.method not in GUESSERS and ":" not in self.method:
+        if self.guesser not in GUESSERS and ":" not in self.guesser:
             raise ValueError(
                 f"method should be one of {', '.join(GUESSERS)}, or name a class, as "
                 f"my_file.py:MyClass, not {self.method!r}"
             )
+        if self.model and self.guesser != "draft_model":
+            raise ValueError(f"model needs the method draft_model, not {self.method!r}")
         if self.num_speculative_tokens is None:
             raise ValueError("num_speculative_tokens is missing: the maximum number of guesses")
         shortest, longest = self.lookup_lengths
-        if self.method != "ngram" and (self.prompt_lookup_min or self.prompt_lookup_max):
+        if self.guesser != "ngram" and (self.prompt_lookup_min or self.prompt_lookup_max):
             raise ValueError("prompt_lookup_min and prompt_lookup_max need the method ngram")
         if shortest > longest:
             raise ValueError(
                 f"prompt_lookup_min ({shortest}) must be at most prompt_lookup_max ({longest})"
             )
         return self
+
+    @property
+    def guesser(self) -> str:
+        """Method to use."""
+        return self.method or ("draft_model" if self.model else "ngram")
 
     @property
     def lookup_lengths(self) -> tuple[int, int]:
@@ -293,7 +304,7 @@ class EngineConfig:
     in CUDA graphs."""
     speculative_config: SpeculativeConfig | None = None
     """Speculative decoding: guess several tokens, and compute them in one step. The output stays
-    the same. Only on a CPU so far. As vLLM's: {"method": "ngram", "num_speculative_tokens": 5}."""
+    the same. Only on a CPU so far. Example: {"method": "ngram", "num_speculative_tokens": 5}."""
     seed: int = 0
     """Seed from which requests without a seed get theirs, in the order of their arrival."""
 

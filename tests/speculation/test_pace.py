@@ -2,30 +2,20 @@
 
 import pytest
 
-from minimal_vllm.speculation.pace import FREE_ROWS, Acceptance, StepCost
+from minimal_vllm.speculation.pace import FREE_ROWS, Acceptance, CostMeter, Costs, choose_counts
 
 
-def test_guesses_that_hold_become_more_and_those_that_do_not_become_none():
+def test_a_share_follows_the_newest_guesses():
     acceptance = Acceptance()
-    counts = []
-    for _ in range(20):
-        counts.append(acceptance.count_above(0.3, most=6))
-        acceptance.note(counts[-1], num_accepted=0) if counts[-1] else acceptance.recover()
-    assert counts[0] == 5
-    assert 0 in counts[:8]
-    for _ in range(20):
-        acceptance.note(4, num_accepted=4)
-    assert acceptance.count_above(0.3, most=6) == 6
-
-
-def test_a_request_without_guesses_tries_again_some_day():
-    acceptance = Acceptance()
-    for _ in range(20):
-        acceptance.note(4, num_accepted=0)
-    assert acceptance.count_above(0.3, most=6) == 0
+    for _ in range(30):
+        acceptance.note(3, num_accepted=3)
+    assert acceptance.rate > 0.99
+    for _ in range(30):
+        acceptance.note(3, num_accepted=0)
+    assert acceptance.rate < 0.01
     for _ in range(60):
         acceptance.recover()
-    assert acceptance.count_above(0.3, most=6) > 0
+    assert acceptance.rate > 0.5
 
 
 def test_guesses_behind_a_wrong_one_tell_nothing():
@@ -35,32 +25,51 @@ def test_guesses_behind_a_wrong_one_tell_nothing():
     assert one.rate == many.rate
 
 
-def test_the_cost_of_a_step_is_learned():
-    cost = StepCost()
-    assert cost.free_rows == FREE_ROWS
-    for step in range(200):
-        rows = 1 + step % 5
-        cost.note(rows, 0.010 + 0.0005 * rows)
-    assert cost.free_rows == pytest.approx(20, rel=0.05)
-    assert cost.bar(20) == pytest.approx(0.5, rel=0.05)
+def test_costs_are_learned_from_steps_of_several_sizes():
+    meter = CostMeter(in_passes=True)
+    assert meter.costs.fixed / meter.costs.row == FREE_ROWS
+    for step in range(300):
+        rows, passes = 1 + step % 5, step % 3
+        meter.note(rows, passes, 0.010 + 0.0005 * rows + 0.003 * passes)
+    costs = meter.costs
+    assert costs.fixed == pytest.approx(0.010, rel=0.05)
+    assert costs.row == pytest.approx(0.0005, rel=0.05)
+    assert costs.draft_pass == pytest.approx(0.003, rel=0.05)
 
 
-def test_steps_of_one_size_leave_the_assumption_as_it_is():
-    cost = StepCost()
+def test_steps_of_one_size_leave_the_assumptions_as_they_are():
+    meter = CostMeter(in_passes=False)
     for _ in range(100):
-        cost.note(3, 0.02)
-    assert cost.free_rows == pytest.approx(FREE_ROWS, rel=0.01)
+        meter.note(3, 0, 0.02)
+    assert meter.costs.fixed / meter.costs.row == pytest.approx(FREE_ROWS, rel=0.01)
+    assert meter.costs.of_step(3, 0) == pytest.approx(0.02)
+    assert meter.costs.draft_pass == 0
 
 
-def test_the_more_rows_a_step_has_the_surer_a_guess_must_be():
-    bars = [StepCost().bar(rows) for rows in (1, 8, 64, 512)]
-    assert bars == sorted(bars)
-    assert bars[0] < 0.1
-    assert bars[-1] > 0.95
+@pytest.mark.parametrize(
+    ("rates", "num_rows", "costs", "counts"),
+    [
+        ([0.9], 1, Costs(100, 1), [5]),  # rows cost next to nothing
+        ([0.9, 0.0, 0.5], 3, Costs(30, 1), [5, 0, 3]),  # 0.5 ** 4 < 3 / 33
+        ([0.9] * 300, 300, Costs(30, 1), [0] * 300),  # 0.9 < 300 / 330
+        ([0.5], 1, Costs(10, 1, 3), [1]),  # (1 + 0.5) / 15 > 1 / 11 > (1 + 0.75) / 19
+        ([0.5], 1, Costs(10, 1, 9), [0]),  # the draft model is as slow as the model
+        ([0.9], 1, Costs(0, 1), [0]),  # a step costs no more than its rows
+        ([1.0, 1.0], 2, Costs(0, 0), [5, 5]),
+        ([], 7, Costs(10, 1), []),
+    ],
+)
+def test_guesses_are_made_where_they_pay(rates, num_rows, costs, counts):
+    assert choose_counts(rates, num_rows, 5, costs) == counts
 
 
-def test_rows_that_cost_nothing_make_every_guess_worth_while():
-    cost = StepCost()
-    for rows in range(1, 50):
-        cost.note(rows, 0.0)
-    assert Acceptance().count_above(cost.bar(100), most=4) == 4
+def test_the_chosen_number_of_passes_is_the_best():
+    """Leviathan et al., theorem 3.8, for guesses of one request."""
+    costs, rate = Costs(20, 0.5, 4), 0.8
+
+    def speed(count):
+        return sum(rate**j for j in range(count + 1)) / costs.of_step(1 + count, count)
+
+    (chosen,) = choose_counts([rate], 1, 8, costs)
+    assert chosen == max(range(9), key=speed)
+    assert 0 < chosen < 8

@@ -9,7 +9,7 @@ from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine.backends import check_speculation
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.speculation import rows
-from minimal_vllm.speculation.pace import StepCost
+from minimal_vllm.speculation.pace import CostMeter, Costs
 from tests.speculation.guessers import Knowing
 
 NGRAM = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3}
@@ -73,7 +73,7 @@ GUESSERS = {"knowing": KNOWING, "ngram": NGRAM, "broken": BROKEN}
 @pytest.fixture(autouse=True)
 def guesses_cost_nothing(monkeypatch):
     """Guess as much as possible, however busy the machine is."""
-    monkeypatch.setattr(StepCost, "bar", lambda *_: 0.0)
+    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
 
 
 def facts(outputs):

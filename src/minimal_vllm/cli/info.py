@@ -35,6 +35,7 @@ OPTIONS = frozenset(
         "max_num_batched_tokens",
         "max_num_seqs",
         "chat_template",
+        "speculative_config",
     }
 )
 """Fields of ``EngineConfig`` on which the answer depends."""
@@ -50,7 +51,11 @@ class DeviceFit:
     memory: int
     free_memory: int
     weights: int
+    """Size of the weights, the draft model's included."""
+    draft_weights: int
+    """Size of the draft model's weights; 0 without one."""
     kv_per_token: int
+    """Size of a token in the KV cache, the draft model's included."""
     kv_per_block: int
     block_size: int
     num_blocks: int
@@ -162,12 +167,18 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     """Return what the engine would decide on a device that has loaded the weights."""
     from minimal_vllm.cache.memory import gpu_free, measure_memory
     from minimal_vllm.engine import sizing
-    from minimal_vllm.engine.backends import backend_name
+    from minimal_vllm.engine.backends import backend_name, check_speculation
+    from minimal_vllm.engine.draft import find_draft
 
     device = sizing.choose_device(name)
+    check_speculation(config, device)
+    draft = find_draft(config, model, None, max_model_len)
     memory = measure_memory(device, gpu_free(device))
     dtype = sizing.choose_dtype(config.dtype, model.dtype, device)
-    weights = weight_bytes(model, str(dtype).removeprefix("torch."))
+    dtype_name = str(dtype).removeprefix("torch.")
+    draft_config = None if draft is None else draft.config
+    models = [model] if draft_config is None else [model, draft_config]
+    weights = sum(weight_bytes(each, dtype_name) for each in models)
     loaded = replace(
         memory, free=memory.free - weights, used_by_process=memory.used_by_process + weights
     )
@@ -183,18 +194,22 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
         windows=groups.windows,
     )
     try:
-        num_blocks = sizing.choose_num_blocks(config, model, groups, dtype, loaded, batched_tokens)
+        num_blocks = sizing.choose_num_blocks(
+            config, model, groups, dtype, loaded, batched_tokens, draft_config
+        )
     except ValueError:  # none fit
         num_blocks = 0
     return DeviceFit(
         device=name,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name,
         attention_backend=backend_name(config.attention_backend, device),
         memory=memory.total,
         free_memory=memory.free,
         weights=weights,
-        kv_per_token=model.kv_bytes_per_token(str(dtype).removeprefix("torch.")),
-        kv_per_block=sizing.kv_block_bytes(config, model, groups, dtype),
+        draft_weights=weights - weight_bytes(model, dtype_name),
+        kv_per_token=sum(each.kv_bytes_per_token(dtype_name) for each in models),
+        kv_per_block=sizing.kv_block_bytes(config, model, groups, dtype)
+        + sum(sizing.draft_block_bytes(config, each, dtype) for each in models[1:]),
         block_size=config.block_size,
         num_blocks=num_blocks,
         windows=groups.windows,
@@ -238,6 +253,8 @@ def _render_fit(fit: DeviceFit, max_model_len: int) -> Iterator[str]:
         + " in one group of layers"
         * any(fit.windows),
     )
+    if fit.draft_weights:
+        yield _row("Draft model", f"weights of {_size(fit.draft_weights)}; its KV is counted above")
     if any(fit.windows):
         yield _row("Groups", _describe_groups(fit.windows))
     if not fit.num_blocks:

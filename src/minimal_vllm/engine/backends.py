@@ -20,6 +20,7 @@ from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
 from minimal_vllm.sampling.sampler import Sampler, sample
+from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.runner import SpeculatingRunner
 
 
@@ -152,7 +153,12 @@ def _uses_own_kernels(config: EngineConfig, device: torch.device) -> bool:
 
 
 def make_runner(
-    config: EngineConfig, limits: SchedulerConfig, model: CachedModel, *, progress: bool
+    config: EngineConfig,
+    limits: SchedulerConfig,
+    model: CachedModel,
+    draft: DraftModel | None = None,
+    *,
+    progress: bool,
 ) -> Runner:
     """Make the fastest runner that the configuration allows, and record its CUDA graphs.
 
@@ -160,6 +166,7 @@ def make_runner(
         config: the user's configuration.
         limits: limits of the scheduler.
         model: decoder, attention and KV cache.
+        draft: the draft model of speculative decoding, if there is one.
         progress: whether to show progress bars.
 
     Raises:
@@ -167,8 +174,9 @@ def make_runner(
     """
     if not _uses_own_kernels(config, model.device):
         sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)
-        runner = SpeculatingRunner if config.speculative_config else PlainRunner
-        return runner(model, sampler)
+        if config.speculative_config is not None:
+            return SpeculatingRunner(model, sampler, draft)
+        return PlainRunner(model, sampler)
     return _make_cuda_runner(config, limits, model, progress=progress)
 
 

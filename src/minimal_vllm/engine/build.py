@@ -24,6 +24,7 @@ from minimal_vllm.engine.backends import (
     make_runner,
     runs_ahead,
 )
+from minimal_vllm.engine.draft import find_draft, load_draft, make_draft_model
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.parts import make_pool, make_scheduler, watch_cache
@@ -153,11 +154,16 @@ def build_engine(
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
 
+    draft = find_draft(config, files.config, files.tokenizer, model_len)
+    guessing = None if draft is None else load_draft(config, draft, dtype, device, model_len)
     loaded = _load(config, files, dtype, device, model_len, progress=progress)
     memory = loaded.memory
     batched_tokens = choose_batched_tokens(config, model_len, memory.device_type, memory.total)
     groups = choose_groups(files.config, model_len)
-    num_blocks = choose_num_blocks(config, files.config, groups, dtype, memory, batched_tokens)
+    draft_config = None if draft is None else draft.config
+    num_blocks = choose_num_blocks(
+        config, files.config, groups, dtype, memory, batched_tokens, draft_config
+    )
     scheduler_config = choose_scheduler_config(
         config, groups, model_len, batched_tokens, num_blocks
     )
@@ -165,7 +171,8 @@ def build_engine(
     kv_dtype = choose_kv_dtype(config, dtype)
     caches = _allocate_caches(files.config, groups, num_blocks, config.block_size, kv_dtype, device)
     model = CachedModel(loaded.decoder, loaded.attention, caches, groups, config.block_size, device)
-    runner = make_runner(config, scheduler_config, model, progress=progress)
+    guesser = make_draft_model(config, scheduler_config, guessing, num_blocks)
+    runner = make_runner(config, scheduler_config, model, guesser, progress=progress)
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
         warm_up(runner, scheduler_config, num_blocks, limits)

@@ -7,7 +7,7 @@ from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
-from minimal_vllm.speculation.interface import CheckedGuesser, Guesser
+from minimal_vllm.speculation.interface import CheckedGuesser, Guesser, Places
 from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm.trace.step_record import Observer
 
@@ -43,7 +43,11 @@ def make_scheduler(
     if speculative is not None:
         _check_guesses_fit(speculative.most_guesses, limits)
         return SpeculatingScheduler(
-            limits, pool, make_guesser(speculative, vocab_size), speculative.most_guesses
+            limits,
+            pool,
+            make_guesser(speculative, vocab_size),
+            speculative.most_guesses,
+            in_passes=speculative.guesser == "draft_model",
         )
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)
 
@@ -79,9 +83,13 @@ def make_guesser(config: SpeculativeConfig, vocab_size: int) -> Guesser:
     Raises:
         ValueError: the user's class can't be loaded, or lacks methods of the interface.
     """
-    if config.method == "ngram":
-        return NgramGuesser(*config.lookup_lengths)
-    return CheckedGuesser(make_part(config.method, Guesser), vocab_size)
+    match config.guesser:
+        case "draft_model":
+            return Places()
+        case "ngram":
+            return CheckedGuesser(NgramGuesser(*config.lookup_lengths), vocab_size)
+        case _:
+            return CheckedGuesser(make_part(config.guesser, Guesser), vocab_size)
 
 
 def _check_guesses_fit(most_guesses: int, limits: SchedulerConfig) -> None:

@@ -144,8 +144,11 @@ def choose_num_blocks(
     dtype: "torch.dtype",
     memory: DeviceMemory,
     batched_tokens: int,
+    draft: ModelConfig | None = None,
 ) -> int:
     """Return the number of KV blocks: the configured number, else as many as fit into memory.
+
+    A draft model has a part of each block, and takes memory in a step too.
 
     Raises:
         ValueError: not a single block fits.
@@ -154,6 +157,11 @@ def choose_num_blocks(
         return config.num_gpu_blocks_override
     activations = estimate_activations(model, dtype.itemsize, batched_tokens, config.max_num_seqs)
     block_bytes = kv_block_bytes(config, model, groups, dtype)
+    if draft is not None:
+        block_bytes += draft_block_bytes(config, draft, dtype)
+        activations += estimate_activations(
+            draft, dtype.itemsize, batched_tokens, config.max_num_seqs
+        )
     return count_fitting_blocks(config, memory, activations, block_bytes)
 
 
@@ -191,6 +199,12 @@ def kv_block_bytes(
     numbers = model.kv_bytes_per_token("float16") // DTYPE_BYTES["float16"]
     itemsize = choose_kv_dtype(config, dtype).itemsize
     return config.block_size * groups.size * numbers * itemsize // model.num_layers
+
+
+def draft_block_bytes(config: EngineConfig, draft: ModelConfig, dtype: "torch.dtype") -> int:
+    """Return the bytes of a KV block in a draft model's cache, over all its layers."""
+    groups = group_layers([None] * draft.num_layers, draft.max_positions)
+    return kv_block_bytes(config, draft, groups, dtype)
 
 
 def estimate_activations(

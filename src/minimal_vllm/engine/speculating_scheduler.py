@@ -7,7 +7,7 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.speculation.interface import Guesser
-from minimal_vllm.speculation.pace import Acceptance, StepCost
+from minimal_vllm.speculation.pace import Acceptance, CostMeter, choose_counts
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import Request
 
@@ -24,7 +24,9 @@ class SpeculatingScheduler(Scheduler):
         pool: blocks.
         guesser: proposes the tokens; it must never fail, as ``CheckedGuesser`` never does.
         most_guesses: maximum number of guesses of a request in a step.
-        clock: returns the time in seconds.
+        in_passes: whether a draft model guesses, in one pass for each guess.
+        clock: returns the time in seconds; by default the thread's CPU time, which other work on
+            the machine does not disturb.
     """
 
     def __init__(
@@ -33,14 +35,17 @@ class SpeculatingScheduler(Scheduler):
         pool: BlockPool,
         guesser: Guesser,
         most_guesses: int,
-        clock: Callable[[], float] = time.perf_counter,
+        *,
+        in_passes: bool = False,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         super().__init__(config, pool)
         self.guesser = guesser
         self.most_guesses = most_guesses
-        self.cost = StepCost()
+        self.meter = CostMeter(in_passes=in_passes)
         self._clock = clock
         self._planned_at = 0.0
+        self._typical = Acceptance()
         self._acceptance: dict[Request, Acceptance] = {}
 
     def schedule(self) -> Plan:
@@ -51,7 +56,7 @@ class SpeculatingScheduler(Scheduler):
         if any(counts):
             guesses = self.guesser.propose(entries, counts)
             for entry, tokens in zip(entries, guesses, strict=True):
-                self.add_guesses(entry, self._without_impossible(entry.request, tokens))
+                self.add_guesses(entry, tokens)
             plan.evicted += self.pool.take_evicted()
         self._planned_at = self._clock()
         return plan
@@ -60,12 +65,15 @@ class SpeculatingScheduler(Scheduler):
         """Append the sampled tokens, and learn from them how much to guess."""
         if all(entry.num_logits for entry in plan.scheduled):
             num_rows = sum(entry.num_new for entry in plan.scheduled)
-            self.cost.note(num_rows, self._clock() - self._planned_at)
+            num_passes = max(len(entry.guesses) for entry in plan.scheduled)
+            self.meter.note(num_rows, num_passes, self._clock() - self._planned_at)
         entries = [entry for entry in plan.scheduled if entry.num_logits]
         for entry, tokens in zip(entries, sampled, strict=True):
             acceptance = self._acceptance.get(entry.request)
             if acceptance is not None and entry.num_logits > 1:
-                acceptance.note(entry.num_logits - 1, len(tokens) - 1)
+                num_accepted = max(len(tokens) - 1, 0)
+                acceptance.note(entry.num_logits - 1, num_accepted)
+                self._typical.note(entry.num_logits - 1, num_accepted)
         super().update(plan, sampled)
 
     def release(self, request: Request) -> None:
@@ -91,18 +99,24 @@ class SpeculatingScheduler(Scheduler):
         """
         num_rows = sum(entry.num_new for entry in plan.scheduled)
         budget = self.config.max_num_batched_tokens - num_rows
-        bar = self.cost.bar(num_rows) if num_rows else 1.0
+        known = [self._acceptance_of(entry.request) for entry in entries]
+        rates = [acceptance.rate for acceptance in known]
+        worth = choose_counts(rates, num_rows, self.most_guesses, self.meter.costs)
         counts = []
-        for entry in entries:
-            request = entry.request
-            acceptance = self._acceptance.setdefault(request, Acceptance())
-            worth = acceptance.count_above(bar, self.most_guesses)
-            if not worth:
+        for entry, acceptance, count in zip(entries, known, worth, strict=True):
+            if not count:
                 acceptance.recover()
-            room = request.max_num_tokens - request.num_planned_tokens
-            counts.append(max(min(worth, room, budget), 0))
+            room = entry.request.max_num_tokens - entry.request.num_planned_tokens
+            counts.append(max(min(count, room, budget), 0))
             budget -= counts[-1]
         return counts
+
+    def _acceptance_of(self, request: Request) -> Acceptance:
+        """Return what is known of a request; of a new one, what is typical."""
+        known = self._acceptance.get(request)
+        if known is None:
+            known = self._acceptance[request] = Acceptance(self._typical.rate)
+        return known
 
     def add_guesses(self, entry: ScheduledRequest, guesses: Sequence[int]) -> None:
         """Let a request compute guesses too, as many as free blocks hold."""
@@ -118,12 +132,3 @@ class SpeculatingScheduler(Scheduler):
         entry.num_logits += count
         entry.guesses = guesses[:count]
         entry.new_blocks = [*entry.new_blocks, *new_blocks]
-
-    @staticmethod
-    def _without_impossible(request: Request, guesses: Sequence[int]) -> Sequence[int]:
-        """Cut off the guesses that can't be sampled, or that nothing can follow."""
-        end = next((i for i, each in enumerate(guesses) if each in request.stop_token_ids), None)
-        possible = guesses[:end]
-        if request.grammar is None or not possible:
-            return possible
-        return possible[: request.grammar.count_allowed(request, possible)]

@@ -35,8 +35,8 @@ class Guesser(Protocol):
 class CheckedGuesser:
     """A guesser of which nothing unusable comes, whatever the one inside does.
 
-    Too many guesses are cut off, and so is everything from the first that is not a token of the
-    model's. If the guesser raises an error, there are no guesses in that step.
+    Too many guesses are cut off, and so is everything from the first that can't be sampled or that
+    nothing can follow. If the guesser raises an error, there are no guesses in that step.
 
     Args:
         guesser: the guesser inside.
@@ -54,8 +54,10 @@ class CheckedGuesser:
         """Return the usable guesses, at most ``counts`` of them."""
         try:
             proposals = self._guesser.propose(entries, counts)
-            pairs = zip(proposals, counts, strict=True)
-            return [self._leading_tokens(tokens[:count]) for tokens, count in pairs]
+            return [
+                self._usable(entry.request, tokens[:count])
+                for entry, tokens, count in zip(entries, proposals, counts, strict=True)
+            ]
         except Exception:
             self._note_failure()
             return [[] for _ in entries]
@@ -67,15 +69,31 @@ class CheckedGuesser:
         except Exception:
             self._note_failure()
 
-    def _leading_tokens(self, guesses: Sequence[int]) -> list[int]:
+    def _usable(self, request: Request, guesses: Sequence[int]) -> list[int]:
         tokens: list[int] = []
         for guess in guesses:
-            if not 0 <= guess < self._vocab_size:
+            if not 0 <= guess < self._vocab_size or guess in request.stop_token_ids:
                 break
             tokens.append(int(guess))
-        return tokens
+        if request.grammar is None or not tokens:
+            return tokens
+        return tokens[: request.grammar.count_allowed(request, tokens)]
 
     def _note_failure(self) -> None:
         if not self._has_failed:  # one that always fails would fill the log
             logger.exception("The guesser failed; the engine goes on without its guesses")
         self._has_failed = True
+
+
+class Places:
+    """A guesser that leaves the guesses to the runner, and has a 0 in the place of each."""
+
+    def propose(
+        self, entries: Sequence[ScheduledRequest], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Return as many zeros as there may be guesses."""
+        del entries
+        return [[0] * count for count in counts]
+
+    def forget(self, request: Request) -> None:
+        """Do nothing: nothing is remembered."""

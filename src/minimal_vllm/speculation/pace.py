@@ -1,29 +1,44 @@
-"""Choosing the number of guesses, by how often they hold and by the load."""
+"""Choosing the number of guesses, by how often they hold and by what they cost.
 
+With a share ``a`` of right guesses, the j-th of a row of guesses holds with probability ``a ** j``,
+because all before it must hold too (Leviathan et al. 2023, section 3.1). What a guess costs is
+measured while the engine runs.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor, log
+
+import numpy as np
 
 HOPE = 0.8
-"""Expected share of right guesses of a request that has had none."""
+"""Expected share of right guesses before any was made."""
 WEIGHT = 0.15
 """Weight of the newest guess in a request's share of right guesses."""
 RECOVERY = 0.02
 """Weight of ``HOPE`` in each step without guesses, so that a request tries again some day."""
 DECAY = 0.98
 """Weight of all earlier steps relative to the newest one, in the cost of a step."""
+REFIT = 8
+"""Number of steps after which the costs are fitted again."""
 FREE_ROWS = 16.0
-"""Cost of an empty step in rows, as long as nothing is measured."""
-BELIEF = 8.0
-"""Number of steps that the assumption ``FREE_ROWS`` weighs as much as."""
+"""Assumed cost of an empty step, in rows."""
+PASS_ROWS = 4.0
+"""Assumed cost of a pass of a draft model, in rows."""
+BELIEF = (0.1, 8.0, 8.0)
+"""Weights of the assumed costs of a step, a row and a pass among those that are measured."""
 
 
 class Acceptance:
-    """The share of a request's guesses that were right, weighted toward the newest."""
+    """The share of guesses that were right, weighted toward the newest.
+
+    Args:
+        rate: the share to begin with.
+    """
 
     __slots__ = ("rate",)
 
-    def __init__(self) -> None:
-        self.rate = HOPE
+    def __init__(self, rate: float = HOPE) -> None:
+        self.rate = rate
 
     def note(self, num_guesses: int, num_accepted: int) -> None:
         """Take in one step's guesses. Guesses behind a wrong one tell nothing."""
@@ -36,57 +51,86 @@ class Acceptance:
         """Take in a step for which no guess was worth while."""
         self.rate += RECOVERY * (HOPE - self.rate)
 
-    def count_above(self, bar: float, most: int) -> int:
-        """Return how many guesses in a row hold with a probability of at least ``bar``."""
-        if self.rate <= bar:
-            return 0
-        if self.rate >= 1 or bar <= 0:
-            return most
-        return min(most, floor(log(bar) / log(self.rate)))
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Costs of a step, in any unit of time."""
+
+    fixed: float
+    """Cost of a step without rows."""
+    row: float
+    """Cost of each token that is computed."""
+    draft_pass: float = 0.0
+    """Cost of each pass of a draft model, which makes one guess for all requests."""
+
+    def of_step(self, num_rows: int, num_passes: int) -> float:
+        """Return the cost of a step."""
+        return self.fixed + self.row * num_rows + self.draft_pass * num_passes
 
 
-@dataclass(slots=True)
-class StepCost:
-    """The time of a step as a line, ``fixed + rows * slope``, fitted to the steps so far.
+class CostMeter:
+    """Measures the costs of steps: a least-squares fit, weighted toward the newest steps.
 
-    Each row is a token that is computed. An exponentially weighted least-squares fit.
+    Where the steps so far tell nothing, because all were of one size, assumptions take their place.
+
+    Args:
+        in_passes: whether a draft model makes the guesses.
+
+    Attributes:
+        costs: the costs of the steps so far, fitted again every few steps.
     """
 
-    weight: float = 0.0
-    rows: float = 0.0
-    seconds: float = 0.0
-    rows_squared: float = 0.0
-    rows_times_seconds: float = 0.0
+    def __init__(self, *, in_passes: bool) -> None:
+        self._assumed = np.array([FREE_ROWS, 1.0, PASS_ROWS if in_passes else 0.0])
+        self._products = np.zeros((3, 3))
+        self._times = np.zeros(3)
+        self._num_noted = 0
+        self.costs = Costs(*self._assumed.tolist())
 
-    def note(self, num_rows: int, seconds: float) -> None:
+    def note(self, num_rows: int, num_passes: int, seconds: float) -> None:
         """Take in a step."""
-        self.weight = DECAY * self.weight + 1
-        self.rows = DECAY * self.rows + num_rows
-        self.seconds = DECAY * self.seconds + seconds
-        self.rows_squared = DECAY * self.rows_squared + num_rows**2
-        self.rows_times_seconds = DECAY * self.rows_times_seconds + num_rows * seconds
+        step = np.array([1.0, num_rows, num_passes])
+        self._products = DECAY * self._products + np.outer(step, step)
+        self._times = DECAY * self._times + seconds * step
+        self._num_noted += 1
+        if self._num_noted % REFIT == 0:
+            self.costs = self._fit()
 
-    @property
-    def free_rows(self) -> float:
-        """The cost of an empty step in rows: the number of rows that cost as much again."""
-        if not self.weight:
-            return FREE_ROWS
-        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
-        variance = self.rows_squared / self.weight - mean_rows**2
-        covariance = self.rows_times_seconds / self.weight - mean_rows * mean_seconds
-        # Without steps of different sizes the slope is the assumed one.
-        assumed = mean_seconds / (mean_rows + FREE_ROWS)
-        doubt = BELIEF / self.weight
-        slope = (covariance + doubt * assumed) / (variance + doubt)
-        if slope <= 0:
-            return 1e9  # rows cost nothing that could be measured
-        return max(mean_seconds / slope - mean_rows, 0.0)
+    def _fit(self) -> Costs:
+        # The assumed costs, scaled such that they explain the mean time of a step.
+        scale = self._times[0] / (self._products[0] @ self._assumed)
+        weights = np.diag(BELIEF)
+        times = self._times + weights @ (scale * self._assumed)
+        fitted = np.linalg.solve(self._products + weights, times)
+        return Costs(*fitted.clip(min=0).tolist())
 
-    def bar(self, num_rows: int) -> float:
-        """Return the probability from which on a guess pays in a step of ``num_rows`` rows.
 
-        With a fixed cost of F rows, a step of N rows that each yield a token costs (F + N) / N per
-        token. One more row, which yields a token with probability p, lowers this if
-        ``(F + N + 1) / (N + p) < (F + N) / N``, so if ``p > N / (F + N)``.
-        """
-        return num_rows / (self.free_rows + num_rows)
+def choose_counts(rates: Sequence[float], num_rows: int, most: int, costs: Costs) -> list[int]:
+    """Return how many guesses to make for each request, so that tokens come fastest.
+
+    A row of guesses is cut where the next one would yield fewer tokens per time than the step does
+    without guesses. The number of passes is the one that yields the most.
+
+    Args:
+        rates: share of right guesses of each request that samples.
+        num_rows: number of tokens that the step computes anyway.
+        most: maximum number of guesses of a request.
+        costs: what a step costs.
+    """
+    tokens, best_passes = float(len(rates)), 0
+    speed = best = tokens / max(costs.of_step(num_rows, 0), 1e-12)
+    bar = costs.row * speed
+    chances, counts = [1.0] * len(rates), [0] * len(rates)
+    for passes in range(1, most + 1):
+        chances = [chance * rate for chance, rate in zip(chances, rates, strict=True)]
+        worth = [index for index, chance in enumerate(chances) if chance > bar]
+        if not worth:
+            break
+        for index in worth:
+            counts[index] = passes
+        num_rows += len(worth)
+        tokens += sum(chances[index] for index in worth)
+        speed = tokens / max(costs.of_step(num_rows, passes), 1e-12)
+        if speed > best:
+            best, best_passes = speed, passes
+    return [min(count, best_passes) for count in counts]

@@ -1,0 +1,145 @@
+"""Choosing and loading the draft model of speculative decoding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minimal_vllm.cache.kv_cache import allocate_kv_cache
+from minimal_vllm.cache.layer_groups import group_layers
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.demo import DRAFT_MODEL_DIR
+from minimal_vllm.engine.backends import choose_attention, choose_modules
+from minimal_vllm.engine.sizing import choose_groups, choose_kv_dtype
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.runner.interface import CachedModel
+from minimal_vllm.speculation.draft_model import DraftModel
+from minimal_vllm.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class DraftFiles:
+    """A draft model's checkpoint, and its hyperparameters."""
+
+    checkpoint: Path
+    config: ModelConfig
+
+
+def find_draft(
+    config: EngineConfig, target: ModelConfig, tokenizer: Tokenizer | None, model_len: int
+) -> DraftFiles | None:
+    """Return the draft model's files, downloaded if necessary; None if no draft model guesses.
+
+    Args:
+        config: the user's configuration.
+        target: hyperparameters of the model that it guesses for.
+        tokenizer: tokenizer of that model, if it has one.
+        model_len: maximum length of a request.
+
+    Raises:
+        ValueError: the draft model can't guess for the target.
+    """
+    speculative = config.speculative_config
+    if speculative is None or speculative.guesser != "draft_model":
+        return None
+    checkpoint = resolve_model(speculative.model or str(DRAFT_MODEL_DIR), None, config.download_dir)
+    draft = ModelConfig.from_checkpoint(checkpoint, None)
+    _check_vocabulary(checkpoint, draft, target, tokenizer)
+    if draft.max_positions < model_len:
+        raise ValueError(
+            f"the draft model {checkpoint.name} has only {draft.max_positions} positions, but "
+            f"max_model_len is {model_len}: lower max_model_len"
+        )
+    if choose_groups(target, model_len).windows[0] is not None:
+        raise ValueError(
+            "all layers of the model have a sliding window, so a draft model can't share its block "
+            "tables: use the method ngram"
+        )
+    if choose_groups(draft, model_len).windows != (None,):
+        raise ValueError(
+            f"layers of the draft model {checkpoint.name} have a sliding window, so it can't share "
+            f"the model's block tables: choose one without windows, or the method ngram"
+        )
+    return DraftFiles(checkpoint, draft)
+
+
+def _check_vocabulary(
+    checkpoint: Path, draft: ModelConfig, target: ModelConfig, tokenizer: Tokenizer | None
+) -> None:
+    if draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"the draft model {checkpoint.name} has a vocabulary of {draft.vocab_size:,} tokens, "
+            f"but the model has {target.vocab_size:,}: choose a draft model with the same tokenizer"
+        )
+    if tokenizer is None:
+        return
+    own = Tokenizer(checkpoint)
+    for token_id in range(draft.vocab_size):
+        token, expected = (each.backend.id_to_token(token_id) for each in (own, tokenizer))
+        if token != expected:
+            raise ValueError(
+                f"token {token_id} is {token!r} for the draft model {checkpoint.name}, but "
+                f"{expected!r} for the model: choose a draft model with the same tokenizer"
+            )
+
+
+def load_draft(
+    config: EngineConfig,
+    draft: DraftFiles,
+    dtype: torch.dtype,
+    device: torch.device,
+    model_len: int,
+) -> Decoder:
+    """Load the draft model's weights."""
+    quantization = draft.config.quantization
+    modules = choose_modules(config.attention_backend, quantization, dtype, device)
+    if config.load_format == "dummy":
+        decoder = Decoder(draft.config, dtype, device, model_len, modules)
+        init_random(decoder, config.seed + 1)
+        return decoder
+    return load_model(
+        draft.checkpoint,
+        draft.config,
+        dtype,
+        device,
+        max_positions=model_len,
+        modules=modules,
+        progress=False,
+    )
+
+
+def make_draft_model(
+    config: EngineConfig,
+    limits: SchedulerConfig,
+    decoder: Decoder | None,
+    num_blocks: int,
+) -> DraftModel | None:
+    """Give a draft model its attention and its cache, which has the pool's number of blocks.
+
+    Args:
+        config: the user's configuration.
+        limits: limits of the scheduler.
+        decoder: the draft model's network; None if there is none.
+        num_blocks: number of KV blocks in the pool.
+    """
+    if decoder is None:
+        return None
+    draft, device, dtype = decoder.config, decoder.device, decoder.dtype
+    groups = group_layers([None] * draft.num_layers, draft.max_positions)
+    caches = allocate_kv_cache(
+        groups=groups,
+        num_blocks=num_blocks,
+        num_kv_heads=draft.num_kv_heads,
+        block_size=config.block_size,
+        head_dim=draft.head_dim,
+        dtype=choose_kv_dtype(config, dtype),
+        device=device,
+    )
+    attention = choose_attention(
+        config.attention_backend, draft, config.block_size, dtype, device, config.max_num_seqs
+    )
+    model = CachedModel(decoder, attention, caches, groups, config.block_size, device)
+    return DraftModel(model, len(limits.windows), num_blocks, limits.max_num_batched_tokens)
