@@ -108,6 +108,7 @@ class Witness:
         if self.cached:
             self.llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         self.records.clear()
+        self.num_preempted_by_hand = 0
         if preempted and self.has_windows:
             outputs = self.run_and_preempt(prompts, PARAMS)
         elif disturber is None:
@@ -173,19 +174,24 @@ def num_blocks_of(prompt):
     return -(-len(prompt) // BLOCK_SIZE)
 
 
-def run_alone(folder, prompt, chunked, cached, preempted):
+def run_alone(folder, chunked, cached, preempted):
+    """Each prompt in an engine that has forgotten the others."""
     num_blocks = 12
-    # While the prompt grows by 20 tokens it needs a block more, and so does the disturber, which
-    # has 2 tokens to go: together they need one more than there are.
-    disturber = DISTURBER[: (num_blocks - num_blocks_of(prompt) - 1) * BLOCK_SIZE - 2]
     witness = Witness(folder, chunked, cached, num_blocks)
-    outputs = witness.run([prompt], disturber if preempted else None, preempted)
-    assert (witness.num_preemptions > 0) is preempted
-    num_cached = outputs[0].num_cached_tokens
-    assert num_cached == ((len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE if cached else 0)
-    assert chunked or not witness.chunks
-    if chunked and len(prompt) - num_cached > CHUNK:
-        assert len(witness.chunks) >= (len(prompt) - num_cached - 1) // CHUNK
+    outputs = []
+    for prompt in PROMPTS:
+        # While the prompt grows by 20 tokens it needs a block more, and so does the disturber,
+        # which has 2 tokens to go: together they need one more than there are.
+        disturber = DISTURBER[: (num_blocks - num_blocks_of(prompt) - 1) * BLOCK_SIZE - 2]
+        witness.llm.engine.reset()
+        (output,) = witness.run([prompt], disturber if preempted else None, preempted)
+        outputs.append(output)
+        assert (witness.num_preemptions > 0) is preempted
+        num_cached = output.num_cached_tokens
+        assert num_cached == ((len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE if cached else 0)
+        assert chunked or not witness.chunks
+        if chunked and len(prompt) - num_cached > CHUNK:
+            assert len(witness.chunks) >= (len(prompt) - num_cached - 1) // CHUNK
     return outputs
 
 
@@ -206,14 +212,8 @@ def test_greedy_tokens_are_those_of_transformers(family, conditions, checkpoint,
     _, expected = oracle(family)
     crowd, *_ = conditions
     flags = {condition: condition in conditions for condition in ("chunked", "cached", "preempted")}
-    if crowd == "alone":
-        outputs = [
-            output
-            for prompt in PROMPTS
-            for output in run_alone(checkpoint(family), prompt, **flags)
-        ]
-    else:
-        outputs = run_batched(checkpoint(family), **flags)
+    run = run_alone if crowd == "alone" else run_batched
+    outputs = run(checkpoint(family), **flags)
     assert [output.outputs[0].token_ids for output in outputs] == expected
 
 

@@ -121,7 +121,7 @@ def test_the_kernels_choose_what_the_plain_sampler_chooses(vocab_size):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("vocab_size", [1, 3, 100, 4096, 9001])
+@pytest.mark.parametrize("vocab_size", [1, 3, 100, 9001])
 def test_filters_keep_what_the_plain_sampler_keeps(vocab_size, shape):
     rows = filtered_rows()
     assert_all_agree(shape(random_logits(len(rows), vocab_size)), rows)
