@@ -100,6 +100,13 @@ class _LoadedModel:
     attention: Attention
     memory: DeviceMemory
     """Memory of the device, measured after the weights were loaded."""
+    draft: Decoder | None
+    """The draft model, if there is one."""
+
+    @property
+    def draft_config(self) -> ModelConfig | None:
+        """Hyperparameters of the draft model."""
+        return None if self.draft is None else self.draft.config
 
 
 def read_model_files(config: EngineConfig) -> ModelFiles:
@@ -154,15 +161,12 @@ def build_engine(
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
 
-    draft = find_draft(config, files.config, files.tokenizer, model_len)
-    guessing = None if draft is None else load_draft(config, draft, dtype, device, model_len)
     loaded = _load(config, files, dtype, device, model_len, progress=progress)
     memory = loaded.memory
     batched_tokens = choose_batched_tokens(config, model_len, memory.device_type, memory.total)
     groups = choose_groups(files.config, model_len)
-    draft_config = None if draft is None else draft.config
     num_blocks = choose_num_blocks(
-        config, files.config, groups, dtype, memory, batched_tokens, draft_config
+        config, files.config, groups, dtype, memory, batched_tokens, loaded.draft_config
     )
     scheduler_config = choose_scheduler_config(
         config, groups, model_len, batched_tokens, num_blocks
@@ -171,8 +175,8 @@ def build_engine(
     kv_dtype = choose_kv_dtype(config, dtype)
     caches = _allocate_caches(files.config, groups, num_blocks, config.block_size, kv_dtype, device)
     model = CachedModel(loaded.decoder, loaded.attention, caches, groups, config.block_size, device)
-    guesser = make_draft_model(config, scheduler_config, guessing, num_blocks)
-    runner = make_runner(config, scheduler_config, model, guesser, progress=progress)
+    draft = make_draft_model(config, scheduler_config, loaded.draft, num_blocks)
+    runner = make_runner(config, scheduler_config, model, draft, progress=progress)
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
         warm_up(runner, scheduler_config, num_blocks, limits)
@@ -209,6 +213,7 @@ def _load(
 ) -> _LoadedModel:
     """Check that the weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
+    draft = find_draft(config, files.config, files.tokenizer, model_len)
     check_weights_fit(files.config, dtype, measure_memory(device))
     quantization = files.config.quantization
     modules = choose_modules(config.attention_backend, quantization, dtype, device)
@@ -233,7 +238,9 @@ def _load(
         device,
         config.max_num_seqs,
     )
-    return _LoadedModel(decoder, attention, measure_memory(device, free_at_start))
+    draft_decoder = load_draft(config, draft, dtype, device, model_len)
+    memory = measure_memory(device, free_at_start)
+    return _LoadedModel(decoder, attention, memory, draft_decoder)
 
 
 def _allocate_caches(

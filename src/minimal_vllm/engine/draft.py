@@ -88,12 +88,14 @@ def _check_vocabulary(
 
 def load_draft(
     config: EngineConfig,
-    draft: DraftFiles,
+    draft: DraftFiles | None,
     dtype: torch.dtype,
     device: torch.device,
     model_len: int,
-) -> Decoder:
-    """Load the draft model's weights."""
+) -> Decoder | None:
+    """Load the draft model's weights; None if there is no draft model."""
+    if draft is None:
+        return None
     quantization = draft.config.quantization
     modules = choose_modules(config.attention_backend, quantization, dtype, device)
     if config.load_format == "dummy":
