@@ -50,6 +50,7 @@ launch = JITFunction.run
 
 
 def translate_only(self, *arguments, grid, warmup, **options):
+    _ = self.device_caches[0]  # makes them, and with them sets the compiler
     self.compile = translate
     return launch(self, *arguments, grid=grid, warmup=True, **options)
 

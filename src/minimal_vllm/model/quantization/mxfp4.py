@@ -22,8 +22,13 @@ from minimal_vllm.model.quantization_config import MXFP4_GROUP
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """Numbers that 4 bits stand for."""
+PAIRS = torch.tensor([[E2M1[byte & 15], E2M1[byte >> 4]] for byte in range(256)])
+"""The two numbers of each byte, ``[256, 2]``."""
 BIAS = 127
 """Exponent of a scale that stands for 1."""
+
+
+_PAIR = {torch.float32: torch.int64, torch.bfloat16: torch.int32}
 
 
 class Mxfp4Matrices(nn.Module):
@@ -50,13 +55,15 @@ class Mxfp4Matrices(nn.Module):
         self.scale = parameter(count, out_size, in_size // MXFP4_GROUP, dtype=torch.uint8)
 
     def dequantized(self, index: int, dtype: torch.dtype) -> Tensor:
-        """Return the matrix of an expert, ``[out, in]``, computed in float32."""
-        packed = self.packed[index].int()
-        bits = torch.stack((packed & 15, packed >> 4), dim=-1)
-        numbers = torch.tensor(E2M1, device=packed.device)[bits]
-        groups = numbers.view(*self.scale[index].shape, MXFP4_GROUP)
-        exponents = self.scale[index].int()[:, :, None] - BIAS
-        return torch.ldexp(groups, exponents).flatten(1).to(dtype)
+        """Return the matrix of an expert, ``[out, in]``, computed exactly and then rounded."""
+        exact = dtype if dtype == torch.bfloat16 else torch.float32
+        # A pair is looked up as one number of twice the size, by all bytes at once.
+        pairs = PAIRS.to(self.packed.device, exact).view(_PAIR[exact]).flatten()
+        numbers = pairs.index_select(0, self.packed[index].flatten().int()).view(exact)
+        exponents = self.scale[index].int() - BIAS
+        factors = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents).to(exact)
+        groups = numbers.view(*factors.shape, MXFP4_GROUP)
+        return groups.mul_(factors[:, :, None]).flatten(1).to(dtype)
 
     def init_random(self, generator: torch.Generator, std: float) -> None:
         """Fill the matrices with random numbers of about that standard deviation, or less."""
