@@ -194,6 +194,22 @@ def test_a_crowded_batch_shows_every_step_of_every_request(
     assert shown["height"] == height
 
 
+KEYFRAMES = """async (count) => {
+  const { History, startState } = await import("/view/page/history.js");
+  const history = new History(startState(view.facts, null), true);
+  for (let arrival = 1; arrival <= count; arrival += 1) {
+    const names = { request_id: String(arrival), arrival, arrived: 0, prompt_token_ids: [1] };
+    history.append({ kind: "request", ...names });
+  }
+  return history.keyframes.reduce((sum, { state }) => sum + state.requests.size, 0);
+}"""
+
+
+def test_a_long_queue_is_not_copied_again_and_again(chromium, replay_url):
+    with page_at(chromium, replay_url) as page:
+        assert page.evaluate(KEYFRAMES, 4000) <= 2 * 4000
+
+
 def test_the_page_forgets_what_the_history_has_forgotten(chromium, replay_url):
     with page_at(chromium, replay_url) as page:
         stop(page)

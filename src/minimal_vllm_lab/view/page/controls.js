@@ -1,6 +1,6 @@
 // Handle buttons, keys and forms.
 
-import { headers, post } from "./feed.js";
+import { headers, isOneOfTwo, post } from "./feed.js";
 import { toggleTheme } from "./theme.js";
 import { Tour } from "./tour.js";
 
@@ -44,7 +44,7 @@ export class Controls {
       $(name).addEventListener("input", () => this.showTraffic());
       $(name).addEventListener("change", () => this.changeTraffic());
     }
-    if (window.parent === window) document.addEventListener("keydown", (event) => this.onKey(event));
+    if (!isOneOfTwo) document.addEventListener("keydown", (event) => this.onKey(event));
   }
 
   onKey(event) {

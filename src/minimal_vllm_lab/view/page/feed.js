@@ -3,6 +3,9 @@
 
 const RETRY_MS = 1000;
 
+/** Whether this is one of two traces that another page shows side by side, and controls. */
+export const isOneOfTwo = new URLSearchParams(location.search).has("trace");
+
 /** The server requires an API key, or did not accept it. */
 export class UnauthorizedError extends Error {}
 

@@ -3,7 +3,9 @@
 import { EngineState } from "./state.js";
 
 const MAX_ENTRIES = 1_000_000; // maximum size of a live history (see sizeOf); a trace is kept whole
-const BLOCKS_PER_STEP = 200; // maximum number of blocks to copy for keyframes, per record on average
+// Maximum numbers of blocks and of requests to copy for keyframes, per record on average:
+const BLOCKS_PER_STEP = 200;
+const REQUESTS_PER_STEP = 2;
 
 export class History {
   /** @param base the state before the first record */
@@ -30,7 +32,8 @@ export class History {
     this.numEntries += sizeOf(record);
     this.head.apply(record);
     const last = this.keyframes.at(-1);
-    if (this.end - last.position >= this.spacing) {
+    const spacing = Math.max(this.spacing, this.head.requests.size / REQUESTS_PER_STEP);
+    if (this.end - last.position >= spacing) {
       this.keyframes.push({ position: this.end, state: this.head.clone() });
     }
     if (this.isLive && this.numEntries > MAX_ENTRIES && this.keyframes.length > 1) this.dropOldest();

@@ -4,7 +4,7 @@ import { BatchView } from "./batch.js";
 import { Charts } from "./charts.js";
 import { askForKey, Controls } from "./controls.js";
 import { Digest } from "./digest.js";
-import { follow, UnauthorizedError } from "./feed.js";
+import { follow, isOneOfTwo, UnauthorizedError } from "./feed.js";
 import { History, startState } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { Lens } from "./lens.js";
@@ -64,7 +64,7 @@ class View {
     document.addEventListener("click", (event) => this.onChip(event));
     document.addEventListener("pointerover", (event) => this.onPointer(event));
     new ResizeObserver(() => this.changed()).observe(document.body);
-    document.body.classList.toggle("framed", window.parent !== window);
+    document.body.classList.toggle("framed", isOneOfTwo);
     watchSystemTheme(() => this.themeChanged());
   }
 
@@ -284,7 +284,7 @@ requestAnimationFrame((now) => view.frame(now));
 try {
   await follow((line) => view.take(line), () => view.controls.showMessage("Connection lost. Reconnecting …"));
   view.isComplete = true; // a trace
-  if (window.parent === window) await view.player.play(); // else the page around it plays both traces
+  if (!isOneOfTwo) await view.player.play();
 } catch (error) {
   if (!(error instanceof UnauthorizedError)) throw error;
   askForKey();
