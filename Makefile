@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 
-.PHONY: demo test test-clients test-other-clients lint docs linkcheck clean
+.PHONY: demo test test-clients test-other-clients test-ray lint docs linkcheck clean
 
 demo: $(VENV)/.installed
 	$(BIN)/minimal-vllm generate --stats "It was a dark and stormy night, and"
@@ -13,6 +13,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest -n auto
 	$(MAKE) --no-print-directory test-other-clients
+	$(MAKE) --no-print-directory test-ray
 
 # The clients of others, each with the servers that it talks to. docs/server.md lists them.
 test-clients: $(VENV)/.installed-dev
@@ -28,6 +29,16 @@ test-other-clients: $(VENV)/.installed-dev
 		exit 1; \
 	else \
 		echo "NO NETWORK: the tests of instructor and LlamaIndex (tests/clients) were not run"; \
+	fi
+
+# Replicas in a Ray cluster on this machine. Ray is large; without pip's index they are skipped.
+test-ray: $(VENV)/.installed-dev
+	@if $(MAKE) --no-print-directory $(VENV)/.installed-ray; then \
+		$(BIN)/pytest -c tests/cluster/pytest.ini --rootdir . tests/cluster; \
+	elif $(BIN)/pip --retries 0 install --quiet --dry-run --no-deps --ignore-installed pip; then \
+		exit 1; \
+	else \
+		echo "NO NETWORK: the tests of replicas on Ray (tests/cluster) were not run"; \
 	fi
 
 lint: $(VENV)/.installed-dev
@@ -63,6 +74,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-ray: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	touch $@
 
 # Without PyTorch: clients only need HTTP. The servers run in $(VENV).

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from recorded import record_trace
 
-# Its tests run in an environment of their own: `make test-other-clients`.
-collect_ignore = ["clients"]
+# Tests of their own groups: `make test-other-clients` and `make test-ray`.
+collect_ignore = ["clients", "cluster"]
 
 torch.set_num_threads(1)  # pytest-xdist runs a test per core
 # The same examples each time, however slow the machine. To look for others:

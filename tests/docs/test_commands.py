@@ -16,7 +16,7 @@ import pytest
 from tests.commands import run
 from tests.markdown import ROOT, commands, is_as_shown, read, shown_commands
 
-ELSEWHERE = {"server.md", "benchmarking.md", "simulator.md", "view.md"}
+ELSEWHERE = {"server.md", "benchmarking.md", "cluster.md", "simulator.md", "view.md"}
 """Pages whose commands need a server, or are held to the last digit: ``test_docs.py`` of a room."""
 PAGES = [
     path.relative_to(ROOT).as_posix()

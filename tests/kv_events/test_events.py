@@ -14,7 +14,7 @@ from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.kv_events.source import KvEventSource, external_hash
 from tests.engine.test_traffic import add_windows, random_config, run_randomly
-from tests.engine.traffic import GuessingScheduler, Traffic
+from tests.engine.traffic import Traffic, guessing_scheduler
 
 GREEDY = SamplingParams(max_tokens=4, temperature=0)
 
@@ -111,7 +111,7 @@ encode = msgspec.msgpack.encode
 
 @pytest.mark.parametrize("has_windows", [False, True])
 @pytest.mark.parametrize(
-    ("scheduler", "ahead"), [(Scheduler, False), (Scheduler, True), (GuessingScheduler, False)]
+    ("scheduler", "ahead"), [(Scheduler, False), (Scheduler, True), (guessing_scheduler, False)]
 )
 def test_a_reader_knows_what_the_pool_holds_whatever_happens(scheduler, ahead, has_windows, caplog):
     caplog.set_level(logging.CRITICAL, "minimal_vllm")

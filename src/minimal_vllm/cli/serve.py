@@ -16,6 +16,7 @@ from minimal_vllm.cli.errors import Failure, StepFailure
 from minimal_vllm.cli.options import field_options, given_options
 from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
 from minimal_vllm.cli.vllm_flags import VllmCommand, unsupported_options
+from minimal_vllm.cluster.config import ClusterConfig
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.vllm_arguments import ENGINE, SERVER
@@ -37,6 +38,8 @@ KEY_VARIABLE = "MINIMAL_VLLM_API_KEY"
 @trace_options
 @field_options(EngineConfig, without=NOT_FOR_A_SERVER)
 @field_options(ServerConfig, heading="Server")
+@field_options(ClusterConfig, heading="Replicas, with --ray")
+@click.option("--ray", is_flag=True, help="Serve with several engines, in a cluster of Ray.")
 @unsupported_options(ENGINE, SERVER, without=SERVER_OPTIONS)
 @click.command(cls=VllmCommand, short_help="Serve a model over HTTP, with OpenAI's API.")
 @click.argument("model", required=False)
@@ -50,14 +53,18 @@ def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
     accepted at values that change nothing.
     """
     config = _server_config(ctx)
+    cluster = _cluster_config(ctx)
     run = import_server("serve")
     from minimal_vllm.server.http_server import bind, check_certificate
     from minimal_vllm.server.log import log_to_stderr
 
     log_to_stderr()
+    options = given_options(ctx, EngineConfig)
+    if cluster is not None:
+        _serve_on_ray(ctx, cluster, config, options)
+        return
     check_certificate(config)
     listener = bind(config.host, config.port)
-    options = given_options(ctx, EngineConfig)
     count = run.choose_num_processes(config, options.get("device", "auto"))
     if count:
         _serve_in_processes(ctx, config, listener, count, options)
@@ -93,6 +100,35 @@ def _serve_in_processes(
         raise StepFailure(str(error)) from error
     finally:
         supervisor.close()
+
+
+def _serve_on_ray(
+    ctx: click.Context,
+    cluster: ClusterConfig,
+    config: ServerConfig,
+    options: dict[str, Any],
+) -> None:
+    """Run the engines and the HTTP side in a cluster of Ray."""
+    if open_writers(ctx):
+        raise Failure("--trace records one engine: leave out --ray")
+    try:
+        from minimal_vllm.cluster.serve import serve_on_ray
+    except ModuleNotFoundError as error:
+        raise Failure(
+            f"--ray needs {error.name}, which is not installed: pip install 'minimal-vllm[ray]'"
+        ) from error
+    rows = {
+        "Model": ctx.params["model"] or "the built-in one",
+        "Replicas": f"{cluster.replicas}, chosen by {cluster.routing} routing",
+        "API key": "required" if config.api_key else "none",
+        "Serving at": f"http://{config.host}:{config.port}",
+    }
+    summary = "\n".join(f"{label:<14}{value}" for label, value in rows.items())
+    model = ctx.params["model"]
+    try:
+        serve_on_ray(cluster, config, model, options, lambda: click.echo(summary))
+    except (ConnectionError, RuntimeError) as error:
+        raise Failure(f"Ray: {error}") from error
 
 
 def import_server(command: str) -> ModuleType:
@@ -161,6 +197,21 @@ def _server_config(ctx: click.Context) -> ServerConfig:
     given = given_options(ctx, ServerConfig)
     key = os.environ.get(KEY_VARIABLE)
     return ServerConfig(**{"api_key": [key] if key else None, **given})
+
+
+def _cluster_config(ctx: click.Context) -> ClusterConfig | None:
+    """Return the options of replicas; None without ``--ray``.
+
+    Raises:
+        Failure: there are such options, but not ``--ray``.
+    """
+    given = given_options(ctx, ClusterConfig)
+    if ctx.params["ray"]:
+        return ClusterConfig(**given)
+    if given:
+        name = min(given).replace("_", "-")
+        raise Failure(f"--{name} needs --ray, which serves with several engines")
+    return None
 
 
 def _formats(llm: "LLM", config: ServerConfig) -> dict[str, str]:

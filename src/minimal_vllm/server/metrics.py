@@ -2,22 +2,29 @@
 
 from http import HTTPStatus
 
-from prometheus_client import Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from minimal_vllm.metrics.engine_metrics import SECONDS, EngineMetrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 
 
-class Metrics(EngineMetrics):
-    """All metrics of a server.
+class HttpMetrics:
+    """Metrics of a process that speaks HTTP.
 
     Args:
-        model_name: value of the label ``model_name`` of all the engine's metrics.
+        model_name: value of the label ``model_name``.
+        registry: where the metrics are kept. Default: a new one.
     """
 
-    def __init__(self, model_name: str) -> None:
-        super().__init__(model_name)
+    def __init__(self, model_name: str, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._http_requests = Counter(
             "http_requests",
@@ -52,6 +59,26 @@ class Metrics(EngineMetrics):
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class Metrics(EngineMetrics):
+    """All metrics of a server.
+
+    Args:
+        model_name: value of the label ``model_name`` of all the engine's metrics.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__(model_name)
+        self._http = HttpMetrics(model_name, self.registry)
+
+    def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Note that an HTTP request was answered by the route ``handler``, or ``none``."""
+        self._http.answered(handler, method, status, seconds)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return self._http.text()
 
     async def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -1,0 +1,13 @@
+"""Several engines behind one server, on Ray Serve.
+
+```
+ clients ──▶ Ray's proxy ──▶ Ingress                          replicas, each with an engine
+                             the routes of our server
+                             ClusterEngine ── ClusterRouter ──▶ EngineReplica ─▶ EngineLoop
+                                             asks ``routing``   EngineReplica ─▶ EngineLoop
+```
+
+Read in this order: ``config``, ``evictions`` (what a router has to be told), ``replica``,
+``router``, ``engine``, ``ingress``, ``app`` (all put together), ``serve``. Only ``config``,
+``evictions`` and ``labels`` do without Ray.
+"""

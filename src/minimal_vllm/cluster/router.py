@@ -1,0 +1,108 @@
+"""Ray's request router, which asks ours."""
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from minimal_vllm.cluster.evictions import EvictionReader
+from minimal_vllm.cluster.replica import Survey
+from minimal_vllm.routing import ROUTERS, Router
+
+MOST_ENDED_EARLY = 1000
+"""Number of calls that are remembered as ended, and may yet be said to be routed."""
+
+
+@dataclass
+class RoutedPrompt:
+    """A prompt on its way to a replica."""
+
+    token_ids: "array[int]"
+    block_hashes: list[bytes] = field(default_factory=list)
+    cache_salt: bytes = b""
+
+
+class ClusterRouter(RequestRouter):  # type: ignore[misc] # Ray's classes are untyped here
+    """Lets a router of ``minimal_vllm.routing`` choose a replica for each call.
+
+    A call with several requests goes to one replica, for its first prompt. A ``Survey`` goes to a
+    replica that has not answered it.
+    """
+
+    def initialize_state(self, routing: str, block_size: int) -> None:
+        """Make the router; Ray passes on ``request_router_kwargs``."""
+        self._router: Router[str] = ROUTERS[routing]((), block_size)
+        self._evictions = EvictionReader(self._router)
+        self._calls: dict[str, str] = {}
+        """Replica of each call that has not ended, by the call's id."""
+        self._ended_early: dict[str, None] = {}
+        """Calls that ended before Ray said that they were routed: short ones do."""
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Take notice of replicas that come and go, and of what they report."""
+        found = {each.replica_id.unique_id: each for each in replicas}
+        for gone in self._router.loads.keys() - found.keys():
+            self._drop(gone)
+        for name, replica in found.items():
+            self._router.add(name)
+            if replica.routing_stats:
+                self._evictions.read(name, replica.routing_stats["evictions"])
+        super().update_replicas(replicas)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """Choose a dead replica no more."""
+        self._drop(replica_id.unique_id)
+        super().on_replica_actor_died(replica_id)
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Return the replica for a call."""
+        by_name = {each.replica_id.unique_id: each for each in candidate_replicas}
+        if not by_name.keys() & self._router.loads.keys():
+            return []
+        match pending_request.args if pending_request else ():
+            case (Survey(asked), *_):
+                left = [name for name in by_name if name not in asked]
+                return [[by_name[name]] for name in left or by_name][:1]
+            case ([first, *_], *_):
+                prompt = RoutedPrompt(
+                    array("i", first.prompt_token_ids), [], (first.cache_salt or "").encode()
+                )
+                return [[by_name[self._router.choose(prompt)]]]
+        return [list(by_name.values())]
+
+    def on_request_routed(
+        self,
+        pending_request: PendingRequest,
+        replica_id: ReplicaID,
+        result: Any,  # noqa: ARG002
+    ) -> None:
+        """Count a call that a replica has accepted."""
+        name, call = replica_id.unique_id, pending_request.metadata.internal_request_id
+        if call in self._ended_early:
+            del self._ended_early[call]
+        elif name in self._router.loads:
+            self._calls[call] = name
+            self._router.loads[name] += 1
+
+    def on_request_completed(
+        self,
+        replica_id: ReplicaID,  # noqa: ARG002
+        internal_request_id: str,
+    ) -> None:
+        """Count a call that has ended, however it did."""
+        name = self._calls.pop(internal_request_id, None)
+        if name is None:  # it may have been refused by the replica, too
+            self._ended_early[internal_request_id] = None
+            if len(self._ended_early) > MOST_ENDED_EARLY:
+                del self._ended_early[next(iter(self._ended_early))]
+        elif name in self._router.loads:
+            self._router.loads[name] -= 1
+
+    def _drop(self, name: str) -> None:
+        self._router.remove(name)
+        self._evictions.drop(name)
