@@ -139,7 +139,7 @@ export const STOPS = [
       const again = tour.requests.filter((_, number) => tour.request(number)?.preemptions > 0).length;
       return [
         `All ${tour.requests.length} requests have got their texts.${again ? ` The ${again === 1 ? "one that was" : `${again} that were`} `
-          + "preempted came back: the hatched bar is what was computed again." : ""} Every block is free or cached. `
+          + "preempted came back, and what was lost was computed again." : ""} Every block is free or cached. `
           + "The engine is ready for whoever comes next.",
         "You have seen paging, batching, sharing, eviction and preemption. A large server does nothing else all day.",
         "Next comes the whole page, with more panels, traffic that never ends, and a field for prompts of your own.",

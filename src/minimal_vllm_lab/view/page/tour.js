@@ -9,7 +9,7 @@ const STEP_MS = 50; // time from step to step on the way to a stop
 const POLL_MS = 10;
 const MAX_BLOCKS = 64; // a larger pool takes too long to fill
 const CROWD = 6; // number of requests that fill the pool
-const MAX_TOKENS = 160; // of one of them, prompt included
+const MAX_TOKENS = 128; // of one of them, prompt included
 const MIN_MODEL_LEN = 80; // for the first prompt and its text
 
 const $ = (id) => document.getElementById(id);
@@ -169,6 +169,7 @@ export class Tour {
       const { step } = this.player.history.head;
       await this.player.stepForward();
       await this.until(() => this.player.history.head.step > step);
+      this.drawProgress();
       if (!this.hurries) await sleep(STEP_MS);
       if (condition()) return;
     }
@@ -202,11 +203,20 @@ export class Tour {
     $("tour").hidden = false;
     $("tour-number").textContent = `Stop ${this.stop + 1} of ${STOPS.length}`;
     $("tour-title").textContent = title;
-    $("tour-text").replaceChildren(...(this.isRunning ? [make("p", "hint", "The engine runs to the next stop …")]
+    $("tour-text").replaceChildren(...(this.isRunning ? [make("p", "hint", "The engine runs to the next stop.")]
       : tell(this).map((text) => this.paragraph(text))));
     $("tour-next").textContent = this.isRunning ? "Hurry" : isLast ? "Show the whole page" : "Next ▶";
+    $("tour-skip").hidden = isLast;
     $("tour-back").disabled = this.isRunning || this.stop === 0;
     if (!this.isRunning) $("tour-next").focus({ preventScroll: true });
+  }
+
+  /** Say how far the engine is, while it runs to a stop. */
+  drawProgress() {
+    const { step, counts, facts, requests } = this.player.history.head;
+    const count = requests.size;
+    $("tour-text").firstChild.textContent = `The engine runs to the next stop. Step ${step}: ${count} `
+      + `request${count === 1 ? "" : "s"}, ${counts[FREE]} of ${facts.num_blocks} blocks free.`;
   }
 
   paragraph(text) {
