@@ -2,10 +2,16 @@ import signal
 
 import pytest
 from checkpoints import write_checkpoint, write_json
+from click.testing import CliRunner
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.cli.chat import Conversation
+from minimal_vllm.cli.main import main
+from minimal_vllm.cli.session import Answer
 from minimal_vllm.model.config import read_json
+from minimal_vllm.server.harmony import HarmonyReader
+from minimal_vllm.server.message import CallWriter, ContentReader
+from tests.server.scripted import write_scripted_checkpoint
 
 GREEDY = ("--temperature=0", "--max-tokens=12", "--ignore-eos")
 GREEDY_PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -137,3 +143,18 @@ def test_bytes_that_are_no_text_are_one_line(run):
     result = run("chat", stdin=b"\xff\xfe\n")
     assert result.exit_code == 2
     assert result.stderr.startswith("minimal-vllm: error: 'utf-8' codec can't decode")
+
+
+def test_the_channels_of_gpt_oss_are_not_printed(tmp_path):
+    write_scripted_checkpoint(tmp_path, "", "{}", "I went left.", harmony=True)
+    command = ["chat", f"--model={tmp_path}", "--num-gpu-blocks-override=64"]
+    result = CliRunner().invoke(main, command, input="Which way?\nAnd now?\n")
+    assert (result.exit_code, result.stdout) == (0, "I went left.\nI went left.\n")
+
+
+def test_its_reasoning_is_printed_in_lines_of_its_own_and_forgotten(capsys):
+    printed = Answer(HarmonyReader(CallWriter(parallel=True), ContentReader()))
+    for piece in ["<|channel|>analysis<|message|>Hm", ".<|end|><|start|>assistant<|chan"]:
+        printed.add(piece, is_last=False)
+    printed.add("nel|>final<|message|>Left.", is_last=True)
+    assert (capsys.readouterr().out, printed.text) == ("Hm.\nLeft.", "Left.")

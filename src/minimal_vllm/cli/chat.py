@@ -18,6 +18,9 @@ from minimal_vllm.cli.trace import trace_options
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR, END_OF_TURN
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.formats import is_harmony
+from minimal_vllm.server.harmony import HarmonyReader
+from minimal_vllm.server.message import CallWriter, ContentReader, Reader
 
 if TYPE_CHECKING:
     from minimal_vllm.llm import LLM
@@ -91,6 +94,10 @@ class Conversation:
         self._llm = llm
         self._params = params
         self._max_len = llm.built.scheduler_config.max_model_len
+        template = llm.text.chat_template
+        self._is_harmony = template is not None and is_harmony(template.source)
+        if self._is_harmony:  # its tags are special tokens
+            self._params = replace(params, skip_special_tokens=False)
         self._system = [] if system is None else [{"role": "system", "content": system}]
         llm.render_chat([*self._system, {"role": "user", "content": "Hello"}])
         self.reset()
@@ -111,7 +118,7 @@ class Conversation:
             )
             return
         with _ctrl_c_as_flag() as pressed:
-            answer = stream(self._llm, token_ids, self._params, pressed.is_set)
+            answer = stream(self._llm, token_ids, self._params, pressed.is_set, self._make_reader())
         self._messages = [*messages, {"role": "assistant", "content": answer.text}]
         if answer.finish_reason == "length":
             is_full = len(token_ids) + answer.num_tokens >= self._max_len
@@ -121,6 +128,11 @@ class Conversation:
                 if is_full
                 else f"The answer was cut off after {answer.num_tokens:,} tokens (--max-tokens)."
             )
+
+    def _make_reader(self) -> Reader:
+        """Return a reader that parts the reasoning of gpt-oss, whose tags are no text."""
+        answer = ContentReader()
+        return HarmonyReader(CallWriter(parallel=True), answer) if self._is_harmony else answer
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from minimal_vllm.cli.trace import make_llm
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.server.message import ContentReader, MessageDelta, Reader, TextDelta
 from minimal_vllm.trace.step_record import Observer
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Streamed:
     """A completion that has been printed."""
 
     text: str
+    """Text without the reasoning."""
     num_tokens: int
     finish_reason: str
     """Reason for the end; ``"abort"`` if it was stopped."""
@@ -57,6 +59,7 @@ def stream(
     prompt_token_ids: Sequence[int],
     params: SamplingParams,
     stopped: Callable[[], bool] = lambda: False,
+    reader: Reader | None = None,
 ) -> Streamed:
     """Print one completion as it is generated.
 
@@ -65,22 +68,46 @@ def stream(
         prompt_token_ids: tokens to complete.
         params: sampling parameters, with ``n = 1``.
         stopped: called before each step; ends the completion if it returns True.
+        reader: parts the reasoning from the answer. Default: all text is the answer.
 
     Raises:
         StepFailure: a step could not be computed.
     """
     engine = llm.engine
     engine.add_request(STREAM_ID, prompt_token_ids, params, output_kind=OutputKind.DELTA)
-    pieces: list[str] = []
+    answer = Answer(reader or ContentReader())
     num_tokens, ended = 0, None
     while ended is None:
         outputs = [engine.abort(STREAM_ID)] if stopped() else engine.step()
         for completion in (each for output in outputs if output for each in output.outputs):
-            click.echo(completion.text, nl=False)
-            pieces.append(completion.text)
+            answer.add(completion.text, is_last=completion.finish_reason is not None)
             num_tokens += len(completion.token_ids)
             ended = completion if completion.finish_reason is not None else None
     click.echo()
     if ended.finish_reason == "error":
         raise StepFailure(f"the engine failed: {ended.stop_reason}")
-    return Streamed("".join(pieces), num_tokens, str(ended.finish_reason))
+    return Streamed(answer.text, num_tokens, str(ended.finish_reason))
+
+
+class Answer:
+    """An answer that is printed as it grows, its reasoning dimmed and in lines of its own."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.text = ""
+        self._reader = reader
+        self._is_reasoning = False
+
+    def add(self, text: str, *, is_last: bool) -> None:
+        """Print the next piece of the model's text."""
+        part = MessageDelta()
+        self._reader.read(text, part)
+        if is_last:
+            self._reader.finish(part)
+        for each in part.parts:
+            if not isinstance(each, TextDelta):
+                continue  # a call of a tool, of which the prompt has none
+            if self._is_reasoning and each.kind == "content":
+                click.echo()
+            self._is_reasoning = each.kind == "reasoning"
+            click.secho(each.text, nl=False, dim=self._is_reasoning or None)
+        self.text += part.content

@@ -37,7 +37,7 @@ def choose_formats(config: ServerConfig, template: str) -> Formats:
 
 def _tool_calls_in(template: str) -> ToolCallFormat | None:
     """Return the format in which a template writes the calls of earlier messages."""
-    if _is_harmony(template):
+    if is_harmony(template):
         return "openai"
     source = template.replace("\\", "")  # quotes may be escaped
     if "<tool_call>" in source and '"arguments":' in source:
@@ -52,13 +52,13 @@ def _reasoning_in(template: str) -> ReasoningFormat | None:
 
     If the template only strips it, the model always reasons.
     """
-    if _is_harmony(template):
+    if is_harmony(template):
         return "openai_gptoss"
     if "</think>" not in template:
         return None
     return "qwen3" if "<think>" in template else "deepseek_r1"
 
 
-def _is_harmony(template: str) -> bool:
+def is_harmony(template: str) -> bool:
     """Return whether a template writes messages on the channels of gpt-oss."""
     return "<|channel|>analysis<|message|>" in template
