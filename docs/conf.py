@@ -26,7 +26,10 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "drawings",
+    "formulas",
     "generated",
+    "phone_blocks",
     "repository_links",
 ]
 included_pages = {  # which page shows a document from outside this folder
@@ -42,6 +45,8 @@ nitpick_ignore_regex = [
     ("py:class", r"minimal_vllm\.llm\.TextSide"),  # what ``LLM`` holds is not for users
 ]
 
+myst_fence_as_directive = ["math"]  # which is how code hosts mark a formula, too
+html_math_renderer = "mathml"
 myst_heading_anchors = 4  # links to headings are written as on a code host: page.md#the-heading
 
 # Notebooks are kept without their output; building the site runs them, and an error in one is one

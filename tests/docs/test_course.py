@@ -1,11 +1,14 @@
 """The chapters of the course have one form, and their pictures are what their scripts draw."""
 
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.demo import DEMO_MODEL_DIR
 from tests.markdown import ROOT, code_blocks, read
 
 CHAPTERS = [
@@ -61,3 +64,17 @@ def test_the_roofline_is_what_its_script_draws_from_the_numbers():
     command = [sys.executable, "docs/course/code/roofline.py"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert read("docs/images/roofline.svg") == drawn.stdout
+
+
+def test_the_transformer_of_chapter_0_writes_what_the_engine_writes():
+    script = runpy.run_path(str(ROOT / "docs/course/code/transformer.py"))
+    prompt = [21, 500, 77, 4000, 3]
+    whole = script["generate"](script["Transformer"](DEMO_MODEL_DIR), prompt, 12)
+    llm = LLM(device="cpu", dtype="float32", attention_backend="reference")
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    (output,) = llm.generate({"prompt_token_ids": prompt}, params)
+    assert whole == [*prompt, *output.outputs[0].token_ids]
+
+
+def test_the_transformer_of_chapter_0_is_short():
+    assert len(read("docs/course/code/transformer.py").splitlines()) <= 110
