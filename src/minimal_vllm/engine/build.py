@@ -45,6 +45,7 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_checkpoint, resolve_model
+from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.grammar import GrammarCompiler
@@ -230,6 +231,8 @@ def _load(
             modules=modules,
             progress=progress,
         )
+        if config.kv_cache_dtype == "fp8":
+            use_kv_scales(decoder, files.checkpoint)
     attention = choose_attention(
         config.attention_backend,
         files.config,

@@ -14,6 +14,7 @@ from minimal_vllm.engine.sizing import choose_groups, choose_kv_dtype
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.speculation.draft_model import DraftModel
@@ -102,7 +103,7 @@ def load_draft(
         decoder = Decoder(draft.config, dtype, device, model_len, modules)
         init_random(decoder, config.seed + 1)
         return decoder
-    return load_model(
+    decoder = load_model(
         draft.checkpoint,
         draft.config,
         dtype,
@@ -111,6 +112,9 @@ def load_draft(
         modules=modules,
         progress=False,
     )
+    if config.kv_cache_dtype == "fp8":
+        use_kv_scales(decoder, draft.checkpoint)
+    return decoder
 
 
 def make_draft_model(

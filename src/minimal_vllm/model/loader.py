@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 NOT_NEEDED = (".input_scale", ".activation_scale", ".weight_shape", ".k_scale", ".v_scale")
-"""Last parts of tensor names in quantized checkpoints that the model has no use for: shapes, which
-config.json implies; fixed scales of activations, which get a scale per token here; and scales of
-keys and values, which are small enough for FP8 as they are."""
+"""Last parts of tensor names in quantized checkpoints that no parameter is filled from: shapes,
+which config.json implies; fixed scales of activations, which get a scale per token here; and scales
+of keys and values, which ``kv_scales`` reads if the cache is in FP8."""
 
 
 @runtime_checkable

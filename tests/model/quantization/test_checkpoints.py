@@ -115,3 +115,47 @@ def test_a_group_that_does_not_divide_the_columns_is_named(tmp_path):
     config["intermediate_size"] = 96
     with pytest.raises(ValueError, match="down_proj has 96 columns, which must be a multiple"):
         load(write_fixture(tmp_path, config, tensors))
+
+
+# ---- scales of keys and values ------------------------------------------------------------------
+
+
+def logprobs(folder, kv_cache_dtype="fp8"):
+    llm = LLM(
+        str(folder),
+        skip_tokenizer_init=True,
+        num_gpu_blocks_override=16,
+        dtype="float32",
+        kv_cache_dtype=kv_cache_dtype,
+    )
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=1)
+    (output,) = llm.generate([{"prompt_token_ids": PROMPT}], params, use_tqdm=False)
+    return [
+        {token: each.logprob for token, each in one.items()} for one in output.outputs[0].logprobs
+    ]
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("name", ["ct-fp8-tensor", "ct-int4"])
+def test_keys_and_values_that_are_too_large_are_scaled_as_calibrated(tmp_path, name, normed):
+    config, tensors, _ = read_fixture(name)
+    if normed:  # the same projections, in an architecture with norms of queries and keys
+        config |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+        for kind in "qk":
+            tensors[f"model.layers.0.self_attn.{kind}_norm.weight"] = torch.ones(32)
+    expected = logprobs(write_fixture(tmp_path / "small", config, tensors))
+    prefix = "model.layers.0.self_attn."
+    for kind, factor in {"q": 1 / 1024, "k": 1024, "v": 1024, "o": 1 / 1024}.items():
+        if normed and kind in "qk":
+            tensors[f"{prefix}{kind}_norm.weight"] *= factor
+        else:
+            tensors[f"{prefix}{kind}_proj.weight_scale"] *= factor
+    unscaled = logprobs(write_fixture(tmp_path / "unscaled", config, tensors))
+    assert unscaled != expected, "FP8's range cuts them off"
+    tensors |= {f"{prefix}k_scale": torch.tensor([700.0]), f"{prefix}v_scale": torch.tensor(1024.0)}
+    scaled = write_fixture(tmp_path / "scaled", config, tensors)
+    assert logprobs(scaled) == expected
+    assert logprobs(scaled, "auto") == logprobs(tmp_path / "small", "auto")
+    tensors[f"{prefix}k_scale"] = torch.tensor([float("nan")])
+    with pytest.raises(ValueError, match=r"self_attn\.k_scale must be one positive number"):
+        logprobs(write_fixture(tmp_path / "bad", config, tensors))
