@@ -132,7 +132,8 @@ def test_extreme_params_harm_nobody_beside(llm, good_tokens, params):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({"tensor_parallel_size": 3}, "a multiple of the model's 2 key-value heads"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
         ({"block_size": 0}, "block_size"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
         ({"eviction_policy": "random"}, "eviction_policy"),

@@ -93,7 +93,7 @@ def test_sampling_takes_vllms_arguments_at_their_defaults():
     [
         (EngineConfig, {"quantization": "torchao"}, "quantization: should be 'fp8', .*'torchao'"),
         (EngineConfig, {"calculate_kv_scales": True}, "not supported: the KV cache holds"),
-        (EngineConfig, {"tensor_parallel_size": 2}, "not supported: one process runs the model"),
+        (EngineConfig, {"pipeline_parallel_size": 2}, "not supported: one machine runs the model"),
         (EngineConfig, {"enable_lora": True}, "LoRA adapters can't be loaded"),
         (EngineConfig, {"rope_scaling": {"type": "yarn"}}, "with hf_overrides"),
         (EngineConfig, {"tensor_paralel_size": 1}, "tensor_paralel_size is not a known argument"),

@@ -246,6 +246,9 @@ class EngineConfig:
     checkpoint that is already quantized needs no option. Default: as the checkpoint is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on. ``auto``: the GPU if there is one."""
+    tensor_parallel_size: PositiveInt = 1
+    """Number of processes that compute the model together, each with its share of the weights and
+    of the KV cache. More than one run on a CPU only."""
     attention_backend: Part = "auto"
     """Implementation of attention: ``reference`` (slow; beside it, all modules are plain),
     ``tiled`` (CPU), ``triton`` (GPU), or a class of your own, FILE.py:CLASS."""

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from minimal_vllm.beam_search import BeamSearchOutput, asking_engine, beam_search
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
-from minimal_vllm.engine.build import BuiltEngine, build_engine
+from minimal_vllm.engine.build import BuiltEngine
+from minimal_vllm.engine.start import start_engine
 from minimal_vllm.llm_engine import LLMEngine
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.sampling.grammar import GrammarCompiler
@@ -88,7 +89,7 @@ class LLM:
         watchers: list[Observer] = [*observers]
         if self._metrics:
             watchers.append(self._metrics)
-        self.built = build_engine(self.config, observers=watchers, progress=True)
+        self.built = start_engine(self.config, observers=watchers, progress=True)
         self.engine = self.built.engine
         if self._metrics:
             self._metrics.attach(self.config, self.built)

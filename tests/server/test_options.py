@@ -224,7 +224,10 @@ def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--tensor-parallel-size", "2"], "tensor_parallel_size=2 is not supported: one process"),
+        (
+            ["--pipeline-parallel-size", "2"],
+            "pipeline_parallel_size=2 is not supported: one machine",
+        ),
         (["--quantization", "int3"], "'gptq', not 'int3'"),
         (["--kv-cache-dtype", "int8"], "'fp8', not 'int8'"),
         (["--speculative-config", '{"method": "ngram"}'], "num_speculative_tokens is missing"),

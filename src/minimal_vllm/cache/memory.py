@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,15 @@ class DeviceMemory:
     free: int
     """Memory that no process uses."""
     used_by_process: int
+
+    def shared_by(self, count: int) -> "DeviceMemory":
+        """Return a process's share, if ``count`` equal processes share the RAM of this machine.
+
+        A GPU belongs to one process alone.
+        """
+        if self.device_type != "cpu":
+            return self
+        return replace(self, total=self.total // count, free=self.free // count)
 
     def kv_budget(self, utilization: float, activations: int) -> int:
         """Return the bytes left for the KV cache; zero or negative if none are left.

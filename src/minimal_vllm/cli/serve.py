@@ -249,7 +249,7 @@ def _summary(
         "Context": f"{built.scheduler_config.max_model_len:,} tokens",
         "KV cache": f"{num_tokens:,} tokens ({built.num_blocks:,} blocks of {block_size})",
         "Runs": f"on {built.device}, in {str(built.dtype).removeprefix('torch.')}, "
-        f"with {backend} attention",
+        f"with {backend} attention{_ranks(llm.config.tensor_parallel_size)}",
         **_formats(llm, config),
         **(
             {"HTTP": f"in {_processes(num_processes)} beside the engine's"} if num_processes else {}
@@ -261,6 +261,10 @@ def _summary(
         rows["View"] = f"{url}/view"
     for label, value in rows.items():
         yield f"{label:<14}{value}"
+
+
+def _ranks(count: int) -> str:
+    return f", in {count} processes that share the model" if count > 1 else ""
 
 
 def _processes(count: int) -> str:

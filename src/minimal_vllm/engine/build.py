@@ -1,6 +1,6 @@
 """Building an engine from its configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,10 +43,15 @@ from minimal_vllm.engine.sizing import (
 from minimal_vllm.engine.warm_up import warm_up
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.divided_config import divide
+from minimal_vllm.model.divided_modules import divided
+from minimal_vllm.model.divided_weights import Share
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_checkpoint, resolve_model
 from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.model.ranks import ALONE, Ranks
+from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -143,7 +148,12 @@ def _load_tokenizer(config: EngineConfig, checkpoint: Path) -> Tokenizer:
 
 @out_of_memory_as_value_error()
 def build_engine(
-    config: EngineConfig, *, observers: Sequence[Observer] = (), progress: bool = False
+    config: EngineConfig,
+    *,
+    observers: Sequence[Observer] = (),
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+    make_engine: Callable[..., Engine] = Engine,
 ) -> BuiltEngine:
     """Load the model, size the KV cache to the memory that is left, and assemble the engine.
 
@@ -151,6 +161,8 @@ def build_engine(
         config: the user's configuration.
         observers: functions that are called with a record of each step.
         progress: whether to show progress bars while weights are loaded and graphs recorded.
+        ranks: this rank, and the others that compute the model with it.
+        make_engine: makes the engine from the arguments of ``Engine``.
 
     Raises:
         ValueError: a setting is impossible here, the checkpoint is damaged, or memory is too small.
@@ -162,28 +174,19 @@ def build_engine(
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
 
-    loaded = _load(config, files, dtype, device, model_len, progress=progress)
-    memory = loaded.memory
-    batched_tokens = choose_batched_tokens(config, model_len, memory.device_type, memory.total)
+    loaded = _load(config, files, dtype, device, model_len, ranks, progress=progress)
     groups = choose_groups(files.config, model_len)
-    num_blocks = choose_num_blocks(
-        config, files.config, groups, dtype, memory, batched_tokens, loaded.draft_config
-    )
-    scheduler_config = choose_scheduler_config(
-        config, groups, model_len, batched_tokens, num_blocks
-    )
-
-    kv_dtype = choose_kv_dtype(config, dtype)
-    caches = _allocate_caches(files.config, groups, num_blocks, config.block_size, kv_dtype, device)
-    model = CachedModel(loaded.decoder, loaded.attention, caches, groups, config.block_size, device)
+    num_blocks, scheduler_config = _size(config, loaded, groups, model_len, ranks)
+    model = _add_cache(loaded, config, groups, num_blocks)
     draft = make_draft_model(config, scheduler_config, loaded.draft, num_blocks)
     runner = make_runner(config, scheduler_config, model, draft, progress=progress)
+    runner = RankRunner(runner) if ranks.count > 1 else runner
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
         warm_up(runner, scheduler_config, num_blocks, limits)
     admission = Admission(limits, files.tokenizer, config.seed)
     pool = make_pool(config, num_blocks)
-    engine = Engine(
+    engine = make_engine(
         make_scheduler(config, scheduler_config, pool, files.config.vocab_size),
         runner,
         admission,
@@ -209,57 +212,78 @@ def _load(
     dtype: torch.dtype,
     device: torch.device,
     model_len: int,
+    ranks: Ranks,
     *,
     progress: bool,
 ) -> _LoadedModel:
-    """Check that the weights fit, load them, and measure the memory that is left."""
+    """Check that the rank's weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
     draft = find_draft(config, files.config, files.tokenizer, model_len)
-    check_weights_fit(files.config, dtype, measure_memory(device))
-    quantization = files.config.quantization
-    modules = choose_modules(config.attention_backend, quantization, dtype, device)
+    own = divide(files.config, ranks.count)
+    check_weights_fit(own, dtype, measure_memory(device).shared_by(ranks.count))
+    modules = choose_modules(config.attention_backend, own.quantization, dtype, device)
+    if ranks.count > 1:
+        modules = divided(modules, ranks, own.vocab_size)
     if config.load_format == "dummy":
-        decoder = Decoder(files.config, dtype, device, model_len, modules)
+        decoder = Decoder(own, dtype, device, model_len, modules)
         init_random(decoder, config.seed)
     else:
         decoder = load_model(
             files.checkpoint,
-            files.config,
+            own,
             dtype,
             device,
             max_positions=model_len,
             modules=modules,
+            share=Share(files.config, ranks.index) if ranks.count > 1 else None,
             progress=progress,
         )
         if config.kv_cache_dtype == "fp8":
             use_kv_scales(decoder, files.checkpoint)
     attention = choose_attention(
         config.attention_backend,
-        files.config,
+        own,
         config.block_size,
         dtype,
         device,
         config.max_num_seqs,
     )
     draft_decoder = load_draft(config, draft, dtype, device, model_len)
-    memory = measure_memory(device, free_at_start)
+    memory = measure_memory(device, free_at_start).shared_by(ranks.count)
     return _LoadedModel(decoder, attention, memory, draft_decoder)
 
 
-def _allocate_caches(
-    model: ModelConfig,
+def _size(
+    config: EngineConfig,
+    loaded: _LoadedModel,
     groups: LayerGroups,
-    num_blocks: int,
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[LayerCache]:
-    return allocate_kv_cache(
+    model_len: int,
+    ranks: Ranks,
+) -> tuple[int, SchedulerConfig]:
+    """Return the number of KV blocks and the scheduler's limits, the same in all ranks."""
+    own, memory = loaded.decoder.config, loaded.memory
+    batched_tokens = choose_batched_tokens(config, model_len, memory.device_type, memory.total)
+    num_blocks = choose_num_blocks(
+        config, own, groups, loaded.decoder.dtype, memory, batched_tokens, loaded.draft_config
+    )
+    num_blocks = ranks.least(num_blocks)
+    return num_blocks, choose_scheduler_config(
+        config, groups, model_len, batched_tokens, num_blocks
+    )
+
+
+def _add_cache(
+    loaded: _LoadedModel, config: EngineConfig, groups: LayerGroups, num_blocks: int
+) -> CachedModel:
+    """Allocate the KV cache of a model."""
+    decoder = loaded.decoder
+    caches = allocate_kv_cache(
         groups=groups,
         num_blocks=num_blocks,
-        num_kv_heads=model.num_kv_heads,
-        block_size=block_size,
-        head_dim=model.head_dim,
-        dtype=dtype,
-        device=device,
+        num_kv_heads=decoder.config.num_kv_heads,
+        block_size=config.block_size,
+        head_dim=decoder.config.head_dim,
+        dtype=choose_kv_dtype(config, decoder.dtype),
+        device=decoder.device,
     )
+    return CachedModel(decoder, loaded.attention, caches, groups, config.block_size, decoder.device)

@@ -139,6 +139,7 @@ class Engine:
             ValueError: the scheduler returned an empty plan although requests are waiting.
             torch.AcceleratorError: the process can no longer use the device, so the engine is
                 unusable. Any other failure only ends the requests of the failed step.
+            RankFailedError: one of several ranks has failed, so the engine is unusable.
         """
         outputs: list[RequestOutput] = []
         if not self._in_flight:

@@ -12,7 +12,7 @@ from minimal_vllm.model.gguf_config import ROPE_FACTORS, config_json
 from minimal_vllm.model.json_fields import flag, integer, positive, token_ids
 from minimal_vllm.model.layer_config import LayerConfig, read_layers
 from minimal_vllm.model.multimodal import text_config
-from minimal_vllm.model.quantization_config import Mxfp4, Quantization, read_quantization
+from minimal_vllm.model.quantization_config import Mxfp4, Quantization, quantization_of
 from minimal_vllm.model.registry import (
     COMMON_DEFAULTS,
     Family,
@@ -96,6 +96,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     quantization: Quantization | None = None
     """Quantization of the projections' weights. None: they are not quantized."""
+    ranks: int = 1
+    """Number of ranks that compute the model together, of which this is one's part."""
 
     @classmethod
     def from_checkpoint(
@@ -196,7 +198,7 @@ class ModelConfig:
             experts=read_experts(raw, family.experts) if family.experts else None,
             dtype=read_dtype(raw),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
-            quantization=read_quantization(_quantization_of(raw)),
+            quantization=quantization_of(raw),
         )
         _check(config, head_dim_given="head_dim" in raw)
         return config
@@ -223,6 +225,11 @@ class ModelConfig:
         return sum(layer.is_sparse for layer in self.layers)
 
     @property
+    def vocab_rows(self) -> int:
+        """Number of tokens in the embedding and in the projection to the logits."""
+        return -(-self.vocab_size // self.ranks)
+
+    @property
     def num_parameters(self) -> int:
         """Number of parameters; tied embeddings count once."""
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -236,7 +243,7 @@ class ModelConfig:
         mlps = (self.num_layers - self.num_sparse_layers) * mlp
         if self.experts:
             mlps += self.num_sparse_layers * self.experts.num_parameters(self.hidden_size)
-        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_rows * self.hidden_size
         norms = self.num_layers * self.norms.count + 1
         return self.num_layers * attention + mlps + embeddings + norms * self.hidden_size
 
@@ -312,11 +319,6 @@ def _attention_biases(raw: Mapping[str, Any], family: Family) -> tuple[bool, boo
     """Return whether the projections to q, k and v have biases, and the one after attention."""
     given = family.attention_bias.startswith("configured") and flag(raw, "attention_bias")
     return given or family.attention_bias == "qkv", given and family.attention_bias == "configured"
-
-
-def _quantization_of(raw: Mapping[str, Any]) -> Any:
-    """Return the description of the weights' quantization, under either of its names."""
-    return raw.get("quantization_config") or raw.get("compression_config")
 
 
 def _with_defaults(config_json: Mapping[str, Any], family: Family) -> dict[str, Any]:

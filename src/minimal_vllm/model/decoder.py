@@ -1,48 +1,18 @@
 """The network: token ids in, logits out. One class covers all supported architectures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
-from minimal_vllm.model.linear import Projection, TypedParameter, parameter
+from minimal_vllm.model.linear import Projection, TypedParameter
 from minimal_vllm.model.rope import Rotary
-
-
-class Embedding(nn.Module):
-    """Table with one vector per token of the vocabulary.
-
-    Args:
-        num_tokens: number of tokens in the vocabulary.
-        size: length of a vector.
-        scale: factor of the vectors; rounded to their dtype.
-    """
-
-    def __init__(self, num_tokens: int, size: int, scale: float = 1.0) -> None:
-        super().__init__()
-        self.weight = parameter(num_tokens, size)
-        self.scale = scale
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Return the vectors of ``input_ids`` (``[T]`` int64) as ``[T, size]``.
-
-        The lookup is a PyTorch kernel; ``device.launch`` relies on that.
-        """
-        vectors = embedding(input_ids, self.weight)
-        if self.scale == 1:
-            return vectors
-        return vectors.mul_(torch.tensor(self.scale, dtype=vectors.dtype).item())
-
-    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the destination of the tensor that a checkpoint has for the table."""
-        yield "embed_tokens.weight", self.weight
 
 
 class Decoder(nn.Module):
@@ -75,14 +45,15 @@ class Decoder(nn.Module):
         self.dtype = dtype
         self.device = device
         with torch.device("meta"):  # shapes without memory, until dtype and device are set below
-            self.embed_tokens = Embedding(
-                config.vocab_size, config.hidden_size, config.embedding_scale
+            self.embed_tokens = modules.embedding(
+                config.vocab_rows, config.hidden_size, config.embedding_scale
             )
             self.layers = nn.ModuleList(
                 DecoderLayer(config, layer, modules) for layer in config.layers
             )
             self.norm = make_norm(modules, "norm", config.hidden_size, config)
-            self.lm_head = modules.linear(config.hidden_size, {"lm_head": config.vocab_size}, False)
+            make_head = modules.head or modules.linear
+            self.lm_head = make_head(config.hidden_size, {"lm_head": config.vocab_rows}, False)
         for path, module in list(self.named_modules()):
             if isinstance(module, Projection):
                 self.set_submodule(path, modules.convert(path, module))

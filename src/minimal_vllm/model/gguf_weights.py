@@ -76,15 +76,29 @@ class GgufTensor:
         Raises:
             ValueError: the file can no longer be read.
         """
+        self.copy_range(destination, 0, range(self.shape[0]))
+
+    def copy_range(self, destination: Tensor, dim: int, wanted: range) -> None:
+        """Fill ``destination`` with a range of the tensor; see ``StoredTensor.copy_range``.
+
+        A range of rows is read alone. It must consist of whole heads, if the tensor has heads. Of
+        columns, whole rows are read, because numbers are quantized in blocks along a row.
+
+        Raises:
+            ValueError: the file can no longer be read.
+        """
+        if len(self.shape) == 1:  # a vector is one row in the file
+            vector = torch.from_numpy(self.file.rows(self.info.name, 0, 1))[0]
+            destination.copy_(self._in_halves(vector)[wanted.start : wanted.stop])
+            return
+        rows = wanted if dim == 0 else range(self.shape[0])
+        columns = slice(None) if dim == 0 else slice(wanted.start, wanted.stop)
         whole = self.interleaved_head_dim or 1
         step = max(1, WINDOW_NUMBERS // (self.shape[-1] * whole)) * whole
-        for first in range(0, self.info.num_rows, step):
-            end = min(first + step, self.info.num_rows)
-            rows = torch.from_numpy(self.file.rows(self.info.name, first, end))
-            if len(self.shape) == 1:  # a vector is one row in the file
-                destination.copy_(self._in_halves(rows[0]))
-            else:
-                destination[first:end].copy_(self._in_halves(rows))
+        for place in range(0, len(rows), step):
+            window = rows[place : place + step]
+            numbers = torch.from_numpy(self.file.rows(self.info.name, window.start, window.stop))
+            destination[place : place + len(window)].copy_(self._in_halves(numbers)[:, columns])
 
     def _in_halves(self, rows: Tensor) -> Tensor:
         """Restore Hugging Face's order of each head's rows.

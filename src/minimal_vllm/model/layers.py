@@ -15,6 +15,7 @@ from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand
+from minimal_vllm.model.embedding import Embedding
 from minimal_vllm.model.experts import DenseExperts, Experts
 from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear, parameter
@@ -98,10 +99,10 @@ class SelfAttention(nn.Module):
         self.o_proj = modules.row_linear(q_size, {"o_proj": config.hidden_size}, config.o_bias)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            per_head = config.qk_norm == "per head"
-            q_norm_size, k_norm_size = [self.head_dim] * 2 if per_head else (q_size, kv_size)
-            self.q_norm = make_norm(modules, "q_norm", q_norm_size, config)
-            self.k_norm = make_norm(modules, "k_norm", k_norm_size, config)
+            is_wide = config.qk_norm == "all heads"
+            q_norm_size, k_norm_size = (q_size, kv_size) if is_wide else [self.head_dim] * 2
+            self.q_norm = make_norm(modules, "q_norm", q_norm_size, config, is_wide=is_wide)
+            self.k_norm = make_norm(modules, "k_norm", k_norm_size, config, is_wide=is_wide)
         self.normalizes_whole = config.qk_norm == "all heads"
 
     @cached_property
@@ -193,6 +194,7 @@ class DecoderLayer(nn.Module):
             scale = config.residual_scale
             return Scaled(scale) if scale != 1 else norm(name)
 
+        self.complete = modules.complete
         self.before_attention = norm(config.norms.before_attention)
         self.self_attn = modules.attention(config, layer, modules)
         self.after_attention = after(config.norms.after_attention)
@@ -225,21 +227,36 @@ class DecoderLayer(nn.Module):
             The layer's output, not yet added to the stream, and the stream, each ``[N, hidden]``.
         """
         x, residual = self.before_attention.forward(x, residual)
-        x = self.self_attn.forward(x, rotation, attend, cache, wanted)
+        x = self.complete(self.self_attn.forward(x, rotation, attend, cache, wanted))
         if wanted is not None:
             residual = residual[wanted]
         x, residual = self.before_mlp.forward(self.after_attention.normalize(x), residual)
-        x = self.mlp.forward(x)
+        x = self.complete(self.mlp.forward(x))
         return self.after_mlp.normalize(x), residual
 
 
-def make_norm(modules: "Modules", name: str, size: int, config: ModelConfig) -> RMSNorm:
-    """Make a norm of vectors of length ``size`` with the model's epsilon and precision."""
-    return modules.norm(name, size, config.rms_norm_eps, config.exact_norms)
+def make_norm(
+    modules: "Modules", name: str, size: int, config: ModelConfig, *, is_wide: bool = False
+) -> RMSNorm:
+    """Make a norm of vectors of length ``size`` with the model's epsilon and precision.
+
+    Args:
+        modules: classes to make it from.
+        name: the norm's name in the checkpoint.
+        size: length of the vectors.
+        config: hyperparameters of the model.
+        is_wide: whether it normalizes all heads of a token together.
+    """
+    make = modules.wide_norm or modules.norm if is_wide else modules.norm
+    return make(name, size, config.rms_norm_eps, config.exact_norms)
 
 
 def _keep(path: str, projection: Projection) -> Projection:  # noqa: ARG001
     return projection
+
+
+def _whole(result: Operand) -> Operand:
+    return result
 
 
 @dataclass(frozen=True)
@@ -258,6 +275,16 @@ class Modules:
     """Makes a gated projection from the arguments of ``GatedLinear``."""
     norm: Callable[[str, int, float, bool], RMSNorm] = RMSNorm
     """Makes a norm from the arguments of ``RMSNorm``."""
+    wide_norm: Callable[[str, int, float, bool], RMSNorm] | None = None
+    """Makes a norm over all heads of a token. Default: ``norm``."""
+    embedding: Callable[[int, int, float], Embedding] = Embedding
+    """Makes the table of token vectors from the arguments of ``Embedding``."""
+    head: Callable[[int, dict[str, int], bool], Linear] | None = None
+    """Makes the projection to the logits, from the same arguments as ``linear``. Default:
+    ``linear``."""
+    complete: Callable[[Operand], Operand] = _whole
+    """Completes the result of a sub-layer, before it is normalized and added to the residual
+    stream. Default: it is complete. Where several ranks compute the model, it adds their parts."""
     attention: "Callable[[ModelConfig, LayerConfig, Modules], SelfAttention]" = SelfAttention
     """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
     mlp: "Callable[[ModelConfig, LayerConfig, Modules], MLP | MoE]" = feed_forward

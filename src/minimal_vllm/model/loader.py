@@ -14,6 +14,7 @@ from tqdm import tqdm
 from minimal_vllm.formats.gguf_file import find_gguf
 from minimal_vllm.model.config import ModelConfig, read_json
 from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.divided_weights import Share, drop_biases_of_sums, take_shares
 from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.multimodal import text_tensor_name
@@ -51,6 +52,7 @@ def load_model(
     *,
     max_positions: int | None = None,
     modules: Modules = PLAIN_MODULES,
+    share: Share | None = None,
     progress: bool = False,
 ) -> Decoder:
     """Build the decoder and fill it from a checkpoint's safetensors files or GGUF file.
@@ -65,6 +67,7 @@ def load_model(
         device: see ``Decoder``.
         max_positions: see ``Decoder``.
         modules: see ``Decoder``.
+        share: whose part ``config`` is of a whole model. Default: it is the whole.
         progress: whether to show a progress bar on standard error, if that is a terminal.
 
     Raises:
@@ -74,7 +77,7 @@ def load_model(
     stored = _stored_tensors(checkpoint, config)
     model = Decoder(config, dtype, device, max_positions, modules)
     destinations = checkpoint_tensors(model)
-    _check_match(checkpoint, stored, destinations)
+    stored = _matching(checkpoint, stored, model, share)
     total = sum(tensor.num_bytes for tensor in stored.values())
     with tqdm(
         desc="Loading weights",
@@ -94,6 +97,8 @@ def load_model(
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 module.weight.add_(config.norm_offset)
+    if share is not None and share.rank > 0:
+        drop_biases_of_sums(model)
     model.after_loading(approximate=any(map(_is_quantized, stored.values())))
     return model
 
@@ -201,6 +206,18 @@ def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, Safetensor
             ", ".join(f"{module} ({count})" for module, count in sorted(skipped.items())),
         )
     return stored
+
+
+def _matching(
+    checkpoint: Path, stored: Mapping[str, StoredTensor], model: Decoder, share: Share | None
+) -> Mapping[str, StoredTensor]:
+    """Return the tensors to load, or a rank's shares of them; all must match the whole model."""
+    if share is None:
+        _check_match(checkpoint, stored, checkpoint_tensors(model))
+        return stored
+    whole = Decoder(share.whole, model.dtype, torch.device("meta"), max_positions=1)
+    _check_match(checkpoint, stored, checkpoint_tensors(whole))
+    return take_shares(stored, checkpoint_tensors(model), share, model.config)
 
 
 def _check_match(

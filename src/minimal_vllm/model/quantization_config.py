@@ -139,6 +139,13 @@ def read_quantization(raw: Raw | None) -> Quantization | None:
     return METHODS[method](raw)
 
 
+def quantization_of(config_json: Raw) -> Quantization | None:
+    """Return the quantization that a config.json describes, under either of its names."""
+    return read_quantization(
+        config_json.get("quantization_config") or config_json.get("compression_config")
+    )
+
+
 def choose_quantization(asked: str | None, found: Quantization | None) -> Quantization | None:
     """Return the quantization to load a model with.
 

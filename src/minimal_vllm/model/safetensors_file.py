@@ -66,15 +66,30 @@ class SafetensorsTensor:
         Raises:
             ValueError: the file can no longer be read.
         """
-        rows = self.shape[0]
-        rows_at_a_time = max(1, WINDOW_BYTES * rows // max(self.num_bytes, 1))
-        for first in range(0, rows, rows_at_a_time):
-            window = slice(first, min(first + rows_at_a_time, rows))
+        self.copy_range(destination, 0, range(self.shape[0]))
+
+    def copy_range(self, destination: Tensor, dim: int, wanted: range) -> None:
+        """Fill ``destination`` with a range of the tensor, and read only that from the file.
+
+        See ``StoredTensor.copy_range``.
+
+        Raises:
+            ValueError: the file can no longer be read.
+        """
+        rows = wanted if dim == 0 else range(self.shape[0])
+        columns: tuple[slice, ...] = ()
+        if dim > 0:
+            columns = (slice(None),) * (dim - 1) + (slice(wanted.start, wanted.stop),)
+        bytes_per_row = destination[0].numel() * DTYPES[self.dtype].itemsize
+        rows_at_a_time = max(1, WINDOW_BYTES // max(bytes_per_row, 1))
+        for place in range(0, len(rows), rows_at_a_time):
+            window = rows[place : place + rows_at_a_time]
             with _opened(self.path) as file:
                 whole = file.get_slice(self.name)
                 is_scalar = not whole.get_shape()
-                numbers = file.get_tensor(self.name) if is_scalar else whole[window]
-                destination[window].copy_(numbers)
+                rows_here = slice(window.start, window.stop)
+                numbers = file.get_tensor(self.name) if is_scalar else whole[rows_here, *columns]
+                destination[place : place + len(window)].copy_(numbers)
 
 
 def read_header(path: Path) -> dict[str, SafetensorsTensor]:

@@ -32,6 +32,15 @@ class StoredTensor(Protocol):
     def copy_to(self, destination: Tensor) -> None:
         """Fill ``destination``, which has the same shape, converting to its dtype and device."""
 
+    def copy_range(self, destination: Tensor, dim: int, wanted: range) -> None:
+        """Fill ``destination`` with a range of the indices along a dimension, as ``copy_to``.
+
+        Args:
+            destination: its shape is that of the range.
+            dim: number of the dimension.
+            wanted: consecutive indices along ``dim``.
+        """
+
 
 @runtime_checkable
 class Destination(Protocol):

@@ -14,9 +14,18 @@ from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 
-DEVICE_LOST = torch.AcceleratorError
-"""Error after which every CUDA call of the process fails, such as an illegal memory access. Running
-out of memory raises a different error."""
+
+class RankFailedError(RuntimeError):
+    """One of the ranks that compute a model together has failed, so none can go on."""
+
+
+class RankLostError(RankFailedError):
+    """Another rank is gone."""
+
+
+DEVICE_LOST = (torch.AcceleratorError, RankFailedError)
+"""Errors after which no step can be computed. After the first, every CUDA call of the process
+fails; an illegal memory access is one, running out of memory is not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ from minimal_vllm.vllm_arguments.unsupported import (
 
 ENGINE = by_name(
     Unsupported(
-        "one process runs the model, on one device",
+        "one machine runs the model, whose weights tensor_parallel_size can divide",
         {
-            "tensor_parallel_size": (1,),
             "pipeline_parallel_size": (1,),
             "data_parallel_size": (1,),
             "data_parallel_rank": (0,),

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = frozenset(
         *("seed", "scheduling_policy"),  # the workload has a seed, and requests no priorities
         *("tokenizer", "chat_template", "max_logprobs"),  # there is no text
         *("generation_config", "override_generation_config"),  # the workload sets its own
+        "tensor_parallel_size",  # the parts are taken out of one process
         "hf_overrides",  # the simulator reads config.json as it is
     }
 )

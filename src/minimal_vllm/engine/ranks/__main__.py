@@ -1,0 +1,53 @@
+"""The program of every rank but the first, whose process starts it."""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
+
+import torch
+
+from minimal_vllm.engine.build import build_engine
+from minimal_vllm.engine.ranks.group import GlooRanks
+from minimal_vllm.engine.ranks.messages import Built, Call, Failed, Setup, Started
+
+
+def main(leader: Connection) -> int:
+    """Do what rank 0 does, until it ends or something fails; return the exit status."""
+    setup: Setup = leader.recv()
+    calls: SimpleQueue[Call] = SimpleQueue()
+    Thread(target=_listen, args=(leader, calls), name="listener", daemon=True).start()
+    leader.send(Started())
+    try:
+        _follow(setup, leader, calls)
+    except Exception as error:
+        with suppress(OSError):  # rank 0 is gone, too
+            leader.send(Failed.because_of(error))
+    return 1
+
+
+def _listen(leader: Connection, calls: "SimpleQueue[Call]") -> None:
+    """Pass on what rank 0 says. Once it is gone, end this process, whatever it is waiting for."""
+    try:
+        while True:
+            calls.put(leader.recv())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _follow(setup: Setup, leader: Connection, calls: "SimpleQueue[Call]") -> None:
+    logging.disable(logging.WARNING)  # rank 0 has the same to say
+    torch.set_num_threads(setup.num_threads)
+    ranks = GlooRanks(setup.folder, setup.index, setup.config.tensor_parallel_size)
+    engine = build_engine(setup.config, ranks=ranks).engine
+    leader.send(Built())
+    while True:
+        call = calls.get()
+        getattr(engine, call.method)(**call.arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Connection(int(sys.argv[1]))))

@@ -1,0 +1,55 @@
+"""A runner for one of several ranks, where no failure can be survived."""
+
+from dataclasses import dataclass
+
+from minimal_vllm.runner.interface import Flight, RankFailedError, Runner, StepResult
+from minimal_vllm.step.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class RankFlight:
+    """Step whose failure is fatal; see ``Flight``."""
+
+    flight: Flight
+
+    def wait(self) -> StepResult:
+        """Wait until the step has finished; see ``Flight.wait``.
+
+        Raises:
+            RankFailedError: the step failed.
+        """
+        try:
+            return self.flight.wait()
+        except Exception as error:
+            raise _fatal(error) from error
+
+
+class RankRunner:
+    """Runner of one rank's part of each step; see ``Runner``.
+
+    A step that fails in one rank may have succeeded in another, and from then on their schedulers
+    would plan different steps. So every failure ends the engine.
+
+    Args:
+        runner: computes the steps.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def launch(self, plan: Plan) -> RankFlight:
+        """Start a step; see ``Runner.launch``.
+
+        Raises:
+            RankFailedError: the step failed.
+        """
+        try:
+            return RankFlight(self._runner.launch(plan))
+        except Exception as error:
+            raise _fatal(error) from error
+
+
+def _fatal(error: Exception) -> RankFailedError:
+    if isinstance(error, RankFailedError):
+        return error
+    return RankFailedError(f"a step failed: {type(error).__name__}: {error}")
