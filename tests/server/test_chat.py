@@ -119,14 +119,15 @@ def test_logprobs_have_text_bytes_and_alternatives(chat, llm, expect, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_may_be_named_whose_logprobs_are_wanted(chat, stream):
-    """Whether or not they are among the most probable ones, and without the one that was chosen."""
+    """Whether or not they are among the most probable ones, beside the one that was chosen."""
     names = {"logprob_token_ids": [7, 5], "return_tokens_as_token_ids": True}
     answer = chat(seed=1, logprobs=True, top_logprobs=3, stream=stream, extra=names)
     choices = [chunk.choices[0] for chunk in (answer if stream else [answer])]
     content = [entry for each in choices if each.logprobs for entry in each.logprobs.content]
     assert len(content) == 12
     for entry in content:
-        assert {each.token for each in entry.top_logprobs} == {"token_id:5", "token_id:7"}
+        tokens = {each.token for each in entry.top_logprobs}
+        assert tokens == {"token_id:5", "token_id:7", entry.token}
 
 
 def test_logprobs_without_alternatives(chat):

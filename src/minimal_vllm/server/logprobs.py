@@ -1,6 +1,6 @@
 """Log-probabilities: what both endpoints need to write them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from minimal_vllm.outputs import Logprob, TokenLogprobs
 from minimal_vllm.server.models import PromptLogprob, PromptLogprobs
@@ -45,11 +45,9 @@ def prompt_logprobs(positions: Sequence[TokenLogprobs | None]) -> PromptLogprobs
     ]
 
 
-def best_tokens(position: TokenLogprobs, wanted: int | Collection[int]) -> list[int]:
-    """Return the most probable tokens, the best first: so many, or all with -1, or of these ids."""
+def best_tokens(position: TokenLogprobs, wanted: int) -> list[int]:
+    """Return the ``wanted`` most probable tokens, the best first; -1: all."""
     ranked = sorted(position, key=lambda token_id: position[token_id].rank)
-    if not isinstance(wanted, int):
-        return [token_id for token_id in ranked if token_id in wanted]
     return ranked if wanted < 0 else ranked[:wanted]
 
 

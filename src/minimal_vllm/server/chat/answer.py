@@ -1,6 +1,6 @@
 """Answer to a chat: its models, and writing the generated text as one of them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -173,8 +173,9 @@ class ChatAnswer(ChunkedAnswer):
     def _write_logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if completion.logprobs is None:
             return None
-        wanted = self._body.logprob_token_ids or self._body.top_logprobs or 0
-        return chat_logprobs(self._names, wanted, completion.token_ids, completion.logprobs)
+        # Tokens that are named come with the chosen one, as in vLLM: all that there is.
+        num_top = -1 if self._body.logprob_token_ids else self._body.top_logprobs or 0
+        return chat_logprobs(self._names, num_top, completion.token_ids, completion.logprobs)
 
 
 def _delta(part: MessageDelta) -> dict[str, Any]:
@@ -208,10 +209,7 @@ def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def chat_logprobs(
-    names: TokenNames,
-    wanted: int | Collection[int],
-    token_ids: Iterable[int],
-    positions: Iterable[TokenLogprobs],
+    names: TokenNames, num_top: int, token_ids: Iterable[int], positions: Iterable[TokenLogprobs]
 ) -> ChatLogprobs:
     """Return the log-probabilities of tokens in the form of ``/v1/chat/completions``."""
 
@@ -227,7 +225,7 @@ def chat_logprobs(
             ChatTokenLogprob(
                 **write(token_id, position[token_id]).model_dump(),
                 top_logprobs=[
-                    write(each, position[each]) for each in best_tokens(position, wanted)
+                    write(each, position[each]) for each in best_tokens(position, num_top)
                 ],
             )
             for token_id, position in zip(token_ids, positions, strict=True)
