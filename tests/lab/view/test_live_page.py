@@ -288,7 +288,7 @@ def test_many_prompts_leave_a_connection_to_go_on_with(page, server):
         page.fill("#prompt", f"Good evening {count}")
         page.fill("#max-tokens", "2")
         page.press("#prompt", "Enter")
-        until(page, f"view.player.history.head.requests.size === {count}")
+        until(page, f"view.mine.size === {count}")
     step(page)
 
 

@@ -4,6 +4,7 @@ from math import exp
 
 import pytest
 import torch
+from checkpoints import FAMILIES, write_checkpoint
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm_lab.view.token_lens import LensError, LensQuery, TokenLens
@@ -92,6 +93,18 @@ def test_temperature_top_k_and_top_p_change_only_what_is_drawn(llm):
 def test_what_cannot_be_seen_is_refused(llm, query, error):
     with pytest.raises(LensError, match=error):
         look(llm, **query)
+
+
+def test_a_token_whose_window_has_been_released_is_refused(tmp_path):
+    folder = write_checkpoint(tmp_path, FAMILIES["mistral-window"])
+    options = {"num_gpu_blocks_override": 32, "block_size": 4, "max_model_len": 64}
+    llm = LLM(str(folder), **options)
+    llm.engine.add_request("seen", list(range(3, 23)), PARAMS)
+    for _ in range(4):
+        llm.engine.step()
+    assert sum(look(llm).weights) == pytest.approx(1, abs=5e-3)
+    with pytest.raises(LensError, match="window of a layer has passed"):
+        look(llm, position=5)
 
 
 def test_a_request_that_does_not_run_is_refused(llm):
