@@ -70,7 +70,7 @@ class LiveView(Listener):
         self._header = Header(engine=engine_facts(llm.config, llm.built))
         self._encoder = LineEncoder(tokenizer.token_text if tokenizer else None)
         self._contents = BlockContents(self._scheduler)
-        self._lens = TokenLens(llm.built)
+        self._lens = TokenLens(llm.config, llm.built)
         self.prompts = ViewerPrompts(engine, llm)
 
     def make_traffic(self, settings: TrafficSettings) -> None:

@@ -17,6 +17,7 @@ from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.reference import attend, gather_pages
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.cache.layer_groups import NO_BLOCK
+from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
@@ -132,10 +133,12 @@ class TokenLens:
     """Looks at tokens of an engine's requests. Must be called between two steps.
 
     Args:
+        config: the engine's configuration.
         built: the engine.
     """
 
-    def __init__(self, built: BuiltEngine) -> None:
+    def __init__(self, config: EngineConfig, built: BuiltEngine) -> None:
+        self._num_ranks = config.tensor_parallel_size
         self._scheduler = built.engine.scheduler
         self._model = built.model
         self._tokenizer = built.files.tokenizer
@@ -147,6 +150,10 @@ class TokenLens:
         Raises:
             LensError: the request holds no such token, or not all blocks that it attends to.
         """
+        if self._num_ranks > 1:  # the others would not take part, and this one would wait for them
+            raise LensError(
+                f"{self._num_ranks} processes compute the model, and the lens is in one"
+            )
         request = self._find(query.request_id)
         position = _choose_position(request, query.position)
         if query.layer >= len(self._model.caches):

@@ -1,5 +1,6 @@
 """The lens shows what the engine computed, and changes nothing."""
 
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -31,7 +32,7 @@ def request_(llm):
 
 
 def look(llm, **query):
-    return TokenLens(llm.built).look(LensQuery(request_id="seen", **query))
+    return TokenLens(llm.config, llm.built).look(LensQuery(request_id="seen", **query))
 
 
 def test_the_newest_token_leads_to_the_token_that_the_engine_chose(llm, request_):
@@ -109,4 +110,10 @@ def test_a_token_whose_window_has_been_released_is_refused(tmp_path):
 
 def test_a_request_that_does_not_run_is_refused(llm):
     with pytest.raises(LensError, match="does not run"):
-        TokenLens(llm.built).look(LensQuery(request_id="nobody"))
+        TokenLens(llm.config, llm.built).look(LensQuery(request_id="nobody"))
+
+
+def test_an_engine_of_several_processes_is_refused_and_not_waited_for(llm):
+    config = replace(llm.config, tensor_parallel_size=2)
+    with pytest.raises(LensError, match="2 processes"):
+        TokenLens(config, llm.built).look(LensQuery(request_id="seen"))
