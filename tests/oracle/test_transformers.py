@@ -46,9 +46,11 @@ PAIRWISE = [
 IN_EVERY_WAY = ("llama", "qwen3", "mistral-window", "smollm3-nope-window", "gemma3")
 MATRIX = [
     (family, conditions)
-    for family in (*FAMILIES, *QUANTIZED)
+    for family in FAMILIES
     for conditions in (CONDITIONS if family in IN_EVERY_WAY else PAIRWISE)
 ]
+# Only their matrices differ from those of a family.
+MATRIX += [(name, PAIRWISE[way]) for name in QUANTIZED for way in (2, 4)]
 
 
 @torch.no_grad()
