@@ -1,5 +1,6 @@
 """The site can be built, strictly: links lead somewhere, pages are listed, notebooks run."""
 
+import os
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -7,22 +8,33 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
+from filelock import FileLock
 
 from tests.lab.view.browser import new_page
 from tests.markdown import ROOT
 
 DOCS = ROOT / "docs"
+BUILT = "built"
+"""Name of the file that says that the site was built without an error."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the built site."""
-    folder = tmp_path_factory.mktemp("docs") / "html"
+    """The folder of the built site, which is built once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / BUILT).exists():
+            build(folder)
+            (folder / BUILT).touch()
+    return folder
+
+
+def build(folder):
     options = ["-W", "--keep-going", "-n", "-q", "-b", "html"]
     command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(folder)]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    return folder
 
 
 class Links(HTMLParser):

@@ -45,7 +45,7 @@ KEEPS = {
     ),
 }
 IN_PLACE = Rule(
-    "Logits that are kept do not change, nor do rows that do not use the filter.",
+    "A filter works in place: logits that are kept do not change, nor do rows that don't use it.",
     "The rows of a batch have different parameters.",
     CHAPTER,
 )
@@ -105,8 +105,10 @@ def _check_filter(module: ModuleType, name: str, case: Case, history: History) -
     found, expected = shifted.clone(), shifted.clone()
     requests = _requests(case)
     history.lines = [*history.lines[: len(case)], f"keep_{name}(shifted, rows)"]
-    keep: Callable[[Tensor, Sequence[Request]], None] = getattr(module, f"keep_{name}")
-    keep(found, requests)
+    keep: Callable[[Tensor, Sequence[Request]], object] = getattr(module, f"keep_{name}")
+    returned: object = keep(found, requests)
+    if returned is not None:
+        raise Broken(IN_PLACE, f"it returns a {type(returned).__name__}", "nothing is returned")
     getattr(filters, f"keep_{name}")(expected, requests)
     for index in range(len(case)):
         kept, expected_kept = _kept(found[index]), _kept(expected[index])
@@ -123,6 +125,15 @@ def _kept(row: Tensor) -> list[int]:
 def _check_draw(draw: Callable[[Tensor, Any], Tensor], case: Case, history: History) -> None:
     shifted = torch.tensor([logits for logits, _ in case])
     probabilities = shifted.double().softmax(-1)
+    first = draw(shifted.clone(), np.zeros(len(case)))
+    for index, token in enumerate((probabilities > 0).int().argmax(-1).tolist()):
+        if int(first[index]) != token:
+            history.note("draw(shifted, uniforms=[0, …])")
+            raise Broken(
+                DRAWS,
+                f"row {index}: token {int(first[index])}, of probability 0",
+                f"token {token}, the first one that is possible",
+            )
     for token in range(shifted.shape[1]):
         # The middle of the token's interval within [0, 1), where rounding does not matter.
         before = probabilities[:, :token].sum(dim=-1)

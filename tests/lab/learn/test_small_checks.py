@@ -1,0 +1,309 @@
+"""Each mistake that a learner makes in an exercise of functions is found, and for its reason."""
+
+from functools import partial
+from hashlib import sha256
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from minimal_vllm.attention.paged import write_to_cache
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.engine.engine import Engine
+from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.supported import DTYPE_BYTES
+from minimal_vllm.sampling import filters
+from minimal_vllm.sampling.draw import draw
+from minimal_vllm.step.batch import _pad_block_tables, slots
+from minimal_vllm.text.detokenizer import Detokenizer
+from minimal_vllm_lab.learn import (
+    check_ahead,
+    check_costs,
+    check_filters,
+    check_hashes,
+    check_stream,
+    check_tables,
+)
+from minimal_vllm_lab.sim.cost_model import RooflineCostModel
+
+# ---- bytes-and-flops ----------------------------------------------------------------------------
+
+COUNT = ModelConfig.num_parameters.fget
+WRONG_COUNTS = {
+    "tied twice": lambda m: COUNT(m) + m.vocab_size * m.hidden_size * m.tie_word_embeddings,
+    "no qkv bias": lambda m: COUNT(m) - m.num_layers * m.head_dim * m.num_heads * m.qkv_bias,
+    "no o bias": lambda m: COUNT(m) - m.num_layers * m.hidden_size * m.o_bias,
+    "no final norm": lambda m: COUNT(m) - m.hidden_size,
+    "no qk norm": lambda m: COUNT(m) - m.num_layers * 2 * m.head_dim * bool(m.qk_norm),
+    "two matrices": lambda m: COUNT(m) - m.num_layers * m.hidden_size * m.intermediate_size,
+}
+WRONG_BYTES = {
+    "query heads": lambda m, d: 2 * m.num_layers * m.num_heads * m.head_dim * DTYPE_BYTES[d],
+    "keys only": lambda m, d: m.num_layers * m.num_kv_heads * m.head_dim * DTYPE_BYTES[d],
+    "one layer": lambda m, d: 2 * m.num_kv_heads * m.head_dim * DTYPE_BYTES[d],
+    "two bytes": lambda m, _: 4 * m.num_layers * m.num_kv_heads * m.head_dim,
+}
+WRONG_SECONDS = {
+    "sum": lambda m, w, n: w * m._itemsize / m._bandwidth + 2 * w * n / m._matmul_rate,
+    "one operation": lambda m, w, n: max(w * m._itemsize / m._bandwidth, w * n / m._matmul_rate),
+    "read per row": lambda m, w, n: n * w * m._itemsize / m._bandwidth,
+    "no item size": lambda m, w, n: max(w / m._bandwidth, 2 * w * n / m._matmul_rate),
+}
+
+
+def costs(model=None, cost_model=None):
+    return SimpleNamespace(
+        MyModel=type("MyModel", (ModelConfig,), model or {}),
+        MyCostModel=type("MyCostModel", (RooflineCostModel,), cost_model or {}),
+    )
+
+
+@pytest.mark.parametrize("name", WRONG_COUNTS)
+def test_a_wrong_number_of_parameters_is_found(name):
+    module = costs(model={"num_parameters": property(WRONG_COUNTS[name])})
+    assert check_costs.check_costs(module).rule is check_costs.PARAMETERS
+
+
+@pytest.mark.parametrize("name", WRONG_BYTES)
+def test_wrong_bytes_per_token_are_found(name):
+    module = costs(model={"kv_bytes_per_token": WRONG_BYTES[name]})
+    assert check_costs.check_costs(module).rule is check_costs.KV_BYTES
+
+
+@pytest.mark.parametrize("name", WRONG_SECONDS)
+def test_wrong_seconds_are_found(name):
+    module = costs(cost_model={"_matmul": WRONG_SECONDS[name]})
+    assert check_costs.check_costs(module).rule is check_costs.MATMUL
+
+
+# ---- block-table --------------------------------------------------------------------------------
+
+
+def padded_with_minus_1(requests):
+    padded = _pad_block_tables(requests)
+    for row, request in zip(padded, requests, strict=True):
+        row[len(request.block_table) :] = -1
+    return padded
+
+
+def writes_to_a_copy(k, v, cache, slots):
+    for layer, new in zip(cache, (k, v), strict=True):
+        layer.transpose(1, 2).reshape(-1, *new.shape[1:])[slots] = new
+
+
+def writes_without_transposing(k, v, cache, slots):
+    for layer, new in zip(cache, (k, v), strict=True):
+        layer.view(-1, *new.shape[1:])[slots] = new
+
+
+WRONG_TABLES = [
+    ("PADDED", "pad_block_tables", padded_with_minus_1),
+    ("PADDED", "pad_block_tables", lambda requests: _pad_block_tables(requests).astype(np.int64)),
+    ("SLOT", "slots", lambda table, row, at, size: table[row, at // size].astype(np.int64) * size),
+    ("SLOT", "slots", lambda table, row, at, size: slots(table, row * 0, at, size)),
+    ("SLOT", "slots", lambda _table, _row, at, _size: at.astype(np.int64)),
+    ("SLOT", "slots", lambda *arguments: slots(*arguments).astype(np.int32)),
+    ("WRITTEN", "write_to_cache", lambda k, _, cache, slots: write_to_cache(k, k, cache, slots)),
+    ("WRITTEN", "write_to_cache", writes_to_a_copy),
+    ("WRITTEN", "write_to_cache", writes_without_transposing),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "mutant"), WRONG_TABLES)
+def test_a_wrong_table_slot_or_write_is_found(rule, name, mutant):
+    right = {
+        "pad_block_tables": _pad_block_tables,
+        "slots": slots,
+        "write_to_cache": write_to_cache,
+    }
+    module = SimpleNamespace(**{**right, name: mutant})
+    assert check_tables.check_tables(module).rule is getattr(check_tables, rule)
+
+
+# ---- prefix-hash --------------------------------------------------------------------------------
+
+
+def hashes_with(
+    hashes, token_ids, size, salt=b"", *, parents=True, salted=True, partial_too=False, narrow=False
+):
+    parent = hashes[-1] if hashes else sha256(salt if salted else b"").digest()
+    count = -(-len(token_ids) // size) if partial_too else len(token_ids) // size
+    for index in range(len(hashes), count):
+        block = token_ids[index * size : (index + 1) * size]
+        data = bytes(token % 256 for token in block) if narrow else block.tobytes()
+        parent = sha256((parent if parents else b"") + data).digest()
+        hashes.append(parent)
+
+
+def hashes_from_the_first_again(hashes, token_ids, size, salt=b""):
+    hashes_with(hashes, token_ids, size, salt)
+    hashes += hashes[:1]
+
+
+WRONG_HASHES = [
+    ("DIFFERENT", partial(hashes_with, parents=False)),
+    ("DIFFERENT", partial(hashes_with, salted=False)),
+    ("DIFFERENT", partial(hashes_with, narrow=True)),
+    ("FULL", partial(hashes_with, partial_too=True)),
+    ("FULL", hashes_from_the_first_again),
+]
+
+
+@pytest.mark.parametrize(("rule", "mutant"), WRONG_HASHES)
+def test_wrong_hashes_are_found(rule, mutant):
+    module = SimpleNamespace(extend_block_hashes=mutant, MyPool=BlockPool)
+    assert check_hashes.check_hashes(module).rule is getattr(check_hashes, rule)
+
+
+# ---- sampler ------------------------------------------------------------------------------------
+
+
+def min_p_of_the_probability(shifted, rows):
+    for logits, row in zip(shifted, rows, strict=True):
+        logits[logits.softmax(-1) < row.params.min_p] = -torch.inf
+
+
+def min_p_excluding_equals(shifted, rows):
+    for logits, row in zip(shifted, rows, strict=True):
+        if row.params.min_p:
+            logits[logits <= np.log(row.params.min_p)] = -torch.inf
+
+
+def top_k_with_all_ties(shifted, rows):
+    for logits, row in zip(shifted, rows, strict=True):
+        if 0 < row.params.top_k < len(logits):
+            logits[logits < logits.topk(row.params.top_k).values[-1]] = -torch.inf
+
+
+def top_k_in_a_copy(shifted, rows):
+    kept = shifted.clone()
+    filters.keep_top_k(kept, rows)
+    return kept
+
+
+def top_p_cuts(is_cut):
+    def keep(shifted, rows):
+        for logits, row in zip(shifted, rows, strict=True):
+            probs, order = logits.double().softmax(-1).sort(descending=True, stable=True)
+            if row.params.top_p < 1:
+                cut = is_cut(probs.cumsum(0), probs, row.params.top_p)
+                logits[order[cut]] = -torch.inf
+
+    return keep
+
+
+def draw_with(shifted, uniforms, *, right=True, scaled=True):
+    sums = shifted.double().exp().cumsum(-1)
+    numbers = torch.tensor(uniforms)[:, None] * (sums[:, -1:] if scaled else 1)
+    return torch.searchsorted(sums, numbers, right=right).squeeze(1)
+
+
+WRONG_FILTERS = [
+    (check_filters.KEEPS["min_p"], "keep_min_p", min_p_of_the_probability),
+    (check_filters.KEEPS["min_p"], "keep_min_p", min_p_excluding_equals),
+    (check_filters.KEEPS["top_k"], "keep_top_k", top_k_with_all_ties),
+    (check_filters.IN_PLACE, "keep_top_k", top_k_in_a_copy),
+    (check_filters.KEEPS["top_p"], "keep_top_p", top_p_cuts(lambda sums, _, p: sums > p)),
+    (check_filters.KEEPS["top_p"], "keep_top_p", top_p_cuts(lambda sums, own, p: sums - own > p)),
+    (check_filters.DRAWS, "draw", lambda shifted, _: shifted.argmax(-1)),
+    (check_filters.DRAWS, "draw", partial(draw_with, right=False)),
+    (check_filters.DRAWS, "draw", partial(draw_with, scaled=False)),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "mutant"), WRONG_FILTERS)
+def test_a_wrong_filter_or_draw_is_found(rule, name, mutant):
+    right = {f"keep_{each}": getattr(filters, f"keep_{each}") for each in check_filters.OPTIONS}
+    module = SimpleNamespace(**{**right, "draw": draw, name: mutant})
+    assert check_filters.check_filters(module).rule is rule
+
+
+# ---- run-ahead ----------------------------------------------------------------------------------
+
+
+def step_with(engine, *, ahead=True, asks=True, knows_cpu=True, waits_for_all=False, drops=False):
+    outputs = [] if engine._in_flight else engine._launch_next()
+    may = (engine._runs_ahead or not knows_cpu) and engine._in_flight
+    if ahead and may and not (asks and engine.scheduler.needs_pending_tokens()):
+        outputs += engine._launch_next()
+    if engine._in_flight:
+        finished = engine._finish_oldest()
+        outputs += [] if drops else finished
+    while waits_for_all and engine._in_flight:
+        outputs += engine._finish_oldest()
+    return outputs
+
+
+def launches_after_waiting(engine):
+    outputs = [] if engine._in_flight else engine._launch_next()
+    outputs += engine._finish_oldest() if engine._in_flight else []
+    if engine._runs_ahead and not engine.scheduler.needs_pending_tokens():
+        outputs += engine._launch_next()
+    return outputs
+
+
+WRONG_STEPS = [
+    ("AHEAD", partial(step_with, ahead=False)),
+    ("NOT_AHEAD", partial(step_with, asks=False)),
+    ("NOT_AHEAD", partial(step_with, knows_cpu=False)),
+    ("WAITS_FOR_OLDEST", partial(step_with, waits_for_all=True)),
+    ("RETURNED", partial(step_with, drops=True)),
+    ("AHEAD", launches_after_waiting),
+]
+
+
+@pytest.mark.parametrize(("rule", "mutant"), WRONG_STEPS)
+def test_a_wrong_step_is_found(rule, mutant):
+    engine = type("MyEngine", (Engine,), {"step": lambda self: mutant(self)})
+    lesson = check_ahead.check_ahead(SimpleNamespace(MyEngine=engine))
+    assert lesson.rule is getattr(check_ahead, rule)
+
+
+# ---- stream-text --------------------------------------------------------------------------------
+
+
+def add_with(self, new, *, early=0, included=None, searched=None, drops=False, holds=False):
+    text = self._held_back + new
+    num_old = len(self._held_back) if searched is None else searched
+    if self.num_tokens + early > self._params.min_tokens and (
+        found := self._find_stop(text, num_old)
+    ):
+        end, stop = found
+        includes = self._params.include_stop_str_in_output if included is None else included
+        self._pieces.append(text[: end if includes else end - len(stop)])
+        self._held_back = self._held_back if holds else ""
+        return stop
+    cut = len(text) - self._num_undecided(text)
+    self._pieces.append(text[:cut])
+    self._held_back = "" if drops else text[cut:]
+    return None
+
+
+def undecided(self, text, *, stops=None, first=None):
+    for length in first or range(len(text), 0, -1):
+        if any(len(s) > length and s.startswith(text[-length:]) for s in stops or self._stops):
+            return length
+    return 0
+
+
+WRONG_STREAMS = [
+    ("ENDS", "_add", partial(add_with, early=1)),
+    ("ENDS", "_add", partial(add_with, searched=0)),
+    ("CUT", "_add", partial(add_with, included=False)),
+    ("CUT", "_add", partial(add_with, included=True)),
+    ("CUT", "_add", partial(add_with, holds=True)),
+    ("LOST", "_add", partial(add_with, drops=True)),
+    ("CERTAIN", "_num_undecided", lambda _self, _text: 0),
+    ("CERTAIN", "_num_undecided", lambda self, text: undecided(self, text, first=(1,))),
+    ("CERTAIN", "_num_undecided", lambda self, text: undecided(self, text, stops=self._stops[:1])),
+    ("AT_ONCE", "_num_undecided", lambda _self, text: min(len(text), 2)),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "mutant"), WRONG_STREAMS)
+def test_a_wrong_stream_is_found(rule, name, mutant):
+    methods = {name: lambda self, text: mutant(self, text)}
+    detokenizer = type("MyDetokenizer", (Detokenizer,), methods)
+    lesson = check_stream.check_stream(SimpleNamespace(MyDetokenizer=detokenizer))
+    assert lesson.rule is getattr(check_stream, rule), "\n".join(lesson.lines())
