@@ -97,7 +97,7 @@ def test_its_cache_holds_the_keys_of_the_same_tokens(drafting, monkeypatch):
         monkeypatch.setattr(
             SpeculatingScheduler,
             "count_guesses",
-            lambda self, plan, entries: [next(counts) for _ in entries],
+            lambda self, plan, entries, guesses: [next(counts) for _ in entries],
         )
         drafting.engine.add_request("a", prompt, params)
         (request,) = drafting.engine._outputs.requests("a")

@@ -26,7 +26,7 @@ def test_guesses_behind_a_wrong_one_tell_nothing():
 
 
 def test_costs_are_learned_from_steps_of_several_sizes():
-    meter = CostMeter(in_passes=True)
+    meter = CostMeter()
     assert meter.costs.fixed / meter.costs.row == FREE_ROWS
     for step in range(300):
         rows, passes = 1 + step % 5, step % 3
@@ -34,16 +34,15 @@ def test_costs_are_learned_from_steps_of_several_sizes():
     costs = meter.costs
     assert costs.fixed == pytest.approx(0.010, rel=0.05)
     assert costs.row == pytest.approx(0.0005, rel=0.05)
-    assert costs.draft_pass == pytest.approx(0.003, rel=0.05)
+    assert costs.guessing == pytest.approx(0.003, rel=0.05)
 
 
 def test_steps_of_one_size_leave_the_assumptions_as_they_are():
-    meter = CostMeter(in_passes=False)
+    meter = CostMeter()
     for _ in range(100):
         meter.note(3, 0, 0.02)
     assert meter.costs.fixed / meter.costs.row == pytest.approx(FREE_ROWS, rel=0.01)
     assert meter.costs.of_step(3, 0) == pytest.approx(0.02)
-    assert meter.costs.draft_pass == 0
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,15 @@ def test_steps_of_one_size_leave_the_assumptions_as_they_are():
     ],
 )
 def test_guesses_are_made_where_they_pay(rates, num_rows, costs, counts):
-    assert choose_counts(rates, num_rows, 5, costs) == counts
+    most = [5] * len(rates)
+    assert choose_counts(rates, most, num_rows, costs, in_passes=True) == counts
+
+
+def test_having_guesses_at_all_must_pay():
+    """One request of four has guesses, for which a lookup needs no passes."""
+    most = [0, 3, 0, 0]
+    assert choose_counts([0.9] * 4, most, 4, Costs(16, 1, 2), in_passes=False) == [0, 3, 0, 0]
+    assert choose_counts([0.9] * 4, most, 4, Costs(16, 1, 20), in_passes=False) == [0, 0, 0, 0]
 
 
 def test_the_chosen_number_of_passes_is_the_best():
@@ -70,6 +77,6 @@ def test_the_chosen_number_of_passes_is_the_best():
     def speed(count):
         return sum(rate**j for j in range(count + 1)) / costs.of_step(1 + count, count)
 
-    (chosen,) = choose_counts([rate], 1, 8, costs)
+    (chosen,) = choose_counts([rate], [8], 1, costs, in_passes=True)
     assert chosen == max(range(9), key=speed)
     assert 0 < chosen < 8

@@ -36,7 +36,7 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
 
 PROMPT_TILE = 32
-"""Number of tokens per tile of a prompt: enough rows for an efficient matrix product."""
+"""Maximum number of tokens per tile of a prompt: enough rows for an efficient matrix product."""
 LEAST_ROUND = 128
 """Minimum number of keys per round: enough columns for an efficient matrix product."""
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
@@ -268,9 +268,10 @@ class TiledAttention:
         )
 
     def _plan_groups(self, batch: Batch, window: int | None) -> Iterator[TileGroup]:
-        for requests, tile_size in ((batch.decodes, 1), (batch.prefills, PROMPT_TILE)):
+        for requests in (batch.decodes, batch.prefills):
             if len(requests):
-                yield self._plan_group(batch, requests, tile_size, window)
+                longest = int(batch.num_new[requests].max())  # a few tokens, if all are guesses
+                yield self._plan_group(batch, requests, min(longest, PROMPT_TILE), window)
 
     def _plan_group(
         self, batch: Batch, requests: IntArray, tile_size: int, window: int | None

@@ -42,7 +42,8 @@ class SpeculatingScheduler(Scheduler):
         super().__init__(config, pool)
         self.guesser = guesser
         self.most_guesses = most_guesses
-        self.meter = CostMeter(in_passes=in_passes)
+        self.in_passes = in_passes
+        self.meter = CostMeter()
         self._clock = clock
         self._planned_at = 0.0
         self._typical = Acceptance()
@@ -52,11 +53,11 @@ class SpeculatingScheduler(Scheduler):
         """Plan the next step, as without guesses, and then add guesses."""
         plan = super().schedule()
         entries = [entry for entry in plan.scheduled if entry.num_logits]
-        counts = self.count_guesses(plan, entries)
+        guesses = self.guesser.propose(entries, self.most_for(plan, entries))
+        counts = self.count_guesses(plan, entries, guesses)
         if any(counts):
-            guesses = self.guesser.propose(entries, counts)
-            for entry, tokens in zip(entries, guesses, strict=True):
-                self.add_guesses(entry, tokens)
+            for entry, tokens, count in zip(entries, guesses, counts, strict=True):
+                self.add_guesses(entry, tokens[:count])
             plan.evicted += self.pool.take_evicted()
         self._planned_at = self._clock()
         return plan
@@ -65,7 +66,8 @@ class SpeculatingScheduler(Scheduler):
         """Append the sampled tokens, and learn from them how much to guess."""
         if all(entry.num_logits for entry in plan.scheduled):
             num_rows = sum(entry.num_new for entry in plan.scheduled)
-            num_passes = max(len(entry.guesses) for entry in plan.scheduled)
+            longest = max(len(entry.guesses) for entry in plan.scheduled)
+            num_passes = longest if self.in_passes else min(longest, 1)
             self.meter.note(num_rows, num_passes, self._clock() - self._planned_at)
         entries = [entry for entry in plan.scheduled if entry.num_logits]
         for entry, tokens in zip(entries, sampled, strict=True):
@@ -91,24 +93,34 @@ class SpeculatingScheduler(Scheduler):
 
     # ---- guesses --------------------------------------------------------------------------------
 
-    def count_guesses(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
-        """Return how many guesses each request may have in this step at most.
-
-        Its output's limit, the token budget and the model's length leave room for so many, and so
-        many are expected to pay.
-        """
-        num_rows = sum(entry.num_new for entry in plan.scheduled)
-        budget = self.config.max_num_batched_tokens - num_rows
-        known = [self._acceptance_of(entry.request) for entry in entries]
-        rates = [acceptance.rate for acceptance in known]
-        worth = choose_counts(rates, num_rows, self.most_guesses, self.meter.costs)
+    def most_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
+        """Return how many guesses the token budget and each output's limit leave room for."""
+        budget = self.config.max_num_batched_tokens - sum(each.num_new for each in plan.scheduled)
         counts = []
-        for entry, acceptance, count in zip(entries, known, worth, strict=True):
-            if not count:
-                acceptance.recover()
+        for entry in entries:
             room = entry.request.max_num_tokens - entry.request.num_planned_tokens
-            counts.append(max(min(count, room, budget), 0))
+            counts.append(max(min(self.most_guesses, room, budget), 0))
             budget -= counts[-1]
+        return counts
+
+    def count_guesses(
+        self,
+        plan: Plan,
+        entries: Sequence[ScheduledRequest],
+        guesses: Sequence[Sequence[int]],
+    ) -> list[int]:
+        """Return how many of each request's guesses are expected to pay."""
+        known = [self._acceptance_of(entry.request) for entry in entries]
+        counts = choose_counts(
+            [acceptance.rate for acceptance in known],
+            [len(tokens) for tokens in guesses],
+            sum(entry.num_new for entry in plan.scheduled),
+            self.meter.costs,
+            in_passes=self.in_passes,
+        )
+        for acceptance, tokens, count in zip(known, guesses, counts, strict=True):
+            if tokens and not count:
+                acceptance.recover()
         return counts
 
     def _acceptance_of(self, request: Request) -> Acceptance:

@@ -22,8 +22,8 @@ REFIT = 8
 """Number of steps after which the costs are fitted again."""
 FREE_ROWS = 16.0
 """Assumed cost of an empty step, in rows."""
-PASS_ROWS = 4.0
-"""Assumed cost of a pass of a draft model, in rows."""
+GUESSING_ROWS = 4.0
+"""Assumed cost of a pass of a draft model, or of having guesses, in rows."""
 BELIEF = (0.1, 8.0, 8.0)
 """Weights of the assumed costs of a step, a row and a pass among those that are measured."""
 
@@ -60,12 +60,13 @@ class Costs:
     """Cost of a step without rows."""
     row: float
     """Cost of each token that is computed."""
-    draft_pass: float = 0.0
-    """Cost of each pass of a draft model, which makes one guess for all requests."""
+    guessing: float = 0.0
+    """Cost of each pass of a draft model, which makes one guess for all requests; without one, of
+    having guesses in the step at all."""
 
     def of_step(self, num_rows: int, num_passes: int) -> float:
         """Return the cost of a step."""
-        return self.fixed + self.row * num_rows + self.draft_pass * num_passes
+        return self.fixed + self.row * num_rows + self.guessing * num_passes
 
 
 class CostMeter:
@@ -73,15 +74,12 @@ class CostMeter:
 
     Where the steps so far tell nothing, because all were of one size, assumptions take their place.
 
-    Args:
-        in_passes: whether a draft model makes the guesses.
-
     Attributes:
         costs: the costs of the steps so far, fitted again every few steps.
     """
 
-    def __init__(self, *, in_passes: bool) -> None:
-        self._assumed = np.array([FREE_ROWS, 1.0, PASS_ROWS if in_passes else 0.0])
+    def __init__(self) -> None:
+        self._assumed = np.array([FREE_ROWS, 1.0, GUESSING_ROWS])
         self._products = np.zeros((3, 3))
         self._times = np.zeros(3)
         self._num_noted = 0
@@ -105,32 +103,42 @@ class CostMeter:
         return Costs(*fitted.clip(min=0).tolist())
 
 
-def choose_counts(rates: Sequence[float], num_rows: int, most: int, costs: Costs) -> list[int]:
-    """Return how many guesses to make for each request, so that tokens come fastest.
+def choose_counts(
+    rates: Sequence[float],
+    most: Sequence[int],
+    num_rows: int,
+    costs: Costs,
+    *,
+    in_passes: bool,
+) -> list[int]:
+    """Return how many guesses to compute for each request, so that tokens come fastest.
 
     A row of guesses is cut where the next one would yield fewer tokens per time than the step does
-    without guesses. The number of passes is the one that yields the most.
+    without guesses. The greatest number of guesses is the one that yields the most.
 
     Args:
         rates: share of right guesses of each request that samples.
+        most: maximum number of guesses of each of them.
         num_rows: number of tokens that the step computes anyway.
-        most: maximum number of guesses of a request.
         costs: what a step costs.
+        in_passes: whether each guess takes a pass of a draft model.
     """
-    tokens, best_passes = float(len(rates)), 0
-    speed = best = tokens / max(costs.of_step(num_rows, 0), 1e-12)
-    bar = costs.row * speed
+    tokens, best_length = float(len(rates)), 0
+    best = tokens / max(costs.of_step(num_rows, 0), 1e-12)
+    bar = costs.row * best
     chances, counts = [1.0] * len(rates), [0] * len(rates)
-    for passes in range(1, most + 1):
+    for length in range(1, max(most, default=0) + 1):
         chances = [chance * rate for chance, rate in zip(chances, rates, strict=True)]
-        worth = [index for index, chance in enumerate(chances) if chance > bar]
+        worth = [
+            index for index, chance in enumerate(chances) if chance > bar and length <= most[index]
+        ]
         if not worth:
             break
         for index in worth:
-            counts[index] = passes
+            counts[index] = length
         num_rows += len(worth)
         tokens += sum(chances[index] for index in worth)
-        speed = tokens / max(costs.of_step(num_rows, passes), 1e-12)
+        speed = tokens / max(costs.of_step(num_rows, length if in_passes else 1), 1e-12)
         if speed > best:
-            best, best_passes = speed, passes
-    return [min(count, best_passes) for count in counts]
+            best, best_length = speed, length
+    return [min(count, best_length) for count in counts]

@@ -327,5 +327,17 @@ EXERCISES = {
                 "mix_experts": "minimal_vllm.model.experts:mix_experts",
             },
         ),
+        Exercise(
+            "guess-and-check",
+            "19-speculation",
+            "guess tokens by n-gram lookup, and keep those that are right",
+            2,
+            _function("check_guesses:check_guesses"),
+            {
+                "MyIndex.extend": "minimal_vllm.speculation.ngram:NgramIndex.extend",
+                "MyIndex.find": "minimal_vllm.speculation.ngram:NgramIndex.find",
+                "count_kept": "minimal_vllm.speculation.rows:count_kept",
+            },
+        ),
     )
 }
