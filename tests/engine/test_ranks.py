@@ -3,6 +3,7 @@ tests/model/test_divided.py; here they are told what to do, and fail."""
 
 import gc
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from datetime import timedelta
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 
 from minimal_vllm import LLM, SamplingParams, StructuredOutputsParams
+from minimal_vllm.cli.main import main
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.ranks import group, start
 from minimal_vllm.engine.ranks.group import GlooRanks
-from minimal_vllm.runner.interface import RankFailedError, RankLostError
+from minimal_vllm.runner.failures import RankFailedError, RankLostError
 
 PATIENCE = 120
 OPTIONS = {
@@ -248,6 +251,9 @@ def test_a_process_that_can_not_start_is_an_error(checkpoint, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(RankFailedError, match=r"rank 1 .* its process ended with status 1"):
         LLM(str(checkpoint("llama")), tensor_parallel_size=2, **OPTIONS)
+    result = CliRunner().invoke(main, ["generate", "--tensor-parallel-size=2", "a"])
+    assert result.exit_code == 1
+    assert re.fullmatch("minimal-vllm: error: rank 1 .* ended with status 1\n", result.stderr)
 
 
 def test_a_rank_that_nobody_meets_gives_up(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from minimal_vllm.cli.errors import Failure
+from minimal_vllm.cli.errors import Failure, StepFailure
+from minimal_vllm.runner.failures import RankFailedError
 from minimal_vllm.settings import describe
 
 ENTRY_POINT_GROUP = "minimal_vllm.commands"
@@ -45,7 +46,7 @@ class Commands(click.Group):
         """Run the command that ``ctx`` names.
 
         Raises:
-            Failure: in place of any ValueError or OSError.
+            Failure: in place of any ValueError, OSError or RankFailedError.
         """
         try:
             return super().invoke(ctx)
@@ -59,5 +60,7 @@ class Commands(click.Group):
             is_about_a_file = error.filename and error.strerror
             message = f"{error.filename}: {error.strerror}" if is_about_a_file else str(error)
             raise Failure(message) from error
+        except RankFailedError as error:
+            raise StepFailure(str(error)) from error
         except ValueError as error:
             raise Failure(str(error)) from error

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from minimal_vllm.runner.interface import Flight, RankFailedError, Runner, StepResult
+from minimal_vllm.runner.failures import RankFailedError
+from minimal_vllm.runner.interface import Flight, Runner, StepResult
 from minimal_vllm.step.plan import Plan
 
 

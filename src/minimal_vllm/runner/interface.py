@@ -10,18 +10,10 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.outputs import TokenLogprobs
+from minimal_vllm.runner.failures import RankFailedError
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
-
-
-class RankFailedError(RuntimeError):
-    """One of the ranks that compute a model together has failed, so none can go on."""
-
-
-class RankLostError(RankFailedError):
-    """Another rank is gone."""
-
 
 DEVICE_LOST = (torch.AcceleratorError, RankFailedError)
 """Errors after which no step can be computed. After the first, every CUDA call of the process

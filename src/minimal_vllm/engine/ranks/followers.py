@@ -16,7 +16,7 @@ import torch
 
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.ranks.messages import Built, Call, Failed, Setup, Started
-from minimal_vllm.runner.interface import RankFailedError, RankLostError
+from minimal_vllm.runner.failures import RankFailedError, RankLostError
 
 SECONDS_TO_EXPLAIN = 5.0
 """Maximum time to wait for the reason, once a rank has failed."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.runner.interface import RankLostError
+from minimal_vllm.runner.failures import RankLostError
 
 _Store: Any = dist.FileStore  # type: ignore[attr-defined]
 _Group: Any = dist.ProcessGroupGloo

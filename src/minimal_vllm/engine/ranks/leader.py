@@ -11,7 +11,7 @@ from typing import Any
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.ranks.followers import Followers
 from minimal_vllm.outputs import OutputKind, RequestOutput
-from minimal_vllm.runner.interface import RankFailedError, RankLostError
+from minimal_vllm.runner.failures import RankFailedError, RankLostError
 from minimal_vllm.sampling_params import SamplingParams
 
 

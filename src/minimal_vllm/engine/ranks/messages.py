@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.runner.interface import RankFailedError, RankLostError
+from minimal_vllm.runner.failures import RankFailedError, RankLostError
 
 
 @dataclass(frozen=True)

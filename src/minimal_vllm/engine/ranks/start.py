@@ -13,7 +13,7 @@ from minimal_vllm.engine.ranks.messages import Built, Started
 from minimal_vllm.engine.sizing import choose_device, read_model_config
 from minimal_vllm.model.divided_config import divide
 from minimal_vllm.model.hub import resolve_model
-from minimal_vllm.runner.interface import RankLostError
+from minimal_vllm.runner.failures import RankLostError
 from minimal_vllm.trace.step_record import Observer
 
 
