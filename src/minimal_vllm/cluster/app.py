@@ -123,5 +123,5 @@ def _number(cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def _resources(cluster: ClusterConfig, engine: EngineConfig) -> dict[str, Any]:
-    gpus = 1 if choose_device(engine.device).type == "cuda" else 0
+    gpus = engine.tensor_parallel_size if choose_device(engine.device).type == "cuda" else 0
     return {"num_cpus": cluster.cpus_per_replica, "num_gpus": gpus}

@@ -10,6 +10,9 @@ from minimal_vllm.cluster.evictions import EvictionReader
 from minimal_vllm.cluster.replica import Survey
 from minimal_vllm.routing import ROUTERS, Router
 
+CallKey = tuple[str, str]
+"""The id of an HTTP request, which all its calls have, and the replica."""
+
 MOST_ENDED_EARLY = 1000
 """Number of calls that are remembered as ended, and may yet be said to be routed."""
 
@@ -34,9 +37,9 @@ class ClusterRouter(RequestRouter):  # type: ignore[misc] # Ray's classes are un
         """Make the router; Ray passes on ``request_router_kwargs``."""
         self._router: Router[str] = ROUTERS[routing]((), block_size)
         self._evictions = EvictionReader(self._router)
-        self._calls: dict[str, str] = {}
-        """Replica of each call that has not ended, by the call's id."""
-        self._ended_early: dict[str, None] = {}
+        self._calls: set[CallKey] = set()
+        """Calls that have not ended."""
+        self._ended_early: dict[CallKey, None] = {}
         """Calls that ended before Ray said that they were routed: short ones do."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
@@ -82,26 +85,28 @@ class ClusterRouter(RequestRouter):  # type: ignore[misc] # Ray's classes are un
         result: Any,  # noqa: ARG002
     ) -> None:
         """Count a call that a replica has accepted."""
-        name, call = replica_id.unique_id, pending_request.metadata.internal_request_id
+        name = replica_id.unique_id
+        is_counted = pending_request.args and not isinstance(pending_request.args[0], Survey)
+        if not is_counted or name not in self._router.loads:
+            return
+        call = (pending_request.metadata.internal_request_id, name)
         if call in self._ended_early:
             del self._ended_early[call]
-        elif name in self._router.loads:
-            self._calls[call] = name
+        else:
+            self._calls.add(call)
             self._router.loads[name] += 1
 
-    def on_request_completed(
-        self,
-        replica_id: ReplicaID,  # noqa: ARG002
-        internal_request_id: str,
-    ) -> None:
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Count a call that has ended, however it did."""
-        name = self._calls.pop(internal_request_id, None)
-        if name is None:  # it may have been refused by the replica, too
-            self._ended_early[internal_request_id] = None
+        call = (internal_request_id, replica_id.unique_id)
+        if call in self._calls:
+            self._calls.remove(call)
+            if replica_id.unique_id in self._router.loads:
+                self._router.loads[replica_id.unique_id] -= 1
+        else:  # it may be one that is not counted, too
+            self._ended_early[call] = None
             if len(self._ended_early) > MOST_ENDED_EARLY:
                 del self._ended_early[next(iter(self._ended_early))]
-        elif name in self._router.loads:
-            self._router.loads[name] -= 1
 
     def _drop(self, name: str) -> None:
         self._router.remove(name)
