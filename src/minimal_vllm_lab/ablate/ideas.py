@@ -42,6 +42,7 @@ IDEAS = {
     "chunked-prefill": Idea("whole prompts in one step", {"enable_chunked_prefill": False}),
     "preemption": Idea("all blocks of a request reserved", {"scheduler": Reservation}),
     "lru": Idea("first in, first out", {"eviction_policy": "fifo"}),
+    "speculation": Idea("one token of a request per step", {"speculative_config": None}),
     "cuda-graphs": Idea("each kernel launched separately", {"enforce_eager": True}, on_gpu=True),
     "async-scheduling": Idea("one step after the other", {"async_scheduling": False}, on_gpu=True),
     "cascade": Idea(

@@ -77,6 +77,8 @@ def _is_on(name: str, config: EngineConfig, simulated: bool) -> bool:
     idea = IDEAS[name]
     if idea.on_gpu and (simulated or not _has_own_kernels(config)):
         return False
+    if config.speculative_config is not None and "scheduler" in idea.changes:
+        return False  # only the built-in scheduler plans guesses
     return any(getattr(config, field) != value for field, value in idea.changes.items())
 
 

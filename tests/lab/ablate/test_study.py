@@ -1,10 +1,10 @@
 """A study switches off one idea at a time."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
-from minimal_vllm.config import EngineConfig
+from minimal_vllm.config import EngineConfig, SpeculativeConfig
 from minimal_vllm_lab.ablate.ideas import DECLARED, IDEAS, without
 from minimal_vllm_lab.ablate.study import medians, possible_ideas, run_study
 from minimal_vllm_lab.sim.config import SimulationConfig
@@ -28,13 +28,23 @@ def test_only_what_the_idea_is_about_changes(idea):
         assert changed.max_num_batched_tokens == 512  # the longest prompt must fit
         differing -= {"max_num_batched_tokens"}
     assert differing <= idea.changes.keys()
-    assert differing or idea.on_gpu
+    assert differing or idea.on_gpu or idea is IDEAS["speculation"]
 
 
 def test_ideas_for_gpus_are_only_switched_off_on_a_gpu():
-    assert set(IDEAS) - set(possible_ideas(SETTLED, [], simulated=False)) == GPU_IDEAS
-    assert possible_ideas(ON_GPU, [], simulated=False) == list(IDEAS)
-    assert set(IDEAS) - set(possible_ideas(ON_GPU, [], simulated=True)) == GPU_IDEAS
+    ideas = set(IDEAS) - {"speculation"}
+    assert ideas - set(possible_ideas(SETTLED, [], simulated=False)) == GPU_IDEAS
+    assert set(possible_ideas(ON_GPU, [], simulated=False)) == ideas
+    assert ideas - set(possible_ideas(ON_GPU, [], simulated=True)) == GPU_IDEAS
+
+
+def test_speculation_is_an_idea_where_it_is_on_and_keeps_the_scheduler():
+    config = replace(SETTLED, speculative_config=SpeculativeConfig(num_speculative_tokens=3))
+    possible = possible_ideas(config, [], simulated=False)
+    assert possible == ["prefix-caching", "chunked-prefill", "lru", "speculation"]
+    for name in possible:
+        changed = without(IDEAS[name], config, 512)
+        assert (changed.speculative_config is None) == (name == "speculation")
 
 
 def test_the_user_s_choice_is_made_in_the_usual_order():
