@@ -15,33 +15,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
 def well_known(block_size: int, options: AttentionOptions) -> dict[str, Attend]:
     """Return well-known mistakes: descriptions, and attention functions that make the mistakes."""
 
-    def no_mask(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
-        # A query at the last position attends to all keys.
-        rows = [attend(row[None], keys, values, scale, None) for row in q]
-        return torch.cat(rows)
-
-    def from_zero(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        rows = [
-            attend(row[None], keys[: index + 1], values[: index + 1], scale, w)
-            for index, row in enumerate(q)
-        ]
-        return torch.cat(rows)
-
-    def not_itself(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        first = len(keys) - len(q)
-        rows = [
-            attend(row[None], keys[: first + index], values[: first + index], scale, w)
-            for index, row in enumerate(q)
-        ]
-        return torch.cat(rows)
-
     def full_blocks(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
         full = len(keys) // block_size * block_size
         return attend(q, keys[:full], values[:full], scale, w)
-
-    def interleaved(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
-        group = q.shape[1] // keys.shape[1]
-        return attend(q, keys.repeat(1, group, 1), values.repeat(1, group, 1), scale, w)
 
     def no_softcap(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
         return attend(q, keys, values, scale, w, None, options.sinks)
@@ -49,36 +25,25 @@ def well_known(block_size: int, options: AttentionOptions) -> dict[str, Attend]:
     def no_sinks(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
         return attend(q, keys, values, scale, w, options.softcap)
 
-    def masked_with(
-        number: float, after: bool, q: Tensor, k: Tensor, v: Tensor, s: float
-    ) -> Tensor:
-        return _averaged(*_scores(q, k, s), v, hidden=number, after=after)
-
-    def not_divided(q: Tensor, k: Tensor, v: Tensor, s: float, _: int | None) -> Tensor:
-        scores, visible = _scores(q, k, s)
-        hidden = scores.masked_fill(~visible, -torch.inf)
-        weights = (hidden - hidden.amax(-1, keepdim=True)).exp()
-        return _weighted(weights, v)
-
     return {
-        "hidden scores are 0 instead of -inf": lambda q, k, v, s, _: masked_with(
+        "hidden scores are 0 instead of -inf": lambda q, k, v, s, _: _masked_with(
             0, False, q, k, v, s
         ),
         "scores are hidden after the softmax, so that the weights don't sum to 1": (
-            lambda q, k, v, s, _: masked_with(0, True, q, k, v, s)
+            lambda q, k, v, s, _: _masked_with(0, True, q, k, v, s)
         ),
-        "the weights are not divided by their sum": not_divided,
+        "the weights are not divided by their sum": _not_divided,
         "the keys are averaged instead of the values": lambda q, k, _v, s, w: attend(q, k, k, s, w),
         "only the step's new tokens are attended to": lambda q, k, v, s, w: attend(
             q, k[-len(q) :], v[-len(q) :], s, w
         ),
         "the softcap is ignored": no_softcap,
         "the sinks are ignored": no_sinks,
-        "a token also attends to later tokens: the causal mask is missing": no_mask,
-        "the positions of a chunk are counted from the start of the request": from_zero,
-        "a token does not attend to itself": not_itself,
+        "a token also attends to later tokens: the causal mask is missing": _no_mask,
+        "the positions of a chunk are counted from the start of the request": _from_zero,
+        "a token does not attend to itself": _not_itself,
         "the last, partly filled block is left out": full_blocks,
-        "query head h uses kv head h % K instead of h // (H / K)": interleaved,
+        "query head h uses kv head h % K instead of h // (H / K)": _interleaved,
         "the scores are not multiplied by scale": lambda q, k, v, _, w: attend(q, k, v, 1.0, w),
         "the scale is applied twice": lambda q, k, v, s, w: attend(q, k, v, s * s, w),
         "the window is ignored": lambda q, k, v, s, _: attend(q, k, v, s, None),
@@ -87,6 +52,45 @@ def well_known(block_size: int, options: AttentionOptions) -> dict[str, Attend]:
             q, k, v, s, w and max(w - 1, 1)
         ),
     }
+
+
+def _no_mask(q: Tensor, keys: Tensor, values: Tensor, scale: float, _: int | None) -> Tensor:
+    # A query at the last position attends to all keys.
+    rows = [attend(row[None], keys, values, scale, None) for row in q]
+    return torch.cat(rows)
+
+
+def _from_zero(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
+    rows = [
+        attend(row[None], keys[: index + 1], values[: index + 1], scale, w)
+        for index, row in enumerate(q)
+    ]
+    return torch.cat(rows)
+
+
+def _not_itself(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
+    first = len(keys) - len(q)
+    rows = [
+        attend(row[None], keys[: first + index], values[: first + index], scale, w)
+        for index, row in enumerate(q)
+    ]
+    return torch.cat(rows)
+
+
+def _interleaved(q: Tensor, keys: Tensor, values: Tensor, scale: float, w: int | None) -> Tensor:
+    group = q.shape[1] // keys.shape[1]
+    return attend(q, keys.repeat(1, group, 1), values.repeat(1, group, 1), scale, w)
+
+
+def _masked_with(number: float, after: bool, q: Tensor, k: Tensor, v: Tensor, s: float) -> Tensor:
+    return _averaged(*_scores(q, k, s), v, hidden=number, after=after)
+
+
+def _not_divided(q: Tensor, k: Tensor, v: Tensor, s: float, _: int | None) -> Tensor:
+    scores, visible = _scores(q, k, s)
+    hidden = scores.masked_fill(~visible, -torch.inf)
+    weights = (hidden - hidden.amax(-1, keepdim=True)).exp()
+    return _weighted(weights, v)
 
 
 def _scores(q: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
