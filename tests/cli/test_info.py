@@ -56,6 +56,21 @@ def test_it_says_how_many_experts_compute_a_token(tmp_path):
     assert expected in info(tmp_path)
 
 
+def test_it_says_what_each_of_several_processes_holds(tmp_path):
+    model = write_checkpoint(tmp_path, FAMILIES["llama"])
+    whole, part = (
+        json.loads(info(model, "--json", *options))["devices"][0]
+        for options in ([], ["--tensor-parallel-size=2"])
+    )
+    norms = 4 * 7 * 32  # which both hold
+    assert part["weights"] == (whole["weights"] - norms) / 2 + norms
+    assert 2 * part["kv_per_token"] == whole["kv_per_token"]
+    assert part["memory"] == whole["memory"] // 2
+    shown = info(model, "--tensor-parallel-size=2")
+    assert "On cpu, in 2 processes, each with" in shown
+    assert f"Weights       {_size(part['weights'])} in each" in shown
+
+
 def test_it_describes_a_gguf_file(tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, FAMILIES["llama"], GGMLQuantizationType.Q4_1)

@@ -15,6 +15,7 @@ from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.divided_config import divide
 from minimal_vllm.model.gguf_config import describe_types
 from minimal_vllm.model.hub import resolve_model
 from minimal_vllm.model.supported import DTYPE_BYTES
@@ -36,6 +37,7 @@ OPTIONS = frozenset(
         "max_num_seqs",
         "chat_template",
         "speculative_config",
+        "tensor_parallel_size",
     }
 )
 """Fields of ``EngineConfig`` on which the answer depends."""
@@ -46,6 +48,8 @@ class DeviceFit:
     """Prediction of how a model would run on one device, with all sizes in bytes."""
 
     device: str
+    num_ranks: int
+    """Number of processes that would share the model; all sizes are of each of them."""
     dtype: str
     attention_backend: str
     memory: int
@@ -137,7 +141,10 @@ def gather(config: EngineConfig) -> ModelInfo:
         checkpoint_dtype=model.dtype,
         max_model_len=max_model_len,
         chat_template=_has_chat_template(config, checkpoint),
-        devices=tuple(_fit(name, config, model, max_model_len) for name in _device_names()),
+        devices=tuple(
+            _fit(name, config, divide(model, config.tensor_parallel_size), max_model_len)
+            for name in _device_names(config)
+        ),
     )
 
 
@@ -157,10 +164,12 @@ def _has_chat_template(config: EngineConfig, checkpoint: Path) -> bool:
     return load_chat_template(Tokenizer(checkpoint), config.chat_template) is not None
 
 
-def _device_names() -> list[str]:
+def _device_names(config: EngineConfig) -> list[str]:
+    """Return the devices here that the configuration can run on."""
     import torch
 
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    has_gpu = torch.cuda.is_available() and config.tensor_parallel_size == 1
+    return ["cpu", "cuda"] if has_gpu else ["cpu"]
 
 
 def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int) -> DeviceFit:
@@ -173,7 +182,7 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     device = sizing.choose_device(name)
     check_speculation(config, device)
     draft = find_draft(config, model, None, max_model_len)
-    memory = measure_memory(device, gpu_free(device))
+    memory = measure_memory(device, gpu_free(device)).shared_by(model.ranks)
     dtype = sizing.choose_dtype(config.dtype, model.dtype, device)
     dtype_name = str(dtype).removeprefix("torch.")
     draft_config = None if draft is None else draft.config
@@ -201,6 +210,7 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
         num_blocks = 0
     return DeviceFit(
         device=name,
+        num_ranks=model.ranks,
         dtype=dtype_name,
         attention_backend=backend_name(config.attention_backend, device),
         memory=memory.total,
@@ -244,7 +254,11 @@ def _render(found: ModelInfo) -> Iterator[str]:
 def _render_fit(fit: DeviceFit, max_model_len: int) -> Iterator[str]:
     kind = "GPU memory" if fit.device == "cuda" else "RAM"
     yield ""
-    yield f"On {fit.device}, with {_size(fit.memory)} of {kind}, {_size(fit.free_memory)} free:"
+    ranks = f"in {fit.num_ranks} processes, each " if fit.num_ranks > 1 else ""
+    memory = f"{_size(fit.memory)} of {kind}, {_size(fit.free_memory)} free"
+    yield f"On {fit.device}, {ranks}with {memory}:"
+    if fit.num_ranks > 1:
+        yield _row("Weights", f"{_size(fit.weights)} in each")
     yield _row("Runs", f"in {fit.dtype}, with {fit.attention_backend} attention")
     yield _row(
         "KV cache",
