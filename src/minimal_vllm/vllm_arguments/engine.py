@@ -60,7 +60,7 @@ ENGINE = by_name(
         },
     ),
     Unsupported(
-        "the models here have no mixture of experts",
+        "a mixture of experts has one kernel here, and each rank holds a part of every expert",
         {
             "enable_expert_parallel": OFF,
             "enable_ep_weight_filter": ON_OR_OFF,

@@ -34,7 +34,7 @@ SAMPLING = by_name(
     Unsupported("use frequency_penalty or repetition_penalty", {"repetition_detection": ()}),
     Unsupported("outputs carry no watermark", {"watermarking": OFF}),
     Unsupported(
-        "the models here have no mixture of experts", {"routed_experts_prompt_start": (0,)}
+        "which experts computed a token is not returned", {"routed_experts_prompt_start": (0,)}
     ),
     Unsupported("tokens are sampled, not replayed", {"trace_decode_token_ids": ()}),
     Unsupported(
