@@ -50,7 +50,7 @@ def sections_of(ours: Ours) -> Sections:
         "attention: write to cache": [(layers, "write_to_cache")],
         GATHER: [(tiled.TiledStep, "_gather")],
         ARITHMETIC: [(tiled.TiledStep, "__call__")],
-        "sampling": [(ours.llm.engine._runner, "_sample")],
+        "sampling": [(ours.llm.engine._runner, "sampler")],
         "rest of the model": [(plain.PlainRunner, "launch")],
     }
 
