@@ -1,4 +1,7 @@
-"""SmolLM2-135M-Instruct's real weights, and what transformers makes of them."""
+"""SmolLM2-135M-Instruct's real weights, and what transformers makes of them.
+
+The models are large, so they go when the tests of a module have ended.
+"""
 
 import copy
 import socket
@@ -53,18 +56,18 @@ def smollm2():
     return folder / FETCHABLE["smollm2"].file_name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reader(smollm2):
     """The file, read by llama.cpp's own package."""
     return gguf.GGUFReader(smollm2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def llm(smollm2):
     return LLM(str(smollm2), dtype="float32", max_model_len=2048)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def transformers_model(reader):
     """The same weights in transformers, converted here by hand."""
     config = LlamaConfig(
@@ -96,7 +99,7 @@ def transformers_model(reader):
     return model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rounded_transformers_model(transformers_model):
     """The same with its projections rounded as the engine rounds them on this CPU."""
     model = copy.deepcopy(transformers_model)
@@ -107,7 +110,7 @@ def rounded_transformers_model(transformers_model):
     return model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def original_tokenizer(reader):
     """The tokens and merges of the file in what SmolLM2's tokenizer.json puts around them."""
     fields = {key: field.contents() for key, field in reader.fields.items() if "tokenizer" in key}

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from minimal_vllm import LLM, SamplingParams, StructuredOutputsParams
+from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.cli.info import gather
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm.engine import build
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.speculation.draft_model import in_batches
 from minimal_vllm.speculation.pace import CostMeter, Costs
@@ -124,12 +126,14 @@ def test_with_windows_beside_layers_without(checkpoint):
     assert texts(make(**options, speculative_config=config).generate(prompts, params)) == expected
 
 
-def test_its_part_of_each_block_is_counted():
+def test_its_part_of_each_block_is_counted(monkeypatch):
+    memory = DeviceMemory("cpu", total=8 << 30, free=8 << 30, used_by_process=0)
+    monkeypatch.setattr(build, "measure_memory", lambda *_: memory)
     options = {"gpu_memory_utilization": 0.2}
     without = LLM(**options).built.num_blocks
     with_it = LLM(**options, speculative_config=DRAFT).built.num_blocks
-    # Per token: 6 layers with 2 heads, and 2 layers with 1 head.
-    assert with_it == pytest.approx(without * 12 / 14, rel=0.1)
+    # Per token: 6 layers with 2 heads, and 2 layers with 1 head. A step takes more memory, too.
+    assert with_it == pytest.approx(without * 12 / 14, rel=0.06)
 
 
 def test_info_counts_it_too():
