@@ -24,7 +24,7 @@ from minimal_vllm.engine.backends import (
     make_runner,
     runs_ahead,
 )
-from minimal_vllm.engine.draft import find_draft, load_draft, make_draft_model
+from minimal_vllm.engine.draft import find_draft, make_draft_model
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.parts import make_pool, make_scheduler, watch_cache
@@ -221,25 +221,9 @@ def _load(
     draft = find_draft(config, files.config, files.tokenizer, model_len)
     own = divide(files.config, ranks.count)
     check_weights_fit(own, dtype, measure_memory(device).shared_by(ranks.count))
-    modules = choose_modules(config.attention_backend, own.quantization, dtype, device)
-    if ranks.count > 1:
-        modules = divided(modules, ranks, own.vocab_size)
-    if config.load_format == "dummy":
-        decoder = Decoder(own, dtype, device, model_len, modules)
-        init_random(decoder, config.seed)
-    else:
-        decoder = load_model(
-            files.checkpoint,
-            own,
-            dtype,
-            device,
-            max_positions=model_len,
-            modules=modules,
-            share=Share(files.config, ranks.index) if ranks.count > 1 else None,
-            progress=progress,
-        )
-        if config.kv_cache_dtype == "fp8":
-            use_kv_scales(decoder, files.checkpoint)
+    decoder = _load_decoder(
+        config, files.checkpoint, files.config, dtype, device, model_len, ranks, progress=progress
+    )
     attention = choose_attention(
         config.attention_backend,
         own,
@@ -248,9 +232,61 @@ def _load(
         device,
         config.max_num_seqs,
     )
-    draft_decoder = load_draft(config, draft, dtype, device, model_len)
+    draft_decoder = None
+    if draft is not None:
+        draft_decoder = _load_decoder(
+            config, draft.checkpoint, draft.config, dtype, device, model_len, seed=config.seed + 1
+        )
     memory = measure_memory(device, free_at_start).shared_by(ranks.count)
     return _LoadedModel(decoder, attention, memory, draft_decoder)
+
+
+def _load_decoder(
+    config: EngineConfig,
+    checkpoint: Path,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    model_len: int,
+    ranks: Ranks = ALONE,
+    *,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Decoder:
+    """Load a rank's part of a network, or fill it with random weights if ``load_format`` says so.
+
+    Args:
+        config: the user's configuration.
+        checkpoint: folder or file with the weights.
+        model: hyperparameters of the whole network.
+        dtype: see ``Decoder``.
+        device: see ``Decoder``.
+        model_len: number of positions.
+        ranks: this rank and the others.
+        seed: seed of random weights. Default: the engine's.
+        progress: whether to show a progress bar.
+    """
+    own = divide(model, ranks.count)
+    modules = choose_modules(config.attention_backend, own.quantization, dtype, device)
+    if ranks.count > 1:
+        modules = divided(modules, ranks, own.vocab_size)
+    if config.load_format == "dummy":
+        decoder = Decoder(own, dtype, device, model_len, modules)
+        init_random(decoder, config.seed if seed is None else seed)
+        return decoder
+    decoder = load_model(
+        checkpoint,
+        own,
+        dtype,
+        device,
+        max_positions=model_len,
+        modules=modules,
+        share=Share(model, ranks.index) if ranks.count > 1 else None,
+        progress=progress,
+    )
+    if config.kv_cache_dtype == "fp8":
+        use_kv_scales(decoder, checkpoint)
+    return decoder
 
 
 def _size(

@@ -1,21 +1,17 @@
-"""Choosing and loading the draft model of speculative decoding."""
+"""Choosing the draft model of speculative decoding, and giving it a cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from minimal_vllm.cache.kv_cache import allocate_kv_cache
 from minimal_vllm.cache.layer_groups import group_layers
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.demo import DRAFT_MODEL_DIR
-from minimal_vllm.engine.backends import choose_attention, choose_modules
+from minimal_vllm.engine.backends import choose_attention
 from minimal_vllm.engine.sizing import choose_groups, choose_kv_dtype
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.hub import resolve_model
-from minimal_vllm.model.kv_scales import use_kv_scales
-from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -85,36 +81,6 @@ def _check_vocabulary(
                 f"token {token_id} is {token!r} for the draft model {checkpoint.name}, but "
                 f"{expected!r} for the model: choose a draft model with the same tokenizer"
             )
-
-
-def load_draft(
-    config: EngineConfig,
-    draft: DraftFiles | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    model_len: int,
-) -> Decoder | None:
-    """Load the draft model's weights; None if there is no draft model."""
-    if draft is None:
-        return None
-    quantization = draft.config.quantization
-    modules = choose_modules(config.attention_backend, quantization, dtype, device)
-    if config.load_format == "dummy":
-        decoder = Decoder(draft.config, dtype, device, model_len, modules)
-        init_random(decoder, config.seed + 1)
-        return decoder
-    decoder = load_model(
-        draft.checkpoint,
-        draft.config,
-        dtype,
-        device,
-        max_positions=model_len,
-        modules=modules,
-        progress=False,
-    )
-    if config.kv_cache_dtype == "fp8":
-        use_kv_scales(decoder, draft.checkpoint)
-    return decoder
 
 
 def make_draft_model(
