@@ -115,17 +115,21 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     Returns:
         ``[N]`` int64; ``NO_TOKEN`` where nothing can be sampled.
     """
+    apply_rules(logits, rows)
+    peak = logits.amax(dim=-1)
+    chosen = _choose(logits, peak, rows)
+    # amax passes NaN on, so a row with a finite peak is sound.
+    return torch.where(peak.isfinite(), chosen, NO_TOKEN)
+
+
+def apply_rules(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+    """Forbid, favor and penalize tokens, as each row asks for. Overwrites the logits."""
     keep_grammatical_tokens(logits, rows)
     keep_allowed_tokens(logits, rows)
     ban_bad_words(logits, rows)
     ban_stop_tokens(logits, rows)
     add_logit_bias(logits, rows)
     apply_penalties(logits, rows)
-
-    peak = logits.amax(dim=-1)
-    chosen = _choose(logits, peak, rows)
-    # amax passes NaN on, so a row with a finite peak is sound.
-    return torch.where(peak.isfinite(), chosen, NO_TOKEN)
 
 
 def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -141,7 +145,12 @@ def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor
 
 
 def _choose_randomly(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Draw a token for each row, none of which is greedy; int64 ``[N]``.
+    """Draw a token for each row, none of which is greedy; int64 ``[N]``."""
+    return draw(filter_logits(logits, peak, rows), uniforms(rows))
+
+
+def filter_logits(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Return logits by the temperature, -inf for tokens that ``min_p`` and others rule out.
 
     Logits are shifted so that the most probable token's is 0. A tiny temperature then can't make
     them overflow, and ``exp(logit)`` is a probability relative to the highest.
@@ -151,4 +160,4 @@ def _choose_randomly(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) 
     keep_min_p(shifted, rows)
     keep_top_k(shifted, rows)
     keep_top_p(shifted, rows)
-    return draw(shifted, uniforms(rows))
+    return shifted

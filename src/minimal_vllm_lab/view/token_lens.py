@@ -20,15 +20,7 @@ from minimal_vllm.cache.layer_groups import NO_BLOCK
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine
 from minimal_vllm.runner.interface import CachedModel
-from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
-from minimal_vllm.sampling.logit_rules import (
-    add_logit_bias,
-    apply_penalties,
-    ban_bad_words,
-    ban_stop_tokens,
-    keep_allowed_tokens,
-)
-from minimal_vllm.sampling.sampler import MAX_TEMPERATURE
+from minimal_vllm.sampling.sampler import apply_rules, filter_logits
 from minimal_vllm.step.request import Request
 
 NUM_CANDIDATES = 10
@@ -241,32 +233,25 @@ def _copy_blocks(model: CachedModel, layer: int, request: Request, position: int
 
 
 def _row_at(request: Request, position: int, query: LensQuery) -> Request:
-    """Return a copy of the request as it was when the token was its last, with other parameters."""
+    """Return a copy of the request as it was when the token was its last, with other parameters.
+
+    A grammar is left out: it knows only the present.
+    """
     changes = query.model_dump(include={"temperature", "top_k", "top_p"}, exclude_none=True)
     row = copy(request)
     row.params = replace(request.params, **changes)
     row.token_ids = request.token_ids[: position + 1]
+    row.grammar = None
     return row
 
 
 def drawn_with(logits: Tensor, row: Request) -> Tensor:
-    """Return the probability with which each token is drawn, ``[V]``, as in ``sampler.choose``.
-
-    A grammar is left out: it knows only the present.
-    """
+    """Return the probability with which the sampler draws each token, ``[V]``."""
     logits, rows = logits.clone()[None], [row]
-    keep_allowed_tokens(logits, rows)
-    ban_bad_words(logits, rows)
-    ban_stop_tokens(logits, rows)
-    add_logit_bias(logits, rows)
-    apply_penalties(logits, rows)
+    apply_rules(logits, rows)
     if row.params.greedy:
         return torch.zeros_like(logits[0]).index_fill_(0, logits[0].argmax(), 1.0)
-    shifted = logits.sub_(logits.amax()).div_(min(row.params.temperature, MAX_TEMPERATURE))
-    keep_min_p(shifted, rows)
-    keep_top_k(shifted, rows)
-    keep_top_p(shifted, rows)
-    return shifted[0].softmax(dim=-1)
+    return filter_logits(logits, logits.amax(dim=-1), rows)[0].softmax(dim=-1)
 
 
 def _rounded(numbers: Tensor) -> list:  # type: ignore[type-arg]
