@@ -10,7 +10,7 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine import build
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
-from minimal_vllm.speculation.draft_model import in_batches
+from minimal_vllm.speculation.draft_cache import in_batches
 from minimal_vllm.speculation.pace import CostMeter, Costs
 from minimal_vllm.step.plan import ScheduledRequest
 

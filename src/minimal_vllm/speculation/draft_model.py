@@ -1,12 +1,9 @@
 """A small model that guesses what the large one will sample.
 
-It has a KV cache of its own, with as many blocks as the large model's, and the same block tables:
-a block holds the keys and values of the same tokens in both. It computes nothing for steps without
-guesses. So a block may be less full here, and a request that guesses again first catches up.
+It shares the large model's block tables; ``draft_cache`` says which tokens it computes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +11,7 @@ from torch import Tensor
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.sampler import choose
+from minimal_vllm.speculation.draft_cache import Draft, DraftCache
 from minimal_vllm.speculation.rows import guessed_row
 from minimal_vllm.step.batch import Batch, build_batch
 from minimal_vllm.step.plan import Plan, ScheduledRequest
@@ -38,61 +36,18 @@ class DraftModel:
     ) -> None:
         self._model = model
         self._num_groups = num_groups
-        self._most_tokens = most_tokens
-        self._filled = [0] * num_blocks
-        """Number of tokens of each block, the first ones, that are in the cache here."""
+        self._cache = DraftCache(num_blocks, model.block_size, num_groups, most_tokens)
 
     @torch.inference_mode()
     def propose(self, plan: Plan) -> list[list[int]]:
         """Return guesses for each scheduled request, as many as the plan has places for."""
-        for entry in plan.scheduled:
-            self._note_plan(entry)
-        drafts = [_Draft(entry, len(entry.guesses)) for entry in plan.scheduled]
-        guessing = {draft.entry.request: draft for draft in drafts if draft.count}
-        behind = [self._catch_up(draft) for draft in guessing.values()]
-        for entries in in_batches(behind, self._most_tokens):
-            self._compute(entries, guessing)
-        for place in range(1, max((draft.count for draft in drafts), default=0)):
-            going_on = [draft for draft in guessing.values() if place < draft.count]
-            self._compute([self._go_on(draft) for draft in going_on], guessing)
+        drafts = self._cache.begin(plan)
+        of_request = {draft.entry.request: draft for draft in drafts}
+        for entries in self._cache.passes(drafts):
+            self._compute(entries, of_request)
         return [draft.guesses for draft in drafts]
 
-    def _note_plan(self, entry: ScheduledRequest) -> None:
-        """Forget what is in new blocks, and where the step computes tokens (again)."""
-        for block in entry.new_blocks:
-            self._filled[block] = 0
-        block, offset = self._place_of(entry.request, entry.start)
-        self._filled[block] = min(self._filled[block], offset)
-
-    def _place_of(self, request: Request, position: int) -> tuple[int, int]:
-        """Return the block that holds a token, and the token's offset there."""
-        index, offset = divmod(position, self._model.block_size)
-        return request.block_table[index * self._num_groups], offset
-
-    def _has(self, request: Request, position: int) -> bool:
-        block, offset = self._place_of(request, position)
-        return self._filled[block] > offset
-
-    def _fill(self, request: Request, positions: range) -> None:
-        for position in positions:
-            block, offset = self._place_of(request, position)
-            self._filled[block] = offset + 1
-
-    def _catch_up(self, draft: "_Draft") -> ScheduledRequest:
-        """Return the request's last known tokens, from the first that is not in the cache here."""
-        request, start = draft.entry.request, draft.end - 1
-        while start and not self._has(request, start - 1):
-            start -= 1
-        self._fill(request, range(start, draft.end))
-        return ScheduledRequest(request, start, draft.end - start, num_logits=1)
-
-    def _go_on(self, draft: "_Draft") -> ScheduledRequest:
-        """Return the newest guess, as a token to compute."""
-        request, position = draft.entry.request, draft.end + len(draft.guesses) - 1
-        self._fill(request, range(position, position + 1))
-        return ScheduledRequest(request, position, 1, num_logits=1, guesses=draft.guesses[-1:])
-
-    def _compute(self, entries: list[ScheduledRequest], drafts: Mapping[Request, "_Draft"]) -> None:
+    def _compute(self, entries: list[ScheduledRequest], drafts: Mapping[Request, Draft]) -> None:
         """Compute tokens, and append a guess to the draft of each request that asks for logits."""
         logits = self._logits(build_batch(Plan(entries), self._model.block_size, self._num_groups))
         asking = [drafts[entry.request] for entry in entries if entry.num_logits]
@@ -111,41 +66,3 @@ class DraftModel:
             wanted=send(batch.logit_indices, model.device),
         )
         return model.decoder.logits(hidden)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """The guesses for one request in a step."""
-
-    entry: ScheduledRequest
-    count: int
-    """Number of guesses that are asked for."""
-    guesses: list[int] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """Position after the last known token that the step computes."""
-        return self.entry.start + self.entry.num_new - self.count
-
-
-def in_batches(
-    entries: Iterable[ScheduledRequest], most_tokens: int
-) -> Iterator[list[ScheduledRequest]]:
-    """Divide tokens to compute into batches of at most ``most_tokens``, in order.
-
-    A request that is divided gives logits in its last batch only.
-    """
-    batch: list[ScheduledRequest] = []
-    room = most_tokens
-    for entry in entries:
-        start, end = entry.start, entry.start + entry.num_new
-        while start < end:
-            count = min(end - start, room)
-            num_logits = entry.num_logits if start + count == end else 0
-            batch.append(ScheduledRequest(entry.request, start, count, num_logits))
-            start, room = start + count, room - count
-            if not room:
-                yield batch
-                batch, room = [], most_tokens
-    if batch:
-        yield batch
