@@ -1,5 +1,6 @@
 """Configuration of the engine: frozen dataclasses, validated when they are made."""
 
+from bisect import bisect_right
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -112,6 +113,11 @@ class SchedulerConfig:
     def blocks_held_for(self, num_tokens: int) -> int:
         """Return the number of blocks that a decoding request of ``num_tokens`` tokens holds."""
         return self._blocks_over_groups(num_tokens, in_step=0)
+
+    def longest_request(self, num_blocks: int) -> int:
+        """Return the length of the longest request that fits into a pool, or ``max_model_len``."""
+        lengths = range(self.max_model_len + 1)
+        return bisect_right(lengths, num_blocks, key=self.most_blocks_for) - 1
 
     def _blocks_over_groups(self, num_tokens: int, in_step: int) -> int:
         every = self.blocks_for(num_tokens)

@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
-from minimal_vllm.cache.prompt_hashes import MOST_KNOWN, PromptHashes
+from minimal_vllm.cache.prompt_hashes import MOST_KNOWN, PIECE, PromptHashes
 
 
 def hash_plainly(token_ids, block_size, salt):
@@ -41,6 +41,17 @@ def test_a_known_beginning_is_not_hashed_again(monkeypatch):
     monkeypatch.setattr("minimal_vllm.cache.prompt_hashes.extend_block_hashes", count)
     memory.extend([], prompt[:300] + array("i", [7] * 100), b"")
     assert sum(num_hashed) == 1 + 25  # the first block, and those after the common 300 tokens
+
+
+@pytest.mark.parametrize("num_equal", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE - 1])
+@pytest.mark.parametrize("num_more", [0, 1, PIECE])
+def test_long_prompts_that_differ_near_the_edge_of_a_piece_are_hashed_rightly(num_equal, num_more):
+    first = list(range(3 * PIECE))
+    second = first[:num_equal] + [-1] * num_more
+    memory, hashes = PromptHashes(1), []
+    memory.extend([], array("i", first), b"")
+    memory.extend(hashes, array("i", second), b"")
+    assert hashes == hash_plainly(second, 1, b"")
 
 
 def test_memory_of_prompts_is_bounded():

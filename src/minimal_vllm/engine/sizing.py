@@ -4,7 +4,6 @@ The arithmetic doesn't import torch, so that the simulator can size GPUs that ar
 """
 
 import logging
-from bisect import bisect_right
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -254,7 +253,7 @@ def choose_scheduler_config(
         policy=config.scheduling_policy,
         windows=groups.windows,
     )
-    longest = longest_request(limits, num_blocks)
+    longest = limits.longest_request(num_blocks)
     if longest < 1:
         raise ValueError(
             f"the KV cache has {num_blocks} blocks, but a token needs one in each of the model's "
@@ -269,12 +268,6 @@ def choose_scheduler_config(
         )
         return replace(limits, max_model_len=longest)
     return limits
-
-
-def longest_request(limits: SchedulerConfig, num_blocks: int) -> int:
-    """Return the length of the longest request that fits into a pool, at most ``max_model_len``."""
-    lengths = range(limits.max_model_len + 1)
-    return bisect_right(lengths, num_blocks, key=limits.most_blocks_for) - 1
 
 
 def count_fitting_tokens(limits: SchedulerConfig, num_blocks: int) -> int:

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, overload
 
 from minimal_vllm.step.request import Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @overload
 def is_decode(num_new: int) -> bool: ...
 @overload
-def is_decode(num_new: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]: ...
-def is_decode(num_new: int | npt.NDArray[np.int64]) -> bool | npt.NDArray[np.bool_]:
+def is_decode(num_new: "npt.NDArray[np.int64]") -> "npt.NDArray[np.bool_]": ...
+def is_decode(num_new: "int | npt.NDArray[np.int64]") -> "bool | npt.NDArray[np.bool_]":
     """Return whether a request that computes ``num_new`` tokens decodes: if it is a single token.
 
     This is the only definition of decoding; the runner's graphs and the attention kernels use it.

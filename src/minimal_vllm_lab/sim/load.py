@@ -6,7 +6,6 @@ from typing import NamedTuple
 from minimal_vllm.cache.layer_groups import Window
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
-from minimal_vllm.step.shared_prefix import group_by_beginning
 from minimal_vllm.trace.step_record import StepRecord
 
 
@@ -96,6 +95,8 @@ def count_shared(
         block_size: Tokens per KV block.
         windows: Sliding window of each group of layers.
     """
+    from minimal_vllm.step.shared_prefix import group_by_beginning  # needs numpy
+
     groups = group_by_beginning(decoding, block_size, windows)
     return sum((len(each.members) - 1) * each.num_tokens for each in groups)
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import floor, log
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from minimal_vllm.cache.block_pool import BlockPool
@@ -71,6 +72,7 @@ class Replica:
         make_scheduler: Makes the user's own scheduler, which plans every step in full. Default:
             the lazy scheduler.
         cascade: Whether steps that only decode read a shared prefix once for all requests.
+        answer: Returns the next token of a request. Default: its ``output_token``, always.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Replica:
         make_scheduler: "Callable[[SchedulerConfig, BlockPool], SchedulerInterface] | None" = None,
         *,
         cascade: bool = False,
+        answer: Callable[[SimulatedRequest], int] = attrgetter("output_token"),
     ) -> None:
         self.scheduler: SchedulerInterface
         self._lazy: LazyScheduler | None = None
@@ -92,6 +95,7 @@ class Replica:
         self.tally = Tally()
         self._cost_model = cost_model
         self._cascade = cascade
+        self._answer = answer
         self._reporter = Reporter(self.scheduler, observers, clock=lambda: self._now)
         self._now = 0.0
         self._timing = Timing()
@@ -164,7 +168,7 @@ class Replica:
         self._now = now = self._ends[0]
         self._reporter.mark(self._timing)
         sampling = [simulated(request) for request in plan.sampling]
-        self.scheduler.update(plan, [[request.output_token] for request in sampling])
+        self.scheduler.update(plan, [[self._answer(request)] for request in sampling])
         self._reporter.end(plan, sampling, self._timing)
         num_undisturbed = self._num_asleep + len(sampling)
         ended = []

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from importlib import resources
-from random import Random
 from typing import TYPE_CHECKING
 
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.engine_client import EngineFailedError, EngineRequest, EngineStoppedError
+from minimal_vllm_lab.view.demo_requests import DemoRequests, read_passages
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
 if TYPE_CHECKING:
@@ -52,9 +51,11 @@ class Traffic:
         self.is_held = False
         self._is_paused = is_paused
         self._engine = engine
-        self._max_len = llm.built.scheduler_config.max_model_len
-        self._random = Random(0)  # the same demo each time
-        self._passages = llm.tokenizer.encode_batch(_read_passages())
+        self._demo = DemoRequests(
+            llm.tokenizer.encode_batch(read_passages()),
+            llm.built.scheduler_config.max_model_len,
+            seed=0,  # the same demo each time
+        )
         self._num_made = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests: list[asyncio.Task[None]] = []  # the demo requests, in order
@@ -78,8 +79,7 @@ class Traffic:
         self._ticked.set()
         if self._guests or self.is_held:
             return
-        mean = self.settings.requests_per_100_steps / 100
-        count = int(mean) + (self._random.random() < mean % 1)
+        count = self._demo.count(self.settings)
         for _ in range(min(count, MAX_WAITING - self._engine.num_waiting)):
             self._send()
 
@@ -130,25 +130,16 @@ class Traffic:
         return not (self.is_held or self._is_paused())
 
     def _make_request(self) -> EngineRequest:
-        """Return a request: the shared prefix, followed by a random passage."""
-        settings = self.settings
-        num_output = min(self._around(settings.output_tokens), self._max_len - 1)
-        num_prompt = min(self._around(settings.prompt_tokens), self._max_len - num_output)
-        num_shared = min(settings.shared_prefix_tokens, num_prompt - 1)
-        shared, *others = self._passages
-        own = self._random.choice(others)
+        made = self._demo.make(self.settings)
         self._num_made += 1
         return EngineRequest(
             request_id=f"{DEMO}{self._num_made}",
-            prompt_token_ids=_cut(shared, num_shared) + _cut(own, num_prompt - num_shared),
+            prompt_token_ids=made.prompt,
             params=SamplingParams(
-                max_tokens=num_output, ignore_eos=True, temperature=0.8, seed=self._num_made
+                max_tokens=made.num_output, ignore_eos=True, temperature=0.8, seed=self._num_made
             ),
             output_kind=OutputKind.FINAL_ONLY,
         )
-
-    def _around(self, mean: int) -> int:
-        return self._random.randint((mean + 1) // 2, max(1, 3 * mean // 2))
 
     async def _complete(self, request: EngineRequest) -> None:
         try:
@@ -162,14 +153,3 @@ class Traffic:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _cut(tokens: list[int], length: int) -> list[int]:
-    """Return ``length`` tokens, by repeating the tokens if there are too few."""
-    return (tokens * (length // len(tokens) + 1))[:length]
-
-
-def _read_passages() -> list[str]:
-    """Return all passages; the first one is the shared prefix."""
-    text = resources.files(__package__).joinpath("passages.txt").read_text(encoding="utf-8")
-    return [" ".join(passage.split()) for passage in text.split("\n\n")]
