@@ -108,6 +108,7 @@ MODEL = "minimal_vllm.model.config:ModelConfig"
 REFERENCE = "minimal_vllm.attention.reference"
 FILTERS = "minimal_vllm.sampling.filters"
 KERNELS = "minimal_vllm.attention.kernels"
+DIVIDED = "minimal_vllm.model.divided_modules"
 INT4 = "minimal_vllm.model.quantization.int4"
 DETOKENIZER = "minimal_vllm.text.detokenizer:Detokenizer"
 METHODS = ("__init__", "insert", "remove", "evict", "in_order", "__contains__", "__len__")
@@ -328,6 +329,17 @@ EXERCISES = {
             },
         ),
         Exercise(
+            "prefix-router",
+            "18-routing",
+            "send a prompt to the replica that holds its beginning",
+            2,
+            _function("check_routes:check_routes"),
+            {
+                f"MyRouter.{name}": f"minimal_vllm.routing:PrefixAware.{name}"
+                for name in ("pick", "forget", "_longest_match", "_remember")
+            },
+        ),
+        Exercise(
             "guess-and-check",
             "19-speculation",
             "guess tokens by n-gram lookup, and keep those that are right",
@@ -337,6 +349,18 @@ EXERCISES = {
                 "MyIndex.extend": "minimal_vllm.speculation.ngram:NgramIndex.extend",
                 "MyIndex.find": "minimal_vllm.speculation.ngram:NgramIndex.find",
                 "count_kept": "minimal_vllm.speculation.rows:count_kept",
+            },
+        ),
+        Exercise(
+            "two-ranks",
+            "20-ranks",
+            "divide a model between two processes",
+            2,
+            _function("check_ranks:check_ranks"),
+            {
+                "ranges": "minimal_vllm.model.divided_weights:_ranges",
+                "MyEmbedding.forward": f"{DIVIDED}:DividedEmbedding.forward",
+                "mlp": "",
             },
         ),
     )
