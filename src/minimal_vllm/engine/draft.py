@@ -8,7 +8,7 @@ from minimal_vllm.cache.layer_groups import group_layers
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.demo import DRAFT_MODEL_DIR
 from minimal_vllm.engine.backends import choose_attention
-from minimal_vllm.engine.sizing import choose_groups, choose_kv_dtype
+from minimal_vllm.engine.sizing import check_draft_fits, choose_kv_dtype
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.hub import resolve_model
@@ -44,35 +44,13 @@ def find_draft(
         return None
     checkpoint = resolve_model(speculative.model or str(DRAFT_MODEL_DIR), None, config.download_dir)
     draft = ModelConfig.from_checkpoint(checkpoint, None)
-    _check_vocabulary(checkpoint, draft, target, tokenizer)
-    if draft.max_positions < model_len:
-        raise ValueError(
-            f"the draft model {checkpoint.name} has only {draft.max_positions} positions, but "
-            f"max_model_len is {model_len}: lower max_model_len"
-        )
-    if choose_groups(target, model_len).windows[0] is not None:
-        raise ValueError(
-            "all layers of the model have a sliding window, so a draft model can't share its block "
-            "tables: use the method ngram"
-        )
-    if choose_groups(draft, model_len).windows != (None,):
-        raise ValueError(
-            f"layers of the draft model {checkpoint.name} have a sliding window, so it can't share "
-            f"the model's block tables: choose one without windows, or the method ngram"
-        )
+    check_draft_fits(checkpoint.name, draft, target, model_len)
+    if tokenizer is not None:
+        _check_vocabulary(checkpoint, draft, tokenizer)
     return DraftFiles(checkpoint, draft)
 
 
-def _check_vocabulary(
-    checkpoint: Path, draft: ModelConfig, target: ModelConfig, tokenizer: Tokenizer | None
-) -> None:
-    if draft.vocab_size != target.vocab_size:
-        raise ValueError(
-            f"the draft model {checkpoint.name} has a vocabulary of {draft.vocab_size:,} tokens, "
-            f"but the model has {target.vocab_size:,}: choose a draft model with the same tokenizer"
-        )
-    if tokenizer is None:
-        return
+def _check_vocabulary(checkpoint: Path, draft: ModelConfig, tokenizer: Tokenizer) -> None:
     own = Tokenizer(checkpoint)
     for token_id in range(draft.vocab_size):
         token, expected = (each.backend.id_to_token(token_id) for each in (own, tokenizer))

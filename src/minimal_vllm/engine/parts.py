@@ -1,5 +1,8 @@
 """Making the block pool and the scheduler, built-in or the user's. Nothing here imports torch."""
 
+import time
+from collections.abc import Callable
+
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
 from minimal_vllm.config import EngineConfig, SchedulerConfig, SpeculativeConfig
@@ -41,15 +44,39 @@ def make_scheduler(
     """
     speculative = config.speculative_config
     if speculative is not None:
-        _check_guesses_fit(speculative.most_guesses, limits)
-        return SpeculatingScheduler(
-            limits,
-            pool,
-            make_guesser(speculative, vocab_size),
-            speculative.most_guesses,
-            in_passes=speculative.guesser == "draft_model",
-        )
+        guesser = make_guesser(speculative, vocab_size)
+        return make_speculating_scheduler(speculative, limits, pool, guesser, time.thread_time)
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)
+
+
+def make_speculating_scheduler(
+    config: SpeculativeConfig,
+    limits: SchedulerConfig,
+    pool: BlockPool,
+    guesser: Guesser,
+    clock: Callable[[], float],
+) -> SpeculatingScheduler:
+    """Make a scheduler that adds guesses to its plans, without requests.
+
+    Args:
+        config: the user's options of speculative decoding.
+        limits: limits of the scheduler.
+        pool: blocks.
+        guesser: proposes the tokens, and never fails.
+        clock: returns the time in seconds, of which the cost of steps is learned.
+
+    Raises:
+        ValueError: the limits leave no room for the guesses.
+    """
+    _check_guesses_fit(config.most_guesses, limits)
+    return SpeculatingScheduler(
+        limits,
+        pool,
+        guesser,
+        config.most_guesses,
+        in_passes=config.guesser == "draft_model",
+        clock=clock,
+    )
 
 
 def watch_cache(config: EngineConfig, limits: SchedulerConfig, pool: BlockPool) -> list[Observer]:

@@ -206,6 +206,40 @@ def draft_block_bytes(config: EngineConfig, draft: ModelConfig, dtype: "torch.dt
     return kv_block_bytes(config, draft, groups, dtype)
 
 
+def check_draft_fits(name: str, draft: ModelConfig, target: ModelConfig, model_len: int) -> None:
+    """Check that a draft model can guess for a model, and share its block tables.
+
+    Args:
+        name: name of the draft model.
+        draft: its hyperparameters.
+        target: hyperparameters of the model.
+        model_len: maximum length of a request.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"the draft model {name} has a vocabulary of {draft.vocab_size:,} tokens, but the "
+            f"model has {target.vocab_size:,}: choose a draft model with the same tokenizer"
+        )
+    if draft.max_positions < model_len:
+        raise ValueError(
+            f"the draft model {name} has only {draft.max_positions} positions, but max_model_len "
+            f"is {model_len}: lower max_model_len"
+        )
+    if choose_groups(target, model_len).windows[0] is not None:
+        raise ValueError(
+            "all layers of the model have a sliding window, so a draft model can't share its block "
+            "tables: use the method ngram"
+        )
+    if choose_groups(draft, model_len).windows != (None,):
+        raise ValueError(
+            f"layers of the draft model {name} have a sliding window, so it can't share the "
+            f"model's block tables: choose one without windows, or the method ngram"
+        )
+
+
 def estimate_activations(
     model: ModelConfig, itemsize: int, batched_tokens: int, max_num_seqs: int
 ) -> int:

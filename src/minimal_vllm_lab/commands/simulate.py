@@ -20,6 +20,7 @@ from minimal_vllm_lab.sim.config import (
     ENGINE_OPTIONS,
     Achieved,
     FleetConfig,
+    GuessingConfig,
     SimulationConfig,
     SyntheticConfig,
     TrafficConfig,
@@ -32,6 +33,7 @@ from minimal_vllm_lab.stats.slo import Slo
 @field_options(
     EngineConfig, without={field.name for field in fields(EngineConfig)} - ENGINE_OPTIONS
 )
+@field_options(GuessingConfig, heading="Speculative decoding")
 @field_options(SyntheticConfig, heading="Synthetic traffic")
 @field_options(TrafficConfig, heading="Traffic")
 @field_options(Achieved, heading="Achieved performance")
@@ -104,15 +106,18 @@ def simulate(
 def _config(ctx: click.Context) -> SimulationConfig:
     given = {"model": str(DEMO_MODEL_DIR), **given_options(ctx, EngineConfig)}
     achieved, synthetic = given_options(ctx, Achieved), given_options(ctx, SyntheticConfig)
+    guessing = given_options(ctx, GuessingConfig)
     config = SimulationConfig(
         EngineConfig(**given),
         FleetConfig(**given_options(ctx, FleetConfig)),
         Achieved(**achieved),
         TrafficConfig(**given_options(ctx, TrafficConfig)),
         SyntheticConfig(**synthetic),
+        GuessingConfig(**guessing),
     )
     check_effect(config, "achieved", achieved)
     check_effect(config, "synthetic", synthetic)
+    check_effect(config, "guessing", guessing)
     return config
 
 

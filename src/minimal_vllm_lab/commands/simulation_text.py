@@ -17,6 +17,7 @@ COLUMNS = {
     "p99_ttft_ms": "p99",
     "median_tpot_ms": "TPOT ms",
     "p99_tpot_ms": "p99",
+    "spec_decode_acceptance_length": "accepted",
     "prefix_cache_hit_rate": "hits",
     "num_preemptions": "preempted",
     "slo_attainment": "in slo",
@@ -28,7 +29,7 @@ def render(outcome: Outcome) -> Iterator[str]:
     """Yield one line per result; results that are None are left out."""
     for name, value in outcome.items():
         if value is not None:
-            yield f"{name:<26}{_number(value)}"
+            yield f"{name:<25} {_number(value)}"
 
 
 def table(outcomes: Sequence[Outcome], swept: Sequence[str]) -> Iterator[str]:
@@ -42,10 +43,10 @@ def table(outcomes: Sequence[Outcome], swept: Sequence[str]) -> Iterator[str]:
     shown = [
         name
         for name in COLUMNS
-        if name not in swept and any(each[name] is not None for each in good)
+        if name not in swept and any(each.get(name) is not None for each in good)
     ]
     head = [*(name.replace("_", "-") for name in swept), *(COLUMNS[name] for name in shown)]
-    rows = [[_number(each[name]) for name in (*swept, *shown)] for each in good]
+    rows = [[_number(each.get(name)) for name in (*swept, *shown)] for each in good]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -59,6 +60,8 @@ def _number(value: Any) -> str:
     match value:
         case None:
             return "-"
+        case list():
+            return ", ".join(_number(each) for each in value)
         case float() if abs(value) < 1000:
             return f"{value:.4g}"
         case float() | int():

@@ -136,6 +136,23 @@ class SyntheticConfig:
         return self
 
 
+@dataclass(frozen=True, config=_CONFIG)
+class GuessingConfig:
+    """Luck of speculative decoding."""
+
+    acceptance_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Probability that a guess of speculative decoding is right, if those before it are."""
+    acceptance_trace: str | None = None
+    """Trace of a real run with speculative decoding (.jsonl), in which the share of right guesses
+    at each position replaces acceptance_rate."""
+
+    @model_validator(mode="after")
+    def _one_is_given(self) -> "GuessingConfig":
+        if self.acceptance_rate is not None and self.acceptance_trace is not None:
+            raise ValueError("acceptance_rate and acceptance_trace exclude each other: give one")
+        return self
+
+
 ENGINE_OPTIONS = frozenset(
     {
         *("model", "revision", "download_dir", "dtype", "max_model_len", "block_size"),
@@ -143,7 +160,7 @@ ENGINE_OPTIONS = frozenset(
         *("gpu_memory_utilization", "num_gpu_blocks_override", "eviction_policy"),
         *("block_pool", "scheduler"),
         *("max_num_batched_tokens", "max_num_seqs"),
-        *("enable_prefix_caching", "enable_chunked_prefill"),
+        *("enable_prefix_caching", "enable_chunked_prefill", "speculative_config"),
     }
 )
 """Fields of ``EngineConfig`` that a simulation depends on."""
@@ -159,3 +176,4 @@ class SimulationConfig:
     achieved: Achieved = field(default_factory=Achieved)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    guessing: GuessingConfig = field(default_factory=GuessingConfig)

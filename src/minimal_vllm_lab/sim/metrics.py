@@ -14,6 +14,7 @@ from typing import Any
 
 from minimal_vllm_lab.sim.job import SimulatedRequest
 from minimal_vllm_lab.sim.replica import BINS_PER_E, Replica
+from minimal_vllm_lab.stats.guesses import GuessCounts
 from minimal_vllm_lab.stats.latency import distribution
 from minimal_vllm_lab.stats.slo import Slo
 
@@ -47,6 +48,8 @@ class Report:
     """Number of steps of all replicas."""
     busy: float
     """Fraction of the time in which a replica computed, averaged over replicas."""
+    guesses: GuessCounts
+    """Guesses of all replicas, and right ones."""
 
     @property
     def attainment(self) -> float | None:
@@ -81,6 +84,7 @@ class Report:
             "num_preemptions": self.num_preemptions,
             "num_steps": self.num_steps,
             "busy": self.busy,
+            **self.guesses.result(),
         }
 
 
@@ -147,4 +151,5 @@ class Metrics:
             num_preemptions=self._num_preemptions,
             num_steps=sum(each.num_steps for each in tallies),
             busy=busy_seconds / max(len(replicas) * self._ended_at, 1e-9),
+            guesses=sum((each.guesses for each in tallies), GuessCounts()),
         )

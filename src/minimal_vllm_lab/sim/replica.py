@@ -14,13 +14,17 @@ from minimal_vllm.engine.reporter import Reporter, Timing
 from minimal_vllm.step.request import Status
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cost_model import CostModel
+from minimal_vllm_lab.sim.guesses import NoGuesses
 from minimal_vllm_lab.sim.job import SimulatedRequest, simulated
 from minimal_vllm_lab.sim.lazy_scheduler import LazyScheduler
 from minimal_vllm_lab.sim.load import count_shared, load_of_decodes, load_of_plan
+from minimal_vllm_lab.stats.guesses import GuessCounts
 
 if TYPE_CHECKING:
     from minimal_vllm.engine.scheduler_interface import SchedulerInterface
     from minimal_vllm.step.plan import Plan
+
+    SchedulerMaker = Callable[[SchedulerConfig, BlockPool, Callable[[], float]], SchedulerInterface]
 
 BINS_PER_E = 500
 """Number of bins per factor e of inter-token latency, so that a bin is 0.2 % wide.
@@ -40,11 +44,14 @@ class Tally:
     gaps: Counter[int] = field(default_factory=Counter)
     """Inter-token latencies: bin ``b`` -> number of gaps from ``e ** (b / BINS_PER_E)`` seconds to
     the next bin."""
+    guesses: GuessCounts = field(default_factory=GuessCounts)
+    """Guesses, and right ones."""
 
     def add_step(self, seconds: float, num_gaps: int) -> None:
         """Add a step, and one gap of its duration for each of ``num_gaps`` requests.
 
-        Those requests got one token when the step began and the next one when it ended.
+        Those requests got a token when the step began and the next one when it ended. Of several
+        tokens in one step, only the first counts, as in ``vllm bench``.
         """
         self.num_steps += 1
         self.busy_seconds += seconds
@@ -69,10 +76,12 @@ class Replica:
         cost_model: Predicts the duration of steps.
         observers: Called with the engine's own records, in simulated seconds. Observers see
             every step in full, so with observers no request sleeps.
-        make_scheduler: Makes the user's own scheduler, which plans every step in full. Default:
-            the lazy scheduler.
+        make_scheduler: Makes a scheduler that plans every step in full, such as the user's own,
+            from its configuration, the pool and the simulated clock. Default: the lazy scheduler.
         cascade: Whether steps that only decode read a shared prefix once for all requests.
         answer: Returns the next token of a request. Default: its ``output_token``, always.
+        guesses: Says how many guesses are right, and how long guessing takes. Default: there are
+            none, and a step yields one token for each request that samples.
     """
 
     def __init__(
@@ -81,21 +90,22 @@ class Replica:
         pool: BlockPool,
         cost_model: CostModel,
         observers: Sequence[Observer] = (),
-        make_scheduler: "Callable[[SchedulerConfig, BlockPool], SchedulerInterface] | None" = None,
+        make_scheduler: "SchedulerMaker | None" = None,
         *,
         cascade: bool = False,
         answer: Callable[[SimulatedRequest], int] = attrgetter("output_token"),
+        guesses: NoGuesses | None = None,
     ) -> None:
         self.scheduler: SchedulerInterface
         self._lazy: LazyScheduler | None = None
         if make_scheduler:
-            self.scheduler = make_scheduler(config, pool)
+            self.scheduler = make_scheduler(config, pool, lambda: self._now)
         else:
             self.scheduler = self._lazy = LazyScheduler(config, pool, may_sleep=not observers)
         self.tally = Tally()
         self._cost_model = cost_model
         self._cascade = cascade
-        self._answer = answer
+        self._guesses = guesses or NoGuesses(answer)
         self._reporter = Reporter(self.scheduler, observers, clock=lambda: self._now)
         self._now = 0.0
         self._timing = Timing()
@@ -157,18 +167,22 @@ class Replica:
                 request.stalled_since = self._now
         self._num_asleep, context = self._asleep()
         load = load_of_plan(plan, self._num_asleep, context)
-        if load.num_tokens == load.num_samples:
+        if load.num_tokens == load.num_requests == load.num_samples:
             load = load.with_shared(self._count_shared())
         if self._was_idle:  # otherwise the CPU processes prompts while the previous step runs
             load = load._replace(admitted=sum(each.num_prompt_tokens for each in plan.admitted))
-        self._seconds = [self._cost_model.seconds(load)]
+        self._seconds = [self._guesses.seconds(plan) + self._cost_model.seconds(load)]
         self._ends = [self._now + self._seconds[0]]
 
     def _end_step(self, plan: "Plan") -> list[SimulatedRequest]:
         self._now = now = self._ends[0]
         self._reporter.mark(self._timing)
-        sampling = [simulated(request) for request in plan.sampling]
-        self.scheduler.update(plan, [[self._answer(request)] for request in sampling])
+        entries = [entry for entry in plan.scheduled if entry.num_logits]
+        sampled = [self._guesses.sample(entry) for entry in entries]
+        for entry, tokens in zip(entries, sampled, strict=True):
+            self.tally.guesses.note(len(entry.guesses), len(tokens) - 1)
+        self.scheduler.update(plan, sampled)
+        sampling = [simulated(entry.request) for entry in entries]
         self._reporter.end(plan, sampling, self._timing)
         num_undisturbed = self._num_asleep + len(sampling)
         ended = []

@@ -3,15 +3,18 @@
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from pathlib import Path
 
+from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
-from minimal_vllm.engine.parts import make_pool, make_scheduler
+from minimal_vllm.demo import DRAFT_MODEL_DIR
+from minimal_vllm.engine.parts import make_pool, make_scheduler, make_speculating_scheduler
+from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.sizing import (
+    check_draft_fits,
     choose_batched_tokens,
     choose_groups,
     choose_model_len,
@@ -24,12 +27,15 @@ from minimal_vllm.model.quantization_config import choose_quantization
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.routing import ROUTERS
+from minimal_vllm.speculation.draft_cache import DraftCache
+from minimal_vllm.speculation.interface import Places
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
-from minimal_vllm_lab.sim.config import SimulationConfig
+from minimal_vllm_lab.sim.config import Achieved, SimulationConfig
 from minimal_vllm_lab.sim.cost_model import CostModel, RooflineCostModel, kv_bytes_per_token
 from minimal_vllm_lab.sim.fit import read_cost_model
 from minimal_vllm_lab.sim.fixed_workloads import FIXED_WORKLOADS
+from minimal_vllm_lab.sim.guesses import DraftGuesses, DrawnGuesses, read_rates
 from minimal_vllm_lab.sim.hardware import CONTEXT_BYTES, GPUS, Gpu
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.metrics import Metrics, Report
@@ -61,6 +67,13 @@ class Design:
     """Predicts the duration of each step."""
     cascade: bool
     """True if decodes read the keys and values of a shared prefix once for all requests."""
+    acceptance: Sequence[float]
+    """Probability that a guess is right if those before it are, by position in a row of guesses.
+    Empty without speculative decoding."""
+    seed: int
+    """Seed of the luck of guesses."""
+    draft_costs: CostModel | None
+    """Predicts the duration of a draft model's passes; None if no draft model guesses."""
 
     def make_replica(self, observers: Sequence[Observer] = ()) -> Replica:
         """Return an idle engine of this design.
@@ -71,14 +84,35 @@ class Design:
         Raises:
             ValueError: If a custom class can't be imported or does not fit.
         """
+        engine = self.engine
         return Replica(
             self.scheduler_config,
-            make_pool(self.engine, self.num_blocks),
+            make_pool(engine, self.num_blocks),
             self.cost_model,
             observers,
-            partial(make_scheduler, self.engine) if self.engine.scheduler else None,
+            self._make_scheduler if engine.scheduler or engine.speculative_config else None,
             cascade=self.cascade,
+            guesses=self._make_guesses(),
         )
+
+    def _make_scheduler(
+        self, limits: SchedulerConfig, pool: BlockPool, clock: Callable[[], float]
+    ) -> SchedulerInterface:
+        speculative = self.engine.speculative_config
+        if speculative is None:
+            return make_scheduler(self.engine, limits, pool)
+        return make_speculating_scheduler(speculative, limits, pool, Places(), clock)
+
+    def _make_guesses(self) -> DrawnGuesses | None:
+        if not self.acceptance:
+            return None
+        if self.draft_costs is None:
+            return DrawnGuesses(self.acceptance, self.seed)
+        limits = self.scheduler_config
+        cache = DraftCache(
+            self.num_blocks, limits.block_size, len(limits.windows), limits.max_num_batched_tokens
+        )
+        return DraftGuesses(self.acceptance, self.seed, self.draft_costs, cache)
 
 
 def make_design(config: SimulationConfig) -> Design:
@@ -105,8 +139,9 @@ def make_design(config: SimulationConfig) -> Design:
     model_len = choose_model_len(engine, model)
     batched_tokens = choose_batched_tokens(engine, model_len, "cuda")
     groups = choose_groups(model, model_len)
+    draft = _read_draft(config, model, model_len)
     num_blocks = engine.num_gpu_blocks_override or _count_blocks(
-        engine, model, groups, gpu, itemsize, kv_itemsize, batched_tokens
+        engine, model, groups, gpu, itemsize, kv_itemsize, batched_tokens, draft
     )
     return Design(
         model=model,
@@ -121,7 +156,64 @@ def make_design(config: SimulationConfig) -> Design:
         if config.fleet.cost_model
         else RooflineCostModel(model, gpu, config.achieved, itemsize, kv_itemsize),
         cascade=config.achieved.cascade,
+        acceptance=_acceptance(config),
+        seed=config.traffic.seed,
+        draft_costs=RooflineCostModel(
+            draft, gpu, _of_passes(config.achieved), itemsize, kv_itemsize
+        )
+        if draft
+        else None,
     )
+
+
+def _read_draft(config: SimulationConfig, model: ModelConfig, model_len: int) -> ModelConfig | None:
+    """Return the shape of the draft model; None if no draft model guesses.
+
+    Raises:
+        ValueError: If it can't guess for the model, or its passes can't be simulated.
+    """
+    speculative = config.engine.speculative_config
+    if speculative is None or speculative.guesser == "ngram":
+        return None
+    if speculative.guesser != "draft_model":
+        raise ValueError(
+            f"the simulator draws by acceptance_rate whether guesses are right, and does not call "
+            f"{speculative.guesser}: set the method to ngram, or to draft_model"
+        )
+    if config.fleet.cost_model:
+        raise ValueError(
+            "a fitted cost_model doesn't tell a draft model's passes from the rest of a step: "
+            "leave out cost_model, or use the method ngram"
+        )
+    name = speculative.model or str(DRAFT_MODEL_DIR)
+    draft = read_model_shape(name, None, config.engine.download_dir)
+    check_draft_fits(Path(name).name, draft, model, model_len)
+    return draft
+
+
+def _acceptance(config: SimulationConfig) -> Sequence[float]:
+    """Return the probability of a right guess at each position.
+
+    Raises:
+        ValueError: If speculative decoding is on and the probability is not given, or the trace
+            can't be read.
+    """
+    guessing = config.guessing
+    if config.engine.speculative_config is None:
+        return ()
+    if guessing.acceptance_trace is not None:
+        return read_rates(Path(guessing.acceptance_trace))
+    if guessing.acceptance_rate is None:
+        raise ValueError(
+            "speculative_config needs the probability that a guess is right: give "
+            "acceptance_rate, or acceptance_trace"
+        )
+    return (guessing.acceptance_rate,)
+
+
+def _of_passes(achieved: Achieved) -> Achieved:
+    """Return what a draft model's passes achieve: the CPU's costs are those of the whole step."""
+    return replace(achieved, step_overhead_ms=0.0)
 
 
 def make_jobs(config: SimulationConfig) -> Iterator[Job]:
@@ -179,10 +271,16 @@ def _count_blocks(
     itemsize: int,
     kv_itemsize: int,
     batched_tokens: int,
+    draft: ModelConfig | None,
 ) -> int:
-    used = weight_bytes(model, "float16") + CONTEXT_BYTES
+    models = [model, *([draft] if draft else [])]
+    used = sum(weight_bytes(each, "float16") for each in models) + CONTEXT_BYTES
     memory = DeviceMemory("cuda", total=gpu.memory, free=gpu.memory - used, used_by_process=used)
-    activations = estimate_activations(model, itemsize, batched_tokens, engine.max_num_seqs)
+    activations = sum(
+        estimate_activations(each, itemsize, batched_tokens, engine.max_num_seqs) for each in models
+    )
     bytes_per_layer = kv_bytes_per_token(model, kv_itemsize) // model.num_layers
     block_bytes = engine.block_size * groups.size * bytes_per_layer
+    if draft is not None:
+        block_bytes += engine.block_size * kv_bytes_per_token(draft, kv_itemsize)
     return count_fitting_blocks(engine, memory, activations, block_bytes)

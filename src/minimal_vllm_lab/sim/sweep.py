@@ -67,6 +67,8 @@ def check_effect(config: SimulationConfig, section: str, names: Iterable[str]) -
     options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
     if options and section == "synthetic" and config.traffic.workload != "synthetic":
         raise ValueError(f"{options}: only applies to the synthetic workload")
+    if options and section == "guessing" and not config.engine.speculative_config:
+        raise ValueError(f"{options}: only applies with --speculative-config")
     if options and section == "achieved" and config.fleet.cost_model:
         raise ValueError(f"{options}: has no effect with a fitted cost_model")
 

@@ -266,7 +266,7 @@ def _run(settings: PlaygroundSettings, scheduler: Part, lines: list[bytes]) -> N
         BlockPool(settings.num_gpu_blocks_override, eviction),
         RooflineCostModel(ModelConfig.from_dict(PRESETS[MODEL]), GPUS[GPU], Achieved(), 2, 2),
         [recorder],
-        lambda config, pool: make_part(scheduler, SchedulerInterface, config, pool),
+        lambda config, pool, _: make_part(scheduler, SchedulerInterface, config, pool),
         answer=crowd.reader.next_token,
     )
     now = 0.0

@@ -17,6 +17,7 @@ from minimal_vllm_lab.sim.config import (
     ENGINE_OPTIONS,
     Achieved,
     FleetConfig,
+    GuessingConfig,
     SyntheticConfig,
     TrafficConfig,
 )
@@ -37,7 +38,7 @@ def result(*arguments):
 
 
 def test_every_setting_is_on_the_command_line_and_explains_itself():
-    owners = (FleetConfig, Achieved, TrafficConfig, SyntheticConfig)
+    owners = (FleetConfig, Achieved, TrafficConfig, SyntheticConfig, GuessingConfig)
     mine = {param.name: param for param in simulate.params if isinstance(param, FieldOption)}
     settings = {field.name for owner in owners for field in fields(owner)}
     assert mine.keys() == settings | ENGINE_OPTIONS
