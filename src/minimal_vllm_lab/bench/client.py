@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from minimal_vllm_lab.bench.config import Load
 from minimal_vllm_lab.bench.events import EventParser
 from minimal_vllm_lab.bench.statistics import Outcome
 from minimal_vllm_lab.bench.workload import SampleRequest
+from minimal_vllm_lab.stats.guesses import GuessCounts
 
 WORDS = (  # noqa: SIM905 - as a list it would take a page
     "the of and to a in that he was it his had with as for I at her on not but be she you is him "
@@ -125,6 +127,14 @@ class Client:
                 f"--model"
             ) from error
 
+    async def count_guesses(self) -> GuessCounts | None:
+        """Return what the server has guessed so far; None if its metrics don't tell."""
+        try:
+            async with self._session.get(f"{self._load.url}/metrics") as response:
+                return read_guesses(await response.text()) if response.ok else None
+        except (aiohttp.ClientError, TimeoutError, ValueError):  # what it answers is no metrics
+            return None
+
     async def _tokens_of_words(self) -> list[int] | None:
         """Return the token ids of common words; None if the server can't tokenize like vLLM's."""
         text = "".join(f" {word}" for word in WORDS)
@@ -135,6 +145,28 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError):
             return None
         return list(dict.fromkeys(tokens)) or None
+
+
+def read_guesses(metrics: str) -> GuessCounts:
+    """Return what the counters of speculative decoding add up to, over all engines of a server.
+
+    Args:
+        metrics: A server's metrics, in Prometheus' text format.
+
+    Raises:
+        ValueError: If they are not in this format.
+    """
+    counts = GuessCounts()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            match sample.name:
+                case "vllm:spec_decode_num_drafts_total":
+                    counts.num_drafts += int(sample.value)
+                case "vllm:spec_decode_num_draft_tokens_total":
+                    counts.num_draft_tokens += int(sample.value)
+                case "vllm:spec_decode_num_accepted_tokens_per_pos_total":
+                    counts.accepted[int(sample.labels["position"])] += int(sample.value)
+    return counts
 
 
 def _note_event(event: dict[str, Any], outcome: Outcome, now: float) -> None:

@@ -27,6 +27,15 @@ TOTALS = {
 }
 """Labels of result fields, in the order of the lines. Fields whose value is None are left out."""
 
+GUESSES = {
+    "spec_decode_acceptance_rate": "Acceptance rate (%)",
+    "spec_decode_acceptance_length": "Acceptance length",
+    "spec_decode_num_drafts": "Drafts",
+    "spec_decode_draft_tokens": "Draft tokens",
+    "spec_decode_accepted_tokens": "Accepted tokens",
+}
+"""Labels of the fields of a server that guessed."""
+
 SUMMARY = (
     "request_rate",
     "request_throughput",
@@ -52,7 +61,18 @@ def serve_report(result: Fields) -> Iterator[str]:
         for name, value in values.items():
             statistic = name.removesuffix(ending).capitalize()
             yield _line(f"{statistic} {metric.upper()} (ms)", value)
+    if "spec_decode_num_drafts" in result:
+        yield from _guesses_report(result)
     yield "=" * WIDTH
+
+
+def _guesses_report(result: Fields) -> Iterator[str]:
+    yield f"{'Speculative Decoding':-^{WIDTH}}"
+    for name, label in GUESSES.items():
+        yield _line(label, result[name])
+    yield "Per-position acceptance (%):"
+    for position, rate in enumerate(result["spec_decode_per_position_acceptance_rates"]):
+        yield _line(f"  Position {position}", 100 * rate)
 
 
 def errors_report(result: Fields) -> Iterator[str]:

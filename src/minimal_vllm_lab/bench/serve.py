@@ -45,6 +45,7 @@ async def _run_at(client: Client, workload: Workload, load: Load, rate: float, r
     times = arrival_times(
         rate, load.burstiness, [workload.seed, run], stretched_to=workload.num_prompts
     )
+    guessed_before = await client.count_guesses()
     begun = time.perf_counter()
     with tqdm(total=len(requests), desc=f"{rate:g} requests/s", disable=None) as bar:
         outcomes = await send_all(
@@ -56,10 +57,12 @@ async def _run_at(client: Client, workload: Workload, load: Load, rate: float, r
             f"all {len(outcomes)} requests to {load.url}{load.endpoint} failed, the first with: "
             f"{outcomes[0].error}"
         )
+    guessed = await client.count_guesses()
     metrics = load.percentile_metrics.split(",")
     return {
         **_setup(client, workload, load, rate),
         **serve_result(outcomes, duration, load.slo, metrics, load.percentiles),
+        **((guessed - guessed_before).result() if guessed and guessed_before else {}),
         **serve_details(outcomes),
     }
 

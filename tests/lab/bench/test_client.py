@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,6 +12,7 @@ from aiohttp import web
 from minimal_vllm_lab.bench.client import WORDS, connect, send_all
 from minimal_vllm_lab.bench.config import Load
 from minimal_vllm_lab.bench.workload import SampleRequest
+from minimal_vllm_lab.stats.guesses import GuessCounts
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
 REQUEST = SampleRequest([0, 1, 2], 3)
@@ -35,6 +37,7 @@ class Server:
         self.barrier = asyncio.Barrier(together)
         self.bodies, self.keys = [], set()
         self.running = self.most_running = 0
+        self.metrics = ""
 
     async def complete(self, request):
         self.bodies.append(await request.json())
@@ -60,6 +63,9 @@ class Server:
             return web.Response(status=404, text="not found")
         return web.json_response({"tokens": self.tokens})
 
+    async def answer_metrics(self, _request):
+        return web.Response(text=self.metrics, status=200 if self.metrics else 404)
+
     @asynccontextmanager
     async def client(self, **options):
         app = web.Application()
@@ -67,6 +73,7 @@ class Server:
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_get("/metrics", self.answer_metrics)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -213,3 +220,39 @@ def test_a_server_without_models_is_an_error_that_says_what_to_do():
     server.models = models
     with pytest.raises(ValueError, match=r"lists no models \(HTTP 404: not found\).*--model"):
         server.send()
+
+
+METRICS = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
+# TYPE vllm:spec_decode_num_drafts_total counter
+vllm:spec_decode_num_drafts_total{engine="0",model_name="num_draft_tokens"} 3.0
+vllm:spec_decode_num_drafts_total{engine="1",model_name="num_draft_tokens"} 2.0
+# TYPE vllm:spec_decode_num_draft_tokens_total counter
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 12.0
+vllm:spec_decode_num_draft_tokens_created{engine="0",model_name="m"} 1.7e+09
+# TYPE vllm:spec_decode_num_accepted_tokens_total counter
+vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 6.0
+# TYPE vllm:spec_decode_num_accepted_tokens_per_pos_total counter
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 4.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 2.0
+"""
+"""Metrics as vLLM writes them, of two engines."""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        (METRICS, GuessCounts(5, 12, Counter({0: 4, 1: 2}))),
+        ("# TYPE up gauge\nup 1\n", GuessCounts()),
+        ("<html>no metrics</html>", None),
+        ("", None),
+    ],
+    ids=["vllm", "no speculation", "nonsense", "none"],
+)
+def test_guesses_are_counted_by_the_server_s_metrics(metrics, expected):
+    async def count():
+        server = Server([])
+        server.metrics = metrics
+        async with server.client() as client:
+            return await client.count_guesses()
+
+    assert asyncio.run(count()) == expected

@@ -70,6 +70,35 @@ def test_a_run_is_reported_and_saved_with_vllm_s_fields_and_exact_lengths(bench,
     assert f"Mean TPOT (ms):                          {saved['mean_tpot_ms']:.2f}" in result.stdout
 
 
+def test_a_server_that_guesses_is_reported_as_by_vllm(tmp_path):
+    guessing = '{"method": "draft_model", "num_speculative_tokens": 3}'
+    with process(f"--speculative-config={guessing}", "--num-gpu-blocks-override=300") as server:
+        result = invoke(
+            *("serve", f"--base-url={server.url}", *SHORT, "--num-prompts=4", "--num-warmups=1"),
+            *("--random-output-len=20", "--save-result", f"--result-dir={tmp_path}"),
+        )
+    assert result.exit_code == 0, result.output
+    (saved,) = read(tmp_path)
+    assert saved.keys() - VLLM_FIELDS == {
+        f"spec_decode_{name}"
+        for name in (
+            *("acceptance_rate", "acceptance_length", "num_drafts", "draft_tokens"),
+            *("accepted_tokens", "per_position_acceptance_rates"),
+        )
+    }
+    assert 0 < saved["spec_decode_num_drafts"] <= saved["spec_decode_draft_tokens"]
+    rate = saved["spec_decode_accepted_tokens"] / saved["spec_decode_draft_tokens"]
+    assert saved["spec_decode_acceptance_rate"] == pytest.approx(100 * rate)
+    lines = result.stdout.splitlines()
+    start = lines.index("---------------Speculative Decoding---------------")
+    labels = [line.partition(":")[0] for line in lines[start + 1 : -1]]
+    assert labels[:6] == [
+        *("Acceptance rate (%)", "Acceptance length", "Drafts", "Draft tokens"),
+        *("Accepted tokens", "Per-position acceptance (%)"),
+    ]
+    assert len(labels[6:]) == len(saved["spec_decode_per_position_acceptance_rates"])
+
+
 def test_conversations_are_measured_too(bench, tmp_path):
     arguments = ["--endpoint=/v1/chat/completions", "--num-prompts=3", "--save-result"]
     result = bench(*SHORT, *arguments, "--result-filename=chat.json", f"--result-dir={tmp_path}")
