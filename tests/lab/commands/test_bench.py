@@ -91,7 +91,7 @@ def test_a_server_that_guesses_is_reported_as_by_vllm(tmp_path):
     assert saved["spec_decode_acceptance_rate"] == pytest.approx(100 * rate)
     lines = result.stdout.splitlines()
     start = lines.index("---------------Speculative Decoding---------------")
-    labels = [line.partition(":")[0] for line in lines[start + 1 : -1]]
+    labels = [line.partition(":")[0] for line in lines[start + 1 : lines.index("=" * 50)]]
     assert labels[:6] == [
         *("Acceptance rate (%)", "Acceptance length", "Drafts", "Draft tokens"),
         *("Accepted tokens", "Per-position acceptance (%)"),
