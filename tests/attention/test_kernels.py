@@ -144,6 +144,17 @@ def test_16_bit_numbers_agree(head_dim, mix, dtype, tolerance):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("options", [None, 100, *UNUSUAL])
+@pytest.mark.parametrize(("heads", "head_dim"), [((8, 1), 64), ((4, 2), 256)])
+def test_windows_softcap_and_sinks_agree_in_16_bits(heads, head_dim, options):
+    options = UNUSUAL.get(options, options)
+    mix = MIXES["chunks beside decodes"]
+    case = make_case(mix, heads=heads, head_dim=head_dim, dtype=torch.bfloat16)
+    expected = run_reference(case, options)
+    torch.testing.assert_close(run_kernels(case, options), expected, atol=1.6e-2, rtol=1.6e-2)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "lengths",
     [

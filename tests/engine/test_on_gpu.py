@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checkpoints import FAMILIES
+from checkpoints import FAMILIES, QUANTIZED
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention.reference import ReferenceAttention
@@ -50,7 +50,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *QUANTIZED])
 def test_float32_tokens_on_the_gpu_are_those_of_the_cpu(checkpoint, family, way):
     options = {"dtype": "float32", "max_num_batched_tokens": 64, "max_num_seqs": 4}
     expected = complete(checkpoint(family), "cpu", **options)
@@ -62,7 +62,9 @@ SHARED = [(3 * i * i + 1) % 250 for i in range(64)]
 
 
 @pytest.mark.parametrize("cascade", [True, False])
-@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3-bias-layer-types"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "llama", "qwen3-bias-layer-types", "gemma2", "gpt-oss-mxfp4"]
+)
 def test_what_requests_share_is_read_right_once_for_all(checkpoint, family, cascade):
     prompts = [SHARED + [7 * i % 250 for i in range(n)] for n in (1, 5, 16, 17, 33)]
     others = [[11 * i % 250 for i in range(n)] for n in (3, 40)]
@@ -92,7 +94,9 @@ def test_beginnings_shared_in_pairs_are_read_right(checkpoint):
 
 
 @pytest.mark.parametrize("way", ["everything", "kernels"])
-@pytest.mark.parametrize("family", ["qwen3", "mistral-window", "qwen3-bias-layer-types"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "mistral-window", "qwen3-bias-layer-types", "gemma3", "gpt-oss-mxfp4"]
+)
 def test_requests_that_come_while_others_run_get_the_cpus_tokens(checkpoint, family, way):
     tokens = {}
     for device, options in (("cpu", {}), ("cuda", WAYS[way])):
