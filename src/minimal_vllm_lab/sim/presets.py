@@ -46,6 +46,7 @@ def _llama3(layers: int, hidden: int, mlp: int, heads: int, *, tied: bool) -> di
         "num_attention_heads": heads,
         "num_key_value_heads": 8,
         "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
         "rope_theta": 500_000.0,
         "tie_word_embeddings": tied,
         "dtype": "bfloat16",
@@ -67,6 +68,22 @@ def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
     }
 
 
+def _gemma3(layers: int, hidden: int, mlp: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        "vocab_size": 262_208,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 1024,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "dtype": "bfloat16",
+    }
+
+
 PRESETS = {
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, tied=True),
     "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, tied=True),
@@ -77,6 +94,8 @@ PRESETS = {
     "qwen3-30b-a3b": _qwen3_moe(48, 2048, 768, 32),
     "gpt-oss-20b": _gpt_oss(24, 32),
     "gpt-oss-120b": _gpt_oss(36, 128),
+    "gemma-3-4b": _gemma3(34, 2560, 10240, 8, 4),
+    "gemma-3-12b": _gemma3(48, 3840, 15360, 16, 8),
     "llama-3.2-1b": _llama3(16, 2048, 8192, 32, tied=True),
     "llama-3.2-3b": _llama3(28, 3072, 8192, 24, tied=True),
     "llama-3.1-8b": _llama3(32, 4096, 14336, 32, tied=False),
