@@ -54,6 +54,17 @@ def test_it_says_how_many_experts_compute_a_token(tmp_path):
     active = total - 3 * 3 * 20 * 32
     expected = f"6 in 1 of 4 layers, 3 for each token; {active:,} parameters are active"
     assert expected in info(tmp_path)
+    found = json.loads(info(tmp_path, "--json"))
+    assert found["weight_bytes"]["bfloat16"] == 2 * total
+    assert found["active_weight_bytes"]["bfloat16"] == 2 * active
+    assert f"For one token {_size(4 * active)} in float32" in info(tmp_path)
+
+
+def test_a_token_is_computed_with_all_weights_of_a_dense_model(tmp_path):
+    write_checkpoint(tmp_path, FAMILIES["llama"])
+    found = json.loads(info(tmp_path, "--json"))
+    assert found["active_weight_bytes"] == found["weight_bytes"]
+    assert "For one token" not in info(tmp_path)
 
 
 def test_it_says_what_each_of_several_processes_holds(tmp_path):

@@ -19,7 +19,7 @@ from minimal_vllm.model.divided_config import divide
 from minimal_vllm.model.gguf_config import describe_types
 from minimal_vllm.model.hub import resolve_model
 from minimal_vllm.model.supported import DTYPE_BYTES
-from minimal_vllm.model.weight_bytes import weight_bytes
+from minimal_vllm.model.weight_bytes import idle_expert_bytes, weight_bytes
 
 OPTIONS = frozenset(
     {
@@ -94,6 +94,9 @@ class ModelInfo:
     num_parameters: int
     weight_bytes: dict[str, int]
     """Size of the weights, by dtype."""
+    active_weight_bytes: dict[str, int]
+    """Size of the weights that a single token is computed with, by dtype: less than all of them in a
+    mixture of experts."""
     checkpoint_dtype: str
     max_model_len: int
     chat_template: bool
@@ -138,6 +141,10 @@ def gather(config: EngineConfig) -> ModelInfo:
         traits=describe_traits(model),
         num_parameters=model.num_parameters,
         weight_bytes={dtype: weight_bytes(model, dtype) for dtype in DTYPE_BYTES},
+        active_weight_bytes={
+            dtype: weight_bytes(model, dtype) - round(idle_expert_bytes(model, dtype, 1))
+            for dtype in DTYPE_BYTES
+        },
         checkpoint_dtype=model.dtype,
         max_model_len=max_model_len,
         chat_template=_has_chat_template(config, checkpoint),
@@ -230,7 +237,7 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
 
 def _render(found: ModelInfo) -> Iterator[str]:
     sliding = f", {found.num_sliding_layers} with a sliding window" * bool(found.num_sliding_layers)
-    weights = ", ".join(f"{_size(size)} in {dtype}" for dtype, size in found.weight_bytes.items())
+    is_sparse = found.active_weight_bytes != found.weight_bytes
     rows = {
         "Model": found.path,
         "Format": found.format,
@@ -241,7 +248,8 @@ def _render(found: ModelInfo) -> Iterator[str]:
         "Attention": f"{found.num_heads} heads of {found.head_dim}, {found.num_kv_heads} KV heads",
         **found.traits,
         "Parameters": f"{found.num_parameters:,} (checkpoint in {found.checkpoint_dtype})",
-        "Weights": weights,
+        "Weights": _sizes(found.weight_bytes),
+        **({"For one token": _sizes(found.active_weight_bytes)} if is_sparse else {}),
         "Context": f"{found.max_model_len:,} tokens",
         "Chat template": "yes" if found.chat_template else "no",
     }
@@ -292,6 +300,10 @@ def _describe_groups(windows: Sequence[int | None]) -> str:
 
 def _row(label: str, value: str) -> str:
     return f"{label:<14}{value}"
+
+
+def _sizes(by_dtype: dict[str, int]) -> str:
+    return ", ".join(f"{_size(size)} in {dtype}" for dtype, size in by_dtype.items())
 
 
 def _size(num_bytes: float) -> str:
