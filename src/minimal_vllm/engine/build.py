@@ -41,6 +41,7 @@ from minimal_vllm.engine.sizing import (
     read_model_config,
 )
 from minimal_vllm.engine.warm_up import warm_up
+from minimal_vllm.engine.watched_experts import ExpertTally, TellsExperts, make_tally
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.divided_config import divide
@@ -96,6 +97,12 @@ class BuiltEngine:
     def caches(self) -> list[LayerCache]:
         """KV cache of each layer."""
         return self.model.caches
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts of a layer that has a mixture of them; 0 if no layer has."""
+        experts = self.files.config.experts
+        return experts.count if experts else 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,8 @@ def build_engine(
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
 
-    loaded = _load(config, files, dtype, device, model_len, ranks, progress=progress)
+    tally = make_tally(files.config, device, observers)
+    loaded = _load(config, files, dtype, device, model_len, ranks, tally, progress=progress)
     groups = choose_groups(files.config, model_len)
     num_blocks, scheduler_config = _size(config, loaded, groups, model_len, ranks)
     model = _add_cache(loaded, config, groups, num_blocks)
@@ -186,12 +194,13 @@ def build_engine(
         warm_up(runner, scheduler_config, num_blocks, limits)
     admission = Admission(limits, files.tokenizer, config.seed)
     pool = make_pool(config, num_blocks)
+    watchers = [TellsExperts(observers, tally)] if tally else observers
     engine = make_engine(
         make_scheduler(config, scheduler_config, pool, files.config.vocab_size),
         runner,
         admission,
         OutputProcessor(files.tokenizer),
-        [*observers, *watch_cache(config, scheduler_config, pool)],
+        [*watchers, *watch_cache(config, scheduler_config, pool)],
         async_scheduling=runs_ahead(config, device),
     )
     return BuiltEngine(
@@ -213,6 +222,7 @@ def _load(
     device: torch.device,
     model_len: int,
     ranks: Ranks,
+    tally: ExpertTally | None,
     *,
     progress: bool,
 ) -> _LoadedModel:
@@ -222,7 +232,15 @@ def _load(
     own = divide(files.config, ranks.count)
     check_weights_fit(own, dtype, measure_memory(device).shared_by(ranks.count))
     decoder = _load_decoder(
-        config, files.checkpoint, files.config, dtype, device, model_len, ranks, progress=progress
+        config,
+        files.checkpoint,
+        files.config,
+        dtype,
+        device,
+        model_len,
+        ranks,
+        tally=tally,
+        progress=progress,
     )
     attention = choose_attention(
         config.attention_backend,
@@ -251,6 +269,7 @@ def _load_decoder(
     ranks: Ranks = ALONE,
     *,
     seed: int | None = None,
+    tally: ExpertTally | None = None,
     progress: bool = False,
 ) -> Decoder:
     """Load a rank's part of a network, or fill it with random weights if ``load_format`` says so.
@@ -264,12 +283,15 @@ def _load_decoder(
         model_len: number of positions.
         ranks: this rank and the others.
         seed: seed of random weights. Default: the engine's.
+        tally: counts the experts that are used. None: they are not counted.
         progress: whether to show a progress bar.
     """
     own = divide(model, ranks.count)
     modules = choose_modules(config.attention_backend, own.quantization, dtype, device)
     if ranks.count > 1:
         modules = divided(modules, ranks, own.vocab_size)
+    if tally is not None:
+        modules = tally.watch(modules)
     if config.load_format == "dummy":
         decoder = Decoder(own, dtype, device, model_len, modules)
         init_random(decoder, config.seed if seed is None else seed)

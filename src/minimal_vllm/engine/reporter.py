@@ -76,7 +76,7 @@ class Reporter:
         if self._listeners:
             now = self._clock()
             for request in requests:
-                _tell(self._listeners, _record_request(request, now))
+                tell(self._listeners, _record_request(request, now))
 
     def note_aborted(self, requests: Iterable[Request]) -> None:
         """Report requests that were aborted, between two steps."""
@@ -84,13 +84,13 @@ class Reporter:
             for request in requests:
                 self._aborted.append(request)
                 self._num_named.pop(request, None)
-                _tell(self._listeners, AbortRecord(request.request_id))
+                tell(self._listeners, AbortRecord(request.request_id))
 
     def note_reset(self) -> None:
         """Report that all requests and all cached blocks were forgotten."""
         self._aborted.clear()
         self._num_named.clear()
-        _tell(self._listeners, ResetRecord())
+        tell(self._listeners, ResetRecord())
 
     # ---- the moments of a step ------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ class Reporter:
         times.step = self._num_planned
         self._num_planned += 1
         if self._tells_plans:
-            _tell(self._listeners, self._record_plan(plan, times))
+            tell(self._listeners, self._record_plan(plan, times))
 
     def mark(self, times: Timing) -> None:
         """Record the time at which a part of the step has finished."""
@@ -126,7 +126,7 @@ class Reporter:
         self.mark(times)
         record = self._make_record(plan, requests, times)
         self._aborted.clear()
-        _tell(self._observers, record)
+        tell(self._observers, record)
 
     # ---- records --------------------------------------------------------------------------------
 
@@ -235,7 +235,8 @@ def _ended_by_stop_string(request: Request) -> bool:
     return request.finish_reason is FinishReason.STOP and isinstance(request.stop_reason, str)
 
 
-def _tell(observers: Iterable[Any], record: Record) -> None:
+def tell(observers: Iterable[Any], record: Record) -> None:
+    """Call each observer with a record. One that raises is logged."""
     for observer in observers:
         try:
             observer(record)

@@ -43,6 +43,8 @@ class EngineFacts:
     """Whether a prompt may be computed in several steps."""
     windows: tuple[int | None, ...] = (None,)
     """Sliding window of each group of layers; a block table has an entry per group, in turn."""
+    num_experts: int = 0
+    """Number of experts of a layer that has a mixture of them; 0 if no layer has."""
 
 
 class Described(Protocol):
@@ -55,6 +57,10 @@ class Described(Protocol):
     @property
     def num_blocks(self) -> int:
         """Number of KV blocks in the pool."""
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts of a layer that has a mixture of them; 0 if no layer has."""
 
     @property
     def device(self) -> object:
@@ -83,4 +89,5 @@ def engine_facts(config: "EngineConfig", built: Described) -> EngineFacts:
         enable_prefix_caching=limits.enable_prefix_caching,
         enable_chunked_prefill=limits.enable_chunked_prefill,
         windows=limits.windows,
+        num_experts=built.num_experts,
     )

@@ -139,6 +139,9 @@ class StepRecord:
     num_aborted: int = 0
     """Number of entries of ``finished``, the first ones, that ended before the step. Each of them
     had an ``AbortRecord`` already."""
+    experts_used: tuple[int, ...] = ()
+    """Number of experts that computed a token, in each layer that has a mixture of them. Empty if
+    no layer has, on a GPU, and if no ``Listener`` reads it."""
 
 
 Record = RequestRecord | AbortRecord | ResetRecord | PlanRecord | StepRecord
@@ -149,6 +152,9 @@ Observer = Callable[[StepRecord], None]
 
 class Listener(ABC):
     """An observer that is called with every record, not only those of steps."""
+
+    reads_experts = False
+    """Whether it reads ``StepRecord.experts_used``, which takes time to count."""
 
     @abstractmethod
     def __call__(self, record: Record) -> None:

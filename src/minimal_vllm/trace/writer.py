@@ -25,6 +25,8 @@ class TraceWriter(Listener):
         OSError: the file can't be written.
     """
 
+    reads_experts = True
+
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._file = path.open("wb")

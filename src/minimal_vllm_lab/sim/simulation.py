@@ -75,6 +75,11 @@ class Design:
     draft_costs: CostModel | None
     """Predicts the duration of a draft model's passes; None if no draft model guesses."""
 
+    @property
+    def num_experts(self) -> int:
+        """Number of experts of a layer that has a mixture of them; 0 if no layer has."""
+        return self.model.experts.count if self.model.experts else 0
+
     def make_replica(self, observers: Sequence[Observer] = ()) -> Replica:
         """Return an idle engine of this design.
 

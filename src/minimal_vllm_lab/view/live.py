@@ -55,6 +55,8 @@ class LiveView(Listener):
         touring: True while a viewer takes the tour, or the next viewer will begin it.
     """
 
+    reads_experts = True
+
     def __init__(self) -> None:
         self.pace = Pace()
         self.traffic: Traffic | None = None

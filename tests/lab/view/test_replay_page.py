@@ -3,6 +3,9 @@
 import pytest
 
 from benchmarks.view_frames import write_trace
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.trace.facts import engine_facts
+from minimal_vllm.trace.writer import TraceWriter
 from tests.lab.view.browser import AT_END, page_at, pixels, stop, until
 from tests.lab.view.test_live_page import SMALL, TINY_BUDGET, pause, send, step
 from tests.server.harness import process
@@ -231,3 +234,32 @@ def test_the_page_forgets_what_the_history_has_forgotten(chromium, replay_url):
         }""")
     assert forgotten["wasShown"] < forgotten["isShown"] == forgotten["first"]
     assert forgotten["columns"] == forgotten["cells"] == forgotten["first"]
+
+
+def test_experts_and_groups_of_layers_have_charts_in_models_that_have_them(
+    chromium, serve_trace, replay_url, checkpoint, tmp_path
+):
+    path = tmp_path / "trace.jsonl"
+    writer = TraceWriter(path, 10**7)
+    folder = str(checkpoint("gpt-oss"))
+    llm = LLM(folder, observers=[writer], num_gpu_blocks_override=32, max_model_len=96)
+    writer.begin(engine_facts(llm.config, llm.built), llm.tokenizer.token_text)
+    for index in range(3):
+        llm.engine.add_request(str(index), [7 * index + 1] * 40, SamplingParams(max_tokens=9))
+    for _ in range(5):
+        llm.engine.step()
+    writer.close()
+    with page_at(chromium, serve_trace(path)) as page:
+        until(page, "!view.stale && !view.wordsAreStale && view.player.state.step === 4")
+        used = page.inner_text("#experts-value").split(" of ")
+        assert used[1] == "5"
+        assert 3 <= float(used[0]) <= 5, "each token has three experts"
+        _, _, *in_use = page.evaluate("view.player.state.counts")
+        held = [int(each) for each in page.inner_text("#groups-value").split(" + ")]
+        assert len(held) == 2
+        assert sum(held) == sum(in_use)
+        assert held[0] != held[1], "only one of the groups has a window"
+        assert len(page.evaluate("view.digest.columns.at(-1).groups")) == 2
+    with page_at(chromium, replay_url) as page:
+        assert not page.is_visible("#experts")
+        assert not page.is_visible("#groups")

@@ -20,12 +20,40 @@ const CHARTS = {
 };
 
 export class Charts {
+  /** Show the charts that only some models have: those with experts, and those with groups of layers. */
+  begin(facts) {
+    this.facts = facts;
+    document.getElementById("experts").hidden = !facts.num_experts;
+    document.getElementById("groups").hidden = (facts.windows ?? []).length < 2;
+  }
+
   draw(digest, step) {
     const end = Math.max(step + 1 - digest.firstStep, 0);
     const columns = digest.columns.slice(Math.max(end - MAX_STEPS, 0), end);
     this.numSteps = Math.max(columns.length, MIN_STEPS);
     for (const [id, chart] of Object.entries(CHARTS)) this.drawChart(id, chart, columns);
     this.drawBlocks(columns);
+    if (this.facts.num_experts) this.drawExperts(columns);
+    if ((this.facts.windows ?? []).length > 1) this.drawGroups(columns);
+  }
+
+  /** Draw how many experts of a layer a step has used, on the mean of all layers. */
+  drawExperts(columns) {
+    const count = this.facts.num_experts;
+    const text = (value) => `${value.toFixed(1)} of ${count}`;
+    this.drawChart("experts", { value: (c) => c.experts, text, top: count }, columns);
+  }
+
+  /** Draw the blocks in use by each group of layers, a line for each: groups without a window darker. */
+  drawGroups(columns) {
+    const { context, width } = this.prepare("groups");
+    const last = columns.at(-1)?.groups ?? [];
+    document.getElementById("groups-value").textContent = last.join(" + ") || "–";
+    const top = Math.max(...columns.flatMap((column) => column.groups), 1) * 1.1;
+    this.facts.windows.forEach((window, group) => {
+      const values = columns.map((column) => column.groups[group] ?? null);
+      this.line(context, values, top, width, window === null ? theme.ink : theme.accent);
+    });
   }
 
   drawChart(id, chart, columns) {

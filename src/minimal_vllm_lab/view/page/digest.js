@@ -86,6 +86,8 @@ export class Digest {
       running: record.num_running,
       waiting: record.num_waiting,
       waste: waste.taken ? waste.wasted / waste.taken : 0,
+      groups: state.numGroups > 1 ? state.heldByGroup() : [],
+      experts: record.experts_used ? mean(record.experts_used) : null,
       hitRate: record.prefix_queries ? record.prefix_hits / record.prefix_queries : 0,
     });
     this.columns.push(column);

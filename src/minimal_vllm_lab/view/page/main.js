@@ -95,6 +95,7 @@ class View {
     this.tour.isOffered = null; // the engine may be another one
     const { model, num_blocks, block_size, device, max_num_batched_tokens } = this.facts;
     $("facts").textContent = `${model} on ${device} · ${num_blocks.toLocaleString("en")} blocks of ${block_size} tokens`;
+    this.charts.begin(this.facts);
     $("block-size").textContent = block_size;
     $("budget").textContent = max_num_batched_tokens.toLocaleString("en");
     this.restart(null, false);

@@ -22,6 +22,7 @@ export class EngineState {
     this.numEnded = 0;
     // Per block:
     this.references = new Uint16Array(n);
+    this.group = new Uint8Array(n); // group of layers that it was last used by
     this.owner = new Int32Array(n); // arrival number of its last request; 0: none yet
     this.fill = new Uint16Array(n); // number of tokens in it
     this.hashes = new Array(n).fill(null);
@@ -229,6 +230,13 @@ export class EngineState {
     });
   }
 
+  /** Return the number of blocks in use by each group of layers. */
+  heldByGroup() {
+    const held = new Array(this.numGroups).fill(0);
+    this.references.forEach((count, block) => { if (count) held[this.group[block]] += 1; });
+    return held;
+  }
+
   /** Return the blocks for one block's tokens, and the group of layers that each belongs to. */
   row(request, index) {
     const entries = request.table.slice(index * this.numGroups, (index + 1) * this.numGroups);
@@ -274,8 +282,10 @@ export class EngineState {
   /** Append blocks to a request's table. */
   take(request, blocks) {
     for (const block of blocks) {
+      const group = request.table.length % this.numGroups;
       request.table.push(block);
       if (block < 0) continue;
+      this.group[block] = group;
       this.change(block, () => {
         if (this.references[block] === 0 && this.hashes[block] === null) this.fill[block] = 0;
         this.references[block] += 1;
