@@ -95,8 +95,8 @@ class ModelInfo:
     weight_bytes: dict[str, int]
     """Size of the weights, by dtype."""
     active_weight_bytes: dict[str, int]
-    """Size of the weights that a single token is computed with, by dtype: less than all of them in a
-    mixture of experts."""
+    """Size of the weights that a single token is computed with, by dtype. In a mixture of experts,
+    that is less than all of them."""
     checkpoint_dtype: str
     max_model_len: int
     chat_template: bool

@@ -16,7 +16,7 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand
 from minimal_vllm.model.experts import choose_experts
 from minimal_vllm.model.layer_config import LayerConfig
-from minimal_vllm.model.layers import MLP, MoE, Modules
+from minimal_vllm.model.layers import MLP, Modules, MoE
 from minimal_vllm.trace.step_record import Listener, Observer, Record, StepRecord
 
 
