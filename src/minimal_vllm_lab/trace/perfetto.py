@@ -62,6 +62,7 @@ class Exporter:
         self._tracks: dict[str, _Track] = {}
         self._now = header.started
         self._last_step_end = header.started
+        self._has_guesses = False
 
     def events(self, lines: Iterable[Line]) -> Iterator[Event]:
         """Yield all events, including those that name processes and threads."""
@@ -95,6 +96,7 @@ class Exporter:
         # With async scheduling a step starts before the previous one has ended: avoid an overlap.
         began = max(record.started, self._last_step_end)
         yield from self._step_slices(record, began)
+        self._has_guesses |= any(entry.num_guesses for entry in record.scheduled)
         yield from self._counters(record)
         for request_id in record.preempted:
             if track := self._tracks.get(request_id):  # None: the request ended during the step
@@ -133,6 +135,10 @@ class Exporter:
             "cached blocks": {"blocks": record.num_cached_blocks},
             "tokens in step": {"tokens": sum(entry.num_tokens for entry in record.scheduled)},
         }
+        if self._has_guesses:
+            right = sum(map(_num_right, record.scheduled))
+            guessed = sum(entry.num_guesses for entry in record.scheduled)
+            counters["guesses"] = {"right": right, "wrong": guessed - right}
         for name, values in counters.items():
             yield {
                 "ph": "C",
@@ -152,7 +158,7 @@ class Exporter:
             "first position": entry.start,
             "tokens": entry.num_tokens,
             "sampled tokens": len(entry.sampled_tokens),
-            **({"guesses": entry.num_guesses} if entry.num_guesses else {}),
+            **_judged(entry),
             "blocks found in the cache": len(entry.cached_blocks),
             "new blocks": len(entry.new_blocks),
         }
@@ -194,6 +200,17 @@ class Exporter:
 
     def _micros(self, moment: float) -> float:
         return round(1e6 * (moment - self._header.started), 3)
+
+
+def _judged(entry: ScheduledRecord) -> dict[str, int]:
+    """Return the number of a request's guesses in a step, and of those that were right, if any."""
+    if not entry.num_guesses:
+        return {}
+    return {"guesses": entry.num_guesses, "right guesses": _num_right(entry)}
+
+
+def _num_right(entry: ScheduledRecord) -> int:
+    return max(len(entry.sampled_tokens) - 1, 0) if entry.num_guesses else 0
 
 
 def _name(kind: str, process: int, thread: int, name: str) -> Event:

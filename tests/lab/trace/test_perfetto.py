@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -11,7 +12,7 @@ from random import Random
 import pytest
 
 from minimal_vllm.trace.lines import Header
-from minimal_vllm.trace.step_record import Listener, RequestRecord, StepRecord
+from minimal_vllm.trace.step_record import Listener, RequestRecord, ScheduledRecord, StepRecord
 from minimal_vllm_lab.trace.perfetto import ENGINE, REQUESTS, STEPS, Exporter, export_perfetto
 from minimal_vllm_lab.trace.reader import open_trace
 from tests.engine.test_traffic import act_randomly, random_config
@@ -71,6 +72,21 @@ def test_what_a_request_does_lies_within_the_step_in_which_it_does_it(exported):
     }
     work = [e for e in events if e["pid"] == REQUESTS and e["name"] in ("prompt", "decode")]
     assert all(event["dur"] == steps[event["ts"]] for event in work)
+
+
+def test_guesses_are_told_with_their_request_and_counted(tmp_path):
+    entry = ScheduledRecord("a", 1, 4, sampled_tokens=(5, 6), num_rejected=2, num_guesses=3)
+    step = StepRecord(0, 1.0, 0, 1, 0, (entry,), ("a",), (), (), (), 1, 0, 9, 9, 0, 0, 0)
+    plain = replace(step, scheduled=(ScheduledRecord("a", 3, 1, sampled_tokens=(7,)),), step=1)
+    records = [RequestRecord("a", 1, 0.0, (4, 4)), step, plain]
+    events = list(Exporter(Header(engine=FACTS, started=0.0)).events(records))
+    guessed, decoded = (each["args"] for each in events if each["name"] in ("prompt", "decode"))
+    assert (guessed["guesses"], guessed["right guesses"]) == (3, 1)
+    assert "guesses" not in decoded
+    counted = [each["args"] for each in events if each["ph"] == "C" and each["name"] == "guesses"]
+    assert counted == [{"right": 1, "wrong": 2}, {"right": 0, "wrong": 0}]
+    without = Exporter(Header(engine=FACTS, started=0.0)).events([records[0], plain])
+    assert "guesses" not in {each["name"] for each in without}
 
 
 @pytest.mark.parametrize("seed", range(20))

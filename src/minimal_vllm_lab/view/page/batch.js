@@ -91,7 +91,8 @@ export class BatchView {
       if (!column) break;
       let top = base;
       context.globalAlpha = each > step ? 0.25 : 1;
-      for (const [kind, color] of [["decode", theme.ink], ["prompt", theme.accent], ["again", theme.alarm]]) {
+      for (const [kind, color] of [["decode", theme.ink], ["prompt", theme.accent], ["again", theme.alarm],
+                                   ["wrong", theme.muted]]) {
         const height = column[kind] * scale;
         context.fillStyle = color;
         context.fillRect(this.x(each) + 1, top - height, columnWidth - 2, height);
@@ -186,7 +187,8 @@ export class BatchView {
     context.fillStyle = colorOf(row.arrival);
     if (cell.kind === "decode") {
       const size = Math.max(height * 0.36, 1);
-      context.fillRect(x + 1, top + (height - size) / 2, width - 2, size);
+      if (cell.guesses) this.drawGuesses(row, cell, x + 1, top + height * 0.18, width - 2, height * 0.64);
+      else context.fillRect(x + 1, top + (height - size) / 2, width - 2, size);
       return;
     }
     context.fillRect(x + 1, top + pad, width - 2, height - 2 * pad);
@@ -200,7 +202,20 @@ export class BatchView {
       context.font = "600 10px system-ui, sans-serif";
       context.textAlign = "center";
       context.textBaseline = "middle";
-      context.fillText(String(cell.count), x + width / 2 + (cell.cached ? 2 : 0), top + height / 2 + 0.5);
+      context.fillText(String(cell.count - cell.guesses), x + width / 2 + (cell.cached ? 2 : 0), top + height / 2 + 0.5);
+    }
+  }
+
+  /** Draw a bar for each computed token: the newest known one, then right guesses, and pale ones that were wrong. */
+  drawGuesses(row, cell, x, y, width, height) {
+    const { context } = this;
+    const each = width / cell.count;
+    const gap = each >= 3 ? 1 : 0;
+    for (let i = 0; i < cell.count; i += 1) {
+      const isGuess = i >= cell.count - cell.guesses;
+      const isWrong = i >= cell.count - cell.guesses + cell.right;
+      context.fillStyle = colorOf(row.arrival, isWrong ? "pale" : isGuess ? "bright" : "full");
+      context.fillRect(x + i * each, y, each - gap, height);
     }
   }
 
@@ -276,6 +291,6 @@ function isActive(row, step) { return row.from <= step && row.until >= step; }
 
 /** Return whether the next cell continues a run of decodes, on the same side of the current step. */
 function isSame(cell, next, last, step) {
-  return cell.kind === "decode" && next?.kind === "decode" && next.step === last + 1
+  return cell.kind === "decode" && next?.kind === "decode" && next.step === last + 1 && !cell.guesses && !next.guesses
     && (next.step > step) === (cell.step > step);
 }

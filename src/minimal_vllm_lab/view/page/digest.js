@@ -1,5 +1,7 @@
 // The data of the charts and of the batch: one column per step and one row per request.
 
+import { rightGuesses } from "./state.js";
+
 const SECONDS = 2; // time window of the throughput
 const LANE_GAP = 2; // number of steps for which a lane stays empty after a request has ended
 
@@ -8,6 +10,7 @@ export class Digest {
     this.columns = []; // one per step: the values of the charts
     this.rows = []; // one per request, in order of arrival
     this.rowOf = new Map(); // id -> row, of requests that have not ended
+    this.hasGuesses = false; // whether any step had guesses
     this.lanes = []; // lane -> the first step at which it is free; Infinity: in use
   }
 
@@ -45,7 +48,7 @@ export class Digest {
       from: step, // its first column
       until: Infinity, // its last column
       reason: null,
-      cells: [], // {step, kind, count, cached}, in order
+      cells: [], // {step, kind, count, cached, guesses, right}, in order
       reached: 0, // highest number of computed tokens so far
       lastToken: null, // time of its last token
     };
@@ -69,11 +72,11 @@ export class Digest {
   }
 
   takeStep(record, state) {
-    const column = { step: record.step, time: state.time, prompt: 0, decode: 0, again: 0, sampled: 0,
+    const column = { step: record.step, time: state.time, prompt: 0, decode: 0, again: 0, wrong: 0, sampled: 0,
                      ttft: null, itl: null, preempted: record.preempted.length,
                      evicted: record.evicted_blocks.length };
     for (const id of record.preempted) {
-      this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0 });
+      this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0, guesses: 0, right: 0 });
     }
     const latencies = { ttft: [], itl: [] };
     for (const entry of record.scheduled) this.addCell(entry, column, latencies, state.facts.block_size);
@@ -108,8 +111,12 @@ export class Digest {
       kind,
       count: entry.num_tokens,
       cached: (entry.cached_blocks?.length ?? 0) * blockSize,
+      guesses: entry.num_guesses ?? 0,
+      right: rightGuesses(entry),
     });
-    column[kind] += entry.num_tokens;
+    this.hasGuesses ||= entry.num_guesses > 0;
+    column[kind] += entry.num_tokens - (entry.num_rejected ?? 0);
+    column.wrong += entry.num_rejected ?? 0;
     if (entry.sampled_tokens) this.noteTokens(row, entry.sampled_tokens.length, column, latencies);
   }
 

@@ -50,6 +50,7 @@ export class Inspector {
       `${request.numTokens - request.numPrompt}${this.limit(request)} generated`,
     ];
     if (request.cached) words.push(`${request.cached} found in the cache`);
+    if (request.numGuesses) words.push(`${request.numRight} of ${request.numGuesses} guesses right`);
     if (request.preemptions) words.push(`preempted ${request.preemptions}×`);
     return make("p", "summary", words.join(" · "));
   }
@@ -136,7 +137,7 @@ export class Inspector {
   }
 
   tokenClass(request, index) {
-    const source = index < request.numPrompt ? "prompt" : "output";
+    const source = index < request.numPrompt ? "prompt" : request.guessed[index] ? "output guessed" : "output";
     return index < request.computed || request.status === "finished" ? source : `${source} ahead`;
   }
 
@@ -152,7 +153,7 @@ export class Inspector {
   token(id, className) {
     const text = this.texts.get(id) ?? `[${id}]`;
     const span = make("span", `token ${className}`, text.replaceAll("\n", "↵"));
-    span.title = `token ${id}`;
+    span.title = `token ${id}${className.includes("guessed") ? ", a right guess" : ""}`;
     return span;
   }
 

@@ -271,6 +271,7 @@ class View {
     this.lens.draw(state);
     this.queue.draw(state);
     this.charts.draw(this.digest, state.step);
+    document.body.classList.toggle("guessing", this.digest.hasGuesses);
     $("story").textContent = $("story").title = narrate(state).join(" ");
     const counts = state.counts.map((count) => count.toLocaleString("en"));
     $("counts").textContent = ["free", "cached", "in use", "shared"]

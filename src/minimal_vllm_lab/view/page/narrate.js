@@ -28,18 +28,29 @@ export function narrate(state) {
 
 function computed(state) {
   const count = (entries) => entries.reduce((sum, each) => sum + each.count, 0);
+  const guesses = (entries) => entries.reduce((sum, each) => sum + each.guesses, 0);
   const prompts = state.now.computed.filter((each) => !each.decodes);
   const decodes = state.now.computed.filter((each) => each.decodes);
   const work = [];
   if (prompts.length) {
-    work.push(`${plural(count(prompts), "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
+    const guessed = guesses(prompts); // behind the prompts
+    work.push(`${plural(count(prompts) - guessed, "prompt token")} of ${list(prompts.map((each) => each.arrival))}`);
+    if (guessed) work.push(`${plural(guessed, "token")} behind them`);
   }
   if (decodes.length) {
     const each = count(decodes) === decodes.length ? "one token each" : plural(count(decodes), "token");
     work.push(`${each} for ${plural(decodes.length, "request")}`);
   }
   const total = count(state.now.computed);
-  return `Computed ${work.join(", and ")}: ${total} of at most ${state.facts.max_num_batched_tokens} tokens.`;
+  const guessed = guesses(state.now.computed);
+  const sentence = `Computed ${work.join(", and ")}: ${total} of at most ${state.facts.max_num_batched_tokens} tokens.`;
+  return guessed ? `${sentence} ${judged(guessed, state.now.right)}` : sentence;
+}
+
+/** Say how many guesses were right. */
+function judged(guesses, right) {
+  const verdict = right === guesses ? (guesses === 1 ? "right" : "all right") : right ? `${right} of them right` : "wrong";
+  return `${plural(guesses, "token was a guess", "tokens were guesses")}, ${verdict}.`;
 }
 
 function admissions({ admitted, found }, blockSize) {
@@ -100,10 +111,15 @@ export function narrateCell({ row, step }) {
   return `#${row.arrival} ${row.id}\nstep ${step}: ${cell?.step === step ? CELLS[cell.kind](cell) : "waiting"}`;
 }
 
+const withGuesses = ({ guesses: count, right }) => (count ? `, and ${plural(count, "guess", "guesses")}: ${right} right` : "");
+
 const CELLS = {
-  prompt: ({ count, cached }) => `${plural(count, "token")} of its prompt`
-    + (cached ? `, after ${cached} cached ones` : ""),
-  decode: ({ count }) => `decode of ${count === 1 ? "one token" : plural(count, "token")}`,
+  prompt: (cell) => `${plural(cell.count - cell.guesses, "token")} of its prompt`
+    + (cell.cached ? `, after ${cell.cached} cached ones` : "") + withGuesses(cell),
+  decode: (cell) => {
+    const count = cell.count - cell.guesses;
+    return `decode of ${count === 1 ? "one token" : plural(count, "token")}${withGuesses(cell)}`;
+  },
   again: ({ count }) => `${plural(count, "token")} computed again`,
   preempted: () => "preempted: it released its blocks",
 };

@@ -98,6 +98,9 @@ export class EngineState {
       tokens: record.prompt_token_ids.slice(),
       numTokens: record.prompt_token_ids.length,
       numPrompt: record.prompt_token_ids.length,
+      guessed: [], // for each token, whether it was a right guess
+      numGuesses: 0, // of its tokens, since this page was opened
+      numRight: 0, // number of them that were right
       computed: 0,
       cached: null, // tokens found in the cache when it was first admitted
       preemptions: 0,
@@ -183,7 +186,8 @@ export class EngineState {
     this.write(request, start, request.computed);
     this.nameBlocks(request, entry);
     const decodes = start >= request.numPrompt;
-    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens, decodes });
+    const guesses = entry.num_guesses ?? 0;
+    this.now.computed.push({ arrival: request.arrival, start, count: num_tokens, decodes, guesses });
   }
 
   /** Release blocks that the windows of their groups have passed. */
@@ -199,10 +203,15 @@ export class EngineState {
   update(entry) {
     const request = this.requests.get(entry.request_id);
     if (!request) return; // the request was aborted while the step ran
-    for (const token of entry.sampled_tokens ?? []) {
+    const numRight = rightGuesses(entry);
+    for (const [i, token] of (entry.sampled_tokens ?? []).entries()) {
       request.tokens[request.numTokens] = token; // the same whenever this is replayed
+      request.guessed[request.numTokens] = i < numRight;
       request.numTokens += 1;
     }
+    request.numGuesses += entry.num_guesses ?? 0;
+    request.numRight += numRight;
+    this.now.right += numRight;
     if (entry.num_rejected) this.reject(request, entry);
     this.nameBlocks(request, entry);
   }
@@ -446,6 +455,11 @@ export class EngineState {
   }
 }
 
+/** Return how many of a request's guesses in a step were right: all of its new tokens but the last one. */
+export function rightGuesses({ num_guesses = 0, sampled_tokens = [] }) {
+  return num_guesses ? Math.max(sampled_tokens.length - 1, 0) : 0;
+}
+
 /** Return the hash of one group's keys and values, given the hash of the tokens. */
 function nameOf(hash, group) {
   return group ? hash + group.toString(16).padStart(2, "0") : hash;
@@ -460,6 +474,7 @@ function emptyStep() {
     computed: [],
     ended: [],
     evicted: [],
+    right: 0, // number of right guesses
     found: [],
     written: new Map(), // block -> [first, end) slot
   };
