@@ -9,6 +9,7 @@ import pytest
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm_lab.learn.exercises import EXERCISES
 from tests.markdown import ROOT, code_blocks, read
 
 CHAPTERS = [
@@ -58,6 +59,71 @@ def test_a_chapter_asks_questions_and_answers_them(chapter):
     numbers = [re.findall(r"^(\d)\. ", part, re.M) for part in (questions, answers)]
     assert numbers[0]
     assert numbers[0] == numbers[1]
+
+
+def numbered_chapters():
+    """The text of each chapter, by its number; both pages of chapter 0 together."""
+    texts = dict.fromkeys(range(21), "")
+    for path in sorted(ROOT.glob("docs/course/*.md")):
+        texts[int(path.name[:2])] += path.read_text("utf-8")
+    return texts
+
+
+def glossary():
+    """The entries of the glossary: a term, and the numbers of the chapters that explain it."""
+    for term, text in re.findall(
+        r"^- \*\*(.*?)\*\*: (.*?)(?=^- |\Z)", read("docs/glossary.md"), re.M | re.S
+    ):
+        found = re.findall(r"\(([\d, ]+)\)", text)
+        yield term, [int(number) for numbers in found for number in numbers.split(",")]
+
+
+def test_the_glossary_is_in_order_and_has_a_term_of_each_chapter():
+    entries = dict(glossary())
+    assert list(entries) == sorted(entries, key=str.lower)
+    assert {number for numbers in entries.values() for number in numbers} == set(range(21))
+
+
+@pytest.mark.parametrize(("term", "numbers"), list(glossary()))
+def test_a_term_is_in_the_chapters_that_the_glossary_names(term, numbers):
+    names = [name.lower() for name in re.split(r", | \(|\)", term) if name]
+    chapters = numbered_chapters()
+    for number in numbers:
+        text = " ".join(chapters[number].lower().split())
+        assert any(name in text for name in names), number
+
+
+def chapters_in(text):
+    """The numbers of a list such as "1 to 6, 11 and 12"."""
+    numbers = set()
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", text):
+        numbers |= set(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def needed_chapters():
+    """The chapters that each chapter says must be read before it; not those that only help."""
+    for number, text in numbered_chapters().items():
+        before = re.search(
+            r"^\*Read before: (.*?)(?:Helpful|For the experts|\*$)", text, re.M | re.S
+        )
+        links = re.findall(r"\((\d\d)-[a-z-]+\.md\)", before[1]) if before else []
+        yield number, {int(link) for link in links} - {number}
+
+
+@pytest.mark.parametrize("page", ["docs/teach.md", "docs/course/00-how-it-works.md"])
+def test_a_list_of_chapters_has_what_its_chapters_need_and_the_exercises_of_no_others(page):
+    needed = dict(needed_chapters())
+    chapter_of = {name: int(each.chapter[:2]) for name, each in EXERCISES.items()}
+    table = read(page).partition("| you have |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[2:4] for row in table.splitlines()[2:]]
+    assert len(rows) >= 3
+    for chapters, exercises in rows:
+        listed = chapters_in(chapters) or set(range(21))
+        missing = {number for each in listed for number in needed[each]} - listed
+        assert missing == set(), chapters
+        asked = {chapter_of[name] for name in re.findall(r"`([a-z-]+)`", exercises)}
+        assert asked <= listed, exercises
 
 
 def test_the_roofline_is_what_its_script_draws_from_the_numbers():

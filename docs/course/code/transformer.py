@@ -35,7 +35,7 @@ class Transformer:
         }
 
     def logits(self, token_ids: list[int]) -> Tensor:
-        """Return a number for each token of the vocabulary: how well it would come next."""
+        """Return a number for each token of the vocabulary: the higher, the likelier it is next."""
         embedding = self.weights["embed_tokens.weight"]
         x = embedding[token_ids]  # [T, hidden]: one row per token
         for layer in range(self.num_layers):

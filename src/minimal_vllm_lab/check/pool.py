@@ -254,7 +254,7 @@ class _Driver:
             blocks = self._pool.allocate(count)
         except ValueError:
             self._history.lines[-1] += "   raises ValueError"
-            raise Broken(GRANTS, "ValueError", f"{ledger.num_free} blocks are free") from None
+            raise Broken(GRANTS, "ValueError", f"a list; free blocks: {ledger.num_free}") from None
         if not isinstance(blocks, list):
             raise Broken(GRANTS, f"a {type(blocks).__name__}", f"a list of {count} ids")
         self._history.lines[-1] += f" -> {blocks}"
@@ -278,9 +278,9 @@ class _Driver:
             raise Broken(
                 REFUSES,
                 f"{type(error).__name__}: {error}",
-                f"ValueError: {self._ledger.num_free} blocks are free",
+                f"ValueError; free blocks: {self._ledger.num_free}",
             ) from None
-        raise Broken(REFUSES, f"{blocks!r}", f"ValueError: {self._ledger.num_free} blocks are free")
+        raise Broken(REFUSES, f"{blocks!r}", f"ValueError; free blocks: {self._ledger.num_free}")
 
     def _check_allocated(self, count: int, blocks: list[int]) -> None:
         ledger = self._ledger
@@ -297,7 +297,7 @@ class _Driver:
             raise Broken(
                 FREE_FIRST,
                 f"{len(taken)} of {blocks} were cached: {taken}",
-                f"{num_evicted} evicted: {ledger.num_empty} blocks are empty",
+                f"{num_evicted} evicted; empty blocks: {ledger.num_empty}",
             )
         if sorted(taken) != sorted(ledger.idle[:num_evicted]):
             raise Broken(

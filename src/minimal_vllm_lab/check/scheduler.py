@@ -136,7 +136,7 @@ class _Driver:
             )
         num_free, pool = self._engine.scheduler.pool.num_free, self._engine.pool
         if num_free != pool.num_blocks:
-            raise Broken(ALL_FREED, f"{num_free} blocks are free", f"{pool.num_blocks}")
+            raise Broken(ALL_FREED, f"free blocks: {num_free}", f"{pool.num_blocks}")
         self._check_reset()
 
     def _add(self, event: Event) -> None:
@@ -144,7 +144,7 @@ class _Driver:
             return
         name = NAMES[len(self._engine.requests)]
         self._history.note(
-            f"scheduler.add({name})   {len(event.prompt)} prompt tokens {list(event.prompt)}, "
+            f"scheduler.add({name})   prompt {list(event.prompt)}, "
             f"max_tokens={event.max_tokens}"
             + f", priority={event.number}" * (self._case.config.policy == "priority")
             + (f", with {event.option}" if event.option else "")

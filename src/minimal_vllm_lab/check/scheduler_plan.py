@@ -79,8 +79,8 @@ def check_plan(
         unfinished = [request.request_id for request in requests if not request.finished]
         raise Broken(
             PROGRESS,
-            f"the plan is empty, although {', '.join(unfinished)} did not finish and "
-            f"{scheduler.pool.num_free} blocks are free",
+            f"the plan is empty, although {', '.join(unfinished)} did not finish; "
+            f"free blocks: {scheduler.pool.num_free}",
         )
     _check_entries(plan, before, config.enable_chunked_prefill)
     scheduled = {entry.request for entry in plan.scheduled}

@@ -91,11 +91,11 @@ LISTED = Rule(
     BATCHING,
 )
 TOLD = Rule(
-    "The plans tell all that happens: who is admitted or preempted, and each block that a request "
-    "gets or that is evicted.",
+    "The plans tell everything that happens: who is admitted or preempted, and each block that a "
+    "request gets or that is evicted.",
     "Metrics, traces and the view know an engine only by the records of its steps, which are made "
-    "from the plans. A plan that tells something else ends an engine that is watched, or shows "
-    "another one than runs.",
+    "from the plans. A plan that leaves something out or tells something else stops an engine "
+    "that is watched, or makes the view show what never happened.",
     BATCHING,
 )
 LOGPROBS = Rule(
@@ -123,7 +123,7 @@ SEPARATE = Rule(
     BATCHING,
 )
 RESET = Rule(
-    "After reset(), a scheduler is as new.",
+    "After reset(), a scheduler is like a new one.",
     "The engine calls it when a step was interrupted, and then serves new requests.",
     BATCHING,
 )

@@ -20,7 +20,8 @@ What you have, in ``self``:
     waiting             list of the waiting requests, in order of service
     pool                the block pool; pool.take_evicted() returns the blocks that were evicted
                         since the last call
-    find_cached_prefix(request)                cached blocks of the beginning of its tokens
+    find_cached_prefix(request)                blocks in which the beginning of its tokens is
+                                               already computed (chapter 6); often an empty list
     has_room_for(request, cached)              whether all of its tokens fit into the pool now
     admit(request, cached)                     makes it a running request that holds these cached
                                                blocks

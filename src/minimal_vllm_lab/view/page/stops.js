@@ -107,12 +107,16 @@ export const STOPS = [
     panels: "pool batch",
     go: (tour) => tour.run(() => tour.state.now.evicted.length > 0),
     tell: (tour) => {
-      const [first] = tour.state.now.evicted;
-      if (!first) return ["This engine has ended all requests without an eviction."];
+      const { evicted } = tour.state.now;
+      if (!evicted.length) return ["This engine has ended all requests without an eviction."];
+      const blocks = evicted.map(({ block }) => block).sort((a, b) => a - b).join(" and ");
       return [
-        `Request #${first.newOwner} needed a block. None was free, so a cached one had to go: block ${first.block}, in the `
-          + "red frame. Its content is forgotten, and the block is used again.",
-        "No request is harmed. If a prompt with these words comes once more, it is computed from the beginning.",
+        evicted.length === 1
+          ? `Request #${evicted[0].newOwner} needed a block. None was free, so a cached one had to go: block ${blocks}, in `
+            + "the red frame. Its content is forgotten, and the block is used again."
+          : `${evicted.length} blocks were needed. None was free, so cached ones had to go: blocks ${blocks}, in the red `
+            + "frames. Their contents are forgotten, and the blocks are used again.",
+        "No request is harmed. If a prompt with these words comes once more, what was forgotten is computed again.",
       ];
     },
   },
