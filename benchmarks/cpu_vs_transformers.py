@@ -28,8 +28,8 @@ from benchmarks.contenders import Contender, HuggingFace, Job, Ours, load_huggin
 from benchmarks.floor import MachineRates, attention_floor, measure_rates, weights_floor
 from benchmarks.models import SHAPES, model_folder
 from benchmarks.stopwatch import Sections, Stopwatch
-from minimal_vllm.attention import tiled
-from minimal_vllm.model import layers, linear, packed_linear
+from minimal_vllm.attention import tiled, tiled_step
+from minimal_vllm.model import cpu_modules, linear, packed_linear
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.runner import plain
 from minimal_vllm.trace.step_record import StepRecord
@@ -47,9 +47,9 @@ def sections_of(ours: Ours) -> Sections:
         "batch building": [(plain, "build_batches")],
         "attention: plan": [(tiled.TiledAttention, "plan")],
         WEIGHTS: [(linear, "linear"), (packed_linear, "_multiply")],
-        "attention: write to cache": [(layers, "write_to_cache")],
-        GATHER: [(tiled.TiledStep, "_gather")],
-        ARITHMETIC: [(tiled.TiledStep, "__call__")],
+        "attention: write to cache": [(cpu_modules.TiledSelfAttention, "store")],
+        GATHER: [(tiled_step.TiledStep, "_gather")],
+        ARITHMETIC: [(tiled_step.TiledStep, "__call__")],
         "sampling": [(ours.llm.engine._runner, "sampler")],
         "rest of the model": [(plain.PlainRunner, "launch")],
     }

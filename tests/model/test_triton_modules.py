@@ -229,7 +229,9 @@ def test_heads_are_normalized_rotated_and_stored(shape, norms, exact, rope, dtyp
     for attention in pair:
         memory = torch.full((2, 3, num_kv_heads, 16, head_dim), -7.0, device=DEVICE).to(dtype)
         cache = LayerCache(*memory)
-        heads = attention.rotate_and_store(qkv.clone(), rotation, slots, cache)
+        heads = attention.rotate_and_store(
+            qkv.clone(), rotation, SimpleNamespace(slots=slots), cache
+        )
         results.append((*heads, cache.key, cache.value))
     for expected, got in zip(*results, strict=True):
         assert_close(got, expected, DTYPES[dtype])
@@ -239,6 +241,6 @@ def test_a_token_without_a_slot_is_not_stored():
     _, attention = make_attentions(4, 2, 16, norms=None, dtype=torch.float32)
     cache = LayerCache(*torch.full((2, 2, 2, 16, 16), -7.0, device=DEVICE))
     slots = torch.tensor([-1], device=DEVICE)
-    attention.rotate_and_store(numbers(1, 8 * 16), None, slots, cache)
+    attention.rotate_and_store(numbers(1, 8 * 16), None, SimpleNamespace(slots=slots), cache)
     assert (cache.key == -7).all()
     assert (cache.value == -7).all()

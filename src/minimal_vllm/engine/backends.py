@@ -12,6 +12,7 @@ from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.cpu_modules import with_fewer_calls
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.packed_linear import PACKED_MODULES, can_pack
 from minimal_vllm.model.quantization.convert import Layouts, quantized
@@ -51,6 +52,8 @@ def choose_modules(
         is_dense = quantization is None or isinstance(quantization.format, Mxfp4)
         is_packed = can_be_packed and is_dense  # the projections are
         modules = PACKED_MODULES if is_packed else PLAIN_MODULES
+        if device.type == "cpu" and backend == "tiled":
+            modules = with_fewer_calls(modules)
     else:
         _check_gpu(device)
         # Triton comes with PyTorch for CUDA, and only with that.

@@ -132,7 +132,7 @@ class SelfAttention(nn.Module):
         Returns:
             ``[N, hidden]``.
         """
-        q, k, v = self.rotate_and_store(self.qkv_proj.forward(x), rotation, attend.slots, cache)
+        q, k, v = self.rotate_and_store(self.qkv_proj.forward(x), rotation, attend, cache)
         if rotation is not None and rotation.query_factor is not None:
             q = q * rotation.query_factor
         out = attend(q, k, v, cache, self.options)
@@ -141,14 +141,14 @@ class SelfAttention(nn.Module):
         return self.o_proj.forward(out.flatten(1))
 
     def rotate_and_store(
-        self, qkv: Tensor, rotation: Rotation | None, slots: Tensor, cache: LayerCache
+        self, qkv: Tensor, rotation: Rotation | None, attend: StepAttention, cache: LayerCache
     ) -> Heads:
         """Normalize and rotate queries and keys, as configured, and cache keys and values.
 
         Args:
             qkv: ``[T, (H + 2 K) * D]``; may be overwritten.
             rotation: rotary angles of the tokens' positions, or None.
-            slots: ``[T]`` int64: cache slot of each token.
+            attend: the step's attention, which knows the tokens' slots.
             cache: the layer's keys and values; written to.
 
         Returns:
@@ -163,8 +163,12 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             qk = rotate(qk, rotation)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        write_to_cache(k, v, cache, slots)
+        self.store(k, v, attend, cache)
         return q, k, v
+
+    def store(self, k: Tensor, v: Tensor, attend: StepAttention, cache: LayerCache) -> None:
+        """Write keys and values, each ``[T, K, D]``, to the tokens' slots."""
+        write_to_cache(k, v, cache, attend.slots)
 
     def normalize_whole(self, qkv: Tensor) -> None:
         """Normalize queries and keys in place, if one norm covers all heads."""

@@ -14,6 +14,8 @@ A matrix that would lose something stays as it is, unless the checkpoint has qua
 dequantized numbers are rounded.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,8 @@ QUANTIZED_ROUNDING = 2.0**-11
 matrix had lost at least ten times as much: that of rounding its numbers to half precision."""
 
 _pack = torch.ops.quantized.linear_prepack_fp16.default
-_multiply = torch.ops.quantized.linear_dynamic_fp16.default
+_multiply: Callable[[Tensor, torch.ScriptObject], Tensor]
+_multiply = torch.ops.quantized.linear_dynamic_fp16.default._op
 
 
 class PackedProjection(Projection):
@@ -46,8 +49,9 @@ class PackedProjection(Projection):
         """Return ``x @ weight.T + bias``; see ``Projection.multiply``."""
         if self._packed is None:
             return super().multiply(x)
-        product: Tensor = _multiply(x.float(), self._packed)
-        return product.to(x.dtype)
+        if x.dtype == torch.float32:
+            return _multiply(x, self._packed)
+        return _multiply(x.float(), self._packed).to(x.dtype)
 
 
 class PackedLinear(PackedProjection, Linear):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, mm
 from torch.nn.functional import linear
 
+from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.experts import DenseExperts, Experts
@@ -195,7 +196,7 @@ class TritonSelfAttention(SelfAttention):
     """Attention that normalizes, rotates and stores a token's heads in one pass over memory."""
 
     def rotate_and_store(
-        self, qkv: Tensor, rotation: Rotation | None, slots: Tensor, cache: LayerCache
+        self, qkv: Tensor, rotation: Rotation | None, attend: StepAttention, cache: LayerCache
     ) -> Heads:
         """Normalize and rotate ``qkv`` in place; see ``SelfAttention.rotate_and_store``."""
         self.normalize_whole(qkv)
@@ -207,7 +208,7 @@ class TritonSelfAttention(SelfAttention):
             norms=norms,
             eps=self.q_norm.eps if self.q_norm else 0.0,
             rotation=rotation,
-            slots=slots,
+            slots=attend.slots,
             cache=cache,
         )
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
