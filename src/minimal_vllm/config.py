@@ -254,7 +254,7 @@ class EngineConfig:
     """Device to run on. ``auto``: the GPU if there is one."""
     tensor_parallel_size: PositiveInt = 1
     """Number of processes that compute the model together, each with its share of the weights and
-    of the KV cache. More than one run on a CPU only."""
+    of the KV cache. On GPUs, each has one."""
     attention_backend: Part = "auto"
     """Implementation of attention: ``reference`` (slow; beside it, all modules are plain),
     ``tiled`` (CPU), ``triton`` (GPU), or a class of your own, FILE.py:CLASS."""

@@ -275,5 +275,6 @@ def test_what_can_not_be_is_refused_before_a_process_starts(checkpoint, monkeypa
     with pytest.raises(ValueError, match="speculative_config needs one process"):
         LLM(path, tensor_parallel_size=2, speculative_config=guessing)
     monkeypatch.setattr(start, "choose_device", lambda _: torch.device("cuda"))
-    with pytest.raises(ValueError, match="runs on one GPU only so far"):
-        LLM(path, tensor_parallel_size=2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(ValueError, match="is 4, but PyTorch finds 3 GPUs here, and each rank"):
+        LLM(path, tensor_parallel_size=4)

@@ -1,15 +1,14 @@
 """A model that several ranks compute. Here they are threads; see tests/engine/test_ranks.py."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from threading import Barrier
 
 import pytest
 import torch
 from checkpoints import FAMILIES, write_checkpoint, write_json
 from dense_attention import TOKEN_IDS, compute_logits, dense_cache  # noqa: F401
 from gguf_files import write_gguf
+from thread_ranks import Meeting, ThreadRanks, in_ranks
 
 from minimal_vllm.model import safetensors_file
 from minimal_vllm.model.config import ModelConfig
@@ -28,34 +27,6 @@ from minimal_vllm.model.ranks import Alone
 CPU = torch.device("cpu")
 
 
-class Meeting:
-    """Where threads put what the others need."""
-
-    def __init__(self, count):
-        self.barrier = Barrier(count, timeout=30)
-        self.parts = [None] * count
-
-
-class ThreadRanks:
-    """A rank that is a thread; see ``Ranks``."""
-
-    def __init__(self, meeting, index):
-        self.count, self.index, self._meeting = len(meeting.parts), index, meeting
-
-    def _exchange(self, part):
-        self._meeting.parts[self.index] = part.clone()
-        self._meeting.barrier.wait()
-        parts = list(self._meeting.parts)
-        self._meeting.barrier.wait()
-        return parts
-
-    def add(self, part):
-        return sum(self._exchange(part))
-
-    def concatenate(self, part):
-        return torch.cat(self._exchange(part), dim=1)
-
-
 def load_part(path, ranks, modules=PLAIN_MODULES, dtype=torch.float32) -> Decoder:
     whole = ModelConfig.from_checkpoint(path)
     modules = divided(modules, ranks, whole.vocab_size)
@@ -66,21 +37,6 @@ def load_part(path, ranks, modules=PLAIN_MODULES, dtype=torch.float32) -> Decode
 
 def load_whole(path) -> Decoder:
     return load_model(path, ModelConfig.from_checkpoint(path), torch.float32, CPU)
-
-
-def in_ranks(count, function):
-    """What the function returns in each of so many ranks."""
-    meeting = Meeting(count)
-
-    def run(index):
-        try:
-            return function(ThreadRanks(meeting, index))
-        except BaseException:
-            meeting.barrier.abort()
-            raise
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 def logits_of_part(path, ranks, modules=PLAIN_MODULES):

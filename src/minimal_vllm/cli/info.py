@@ -175,7 +175,7 @@ def _device_names(config: EngineConfig) -> list[str]:
     """Return the devices here that the configuration can run on."""
     import torch
 
-    has_gpu = torch.cuda.is_available() and config.tensor_parallel_size == 1
+    has_gpu = torch.cuda.is_available() and config.tensor_parallel_size <= torch.cuda.device_count()
     return ["cpu", "cuda"] if has_gpu else ["cpu"]
 
 

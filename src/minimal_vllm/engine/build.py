@@ -188,7 +188,7 @@ def build_engine(
     model = _add_cache(loaded, config, groups, num_blocks)
     draft = make_draft_model(config, scheduler_config, loaded.draft, num_blocks)
     runner = make_runner(config, scheduler_config, model, draft, progress=progress)
-    runner = RankRunner(runner) if ranks.count > 1 else runner
+    runner = RankRunner(runner, ranks) if ranks.count > 1 else runner
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
         warm_up(runner, scheduler_config, num_blocks, limits)

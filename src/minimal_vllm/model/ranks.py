@@ -38,6 +38,12 @@ class Ranks(Protocol):
     def least(self, number: int) -> int:
         """Return the smallest of all ranks' numbers."""
 
+    def raise_if_lost(self) -> None:
+        """Raise a ``RankLostError`` if another rank is known to be gone."""
+
+    def give_up(self) -> None:
+        """End all exchanges, because another rank is gone; may be called by another thread."""
+
 
 class Alone:
     """The only rank, which computes the whole model; see ``Ranks``."""
@@ -56,6 +62,12 @@ class Alone:
     def least(self, number: int) -> int:
         """Return ``number``."""
         return number
+
+    def raise_if_lost(self) -> None:
+        """Do nothing."""
+
+    def give_up(self) -> None:
+        """Do nothing."""
 
 
 ALONE = Alone()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from minimal_vllm.model.ranks import Ranks
 from minimal_vllm.runner.failures import RankFailedError
 from minimal_vllm.runner.interface import Flight, Runner, StepResult
 from minimal_vllm.step.plan import Plan
@@ -12,6 +13,7 @@ class RankFlight:
     """Step whose failure is fatal; see ``Flight``."""
 
     flight: Flight
+    ranks: Ranks
 
     def wait(self) -> StepResult:
         """Wait until the step has finished; see ``Flight.wait``.
@@ -20,7 +22,9 @@ class RankFlight:
             RankFailedError: the step failed.
         """
         try:
-            return self.flight.wait()
+            result = self.flight.wait()
+            self.ranks.raise_if_lost()  # the GPU computes on, with what it has
+            return result
         except Exception as error:
             raise _fatal(error) from error
 
@@ -33,10 +37,12 @@ class RankRunner:
 
     Args:
         runner: computes the steps.
+        ranks: this rank and the others.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, ranks: Ranks) -> None:
         self._runner = runner
+        self._ranks = ranks
 
     def launch(self, plan: Plan) -> RankFlight:
         """Start a step; see ``Runner.launch``.
@@ -45,7 +51,7 @@ class RankRunner:
             RankFailedError: the step failed.
         """
         try:
-            return RankFlight(self._runner.launch(plan))
+            return RankFlight(self._runner.launch(plan), self._ranks)
         except Exception as error:
             raise _fatal(error) from error
 

@@ -134,7 +134,7 @@ class _Cluster:
         self._router = module.MyRouter(REPLICAS, BLOCK)
         self._history = history
         self._loads = dict.fromkeys(REPLICAS, 0)
-        """Load of each replica, as in the router: the one that was chosen longest ago comes first."""
+        """Load of each replica. As in the router, the first was chosen longest ago."""
         self._held: dict[int, set[tuple[int, ...]]] = {replica: set() for replica in REPLICAS}
         self._ever_held: dict[int, set[tuple[int, ...]]] = {each: set() for each in REPLICAS}
 

@@ -11,7 +11,7 @@ from threading import Thread
 import torch
 
 from minimal_vllm.engine.build import build_engine
-from minimal_vllm.engine.ranks.group import GlooRanks
+from minimal_vllm.engine.ranks.connect import connect
 from minimal_vllm.engine.ranks.messages import Built, Call, Failed, Setup, Started
 
 
@@ -41,7 +41,7 @@ def _listen(leader: Connection, calls: "SimpleQueue[Call]") -> None:
 def _follow(setup: Setup, leader: Connection, calls: "SimpleQueue[Call]") -> None:
     logging.disable(logging.WARNING)  # rank 0 has the same to say
     torch.set_num_threads(setup.num_threads)
-    ranks = GlooRanks(setup.folder, setup.index, setup.config.tensor_parallel_size)
+    ranks = connect(setup.config, setup.folder, setup.index)
     engine = build_engine(setup.config, ranks=ranks).engine
     leader.send(Built())
     while True:

@@ -1,15 +1,18 @@
 """The processes of all ranks but the first, seen from the first."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import torch
@@ -70,6 +73,17 @@ class Followers:
             if not isinstance(_receive(each), stage):
                 raise self.failure()
 
+    def call_when_one_ends(self, function: Callable[[], None]) -> None:
+        """Call a function, in another thread, as soon as a process has ended."""
+
+        def watch(process: "subprocess.Popen[bytes]") -> None:
+            process.wait()
+            function()
+
+        for each in self._all:
+            name = f"watcher of rank {each.index}"
+            Thread(target=watch, args=(each.process,), name=name, daemon=True).start()
+
     def tell(self, method: str, **arguments: Any) -> None:
         """Tell all ranks to call a method of their engine. This doesn't wait until they do.
 
@@ -114,8 +128,18 @@ def _start(index: int) -> Follower:
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": _gpu(index)},
         )
     return Follower(index, process, Connection(ours.detach()))
+
+
+def _gpu(index: int) -> str:
+    """Return the name of a rank's GPU, which is then the only one that the rank's process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible:
+        return str(index)
+    names = visible.split(",")
+    return names[index] if index < len(names) else ""  # on a CPU
 
 
 def _receive(follower: Follower) -> Started | Built | Failed:

@@ -1,4 +1,4 @@
-"""Sums over ranks by PyTorch's process groups.
+"""Sums over ranks that share a CPU, by a process group of PyTorch's.
 
 A group is an object here. PyTorch's default group, which is global, is not touched, so several
 engines in one process don't meet.
@@ -45,11 +45,11 @@ class GlooRanks:
     def __init__(self, folder: Path, index: int, count: int) -> None:
         self.index = index
         self.count = count
-        self._store = _Store(str(folder / "ranks"), count)
+        self._store = open_store(folder, count)
         options = _Group._Options()
         options._devices = [_Group.create_device(hostname=LOOPBACK)]
         options._timeout = TIME_TO_MEET
-        with _losses():
+        with raising_losses():
             self._group = _Group(self._store, index, count, options)
         self._sum, self._gather = _SumOptions(), _GatherOptions()
         self._sum.timeout = self._gather.timeout = LONGEST_STEP
@@ -57,14 +57,14 @@ class GlooRanks:
     def add(self, part: Operand) -> Tensor:
         """Return the sum of all ranks' tensors, which overwrites ``part``; see ``Ranks.add``."""
         total = computed(part).contiguous()
-        with _losses():
+        with raising_losses():
             self._group.allreduce([total], self._sum).wait()
         return total
 
     def concatenate(self, part: Tensor) -> Tensor:
         """Return all ranks' columns side by side; see ``Ranks.concatenate``."""
         parts = part.new_empty(self.count, *part.shape)
-        with _losses():
+        with raising_losses():
             parts_of_all = [list(parts.unbind())]
             self._group.allgather(parts_of_all, [part.contiguous()], self._gather).wait()
         return parts.transpose(0, 1).flatten(1)
@@ -74,10 +74,26 @@ class GlooRanks:
         parts = self.concatenate(torch.tensor([[number]]))
         return int(parts.min())
 
+    def raise_if_lost(self) -> None:
+        """Do nothing: the other methods wait for the other ranks, and raise by themselves."""
+
+    def give_up(self) -> None:
+        """Do nothing: an exchange with a process that has ended fails by itself."""
+
+
+def open_store(folder: Path, count: int) -> Any:
+    """Return the store through which so many ranks find each other.
+
+    Args:
+        folder: an empty folder, the same for all.
+        count: number of ranks.
+    """
+    return _Store(str(folder / "ranks"), count)
+
 
 @contextmanager
-def _losses() -> Iterator[None]:
-    """Convert Gloo's errors, which mean that the connection to another rank has ended."""
+def raising_losses() -> Iterator[None]:
+    """Convert a group's errors, which mean that the connection to another rank has ended."""
     try:
         yield
     except RuntimeError as error:

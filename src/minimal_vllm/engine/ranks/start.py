@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 
+import torch
+
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine, build_engine
+from minimal_vllm.engine.ranks.connect import connect
 from minimal_vllm.engine.ranks.followers import Followers
-from minimal_vllm.engine.ranks.group import GlooRanks
 from minimal_vllm.engine.ranks.leader import LeadingEngine
 from minimal_vllm.engine.ranks.messages import Built, Started
 from minimal_vllm.engine.sizing import choose_device, read_model_config
@@ -39,11 +41,13 @@ def start_ranks(
     followers = Followers(replace(config, kv_events_config=None))
     try:
         followers.wait_until(Started)
+        ranks = connect(config, followers.folder, 0)
+        followers.call_when_one_ends(ranks.give_up)
         built = build_engine(
             config,
             observers=observers,
             progress=progress,
-            ranks=GlooRanks(followers.folder, 0, config.tensor_parallel_size),
+            ranks=ranks,
             make_engine=partial(LeadingEngine, followers=followers),
         )
         followers.wait_until(Built)
@@ -61,11 +65,13 @@ def _check_possible(config: EngineConfig) -> None:
         ValueError: it isn't.
     """
     size = config.tensor_parallel_size
-    if choose_device(config.device).type != "cpu":
-        raise ValueError(
-            f"tensor_parallel_size is {size}, but a model runs on one GPU only so far: leave the "
-            f"option out, or set device to 'cpu'"
-        )
+    if choose_device(config.device).type == "cuda":
+        num_gpus = torch.cuda.device_count()
+        if num_gpus < size:
+            raise ValueError(
+                f"tensor_parallel_size is {size}, but PyTorch finds {num_gpus} GPU"
+                f"{'s' * (num_gpus > 1)} here, and each rank needs one: set it to {num_gpus}"
+            )
     if config.speculative_config is not None:
         raise ValueError(
             f"tensor_parallel_size is {size}, but speculative_config needs one process: whether "

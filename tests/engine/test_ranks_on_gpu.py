@@ -1,0 +1,99 @@
+"""Ranks on GPUs. What they compute is tested on one GPU, where the ranks are threads."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from thread_ranks import in_ranks
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.config import EngineConfig
+from minimal_vllm.engine.build import build_engine
+from minimal_vllm.runner.failures import RankFailedError, RankLostError
+
+pytestmark = pytest.mark.gpu
+SEVERAL = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+PROMPTS = [[(7 * i + n) % 250 for i in range(n)] for n in (1, 17, 80, 150)]
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+OPTIONS = {
+    "device": "cuda",
+    "dtype": "float32",
+    "num_gpu_blocks_override": 100,
+    "max_model_len": 256,
+    "max_num_batched_tokens": 64,
+    "max_num_seqs": 4,
+}
+
+
+def generate(engine, params=GREEDY):
+    """The tokens of all prompts, by an engine itself."""
+    for index, prompt in enumerate(PROMPTS):
+        engine.add_request(str(index), prompt, params)
+    ended = {}
+    while engine.has_unfinished_requests:
+        ended |= {each.request_id: each.outputs[0].token_ids for each in engine.step()}
+    return [ended[str(index)] for index in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_compute_a_rank_s_part(checkpoint, family):
+    config = EngineConfig(model=str(checkpoint(family)), enforce_eager=True, **OPTIONS)
+    expected = generate(build_engine(config).engine)
+
+    def run(ranks):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            own = replace(config, tensor_parallel_size=2)
+            return generate(build_engine(own, ranks=ranks).engine)
+
+    assert in_ranks(2, run) == [expected, expected]
+
+
+def test_exchanges_are_recorded_in_graphs_and_given_up(tmp_path):
+    from minimal_vllm.engine.ranks.nccl import NcclRanks
+    from minimal_vllm.runner.capture import GraphCapture
+
+    ranks = NcclRanks(tmp_path, 0, 1)
+    x = torch.arange(6.0, device="cuda").view(2, 3)
+    results = []
+
+    def compute():
+        results[:] = [ranks.add(x * 2), ranks.concatenate(x)]
+
+    graph = GraphCapture().record(compute)
+    x += 1
+    graph.replay()
+    assert torch.equal(results[0], 2 * x)
+    assert torch.equal(results[1], x)
+    assert ranks.least(7) == 7
+    ranks.raise_if_lost()
+    ranks.give_up()
+    with pytest.raises(RankLostError):
+        ranks.raise_if_lost()
+
+
+def test_more_ranks_than_gpus_are_rejected(checkpoint):
+    size = 2 * torch.cuda.device_count()
+    with pytest.raises(ValueError, match=f"tensor_parallel_size is {size}, but PyTorch finds"):
+        LLM(str(checkpoint("llama-mqa-biases")), tensor_parallel_size=size, **OPTIONS)
+
+
+@SEVERAL
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}], ids=["graphs", "eager"])
+@pytest.mark.parametrize("family", ["phi3", "qwen3-moe", "gemma3", "olmo3"])
+def test_two_gpus_generate_the_tokens_of_one(checkpoint, family, options):
+    path = str(checkpoint(family))
+    found = LLM(path, tensor_parallel_size=2, **OPTIONS, **options)
+    expected = LLM(path, **OPTIONS)
+    for params in (GREEDY, SamplingParams(max_tokens=6, seed=5, top_p=0.9)):
+        assert generate(found.engine, params) == generate(expected.engine, params)
+
+
+@SEVERAL
+def test_the_death_of_a_rank_is_an_error_at_once(checkpoint):
+    llm = LLM(str(checkpoint("phi3")), tensor_parallel_size=2, **OPTIONS)
+    generate(llm.engine)
+    (follower,) = llm.engine._followers._all
+    follower.process.kill()
+    with pytest.raises(RankFailedError, match=r"rank 1 .* killed by signal 9"):
+        generate(llm.engine)
