@@ -71,11 +71,20 @@ def _sampler() -> "tuple[type, Callable[[Any], Lesson | None]]":
     return Sampler, check_sampler
 
 
+def _guesser() -> "tuple[type, Callable[[Any], Lesson | None]]":
+    from minimal_vllm.speculation.interface import Guesser
+    from minimal_vllm_lab.check.guesser import check_guesser
+
+    return Guesser, check_guesser
+
+
 SUITES = {
     "scheduler": Suite("a scheduler", _scheduler),
     "block_pool": Suite("a block pool", _block_pool),
     "eviction_policy": Suite("an eviction strategy", _eviction_policy),
     "attention_backend": Suite("an attention backend", _attention_backend),
     "sampler": Suite("a sampler", _sampler),
+    "guesser": Suite("a guesser", _guesser),
 }
-"""Suites by the name of the engine option that replaces the built-in class."""
+"""Suites by the name of the engine option that replaces the built-in class; a guesser is the
+``method`` of ``speculative_config``."""

@@ -23,6 +23,11 @@ STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
     "--attention-backend", metavar="FILE.py:CLASS", help="Check this class as an attention backend."
 )
 @click.option("--sampler", metavar="FILE.py:CLASS", help="Check this class as a sampler.")
+@click.option(
+    "--guesser",
+    metavar="FILE.py:CLASS",
+    help="Check this class as a guesser, the method of --speculative-config.",
+)
 @click.pass_context
 def check(ctx: click.Context, /, **parts: str | None) -> None:
     """Drive replacement classes with random traffic, and check that they follow the engine's rules.

@@ -43,6 +43,7 @@ def test_a_wrong_class_gets_a_lesson_and_no_files_are_left(tmp_path, monkeypatch
     [
         ([], "Name a class"),
         (["--scheduler=no_such.py:Mine"], "there is no file no_such.py"),
+        (["--guesser=minimal_vllm.cache.eviction:LRU"], "it lacks propose(self, entries, counts)"),
         (["--sampler=minimal_vllm.cache.eviction:LRU"], "it lacks __call__"),
         (["--scheduler=fcfs"], "is not a class"),
     ],
