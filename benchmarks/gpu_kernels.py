@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.kernel_timing import Bench, Shape, Timing, floor_of
 from minimal_vllm.attention.interface import AttentionOptions
-from minimal_vllm.attention.kernels.decode import decode_attention
+from minimal_vllm.attention.kernels.decode import DecodeWork, decode_attention
 from minimal_vllm.attention.kernels.prefill import prefill_attention
 from minimal_vllm.attention.kernels.shared import shared_attention
 from minimal_vllm.attention.triton_backend import TritonAttention
@@ -36,7 +36,8 @@ from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.model.rope import Rotary
 from minimal_vllm.model.rope_config import RopeConfig
-from minimal_vllm.step.batch import Batch
+from minimal_vllm.runner.guesses import count_together
+from minimal_vllm.step.batch import Batch, enumerate_runs
 from minimal_vllm.step.shared_prefix import SharedPrefix
 
 Calls = dict[str, Callable[[], object]]
@@ -57,7 +58,7 @@ class Paged:
     attention: TritonAttention
 
 
-def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
+def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0, most_guessed: int = 0) -> Paged:
     """Make caches for requests of these lengths, whose first ``common`` tokens are shared."""
     shape, random = bench.shape, Random(0)
     sizes = [-(-length // BLOCK_SIZE) for length in lengths]
@@ -85,6 +86,7 @@ def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0) -> Paged:
         num_sms=num_sms,
         device=bench.device,
         dtype=torch.bfloat16,
+        most_guessed=most_guessed,
     )
     return Paged(caches, torch.from_numpy(tables).to(bench.device), attention)
 
@@ -127,6 +129,42 @@ def time_decode(bench: Bench, work: str, lengths: Sequence[int], common: int = 0
         )
     )
     return timings
+
+
+def time_guesses(bench: Bench, lengths: Sequence[int], num_places: int) -> Iterator[Timing]:
+    """Time requests with guesses: the decode kernel, with places together and each alone.
+
+    Args:
+        bench: device, shape and size of the measurements.
+        lengths: number of cached tokens of each request.
+        num_places: number of places of each request, its last token and the guesses.
+    """
+    shape, options = bench.shape, AttentionOptions(bench.shape.head_dim**-0.5)
+    num_rows = len(lengths) * num_places
+    paged = lay_out(bench, [length + num_places for length in lengths], most_guessed=num_rows)
+    q = bench.numbers(num_rows, shape.num_heads, shape.head_dim)
+    out, caches = torch.empty_like(q), cycle(paged.caches)
+    owner, offset = enumerate_runs(np.full(len(lengths), num_places))
+    for most in {1, paged.attention.most_queries}:
+        counts = count_together(np.full(len(lengths), num_places), most)
+        ends = np.where(counts, np.array(lengths)[owner] + offset + 1, 0)
+        token, seq_lens, rows, together = (
+            torch.tensor(each, dtype=torch.int32, device=bench.device)
+            for each in (np.arange(num_rows), ends, owner, counts)
+        )
+        plan = paged.attention.plan_decode(
+            token, seq_lens, rows, paged.tables, None, together if most > 1 else None
+        )[None]
+
+        def call(plan: DecodeWork = plan) -> None:
+            decode_attention(q, next(caches), plan, options, out)
+
+        yield Timing(
+            "decode",
+            f"{len(lengths)} of {lengths[0]:,} cached, {num_places} new tokens, {most} together",
+            bench.microseconds(call),
+            floor_of(sum(lengths) * shape.kv_bytes, 0),
+        )
 
 
 def time_prefill(bench: Bench, work: str, requests: Sequence[tuple[int, int]]) -> Timing:
@@ -286,6 +324,8 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
     yield from time_decode(bench, "64 of 500 to 2,000", ragged(64, 500, 2000))
     yield from time_decode(bench, "256 of 100 to 1,700", ragged(256, 100, 1700))
     yield from time_decode(bench, "32 of 8,200 to 8,400", ragged(32, 8200, 8400))
+    yield from time_guesses(bench, [bench.scaled(2000)], 5)
+    yield from time_guesses(bench, [bench.scaled(1000)] * 16, 5)
     common = max(BLOCK_SIZE, bench.scaled(2048) // BLOCK_SIZE * BLOCK_SIZE)
     own = [common + length for length in ragged(256, 64, 128)]
     yield from time_decode(bench, "256 of 64 to 128 after a shared prefix", own, common)

@@ -10,12 +10,19 @@ from tests.markdown import ROOT
 
 pytest.importorskip("triton")
 
-TESTS = ["tests/attention/test_kernels.py", "tests/model/test_experts.py"]
-SOME = "softcap or shared_beginning or (biases_clamp and not sizes2)"
-"""Tests of each of the kernels of attention and of experts, with all options."""
+TESTS = [
+    "tests/attention/test_kernels.py",
+    "tests/model/test_experts.py",
+    "tests/speculation/test_cuda.py",
+]
+SOME = (
+    "softcap or shared_beginning or (biases_clamp and not sizes2) or few_tokens_as_if or "
+    "guesses_have or what_the_gpu_keeps"
+)
+"""Tests of each of the kernels of attention, experts and guesses, with all options."""
 
 
-def test_triton_translates_each_kernel_of_attention_and_experts_for_a_gpu():
+def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gpu():
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
     command += ["-p", "tests.translate", *TESTS, "-k", SOME]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
@@ -24,5 +31,6 @@ def test_triton_translates_each_kernel_of_attention_and_experts_for_a_gpu():
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("translated:"))
     assert set(line.split()[1:]) >= {
         *("_decode_kernel", "_prefill_kernel", "_shared_kernel"),
+        *("_begin_kernel", "_accept_kernel"),
         *("_route_kernel", "_gate_up_kernel", "_down_kernel", "_grouped_kernel"),
     }

@@ -313,7 +313,7 @@ class EngineConfig:
     in CUDA graphs."""
     speculative_config: SpeculativeConfig | None = None
     """Speculative decoding: guess several tokens, and compute them in one step. The output stays
-    the same. Only on a CPU so far. Example: {"method": "ngram", "num_speculative_tokens": 5}."""
+    the same. Example: {"method": "ngram", "num_speculative_tokens": 5}."""
     seed: int = 0
     """Seed from which requests without a seed get theirs, in the order of their arrival."""
 

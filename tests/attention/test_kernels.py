@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels import decode, prefill
 from minimal_vllm.attention.kernels.pieces import cut, cut_reference
-from minimal_vllm.attention.triton_backend import TritonAttention
+from minimal_vllm.attention.triton_backend import TritonAttention, TritonStep
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.runner.guesses import count_together
 from minimal_vllm.step.shared_prefix import SharedPrefix
 from tests.attention.paged import UNUSUAL, in_fp8, make_case, run, run_reference, window_of
 
@@ -42,7 +43,7 @@ def on_device(case):
     )
 
 
-def make_attention(case, options=None, max_num_seqs=16):
+def make_attention(case, options=None, max_num_seqs=16, most_guessed=0):
     _, num_kv_heads, _, head_dim = case.cache.key.shape
     return TritonAttention(
         windows=frozenset({window_of(options)}),
@@ -54,6 +55,7 @@ def make_attention(case, options=None, max_num_seqs=16):
         device=DEVICE,
         dtype=case.q.dtype,
         plain=not isinstance(options, AttentionOptions),
+        most_guessed=most_guessed,
     )
 
 
@@ -183,6 +185,51 @@ def test_great_scores_neither_overflow_nor_vanish(size):
     case = make_case(MIXES["chunks beside decodes"])
     case = replace(case, q=case.q * size)
     torch.testing.assert_close(run_kernels(case), run_reference(case), atol=1e-4, rtol=1e-4)
+
+
+# ---- several tokens of a request in the decode kernel -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lengths", "heads", "options"),
+    [
+        ([(20, 3), (300, 1), (0, 2), (127, 4), (128, 4)], (4, 1), None),
+        ([(20, 9), (300, 16), (0, 5)], (8, 2), None),  # more than a program computes
+        ([(700, 7), (70, 8)], (2, 1), None),  # in pieces
+        ([(20, 3), (300, 4), (99, 4), (0, 2)], (4, 1), 100),
+        ([(40, 3), (300, 4)], (4, 1), 1),
+        ([(700, 7), (70, 3)], (2, 1), 200),
+        ([(700, 7), (70, 3)], (2, 1), "all"),
+        ([(130, 2), (5, 1)], (32, 2), "softcap"),  # one token fills a program
+    ],
+)
+def test_a_program_computes_a_few_tokens_as_if_each_were_alone(lengths, heads, options):
+    case = make_case(lengths, heads=heads)
+    options = UNUSUAL.get(options, options)
+
+    def plan(attention):
+        def with_counts(batch):
+            counts = count_together(batch.num_new, attention.most_queries)
+            numbers = (
+                np.arange(len(counts)),
+                np.where(counts, batch.positions + 1, 0),
+                np.repeat(np.arange(len(lengths)), batch.num_new),
+                counts,
+            )
+            token, seq_lens, rows, counts = (
+                torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in numbers
+            )
+            tables = torch.tensor(batch.block_tables, device=DEVICE)
+            decode = attention.plan_decode(token, seq_lens, rows, tables, None, counts)
+            return TritonStep(slots=torch.tensor(batch.slot_mapping).to(DEVICE), decode=decode)
+
+        return with_counts
+
+    attention = make_attention(case, options, most_guessed=64)
+    expected = run_reference(case, options)
+    for _ in range(2):  # the counters are left as they were found
+        result = run(attention, on_device(case), options, plan(attention)).cpu()
+        torch.testing.assert_close(result, expected)
 
 
 # ---- beginnings that requests share -------------------------------------------------------------

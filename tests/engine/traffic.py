@@ -17,6 +17,7 @@ from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.cache.layer_groups import NO_BLOCK, first_seen_block
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
+from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.scheduler import SCHEDULING_POLICIES, Scheduler
@@ -204,6 +205,12 @@ def guessing_scheduler(config, pool):
     """A scheduler for which guesses cost nothing, so that it always makes some."""
     guesser = CheckedGuesser(FakeGuesser(), VOCAB_SIZE)
     return SpeculatingScheduler(config, pool, guesser, 3, clock=lambda: 0.0)
+
+
+def alternating_scheduler(config, pool):
+    """A scheduler that waits for tokens where guesses seem to pay, and runs ahead elsewhere."""
+    guesser = CheckedGuesser(FakeGuesser(), VOCAB_SIZE)
+    return AlternatingScheduler(config, pool, guesser, 3, most_tokens=9, clock=lambda: 0.0)
 
 
 class Traffic:

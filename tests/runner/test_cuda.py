@@ -65,7 +65,15 @@ class Repeater:
 
 
 def make_engines(
-    folder, *, num_blocks=40, cascade=True, most_tokens=BUDGET, graphs=True, modules=PLAIN_MODULES
+    folder,
+    *,
+    num_blocks=40,
+    cascade=True,
+    most_tokens=BUDGET,
+    graphs=True,
+    modules=PLAIN_MODULES,
+    num_guesses=0,
+    most_guessed=0,
 ):
     """The CPU's own, and one that runs on the GPU's runner, with its recorder.
 
@@ -93,12 +101,13 @@ def make_engines(
         device=CPU,
         dtype=torch.float32,
         plain=files.config.has_plain_attention,
+        most_guessed=most_guessed,
     )
     caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
     model = CachedModel(decoder, attention, caches, old.groups, old.block_size, CPU)
     config = llm.engine.scheduler.config
     most_blocks = config.blocks_for(config.max_model_len)
-    table = RowTable(MAX_NUM_SEQS, most_blocks, CPU, old.groups.number)
+    table = RowTable(MAX_NUM_SEQS, most_blocks, CPU, old.groups.number, num_guesses)
     step, recorder = GpuStep(model, attention, table), Repeater()
     recorded = Graphs(
         step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=most_tokens, cascade=cascade

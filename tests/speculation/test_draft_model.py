@@ -95,7 +95,7 @@ def test_its_cache_holds_the_keys_of_the_same_tokens(drafting, monkeypatch):
 
     def keys_after(counts):
         drafting.engine.reset()
-        draft._model.caches[0].key.zero_()
+        draft.model.caches[0].key.zero_()
         monkeypatch.setattr(
             SpeculatingScheduler,
             "count_guesses",
@@ -105,7 +105,7 @@ def test_its_cache_holds_the_keys_of_the_same_tokens(drafting, monkeypatch):
         (request,) = drafting.engine._outputs.requests("a")
         while request.num_computed_tokens < 70:
             drafting.engine.step()
-        return cached_keys(drafting, request, draft._model.caches[0])[:68]
+        return cached_keys(drafting, request, draft.model.caches[0])[:68]
 
     always = keys_after(iter([3] * 100))
     sometimes = keys_after(iter([3, 0, 0, 1, 0, 2, 3] * 20))

@@ -13,9 +13,25 @@ def test_a_share_follows_the_newest_guesses():
     for _ in range(30):
         acceptance.note(3, num_accepted=0)
     assert acceptance.rate < 0.01
+    for _ in range(1000):
+        acceptance.recover()
+    assert acceptance.rate > 0.5
+    acceptance.note(2, num_accepted=1)
+    acceptance.rate = 0.0
     for _ in range(60):
         acceptance.recover()
     assert acceptance.rate > 0.5
+
+
+def test_where_no_guess_is_ever_right_hardly_any_is_made():
+    acceptance, num_attempts = Acceptance(), 0
+    for _ in range(1000):
+        if acceptance.rate > 0.25:
+            acceptance.note(4, num_accepted=0)
+            num_attempts += 1
+        else:
+            acceptance.recover()
+    assert num_attempts < 30
 
 
 def test_guesses_behind_a_wrong_one_tell_nothing():

@@ -1,12 +1,10 @@
 """With guesses, right or wrong, a request gets what it gets without them."""
 
 import pytest
-import torch
 
 from minimal_vllm import LLM, SamplingParams, StructuredOutputsParams
-from minimal_vllm.config import EngineConfig, SpeculativeConfig
+from minimal_vllm.config import SpeculativeConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
-from minimal_vllm.engine.backends import check_speculation
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.speculation import rows
 from minimal_vllm.speculation.pace import CostMeter, Costs
@@ -214,13 +212,6 @@ def test_what_can_not_be_is_refused_in_one_line(config, options, complaint):
     with pytest.raises(ValueError, match=complaint) as raised:
         speculating(config, model=str(DEMO_MODEL_DIR), **options)
     assert "\n" not in str(raised.value)
-
-
-def test_a_gpu_is_refused_in_one_line():
-    config = EngineConfig(model="x", speculative_config={"num_speculative_tokens": 1})
-    check_speculation(config, torch.device("cpu"))
-    with pytest.raises(ValueError, match="speculative decoding runs on a CPU only so far"):
-        check_speculation(config, torch.device("cuda"))
 
 
 def test_the_lengths_that_are_looked_up_are_as_in_vllm():

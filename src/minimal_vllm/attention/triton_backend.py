@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.attention.interface import AttentionOptions
-from minimal_vllm.attention.kernels.decode import DecodeWork, Partials, decode_attention
+from minimal_vllm.attention.kernels.decode import (
+    DecodeWork,
+    Partials,
+    decode_attention,
+    queries_per_program,
+)
 from minimal_vllm.attention.kernels.pieces import NO_REQUEST, cut, most_pieces
 from minimal_vllm.attention.kernels.prefill import (
     ROWS,
@@ -117,6 +122,7 @@ class TritonAttention:
         num_kv_heads: K, the number of KV heads.
         head_dim: D, the size of a head.
         max_num_seqs: maximum number of requests in a step.
+        most_guessed: maximum number of tokens in a step with guesses; 0: there are none.
         num_sms: number of streaming multiprocessors of the GPU.
         device: the GPU.
         dtype: dtype of queries and KV cache.
@@ -138,6 +144,7 @@ class TritonAttention:
         dtype: torch.dtype,
         plain: bool = True,
         num_layers: int | None = None,
+        most_guessed: int = 0,
     ) -> None:
         self.windows = windows
         self._uses_library = plain and None in windows and can_use_library(device, dtype, head_dim)
@@ -149,15 +156,19 @@ class TritonAttention:
         self._dtype = dtype
         self._budget = PlanBudget(num_heads, head_dim, num_layers)
         # All layers and all steps share these buffers, because the GPU runs them one at a time.
-        self._partials = self._new_partials(
-            most_pieces(max_num_seqs, num_kv_heads, num_sms), num_heads
-        )
+        self.most_queries = queries_per_program(num_heads, num_kv_heads)
+        num_partials = most_pieces(max_num_seqs, num_kv_heads, num_sms)
+        if most_guessed:
+            pieces_with_guesses = most_pieces(most_guessed, num_kv_heads, num_sms)
+            num_partials = max(num_partials, self.most_queries * pieces_with_guesses)
+        self._partials = self._new_partials(num_partials, num_heads)
         # Tiles are cut only if there are fewer than wanted, and add at most that many pieces.
         self._prefill_partials = self._new_partials(
             2 * wanted_tiles(num_kv_heads, num_sms) * ROWS, num_kv_heads
         )
         self._shared_partials = self._new_partials(PARTS * max_num_seqs, num_heads)
-        self._arrivals = torch.zeros(max_num_seqs * num_kv_heads, dtype=torch.int32, device=device)
+        most_requests = max(max_num_seqs, most_guessed)
+        self._arrivals = torch.zeros(most_requests * num_kv_heads, dtype=torch.int32, device=device)
 
     def _new_partials(self, rows: int, num_heads: int) -> Partials:
         shape = (rows, num_heads, self._head_dim)
@@ -220,6 +231,7 @@ class TritonAttention:
         table_row: Tensor,
         block_tables: Tensor,
         shared: SharedWork | None,
+        counts: Tensor | None = None,
     ) -> dict[int | None, DecodeWork]:
         """Cut the contexts of decoding requests into pieces, on the GPU.
 
@@ -228,7 +240,9 @@ class TritonAttention:
             seq_lens: ``[R]`` int32: number of cached tokens of each request; 0 for padding.
             table_row: ``[R]`` int32: each request's row in ``block_tables``.
             block_tables: ``[rows, max blocks]`` int32.
-            shared: prefixes that are read once for several requests.
+            shared: prefixes that are read once for several requests; not together with ``counts``.
+            counts: ``[R]`` int32: number of tokens of each request, at most ``most_queries``; see
+                ``DecodeWork``. None: one each.
 
         Returns:
             The work of the decode kernel, by the layers' sliding window.
@@ -250,6 +264,8 @@ class TritonAttention:
                 partials=self._partials,
                 arrivals=self._arrivals,
                 shared=shared_here.as_part() if shared_here else None,
+                counts=counts,
+                most_queries=1 if counts is None else self.most_queries,
             )
         return works
 

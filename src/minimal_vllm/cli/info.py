@@ -183,11 +183,10 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     """Return what the engine would decide on a device that has loaded the weights."""
     from minimal_vllm.cache.memory import gpu_free, measure_memory
     from minimal_vllm.engine import sizing
-    from minimal_vllm.engine.backends import backend_name, check_speculation
+    from minimal_vllm.engine.backends import backend_name
     from minimal_vllm.engine.draft import find_draft
 
     device = sizing.choose_device(name)
-    check_speculation(config, device)
     draft = find_draft(config, model, None, max_model_len)
     memory = measure_memory(device, gpu_free(device)).shared_by(model.ranks)
     dtype = sizing.choose_dtype(config.dtype, model.dtype, device)

@@ -71,6 +71,7 @@ def choose_attention(
     dtype: torch.dtype,
     device: torch.device,
     max_num_seqs: int,
+    most_guessed: int = 0,
 ) -> Attention:
     """Make a model's attention: a built-in implementation, or the user's class.
 
@@ -81,6 +82,7 @@ def choose_attention(
         dtype: dtype of queries and KV cache.
         device: device of queries and KV cache.
         max_num_seqs: maximum number of requests in a step.
+        most_guessed: maximum number of tokens in a step with guesses; 0: there are none.
 
     Raises:
         ValueError: the implementation can't run on the device, or the user's class doesn't have the
@@ -106,6 +108,7 @@ def choose_attention(
                 dtype=dtype,
                 plain=config.has_plain_attention,
                 num_layers=sum(layer.window is None for layer in config.layers),
+                most_guessed=most_guessed,
             )
         case _:
             return make_part(name, Attention, device)
@@ -118,19 +121,6 @@ def _check_gpu(device: torch.device) -> None:
         )
 
 
-def check_speculation(config: EngineConfig, device: torch.device) -> None:
-    """Check that speculative decoding, if it is asked for, works on the device.
-
-    Raises:
-        ValueError: it doesn't.
-    """
-    if config.speculative_config is not None and device.type == "cuda":
-        raise ValueError(
-            "speculative decoding runs on a CPU only so far: leave out speculative_config, or set "
-            "device='cpu'"
-        )
-
-
 def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
     """Return whether each step is launched before the previous one has finished.
 
@@ -140,7 +130,7 @@ def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
     Raises:
         ValueError: ``async_scheduling`` is set, but not possible here.
     """
-    possible = _uses_own_kernels(config, device)
+    possible = uses_own_kernels(config, device)
     if config.async_scheduling and not possible:
         raise ValueError(
             "async_scheduling needs a GPU, attention_backend='triton' and the built-in sampler"
@@ -150,7 +140,7 @@ def runs_ahead(config: EngineConfig, device: torch.device) -> bool:
     return config.async_scheduling
 
 
-def _uses_own_kernels(config: EngineConfig, device: torch.device) -> bool:
+def uses_own_kernels(config: EngineConfig, device: torch.device) -> bool:
     """Return whether our own kernels compute the whole step, from the first layer to sampling."""
     return backend_name(config.attention_backend, device) == "triton" and config.sampler is None
 
@@ -175,49 +165,12 @@ def make_runner(
     Raises:
         ValueError: the user's sampler doesn't have the interface ``Sampler``.
     """
-    if not _uses_own_kernels(config, model.device):
+    if not uses_own_kernels(config, model.device):
         sampler = sample if config.sampler is None else make_part(config.sampler, Sampler)
         if config.speculative_config is not None:
             return SpeculatingRunner(model, sampler, draft)
         return PlainRunner(model, sampler)
-    return _make_cuda_runner(config, limits, model, progress=progress)
-
-
-def _make_cuda_runner(
-    config: EngineConfig, limits: SchedulerConfig, model: CachedModel, *, progress: bool
-) -> Runner:
     # Triton comes with PyTorch for CUDA, and only with that.
-    from minimal_vllm.attention.triton_backend import TritonAttention
-    from minimal_vllm.runner.capture import GraphCapture
-    from minimal_vllm.runner.compile import compile_in_parallel
-    from minimal_vllm.runner.cuda import CudaRunner
-    from minimal_vllm.runner.graphs import Graphs
-    from minimal_vllm.runner.shapes import max_recorded_tokens
-    from minimal_vllm.runner.step import GpuStep
-    from minimal_vllm.runner.table import RowTable
+    from minimal_vllm.engine.gpu import make_cuda_runner
 
-    if not isinstance(model.attention, TritonAttention):
-        raise TypeError("a CUDA runner needs a model with Triton attention")
-    model.attention.start_library()
-    table = RowTable(
-        limits.max_num_seqs,
-        limits.blocks_for(limits.max_model_len),
-        model.device,
-        model.groups.number,
-    )
-    step = GpuStep(model, model.attention, table)
-    if config.enforce_eager:
-        return CudaRunner(step, graphs=None)
-    num_parameters = round(model.decoder.config.expected_parameters(1))
-    graphs = Graphs(
-        step,
-        GraphCapture(),
-        max_num_seqs=limits.max_num_seqs,
-        max_tokens=max_recorded_tokens(
-            num_parameters, limits.max_num_batched_tokens, num_sms(model.device)
-        ),
-        cascade=config.cascade_attention,
-    )
-    compile_in_parallel(graphs.steps_to_compile())
-    graphs.record(progress=progress)
-    return CudaRunner(step, graphs)
+    return make_cuda_runner(config, limits, model, draft, progress=progress)

@@ -18,11 +18,11 @@ from minimal_vllm.cache.memory import (
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.backends import (
-    check_speculation,
     choose_attention,
     choose_modules,
     make_runner,
     runs_ahead,
+    uses_own_kernels,
 )
 from minimal_vllm.engine.draft import find_draft, make_draft_model
 from minimal_vllm.engine.engine import Engine
@@ -54,6 +54,7 @@ from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel
+from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
@@ -176,7 +177,6 @@ def build_engine(
     """
     # The order matters: later stages depend on earlier choices, and on the memory that is left.
     device = choose_device(config.device)
-    check_speculation(config, device)
     files = read_model_files(config)
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
@@ -195,8 +195,9 @@ def build_engine(
     admission = Admission(limits, files.tokenizer, config.seed)
     pool = make_pool(config, num_blocks)
     watchers = [TellsExperts(observers, tally)] if tally else observers
+    on_gpu = uses_own_kernels(config, device)
     engine = make_engine(
-        make_scheduler(config, scheduler_config, pool, files.config.vocab_size),
+        make_scheduler(config, scheduler_config, pool, limits.vocab_size, on_gpu=on_gpu),
         runner,
         admission,
         OutputProcessor(files.tokenizer),
@@ -229,7 +230,7 @@ def _load(
     """Check that the rank's weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
     draft = find_draft(config, files.config, files.tokenizer, model_len)
-    own = divide(files.config, ranks.count)
+    own, speculative = divide(files.config, ranks.count), config.speculative_config
     check_weights_fit(own, dtype, measure_memory(device).shared_by(ranks.count))
     decoder = _load_decoder(
         config,
@@ -249,6 +250,7 @@ def _load(
         dtype,
         device,
         config.max_num_seqs,
+        most_places(config.max_num_seqs, speculative.most_guesses) if speculative else 0,
     )
     draft_decoder = None
     if draft is not None:

@@ -13,6 +13,7 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.hub import resolve_model
 from minimal_vllm.runner.interface import CachedModel
+from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
 
@@ -88,8 +89,15 @@ def make_draft_model(
         dtype=choose_kv_dtype(config, dtype),
         device=device,
     )
+    speculative = config.speculative_config
     attention = choose_attention(
-        config.attention_backend, draft, config.block_size, dtype, device, config.max_num_seqs
+        config.attention_backend,
+        draft,
+        config.block_size,
+        dtype,
+        device,
+        config.max_num_seqs,
+        most_places(config.max_num_seqs, speculative.most_guesses) if speculative else 0,
     )
     model = CachedModel(decoder, attention, caches, groups, config.block_size, device)
     return DraftModel(model, len(limits.windows), num_blocks, limits.max_num_batched_tokens)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
 from minimal_vllm.config import EngineConfig, SchedulerConfig, SpeculativeConfig
+from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
+from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.speculation.interface import CheckedGuesser, Guesser, Places
 from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm.trace.step_record import Observer
@@ -28,7 +30,12 @@ def make_pool(config: EngineConfig, num_blocks: int) -> BlockPool:
 
 
 def make_scheduler(
-    config: EngineConfig, limits: SchedulerConfig, pool: BlockPool, vocab_size: int = 0
+    config: EngineConfig,
+    limits: SchedulerConfig,
+    pool: BlockPool,
+    vocab_size: int = 0,
+    *,
+    on_gpu: bool = False,
 ) -> SchedulerInterface:
     """Make a scheduler without requests.
 
@@ -37,6 +44,7 @@ def make_scheduler(
         limits: limits of the scheduler.
         pool: blocks.
         vocab_size: number of the model's tokens, which guesses must be among.
+        on_gpu: whether our own kernels compute whole steps on a GPU.
 
     Raises:
         ValueError: a class of the user's can't be loaded or lacks methods of the interface, or the
@@ -45,7 +53,8 @@ def make_scheduler(
     speculative = config.speculative_config
     if speculative is not None:
         guesser = make_guesser(speculative, vocab_size)
-        return make_speculating_scheduler(speculative, limits, pool, guesser, time.thread_time)
+        clock = time.perf_counter if on_gpu else time.thread_time
+        return make_speculating_scheduler(speculative, limits, pool, guesser, clock, on_gpu=on_gpu)
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)
 
 
@@ -55,6 +64,8 @@ def make_speculating_scheduler(
     pool: BlockPool,
     guesser: Guesser,
     clock: Callable[[], float],
+    *,
+    on_gpu: bool = False,
 ) -> SpeculatingScheduler:
     """Make a scheduler that adds guesses to its plans, without requests.
 
@@ -64,17 +75,22 @@ def make_speculating_scheduler(
         pool: blocks.
         guesser: proposes the tokens, and never fails.
         clock: returns the time in seconds, of which the cost of steps is learned.
+        on_gpu: see ``make_scheduler``.
 
     Raises:
         ValueError: the limits leave no room for the guesses.
     """
-    _check_guesses_fit(config.most_guesses, limits)
-    return SpeculatingScheduler(
+    most, in_passes = config.most_guesses, config.guesser == "draft_model"
+    _check_guesses_fit(most, limits)
+    if not on_gpu:
+        return SpeculatingScheduler(limits, pool, guesser, most, in_passes=in_passes, clock=clock)
+    return AlternatingScheduler(
         limits,
         pool,
         guesser,
-        config.most_guesses,
-        in_passes=config.guesser == "draft_model",
+        most,
+        most_tokens=most_places(limits.max_num_seqs, most),
+        in_passes=in_passes,
         clock=clock,
     )
 

@@ -44,31 +44,37 @@ class SpeculatingScheduler(Scheduler):
         self.most_guesses = most_guesses
         self.in_passes = in_passes
         self.meter = CostMeter()
+        self.most_tokens = config.max_num_batched_tokens
         self._clock = clock
-        self._planned_at = 0.0
+        self._updated_at: float | None = None
+        """Time of the last update; None: nothing has been computed since."""
         self._typical = Acceptance()
         self._acceptance: dict[Request, Acceptance] = {}
 
+    def add(self, request: Request) -> None:
+        """Add a new request; see ``Scheduler``."""
+        if not self.has_work:
+            self._updated_at = None  # the time in which there was nothing to do is no step's cost
+        super().add(request)
+
     def schedule(self) -> Plan:
         """Plan the next step, as without guesses, and then add guesses."""
+        if self._updated_at is None:
+            self._updated_at = self._clock()
         plan = super().schedule()
         entries = [entry for entry in plan.scheduled if entry.num_logits]
-        guesses = self.guesser.propose(entries, self.most_for(plan, entries))
-        counts = self.count_guesses(plan, entries, guesses)
-        if any(counts):
+        most = self.most_for(plan, entries)
+        if any(most):
+            guesses = self.guesser.propose(entries, most)
+            counts = self.count_guesses(plan, entries, guesses)
             for entry, tokens, count in zip(entries, guesses, counts, strict=True):
                 self.add_guesses(entry, tokens[:count])
             plan.evicted += self.pool.take_evicted()
-        self._planned_at = self._clock()
         return plan
 
     def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Append the sampled tokens, and learn from them how much to guess."""
-        if all(entry.num_logits for entry in plan.scheduled):
-            num_rows = sum(entry.num_new for entry in plan.scheduled)
-            longest = max(len(entry.guesses) for entry in plan.scheduled)
-            num_passes = longest if self.in_passes else min(longest, 1)
-            self.meter.note(num_rows, num_passes, self._clock() - self._planned_at)
+        self._note_cost(plan)
         entries = [entry for entry in plan.scheduled if entry.num_logits]
         for entry, tokens in zip(entries, sampled, strict=True):
             acceptance = self._acceptance.get(entry.request)
@@ -89,13 +95,25 @@ class SpeculatingScheduler(Scheduler):
         for request in self.running:
             self.guesser.forget(request)
         self._acceptance.clear()
+        self._updated_at = None
         super().reset()
+
+    def _note_cost(self, plan: Plan) -> None:
+        """Take in the time since the last update, if it tells what rows and guesses cost."""
+        now = self._clock()
+        seconds = now - (now if self._updated_at is None else self._updated_at)
+        self._updated_at = now
+        if seconds and plan.scheduled and all(entry.num_logits for entry in plan.scheduled):
+            num_rows = sum(entry.num_new for entry in plan.scheduled)
+            longest = max(len(entry.guesses) for entry in plan.scheduled)
+            num_passes = longest if self.in_passes else min(longest, 1)
+            self.meter.note(num_rows, num_passes, seconds)
 
     # ---- guesses --------------------------------------------------------------------------------
 
     def most_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
         """Return how many guesses the token budget and each output's limit leave room for."""
-        budget = self.config.max_num_batched_tokens - sum(each.num_new for each in plan.scheduled)
+        budget = self.most_tokens - sum(each.num_new for each in plan.scheduled)
         counts = []
         for entry in entries:
             room = entry.request.max_num_tokens - entry.request.num_planned_tokens

@@ -7,6 +7,7 @@ replayed as CUDA graphs. The largest steps are launched kernel by kernel. So is 
 requests ask for, after the rest of their step: rules that change logits, and log-probabilities.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from minimal_vllm.device.transfer import Fetch, send
 from minimal_vllm.runner.graphs import Graphs
-from minimal_vllm.runner.interface import StepResult
+from minimal_vllm.runner.interface import Flight, StepResult
 from minimal_vllm.runner.prompt_logprobs import QueuedPromptLogprobs, all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
 from minimal_vllm.sampling.logprobs import QueuedLogprobs, top_logprobs
-from minimal_vllm.sampling.row import NO_TOKEN, needs_only_numbers
+from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow, needs_only_numbers
 from minimal_vllm.sampling.sampler import Sampled, choose
 from minimal_vllm.step.batch import build_batches
 from minimal_vllm.step.plan import Plan
@@ -65,7 +66,7 @@ class CudaRunner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> QueuedFlight:
+    def launch(self, plan: Plan) -> Flight:
         """Queue the step on the GPU."""
         self._step.table.update(plan)
         prompt_logprobs: list[QueuedPromptLogprobs] = []
@@ -74,10 +75,23 @@ class CudaRunner:
         else:
             outputs, prompt_logprobs = self._launch_mixed(plan)
         self._sample_special(plan.sampling, outputs)
-        asking = [
-            i for i, each in enumerate(plan.sampling) if each.params.asked_logprobs is not None
-        ]
-        logprobs = self._find_logprobs(plan.sampling, asking, outputs) if asking else None
+        return self.fetch(plan.sampling, outputs, prompt_logprobs)
+
+    def fetch(
+        self,
+        requests: list[Request],
+        outputs: Outputs,
+        prompt_logprobs: list[QueuedPromptLogprobs],
+    ) -> QueuedFlight:
+        """Queue the transfer of a step's tokens, and of the log-probabilities that are asked for.
+
+        Args:
+            requests: the request of each row of outputs.
+            outputs: logits and tokens.
+            prompt_logprobs: log-probabilities of prompts.
+        """
+        asking = [i for i, each in enumerate(requests) if each.params.asked_logprobs is not None]
+        logprobs = self._find_logprobs(requests, asking, outputs) if asking else None
         return QueuedFlight(Fetch(outputs.tokens), asking, logprobs, prompt_logprobs)
 
     def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[QueuedPromptLogprobs]]:
@@ -112,12 +126,27 @@ class CudaRunner:
         """
         special = [i for i, request in enumerate(requests) if not needs_only_numbers(request)]
         if special:
-            device = self._step.model.device
-            index = send(np.array(special), device)
             special_requests = [requests[i] for i in special]
-            chosen = choose(outputs.logits[index].float(), special_requests)
-            outputs.tokens[index] = chosen
+            chosen = self.choose_again(special, special_requests, outputs)
             self._step.table.note_tokens(self._order(special_requests), chosen)
+
+    def choose_again(
+        self, special: list[int], rows: Sequence[SamplingRow], outputs: Outputs
+    ) -> Tensor:
+        """Sample some rows of outputs again, by all rules of their requests.
+
+        Args:
+            special: indices of these rows.
+            rows: what they ask for.
+            outputs: logits, and the tokens to overwrite.
+
+        Returns:
+            The tokens, int64.
+        """
+        index = send(np.array(special), self._step.model.device)
+        chosen = choose(outputs.logits[index].float(), rows)
+        outputs.tokens[index] = chosen
+        return chosen
 
     def _find_logprobs(
         self, requests: list[Request], asking: list[int], outputs: Outputs

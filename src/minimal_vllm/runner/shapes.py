@@ -24,6 +24,10 @@ FEW_DECODES = 32
 """Number of decoding requests up to which a step with prompts uses a smaller grid, with fewer idle
 programs."""
 
+MOST_PLACES = 256
+"""Maximum number of tokens in a step with guesses. With as many, the tensor cores take as long as
+reading the weights does, so that nothing is left for guesses to use."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
@@ -58,6 +62,27 @@ def token_counts(most: int) -> Iterator[int]:
     powers = (256, 512, 1024, 2048)
     dense = [power * quarters // 4 for power in powers for quarters in (5, 6, 7, 8)]
     yield from (size for size in [16, 32, 64, 128, 192, 256, *dense] if size < most)
+    yield most
+
+
+def most_places(max_num_seqs: int, most_guesses: int) -> int:
+    """Return the maximum number of tokens in a step with guesses.
+
+    Args:
+        max_num_seqs: maximum number of requests in a step.
+        most_guesses: maximum number of guesses of a request.
+    """
+    return min(MOST_PLACES, max_num_seqs * (1 + most_guesses))
+
+
+def place_counts(most: int) -> Iterator[int]:
+    """Yield the numbers of places to record for steps with guesses, ascending.
+
+    Args:
+        most: maximum number of places in a step.
+    """
+    sizes = [2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192]
+    yield from (size for size in sizes if size < most)
     yield most
 
 

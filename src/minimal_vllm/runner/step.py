@@ -21,7 +21,7 @@ from minimal_vllm.attention.kernels.shared import SharedWork
 from minimal_vllm.attention.triton_backend import TritonAttention, TritonStep
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel
-from minimal_vllm.runner.kernels.rows import begin_step, end_step, locate_tokens
+from minimal_vllm.runner.kernels.rows import PlaceInputs, begin_step, end_step, locate_tokens
 from minimal_vllm.runner.table import RowTable
 from minimal_vllm.sampling.kernels.sample import SamplingInputs, sample_rows
 from minimal_vllm.step.batch import Batch
@@ -117,20 +117,24 @@ class GpuStep:
 
     # ---- front ----------------------------------------------------------------------------------
 
-    def decode_front(self, order: Tensor, shared: SharedWork | None) -> LocatedTokens:
-        """Look up each request's last token in the table, and plan attention for it.
+    def decode_front(
+        self, order: Tensor, shared: SharedWork | None, places: PlaceInputs | None = None
+    ) -> LocatedTokens:
+        """Look up each row's token in the table, and plan attention for it.
 
         Args:
             order: ``[N]`` int32: rows of the requests, in the order of the batch.
-            shared: prefixes that several of the requests share.
+            shared: prefixes that several of the requests share; none together with places.
+            places: where each row stands. Default: at the last token of its request.
         """
-        rows = begin_step(self.table, order, self.model.block_size)
+        rows = begin_step(self.table, order, self.model.block_size, places)
         decode = self.attention.plan_decode(
             token=torch.arange(len(order), dtype=torch.int32, device=order.device),
             seq_lens=rows.seq_lens,
             table_row=order,
             block_tables=self.table.block_tables[0],
             shared=shared,
+            counts=None if places is None else places.counts,
         )
         attend = TritonStep(slots=rows.slots[0], decode=decode, shared=shared)
         by_layer = self._by_layer(attend, rows.slots, self.table.block_tables)
@@ -211,7 +215,20 @@ class GpuStep:
         outputs: Outputs,
         sampling: SamplingInputs | None = None,
     ) -> None:
-        """Sample the next tokens of some requests, and write them to the table.
+        """Sample the next tokens of some requests, and write them to the table; see ``sample``."""
+        if not len(order):
+            return
+        self.sample(order, hidden, outputs, sampling)
+        end_step(self.table, order, outputs.tokens)
+
+    def sample(
+        self,
+        order: Tensor,
+        hidden: Tensor,
+        outputs: Outputs,
+        sampling: SamplingInputs | None = None,
+    ) -> None:
+        """Sample the next tokens of some requests.
 
         Args:
             order: ``[N]`` int32: rows of the requests.
@@ -219,13 +236,10 @@ class GpuStep:
             outputs: memory that logits and tokens are written to.
             sampling: inputs of the sampler. Default: looked up in the table.
         """
-        if not len(order):
-            return
         if sampling is None:
             sampling = begin_step(self.table, order, self.model.block_size).sampling
         logits = self.model.decoder.logits(hidden, out=outputs.logits)
         sample_rows(logits, sampling, outputs.tokens)
-        end_step(self.table, order, outputs.tokens)
 
     def new_outputs(self, count: int) -> Outputs:
         """Allocate the outputs of ``count`` requests."""

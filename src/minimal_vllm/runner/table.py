@@ -11,7 +11,8 @@ the position while the request's prompt is being computed::
      2      …
     last    0       -1                              (pads a batch)
 
-A model with several groups of layers has the columns of a block table for each of them.
+A model with several groups of layers has the columns of a block table for each of them. With
+speculation, guesses at the tokens behind the last one follow.
 """
 
 from array import array
@@ -33,6 +34,8 @@ SEED, TOP_K, MIN_P, TOP_P, FIRST_BLOCK = 4, 6, 7, 8, 10
 logarithm of min_p are the bits of a float32."""
 AFTER_POSITION = Struct("=ifQifd")
 """Layout of the columns from the prompt's length up to the first block."""
+NO_GUESS = -1
+"""Column, counted from the first guess, for what is not to be noted."""
 MOST_SEED = 2**64
 MOST_TOP_K = 2**31 - 1
 
@@ -45,15 +48,25 @@ class RowTable:
         num_blocks: maximum number of blocks of a request, in one group of layers.
         device: the GPU.
         num_groups: number of groups of layers; each has columns for its own block table.
+        num_guesses: maximum number of guesses of a request.
+
+    Attributes:
+        first_guess: column of the guess at the token behind the last one.
     """
 
     def __init__(
-        self, num_rows: int, num_blocks: int, device: torch.device, num_groups: int = 1
+        self,
+        num_rows: int,
+        num_blocks: int,
+        device: torch.device,
+        num_groups: int = 1,
+        num_guesses: int = 0,
     ) -> None:
         self.padding_row = num_rows
         self.num_blocks, self.num_groups = num_blocks, num_groups
+        self.first_guess = FIRST_BLOCK + num_groups * num_blocks - NO_GUESS
         self.cells = torch.zeros(
-            num_rows + 1, FIRST_BLOCK + num_groups * num_blocks, dtype=torch.int32, device=device
+            num_rows + 1, self.first_guess + num_guesses, dtype=torch.int32, device=device
         )
         self.cells[self.padding_row, POSITION] = -1
         self._in_prompt: set[int] = set()
@@ -61,7 +74,7 @@ class RowTable:
     @property
     def block_tables(self) -> list[Tensor]:
         """``[rows, most blocks]`` int32 for each group: the rows' block tables, as views."""
-        starts = range(FIRST_BLOCK, self.cells.shape[1], self.num_blocks)
+        starts = range(FIRST_BLOCK, self.first_guess + NO_GUESS, self.num_blocks)
         return [self.cells[:, start : start + self.num_blocks] for start in starts]
 
     def update(self, plan: Plan) -> None:
@@ -107,6 +120,22 @@ class RowTable:
     def last_tokens(self, rows: Tensor) -> Tensor:
         """Return the token that each of the rows sampled last, int64; 0 stands for ``NO_TOKEN``."""
         return self.cells[rows, TOKEN].long().clamp_(min=0)
+
+    def note_guesses(self, rows: Tensor, offsets: Tensor, tokens: Tensor) -> None:
+        """Write guesses at the tokens that follow a place of each row.
+
+        Args:
+            rows: ``[N]``: the rows.
+            offsets: ``[N]``: distance of each place from the row's last token. What follows a place
+                before it is no guess, and is not noted.
+            tokens: ``[N]``: the guesses; 0 stands for ``NO_TOKEN``.
+        """
+        columns = self.first_guess + offsets.clamp(min=NO_GUESS)
+        self.cells[rows, columns] = tokens.int().clamp_(min=0)
+
+    def guesses(self, rows: Tensor) -> Tensor:
+        """Return all guesses of some rows, ``[N, num_guesses]`` int32."""
+        return self.cells[rows, self.first_guess :]
 
     def note_tokens(self, rows: Tensor, tokens: Tensor) -> None:
         """Write the tokens that the rows have sampled."""

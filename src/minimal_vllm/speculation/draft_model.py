@@ -34,30 +34,31 @@ class DraftModel:
     def __init__(
         self, model: CachedModel, num_groups: int, num_blocks: int, most_tokens: int
     ) -> None:
-        self._model = model
-        self._num_groups = num_groups
-        self._cache = DraftCache(num_blocks, model.block_size, num_groups, most_tokens)
+        self.model = model
+        self.num_groups = num_groups
+        self.cache = DraftCache(num_blocks, model.block_size, num_groups, most_tokens)
 
     @torch.inference_mode()
     def propose(self, plan: Plan) -> list[list[int]]:
         """Return guesses for each scheduled request, as many as the plan has places for."""
-        drafts = self._cache.begin(plan)
+        drafts = self.cache.begin(plan)
         of_request = {draft.entry.request: draft for draft in drafts}
-        for entries in self._cache.passes(drafts):
+        for entries in self.cache.passes(drafts):
             self._compute(entries, of_request)
         return [draft.guesses for draft in drafts]
 
     def _compute(self, entries: list[ScheduledRequest], drafts: Mapping[Request, Draft]) -> None:
         """Compute tokens, and append a guess to the draft of each request that asks for logits."""
-        logits = self._logits(build_batch(Plan(entries), self._model.block_size, self._num_groups))
+        logits = self.logits(build_batch(Plan(entries), self.model.block_size, self.num_groups))
         asking = [drafts[entry.request] for entry in entries if entry.num_logits]
         rows = [guessed_row(draft.entry.request, draft.guesses) for draft in asking]
         tokens = choose(logits.float(), rows).clamp_(min=0)  # 0 where nothing can be sampled
         for draft, token in zip(asking, tokens.tolist(), strict=True):
             draft.guesses.append(token)
 
-    def _logits(self, batch: Batch) -> Tensor:
-        model = self._model
+    def logits(self, batch: Batch) -> Tensor:
+        """Compute the logits of a batch, ``[N, V]``."""
+        model = self.model
         hidden = model.decoder.forward(
             send(batch.input_ids, model.device),
             send(batch.positions, model.device),

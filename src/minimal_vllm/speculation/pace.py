@@ -14,8 +14,9 @@ HOPE = 0.8
 """Expected share of right guesses before any was made."""
 WEIGHT = 0.15
 """Weight of the newest guess in a request's share of right guesses."""
-RECOVERY = 0.02
-"""Weight of ``HOPE`` in each step without guesses, so that a request tries again some day."""
+RECOVERY, LEAST_RECOVERY = 0.02, 0.001
+"""Weight of ``HOPE`` in each step without guesses, so that a request tries again some day: at
+first, and after many attempts of which none had a right guess."""
 DECAY = 0.98
 """Weight of all earlier steps relative to the newest one, in the cost of a step."""
 REFIT = 8
@@ -35,13 +36,19 @@ class Acceptance:
         rate: the share to begin with.
     """
 
-    __slots__ = ("rate",)
+    __slots__ = ("_recovery", "rate")
 
     def __init__(self, rate: float = HOPE) -> None:
         self.rate = rate
+        self._recovery = RECOVERY
 
     def note(self, num_guesses: int, num_accepted: int) -> None:
-        """Take in one step's guesses. Guesses behind a wrong one tell nothing."""
+        """Take in one step's guesses. Guesses behind a wrong one tell nothing.
+
+        After each attempt in vain, the next one is twice as far away, so that trying costs little
+        where guesses are never right.
+        """
+        self._recovery = RECOVERY if num_accepted else max(self._recovery / 2, LEAST_RECOVERY)
         for _ in range(num_accepted):
             self.rate += WEIGHT * (1 - self.rate)
         if num_accepted < num_guesses:
@@ -49,7 +56,7 @@ class Acceptance:
 
     def recover(self) -> None:
         """Take in a step for which no guess was worth while."""
-        self.rate += RECOVERY * (HOPE - self.rate)
+        self.rate += self._recovery * (HOPE - self.rate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Paged attention of requests that compute one token each: the decode kernel.
+"""Paged attention of requests that compute one token each, or a few: the decode kernel.
 
 Source: Kwon et al., *PagedAttention*, SOSP 2023, section 4.1; flash-decoding, see ``pieces``.
 
@@ -18,6 +18,14 @@ Each program keeps a running softmax of its G heads (see ``softmax``). If a requ
 pieces, each program stores its partial result in memory, and the program that finishes last merges
 them: the result over the keys of several pieces is the mean of their results, weighted by the sums
 of their exponentials. This needs no second kernel.
+
+A request with guesses has a few tokens. The matrix products have at least 16 rows, of which the G
+query heads of one token fill only some. So a program may serve several *queries*, the heads of
+consecutive tokens, in about the same time::
+
+    row of the product    0    1    2    3    4    5  …            with G = 2
+    token and head       0,0  0,1  1,0  1,1  2,0  2,1
+    sees keys up to       p    p   p+1  p+1  p+2  p+2
 
 Bytes: ``2 * seq_len * D * itemsize`` per request and kv head; everything else is small. FLOPs: ``4
 * seq_len * D`` per request and query head. With G = 2 and 2-byte numbers these are 2 FLOPs per
@@ -56,6 +64,11 @@ stage of the loop), which removes one wait from the chain of loads. With more re
 registers that this takes are better spent on one more program per SM."""
 
 
+def queries_per_program(num_heads: int, num_kv_heads: int) -> int:
+    """Return the number of queries that a program computes in the time of one."""
+    return max(LEAST_ROWS * num_kv_heads // num_heads, 1)
+
+
 class Partials(NamedTuple):
     """Results over parts of a context, to be merged. All layers use the same memory."""
 
@@ -79,9 +92,10 @@ class DecodeWork:
     """Input of the decode kernel, the same for all layers of a step."""
 
     token: Tensor
-    """``[R]`` int32: each request's row in ``q`` and ``out``."""
+    """``[R]`` int32: each request's row in ``q`` and ``out``; with ``counts``, its first one."""
     seq_lens: Tensor
-    """``[R]`` int32: number of tokens in the cache, the new one included; 0 for padding."""
+    """``[R]`` int32: number of tokens in the cache, the new one included; 0 for padding. With
+    ``counts``, the first new one."""
     table_row: Tensor
     """``[R]`` int32: each request's row in the block tables."""
     block_tables: Tensor
@@ -94,6 +108,12 @@ class DecodeWork:
     arrivals: Tensor
     """``[R * K]`` int32: number of finished pieces; 0 before and after the kernel."""
     shared: SharedPart | None = None
+    counts: Tensor | None = None
+    """``[R]`` int32: number of consecutive tokens of each request, at most ``most_queries``. None:
+    one each. The tokens after the first count neither in ``seq_lens`` nor in ``pieces``: the last
+    piece has their keys, too."""
+    most_queries: int = 1
+    """Maximum number of tokens that a program computes."""
 
 
 def decode_attention(
@@ -125,18 +145,22 @@ def decode_attention(
         work.pieces,
         work.arrivals,
         q if options.sinks is None else options.sinks,
+        work.token if work.counts is None else work.counts,
         len(work.token),
         options.scale * LOG2_E,
+        options.window or 0,
         q.stride(0),
         work.block_tables.stride(0),
         K=num_kv_heads,
         G=group,
+        QUERIES=work.most_queries,
         D=head_dim,
         S=block_size,
-        ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)),
+        ROWS=max(LEAST_ROWS, triton.next_power_of_2(group * work.most_queries)),
         DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
         KEYS=32 if q.dtype == torch.float32 else 64,
         SHARED_PARTS=shared.num_parts if shared else 0,
+        WINDOWED=options.window is not None,
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         SINKS=options.sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
@@ -149,8 +173,10 @@ def decode_attention(
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
 # would compile the kernel again for a member whose alignment changes.
 @triton.jit(
-    do_not_specialize=["num_requests", "table_stride"],
-    do_not_specialize_on_alignment=["token", "starts", "seq_lens", "table_row", "block_tables"],
+    do_not_specialize=["num_requests", "window", "table_stride"],
+    do_not_specialize_on_alignment=[
+        *("token", "starts", "seq_lens", "table_row", "block_tables", "counts"),
+    ],
 )
 def _decode_kernel(
     q,
@@ -166,18 +192,22 @@ def _decode_kernel(
     pieces,
     arrivals,
     sinks,
+    counts,
     num_requests,
     scale,
+    window,
     q_stride,
     table_stride,
     K: tl.constexpr,
     G: tl.constexpr,
+    QUERIES: tl.constexpr,
     D: tl.constexpr,
     S: tl.constexpr,
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     SHARED_PARTS: tl.constexpr,
+    WINDOWED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -193,18 +223,21 @@ def _decode_kernel(
     length = tl.load(pieces.piece_size)
     own = tl.load(starts + request)
     start = own + (piece - first) * length
-    end = tl.minimum(start + length, tl.load(seq_lens + request))
+    seq_len = tl.load(seq_lens + request)
     table = block_tables + tl.load(table_row + request).to(tl.int64) * table_stride
 
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
-    is_row = row < G
+    count = tl.load(counts + request) if QUERIES > 1 else 1
+    query = tl.minimum(row // G, count - 1)  # rows of padding see what the last query sees
+    heads, row_end = head * G + row % G, seq_len + query
+    part_row = query * (K * G) + heads
+    q_row = tl.load(token + request).to(tl.int64) + query
+    is_row = row < G * count
     is_real = is_row[:, None] & (dim < D)[None, :]
-    heads = head * G + row
-    q_row = tl.load(token + request).to(tl.int64)
+    end = tl.where(piece == first + num_pieces - 1, seq_len + count - 1, start + length)
     wait_for_previous(EARLY)  # up to here only the plan was read
-    q_tile = tl.load(
-        q + q_row * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
-    )
+    q_offsets = (q_row * q_stride + heads * D)[:, None] + dim[None, :]
+    q_tile = tl.load(q + q_offsets, mask=is_real, other=0.0)
 
     softmax = empty_softmax(ROWS, DIMS)
     for tile in range(start, end, KEYS):
@@ -215,6 +248,8 @@ def _decode_kernel(
         offsets = slot[:, None] + dim[None, :]
         is_key = exists[:, None] & (dim < D)[None, :]
         visible = exists[None, :]
+        if QUERIES > 1:
+            visible = visible & _is_seen(row_end[:, None] - position[None, :], window, WINDOWED)
         softmax = take_keys(
             q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION, SOFTCAP
         )
@@ -222,13 +257,14 @@ def _decode_kernel(
     arrived = num_pieces - 1
     arrival = arrivals + request * K + head
     if num_pieces > 1:
-        arrived = leave_part(partials, piece * (K * G) + heads, is_row, softmax, arrival, D)
+        index = piece * (QUERIES * K * G) + part_row
+        arrived = leave_part(partials, index, is_row, softmax, arrival, D)
     if arrived < num_pieces - 1:
         return
     if num_pieces > 1:
         tl.store(arrival, 0)
         softmax = merge_parts(
-            partials, first * (K * G) + heads, K * G, num_pieces,
+            partials, first * (QUERIES * K * G) + part_row, QUERIES * K * G, num_pieces,
             is_row, empty_softmax(ROWS, DIMS), D, AT_ONCE,
         )  # fmt: skip
     if SHARED_PARTS:
@@ -240,5 +276,14 @@ def _decode_kernel(
     if SINKS:
         softmax = take_sinks(sinks, heads, is_row, softmax)
     result = softmax.acc / softmax.total[:, None]
-    offsets = q_row * (K * G * D) + heads[:, None] * D + dim[None, :]
+    offsets = (q_row * (K * G * D) + heads * D)[:, None] + dim[None, :]
     tl.store(out + offsets, result.to(out.dtype.element_ty), mask=is_real)
+
+
+@triton.jit
+def _is_seen(distance, window, WINDOWED: tl.constexpr):
+    """Return whether a query sees a key, given the distance from the key to the query's end."""
+    if WINDOWED:
+        return (distance > 0) & (distance <= window)
+    else:  # noqa: RET505 - the compiler wants it so
+        return distance > 0

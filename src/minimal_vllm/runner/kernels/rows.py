@@ -24,6 +24,7 @@ from minimal_vllm.runner.table import (
     RowTable,
 )
 from minimal_vllm.sampling.kernels.sample import SamplingInputs
+from minimal_vllm.sampling.row import NO_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +44,59 @@ class RowInputs:
     """Inputs of the sampler."""
 
 
-def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
+@dataclass(frozen=True, slots=True)
+class PlaceInputs:
+    """Places of a step in which a request may have several, one after the other.
+
+    ::
+
+        order     A  A  A  B  C  C      A has two guesses, B none, C one
+        offsets   0  1  2  0  0  1
+        tokens    -  a1 a2 -  -  c1     a minus stands for -1: the table has the token
+        counts    2  0  1  1  2  0      with two queries per program
+    """
+
+    offsets: Tensor
+    """``[N]`` int32: distance of each place from the request's last known token."""
+    tokens: Tensor
+    """``[N]`` int32: the token at each place. Negative: the request's last token if the offset is
+    0, and otherwise the guess that the table has at this offset."""
+    counts: Tensor
+    """``[N]`` int32: number of places, from this one on, that one program of attention computes; 0
+    for those in between."""
+
+    def first(self, count: int) -> "PlaceInputs":
+        """Return the first ``count`` places."""
+        return PlaceInputs(self.offsets[:count], self.tokens[:count], self.counts[:count])
+
+
+def begin_step(
+    table: RowTable, order: Tensor, block_size: int, places: PlaceInputs | None = None
+) -> RowInputs:
     """Look up the inputs of a step for some rows of the table.
 
     Args:
         table: the table that holds the rows.
         order: ``[N]`` int32: indices of the rows.
         block_size: number of tokens per block.
+        places: where each row stands. Default: at the last token of its request. With places,
+            ``seq_lens`` is 0 where ``counts`` is.
     """
     n = len(order)
     tokens, positions, seeds, output_indices, top_p = order.new_empty(5, n, dtype=torch.int64)
     slots = order.new_empty(table.num_groups, n, dtype=torch.int64)
     seq_lens, top_k, temperature, min_p = order.new_empty(4, n)
     _begin_kernel[(triton.cdiv(n, 32),)](
-        table.cells, table.cells.stride(0), order, tokens, positions, slots, seq_lens,
+        table.cells, table.cells.stride(0), order,
+        places.offsets if places else order,
+        places.tokens if places else order,
+        places.counts if places else order,
+        tokens, positions, slots, seq_lens,
         temperature, seeds, output_indices, top_k, top_p, min_p, n, block_size, table.num_blocks,
-        TOKEN=TOKEN, POSITION=POSITION, PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE,
-        SEED=SEED, TOP_K=TOP_K, MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK,
-        GROUPS=table.num_groups, BLOCK=32, num_warps=1, **launch_options(order),
+        table.first_guess, PLACES=places is not None, TOKEN=TOKEN, POSITION=POSITION,
+        PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE, SEED=SEED, TOP_K=TOP_K,
+        MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK, GROUPS=table.num_groups,
+        BLOCK=32, num_warps=1, **launch_options(order),
     )  # fmt: skip
     sampling = SamplingInputs(
         temperature=temperature.view(torch.float32),
@@ -74,16 +110,19 @@ def begin_step(table: RowTable, order: Tensor, block_size: int) -> RowInputs:
 
 
 @triton.jit(
-    do_not_specialize=["n"],
+    do_not_specialize=["n", "first_guess"],
     do_not_specialize_on_alignment=[
         *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "output_indices"),
-        *("top_k", "top_p", "min_p"),
+        *("top_k", "top_p", "min_p", "offsets", "given", "counts"),
     ],
 )
 def _begin_kernel(
     cells,
     width,
     order,
+    offsets,
+    given,
+    counts,
     tokens,
     positions,
     slots,
@@ -97,6 +136,8 @@ def _begin_kernel(
     n,
     block_size,
     num_blocks,
+    first_guess,
+    PLACES: tl.constexpr,
     TOKEN: tl.constexpr,
     POSITION: tl.constexpr,
     PROMPT_LENGTH: tl.constexpr,
@@ -116,14 +157,22 @@ def _begin_kernel(
     row = cells + tl.load(order + index, mask=exists, other=0).to(tl.int64) * width
     position = tl.load(row + POSITION, mask=exists, other=-1)
     is_real = position >= 0
+    token = _last_token(row, is_real, TOKEN)
+    is_counted = is_real
+    if PLACES:
+        offset = tl.load(offsets + index, mask=is_real, other=0)
+        position += offset
+        guess = tl.load(row + first_guess + offset - 1, mask=is_real & (offset > 0), other=0)
+        known = tl.load(given + index, mask=is_real, other=0)
+        token = tl.where(known >= 0, known, tl.where(offset > 0, guess, token))
+        is_counted = tl.load(counts + index, mask=is_real, other=0) > 0
     for group in tl.static_range(GROUPS):
         table = row + group * num_blocks
         slot = _slot_of(table, position, block_size, is_real, FIRST_BLOCK)
         tl.store(slots + group * n + index, slot, mask=exists)
-    token = _last_token(row, is_real, TOKEN)
     tl.store(tokens + index, token.to(tl.int64), mask=exists)
     tl.store(positions + index, tl.maximum(position, 0).to(tl.int64), mask=exists)
-    tl.store(seq_lens + index, position + 1, mask=exists)
+    tl.store(seq_lens + index, tl.where(is_counted, position + 1, 0), mask=exists)
     tl.store(temperature + index, tl.load(row + TEMPERATURE, mask=is_real, other=0), mask=exists)
     tl.store(seeds + index, _load_two(row + SEED, is_real), mask=exists)
     tl.store(top_k + index, tl.load(row + TOP_K, mask=is_real, other=0), mask=exists)
@@ -262,3 +311,82 @@ def _end_kernel(
     is_real = position >= 0
     tl.store(row + TOKEN, tl.load(tokens + index, mask=is_real, other=0).to(tl.int32), mask=is_real)
     tl.store(row + POSITION, position + 1, mask=is_real)
+
+
+def accept(
+    table: RowTable,
+    order: Tensor,
+    offsets: Tensor,
+    guesses: Tensor,
+    positions: Tensor,
+    sampled: Tensor,
+) -> None:
+    """Write the last token that each row keeps, and the row's new position.
+
+    A request keeps the tokens up to the first that is not the guess at the next place; see
+    ``count_kept`` in ``speculation/rows.py``. Called again with other tokens, for the same
+    inputs, it overwrites what it wrote.
+
+    Args:
+        table: the table that holds the rows.
+        order: ``[N]`` int32: indices of the rows, those of a request one after the other.
+        offsets: ``[N]`` int32: see ``PlaceInputs``.
+        guesses: ``[N]`` int64: token at each place, a guess if its offset is above 0.
+        positions: ``[N]`` int64: position of each place in its request.
+        sampled: ``[N]`` int64: the token that was sampled at each place.
+    """
+    n = len(order)
+    _accept_kernel[(triton.cdiv(n, 128),)](
+        table.cells, table.cells.stride(0), order, offsets, guesses, positions, sampled, n,
+        table.padding_row,
+        NO_TOKEN=NO_TOKEN, TOKEN=TOKEN, POSITION=POSITION, BLOCK=128, **launch_options(order),
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["n", "padding_row"],
+    do_not_specialize_on_alignment=["offsets", "guesses", "positions", "sampled"],
+)
+def _accept_kernel(
+    cells,
+    width,
+    order,
+    offsets,
+    guesses,
+    positions,
+    sampled,
+    n,
+    padding_row,
+    NO_TOKEN: tl.constexpr,
+    TOKEN: tl.constexpr,
+    POSITION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    table_row = tl.load(order + index, mask=index < n, other=padding_row)
+    is_real = table_row != padding_row
+    offset = tl.load(offsets + index, mask=is_real, other=0)
+    is_kept = is_real
+    for back in range(tl.max(offset)):
+        holds = _holds(offsets, guesses, sampled, index - back, n, NO_TOKEN)
+        is_kept = is_kept & (holds | (back >= offset))
+    is_last = is_kept & ~_holds(offsets, guesses, sampled, index + 1, n, NO_TOKEN)
+    row = cells + table_row.to(tl.int64) * width
+    token = tl.load(sampled + index, mask=is_last, other=0)
+    position = tl.load(positions + index, mask=is_last, other=0)
+    tl.store(row + TOKEN, token.to(tl.int32), mask=is_last)
+    tl.store(row + POSITION, (position + 1).to(tl.int32), mask=is_last)
+
+
+@triton.jit
+def _holds(offsets, guesses, sampled, place, n, NO_TOKEN: tl.constexpr):
+    """Return whether a guess is the token that was sampled before it, and a token follows it."""
+    exists = (place > 0) & (place < n)
+    offset = tl.load(offsets + place, mask=exists, other=0)
+    is_guess = exists & (offset > 0)
+    guess = tl.load(guesses + place, mask=is_guess, other=0)
+    before = tl.load(sampled + place - 1, mask=is_guess, other=0)
+    following = tl.load(sampled + place, mask=is_guess, other=0)
+    return is_guess & (guess == before) & (following != NO_TOKEN)

@@ -1,0 +1,178 @@
+"""Steps in which requests have several places, one after the other: with guesses, or to guess.
+
+All requests decode. The step is like one of as many requests as it has places: each place has the
+row of its request, and a position of its own. It samples at all of them. A step with guesses writes
+to the table of rows what each request keeps, and a draft model's step writes its guesses there. So
+the next step needs no more from the CPU than after any other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minimal_vllm.runner.graphs import KINDS_OF_BATCHES, Capture
+from minimal_vllm.runner.inputs import PENDING, InputMemory
+from minimal_vllm.runner.kernels.rows import PlaceInputs, accept
+from minimal_vllm.runner.shapes import next_size, place_counts
+from minimal_vllm.runner.step import GpuStep, LocatedTokens, Outputs
+from minimal_vllm.step.batch import IntArray, enumerate_runs
+
+if TYPE_CHECKING:
+    from minimal_vllm.runner.capture import Graph
+
+
+class PlaceSteps:
+    """Steps recorded as CUDA graphs by their number of places.
+
+    Args:
+        step: the parts of a step.
+        capture: recorder of the graphs. None: every step is launched kernel by kernel.
+        most_places: maximum number of places in a step.
+    """
+
+    def __init__(self, step: GpuStep, capture: Capture | None, most_places: int) -> None:
+        self.table = step.table
+        self._step = step
+        self._capture = capture
+        self._most_places = most_places
+        self._inputs = InputMemory(
+            {
+                "order": (most_places, step.table.padding_row),
+                "offsets": (most_places, 0),
+                "tokens": (most_places, PENDING),
+                "counts": (most_places, 0),
+            },
+            step.model.device,
+        )
+        self._places = PlaceInputs(
+            *(self._inputs[name] for name in ("offsets", "tokens", "counts"))
+        )
+        self._outputs = step.new_outputs(most_places)
+        self._sizes = list(place_counts(most_places))
+        self._graphs: dict[int, Graph] = {}
+
+    def fits(self, num_places: int) -> bool:
+        """Return whether a step may have so many places."""
+        return num_places <= self._most_places
+
+    def compute(
+        self, rows: IntArray, starts: IntArray, num_places: IntArray, tokens: Sequence[int]
+    ) -> Outputs:
+        """Compute and sample at all places.
+
+        Args:
+            rows: ``[R]``: row of each request in the table.
+            starts: ``[R]``: distance of each request's first place from its last known token.
+            num_places: ``[R]``: number of places of each request.
+            tokens: the token at each place, or ``PENDING``; see ``PlaceInputs``.
+        """
+        owner, offset = enumerate_runs(num_places)
+        self._inputs.set(
+            {
+                "order": rows[owner],
+                "offsets": starts[owner] + offset,
+                "tokens": np.array(tokens),
+                "counts": count_together(num_places, self._step.attention.most_queries),
+            }
+        )
+        size = next_size(self._sizes, len(owner))
+        if self._graphs:
+            self._graphs[size].replay()
+        else:
+            self._compute(size)
+        return self._outputs.first(len(owner))
+
+    def finish(
+        self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor
+    ) -> None:
+        """Write to the table of rows what was sampled at each place.
+
+        Args:
+            order: ``[N]`` int32: row of each place.
+            places: the places.
+            located: tokens and positions that the step computed.
+            tokens: ``[N]`` int64: tokens that it sampled.
+        """
+        raise NotImplementedError
+
+    # ---- record ---------------------------------------------------------------------------------
+
+    def steps_to_compile(self) -> Iterator[Callable[[], None]]:
+        """Yield steps that together launch the kernels of all recorded steps."""
+        most = self._sizes[-1]
+        for size in {next_size(self._sizes, min(least, most)) for least in KINDS_OF_BATCHES}:
+            yield partial(self._compute, size, only_compiles=True)
+
+    def record(self, *, progress: bool) -> None:
+        """Record all sizes, the largest first. Nothing but padding is computed meanwhile."""
+        if self._capture is None:
+            return
+        self._inputs.set({})
+        hidden = None if progress else True
+        for size in tqdm(self._sizes[::-1], desc="Recording graphs of guesses", disable=hidden):
+            self._graphs[size] = self._capture.record(partial(self._compute, size))
+
+    def _compute(self, size: int, *, only_compiles: bool = False) -> None:
+        """Compute and sample at the first ``size`` places of the inputs."""
+        step, outputs = self._step, self._outputs.first(size)
+        order, places = self._inputs["order"][:size], self._places.first(size)
+        located = step.decode_front(order, None, places)
+        if only_compiles:  # no kernel has written the tokens, but PyTorch looks them up
+            located.tokens.zero_()
+        step.sample(order, step.body(located), outputs, located.sampling)
+        self.finish(order, places, located, outputs.tokens)
+
+
+class GuessSteps(PlaceSteps):
+    """Steps with guesses, of which the first right ones are kept."""
+
+    def __init__(self, step: GpuStep, capture: Capture | None, most_places: int) -> None:
+        super().__init__(step, capture, most_places)
+        self._computed = torch.zeros(2, most_places, dtype=torch.int64, device=step.model.device)
+        """Token and position of each place."""
+
+    def finish(
+        self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor
+    ) -> None:
+        """Write what each request keeps."""
+        self._computed[0, : len(order)] = located.tokens
+        self._computed[1, : len(order)] = located.positions
+        accept(self.table, order, places.offsets, located.tokens, located.positions, tokens)
+
+    def accept_again(self, count: int) -> None:
+        """Write again what is kept of the last step, after some of its ``count`` tokens changed."""
+        order, offsets = self._inputs["order"][:count], self._inputs["offsets"][:count]
+        tokens, positions = self._computed[:, :count]
+        accept(self.table, order, offsets, tokens, positions, self._outputs.tokens[:count])
+
+
+class DraftSteps(PlaceSteps):
+    """Steps of a draft model, which shares the table of rows. Each place guesses what follows."""
+
+    def finish(
+        self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor
+    ) -> None:
+        """Write the guesses at the tokens behind each place, to where the next step reads them."""
+        del located
+        self.table.note_guesses(order, places.offsets, tokens)
+
+
+def count_together(num_places: IntArray, most: int) -> IntArray:
+    """Divide each request's places among programs of attention.
+
+    Args:
+        num_places: ``[R]``: number of places of each request.
+        most: maximum number of places of a program.
+
+    Returns:
+        For each place, the number of places that its program computes from it on, or 0 if it is not
+        the first of them.
+    """
+    owner, offset = enumerate_runs(num_places)
+    left = num_places[owner] - offset
+    return np.where(offset % most == 0, np.minimum(left, most), 0)

@@ -1,0 +1,108 @@
+"""Guesses on CUDA; the CPU without guesses is the oracle."""
+
+import pytest
+from checkpoints import FAMILIES
+
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.speculation.pace import CostMeter, Costs
+from tests.speculation.guessers import Knowing
+from tests.speculation.test_same_tokens import (
+    BROKEN,
+    KNOWING,
+    NGRAM,
+    PARAMS,
+    PROMPTS,
+    count_tokens,
+    facts,
+    learn,
+)
+
+pytestmark = pytest.mark.gpu
+
+OPTIONS = {"num_gpu_blocks_override": 600, "max_model_len": 256, "dtype": "float32"}
+GUESSERS = {
+    "knowing": KNOWING,
+    "ngram": NGRAM,
+    "broken": BROKEN,
+    "draft": {"method": "draft_model"},
+}
+WAYS = {
+    "everything": {},
+    "kernels": {"enforce_eager": True},
+    "not ahead": {"async_scheduling": False},
+    "reference": {"attention_backend": "reference"},
+    "few blocks": {"num_gpu_blocks_override": 16, "block_size": 16},
+    "chunked": {"max_num_batched_tokens": 8, "max_num_seqs": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def guesses_cost_nothing(monkeypatch):
+    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
+
+
+def speculating(config, **options):
+    config = {"num_speculative_tokens": 4, **config}
+    return LLM(device="cuda", speculative_config=config, **{**OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return LLM(device="cpu", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def guessing():
+    return {name: speculating(each) for name, each in GUESSERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("guesser", "name"),
+    [
+        *(("knowing", name) for name in PARAMS),
+        *(("ngram", name) for name in ("greedy", "penalized", "regex")),
+        *(("draft", name) for name in ("greedy", "random", "schema")),
+        ("broken", "random"),
+    ],
+)
+def test_the_tokens_are_those_of_the_cpu_without_guesses(plain, guessing, guesser, name):
+    params, llm = SamplingParams(**PARAMS[name]), guessing[guesser]
+    expected = plain.generate(PROMPTS, params)
+    learn(expected)
+    counts = count_tokens(llm)
+    assert facts(llm.generate(PROMPTS, params)) == facts(expected)
+    if guesser in ("knowing", "draft") and params.max_tokens != 1:
+        assert counts["accepted"] > 0
+    llm.engine.scheduler.check()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_in_every_way(plain, way):
+    prompts = [PROMPTS[0] + each for each in (*PROMPTS, " said", " was", " and", ".")]
+    params = SamplingParams(temperature=0.7, seed=1, max_tokens=24)
+    expected = plain.generate(prompts, params)
+    learn(expected)
+    llm = speculating(KNOWING, **WAYS[way])
+    counts = count_tokens(llm)
+    assert facts(llm.generate(prompts, params)) == facts(expected)
+    assert facts(llm.generate(prompts, params)) == facts(expected)
+    assert counts["accepted"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_every_family(checkpoint, family):
+    prompts = [[(7 * i + n) % 250 for i in range(n)] for n in (1, 17, 33, 150)]
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    options = {"model": str(checkpoint(family)), "max_num_batched_tokens": 64, "max_num_seqs": 4}
+    expected = LLM(device="cpu", **{**OPTIONS, **options}).generate(prompts, params)
+    Knowing.outputs = {
+        tuple(prompt): [output.outputs[0].token_ids]
+        for prompt, output in zip(prompts, expected, strict=True)
+    }
+    llm = speculating(KNOWING, **options)
+    counts = count_tokens(llm)
+    got = llm.generate(prompts, params)
+    assert [each.outputs[0].token_ids for each in got] == [
+        each.outputs[0].token_ids for each in expected
+    ]
+    assert counts["accepted"] > 10
