@@ -19,6 +19,8 @@ CHAPTERS = [
 ]
 ELSEWHERE = {"gate_proj", "up_proj", "build_batch"}
 """What is said to be in a checkpoint, or in another chapter's code."""
+PHONE = 84
+"""Columns of the smallest letters of the style sheet that a phone of 390 pixels can show."""
 FORM = [
     "The problem, measured",
     "The idea",
@@ -50,6 +52,19 @@ def test_what_is_to_be_noticed_in_code_is_in_the_code_that_is_shown(chapter):
     notices = re.findall(r"^\*Notice:\*.*?(?=<code>|^#)", prose, re.DOTALL | re.MULTILINE)
     names = set(re.findall(r"`(\w+_\w+)`", "".join(notices))) - ELSEWHERE
     assert names - set(re.findall(r"\w+", "\n".join(shown))) == set()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_drawing_or_an_output_in_letters_fits_into_a_phones_width(chapter):
+    too_wide = [
+        line
+        for language in ("text", "console")
+        for block in code_blocks(read(chapter), language)
+        if "minimal-vllm ablate" not in block  # its table of eleven columns is scrolled
+        for line in block.splitlines()
+        if len(line) > PHONE
+    ]
+    assert too_wide == []
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

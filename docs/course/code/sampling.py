@@ -32,12 +32,13 @@ def show_candidates(llm: LLM) -> None:
     found = sorted(output.logprobs[0].values(), key=lambda each: -each.logprob)
     logprobs = torch.tensor([each.logprob for each in found])
     print(f"1. {PROMPT} …")
-    print("   " + "".join(f"{each.decoded_token!s:>8}" for each in found[:6]))
+    tokens = "".join(f"{each.decoded_token!s:>8}" for each in found[:6])
+    print(f"   temperature{tokens}   hold 90 %")
     for temperature in (1.0, 0.5, 2.0):
         probabilities = (logprobs / temperature).softmax(dim=-1)
         nucleus = int((probabilities.cumsum(0) < 0.9).sum()) + 1
         shown = "".join(f"{each:8.1%}" for each in probabilities[:6].tolist())
-        print(f"   {shown}   temperature {temperature}; {nucleus} tokens hold 90 %")
+        print(f"   {temperature:11}{shown}   {nucleus:4} tokens")
     print()
 
 
@@ -58,8 +59,8 @@ def show_seeds(llm: LLM) -> None:
     alone = llm.generate(PROMPT, params, use_tqdm=False)[0].outputs[0]
     crowd = llm.generate([*OTHERS, PROMPT], params, use_tqdm=False)[-1].outputs[0]
     print("3. The engine, seed 7")
-    print(f"   alone       {PROMPT}▸{alone.text}")
-    print(f"   in a crowd  {PROMPT}▸{crowd.text}\n")
+    print(f"   alone       …{alone.text}")
+    print(f"   in a crowd  …{crowd.text}\n")
 
 
 def show_costs() -> None:

@@ -284,7 +284,7 @@ EXERCISES = {
         Exercise(
             "beat-fcfs",
             "14-capacity",
-            "serve requests in a better order than first come, first served",
+            "find a better order than first come, first served",
             3,
             _function("check_order:check_order"),
             {"order_key": ""},
@@ -342,7 +342,7 @@ EXERCISES = {
         Exercise(
             "guess-and-check",
             "19-speculation",
-            "guess tokens by n-gram lookup, and keep those that are right",
+            "guess tokens by n-gram lookup, and keep the right ones",
             2,
             _function("check_guesses:check_guesses"),
             {

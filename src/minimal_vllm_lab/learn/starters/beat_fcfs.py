@@ -1,4 +1,4 @@
-"""Exercise beat-fcfs: serve requests in a better order than first come, first served.
+"""Exercise beat-fcfs: find a better order than first come, first served.
 
 The idea. First come, first served is fair and never starves a request. But prompts differ: a few
 are a hundred times longer than most, and all requests that arrive after such a prompt wait for it.

@@ -1,4 +1,4 @@
-"""Exercise guess-and-check: guess tokens by n-gram lookup, and keep those that are right.
+"""Exercise guess-and-check: guess tokens by n-gram lookup, and keep the right ones.
 
 The idea. Text repeats itself. What followed the last few tokens earlier in a text may follow them
 again. So guess that, compute all guesses in one step, and sample a token at each place: at that of
