@@ -106,7 +106,7 @@ class Design:
         speculative = self.engine.speculative_config
         if speculative is None:
             return make_scheduler(self.engine, limits, pool)
-        return make_speculating_scheduler(speculative, limits, pool, Places(), clock)
+        return make_speculating_scheduler(speculative, limits, pool, Places(), clock, on_gpu=True)
 
     def _make_guesses(self) -> DrawnGuesses | None:
         if not self.acceptance:

@@ -76,6 +76,23 @@ def test_right_guesses_save_time_and_wrong_ones_change_nothing_but_a_little_time
     assert wrong.to_json()["spec_decode_acceptance_length"] == 1
 
 
+@pytest.mark.parametrize("speculative", [NGRAM, DRAFT], ids=["ngram", "draft"])
+@pytest.mark.parametrize("batch", [1, 32, 128])
+def test_guesses_that_are_never_right_cost_at_most_three_percent(batch, speculative):
+    """The scheduler learns from the duration of steps, which here are the same in each run."""
+
+    def seconds(speculative, **guessing):
+        limits = {"max_num_seqs": batch, "num_gpu_blocks_override": 20_000, "max_model_len": 4096}
+        chosen = SimulationConfig(
+            EngineConfig(model="qwen3-8b", speculative_config=speculative, **limits),
+            synthetic=SyntheticConfig(num_prompts=3 * batch, input_len=128, output_len=128),
+            guessing=GuessingConfig(**guessing),
+        )
+        return simulate(make_design(chosen), chosen).duration
+
+    assert seconds(speculative, acceptance_rate=0.0) < 1.03 * seconds(None)
+
+
 def test_a_draft_model_takes_time_and_memory():
     free, draft = (run(each, acceptance_rate=0.8) for each in (NGRAM, DRAFT))
     assert 1.1 * free.duration < draft.duration < run().duration
