@@ -22,6 +22,7 @@ from minimal_vllm_lab.sim.config import (
     ENGINE_OPTIONS,
     Achieved,
     FleetConfig,
+    GuessingConfig,
     SimulationConfig,
     SyntheticConfig,
     TrafficConfig,
@@ -56,6 +57,7 @@ SMALL_SYNTHETIC = {
 
 
 @field_options(EngineConfig, without=WITHOUT_EFFECT, defaults={"skip_tokenizer_init": True})
+@field_options(GuessingConfig, heading="Speculative decoding")
 @field_options(SyntheticConfig, heading="Synthetic traffic", without={"num_turns", "think_time"})
 @field_options(TrafficConfig, heading="Traffic")
 @field_options(Achieved, heading="Achieved performance")
@@ -148,6 +150,7 @@ def _config(ctx: click.Context) -> SimulationConfig:
         Achieved(**given_options(ctx, Achieved)),
         TrafficConfig(**traffic),
         SyntheticConfig(**synthetic),
+        GuessingConfig(**given_options(ctx, GuessingConfig)),
     )
 
 
@@ -160,9 +163,12 @@ def _check_options(
     if simulated:
         real = {field.name for field in fields(EngineConfig)} - ENGINE_OPTIONS
         _reject(ctx, EngineConfig, "has no effect on a simulation", real)
+        if not ctx.params["speculative_config"]:
+            _reject(ctx, GuessingConfig, "needs --speculative-config")
     else:
         _reject(ctx, FleetConfig, "needs --simulate")
         _reject(ctx, Achieved, "needs --simulate")
+        _reject(ctx, GuessingConfig, "needs --simulate")
     if claims:
         reason = "can't be used with --claims, which have their own traffic"
         _reject(ctx, TrafficConfig, reason)

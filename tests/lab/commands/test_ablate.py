@@ -84,6 +84,13 @@ def test_a_study_of_one_idea_is_drawn(tmp_path):
     assert "no paging" in picture.read_text()
 
 
+def test_speculation_is_studied_in_a_simulation():
+    guessing = '--speculative-config={"method": "ngram", "num_speculative_tokens": 4}'
+    _, on, off = lines(*SIMULATED, guessing, "--acceptance-rate=0.9", "--without=speculation")
+    assert (on.split()[:2], off.split()[0]) == (["all", "on"], "speculation")
+    assert float(off.split()[-2]) < 0.5  # of the throughput
+
+
 def test_claims_are_printed_beside_the_measurements(tmp_path):
     text = "\n".join(lines("--claims", *SIMULATED[:2], f"--json={tmp_path / 'c.json'}"))
     for words in ("20.4 %", "36.9 times", "6.4 times", "Orca (Max)", "no prefix caching"):
@@ -136,6 +143,8 @@ def test_a_trace_is_written_of_each_variant_of_a_simulation(tmp_path):
         (["--without=magic"], "'magic' is not one of"),
         (["--gpu=h100"], "--gpu needs --simulate"),
         (["--simulate", "--device=cpu"], "--device has no effect on a simulation"),
+        (["--acceptance-rate=0.5"], "--acceptance-rate needs --simulate"),
+        ([*SIMULATED, "--acceptance-rate=0.5"], "needs --speculative-config"),
         (["--cpu-time"], "--cpu-time needs --device cpu"),
         (["--claims", "--num-prompts=3"], "--num-prompts can't be used with --claims"),
         (["--claims", "--plot=x.svg"], "can't be used with --claims"),
