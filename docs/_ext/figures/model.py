@@ -161,7 +161,7 @@ def residual_stream(drawing: Drawing) -> float:
     drawing.line([(280, 127), (292, 127)])
     drawing.text(322, 106, "KV", "small middle")
     drawing.text(350, 258, "× L layers", "end strong")
-    drawing.text(-37, 168, "the residual stream: [T, h]", "small turned")
+    drawing.text(40, 166, "the residual stream: [T, h]", "small turned middle")
     drawing.box(4, 290, 112, 24, "pale-one", "norm")
     drawing.line([(118, 302), (136, 302)])
     drawing.box(138, 290, 110, 24, "pale-one", "lm_head [h, V]")

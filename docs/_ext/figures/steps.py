@@ -44,7 +44,7 @@ def engine(drawing: Drawing) -> float:
     drawing.line([(278, 245), (252, 245)])
     drawing.line([(318, 150), (318, 228)], "rule")
     drawing.line([(38, 301), (22, 301), (22, 133), (38, 133)])
-    drawing.text(-14, 222, "each step", "small turned")
+    drawing.text(11, 220, "each step", "small turned middle")
     return 392
 
 

@@ -2,7 +2,8 @@
 
 const BEGINNING = "The old captain looked at the sea, and then at the ship, and then at the men who stood upon the deck "
   + "and waited for his word. The wind had fallen, and the night was dark.";
-const FIRST = `${BEGINNING} At last he said:`;
+/** It ends within a sentence, so that the first token is a word, not a quotation mark. */
+const FIRST = `${BEGINNING} At last he`;
 const SECOND = `${BEGINNING} A boy cried:`;
 /** Of different lengths, so that not all of them need a new block in the same step. */
 const OTHERS = [
