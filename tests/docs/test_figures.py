@@ -13,6 +13,7 @@ from tests.markdown import ROOT, read
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 from figures import FIGURES, WIDTH
 from figures.model import CANDIDATES
+from figures.steps import preempting_plans
 
 SIZES = {"small": 11, "tiny": 10}
 """Sizes of letters in units, where they are not 12."""
@@ -129,6 +130,9 @@ def test_the_numbers_of_a_figure_are_those_of_its_chapter():
     names = [text for text in texts_of("hash-chain") if re.fullmatch("[0-9a-f]{6}", text)]
     assert len(names) == 10
     assert all(name in read("docs/course/06-prefix-caching.md") for name in names)
+    plans = enumerate(preempting_plans(), start=1)
+    lost = [(step, *preempted) for step, (_, preempted, _) in plans if preempted]
+    assert lost == [(6, "C"), (12, "B"), (25, "C")]
     steps = [text for text in texts_of("batches") if text.endswith("steps")]
     assert len(steps) == 2
     assert all(each in read("docs/course/07-continuous-batching.md") for each in steps)

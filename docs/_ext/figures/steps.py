@@ -170,9 +170,10 @@ def batches(drawing: Drawing) -> float:
 @figure(
     "Preemption, step by step",
     "A, B and C share nine blocks of four tokens. In step 6 A needs a fourth block and none is "
-    "free: C loses its three blocks and waits. In step 12 A needs another one, and B loses its "
-    "blocks. When A is done after 20 steps, B and C come back, and compute in one step all 17 and "
-    "10 tokens that they had. In step 25 C has to make room for B once more. All three finish.",
+    "free: C, the last one, loses its three blocks and waits. In step 12 B needs a fifth block, is "
+    "the last one itself, and loses its four. When A is done after 20 steps, B and C come back, "
+    "and compute in one step all 17 and 10 tokens that they had. In step 25 C has to make room for "
+    "B. All three finish.",
 )
 def preemption(drawing: Drawing) -> float:
     """Draw what the engine's own scheduler does with three requests and too few blocks."""
@@ -183,7 +184,7 @@ def preemption(drawing: Drawing) -> float:
         drawing.text(4, 40 + row * 30, name, "strong")
         drawing.line([(left, 46 + row * 30), (354, 46 + row * 30)], "rule")
     floor = 212
-    plans = list(_preempting_plans())
+    plans = list(preempting_plans())
     for step, (computed, preempted, held) in enumerate(plans):
         x = left + step * wide
         for row, (name, kind) in enumerate(kinds.items()):
@@ -208,7 +209,7 @@ def preemption(drawing: Drawing) -> float:
     return floor + 24
 
 
-def _preempting_plans() -> Iterator[tuple[dict[str, int], set[str], dict[str, int]]]:
+def preempting_plans() -> Iterator[tuple[dict[str, int], set[str], dict[str, int]]]:
     """Yield for each step who computes how many tokens, who is preempted, and who holds what."""
     limits = SchedulerConfig(max_model_len=36, block_size=4, enable_prefix_caching=False)
     scheduler = Scheduler(limits, BlockPool(9, LRU()))
