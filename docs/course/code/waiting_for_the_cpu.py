@@ -38,7 +38,7 @@ class CountOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class PretendedStep:
-    """A step of a pretended GPU, which takes time and computes nothing."""
+    """A step of a pretend GPU, which takes time and computes nothing."""
 
     ends: float
     num_tokens: int
@@ -97,7 +97,7 @@ def show_operations() -> None:
 
 
 def milliseconds_per_step(gpu: float, *, ahead: bool) -> tuple[float, float]:
-    """Measure CPU and wall time per step of the real engine on a pretended GPU."""
+    """Measure CPU and wall time per step of the real engine on a pretend GPU."""
     config = SchedulerConfig(max_model_len=256, max_num_batched_tokens=4096)
     engine = Engine(
         Scheduler(config, BlockPool(8192, EVICTION_STRATEGIES["lru"]())),
