@@ -246,10 +246,12 @@ class EngineConfig:
     """Data type of weights and activations. ``auto``: the checkpoint's on a GPU, float32 on a
     CPU."""
     quantization: Annotated[
-        Literal["fp8", "compressed-tensors", "awq", "gptq"] | None, BeforeValidator(_as_method)
+        Literal["fp8", "int8", "compressed-tensors", "awq", "gptq"] | None,
+        BeforeValidator(_as_method),
     ] = None
-    """Quantization of the weights. ``fp8`` quantizes a 16-bit checkpoint while it is loaded. A
-    checkpoint that is already quantized needs no option. Default: as the checkpoint is."""
+    """Quantization of the weights. ``fp8`` and, on a CPU, ``int8`` quantize a 16-bit checkpoint or
+    a GGUF file while it is loaded. A checkpoint that is already quantized needs no option. Default:
+    as the checkpoint is."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on. ``auto``: the GPU if there is one."""
     tensor_parallel_size: PositiveInt = 1

@@ -164,10 +164,13 @@ def main(model: str, text: Path, most: int) -> None:
     with TemporaryDirectory() as folder:
         first: tuple[float, int] | None = None
         checkpoints = write_forms(model, Path(folder))
-        rows = [(form, checkpoint, "auto") for form, checkpoint in checkpoints.items()]
-        rows.append(("16 bits, KV cache in FP8", checkpoints["16 bits"], "fp8"))
-        for form, checkpoint, kv_cache_dtype in rows:
-            found, size = perplexity(checkpoint, tokens, kv_cache_dtype=kv_cache_dtype)
+        rows: list[tuple[str, Path, dict[str, str]]]
+        rows = [(form, checkpoint, {}) for form, checkpoint in checkpoints.items()]
+        whole = checkpoints["16 bits"]
+        rows.insert(4, ("8-bit integers", whole, {"quantization": "int8"}))
+        rows.append(("16 bits, KV cache in FP8", whole, {"kv_cache_dtype": "fp8"}))
+        for form, checkpoint, options in rows:
+            found, size = perplexity(checkpoint, tokens, **options)
             first = first or (found, size)
             share, loss = size / first[1], found / first[0] - 1
             print(f"{form:26}{size / 1e6:6.1f}{share:12.0%}{found:12.2f}{loss:10.1%}", flush=True)

@@ -16,13 +16,17 @@ from minimal_vllm.model.cpu_modules import with_fewer_calls
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.packed_linear import PACKED_MODULES, can_pack
 from minimal_vllm.model.quantization.convert import Layouts, quantized
-from minimal_vllm.model.quantization_config import Mxfp4, Quantization
+from minimal_vllm.model.quantization.int8 import PackedInt8Weight, can_multiply_int8
+from minimal_vllm.model.quantization_config import Int8OnTheFly, Mxfp4, Quantization
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
 from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.runner import SpeculatingRunner
+
+CPU_LAYOUTS = Layouts(int8=PackedInt8Weight)
+"""Classes of quantized weights on a CPU with AVX2."""
 
 
 def backend_name(name: Part, device: torch.device) -> str:
@@ -44,7 +48,8 @@ def choose_modules(
         device: device of the model.
 
     Raises:
-        ValueError: the Triton kernels are asked for, but the device is not a GPU.
+        ValueError: the Triton kernels are asked for, but the device is not a GPU; or it is one, but
+            the quantization is for CPUs.
     """
     backend, layouts = backend_name(name, device), Layouts()
     if backend != "triton":
@@ -54,8 +59,11 @@ def choose_modules(
         modules = PACKED_MODULES if is_packed else PLAIN_MODULES
         if device.type == "cpu" and backend == "tiled":
             modules = with_fewer_calls(modules)
+            layouts = CPU_LAYOUTS if can_multiply_int8() else layouts
     else:
         _check_gpu(device)
+        if quantization is not None and isinstance(quantization.format, Int8OnTheFly):
+            raise ValueError("quantization 'int8' is for CPUs: on a GPU, use 'fp8'")
         # Triton comes with PyTorch for CUDA, and only with that.
         from minimal_vllm.model.triton_modules import TRITON_MODULES
         from minimal_vllm.model.triton_weights import TRITON_LAYOUTS

@@ -24,6 +24,7 @@ from minimal_vllm.model.linear import Projection
 from minimal_vllm.model.loader import checkpoint_files
 from minimal_vllm.model.multimodal import text_tensor_name
 from minimal_vllm.model.packed_linear import PackedProjection
+from minimal_vllm.model.quantization.int8 import PackedInt8Weight
 from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.safetensors_file import SafetensorsTensor, read_header
 
@@ -85,14 +86,14 @@ def _multiply(
     """Multiply rows of a projection's matrix, or their scales, and of its bias, by a factor."""
     if factor == 1:
         return
-    if isinstance(projection, PackedProjection):
+    quantized = getattr(projection, "quantized", None)
+    if isinstance(projection, PackedProjection) or isinstance(quantized, PackedInt8Weight):
         raise ValueError(
             "the checkpoint's k_scale and v_scale can't be used with weights that this CPU has "
             "packed: set kv_cache_dtype='auto'"
         )
     if projection.bias is not None and with_bias:
         projection.bias[rows].mul_(factor)
-    quantized = getattr(projection, "quantized", None)
     if not isinstance(quantized, QuantizedWeight):
         projection.weight[rows].mul_(factor)
         return

@@ -47,6 +47,21 @@ class Fp8OnTheFly(Fp8Rows):
 
 
 @dataclass(frozen=True)
+class Int8OnTheFly:
+    """Weights stored in another type, which the loader rounds to 8-bit integers, for CPUs.
+
+    Each row of a matrix has one scale. The output head is quantized, too: in a small model, it is a
+    large part of the bytes that a step reads.
+    """
+
+    name: ClassVar[str] = "8-bit integers"
+
+    def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
+        """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
+        return out_size * in_size + 4 * out_size
+
+
+@dataclass(frozen=True)
 class Int4:
     """4-bit integers with one scale, and possibly one zero point, per group of a row's columns."""
 
@@ -100,7 +115,7 @@ class Mxfp4:
         return out_size * (in_size // 2 + in_size // MXFP4_GROUP)
 
 
-WeightFormat = Fp8Blocks | Fp8Rows | Int4 | Mxfp4
+WeightFormat = Fp8Blocks | Fp8Rows | Int8OnTheFly | Int4 | Mxfp4
 
 
 @dataclass(frozen=True)
@@ -116,12 +131,15 @@ class Quantization:
     def covers(self, name: str) -> bool:
         """Return whether the projection of that name, as in the checkpoint, is quantized.
 
-        The output head never is: it decides between all tokens, and is a small part of the work.
+        The output head is only in 8-bit integers: it decides between all tokens, and in a large
+        model it is a small part of the work.
         """
         if isinstance(self.format, Mxfp4):  # only experts are
             return False
         is_head = name == "lm_head" or name.endswith(".lm_head")
-        return not is_head and not any(re.fullmatch(each, name) for each in self.ignored)
+        if is_head and not isinstance(self.format, Int8OnTheFly):
+            return False
+        return not any(re.fullmatch(each, name) for each in self.ignored)
 
 
 def read_quantization(raw: Raw | None) -> Quantization | None:
@@ -327,8 +345,11 @@ METHODS: dict[str, Callable[[Raw], Quantization]] = {
 }
 """Readers of a ``quantization_config``, by its ``quant_method``."""
 
-ON_THE_FLY: dict[str, Quantization] = {"fp8": Quantization("fp8", Fp8OnTheFly())}
-"""Quantizations that can be applied to a 16-bit checkpoint while it is loaded."""
+ON_THE_FLY: dict[str, Quantization] = {
+    "fp8": Quantization("fp8", Fp8OnTheFly()),
+    "int8": Quantization("int8", Int8OnTheFly()),
+}
+"""Quantizations that can be applied to a checkpoint in 16 bits, or in GGUF, while it is loaded."""
 
 UNSUPPORTED_METHODS = {
     "bitsandbytes": "load the original checkpoint, with --quantization fp8",

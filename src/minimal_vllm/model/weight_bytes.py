@@ -22,6 +22,9 @@ def weight_bytes(model: ModelConfig, dtype: str) -> int:
             if model.quantization.covers(f"model.layers.{layer}.{name}"):
                 total -= out_size * in_size * itemsize
                 total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
+    if model.quantization.covers("lm_head"):
+        total -= 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size * itemsize
+        total += model.quantization.format.num_bytes(model.vocab_size, model.hidden_size, itemsize)
     if model.experts and isinstance(model.quantization.format, Mxfp4):
         of_expert = model.experts.expert_parameters(model.hidden_size) * itemsize
         saved = of_expert - _expert_bytes(model, model.experts, itemsize)

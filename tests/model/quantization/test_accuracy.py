@@ -36,6 +36,9 @@ def test_no_form_costs_more_perplexity_than_its_bound(script, tmp_path):
     assert 10 < plain < 40
     cached, _ = script.perplexity(checkpoints["16 bits"], tokens, kv_cache_dtype="fp8")
     assert cached < 1.01 * plain
+    integers, smaller = script.perplexity(checkpoints["16 bits"], tokens, quantization="int8")
+    assert 0.99 * plain < integers < 1.01 * plain
+    assert smaller < 0.65 * size
     for form, bound in BOUNDS.items():
         found, smaller = script.perplexity(checkpoints[form], tokens)
         assert 0.98 * plain < found < (1 + bound) * plain, form

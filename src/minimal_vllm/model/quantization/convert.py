@@ -15,6 +15,7 @@ from minimal_vllm.model.quantization.fp8 import (
 )
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization.int4_readers import AwqReader, GptqReader, PackedReader
+from minimal_vllm.model.quantization.int8 import Int8Quantizer, Int8Weight
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
 from minimal_vllm.model.quantization.staging import Reader
 from minimal_vllm.model.quantization.weight import QuantizedWeight, quantize
@@ -25,6 +26,7 @@ from minimal_vllm.model.quantization_config import (
     Fp8Rows,
     GptqInt4,
     Int4,
+    Int8OnTheFly,
     Mxfp4,
     PackedInt4,
     Quantization,
@@ -40,6 +42,7 @@ class Layouts:
 
     fp8: type[Fp8Weight] = Fp8Weight
     int4: type[Int4Weight] = Int4Weight
+    int8: type[Int8Weight] = Int8Weight
     mxfp4: type[Experts] = Mxfp4Experts
 
 
@@ -55,12 +58,17 @@ def _int4(stored: Int4, layouts: Layouts, in_size: int, parts: Parts) -> Quantiz
     return layouts.int4(in_size, parts, stored)
 
 
+def _int8(stored: Int8OnTheFly, layouts: Layouts, in_size: int, parts: Parts) -> QuantizedWeight:  # noqa: ARG001
+    return layouts.int8(in_size, parts)
+
+
 FORMATS: dict[
     type[WeightFormat], tuple[Callable[[Any], Reader], Callable[..., QuantizedWeight]]
 ] = {
     Fp8Blocks: (Fp8BlockReader, _fp8_blocks),
     Fp8Rows: (Fp8RowReader, _fp8_rows),
     Fp8OnTheFly: (Fp8Quantizer, _fp8_rows),
+    Int8OnTheFly: (Int8Quantizer, _int8),
     PackedInt4: (PackedReader, _int4),
     AwqInt4: (AwqReader, _int4),
     GptqInt4: (GptqReader, _int4),

@@ -18,7 +18,7 @@ from minimal_vllm.model.supported import Activation
 class QuantizedWeight(nn.Module, ABC):
     """Matrix of a projection, ``[out, in]``, in a layout that takes fewer bytes.
 
-    ``multiply`` is the oracle of all kernels: it dequantizes the matrix and multiplies by it.
+    ``product`` is the oracle of all kernels: it dequantizes the matrix and multiplies by it.
 
     Args:
         in_size: length of an input vector.
@@ -78,12 +78,18 @@ class QuantizedWeight(nn.Module, ABC):
         Returns:
             ``[T, out]``, or ``[T, out / 2]`` if gated.
         """
-        x = computed(x)
-        product = linear(x, self.dequantized(x.dtype), bias)
+        product = self.product(computed(x), bias)
         if activation is None:
             return product
         gate, up = product.chunk(2, dim=-1)
         return ACTIVATIONS[activation](gate).mul_(up)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x @ weight.T + bias``, ``[T, out]``; see ``multiply``."""
+        return linear(x, self.dequantized(x.dtype), bias)
+
+    def after_loading(self) -> None:
+        """Convert the matrix to another layout, once it is filled. Default: keep it."""
 
 
 class _Quantized(Projection):
@@ -107,9 +113,22 @@ class _Quantized(Projection):
             for name, place in staged_tensors(self.reader, self.quantized, part, out_size).items():
                 yield f"{part}.{name}", place
 
+    def after_loading(self, approximate: bool) -> None:  # noqa: ARG002
+        """Let the matrix convert itself; see ``Projection.after_loading``."""
+        self.quantized.after_loading()
+
 
 class QuantizedLinear(_Quantized, Linear):
     """Plain projection with a quantized matrix."""
+
+    def after_loading(self, approximate: bool) -> None:
+        """Quantize the weight that another module owns, if ``share_weight`` has named one."""
+        if "weight" in self._parameters:
+            (part,) = self.parts
+            rows = self.reader.read({"weight": self.weight}, self.quantized.rows_per_scale)
+            self.quantized.fill_part(part, rows)
+            del self.weight
+        super().after_loading(approximate)
 
     def forward(self, x: Operand, out: Tensor | None = None) -> Tensor:
         """Project ``x``; see ``Linear.forward``."""

@@ -1,0 +1,129 @@
+"""8-bit integer weights with a scale per row, and a product on a CPU that reads them as they are.
+
+A weight is ``number * scale``, with a number from -127 to 127. The fast product is FBGEMM's
+(https://github.com/pytorch/FBGEMM), a part of PyTorch, which multiplies integers by integers and
+adds up in int32, without rounding. So activations have to become integers, too. Eight bits would be
+too few for them: their rows have outliers. A number is therefore written with two digits, each of
+which is an integer from -63 to 63::
+
+    x  =  largest of the row / 63  *  (high  +  low / 126)          error at most 2**-13 / 63 …
+          ───────────────────────      ────     ───
+          a scale per token            1st row  2nd row  of the product that FBGEMM computes
+
+Two rows take hardly longer than one, because the time goes into reading the weights. Their sums are
+exact and a row's scale is its own, so that a token's result doesn't depend on the others in its
+batch. Digits have 7 bits because CPUs without VNNI add pairs of products in 16 bits: ``2 * 127 *
+127`` is below ``2**15``.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minimal_vllm.model.linear import parameter
+from minimal_vllm.model.quantization.staging import Expected
+from minimal_vllm.model.quantization.weight import QuantizedWeight
+from minimal_vllm.model.quantization_config import Int8OnTheFly
+
+LARGEST = 127
+DIGIT = 63
+"""The largest digit of an activation. FBGEMM's numbers are unsigned, so it stores digits from 1."""
+
+_multiply: Callable[[Tensor, float, int, torch.ScriptObject], Tensor]
+_multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
+
+
+class Int8Weight(QuantizedWeight):
+    """Matrix in 8-bit integers.
+
+    Args:
+        in_size: length of an input vector.
+        parts: output length of each fused projection.
+    """
+
+    def __init__(self, in_size: int, parts: Mapping[str, int]) -> None:
+        super().__init__(in_size, parts)
+        self.weight = parameter(self.out_size, in_size, dtype=torch.int8)
+        self.scale = parameter(self.out_size, 1, dtype=torch.float32)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix; see ``QuantizedWeight.dequantized``."""
+        return (self.weight.float() * self.scale).to(dtype)
+
+    def init_random(self, generator: torch.Generator, std: float) -> None:
+        """Fill the matrix; see ``QuantizedWeight.init_random``."""
+        self.weight.random_(-LARGEST, LARGEST + 1, generator=generator)
+        self.scale.fill_(std / 73.3)  # the standard deviation of numbers from -127 to 127
+
+
+class PackedInt8Weight(Int8Weight):
+    """Matrix in 8-bit integers, in the order in which FBGEMM reads them."""
+
+    _packed: torch.ScriptObject
+
+    def after_loading(self) -> None:
+        """Replace the weight by a packed one of the same size."""
+        with warnings.catch_warnings():  # of a successor of quantized tensors, which has no product
+            warnings.simplefilter("ignore", UserWarning)
+            matrix = torch._make_per_channel_quantized_tensor(
+                self.weight.data,
+                self.scale.data.view(-1).double(),
+                torch.zeros(self.out_size, dtype=torch.int64),
+                0,
+            )
+        self._packed = torch.ops.quantized.linear_prepack(matrix, None)
+        del self.weight
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix; see ``QuantizedWeight.dequantized``."""
+        matrix, _ = torch.ops.quantized.linear_unpack(self._packed)
+        numbers: Tensor = matrix.int_repr().float()
+        return (numbers * self.scale).to(dtype)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x @ weight.T + bias``; see ``QuantizedWeight.product``."""
+        digits, scale = two_digits(x.float())
+        high, low = _multiply(digits, 1.0, DIGIT + 1, self._packed).chunk(2)
+        product = torch.add(high, low, alpha=1 / (2 * DIGIT)).mul_(scale)
+        return (product if bias is None else product.add_(bias)).to(x.dtype)
+
+
+def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Write numbers with two digits: ``scale * (high + low / 126)``.
+
+    Args:
+        x: ``[T, in]`` float32.
+
+    Returns:
+        Two tensors. The first has the digits, ``[2 T, in]`` float32: all high ones, then all low
+        ones, which are not yet rounded. The second has a scale per row, ``[T, 1]``.
+    """
+    scale = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30).div_(DIGIT)
+    numbers = x / scale
+    high = numbers.round()
+    return torch.cat((high, numbers.sub_(high).mul_(2 * DIGIT))), scale
+
+
+@dataclass(frozen=True)
+class Int8Quantizer:
+    """Quantizes a matrix that is stored in any other type."""
+
+    stored: Int8OnTheFly
+
+    def tensors(self, out_size: int, in_size: int) -> dict[str, Expected]:
+        """Return the tensor of a matrix; see ``Reader``."""
+        return {"weight": Expected((out_size, in_size), read_as=None)}
+
+    def read(self, raw: Mapping[str, Tensor], rows_per_scale: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Quantize the matrix row by row; see ``Reader``."""
+        wide = raw["weight"].float()
+        scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / LARGEST
+        return {"weight": (wide / scale).round().to(torch.int8), "scale": scale}
+
+
+def can_multiply_int8() -> bool:
+    """Return whether PyTorch has FBGEMM's product of integers, which needs AVX2."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
