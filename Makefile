@@ -47,10 +47,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Strict: a link that leads nowhere, or a name that isn't documented, is an error.
+# Strict: a link that leads nowhere, or a name that isn't documented, is an error. The playground's
+# Python comes from npm and pip's index; without them the site is built without it.
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build -W --keep-going -n -b html docs build/docs
-	@echo "Open build/docs/index.html."
+	@echo "Look at it with: python3 -m http.server --directory build/docs"
 
 # The links to other sites, which need the network.
 linkcheck: $(VENV)/.installed-docs

@@ -16,6 +16,7 @@ html_title = f"{project} {version}"
 html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False  # of a page that includes a document it would be one line
@@ -27,9 +28,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "drawings",
+    "engine_panels",
     "formulas",
     "generated",
     "phone_blocks",
+    "playground",
     "repository_links",
 ]
 included_pages = {  # which page shows a document from outside this folder

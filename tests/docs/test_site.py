@@ -1,40 +1,18 @@
 """The site can be built, strictly: links lead somewhere, pages are listed, notebooks run."""
 
-import os
-import subprocess
-import sys
 from html.parser import HTMLParser
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import nbformat
 import pytest
-from filelock import FileLock
 
+from minimal_vllm_lab.view.playground import PlaygroundSettings
 from tests.lab.view.browser import new_page
 from tests.markdown import ROOT
 
 DOCS = ROOT / "docs"
-BUILT = "built"
-"""Name of the file that says that the site was built without an error."""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The folder of the built site, which is built once for all workers of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / BUILT).exists():
-            build(folder)
-            (folder / BUILT).touch()
-    return folder
-
-
-def build(folder):
-    options = ["-W", "--keep-going", "-n", "-q", "-b", "html"]
-    command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(folder)]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+SOURCES = ("href", "src", "data-src")
+"""Attributes that hold addresses."""
 
 
 class Links(HTMLParser):
@@ -48,7 +26,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.ids |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
-        targets = {attributes[name] for name in ("href", "src") if attributes.get(name)}
+        targets = {attributes[name] for name in SOURCES if attributes.get(name)}
         self.targets |= targets
         if tag != "a":
             self.loaded |= targets
@@ -64,7 +42,10 @@ def test_links_lead_to_places_that_exist_and_nothing_is_loaded_from_elsewhere(si
             file = (page.parent / path.partition("?")[0]).resolve() if path else page
             if "://" in target or target.startswith(("data:", "mailto:")):
                 continue
-            if not file.exists() or (anchor and anchor not in pages[file].ids):
+            if file.name == "playground.html" and "=" in anchor:
+                settings = {name: value for name, value in parse_qsl(anchor) if name != "step"}
+                PlaygroundSettings(**settings)
+            elif not file.exists() or (anchor and anchor not in pages[file].ids):
                 broken.append((page.relative_to(site).as_posix(), target))
     assert broken == []
     shown_on_map = pages[site / "start" / "map.html"].targets

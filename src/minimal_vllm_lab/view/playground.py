@@ -6,10 +6,11 @@ of a step is the simulator's prediction for a model on a GPU. Nothing here needs
 that it runs in Pyodide, too.
 """
 
+import json
 import traceback
 from array import array
+from dataclasses import asdict, field
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
 from pathlib import Path
 from random import Random
 from typing import Annotated, Literal
@@ -41,6 +42,9 @@ from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
 MODEL, GPU = "qwen3-8b", "h200"
 """Model and GPU whose times the steps have."""
+
+FILE = Path("my_scheduler.py")
+"""File that a scheduler of the user's is written to, in the present folder."""
 
 IDLE_SECONDS = 0.01
 """Time that passes instead of a step if no request is there."""
@@ -84,7 +88,7 @@ class PlaygroundSettings:
     """Number of tokens at the start of each prompt that all prompts have in common."""
     seed: Annotated[int, Field(ge=0, le=9999)] = 0
     """Seed of the traffic: the same number gives the same requests."""
-    num_steps: Annotated[int, Field(ge=1, le=1000)] = 240
+    num_steps: Annotated[int, Field(ge=1, le=500)] = 240
     """Number of steps to run, including those in which no request is there."""
 
     @property
@@ -173,6 +177,30 @@ def play(settings: PlaygroundSettings, scheduler: Part = Scheduler) -> Run:
     except Exception as error:
         run.complaint = _complain(error, scheduler)
     return run
+
+
+def play_json(settings: str, source: str) -> str:
+    """Run an engine as ``play`` does, for a caller that is no Python.
+
+    Args:
+        settings: fields of ``PlaygroundSettings``, as a JSON object.
+        source: file that has a class ``MyScheduler``; empty for the engine's scheduler.
+
+    Returns:
+        JSON object with ``lines``, the trace as one string, and ``complaint``, an object with
+        ``message`` and ``line``, or null.
+    """
+    try:
+        chosen = PlaygroundSettings(**json.loads(settings))
+    except ValueError as error:
+        return json.dumps({"lines": "", "complaint": asdict(Complaint(str(error), None))})
+    scheduler: Part = Scheduler
+    if source:
+        FILE.write_text(source, encoding="utf-8")
+        scheduler = f"{FILE}:MyScheduler"
+    run = play(chosen, scheduler)
+    complaint = asdict(run.complaint) if run.complaint else None
+    return json.dumps({"lines": b"".join(run.lines).decode(), "complaint": complaint})
 
 
 class _Recorder(Listener):
@@ -292,8 +320,9 @@ def _check(scheduler: SchedulerInterface, step: StepRecord) -> None:
             f"step {step.step} computes nothing, although {step.num_waiting} requests wait and "
             f"{step.num_running} run: the engine would stand still"
         )
-    if isinstance(scheduler, Scheduler):
-        scheduler.check()
+    check = getattr(scheduler, "check", None)  # a class of the user's need not have it
+    if check:
+        check()
 
 
 def _vocabulary() -> tuple[list[str], list[list[int]]]:

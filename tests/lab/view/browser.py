@@ -54,7 +54,8 @@ def page_at(chromium, url, may_complain_of="nothing", ready=LOADED, **options):
     until(page, ready)
     yield page
     page.close()
-    assert [each for each in complaints if may_complain_of not in each] == []
+    unexpected = [each for each in complaints if may_complain_of not in each]
+    assert unexpected == [], unexpected
 
 
 def until(page, condition):

@@ -1,5 +1,6 @@
 """The scheduler and the pool run without a model, as they do in the site's page."""
 
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.trace.lines import TextsRecord, decode, decode_header
 from minimal_vllm.trace.step_record import RequestRecord, StepRecord
 from minimal_vllm_lab.view.demo_requests import read_passages
-from minimal_vllm_lab.view.playground import PlaygroundSettings, play
+from minimal_vllm_lab.view.playground import PlaygroundSettings, play, play_json
 
 BUSY = PlaygroundSettings(num_gpu_blocks_override=12, requests_per_100_steps=30)
 """Settings with which requests are preempted."""
@@ -132,6 +133,20 @@ def test_limits_that_contradict_each_other_are_told(settings, message):
     run = play(PlaygroundSettings(**settings))
     assert message in run.complaint.message
     assert run.lines == []
+
+
+def test_a_page_sends_and_gets_json(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = "from minimal_vllm.engine.scheduler import Scheduler as MyScheduler\n"
+    for source in ("", own):
+        answer = json.loads(play_json('{"seed": 4, "sliding_window": null}', source))
+        assert answer["complaint"] is None
+        lines = answer["lines"].encode().splitlines(keepends=True)[1:]
+        assert b"".join(lines) == b"".join(play(PlaygroundSettings(seed=4)).lines[1:])
+    answer = json.loads(play_json('{"seeed": 4}', ""))
+    assert answer["lines"] == ""
+    assert answer["complaint"]["message"].endswith("did you mean seed?")
+    assert json.loads(play_json("{}", "1 +"))["complaint"]["line"] == 1
 
 
 def test_it_needs_neither_torch_nor_numpy():

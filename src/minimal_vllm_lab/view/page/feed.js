@@ -1,10 +1,21 @@
-// Receive the lines of a trace, live or recorded, from the server. They are server-sent events, read
-// with fetch because EventSource can't send an API key.
+// Receive the lines of a trace: live or recorded from the server, or from a file beside a page of the
+// site. The server's are server-sent events, read with fetch because EventSource can't send an API key.
 
 const RETRY_MS = 1000;
+const EVENT = { prefix: "data: ", end: "\n\n" };
+const LINE = { prefix: "", end: "\n" };
+const place = new URLSearchParams(location.search);
 
 /** Whether this is one of two traces that another page shows side by side, and controls. */
-export const isOneOfTwo = new URLSearchParams(location.search).has("trace");
+export const isOneOfTwo = place.has("trace");
+
+/** How a page of the site shows this one within itself; null if this page stands alone. */
+export const embedded = place.has("panels") ? {
+  panels: place.get("panels").split(","),
+  file: place.get("file"), // a compressed trace; null: the page hands over one trace after the other
+  step: Number(place.get("step")), // what is shown first
+  request: place.has("request") ? Number(place.get("request")) : null, // arrival number of the selected one
+} : null;
 
 /** The server requires an API key, or did not accept it. */
 export class UnauthorizedError extends Error {}
@@ -35,18 +46,29 @@ async function readAll(onLine) {
   const response = await fetch(`/view/events${location.search}`, { headers: headers() });
   if (response.status === 401) throw new UnauthorizedError();
   if (!response.ok) return false;
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for await (const line of linesIn(response.body, EVENT)) {
+    if (line.kind === "complete") return true;
+    onLine(line);
+  }
+  return false;
+}
+
+/** Call `onLine` with each line of a compressed trace. */
+export async function readFile(file, onLine) {
+  const response = await fetch(file);
+  if (!response.ok) throw new Error(`The trace could not be loaded: the server answered ${response.status}.`);
+  for await (const line of linesIn(response.body.pipeThrough(new DecompressionStream("gzip")), LINE)) onLine(line);
+}
+
+async function* linesIn(stream, { prefix, end }) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return false;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      const line = JSON.parse(event.slice("data: ".length));
-      if (line.kind === "complete") return true;
-      onLine(line);
-    }
+    if (done) return;
+    const lines = (rest + value).split(end);
+    rest = lines.pop();
+    for (const line of lines) yield JSON.parse(line.slice(prefix.length));
   }
 }
 

@@ -116,7 +116,8 @@ export class Inspector {
     const size = state.facts.block_size;
     const row = make("div", `row${isSelected ? " selected" : ""}`);
     row.append(make("span", "logical", String(index)), make("span", "arrow", "→"));
-    row.append(...(blocks.length ? blocks : [undefined]).map((block) => this.physical(request, block)));
+    const each = (blocks.length ? blocks : [undefined]).map((block) => this.physical(request, block));
+    row.append(make("span", "physicals", ...each)); // one for each group of layers
     const text = make("span", "text");
     const end = Math.min((index + 1) * size, request.numTokens);
     for (let i = index * size; i < end; i += 1) text.append(this.placed(request, i));

@@ -4,7 +4,7 @@ import { BatchView } from "./batch.js";
 import { Charts } from "./charts.js";
 import { askForKey, Controls } from "./controls.js";
 import { Digest } from "./digest.js";
-import { follow, isOneOfTwo, UnauthorizedError } from "./feed.js";
+import { embedded, follow, isOneOfTwo, readFile, UnauthorizedError } from "./feed.js";
 import { History, startState } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { Lens } from "./lens.js";
@@ -65,6 +65,8 @@ class View {
     document.addEventListener("pointerover", (event) => this.onPointer(event));
     new ResizeObserver(() => this.changed()).observe(document.body);
     document.body.classList.toggle("framed", isOneOfTwo);
+    document.body.classList.toggle("embedded", embedded !== null);
+    if (embedded) document.body.dataset.panels = embedded.panels.join(" ");
     watchSystemTheme(() => this.themeChanged());
   }
 
@@ -99,6 +101,17 @@ class View {
     $("block-size").textContent = block_size;
     $("budget").textContent = max_num_batched_tokens.toLocaleString("en");
     this.restart(null, false);
+  }
+
+  /** Show a whole trace, at the moment after a step. */
+  showTrace(lines, step) {
+    for (const line of lines) this.take(line);
+    this.showRecorded(step);
+  }
+
+  showRecorded(step) {
+    this.isComplete = true;
+    this.player.moveTo(this.player.history.afterStep(step));
   }
 
   restart(snapshot, isLive) {
@@ -204,9 +217,9 @@ class View {
 
   // ---- drawing --------------------------------------------------------------------------------
 
-  /** Take over a theme that the page around this one has chosen. */
-  takeTheme() {
-    loadTheme();
+  /** Take over a theme that the page around this one has chosen. @param name null: it is in the storage */
+  takeTheme(name = null) {
+    loadTheme(name);
     this.themeChanged();
   }
 
@@ -283,11 +296,27 @@ loadTheme();
 const view = new View();
 window.view = view; // for the console, and for tests
 requestAnimationFrame((now) => view.frame(now));
-try {
-  await follow((line) => view.take(line), () => view.controls.showMessage("Connection lost. Reconnecting …"));
-  view.isComplete = true; // a trace
-  if (!isOneOfTwo) await view.player.play();
-} catch (error) {
-  if (!(error instanceof UnauthorizedError)) throw error;
-  askForKey();
+await (embedded ? showFile(embedded) : followServer());
+
+async function followServer() {
+  try {
+    await follow((line) => view.take(line), () => view.controls.showMessage("Connection lost. Reconnecting …"));
+    view.isComplete = true; // a trace
+    if (!isOneOfTwo) await view.player.play();
+  } catch (error) {
+    if (!(error instanceof UnauthorizedError)) throw error;
+    askForKey();
+  }
+}
+
+/** Show the trace of a page of the site; without a file, that page will call showTrace. */
+async function showFile({ file, step, request }) {
+  if (file === null) return;
+  try {
+    await readFile(file, (line) => view.take(line));
+    view.showRecorded(step);
+    if (request !== null) view.select({ arrival: request, block: null });
+  } catch (error) {
+    view.controls.showMessage(error.message);
+  }
 }

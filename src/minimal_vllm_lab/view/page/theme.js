@@ -5,8 +5,11 @@ const names = ["ink", "muted", "faint", "panel", "line", "accent", "alarm", "slo
 let colors = {};
 let palette = {};
 
-export function loadTheme() {
-  const chosen = localStorage.getItem("minimal-vllm-theme");
+let ofPage = new URLSearchParams(location.search).get("theme"); // of the page that this one is embedded in
+
+export function loadTheme(name = null) {
+  ofPage = name ?? ofPage;
+  const chosen = ofPage ?? localStorage.getItem("minimal-vllm-theme");
   const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   root.dataset.theme = chosen ?? system;
   const style = getComputedStyle(root);
