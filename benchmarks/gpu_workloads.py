@@ -1,7 +1,7 @@
 """Duration of workloads on a GPU, compared with their floors and with vLLM's times.
 
 python -m benchmarks.gpu_workloads [--model qwen3-8b] [--workload chat] [--without graphs]
-    [--quantization fp8]
+    [--quantization fp8] [--tensor-parallel-size 2]
 
 Weights are random, in the shape of a known model, in bfloat16. Prompts are random, outputs have
 exact lengths, and the end-of-text token is ignored. The first run of a workload is reported
@@ -10,7 +10,8 @@ they fill two seconds, and their median is reported. ``chat`` is not among vLLM'
 lengths are mostly short and some long, and its requests arrive in a Poisson process.
 
 The floor is the simulator's time for the same schedule on a GPU that always reaches the rates of a
-large copy and of a large matrix product, with no time between kernels. Seconds are only compared
+large copy and of a large matrix product, with no time between kernels. Several GPUs have no floor
+here, because the simulator knows no sums over GPUs. Seconds are only compared
 with vLLM's on the kind of card that vLLM ran on. Fractions of the floor can be compared between
 cards.
 """
@@ -264,12 +265,13 @@ def measure(llm: LLM, model: str, shape: Path, name: str, kv_cache_dtype: KvDtyp
     seconds, ttfts = sorted(runs)[len(runs) // 2]
     print(f"{name}: {seconds:.3f} s", flush=True)
     at_once = not any(arrivals)
+    has_floor = at_once and llm.config.tensor_parallel_size == 1
     return Score(
         name,
         first_seconds,
         seconds,
         floor_seconds(str(shape), requests, this_gpu(), kv_cache_dtype=kv_cache_dtype)
-        if at_once
+        if has_floor
         else None,
         vllm_seconds().get((model, name)),
         floor_seconds(model, requests, VLLM_RAN_ON) if at_once else None,
@@ -313,6 +315,7 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
 @click.option("--without", type=click.Choice(list(SWITCHES)), help="Feature to switch off.")
 @click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help="Form of the weights.")
 @click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8"]), default="auto")
+@click.option("--tensor-parallel-size", default=1, show_default=True)
 @click.option("--block-size", default=16, show_default=True)
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Record a few steps for Perfetto instead of measuring.")  # fmt: skip
@@ -325,6 +328,7 @@ def main(
     without: str | None,
     quantization: str | None,
     kv_cache_dtype: KvDtype,
+    tensor_parallel_size: int,
     block_size: int,
     profile_path: Path | None,
     folder: Path,
@@ -336,6 +340,7 @@ def main(
     if quantization:
         shape = {**shape, "quantization_config": QUANTIZATIONS[quantization]}
     options = {"block_size": block_size, "kv_cache_dtype": kv_cache_dtype, **options}
+    options["tensor_parallel_size"] = tensor_parallel_size
     llm = build(shape, options)
     built = time.perf_counter() - begun
     if profile_path:
@@ -351,14 +356,17 @@ def main(
     if kv_cache_dtype != "auto":
         quantization = f"{quantization or ''}+{kv_cache_dtype}-cache"
     changes = [f" in {quantization}" * bool(quantization), f" without {without}" * bool(without)]
-    print_scores(f"{model}{''.join(changes)}, {gpu}, ready in {built:.1f} s", scores)
-    stem = "-".join(filter(None, ["gpu_workloads", model, quantization, without]))
+    number = f"{tensor_parallel_size} x " * (tensor_parallel_size > 1)
+    print_scores(f"{model}{''.join(changes)}, {number}{gpu}, ready in {built:.1f} s", scores)
+    several = f"tp{tensor_parallel_size}" if tensor_parallel_size > 1 else None
+    stem = "-".join(filter(None, ["gpu_workloads", model, quantization, without, several]))
     settings = {
         "quantization": quantization,
         "model": model,
         "gpu": gpu,
         "without": without,
         "block_size": block_size,
+        "tensor_parallel_size": tensor_parallel_size,
         "ready": built,
     }
     report(stem, {**settings, "scores": [asdict(score) for score in scores]}, folder)
