@@ -6,12 +6,14 @@ The model counts (see ``counting``), so what a right guess is, is known.
 
 - *The cost of a step*: all requests compute the same number of guesses, all of which are right.
 - *A guesser of known acceptance*: each guess is wrong with a given probability. The engine decides
-  how many guesses are made. The plain engine is another one, without speculation.
+  how many guesses are made. The plain engine is another one, without speculation. With guesses that
+  are all wrong, the difference is what it costs to find out.
 - *A draft model*: one of the shape of ``--draft``, which counts too and is wrong as often.
 - *Lookup in a real file*: the tokens of a file take the place of numbers, so that n-gram lookup
   guesses in its text, of which the first half is the prompt and the second half the output.
 """
 
+import gc
 import json
 import time
 from array import array
@@ -75,6 +77,7 @@ def run(llm: LLM, num_requests: int, num_tokens: int, length: int = PROMPT_LENGT
         first = 0 if Counting.tokens else 1000 + 397 * index
         llm.engine.add_request(str(index), list(range(first, first + length)), params)
     outputs: dict[str, RequestOutput] = {}
+    gc.collect()  # garbage of an earlier run must not be collected during this one
 
     def step() -> int:
         outputs.update((each.request_id, each) for each in llm.engine.step())
@@ -268,15 +271,17 @@ def main(
     plain = build(PRESETS[model], OPTIONS)
     let_count(plain.built.model.decoder)
     speedups = measure_guessing(llm, plain, requests, tokens * 2, right, guesses)
+    wrong = measure_guessing(llm, plain, few, tokens * 2, 0.0, guesses)
     files = measure_files(llm, plain)
     drafted = measure_draft(model, draft, plain, few, tokens * 2, right)
     print_costs(costs)
     print_speedups(f"Guesses that are right with probability {right}", "requests", speedups)
+    print_speedups("Guesses that are always wrong", "requests", wrong)
     print_speedups("Lookup in a file", "file", files)
     print_speedups(f"A draft model of the shape {draft}", "requests", drafted)
     results = {"model": model, "gpu": torch.cuda.get_device_name(), "right": right}
     results |= {"guesses": guesses, "costs": costs, "speedups": speedups, "files": files}
-    results |= {"draft": draft, "drafted": drafted}
+    results |= {"draft": draft, "drafted": drafted, "wrong": wrong}
     report(f"gpu_speculation-{model}", results, folder)
 
 

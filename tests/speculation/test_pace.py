@@ -2,7 +2,14 @@
 
 import pytest
 
-from minimal_vllm.speculation.pace import FREE_ROWS, Acceptance, CostMeter, Costs, choose_counts
+from minimal_vllm.speculation.pace import (
+    FREE_ROWS,
+    Acceptance,
+    CostMeter,
+    Costs,
+    choose_counts,
+    may_pay,
+)
 
 
 def test_a_share_follows_the_newest_guesses():
@@ -77,6 +84,16 @@ def test_steps_of_one_size_leave_the_assumptions_as_they_are():
 def test_guesses_are_made_where_they_pay(rates, num_rows, costs, counts):
     most = [5] * len(rates)
     assert choose_counts(rates, most, num_rows, costs, in_passes=True) == counts
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("num_requests", [1, 16, 200])
+@pytest.mark.parametrize("costs", [Costs(16, 1, 4), Costs(150, 1, 0), Costs(0, 1), Costs(0, 0)])
+def test_where_guesses_are_ruled_out_at_once_none_would_be_chosen(rate, num_requests, costs):
+    rates, most = [rate] * num_requests, [5] * num_requests
+    if not may_pay(rate, num_requests, costs):
+        counts = choose_counts(rates, most, num_requests, costs, in_passes=False)
+        assert not any(counts)
 
 
 def test_having_guesses_at_all_must_pay():

@@ -13,6 +13,7 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.speculation.interface import Guesser
+from minimal_vllm.speculation.pace import may_pay
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 
 
@@ -61,7 +62,9 @@ class AlternatingScheduler(SpeculatingScheduler):
     def _wants_guesses(self) -> bool:
         """Return whether guesses are expected to pay in the next step, judging by known tokens."""
         if any(request.num_uncomputed_tokens != 1 for request in self.running):
-            return False  # a prompt is being computed, or a request gets its last token
+            return False  # a prompt is being computed
+        if not self._may_pay():
+            return False
         entries = [
             ScheduledRequest(request, request.num_computed_tokens, 1, 1) for request in self.running
         ]
@@ -70,3 +73,16 @@ class AlternatingScheduler(SpeculatingScheduler):
         if not any(self.count_guesses(plan, entries, [range(count) for count in most])):
             return False  # not even if the guesser had an idea for each request
         return any(self.count_guesses(plan, entries, self.guesser.propose(entries, most)))
+
+    def _may_pay(self) -> bool:
+        """Return whether any guess could pay. In a large batch this is all that is computed."""
+        num_requests = len(self.running)
+        if not 0 < num_requests < self.most_tokens:
+            return False
+        known = [self.acceptance_of(request) for request in self.running]
+        best_rate = max(acceptance.rate for acceptance in known)
+        if may_pay(best_rate, num_requests, self.meter.costs):
+            return True
+        for acceptance in known:
+            acceptance.recover()
+        return False

@@ -128,7 +128,7 @@ class SpeculatingScheduler(Scheduler):
         guesses: Sequence[Sequence[int]],
     ) -> list[int]:
         """Return how many of each request's guesses are expected to pay."""
-        known = [self._acceptance_of(entry.request) for entry in entries]
+        known = [self.acceptance_of(entry.request) for entry in entries]
         counts = choose_counts(
             [acceptance.rate for acceptance in known],
             [len(tokens) for tokens in guesses],
@@ -141,7 +141,7 @@ class SpeculatingScheduler(Scheduler):
                 acceptance.recover()
         return counts
 
-    def _acceptance_of(self, request: Request) -> Acceptance:
+    def acceptance_of(self, request: Request) -> Acceptance:
         """Return what is known of a request; of a new one, what is typical."""
         known = self._acceptance.get(request)
         if known is None:

@@ -110,6 +110,17 @@ class CostMeter:
         return Costs(*fitted.clip(min=0).tolist())
 
 
+def may_pay(best_rate: float, num_requests: int, costs: Costs) -> bool:
+    """Return whether ``choose_counts`` could choose any guess in a step of decoding requests.
+
+    Args:
+        best_rate: the highest share of right guesses of all requests.
+        num_requests: number of requests.
+        costs: what a step costs.
+    """
+    return best_rate > costs.row * num_requests / max(costs.of_step(num_requests, 0), 1e-12)
+
+
 def choose_counts(
     rates: Sequence[float],
     most: Sequence[int],
