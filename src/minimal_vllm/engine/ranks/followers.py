@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -53,7 +53,10 @@ class Followers:
         self.folder = Path(self._folder.name)
         self._all = [_start(index) for index in range(1, config.tensor_parallel_size)]
         num_threads = torch.get_num_threads()
-        self._end = weakref.finalize(self, _end_all, self._all, self._folder, num_threads)
+        self._ending = Event()
+        self._end = weakref.finalize(
+            self, _end_all, self._all, self._folder, num_threads, self._ending
+        )
         # The ranks share the CPU's cores. All have equally many threads, because the rounding of a
         # product may depend on their number.
         own_threads = max(1, num_threads // config.tensor_parallel_size)
@@ -74,11 +77,13 @@ class Followers:
                 raise self.failure()
 
     def call_when_one_ends(self, function: Callable[[], None]) -> None:
-        """Call a function, in another thread, as soon as a process has ended."""
+        """Call a function, in another thread, as soon as a process has ended by itself."""
+        ending = self._ending  # not self, or this object would never be collected
 
         def watch(process: "subprocess.Popen[bytes]") -> None:
             process.wait()
-            function()
+            if not ending.is_set():
+                function()
 
         for each in self._all:
             name = f"watcher of rank {each.index}"
@@ -165,7 +170,10 @@ def _describe_end(process: "subprocess.Popen[bytes]") -> str:
     )
 
 
-def _end_all(followers: list[Follower], folder: "TemporaryDirectory[str]", threads: int) -> None:
+def _end_all(
+    followers: list[Follower], folder: "TemporaryDirectory[str]", threads: int, ending: Event
+) -> None:
+    ending.set()
     for each in followers:
         each.connection.close()  # upon which the process ends
     for each in followers:

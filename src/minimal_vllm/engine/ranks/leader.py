@@ -10,6 +10,7 @@ from typing import Any
 
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.ranks.followers import Followers
+from minimal_vllm.model.ranks import Ranks
 from minimal_vllm.outputs import OutputKind, RequestOutput
 from minimal_vllm.runner.failures import RankFailedError, RankLostError
 from minimal_vllm.sampling_params import SamplingParams
@@ -21,12 +22,14 @@ class LeadingEngine(Engine):
     Args:
         *args: arguments of ``Engine``.
         followers: processes of the other ranks.
+        ranks: this rank's way to them.
         **kwargs: arguments of ``Engine``.
     """
 
-    def __init__(self, *args: Any, followers: Followers, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, followers: Followers, ranks: Ranks, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._followers = followers
+        self._ranks = ranks
         self._failure: Exception | None = None
 
     def add_request(
@@ -100,6 +103,7 @@ class LeadingEngine(Engine):
             raise
         except Exception as error:
             self._failure = self._explain(error)
+            self._ranks.give_up()
             self._followers.end()
             raise self._failure from error
 

@@ -72,6 +72,7 @@ class NcclRanks:
             raise RankLostError("another rank has ended")
 
     def give_up(self) -> None:
-        """End all exchanges, those in progress too; called by another thread."""
-        self._is_lost = True
-        self._group.abort()
+        """End all exchanges, those in progress too; may be called by another thread, and again."""
+        if not self._is_lost:
+            self._is_lost = True
+            self._group.abort()

@@ -48,7 +48,7 @@ def start_ranks(
             observers=observers,
             progress=progress,
             ranks=ranks,
-            make_engine=partial(LeadingEngine, followers=followers),
+            make_engine=partial(LeadingEngine, followers=followers, ranks=ranks),
         )
         followers.wait_until(Built)
     except BaseException as error:
