@@ -166,7 +166,7 @@ function show(view, { lines, complaint, printed, seconds }) {
   showComplaint(complaint, steps.length);
   $("printed").hidden = printed === "";
   $("printed").textContent = printed;
-  $("status").textContent = `${steps.length} steps in ${seconds.toFixed(1)} s, in this browser.`;
+  $("status").textContent = steps.length ? `${steps.length} steps in ${seconds.toFixed(1)} s, in this browser.` : "No step was computed.";
   if (steps.length) showScores(records, steps);
   if (beside) showBeside(view);
 }
@@ -199,12 +199,19 @@ async function putBeside(view) {
 }
 
 function showComplaint(complaint, numSteps) {
-  $("error").hidden = complaint === null;
+  for (const name of ["error", "code-error"]) $(name).hidden = true;
   if (!complaint) return;
   const where = complaint.line === null ? "" : `Line ${complaint.line} of the scheduler: `;
   const until = numSteps ? ` The run ends after ${numSteps} steps.` : "";
-  $("error").textContent = `${where}${complaint.message}${/[.?!]$/.test(complaint.message) ? "" : "."}${until}`;
+  complain(`${where}${complaint.message}${/[.?!]$/.test(complaint.message) ? "" : "."}${until}`);
   if (complaint.line !== null) selectLine(complaint.line);
+}
+
+/** Show an error where the reader looks: below the code, or below the settings if the engine's own code runs. */
+function complain(text) {
+  const name = choice.source ? "code-error" : "error";
+  $(name).hidden = false;
+  $(name).textContent = text;
 }
 
 /** Select a line of the code and bring it into sight, without taking the focus from elsewhere. */
@@ -287,7 +294,7 @@ async function begin() {
   form.addEventListener("submit", (event) => event.preventDefault());
   $("code").addEventListener("input", () => { $("which").value = "own"; });
   $("which").addEventListener("change", run);
-  $("run").addEventListener("click", run);
+  for (const name of ["run", "run-code"]) $(name).addEventListener("click", run);
   $("beside").addEventListener("change", async () => {
     await putBeside(view);
     $("view-before").closest("div").hidden = !$("beside").checked || runs.length < 2;
@@ -327,8 +334,8 @@ function explain({ target }) {
 /** Run, but not code that a link has brought: the reader should see it first. */
 async function runUnlessForeign(run) {
   if (choice.source === "") return run();
-  $("error").hidden = false;
-  $("error").textContent = "This link brings a scheduler, below. Read it, and press Run if you trust it.";
+  $("status").textContent = "This link brings a scheduler: read it below, and press Run if you trust it.";
+  complain("This scheduler came with the link. Press Run if you trust it.");
 }
 
 function startFrom(code, run) {

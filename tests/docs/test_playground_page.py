@@ -51,8 +51,9 @@ def write(page, code):
 
 
 def complaint(page):
-    error = page.locator("#playground-error")
-    return error.inner_text() if error.is_visible() else None
+    shown = [page.locator(f"#playground-{name}") for name in ("error", "code-error")]
+    texts = [each.inner_text() for each in shown if each.is_visible()]
+    return texts[0] if texts else None
 
 
 def recorded(settings):
@@ -144,7 +145,7 @@ def test_the_run_before_is_shown_beside_this_one_at_the_same_step(page):
     page.check("#playground-beside")
     with next_run(page):
         page.click("#playground-subclass")
-    assert "MyScheduler" in page.inner_text("#playground-name")
+    until(page, "document.getElementById('playground-name').innerText === 'This run: MyScheduler'")
     assert page.inner_text("#playground-name-before") == "The run before: the page's settings"
     before = page.locator("#playground-view-before").element_handle().content_frame()
     until(before, "window.view?.isComplete && view.player.state.step === 40")
@@ -171,10 +172,10 @@ def test_a_link_restores_settings_scheduler_and_step(chromium, address, page, wi
     options = {"viewport": {"width": width, "height": 844}, "color_scheme": scheme}
     with opened(chromium, address, link, ready="window.playing", **options) as other:
         assert other.input_value("#playground-code") == code
-        assert "Read it, and press Run" in complaint(other)
+        assert complaint(other) == "This scheduler came with the link. Press Run if you trust it."
         assert other.evaluate("playing.view.player.history") is None  # others' code must wait
         with next_run(other):
-            other.click("#playground-run")
+            other.click("#playground-run-code")
         assert complaint(other) is None
         assert other.evaluate(RECORDS) == page.evaluate(RECORDS)
         assert other.evaluate(STEP) == 33
