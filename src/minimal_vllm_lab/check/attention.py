@@ -125,13 +125,17 @@ def check_attention(
         paged = _on(device, on_cpu)
         _describe(case, paged.batch, history)
         found = _run(make(device), paged, _options_on(device, case))
-        _check_shape(found, paged.q)
+        check_shape(found, paged.q)
         compare(found.cpu(), on_cpu, case, mistakes=mistakes)
 
     lesson = find_lesson(
         _cases(only_decodes, plain), run, examples=examples, seed=seed, shorter=_shorter
     )
-    return lesson or find_mistake(lambda history: _check_two_steps(make(device), device, history))
+    return (
+        lesson
+        or find_mistake(lambda history: _check_two_steps(make(device), device, history))
+        or find_mistake(lambda history: _check_half(make(device), device, history))
+    )
 
 
 def _run(backend: Attention, paged: PagedCase, options: AttentionOptions) -> Tensor:
@@ -162,8 +166,18 @@ def _check_two_steps(backend: Attention, device: torch.device, history: History)
         _describe(case, paged.batch, history)
         found = _run(backend, paged, _options_on(device, case))
         if step == 1:
-            _check_shape(found, paged.q, EACH_BATCH)
+            check_shape(found, paged.q, EACH_BATCH)
             compare(found.cpu(), on_cpu, case, EACH_BATCH)
+
+
+def _check_half(backend: Attention, device: torch.device, history: History) -> None:
+    """Check the dtype of a result in half precision, which real models are in."""
+    case = Case(((5, 1), (2, 1)), (2, 1), 16, 16, None)
+    on_cpu = make_case(case.lengths, heads=case.heads, head_dim=16, dtype=torch.float16)
+    paged = _on(device, on_cpu)
+    _describe(case, paged.batch, history)
+    history.note("q, keys and values in float16")
+    check_shape(_run(backend, paged, _options_on(device, case)), paged.q)
 
 
 def _cases(only_decodes: bool, plain: bool) -> "SearchStrategy[Case]":
@@ -206,7 +220,7 @@ def _options_on(device: torch.device, case: Case) -> AttentionOptions:
 
 def _describe(case: Case, batch: "Batch", history: History) -> None:
     history.note(
-        f"{case.heads[0]} query heads, {case.heads[1]} kv heads, head_dim {case.head_dim}, "
+        f"query heads: {case.heads[0]}, kv heads: {case.heads[1]}, head_dim {case.head_dim}, "
         f"block_size {case.block_size}, window {case.window}, softcap {case.softcap}, "
         f"{'a sink per head' if case.has_sinks else 'no sinks'}"
         f"{', large scores' if case.size > 1 else ''}"
@@ -216,7 +230,12 @@ def _describe(case: Case, batch: "Batch", history: History) -> None:
         history.note(f"request {index}: {cached} tokens in the cache, {new} new; blocks {table}")
 
 
-def _check_shape(found: object, q: Tensor, rule: Rule = SHAPE) -> None:
+def check_shape(found: object, q: Tensor, rule: Rule = SHAPE) -> None:
+    """Check that a result is a tensor with the shape and the dtype of the queries.
+
+    Raises:
+        Broken: it is not.
+    """
     if not isinstance(found, Tensor):
         raise Broken(rule, f"{type(found).__name__}", "a tensor")
     if (found.shape, found.dtype) != (q.shape, q.dtype):

@@ -5,10 +5,12 @@ from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from minimal_vllm_lab.check.attention import Case, compare, on_dense
+import torch
+
+from minimal_vllm_lab.check.attention import Case, check_shape, compare, on_dense
 from minimal_vllm_lab.check.lesson import Lesson, Rule
 from minimal_vllm_lab.check.paged_case import make_case
-from minimal_vllm_lab.check.search import History, find_lesson
+from minimal_vllm_lab.check.search import History, find_lesson, find_mistake
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
 SAME = Rule(
     "attend returns softmax(q k^T * scale) v, where a token attends to itself and to earlier "
     "tokens.",
-    "The model was trained with this mask. Any other mask gives another text.",
+    "The model was trained with this mask and this order of heads. Any other gives another text.",
+    "02-kv-cache",
+)
+HALF = Rule(
+    "The result has the shape and the dtype of q.",
+    "Models are in half precision, and the next projection takes the result as its input. Scores "
+    "are computed in float32 all the same: convert at the end.",
     "02-kv-cache",
 )
 STEP_BY_STEP = Rule(
@@ -35,7 +43,7 @@ def check_attend(module: ModuleType, seed: int | None = None) -> Lesson | None:
     def run(case: Case, history: History) -> None:
         ((cached, new),) = case.lengths
         history.note(
-            f"{case.heads[0]} query heads, {case.heads[1]} kv heads, head_dim {case.head_dim}, "
+            f"query heads: {case.heads[0]}, kv heads: {case.heads[1]}, head_dim {case.head_dim}, "
             f"window {case.window}"
         )
         history.note(f"{cached} tokens in the cache, {new} new")
@@ -49,7 +57,13 @@ def check_attend(module: ModuleType, seed: int | None = None) -> Lesson | None:
             compare(on_dense(attend, dense, case.window), dense, single, STEP_BY_STEP)
             history.lines.pop()
 
-    return find_lesson(_cases(), run, examples=100, seed=seed, shorter=_shorter)
+    def run_in_half(history: History) -> None:
+        half = make_case(((5, 1),), heads=(2, 1), dtype=torch.float16)
+        history.note("q, keys and values in float16")
+        check_shape(on_dense(attend, half, None), half.q, HALF)
+
+    lesson = find_lesson(_cases(), run, examples=100, seed=seed, shorter=_shorter)
+    return lesson or find_mistake(run_in_half)
 
 
 def _cases() -> "SearchStrategy[Case]":

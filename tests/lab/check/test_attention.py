@@ -140,8 +140,12 @@ def test_a_result_with_the_wrong_shape_is_rejected():
         def __call__(self, *arguments):
             return None
 
-    lessons = [check_attention(attention_of(step)) for step in (Halved, Nothing)]
-    assert [lesson.rule for lesson in lessons] == [rules.SHAPE, rules.SHAPE]
+    class InFloat32(ReferenceStep):
+        def __call__(self, *arguments):
+            return super().__call__(*arguments).float()
+
+    lessons = [check_attention(attention_of(step)) for step in (Halved, Nothing, InFloat32)]
+    assert [lesson.rule for lesson in lessons] == [rules.SHAPE] * 3
 
 
 def softmax_with(hidden=-torch.inf, weigh=torch.softmax):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from minimal_vllm.attention.reference import attend
-from minimal_vllm_lab.learn.check_attend import STEP_BY_STEP, check_attend
+from minimal_vllm_lab.learn.check_attend import HALF, STEP_BY_STEP, check_attend
 
 
 def masks_as_if_all_were_new(q, keys, values, scale, window):
@@ -33,3 +33,10 @@ def test_a_mistake_with_a_single_token_is_reported_at_that_token():
 def test_a_well_known_mistake_is_named():
     lesson = check_attend(SimpleNamespace(attend=ignores_the_window))
     assert "the window is ignored" in lesson.found
+
+
+def test_a_result_that_stays_in_float32_is_reported():
+    def forgets_the_dtype(q, *others):
+        return attend(q.float(), *others)
+
+    assert check_attend(SimpleNamespace(attend=forgets_the_dtype)).rule is HALF

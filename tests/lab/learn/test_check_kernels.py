@@ -26,15 +26,15 @@ def kernel_of(function):
         def __call__(self, q, k, v, cache, options: AttentionOptions):
             rows = enumerate(self.seq_lens.tolist())
             gathered = [
-                [gather_pages(layer, self.block_tables[row], length) for layer in cache]
+                [gather_pages(layer, self.block_tables[row], length).float() for layer in cache]
                 for row, length in rows
             ]
             return torch.cat(
                 [
-                    function(q[row : row + 1], *each, options.scale, None)
+                    function(q[row : row + 1].float(), *each, options.scale, None)
                     for row, each in enumerate(gathered)
                 ]
-            )
+            ).to(q.dtype)
 
     class MyAttention:
         def __init__(self, device):
