@@ -32,7 +32,8 @@ COLORS = """async () => {
 
 CELL = """async (step) => {
   const { narrateCell } = await import("/view/page/narrate.js");
-  const row = view.digest.rows.find((row) => row.cells.some((c) => c.step === step && c.guesses > 1));
+  const isWanted = (cell) => cell.step === step && cell.guesses > 1;
+  const row = view.digest.rows.find((row) => row.cells.some(isWanted));
   const cell = row.cells.find((each) => each.step === step);
   return { ...cell, told: narrateCell({ row, step }) };
 }"""
