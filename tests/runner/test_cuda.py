@@ -166,7 +166,7 @@ def test_steps_of_prompts_and_decodes_give_the_cpus_tokens(checkpoint, family):
 
 def test_what_was_compiled_beforehand_leaves_nothing_behind(checkpoint):
     expected, got, _ = make_engines(checkpoint("qwen3"))
-    for compute in list(got._runner._graphs.steps_to_compile()):
+    for compute in list(got._runner._graphs.steps_to_record()):
         torch.inference_mode()(compute)()
     assert complete(got, PROMPTS[:3], GREEDY) == complete(expected, PROMPTS[:3], GREEDY)
 

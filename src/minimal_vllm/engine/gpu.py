@@ -44,10 +44,11 @@ def make_cuda_runner(
         most_guesses,
     )
     step = _make_step(model, table)
-    step.attention.start_library()
     capture = None if config.enforce_eager else GraphCapture()
     graphs = None
-    if capture is not None:
+    if capture is None:
+        step.attention.start_library()
+    else:
         graphs = _record_graphs(config, limits, step, capture, progress=progress)
     if speculative is None:
         return CudaRunner(step, graphs)
@@ -89,12 +90,13 @@ def _record_graphs(
         ),
         cascade=config.cascade_attention,
     )
-    compile_in_parallel(graphs.steps_to_compile())
+    # The library starts while the compiler's threads are at work.
+    compile_in_parallel([*graphs.steps_to_record(), step.attention.start_library])
     graphs.record(progress=progress)
     return graphs
 
 
 def _record_places(steps: PlaceSteps, *, progress: bool) -> None:
     """Record the CUDA graphs of steps with several places per request, if any are."""
-    compile_in_parallel(steps.steps_to_compile())
+    compile_in_parallel(steps.steps_to_record())
     steps.record(progress=progress)

@@ -31,12 +31,12 @@ class GraphCapture:
 
     @torch.inference_mode()
     def record(self, compute: Callable[[], None]) -> Graph:
-        """Run ``compute``, then run it again and record the kernels that it launches.
+        """Record the kernels that ``compute`` launches, without running them.
 
-        The first run compiles missing kernels and lets libraries initialize. Record the work that
-        needs the most memory first, so that all other graphs fit into its memory.
+        They must be compiled, and the libraries that it calls must have computed the same before,
+        because they can't load kernels during a recording. Record the work that needs the most
+        memory first, so that all other graphs fit into its memory.
         """
-        compute()
         graph = torch.cuda.CUDAGraph()
         # Like torch.cuda.graph, but without emptying caches, which takes longer than all the rest.
         torch.cuda.synchronize()

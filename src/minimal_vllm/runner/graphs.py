@@ -9,7 +9,7 @@ shape; programs that find no work end at once.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import product, zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -34,18 +34,12 @@ from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
 from minimal_vllm.step.shared_prefix import find_shared_prefixes
 
-KINDS_OF_BATCHES = (1, 2, 17, 33, 65, 129)
-"""Numbers of requests at which the kernels of a decode step change, in most models. Between two of
-these numbers they stay the same."""
-DIFFERENT_KERNELS_UP_TO = 256
-"""Number of tokens up to which the kernels of a step with prompts depend on their number."""
-
 
 class Capture(Protocol):
     """Recorder of GPU work; see ``GraphCapture``."""
 
     def record(self, compute: Callable[[], None], /) -> Graph:
-        """Run ``compute``, and return the work that it launches as a graph."""
+        """Return the work that ``compute`` launches as a graph."""
         ...
 
 
@@ -177,46 +171,51 @@ class Graphs:
 
     # ---- record ---------------------------------------------------------------------------------
 
-    def steps_to_compile(self) -> Iterator[Callable[[], None]]:
-        """Yield steps that together launch the kernels of all recorded steps."""
-        most = self._decode_counts[-1]
-        counts = [count for count in self._token_counts if count <= DIFFERENT_KERNELS_UP_TO]
-        for num_tokens in {*counts, self._token_counts[-1]}:
-            for num_decodes in self._decode_counts:
-                shape = StepShape(num_tokens, min(num_decodes, num_tokens))
-                yield partial(self._mixed_body, shape, only_compiles=True)
-        yield partial(self._mixed_head, most)
-        sizes = {next_size(self._batch_sizes, min(least, most)) for least in KINDS_OF_BATCHES}
-        for size, shares in product(sizes, {False, self.shared.enabled}):
-            shape = StepShape(size, size, is_steady=True, shares=shares)
-            yield partial(self._steady, shape, only_compiles=True)
+    def steps_to_record(self) -> Iterator[Callable[[], None]]:
+        """Yield all steps that can be recorded, to be run once beforehand without our own kernels.
+
+        So all that libraries launch is loaded before it is recorded. One step of each kind comes
+        first: together they need almost all of our kernels, which can then be compiled while the
+        others run.
+        """
+        sizes = self._batch_sizes[::-1]
+        steady = [
+            StepShape(size, size, is_steady=True, shares=shares)
+            for size, shares in product(sizes, {False, self.shared.enabled})
+        ]
+        body, steady_step = (
+            partial(each, only_compiles=True) for each in (self._mixed_body, self._steady)
+        )
+        kinds = (
+            [partial(body, shape) for shape in self._mixed_shapes()],
+            [partial(self._mixed_head, size) for size in sizes],
+            [partial(steady_step, shape) for shape in steady],
+        )
+        for steps in zip_longest(*kinds):
+            yield from filter(None, steps)
 
     def record(self, *, progress: bool) -> None:
         """Record all shapes, the largest first, because the others fit into its memory.
 
-        Nothing but padding is computed meanwhile, so that no request's data is changed. Steady
-        steps with shared prefixes are recorded when they are first needed.
+        Steady steps with shared prefixes are recorded when they are first needed.
         """
-        counts = product(self._token_counts, self._decode_counts)
-        shapes = {StepShape(tokens, min(decodes, tokens)) for tokens, decodes in counts}
-        largest_first = sorted(
-            shapes, key=lambda shape: (shape.num_tokens, shape.num_decodes), reverse=True
-        )
         hidden = None if progress else True
-        for shape in tqdm(largest_first, desc="Recording graphs of prompts", disable=hidden):
+        shapes = self._mixed_shapes()
+        for shape in tqdm(shapes, desc="Recording graphs of prompts", disable=hidden):
             self._bodies[shape] = self._capture.record(partial(self._mixed_body, shape))
         for count in self._batch_sizes[::-1]:
             self._heads[count] = self._capture.record(partial(self._mixed_head, count))
         for size in tqdm(self._batch_sizes[::-1], desc="Recording graphs", disable=hidden):
             self._record_steady(StepShape(size, size, is_steady=True))
 
+    def _mixed_shapes(self) -> list[StepShape]:
+        """Return the shapes of steps with prompts, the largest first."""
+        counts = product(self._token_counts, self._decode_counts)
+        shapes = {StepShape(tokens, min(decodes, tokens)) for tokens, decodes in counts}
+        return sorted(shapes, key=lambda each: (each.num_tokens, each.num_decodes), reverse=True)
+
     def _record_steady(self, shape: StepShape) -> None:
-        order = self._order.clone()
-        self._order.fill_(self._step.table.padding_row)  # so that no request's data is changed
-        try:
-            self._bodies[shape] = self._capture.record(partial(self._steady, shape))
-        finally:
-            self._order.copy_(order)
+        self._bodies[shape] = self._capture.record(partial(self._steady, shape))
 
     # ---- what is recorded -----------------------------------------------------------------------
 

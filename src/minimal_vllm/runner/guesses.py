@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minimal_vllm.runner.graphs import KINDS_OF_BATCHES, Capture
+from minimal_vllm.runner.graphs import Capture
 from minimal_vllm.runner.inputs import PENDING, InputMemory
 from minimal_vllm.runner.kernels.rows import PlaceInputs, accept
 from minimal_vllm.runner.shapes import next_size, place_counts
@@ -102,17 +102,18 @@ class PlaceSteps:
 
     # ---- record ---------------------------------------------------------------------------------
 
-    def steps_to_compile(self) -> Iterator[Callable[[], None]]:
-        """Yield steps that together launch the kernels of all recorded steps."""
-        most = self._sizes[-1]
-        for size in {next_size(self._sizes, min(least, most)) for least in KINDS_OF_BATCHES}:
+    def steps_to_record(self) -> Iterator[Callable[[], None]]:
+        """Yield all steps that can be recorded; see ``Graphs.steps_to_record``.
+
+        The inputs are padding until the first step is computed.
+        """
+        for size in self._sizes[::-1]:
             yield partial(self._compute, size, only_compiles=True)
 
     def record(self, *, progress: bool) -> None:
-        """Record all sizes, the largest first. Nothing but padding is computed meanwhile."""
+        """Record all sizes, the largest first, because the others fit into its memory."""
         if self._capture is None:
             return
-        self._inputs.set({})
         hidden = None if progress else True
         for size in tqdm(self._sizes[::-1], desc="Recording graphs of guesses", disable=hidden):
             self._graphs[size] = self._capture.record(partial(self._compute, size))
