@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.speculation.allowance import Allowance
 from minimal_vllm.speculation.interface import Guesser
 from minimal_vllm.speculation.pace import Acceptance, CostMeter, choose_counts
 from minimal_vllm.step.plan import Plan, ScheduledRequest
@@ -44,10 +45,13 @@ class SpeculatingScheduler(Scheduler):
         self.most_guesses = most_guesses
         self.in_passes = in_passes
         self.meter = CostMeter()
+        self.allowance = Allowance()
         self.most_tokens = config.max_num_batched_tokens
         self._clock = clock
         self._updated_at: float | None = None
         """Time of the last update; None: nothing has been computed since."""
+        self._is_guessing = False
+        """Whether the last step had guesses."""
         self._typical = Acceptance()
         self._acceptance: dict[Request, Acceptance] = {}
 
@@ -74,7 +78,7 @@ class SpeculatingScheduler(Scheduler):
 
     def update(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Append the sampled tokens, and learn from them how much to guess."""
-        self._note_cost(plan)
+        self._note_cost(plan, sampled)
         entries = [entry for entry in plan.scheduled if entry.num_logits]
         for entry, tokens in zip(entries, sampled, strict=True):
             acceptance = self._acceptance.get(entry.request)
@@ -98,16 +102,39 @@ class SpeculatingScheduler(Scheduler):
         self._updated_at = None
         super().reset()
 
-    def _note_cost(self, plan: Plan) -> None:
-        """Take in the time since the last update, if it tells what rows and guesses cost."""
+    def _note_cost(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
+        """Take in the time since the last update, if it tells what rows and guesses cost.
+
+        The first of several steps with guesses tells nothing: a draft model catches up in it.
+        """
         now = self._clock()
         seconds = now - (now if self._updated_at is None else self._updated_at)
         self._updated_at = now
-        if seconds and plan.scheduled and all(entry.num_logits for entry in plan.scheduled):
+        if not seconds or not plan.scheduled:
+            return
+        longest = max(len(entry.guesses) for entry in plan.scheduled)
+        begins = longest > 0 and not self._is_guessing
+        self._is_guessing = longest > 0
+        if all(entry.num_logits for entry in plan.scheduled) and not (begins and self.in_passes):
             num_rows = sum(entry.num_new for entry in plan.scheduled)
-            longest = max(len(entry.guesses) for entry in plan.scheduled)
             num_passes = longest if self.in_passes else min(longest, 1)
             self.meter.note(num_rows, num_passes, seconds)
+        needed = self._time_without_guesses(plan, sampled) if longest else seconds
+        self.allowance.note(seconds, seconds if needed is None else needed)
+
+    def _time_without_guesses(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> float | None:
+        """Return the time that the tokens of a step with guesses would have taken without them.
+
+        While costs are unknown, it is 0 if a draft model guesses, which may lose much, or None.
+        """
+        if not self.meter.is_fitted:
+            return 0.0 if self.in_passes else None
+        num_rows = sum(entry.num_new - len(entry.guesses) for entry in plan.scheduled)
+        num_sampling = len(sampled)
+        num_more = sum(map(len, sampled)) - num_sampling  # tokens of the steps that are saved
+        costs = self.meter.costs
+        of_token = costs.of_step(num_sampling, 0) / num_sampling
+        return costs.of_step(num_rows, 0) + num_more * of_token
 
     # ---- guesses --------------------------------------------------------------------------------
 
@@ -127,7 +154,12 @@ class SpeculatingScheduler(Scheduler):
         entries: Sequence[ScheduledRequest],
         guesses: Sequence[Sequence[int]],
     ) -> list[int]:
-        """Return how many of each request's guesses are expected to pay."""
+        """Return how many of each request's guesses are expected to pay.
+
+        None are begun while too much time was lost by guesses. Those that pay go on.
+        """
+        if self.allowance.is_used_up and not self._is_guessing:
+            return [0] * len(entries)
         known = [self.acceptance_of(entry.request) for entry in entries]
         counts = choose_counts(
             [acceptance.rate for acceptance in known],

@@ -4,7 +4,7 @@ Guesses are tokens behind a request's list. A step computes them like any chunk,
 each of their places, and keeps the guesses up to the first that was not sampled. So a step yields
 several tokens, and they are the same as without guesses.
 
-Read in this order: ``interface``, ``ngram``, ``pace``, ``rows``, ``runner``,
+Read in this order: ``interface``, ``ngram``, ``pace``, ``allowance``, ``rows``, ``runner``,
 ``draft_cache``, ``draft_model``.
 
 Sources: Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding",

@@ -92,6 +92,11 @@ class CostMeter:
         self._num_noted = 0
         self.costs = Costs(*self._assumed.tolist())
 
+    @property
+    def is_fitted(self) -> bool:
+        """True if ``costs`` are seconds that were measured, and not only assumptions."""
+        return self._num_noted >= REFIT
+
     def note(self, num_rows: int, num_passes: int, seconds: float) -> None:
         """Take in a step."""
         step = np.array([1.0, num_rows, num_passes])

@@ -1,0 +1,163 @@
+"""How well the engine chooses how much to guess, in simulated time.
+
+python -m benchmarks.speculation_pace
+
+The engine's schedulers measure what steps cost, and choose from it how many guesses to make. Here
+the steps are simulated, so the result is the same in each run, and the share of right guesses is
+given. Each number is the time that it took to serve the same requests, relative to no guesses:
+below 1 guesses pay, and above 1.03 they cost more than they should.
+
+The GPU is an H200 with Qwen3-8B, and Qwen3-0.6B as its draft model. On the CPU, a step costs as
+much as 20 tokens and one for each token, and a pass of the draft model a third of that, which is
+about what the built-in models cost.
+"""
+
+import argparse
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.common import RESULTS, print_table, report
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import LRU
+from minimal_vllm.config import EngineConfig, SchedulerConfig, SpeculativeConfig
+from minimal_vllm.engine.parts import make_speculating_scheduler
+from minimal_vllm.routing import ROUTERS
+from minimal_vllm.speculation.draft_cache import DraftCache
+from minimal_vllm.speculation.interface import Places
+from minimal_vllm_lab.sim.cluster import Cluster
+from minimal_vllm_lab.sim.config import GuessingConfig, SimulationConfig
+from minimal_vllm_lab.sim.cost_model import LinearCostModel
+from minimal_vllm_lab.sim.guesses import DraftGuesses, DrawnGuesses
+from minimal_vllm_lab.sim.job import Job
+from minimal_vllm_lab.sim.metrics import Metrics
+from minimal_vllm_lab.sim.replica import Replica
+from minimal_vllm_lab.sim.simulation import make_design
+
+NUM_BLOCKS = 20_000
+MODEL, DRAFT = "qwen3-8b", "qwen3-0.6b"
+FREE_TOKENS = 20
+"""Cost of an empty step on the CPU, in tokens."""
+DRAFT_SHARE = 1 / 3
+"""Cost of a draft model's pass on the CPU, relative to a step."""
+MEAN_OUTPUT = 128
+"""Mean number of tokens of an output. Prompts have half as many."""
+
+
+def make_on_gpu(batch: int, method: str, right: float | None, most: int) -> Replica:
+    """Return an engine on a simulated GPU; without ``right``, it makes no guesses."""
+    options: dict[str, Any] = {"method": method, "num_speculative_tokens": most}
+    if method == "draft_model":
+        options["model"] = DRAFT
+    config = SimulationConfig(
+        EngineConfig(
+            model=MODEL,
+            num_gpu_blocks_override=NUM_BLOCKS,
+            max_model_len=4096,
+            max_num_seqs=batch,
+            speculative_config=None if right is None else SpeculativeConfig(**options),
+        ),
+        guessing=GuessingConfig(acceptance_rate=right),
+    )
+    return make_design(config).make_replica()
+
+
+def make_on_cpu(batch: int, method: str, right: float | None, most: int) -> Replica:
+    """Return an engine on a simulated CPU; without ``right``, it makes no guesses."""
+    limits = SchedulerConfig(max_model_len=4096, max_num_batched_tokens=2048, max_num_seqs=batch)
+    pool, costs = BlockPool(NUM_BLOCKS, LRU()), _cpu_costs(1.0)
+    if right is None:
+        return Replica(limits, pool, costs)
+    guesses = DrawnGuesses([right], seed=0)
+    if method == "draft_model":
+        cache = DraftCache(NUM_BLOCKS, limits.block_size, 1, limits.max_num_batched_tokens)
+        guesses = DraftGuesses([right], 0, _cpu_costs(DRAFT_SHARE), cache)
+    config = SpeculativeConfig(method=method, num_speculative_tokens=most)
+    return Replica(
+        limits,
+        pool,
+        costs,
+        (),
+        lambda limits, pool, clock: make_speculating_scheduler(
+            config, limits, pool, Places(), clock
+        ),
+        guesses=guesses,
+    )
+
+
+def _cpu_costs(scale: float) -> LinearCostModel:
+    token = 1e-3 * scale
+    return LinearCostModel(
+        per_step=FREE_TOKENS * token,
+        per_request=0.0,
+        per_token=token,
+        per_sample=0.0,
+        per_kv_token=0.002 * token,
+        per_attended=0.0,
+    )
+
+
+Machine = Callable[[int, str, float | None, int], Replica]
+MACHINES: dict[str, Machine] = {"CPU": make_on_cpu, "GPU": make_on_gpu}
+
+
+def seconds(replica: Replica, batch: int, per_request: int) -> float:
+    """Return the simulated time to serve ``per_request`` times as many requests as fit at once."""
+    random, metrics = Random(0), Metrics(None)
+    jobs = [
+        Job(
+            0.0,
+            array("i", (random.randrange(4096) for _ in range(random.randint(32, 96)))),
+            random.randint(MEAN_OUTPUT // 2, 3 * MEAN_OUTPUT // 2),
+        )
+        for _ in range(per_request * batch)
+    ]
+    Cluster([replica], ROUTERS["round-robin"]([0], 16), metrics).run(jobs)
+    return metrics.report([replica]).duration
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; return the results that are written to the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--machines", nargs="+", choices=MACHINES, default=list(MACHINES))
+    parser.add_argument("--right", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6, 0.8, 0.95])
+    parser.add_argument("--most", type=int, default=4, help="num_speculative_tokens")
+    parser.add_argument("--per-request", type=int, default=3, help="requests per place in a batch")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
+    options = parser.parse_args(arguments)
+
+    outcomes = []
+    for name in options.machines:
+        make, rows = MACHINES[name], []
+        for batch in options.batches:
+            plain = seconds(make(batch, "ngram", None, options.most), batch, options.per_request)
+            for method in ("ngram", "draft_model"):
+                ratios = [
+                    seconds(make(batch, method, right, options.most), batch, options.per_request)
+                    / plain
+                    for right in options.right
+                ]
+                rows.append([method, str(batch), *(f"{ratio:.2f}" for ratio in ratios)])
+                outcomes += [
+                    {
+                        "machine": name,
+                        "method": method,
+                        "batch": batch,
+                        "right": right,
+                        "time": time,
+                    }
+                    for right, time in zip(options.right, ratios, strict=True)
+                ]
+        shares = [f"{100 * right:g} %" for right in options.right]
+        print_table(
+            f"Time on a {name} by the share of right guesses", ["", "requests", *shares], rows
+        )
+    report("speculation_pace", {"most": options.most, "outcomes": outcomes}, options.results)
+    return {"outcomes": outcomes}
+
+
+if __name__ == "__main__":
+    main()

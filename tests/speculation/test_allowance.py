@@ -1,0 +1,67 @@
+from array import array
+from itertools import count
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import LRU
+from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.speculation.allowance import MEMORY, SHARE, Allowance
+from minimal_vllm.speculation.interface import Places
+from minimal_vllm.step.request import Request
+
+
+def test_a_loss_uses_it_up_until_enough_time_has_passed():
+    allowance = Allowance()
+    assert not allowance.is_used_up
+    allowance.note(3.0, needed=2.0)
+    steps = 0
+    while allowance.is_used_up:
+        allowance.note(1.0, needed=1.0)
+        steps += 1
+    # One second was lost, which is a share of SHARE when 1 / SHARE seconds have passed.
+    assert 0.9 / SHARE < steps + 3 <= 1 / SHARE + 1
+    assert MEMORY ** (1 / SHARE) > 0.9
+
+
+def test_small_losses_are_allowed():
+    allowance = Allowance()
+    for _ in range(100):
+        allowance.note(1 + SHARE / 2, needed=1.0)
+    assert not allowance.is_used_up
+
+
+def test_gains_are_no_credit_for_losses():
+    allowance = Allowance()
+    for _ in range(100):
+        allowance.note(1.0, needed=4.0)
+    allowance.note(5.0, needed=1.0)
+    assert allowance.is_used_up
+
+
+def test_none_are_begun_without_an_allowance_but_those_that_are_right_go_on():
+    ticks = count()
+    scheduler = SpeculatingScheduler(
+        SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
+        BlockPool(32, LRU()),
+        Places(),
+        most_guesses=3,
+        in_passes=True,
+        clock=lambda: float(next(ticks)),
+    )
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+    scheduler.add(Request("a", array("i", [1, 2, 3]), 3, params, arrival=1))
+
+    def step():
+        plan = scheduler.schedule()
+        (entry,) = plan.scheduled
+        scheduler.update(plan, [[0] * entry.num_logits])  # all guesses are right
+        scheduler.check()
+        return len(entry.guesses)
+
+    assert step() > 0
+    scheduler.allowance.note(1000.0, needed=0.0)
+    assert scheduler.allowance.is_used_up
+    assert [step() > 0 for _ in range(3)] == [True] * 3
+    scheduler._is_guessing = False
+    assert [step() for _ in range(3)] == [0] * 3
