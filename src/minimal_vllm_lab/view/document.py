@@ -51,12 +51,17 @@ def docs_page(name: str) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return listing_page(f"docs/{name}", text)
+    return page(name, f'<body class="document"><main>{_html(text, name)}</main>')
+
+
+def _html(text: str, name: str) -> str:
+    """Return a document as HTML. Its links are relative to its ``name``, a path from ``docs``."""
     tokens = _markdown().parse(text)
     for token in tokens:
         _rewrite_links(token.children or [], name)
     _set_heading_ids(tokens)
-    html = _markdown().renderer.render(tokens, _markdown().options, {"name": name})
-    return page(name, f'<body class="document"><main>{html}</main>')
+    html: str = _markdown().renderer.render(tokens, _markdown().options, {"name": name})
+    return html
 
 
 def docs_image(name: str) -> Path:
@@ -76,6 +81,8 @@ class _Renderer(RendererHTML):
         directive, _, path = token.info.partition(" ")
         if directive in SITE_ONLY:
             return f"<p>{escapeHtml(SITE_ONLY[directive].format(path))}</p>"
+        if directive == "{include}":
+            return _included(path, env["name"])
         if directive != "{literalinclude}":
             return super().fence(tokens, idx, options, env)
         address = _address(path, env["name"])
@@ -89,6 +96,15 @@ class _Renderer(RendererHTML):
             f'<p class="origin"><a href="{link}">{escapeHtml(symbol or file.name)}</a></p>'
             f"<pre><code>{escapeHtml(_excerpt(file, include))}</code></pre>"
         )
+
+
+def _included(path: str, name: str) -> str:
+    """Return a document from outside ``docs``, which a document consists of, as HTML."""
+    target = _in_repository(path, name)
+    file = DOCS.parent / target
+    if not file.is_file():
+        return f"<p>{escapeHtml(target)} is in the repository.</p>"
+    return _html(file.read_text(encoding="utf-8"), posixpath.relpath(target, "docs"))
 
 
 @lru_cache(maxsize=1)
