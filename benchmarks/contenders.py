@@ -92,7 +92,7 @@ class Ours:
 
     name = "minimal-vllm"
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, **options: Any) -> None:
         self.steps: list[StepRecord] = []
         """Records of the last call's steps."""
         self.llm = LLM(
@@ -101,6 +101,7 @@ class Ours:
             device="cpu",
             skip_tokenizer_init=True,
             observers=[self.steps.append],
+            **options,
         )
 
     def complete(self, jobs: Sequence[Job]) -> list[list[int]]:

@@ -58,7 +58,7 @@ def make_workloads(step_tokens: int) -> list[Workload]:
         return random.choices(range(1000, VOCABULARY), k=length)
 
     workloads = []
-    for size in (1, 2, 4, 8, 16):
+    for size in (1, 2, 4, 8, 16, 32):
         prompts = [draw(16) for _ in range(size)]
         short, long = ([Job(each, n) for each in prompts] for n in (1, 1 + step_tokens))
         workloads.append(Workload(f"a step of {size}", long, short, step_tokens))
@@ -89,14 +89,16 @@ class OurEngine:
     Args:
         name: name in the tables.
         path: GGUF file.
-        dtype: dtype of the engine.
         cpu_time: whether to measure CPU time, of all threads, instead of the clock's.
+        quantization: quantization of the weights. Default: half precision.
     """
 
-    def __init__(self, name: str, path: Path, dtype: str, cpu_time: bool = False) -> None:
+    def __init__(
+        self, name: str, path: Path, cpu_time: bool = False, quantization: str | None = None
+    ) -> None:
         self.name = name
         self._clock = time.process_time if cpu_time else time.perf_counter
-        self._engine = Ours(path, dtype)
+        self._engine = Ours(path, "float32", quantization=quantization)
 
     def complete(self, jobs: Sequence[Job]) -> tuple[float, list[list[int]]]:
         """Complete all jobs in one batch."""
@@ -253,13 +255,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
         for name in TYPES
     ]
-    ours = OurEngine("ours float32", files["BF16"], "float32", options.cpu_time)
+    ours = [
+        OurEngine("ours", files["BF16"], options.cpu_time),
+        OurEngine("ours int8", files["BF16"], options.cpu_time, quantization="int8"),
+    ]
     workloads = [
         each
         for each in make_workloads(options.step_tokens)
         if not options.only or each.name in options.only
     ]
-    results = compare([ours, *others], workloads, options.repeats)
+    results = compare([*ours, *others], workloads, options.repeats)
     for other in others:
         other.close()
     print_results(results)

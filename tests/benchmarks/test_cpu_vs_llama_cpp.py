@@ -56,6 +56,6 @@ def test_a_converted_file_has_the_same_weights_in_another_type(tmp_path, type_na
     torch.testing.assert_close(numbers, expected, rtol=0, atol=float(expected.abs().max()) / 127)
     if type_name != "Q8_0":
         assert torch.equal(numbers, expected)
-    seconds, outputs = OurEngine("ours", target, "float32").complete([Job([5, 6, 7], 4)])
+    seconds, outputs = OurEngine("ours", target).complete([Job([5, 6, 7], 4)])
     assert seconds > 0
     assert len(outputs[0]) == 4
