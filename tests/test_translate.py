@@ -17,7 +17,7 @@ TESTS = [
 ]
 SOME = (
     "softcap or shared_beginning or (biases_clamp and not sizes2) or few_tokens_as_if or "
-    "guesses_have or what_the_gpu_keeps"
+    "guesses_have or what_the_gpu_keeps or unpacked_to_memory"
 )
 """Tests of each of the kernels of attention, experts and guesses, with all options."""
 
@@ -33,4 +33,5 @@ def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gp
         *("_decode_kernel", "_prefill_kernel", "_shared_kernel"),
         *("_begin_kernel", "_accept_kernel"),
         *("_route_kernel", "_gate_up_kernel", "_down_kernel", "_grouped_kernel"),
+        *("_grouped_fragments_kernel", "_dequantize_kernel"),
     }

@@ -95,7 +95,7 @@ def test_beginnings_shared_in_pairs_are_read_right(checkpoint):
 
 @pytest.mark.parametrize("way", ["everything", "kernels"])
 @pytest.mark.parametrize(
-    "family", ["qwen3", "mistral-window", "qwen3-bias-layer-types", "gemma3", "gpt-oss-mxfp4"]
+    "family", ["qwen3", "mistral-window", "qwen3-bias-layer-types", "gemma2", "gpt-oss"]
 )
 def test_requests_that_come_while_others_run_get_the_cpus_tokens(checkpoint, family, way):
     tokens = {}

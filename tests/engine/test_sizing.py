@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from checkpoints import FAMILIES, write_json
+from checkpoints import FAMILIES, QUANTIZED, write_json
 
 from minimal_vllm import LLM
 from minimal_vllm.cache.layer_groups import group_layers
@@ -56,6 +58,22 @@ def test_blocks_fill_the_share_less_weights_and_activations(
     assert sizing.kv_block_bytes(config(), model, ONE, torch.float32) == 12288
     blocks = sizing.choose_num_blocks(config(**options), model, ONE, torch.float32, memory, 2048)
     assert blocks == expected > 10_000
+
+
+def test_a_gpu_leaves_room_for_the_experts_that_it_unpacks(monkeypatch):
+    model = ModelConfig.from_dict(QUANTIZED["gpt-oss-mxfp4"])
+    assert sizing.unpacked_bytes(model, 2) == 5 * 2 * 64 * 32 * 2  # gate and up of 5 experts
+    plain = replace(model, quantization=None)
+    assert sizing.unpacked_bytes(plain, 2) == 0
+    monkeypatch.setattr(sizing, "kv_block_bytes", lambda *_: 1)
+    groups = sizing.choose_groups(model, 128)
+    for device, difference in (("cuda", sizing.unpacked_bytes(model, 4)), ("cpu", 0)):
+        memory = DeviceMemory(device, 1 << 34, 1 << 34, 0)
+        counts = [
+            sizing.choose_num_blocks(config(), each, groups, torch.float32, memory, 64)
+            for each in (plain, model)
+        ]
+        assert counts[0] - counts[1] == difference
 
 
 def test_an_override_needs_no_memory(model):

@@ -8,12 +8,16 @@ pytest.importorskip("triton")
 from checkpoints import FAMILIES, QUANTIZED, random_weights, write_checkpoint, write_weights
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.model import triton_weights
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.experts import choose_experts
 from minimal_vllm.model.kernels.route import route_and_list
+from minimal_vllm.model.kernels.unpack import dequantize
 from minimal_vllm.model.layers import PLAIN_MODULES, MoE
 from minimal_vllm.model.quantization.convert import Layouts, quantized
+from minimal_vllm.model.quantization.mxfp4 import Mxfp4Matrices
+from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices
 from minimal_vllm.model.triton_modules import TRITON_MODULES
 from minimal_vllm.model.triton_weights import TRITON_LAYOUTS
 
@@ -57,6 +61,7 @@ def make_pair(config, dtype=torch.float32):
             for name, old in list(part.named_parameters(recurse=False)):
                 weight = random_like(old, name, dtype)
                 setattr(part, name, torch.nn.Parameter(weight, requires_grad=False))
+        module.experts.after_loading()
         pair.append(module)
     return pair
 
@@ -125,6 +130,33 @@ def test_the_kernels_add_biases_clamp_the_gate_and_unpack(sizes, name, num_token
     config = gpt_oss_with(**sizes, name=name)
     plain, ours = make_pair(config, dtype)
     x = 3 * numbers(num_tokens, config.hidden_size, dtype=dtype)
+    assert_close(computed(ours.forward(x)), computed(plain.forward(x)), DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=GPU)])
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("sizes", [(48, 128), (40, 160), (2, 32)])
+def test_matrices_come_back_from_the_order_of_the_kernels(sizes, paired, dtype):
+    plain, ours = Mxfp4Matrices(3, *sizes), FragmentMatrices(3, *sizes, paired=paired)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    for name, least, most in (("packed", 0, 256), ("scale", 100, 150)):
+        shape = getattr(plain, name).shape
+        numbers = torch.randint(least, most, shape, generator=generator, device=DEVICE)
+        for each in (plain, ours):
+            part = torch.nn.Parameter(numbers.to(torch.uint8), requires_grad=False)
+            setattr(each, name, part)
+    ours.reorder()
+    got = dequantize(ours.fragments(None), dtype)
+    for expert in range(3):
+        assert torch.equal(got[expert], plain.dequantized(expert, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=GPU)])
+def test_experts_that_are_unpacked_to_memory_compute_the_same(monkeypatch, dtype):
+    monkeypatch.setattr(triton_weights, "MANY_PAIRS", 1)
+    config = gpt_oss_with(hidden=96, inner=64, name="gpt-oss-mxfp4")
+    plain, ours = make_pair(config, dtype)
+    x = 3 * numbers(20, 96, dtype=dtype)
     assert_close(computed(ours.forward(x)), computed(plain.forward(x)), DTYPES[dtype])
 
 

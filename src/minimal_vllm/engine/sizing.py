@@ -41,13 +41,17 @@ def read_model_config(config: EngineConfig, checkpoint: "Path") -> ModelConfig:
     """
     model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     quantization = choose_quantization(config.quantization, model.quantization)
-    is_mxfp4 = quantization is not None and isinstance(quantization.format, Mxfp4)
-    if quantization is not None and model.experts is not None and not is_mxfp4:
+    quantized = replace(model, quantization=quantization)
+    if quantization is not None and model.experts is not None and not _is_mxfp4(quantized):
         raise ValueError(
             "mixtures of experts can be quantized only in MXFP4, as gpt-oss is: load the 16-bit "
             "checkpoint"
         )
-    return replace(model, quantization=quantization)
+    return quantized
+
+
+def _is_mxfp4(model: ModelConfig) -> bool:
+    return model.quantization is not None and isinstance(model.quantization.format, Mxfp4)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -155,6 +159,8 @@ def choose_num_blocks(
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     activations = estimate_activations(model, dtype.itemsize, batched_tokens, config.max_num_seqs)
+    if memory.device_type == "cuda":
+        activations += unpacked_bytes(model, dtype.itemsize)
     block_bytes = kv_block_bytes(config, model, groups, dtype)
     if draft is not None:
         block_bytes += draft_block_bytes(config, draft, dtype)
@@ -260,6 +266,20 @@ def estimate_activations(
     per_token = 3 * model.hidden_size + widest
     logits = SAMPLER_BYTES_PER_LOGIT * model.vocab_size * max(max_num_seqs, LOGITS_AT_A_TIME)
     return batched_tokens * per_token * itemsize + logits
+
+
+def unpacked_bytes(model: ModelConfig, itemsize: int) -> int:
+    """Return the bytes that a layer's experts take while a GPU has them unpacked from MXFP4.
+
+    It does so in steps with many tokens, and with one of their two matrices at a time.
+    """
+    if model.experts is None or not _is_mxfp4(model):
+        return 0
+    largest = max(
+        out_size * in_size
+        for out_size, in_size in model.experts.matrices(model.hidden_size).values()
+    )
+    return model.experts.count * largest * itemsize
 
 
 def choose_scheduler_config(

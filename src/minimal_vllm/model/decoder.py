@@ -10,6 +10,7 @@ from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.experts import Experts
 from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
 from minimal_vllm.model.linear import Projection, TypedParameter
 from minimal_vllm.model.rope import Rotary
@@ -77,6 +78,9 @@ class Decoder(nn.Module):
         Args:
             approximate: whether the checkpoint's weights are quantized.
         """
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.after_loading()
         projections = [module for module in self.modules() if isinstance(module, Projection)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PyTorch releases the GIL
             for done in [pool.submit(each.after_loading, approximate) for each in projections]:

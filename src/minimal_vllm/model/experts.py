@@ -117,6 +117,9 @@ class Experts(nn.Module, ABC):
             gate, up = product.chunk(2, dim=-1)
         return linear(apply_gate(self.gate, gate, up), down, down_bias)
 
+    def after_loading(self) -> None:
+        """Convert the matrices to the form that ``forward`` reads, once all are loaded."""
+
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and the destination of each tensor that a checkpoint has for them."""
         yield from self.stored_matrices()

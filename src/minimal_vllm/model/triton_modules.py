@@ -135,7 +135,7 @@ class TritonRMSNorm(RMSNorm):
         """Add ``x`` to the residual stream and normalize the sum; see ``RMSNorm.forward``."""
         if residual is None:
             return self._begin(computed(x))
-        if can_use_matvec(residual):
+        if can_use_matvec(residual) and not isinstance(x, PartialSums):
             total = torch.empty_like(residual)
             return Normed(residual, computed(x), total, self.weight, self.eps), total
         added = x.parts if isinstance(x, PartialSums) else computed(x)
@@ -188,8 +188,8 @@ class TritonExperts(KernelExperts, DenseExperts):
 
     def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
         """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
-        gate_up = Matrices(self.gate_up, None, self.gate_up_bias, self.config.takes_turns)
-        return gate_up, Matrices(self.down, None, self.down_bias)
+        gate_up = Matrices(self.gate_up, self.gate_up_bias, self.config.takes_turns)
+        return gate_up, Matrices(self.down, self.down_bias)
 
 
 class TritonSelfAttention(SelfAttention):

@@ -15,16 +15,24 @@ from minimal_vllm.model.kernels.fp8 import (
     fp8_row_product,
 )
 from minimal_vllm.model.kernels.gate import act_and_mul
+from minimal_vllm.model.kernels.grouped import gated_grouped_product, weighted_grouped_product
 from minimal_vllm.model.kernels.int4 import int4_dequantize, int4_matvec, int4_product
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_matvec, matvec
+from minimal_vllm.model.kernels.mxfp4 import gated_fragment_product, weighted_fragment_product
+from minimal_vllm.model.kernels.norm import add_norm
+from minimal_vllm.model.kernels.route import route_and_list
+from minimal_vllm.model.kernels.unpack import dequantize
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
+from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices, Fragments
 from minimal_vllm.model.supported import Activation
-from minimal_vllm.model.triton_modules import KernelExperts, Normed
+from minimal_vllm.model.triton_modules import Normed, PartialSums
 
+MANY_PAIRS = 1024
+"""Mean number of an expert's tokens from which on experts in MXFP4 are dequantized to memory."""
 MANY_TOKENS = 256
 """Number of tokens from which on 4-bit weights are dequantized to memory before the product: each
 tile of them would otherwise be dequantized once per 64 tokens."""
@@ -85,14 +93,40 @@ class TritonInt4Weight(Int4Weight):
         return product if activation is None else act_and_mul(product, activation)
 
 
-class TritonMxfp4Experts(KernelExperts, Mxfp4Experts):
+class TritonMxfp4Experts(Mxfp4Experts):
     """Experts in MXFP4, which the kernels unpack in registers."""
 
-    def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
-        """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
-        packed, scale = self.gate_up.packed, self.gate_up.scale
-        gate_up = Matrices(packed, scale, self.gate_up_bias, self.config.takes_turns)
-        return gate_up, Matrices(self.down.packed, self.down.scale, self.down_bias)
+    gate_up: FragmentMatrices
+    down: FragmentMatrices
+
+    def new_matrices(self, out_size: int, in_size: int, *, paired: bool) -> FragmentMatrices:
+        """Return the matrices of all experts, without numbers."""
+        return FragmentMatrices(self.config.count, out_size, in_size, paired=paired)
+
+    def after_loading(self) -> None:
+        """Bring the matrices into the order in which the kernels read them."""
+        self.gate_up.reorder()
+        self.down.reorder()
+
+    def forward(self, x: Operand, logits: Tensor) -> PartialSums:
+        """Compute each token by its experts; see ``Experts.forward``."""
+        if isinstance(x, Normed):  # the router has computed the residual stream already
+            x = add_norm(x.total, None, x.weight, x.eps)[1]
+        x, per_token = computed(x), self.config.per_token
+        _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
+        gate_up = self.gate_up.fragments(self.gate_up_bias)
+        down = self.down.fragments(self.down_bias)
+        if len(x) * per_token >= MANY_PAIRS * self.config.count:
+            inner = gated_grouped_product(x, lists, per_token, _unpacked(gate_up, x), self.gate)
+            parts = weighted_grouped_product(inner, weights, lists, _unpacked(down, x))
+            return PartialSums(parts, x.dtype)
+        inner = gated_fragment_product(x, lists, per_token, gate_up, self.gate)
+        return PartialSums(weighted_fragment_product(inner, weights, lists, down), x.dtype)
+
+
+def _unpacked(matrices: Fragments, like: Tensor) -> Matrices:
+    """Return matrices in the dtype of ``like``, in memory of their own."""
+    return Matrices(dequantize(matrices, like.dtype), matrices.bias, matrices.paired)
 
 
 TRITON_LAYOUTS = Layouts(fp8=TritonFp8Weight, int4=TritonInt4Weight, mxfp4=TritonMxfp4Experts)

@@ -21,6 +21,7 @@ from minimal_vllm.engine.sizing import (
     choose_scheduler_config,
     count_fitting_blocks,
     estimate_activations,
+    unpacked_bytes,
 )
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.quantization_config import choose_quantization
@@ -284,6 +285,7 @@ def _count_blocks(
     activations = sum(
         estimate_activations(each, itemsize, batched_tokens, engine.max_num_seqs) for each in models
     )
+    activations += unpacked_bytes(model, itemsize)
     bytes_per_layer = kv_bytes_per_token(model, kv_itemsize) // model.num_layers
     block_bytes = engine.block_size * groups.size * bytes_per_layer
     if draft is not None:

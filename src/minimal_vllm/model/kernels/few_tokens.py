@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import combined, gate_options
-from minimal_vllm.model.kernels.matrices import Matrices, mxfp4_tile
+from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.supported import Gate
 
 MOST_TOKENS = 8
@@ -85,8 +85,8 @@ def sums_of_experts(inner: Tensor, experts: Tensor, weights: Tensor, down: Matri
 
 
 def _columns(in_size: int) -> int:
-    """Return the number of columns that a program multiplies at a time, at least 32."""
-    return min(max(32, 1 << (in_size - 1).bit_length()), 2048)
+    """Return the number of columns that a program multiplies at a time."""
+    return min(1 << (in_size - 1).bit_length(), 2048)
 
 
 @triton.jit
@@ -97,9 +97,7 @@ def _gate_up_kernel(
     experts,
     out,
     matrices,
-    scales,
     bias,
-    PACKED: tl.constexpr,
     BIAS: tl.constexpr,
     TURNS: tl.constexpr,
     INNER: tl.constexpr,
@@ -125,8 +123,8 @@ def _gate_up_kernel(
     up = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.static_range(0, IN, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        some_gates = _weights(matrices, scales, first, gate_row, is_row, start, IN, COLUMNS, PACKED)
-        some_ups = _weights(matrices, scales, first, up_row, is_row, start, IN, COLUMNS, PACKED)
+        some_gates = _weights(matrices, first, gate_row, is_row, start, IN, COLUMNS)
+        some_ups = _weights(matrices, first, up_row, is_row, start, IN, COLUMNS)
         part = tl.load(x + pair // PER_TOKEN * IN + column, mask=column < IN, other=0.0)
         wide = part.to(tl.float32)
         if NORM:
@@ -152,9 +150,7 @@ def _down_kernel(
     weights,
     out,
     matrices,
-    scales,
     bias,
-    PACKED: tl.constexpr,
     BIAS: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
@@ -178,7 +174,7 @@ def _down_kernel(
             biases += weight * some.to(tl.float32)
         for start in tl.static_range(0, IN, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
-            some = _weights(matrices, scales, first, row, is_row, start, IN, COLUMNS, PACKED)
+            some = _weights(matrices, first, row, is_row, start, IN, COLUMNS)
             part = tl.load(inner + pair * IN + column, mask=column < IN, other=0.0)
             products += some.to(tl.float32) * (weight * part.to(tl.float32))[None, :]
     total = (tl.sum(products, 1) + biases).to(out.dtype.element_ty)
@@ -186,22 +182,9 @@ def _down_kernel(
 
 
 @triton.jit
-def _weights(
-    matrices,
-    scales,
-    first,
-    row,
-    is_row,
-    start,
-    IN: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PACKED: tl.constexpr,
-):
+def _weights(matrices, first, row, is_row, start, IN: tl.constexpr, COLUMNS: tl.constexpr):
     """Return columns from ``start`` on of some rows of an expert, whose first row is ``first``."""
-    if PACKED:
-        return mxfp4_tile(matrices, scales, first, tl.where(is_row, row, 0), start, IN, COLUMNS)
-    else:  # noqa: RET505 - a branch of Triton's
-        column = start + tl.arange(0, COLUMNS)
-        exists = is_row[:, None] & (column < IN)[None, :]
-        matrix = matrices + first * IN
-        return tl.load(matrix + row[:, None] * IN + column[None, :], mask=exists, other=0.0)
+    column = start + tl.arange(0, COLUMNS)
+    exists = is_row[:, None] & (column < IN)[None, :]
+    matrix = matrices + first * IN
+    return tl.load(matrix + row[:, None] * IN + column[None, :], mask=exists, other=0.0)

@@ -28,7 +28,7 @@ from torch import Tensor, float32
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import combined, gate_options
-from minimal_vllm.model.kernels.matrices import Matrices, mxfp4_tile
+from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.route import ExpertLists
 from minimal_vllm.model.supported import Gate
 
@@ -161,9 +161,7 @@ def _grouped_kernel(
     out,
     tokens,
     matrices,
-    scales,
     bias,
-    PACKED: tl.constexpr,
     BIAS: tl.constexpr,
     TURNS: tl.constexpr,
     COUNT: tl.constexpr,
@@ -186,7 +184,7 @@ def _grouped_kernel(
     block = tl.program_id(0) // COLUMN_TILES
     column = tl.program_id(0) % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
     safe_column = tl.where(column < OUT, column, 0) if OUT % COLUMNS else column
-    expert, first, count = _find_expert(counts, block, COUNT, COUNTS, ROWS)
+    expert, first, count = find_expert(counts, block, COUNT, COUNTS, ROWS)
     if expert == COUNT:
         return
     place = first + tl.arange(0, ROWS)
@@ -205,18 +203,11 @@ def _grouped_kernel(
     ups = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, IN, DEPTH):
         xs = _load(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
-        if PACKED:
-            some = mxfp4_tile(matrices, scales, first_row, rows, start, IN, DEPTH).T.to(xs.dtype)
-        else:
-            some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+        some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
         total = tl.dot(xs, some, total, input_precision=PRECISION)
         if GATED:
-            if PACKED:
-                tile = mxfp4_tile(matrices, scales, first_row, rows + UP, start, IN, DEPTH)
-                some = tile.T.to(xs.dtype)
-            else:
-                up_pointers = pointers + UP * IN
-                some = _load(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+            up_pointers = pointers + UP * IN
+            some = _load(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
             ups = tl.dot(xs, some, ups, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias + first_row + rows)[None, :].to(tl.float32)
@@ -243,7 +234,9 @@ def _load(pointers, inner, size, IS_FULL: tl.constexpr):
 
 
 @triton.jit
-def _find_expert(counts, block, COUNT: tl.constexpr, COUNTS: tl.constexpr, ROWS: tl.constexpr):
+def find_expert(  # noqa: ANN201 - Triton's language
+    counts, block, COUNT: tl.constexpr, COUNTS: tl.constexpr, ROWS: tl.constexpr
+):
     """Return a block's expert, or ``COUNT`` if there is none; its first pair's place, and count."""
     expert = tl.arange(0, COUNTS)
     count = tl.load(counts + expert, mask=expert < COUNT, other=0)

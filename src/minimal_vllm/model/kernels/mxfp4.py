@@ -1,0 +1,269 @@
+"""Grouped products with experts in MXFP4, which are unpacked in registers.
+
+The weights are the first operand of tensor cores, and a program multiplies some rows of them with
+some tokens: the product is transposed. Its weights come in the order in which its threads need
+them; see ``unpack``. The rest is as in ``grouped``.
+
+A few tokens leave most of the GPU idle, as each program reads whole rows. Then several programs
+share a row, and their results are added: those of gate and up by a kernel, before the activation,
+and those of down with the other parts of the sum.
+
+Bytes: the weights of every expert that has a token, once if all of its tokens fit into one block;
+FLOPs: ``6 * T * k * hidden * inner``. With many tokens the weights would be unpacked once for each
+block of them, so they are unpacked to memory instead (``dequantize``).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.model.kernels.activation import combined, gate_options
+from minimal_vllm.model.kernels.grouped import Tiles, find_expert
+from minimal_vllm.model.kernels.route import ExpertLists
+from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
+from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
+from minimal_vllm.model.supported import Gate
+
+MOST_SPLIT = 0
+"""Maximum number of pairs of a token and an expert whose products are split."""
+_BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
+
+
+def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
+    """Return the tiles for ``pairs`` of tokens and experts: the fastest of some 20 on an H200.
+
+    Args:
+        pairs: number of pairs of a token and an expert.
+        num_experts: number of experts.
+        gated: whether a program multiplies with two matrices, gate and up.
+    """
+    mean = pairs / num_experts
+    columns = 32 if gated else 64
+    if mean <= 10:
+        return Tiles(16, columns, 64, 4, 5)
+    if mean <= 20:
+        return Tiles(32, columns, 64, 4, 5)
+    if gated and mean > 256:
+        return Tiles(128, 64, 64, 8, 4)
+    return Tiles(64, 2 * columns, 64, 4, 4)
+
+
+def choose_splits(pairs: int) -> int:
+    """Return the number of programs that share the columns of a few pairs' weights."""
+    return 3 if pairs <= MOST_SPLIT else 1
+
+
+def gated_fragment_product(
+    x: Tensor, lists: ExpertLists, per_token: int, gate_up: Fragments, gate: Gate
+) -> Tensor:
+    """Return what ``gated_grouped_product`` returns, for matrices in MXFP4."""
+    inner, pairs = gate_up.out_size // 2, len(x) * per_token
+    out = x.new_empty(len(x), per_token, inner)
+    tiles = choose_tiles(pairs, len(lists.counts), gated=True)
+    splits = choose_splits(pairs)
+    if splits == 1:
+        _launch(x, None, lists, per_token, gate_up, out, tiles, 1, gate)
+        return out
+    parts = out.new_empty(splits, pairs, 2, inner, dtype=torch.float32)
+    _launch(x, None, lists, per_token, gate_up, parts, tiles, splits, gate)
+    _combine_kernel[(pairs, triton.cdiv(inner, 1024))](
+        parts,
+        out,
+        PAIRS=pairs,
+        INNER=inner,
+        SPLITS=splits,
+        BLOCK=1024,
+        **gate_options(gate),
+        **launch_options(x),
+    )
+    return out
+
+
+def weighted_fragment_product(
+    inner: Tensor, weights: Tensor, lists: ExpertLists, down: Fragments
+) -> Tensor:
+    """Return what ``weighted_grouped_product`` returns, for matrices in MXFP4.
+
+    Results that are split are more parts of the sum, in float32.
+    """
+    tokens, per_token, _ = inner.shape
+    pairs = tokens * per_token
+    tiles = choose_tiles(pairs, len(lists.counts), gated=False)
+    splits = choose_splits(pairs)
+    dtype = inner.dtype if splits == 1 else torch.float32
+    out = inner.new_empty(splits * per_token, tokens, down.out_size, dtype=dtype)
+    _launch(inner, weights, lists, per_token, down, out, tiles, splits, None)
+    return out
+
+
+def _launch(
+    x: Tensor,
+    weights: Tensor | None,
+    lists: ExpertLists,
+    per_token: int,
+    matrices: Fragments,
+    out: Tensor,
+    tiles: Tiles,
+    splits: int,
+    gate: Gate | None,
+) -> None:
+    count, tokens = lists.members.shape
+    pairs = tokens * per_token
+    # Each expert's last block may be partly empty, all others are full.
+    most_blocks = pairs // tiles.rows + min(count, pairs)
+    bias = matrices.bias
+    column_tiles = triton.cdiv(out.shape[-1], tiles.columns)
+    _grouped_fragments_kernel[(most_blocks * column_tiles * splits,)](
+        x,
+        lists.counts if weights is None else weights,
+        lists.counts,
+        lists.members,
+        out,
+        tokens,
+        matrices.words,
+        matrices.scales,
+        out if bias is None else bias,
+        BIAS=bias is not None,
+        COUNT=count,
+        COUNTS=triton.next_power_of_2(count),
+        PER_TOKEN=per_token,
+        IN=matrices.in_size,
+        OUT=out.shape[-1],
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        DEPTH=tiles.depth,
+        SPLITS=splits,
+        GATED=gate is not None,
+        **gate_options(gate or "silu"),  # without a gate, they are not read
+        WIDE=x.dtype != torch.bfloat16,
+        num_warps=tiles.warps,
+        num_stages=2 if x.dtype == torch.float32 else tiles.stages,
+        **launch_options(x),
+    )
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _grouped_fragments_kernel(
+    x,
+    weights,
+    counts,
+    members,
+    out,
+    tokens,
+    words,
+    scales,
+    bias,
+    BIAS: tl.constexpr,
+    COUNT: tl.constexpr,
+    COUNTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
+    WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    HEIGHT: tl.constexpr = 2 * OUT if GATED else OUT
+    BANDS: tl.constexpr = (2 * COLUMNS if GATED else COLUMNS) // _BAND
+    CHUNKS: tl.constexpr = DEPTH // _CHUNK
+    ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
+    ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
+    COLUMN_TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
+    ALL_EXIST: tl.constexpr = ALL_CHUNKS % (CHUNKS * SPLITS) == 0
+    STEPS: tl.constexpr = (ALL_CHUNKS + CHUNKS * SPLITS - 1) // (CHUNKS * SPLITS)
+    split = tl.program_id(0) % SPLITS
+    tile = tl.program_id(0) // SPLITS % COLUMN_TILES
+    block = tl.program_id(0) // (SPLITS * COLUMN_TILES)
+    expert, first, count = find_expert(counts, block, COUNT, COUNTS, ROWS)
+    if expert == COUNT:
+        return
+    place = first + tl.arange(0, ROWS)
+    is_row = place < count
+    # Rows and bands that don't exist repeat others, so that they need no mask.
+    pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
+    row = pair // PER_TOKEN if GATED else pair
+    inner = tl.arange(0, DEPTH)
+    x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
+    band = tl.minimum(tile * BANDS + tl.arange(0, BANDS), ALL_BANDS - 1)
+    chunk = tl.arange(0, CHUNKS)
+    some = ((expert.to(tl.int64) * ALL_BANDS + band) * ALL_CHUNKS)[None, :] + chunk[:, None]
+    total = tl.zeros([_BAND * BANDS, ROWS], tl.float32)
+    for step in range(STEPS):
+        start = (split * STEPS + step) * CHUNKS
+        exists = inner < IN - start * _CHUNK
+        if IN % DEPTH == 0 and ALL_EXIST:
+            xs = tl.load(x_pointers + start * _CHUNK)
+        else:
+            xs = tl.load(x_pointers + start * _CHUNK, mask=exists[None, :], other=0.0)
+        left = ALL_CHUNKS - start
+        w = load_fragments(words, scales, some + start, left, BANDS, CHUNKS, ALL_EXIST, WIDE)
+        w = w.to(xs.dtype)
+        total = tl.dot(w, xs.T, total, input_precision="ieee")
+    if not WIDE:
+        total *= AFTER
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = column < OUT
+    has_bias = column < tl.where(split == 0, OUT, 0)  # is added once
+    kind = out.dtype.element_ty
+    target = pair
+    if GATED:
+        pairs = tl.permute(tl.reshape(total, [BANDS, 2, 8, ROWS]), (0, 2, 3, 1))
+        gate, up = tl.split(pairs)
+        gate, up = tl.reshape(gate, [COLUMNS, ROWS]), tl.reshape(up, [COLUMNS, ROWS])
+        if BIAS:
+            bias_of_gate = bias + expert * HEIGHT + 2 * column
+            gate += tl.load(bias_of_gate, mask=has_bias, other=0.0).to(tl.float32)[:, None]
+            up += tl.load(bias_of_gate + 1, mask=has_bias, other=0.0).to(tl.float32)[:, None]
+        if SPLITS > 1:  # ``_combine_kernel`` adds them up
+            target = 2 * (split * tokens * PER_TOKEN + pair)
+            ups = (target + 1).to(tl.int64)[None, :] * OUT + column[:, None]
+            tl.store(out + ups, up, mask=is_column[:, None] & is_row[None, :])
+            result = gate
+        else:
+            result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
+    else:
+        if BIAS:
+            of_expert = bias + expert * HEIGHT + column
+            total += tl.load(of_expert, mask=has_bias, other=0.0).to(tl.float32)[:, None]
+        weight = tl.load(weights + pair, mask=is_row, other=0.0)
+        result = (total * weight[None, :]).to(kind)
+        target = (pair % PER_TOKEN * SPLITS + split) * tokens + pair // PER_TOKEN
+    offsets = target.to(tl.int64)[None, :] * OUT + column[:, None]
+    tl.store(out + offsets, result, mask=is_column[:, None] & is_row[None, :])
+
+
+@triton.jit
+def _combine_kernel(
+    parts,
+    out,
+    PAIRS: tl.constexpr,
+    INNER: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    pair = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    exists = column < INNER
+    gate, up = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):
+        gates = parts + 2 * (split * PAIRS + pair) * INNER + column
+        gate += tl.load(gates, mask=exists, other=0.0)
+        up += tl.load(gates + INNER, mask=exists, other=0.0)
+    kind = out.dtype.element_ty
+    result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
+    tl.store(out + pair * INNER + column, result, mask=exists)

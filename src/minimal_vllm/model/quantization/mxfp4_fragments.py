@@ -1,0 +1,130 @@
+"""Experts in MXFP4 in the order in which the threads of a GPU multiply them.
+
+Tensor cores multiply 16 rows by 16 columns of the first operand. Thread ``t`` of 32 holds of them
+rows ``t // 4`` and ``t // 4 + 8``, and columns ``2 * (t % 4)`` and the next one, and the same plus
+8. A thread gets its numbers of a *band*, 16 rows, and of a *chunk*, 64 columns, in 4 words of 8
+numbers each::
+
+    column of the chunk  =  32 * (word // 2) + 16 * (i // 4) + 8 * (i // 2 % 2)
+                            + 2 * (thread % 4) + word % 2
+    row of the band      =  8 * (i % 2) + thread // 4           for number i of the word
+
+Words 0 and 1 are in one group of MXFP4, and 2 and 3 in the next. So a word of 4 scales has all of
+a chunk that a thread needs, and 4 threads share it.
+
+Where gate and up take turns, a band has the gates of 8 columns of the result in rows 0 to 7, and
+their ups in rows 8 to 15: a thread has both.
+
+Source of the order: the PTX ISA, "Matrix Fragments for mma.m16n8k16",
+https://docs.nvidia.com/cuda/parallel-thread-execution/.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from minimal_vllm.model.quantization.mxfp4 import Mxfp4Matrices
+from minimal_vllm.model.quantization_config import MXFP4_GROUP
+
+BAND = 16
+"""Number of rows that threads of a warp hold together."""
+CHUNK = 64
+"""Number of columns of which a thread loads its numbers at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """One matrix per expert, in MXFP4, in the order of fragments.
+
+    What is missing in the last band or chunk is 0.
+    """
+
+    words: Tensor
+    """``[E, bands, chunks, 32, 4]`` int32: the numbers of each thread."""
+    scales: Tensor
+    """``[E, bands, chunks, 8]`` int32: those of each thread that is a multiple of 4."""
+    bias: Tensor | None
+    """``[E, out]``, contiguous, or None."""
+    out_size: int
+    """Length of an output vector."""
+    in_size: int
+    """Length of an input vector."""
+    paired: bool
+    """Whether rows of gate and up take turns in the matrix."""
+
+
+class FragmentMatrices(Mxfp4Matrices):
+    """Matrices in MXFP4 that are brought into the order of fragments once they are loaded.
+
+    Args:
+        count: number of experts.
+        out_size: length of an output vector.
+        in_size: length of an input vector.
+        paired: whether rows of gate and up take turns.
+    """
+
+    def __init__(self, count: int, out_size: int, in_size: int, *, paired: bool) -> None:
+        super().__init__(count, out_size, in_size)
+        self.out_size, self.paired = out_size, paired
+
+    def reorder(self) -> None:
+        """Bring the matrices into order, expert by expert, and in place if nothing is missing."""
+        count = len(self.packed)
+        bands, chunks = -(-self.out_size // BAND), -(-self.in_size // CHUNK)
+        words = _memory_for(self.packed, (count, bands, chunks, 32, 4))
+        scales = _memory_for(self.scale, (count, bands, chunks, 8))
+        for expert in range(count):
+            some_words, some_scales = to_fragments(
+                self.packed[expert], self.scale[expert], paired=self.paired
+            )
+            words[expert].copy_(some_words)
+            scales[expert].copy_(some_scales)
+        self.packed = nn.Parameter(words, requires_grad=False)
+        self.scale = nn.Parameter(scales, requires_grad=False)
+
+    def fragments(self, bias: Tensor | None) -> Fragments:
+        """Return the matrices as kernels read them, with a bias."""
+        return Fragments(self.packed, self.scale, bias, self.out_size, self.in_size, self.paired)
+
+
+def to_fragments(packed: Tensor, scale: Tensor, *, paired: bool) -> tuple[Tensor, Tensor]:
+    """Bring a matrix in MXFP4 into the order of fragments.
+
+    Args:
+        packed: ``[out, in / 2]`` uint8; see ``Mxfp4Matrices``.
+        scale: ``[out, in / 32]`` uint8.
+        paired: whether rows of gate and up take turns.
+
+    Returns:
+        Words, ``[bands, chunks, 32, 4]`` int32, and scales, ``[bands, chunks, 8]`` int32.
+    """
+    rows, columns = len(packed), 2 * packed.shape[1]
+    bands, chunks = -(-rows // BAND), -(-columns // CHUNK)
+    numbers = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+    numbers = pad(numbers, (0, CHUNK * chunks - columns, 0, BAND * bands - rows))
+    groups = CHUNK // MXFP4_GROUP
+    scale = pad(scale, (0, groups * chunks - scale.shape[1], 0, BAND * bands - rows))
+    # band, half of it, row; chunk, then of the column: 32, 16, 8, 2, 1
+    numbers = _by_halves(numbers, bands, paired).reshape(bands, 2, 8, chunks, 2, 2, 2, 4, 2)
+    numbers = numbers.permute(0, 3, 2, 7, 4, 8, 5, 6, 1)
+    words = (numbers[..., 0] | numbers[..., 1] << 4).flatten(-2).contiguous().view(torch.int32)
+    scale = _by_halves(scale, bands, paired).reshape(bands, 2, 8, chunks, groups)
+    scales = scale.permute(0, 3, 2, 4, 1).flatten(-2).contiguous().view(torch.int32)
+    return words.reshape(bands, chunks, 32, 4), scales.reshape(bands, chunks, 8)
+
+
+def _by_halves(matrix: Tensor, bands: int, paired: bool) -> Tensor:
+    """Return ``[bands, 2, 8, columns]``: 8 rows for each half of a band."""
+    if paired:
+        return matrix.view(bands, 8, 2, -1).transpose(1, 2)
+    return matrix.view(bands, 2, 8, -1)
+
+
+def _memory_for(old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return int32 memory of a shape: that of ``old`` if it has as many bytes."""
+    size = torch.Size(shape).numel()
+    if 4 * size == old.numel():
+        return old.data.view(-1).view(torch.int32).view(shape)
+    return torch.empty(shape, dtype=torch.int32, device=old.device)
