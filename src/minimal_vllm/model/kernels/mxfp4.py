@@ -26,7 +26,7 @@ from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
-MOST_SPLIT = 0
+MOST_SPLIT = 32
 """Maximum number of pairs of a token and an expert whose products are split."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
 
