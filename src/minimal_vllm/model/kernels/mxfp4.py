@@ -26,7 +26,7 @@ from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
-MOST_SPLIT = 32
+MOST_SPLIT = 16
 """Maximum number of pairs of a token and an expert whose products are split."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
 
@@ -44,7 +44,7 @@ def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
     if mean <= 10:
         return Tiles(16, columns, 64, 4, 5)
     if mean <= 20:
-        return Tiles(32, columns, 64, 4, 5)
+        return Tiles(32, 64, 64, 4, 5)
     if gated and mean > 256:
         return Tiles(128, 64, 64, 8, 4)
     return Tiles(64, 2 * columns, 64, 4, 4)
@@ -52,6 +52,8 @@ def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
 
 def choose_splits(pairs: int) -> int:
     """Return the number of programs that share the columns of a few pairs' weights."""
+    if pairs <= 8:
+        return 5
     return 3 if pairs <= MOST_SPLIT else 1
 
 
