@@ -31,6 +31,11 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
+FEW_ROWS = 1024
+"""Number of rows of a matrix up to which two tiles of columns, one of them partly empty, are read
+as one: all weights are then loaded before the previous kernel has ended. With more rows, the
+programs, which are twice as large, would not all run at once."""
+
 
 def can_use_matvec(x: Tensor) -> bool:
     """Return whether ``x`` is a single token."""
@@ -89,6 +94,8 @@ def matvec(
         out_size //= 2
     y = x.new_empty(1, out_size) if out is None else out
     rows, columns, warps = _tile(in_size)
+    if out_size <= FEW_ROWS and columns < in_size < 2 * columns:
+        columns, warps = 2 * columns, 2 * warps
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
