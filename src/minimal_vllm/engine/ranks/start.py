@@ -15,6 +15,7 @@ from minimal_vllm.engine.ranks.messages import Built, Started
 from minimal_vllm.engine.sizing import choose_device, read_model_config
 from minimal_vllm.model.divided_config import divide
 from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.failures import RankLostError
 from minimal_vllm.trace.step_record import Observer
 
@@ -39,6 +40,7 @@ def start_ranks(
     # The others need not look for the model again, and say nothing to the world.
     config = replace(config, model=str(checkpoint), revision=None)
     followers = Followers(replace(config, kv_events_config=None))
+    ranks: Ranks = ALONE  # until they are connected
     try:
         followers.wait_until(Started)
         ranks = connect(config, followers.folder, 0)
@@ -53,6 +55,7 @@ def start_ranks(
         followers.wait_until(Built)
     except BaseException as error:
         cause = followers.failure() if isinstance(error, RankLostError) else error
+        ranks.give_up()  # or this process would wait for the others' parts when it ends
         followers.end()
         raise cause from error
     return built
