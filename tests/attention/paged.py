@@ -10,7 +10,16 @@ from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm_lab.check.paged_case import make_case, run_case
 
-__all__ = ["UNUSUAL", "in_fp8", "make_case", "run", "run_reference", "run_tiled", "window_of"]
+__all__ = [
+    "UNUSUAL",
+    "in_fp8",
+    "make_case",
+    "make_needle_case",
+    "run",
+    "run_reference",
+    "run_tiled",
+    "window_of",
+]
 
 CPU = torch.device("cpu")
 FP8 = torch.float8_e4m3fn
@@ -39,6 +48,18 @@ def run(attention, case, options=None, plan=None):
 def in_fp8(case):
     """Return the case with its cache rounded to FP8."""
     return replace(case, cache=LayerCache(*(layer.to(FP8) for layer in case.cache)))
+
+
+def make_needle_case(num_keys, num_tokens, dtype=torch.float32):
+    """Return a request with one key that its first query finds, with 0, 1, … 15 as its value."""
+    case = make_case([(num_keys, num_tokens)], heads=(1, 1), head_dim=16, dtype=dtype)
+    block_size = case.cache.key.shape[2]
+    block, offset = divmod(num_keys // 2, block_size)
+    needle = case.batch.block_tables[0][block], 0, offset
+    query = case.q[0, 0].float()
+    case.cache.key[needle] = (20 * query / query.norm()).to(dtype)
+    case.cache.value[needle] = torch.arange(16.0).to(dtype)
+    return case
 
 
 def window_of(options):

@@ -22,10 +22,19 @@ from minimal_vllm.attention.triton_backend import TritonAttention, TritonStep
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.runner.guesses import count_together
 from minimal_vllm.step.shared_prefix import SharedPrefix
-from tests.attention.paged import UNUSUAL, in_fp8, make_case, run, run_reference, window_of
+from tests.attention.paged import (
+    UNUSUAL,
+    in_fp8,
+    make_case,
+    make_needle_case,
+    run,
+    run_reference,
+    window_of,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_SMS = 4
+ON_GPU = pytest.mark.gpu
 MIXES = {
     "decodes": [(7, 1), (300, 1), (0, 1), (128, 1), (127, 1)],
     "prompts": [(0, 31), (0, 129), (0, 128), (0, 2)],
@@ -76,6 +85,28 @@ def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
 def test_a_cache_in_fp8_is_read_as_the_reference_reads_it(window):
     case = in_fp8(make_case(MIXES["chunks beside decodes"], heads=(6, 2)))
     torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_16_bit_queries_read_a_cache_in_fp8_as_the_reference_does(head_dim, window, mix, dtype):
+    case = in_fp8(make_case(MIXES[mix], heads=(6, 2), head_dim=head_dim, dtype=dtype))
+    expected = run_reference(case, window)
+    torch.testing.assert_close(run_kernels(case, window), expected, atol=1.6e-2, rtol=1.6e-2)
+
+
+@pytest.mark.gpu  # the interpreter takes a minute
+@pytest.mark.parametrize("num_tokens", [1, 5])  # the decode kernel's and the prefill kernel's
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_needle_among_100_000_keys_in_fp8_is_found(num_tokens, dtype):
+    case = make_needle_case(100_000, num_tokens, dtype)
+    needle = torch.arange(16.0).to(dtype)
+    exact = run_reference(case)
+    assert (exact[0, 0] - needle).abs().max() < 5
+    torch.testing.assert_close(run_kernels(in_fp8(case)), exact, atol=0.3, rtol=0.05)
 
 
 @pytest.mark.parametrize("options", UNUSUAL)
@@ -235,14 +266,14 @@ def test_a_program_computes_a_few_tokens_as_if_each_were_alone(lengths, heads, o
 # ---- beginnings that requests share -------------------------------------------------------------
 
 
-def make_sharing_case(groups, *, heads, block_size=16):
+def make_sharing_case(groups, *, heads, block_size=16, dtype=torch.float32):
     """Decoding requests: of each group ``(shared blocks, [own tokens, …])``; and who shares."""
     lengths, prefixes = [], []
     for shared, own in groups:
         members = list(range(len(lengths), len(lengths) + len(own)))
         prefixes.append(SharedPrefix(members, shared * block_size))
         lengths += [(shared * block_size + tokens, 1) for tokens in own]
-    case = make_case(lengths, heads=heads, block_size=block_size)
+    case = make_case(lengths, heads=heads, block_size=block_size, dtype=dtype)
     tables = case.batch.block_tables
     for (shared, _), prefix in zip(groups, prefixes, strict=True):
         tables[prefix.members, :shared] = tables[prefix.members[0], :shared]
@@ -261,6 +292,26 @@ def make_sharing_case(groups, *, heads, block_size=16):
 )
 def test_reading_a_shared_beginning_once_changes_nothing(groups, heads, options):
     case, prefixes = make_sharing_case(groups, heads=heads)
+    options = UNUSUAL.get(options)
+    got = run_kernels(case, options, share(prefixes))
+    torch.testing.assert_close(got, run_reference(case, options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=ON_GPU)])
+def test_a_shared_beginning_in_fp8_is_read_as_the_reference_reads_it(dtype):
+    case, prefixes = make_sharing_case([(5, [1, 20, 33])], heads=(8, 2), dtype=dtype)
+    case = in_fp8(case)
+    tolerance = 1e-5 if dtype == torch.float32 else 1.6e-2
+    torch.testing.assert_close(
+        run_kernels(case, None, share(prefixes)),
+        run_reference(case),
+        atol=tolerance,
+        rtol=tolerance,
+    )
+
+
+def share(prefixes):
+    """Return a function that plans a step whose decoding requests share prefixes."""
 
     def plan(attention):
         def with_shared(batch):
@@ -277,8 +328,7 @@ def test_reading_a_shared_beginning_once_changes_nothing(groups, heads, options)
 
         return with_shared
 
-    options = UNUSUAL.get(options)
-    torch.testing.assert_close(run_kernels(case, options, plan), run_reference(case, options))
+    return plan
 
 
 # ---- pieces -------------------------------------------------------------------------------------

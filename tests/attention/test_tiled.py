@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from minimal_vllm.attention import tiled
-from tests.attention.paged import UNUSUAL, in_fp8, make_case, run_reference, run_tiled
+from tests.attention.paged import (
+    UNUSUAL,
+    in_fp8,
+    make_case,
+    make_needle_case,
+    run_reference,
+    run_tiled,
+)
 
 MIXES = {
     "decodes": [(7, 1), (300, 1), (0, 1), (128, 1), (127, 1)],
@@ -54,13 +61,7 @@ def test_a_cache_in_fp8_is_read_as_the_reference_reads_it(window, mix):
 
 
 def test_a_needle_among_100_000_keys_in_fp8_is_found():
-    case = make_case([(100_000, 1)], heads=(1, 1), head_dim=16)
-    slot, block_size = case.batch.slot_mapping[0], case.cache.key.shape[2]
-    block = case.batch.block_tables[0][50_000 // block_size]
-    needle = block, 0, 50_000 % block_size
-    assert slot != block * block_size
-    case.cache.key[needle] = 20 * case.q[0, 0] / case.q[0, 0].norm()
-    case.cache.value[needle] = torch.arange(16.0)
+    case = make_needle_case(100_000, 1)
     expected = run_reference(case)
     assert (expected[0, 0] - torch.arange(16.0)).abs().max() < 5
     torch.testing.assert_close(run_tiled(in_fp8(case)), expected, atol=0.3, rtol=0.05)

@@ -58,19 +58,31 @@ def test_float32_tokens_on_the_gpu_are_those_of_the_cpu(checkpoint, family, way)
     assert [each.token_ids for each in got] == [each.token_ids for each in expected]
 
 
+@pytest.mark.parametrize("way", ["tiled", "kernels", "everything"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "mistral-window"])
+def test_tokens_from_a_cache_in_fp8_on_the_gpu_are_those_of_the_cpu(checkpoint, family, way):
+    options = {"dtype": "float32", "kv_cache_dtype": "fp8", "max_num_seqs": 4}
+    expected = complete(checkpoint(family), "cpu", **options)
+    got = complete(checkpoint(family), "cuda", **options, **WAYS[way])
+    assert [each.token_ids for each in got] == [each.token_ids for each in expected]
+
+
 SHARED = [(3 * i * i + 1) % 250 for i in range(64)]
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("cascade", [True, False])
 @pytest.mark.parametrize(
     "family", ["qwen3", "llama", "qwen3-bias-layer-types", "gemma2", "gpt-oss-mxfp4"]
 )
-def test_what_requests_share_is_read_right_once_for_all(checkpoint, family, cascade):
+def test_what_requests_share_is_read_right_once_for_all(
+    checkpoint, family, cascade, kv_cache_dtype
+):
     prompts = [SHARED + [7 * i % 250 for i in range(n)] for n in (1, 5, 16, 17, 33)]
     others = [[11 * i % 250 for i in range(n)] for n in (3, 40)]
     llms = [
         LLM(str(checkpoint(family)), dtype="float32", max_model_len=256, block_size=16,
-            num_gpu_blocks_override=200, max_num_seqs=8, **options)
+            num_gpu_blocks_override=200, max_num_seqs=8, kv_cache_dtype=kv_cache_dtype, **options)
         for options in ({"device": "cpu"}, {"device": "cuda", "cascade_attention": cascade})
     ]  # fmt: skip
     expected, got = (llm.generate(prompts + others, GREEDY, use_tqdm=False) for llm in llms)

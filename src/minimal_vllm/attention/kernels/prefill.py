@@ -31,6 +31,7 @@ from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials
 from minimal_vllm.attention.kernels.softmax import (
     LOG2_E,
+    as_factor,
     empty_softmax,
     leave_part,
     merge_parts,
@@ -235,6 +236,7 @@ def _prefill_kernel(
     q_row = tl.load(work + TOKEN).to(tl.int64) + token
     q_offsets = q_row * q_stride + head * D
     q_tile = tl.load(q + q_offsets[:, None] + dim[None, :], mask=is_real, other=0.0)
+    q_tile = as_factor(q_tile, cache)
     first = tl.load(work + POSITION)
     query_position = first + token
     first_key, end = tl.load(work + FIRST_KEY), tl.load(work + END_KEY)

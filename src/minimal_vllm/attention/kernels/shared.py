@@ -25,7 +25,7 @@ from torch import Tensor
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials, SharedPart
 from minimal_vllm.attention.kernels.pieces import PADDING
-from minimal_vllm.attention.kernels.softmax import LOG2_E, empty_softmax, take_keys
+from minimal_vllm.attention.kernels.softmax import LOG2_E, as_factor, empty_softmax, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 
@@ -160,6 +160,7 @@ def _shared_kernel(
     q_tile = tl.load(
         q + q_row[:, None] * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
     )
+    q_tile = as_factor(q_tile, cache)
 
     softmax = empty_softmax(ROWS, DIMS)
     for first in range(start, end, KEYS):
