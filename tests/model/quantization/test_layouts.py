@@ -29,7 +29,14 @@ def allocated(weight):
 def test_packing_is_undone_by_unpacking():
     numbers = torch.randint(0, 16, (5, 96), generator=torch.Generator().manual_seed(0))
     assert torch.equal(unpack(pack(numbers)), numbers.to(torch.uint8))
-    assert pack(numbers).shape == (5, 48)
+    assert pack(numbers).shape == (5, 12)
+
+
+def test_the_same_bits_of_four_words_hold_neighboring_columns():
+    (words,) = pack(torch.arange(32)[None] // 4 + 8)
+    assert [f"{word % 2**32:x}" for word in words.tolist()] == ["fedcba98"] * 4
+    (words,) = pack(torch.arange(32)[None] % 4)
+    assert [f"{word:08x}" for word in words.tolist()] == [str(i) * 8 for i in range(4)]
 
 
 @pytest.mark.parametrize("ordered", [False, True])

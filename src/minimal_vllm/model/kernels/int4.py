@@ -1,41 +1,73 @@
-"""Products with weights in 4-bit integers, which are dequantized in registers.
+"""Products with weights in 4-bit integers, which become numbers in registers.
 
 With a single token, a product takes as long as reading the weights, here a quarter of 16-bit ones.
-A program multiplies some rows, in tiles of groups (see ``quantization/int4`` for the layout)::
+So a GPU has a quarter of the time for each: about three instructions. Making a float of an integer
+takes most of them. But the bits of an integer *are* a float, a subnormal one, wherever they lie in
+its 23 bits of mantissa::
 
-    packed [out, in / 2]   tile [ROWS, GROUPS, BYTES]      BYTES: a group's bytes, or a part of them
-    scale  [out, groups]        [ROWS, GROUPS]             one load for all of them
-    x      [in]                 [GROUPS, BYTES] twice      for the low and the high halves of bytes
+    word              7777 6666 5555 4444 3333 2222 1111 0000    eight numbers
+    word & 15 << 8    0000 0000 0000 0000 0000 2222 0000 0000    as a float, 2222 · 2**(8 - 149)
 
-The integers are multiplied first, and the zero point is subtracted from the sum of a byte's two
-products: ``scale * (low * x_low + high * x_high - zero * (x_low + x_high))``.
+GPUs multiply subnormal numbers as fast as others and as exactly. The powers of 2 are made up for by
+the inputs, once for all rows, and by the result. Numbers 5 to 7 are shifted to the right first.
+
+A program multiplies some rows, in runs of 32 columns (see ``quantization/int4`` for the layout)::
+
+    packed [out, in / 8]   tile [ROWS, RUNS, 4]     a thread has the 4 words of a run, of each row
+    scale  [out, groups]        [ROWS, RUNS]        applied to the sum over a run
+    x      [in]                 [RUNS, 4]           the inputs of the numbers at the same bits
+
+The zero point is subtracted from the sum: ``scale * (sum of number * x - zero * sum of x)``.
 
 With more tokens, ``int4_product`` dequantizes a tile of the weights and multiplies it on tensor
 cores. Source: Frantar et al. 2024, *Marlin*, https://arxiv.org/abs/2408.11743, whose kernel does
 so for batches.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor, float32
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
-from minimal_vllm.model.quantization.int4 import HALF, SYMMETRIC_ZERO, Int4Weight
+from minimal_vllm.model.quantization.int4 import (
+    BITS,
+    PER_WORD,
+    RUN,
+    SYMMETRIC_ZERO,
+    WORDS,
+    Int4Weight,
+)
 
-ROWS = 4
-"""Rows per program of the product with a single token."""
-BYTES = 1024
-"""Bytes of each row that such a program loads per iteration."""
-COLUMNS = 64
-"""Columns of the output per program of the product with several tokens."""
+ROWS = 8
+"""Rows that a program of the product with a single token multiplies at a time; half as many of each
+half if it is gated."""
+RUNS = 128
+"""Runs of each row that such a program loads at a time."""
+PROGRAMS_PER_SM = 4
+"""Such programs that an SM runs at once."""
+TILE_ROWS = 64
+"""Rows per program of the product with several tokens."""
 MOST_TOKENS = 64
 """Maximum number of tokens per program of that product."""
+DEPTH = 128
+"""Columns that such a program multiplies per iteration."""
 
-_HALF = tl.constexpr(HALF)
+_BITS, _PER_WORD = tl.constexpr(BITS), tl.constexpr(PER_WORD)
+_RUN, _WORDS = tl.constexpr(RUN), tl.constexpr(WORDS)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
+_DEPTH = tl.constexpr(DEPTH)
+_MASK = tl.constexpr(15)
+_TWO = tl.constexpr(2.0)
+_IN_MANTISSA = tl.constexpr(5)
+"""Numbers of a word that lie in a float's mantissa."""
+_SUBNORMAL = tl.constexpr(149)
+"""The smallest subnormal number is 2 to the power of minus this."""
+_RAISED = tl.constexpr(100)
+"""Power of 2 by which inputs are multiplied, so that products are normal numbers again."""
 
 
 def int4_matvec(
@@ -63,21 +95,32 @@ def int4_matvec(
     Returns:
         ``[1, out]``, or ``[1, out / 2]`` if gated.
     """
-    out_size, in_size = weight.out_size, weight.in_size
-    if activation is not None:
-        out_size //= 2
+    out_size = weight.out_size if activation is None else weight.out_size // 2
     y = residual.new_empty(1, out_size)
-    width = _group_width(weight)
-    groups = min(2 * BYTES // width, triton.next_power_of_2(in_size // width))
-    _int4_matvec_kernel[(triton.cdiv(out_size, ROWS),)](
+    runs = weight.in_size // RUN
+    rows, tiles, warps = _tiles(out_size, runs, num_sms(residual.device), activation is not None)
+    _int4_matvec_kernel[(triton.cdiv(out_size, rows * tiles),)](
         residual, residual if x is None else x, residual if total is None else total,
         norm[0] if norm else residual, y if bias is None else bias, y, norm[1] if norm else 0.0,
-        **_tensors(weight), OUT=out_size, IN=in_size, ROWS=ROWS, GROUPS=groups, WIDTH=width,
+        **_tensors(weight), OUT=out_size, IN=weight.in_size, ROWS=rows, TILES=tiles,
+        RUNS=min(RUNS, triton.next_power_of_2(runs)),
         BIAS=bias is not None, NORM=norm is not None, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
-        num_warps=8, **launch_options(residual),
+        num_warps=warps, **launch_options(residual),
     )  # fmt: skip
     return y
+
+
+def _tiles(out_size: int, runs: int, sms: int, gated: bool) -> tuple[int, int, int]:
+    """Return a program's rows at a time, how many times, and its warps: the fastest on an H200.
+
+    If a program's tile has whole rows, it computes several one after the other, so that the inputs,
+    which it then has in registers, are prepared once for all of them.
+    """
+    if runs > RUNS:
+        return (ROWS if gated else 2 * ROWS), 1, 8
+    rows = ROWS // 2 if gated else ROWS
+    return rows, triton.cdiv(triton.cdiv(out_size, rows), PROGRAMS_PER_SM * sms), 4
 
 
 def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
@@ -91,15 +134,14 @@ def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
     Returns:
         ``[T, out]``
     """
-    tokens, out_size, in_size = len(x), weight.out_size, weight.in_size
-    y = x.new_empty(tokens, out_size)
-    rows = min(max(16, triton.next_power_of_2(tokens)), MOST_TOKENS)
-    _int4_product_kernel[(triton.cdiv(out_size, COLUMNS), triton.cdiv(tokens, rows))](
-        x, y if bias is None else bias, y, tokens,
-        **_tensors(weight, ordered=False), OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=COLUMNS,
-        WIDTH=_group_width(weight), BIAS=bias is not None,
-        PRECISION="ieee" if x.dtype == float32 else "tf32",
-        num_warps=4, num_stages=4, **launch_options(x),
+    num_tokens, out_size = len(x), weight.out_size
+    y = x.new_empty(num_tokens, out_size)
+    tokens = min(max(16, triton.next_power_of_2(num_tokens)), MOST_TOKENS)
+    _int4_product_kernel[(triton.cdiv(out_size, TILE_ROWS), triton.cdiv(num_tokens, tokens))](
+        x, y if bias is None else bias, y, num_tokens,
+        **_tensors(weight, ordered=False), OUT=out_size, IN=weight.in_size, ROWS=TILE_ROWS,
+        TOKENS=tokens, BIAS=bias is not None, PRECISION="ieee" if x.dtype == float32 else "tf32",
+        num_warps=4, num_stages=2 if x.dtype == float32 else 4, **launch_options(x),
     )  # fmt: skip
     return y
 
@@ -107,20 +149,12 @@ def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
 def int4_dequantize(weight: Int4Weight, like: Tensor) -> Tensor:
     """Return the matrix, ``[out, in]``, in the dtype of ``like``, its columns in their order."""
     out = like.new_empty(weight.out_size, weight.in_size)
-    width = _group_width(weight)
-    groups = min(2 * BYTES // width, triton.next_power_of_2(weight.in_size // width))
-    tiles = triton.cdiv(weight.in_size, groups * width)
-    _int4_dequantize_kernel[(weight.out_size, tiles)](
-        out, **_tensors(weight, ordered=False), IN=weight.in_size, GROUPS=groups, WIDTH=width,
+    runs = min(RUNS, triton.next_power_of_2(weight.in_size // RUN))
+    _int4_dequantize_kernel[(weight.out_size, triton.cdiv(weight.in_size, runs * RUN))](
+        out, **_tensors(weight, ordered=False), IN=weight.in_size, RUNS=runs,
         num_warps=4, **launch_options(like),
     )  # fmt: skip
     return out
-
-
-def _group_width(weight: Int4Weight) -> int:
-    """Return the columns that a tile treats as a group: at most 128, as registers are few."""
-    size = weight.group_size
-    return next(each for each in (128, 64, 32) if size % each == 0)
 
 
 def _tensors(weight: Int4Weight, *, ordered: bool = True) -> dict[str, Any]:
@@ -135,6 +169,17 @@ def _tensors(weight: Int4Weight, *, ordered: bool = True) -> dict[str, Any]:
     if ordered:
         tensors |= {"order": weight.scale if order is None else order, "ORDERED": order is not None}
     return tensors
+
+
+class _Tile(NamedTuple):
+    """Some rows' runs, in registers."""
+
+    words: tl.tensor
+    """``[ROWS, RUNS, 4]`` int32."""
+    scales: tl.tensor
+    """``[ROWS, RUNS]`` float32."""
+    zeros: tl.tensor
+    """``[ROWS, RUNS]`` float32."""
 
 
 @triton.jit
@@ -153,8 +198,8 @@ def _int4_matvec_kernel(
     OUT: tl.constexpr,
     IN: tl.constexpr,
     ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    TILES: tl.constexpr,
+    RUNS: tl.constexpr,
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
     ORDERED: tl.constexpr,
@@ -164,41 +209,86 @@ def _int4_matvec_kernel(
     ACTIVATION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    is_row = row < OUT
     GATES: tl.constexpr = ACTIVATION is not None
-    HALVES: tl.constexpr = WIDTH // 2
+    row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)
+    # Weights never change: load the first ones before the previous kernel has ended.
+    first = _load(packed, scale, zero, row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
+    first_up = first
+    if GATES:
+        first_up = _load(packed, scale, zero, OUT + row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
     wait_for_previous(EARLY)
-    squares = tl.zeros([GROUPS, HALVES], tl.float32)
-    products = tl.zeros([ROWS, GROUPS, HALVES], tl.float32)
-    up_products = tl.zeros([ROWS, GROUPS, HALVES], tl.float32)
-    byte = tl.arange(0, HALVES)
-    for start in tl.static_range(0, IN // WIDTH, GROUPS):
-        group = start + tl.arange(0, GROUPS)
-        column = (group * WIDTH)[:, None] + (byte // _HALF * 2 * _HALF + byte % _HALF)[None, :]
-        exists = column < IN
-        low, low_square = _input(residual, x, new_residual, norm_weight, order, column,
-                                 exists, NORM, ADDS, ORDERED)  # fmt: skip
-        high, high_square = _input(residual, x, new_residual, norm_weight, order, column + _HALF,
-                                   exists, NORM, ADDS, ORDERED)  # fmt: skip
-        squares += low_square + high_square
-        products += _multiply(packed, scale, zero, row, is_row, group, byte, low, high,
-                              IN, WIDTH, GROUP, ZEROS)  # fmt: skip
-        if GATES:
-            up_products += _multiply(packed, scale, zero, OUT + row, is_row, group, byte, low, high,
-                                     IN, WIDTH, GROUP, ZEROS)  # fmt: skip
+    inputs, squares = _input(
+        residual, x, new_residual, norm_weight, order, 0, IN, RUNS, NORM, ADDS, ORDERED
+    )
     # A norm is one factor for the whole vector, so it can be applied after the product.
     factor = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
-    result = tl.sum(tl.sum(products, 2), 1) * factor
-    if BIAS:
-        result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
-    result = result.to(y.dtype.element_ty)
-    if GATES:
-        up_result = tl.sum(tl.sum(up_products, 2), 1) * factor
+    for tile in range(TILES):
+        is_row = row < OUT
+        is_next = (row + ROWS < OUT) & (tile + 1 < TILES)
+        after = _load(packed, scale, zero, row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS)
+        after_up = after
+        if GATES:
+            after_up = _load(
+                packed, scale, zero, OUT + row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS
+            )
+        products = _product(first, inputs)
+        up_products = _product(first_up, inputs) if GATES else products
+        # The rest of long rows, of which there is one tile.
+        for start in tl.static_range(RUNS, IN // _RUN, RUNS):
+            weights = _load(packed, scale, zero, row, is_row, start, IN, RUNS, GROUP, ZEROS)
+            some, square = _input(
+                residual, x, new_residual, norm_weight, order, start, IN, RUNS, NORM, ADDS, ORDERED
+            )
+            squares += square
+            products += _product(weights, some)
+            if GATES:
+                weights = _load(
+                    packed, scale, zero, OUT + row, is_row, start, IN, RUNS, GROUP, ZEROS
+                )
+                up_products += _product(weights, some)
+        if NORM and IN > RUNS * _RUN:
+            factor = tl.rsqrt(tl.sum(squares) / IN + eps)
+        result = tl.sum(products, 1) * factor
         if BIAS:
-            up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
-        result = gated(result, up_result.to(y.dtype.element_ty), ACTIVATION)
-    tl.store(y + row, result, mask=is_row)
+            result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
+        result = result.to(y.dtype.element_ty)
+        if GATES:
+            up_result = tl.sum(up_products, 1) * factor
+            if BIAS:
+                up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
+            result = gated(result, up_result.to(y.dtype.element_ty), ACTIVATION)
+        tl.store(y + row, result, mask=is_row)
+        row += ROWS
+        first, first_up = after, after_up
+
+
+@triton.jit
+def _load(
+    packed,
+    scale,
+    zero,
+    row,
+    is_row,
+    start,
+    IN: tl.constexpr,
+    RUNS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZEROS: tl.constexpr,
+):
+    """Return the runs from ``start`` on of some rows, a ``_Tile``."""
+    ROWS: tl.constexpr = row.shape[0]
+    # Loaded as a matrix, and not in this shape, so that a thread's four words are neighbors.
+    word = start * _WORDS + tl.arange(0, RUNS * _WORDS)
+    at = packed + row.to(tl.int64)[:, None] * (IN // _PER_WORD) + word[None, :]
+    words = tl.load(at, mask=is_row[:, None] & (word < IN // _PER_WORD)[None, :], other=0)
+    run = start + tl.arange(0, RUNS)
+    of_group = row[:, None] * (IN // GROUP) + (run * _RUN // GROUP)[None, :]
+    exists = is_row[:, None] & (run < IN // _RUN)[None, :]
+    scales = tl.load(scale + of_group, mask=exists, other=0.0).to(tl.float32)
+    zeros = tl.full([ROWS, RUNS], _ZERO, tl.float32)
+    if ZEROS:
+        zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.float32)
+    return _Tile(tl.reshape(words, [ROWS, RUNS, _WORDS]), scales, zeros)
 
 
 @triton.jit
@@ -208,13 +298,19 @@ def _input(
     new_residual,
     norm_weight,
     order,
-    column,
-    exists,
+    start,
+    IN: tl.constexpr,
+    RUNS: tl.constexpr,
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
-    """Return the inputs of some columns, times the norm's weight, and the inputs' squares."""
+    """Return the inputs of the runs from ``start`` on, times the norm's weight; and their squares.
+
+    Inputs are ``[RUNS, 8, 4]``: a run's, by their numbers' place in a word, and the word.
+    """
+    column = start * _RUN + tl.arange(0, RUNS * _RUN)
+    exists = column < IN
     if ORDERED:
         column = tl.load(order + column, mask=exists, other=0)
     part = tl.load(residual + column, mask=exists, other=0.0)
@@ -226,89 +322,79 @@ def _input(
     squares = wide * wide
     if NORM:
         wide *= tl.load(norm_weight + column, mask=exists, other=0.0).to(tl.float32)
-    return wide, squares
+    return tl.reshape(wide, [RUNS, _PER_WORD, _WORDS]), squares
 
 
 @triton.jit
-def _multiply(
-    packed,
-    scale,
-    zero,
-    row,
-    is_row,
-    group,
-    byte,
-    low,
-    high,
-    IN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZEROS: tl.constexpr,
-):
-    """Return the products of some rows with some columns, ``[ROWS, GROUPS, WIDTH / 2]``."""
-    start = row.to(tl.int64)[:, None] * (IN // 2) + (group * (WIDTH // 2))[None, :]
-    exists = is_row[:, None] & (group * WIDTH < IN)[None, :]
-    numbers_at = packed + start[:, :, None] + byte[None, None, :]
-    numbers = tl.load(numbers_at, mask=exists[:, :, None], other=0)
-    numbers = numbers.to(tl.int32)
-    of_group = row[:, None] * (IN // GROUP) + (group * WIDTH // GROUP)[None, :]
-    scales = tl.load(scale + of_group, mask=exists, other=0.0).to(tl.float32)
-    products = (numbers & 15).to(tl.float32) * low[None, :, :]
-    products += (numbers >> 4).to(tl.float32) * high[None, :, :]
-    if ZEROS:
-        zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.float32)
-        products -= zeros[:, :, None] * (low + high)[None, :, :]
-    else:
-        products -= (low + high)[None, :, :] * _ZERO
-    return products * scales[:, :, None]
+def _product(tile, inputs):
+    """Return the product of each run of a ``_Tile`` with its inputs, ``[ROWS, RUNS]``."""
+    ROWS: tl.constexpr = tile.words.shape[0]
+    RUNS: tl.constexpr = tile.words.shape[1]
+    place = tl.arange(0, _PER_WORD)
+    bit = place % _IN_MANTISSA * _BITS
+    words = tl.reshape(tile.words, [ROWS, RUNS, 1, _WORDS])
+    high = (place >= _IN_MANTISSA)[None, None, :, None]
+    words = tl.where(high, words >> _IN_MANTISSA * _BITS, words)
+    numbers = (words & (15 << bit)[None, None, :, None]).to(tl.float32, bitcast=True)
+    raised = inputs * _power_of_2(-bit + _RAISED)[None, :, None]
+    sums = tl.sum(tl.reshape(numbers * raised[None], [ROWS, RUNS, _RUN]), 2)
+    all_inputs = tl.sum(tl.reshape(inputs, [RUNS, _RUN]), 1)
+    exact = sums * _TWO ** (_SUBNORMAL - _RAISED) - tile.zeros * all_inputs[None, :]
+    return tile.scales * exact
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
+def _power_of_2(exponent):
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
 def _int4_product_kernel(
     x,
     bias,
     y,
-    tokens,
+    num_tokens,
     packed,
     scale,
     zero,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    byte = tl.arange(0, WIDTH // 2)
-    inner = byte // _HALF * 2 * _HALF + byte % _HALF
-    is_row, is_column = row < tokens, column < OUT
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    word = tl.arange(0, _DEPTH // _PER_WORD)
+    column = word // _WORDS * _RUN + word % _WORDS
+    is_row, is_token = row < OUT, token < num_tokens
+    dtype = x.dtype.element_ty
     wait_for_previous(EARLY)
-    x_low = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
-    numbers_at = packed + column.to(tl.int64)[None, :] * (IN // 2) + byte[:, None]
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, IN, WIDTH):
-        low = tl.load(x_low + start, mask=is_row[:, None], other=0.0)
-        high = tl.load(x_low + start + _HALF, mask=is_row[:, None], other=0.0)
-        numbers = tl.load(numbers_at + start // 2, mask=is_column[None, :], other=0).to(tl.int32)
-        of_group = column * (IN // GROUP) + start // GROUP
-        scales = tl.load(scale + of_group, mask=is_column, other=0.0).to(tl.float32)
-        zeros = tl.full([COLUMNS], _ZERO, tl.float32)
+    inputs_at = x + token.to(tl.int64)[None, :] * IN + column[:, None]
+    words_at = packed + row.to(tl.int64)[:, None] * (IN // _PER_WORD) + word[None, :]
+    total = tl.zeros([ROWS, TOKENS], tl.float32)
+    for start in range(0, IN, _DEPTH):
+        exists = is_row[:, None] & (start + column < IN)[None, :]
+        is_input = (start + column < IN)[:, None] & is_token[None, :]
+        words = tl.load(words_at + start // _PER_WORD, mask=exists, other=0)
+        of_group = row[:, None] * (IN // GROUP) + ((start + column) // GROUP)[None, :]
+        scales = tl.load(scale + of_group, mask=exists, other=0.0)
+        zeros = tl.full([ROWS, 1], _ZERO, tl.int32)
         if ZEROS:
-            zeros = tl.load(zero + of_group, mask=is_column, other=0).to(tl.float32)
-        low_weight = ((numbers & 15).to(tl.float32) - zeros[None, :]) * scales[None, :]
-        high_weight = ((numbers >> 4).to(tl.float32) - zeros[None, :]) * scales[None, :]
-        total = tl.dot(low, low_weight.to(low.dtype), total, input_precision=PRECISION)
-        total = tl.dot(high, high_weight.to(low.dtype), total, input_precision=PRECISION)
+            zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.int32)
+        for place in tl.static_range(_PER_WORD):
+            inputs = tl.load(inputs_at + start + place * _WORDS, mask=is_input, other=0.0)
+            numbers = ((words >> place * _BITS) & _MASK) - zeros
+            weights = (numbers.to(tl.float32) * scales.to(tl.float32)).to(dtype)
+            total = tl.dot(weights, inputs, total, input_precision=PRECISION)
     if BIAS:
-        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    offsets = row.to(tl.int64)[:, None] * OUT + column[None, :]
-    tl.store(y + offsets, total, mask=is_row[:, None] & is_column[None, :])
+        total += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)[:, None]
+    at = token.to(tl.int64)[None, :] * OUT + row[:, None]
+    tl.store(y + at, total, mask=is_row[:, None] & is_token[None, :])
 
 
 @triton.jit
@@ -318,28 +404,24 @@ def _int4_dequantize_kernel(
     scale,
     zero,
     IN: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    RUNS: tl.constexpr,
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     wait_for_previous(EARLY)
     row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    byte = tl.arange(0, WIDTH // 2)
-    is_group = group * WIDTH < IN
-    offsets = (group * (WIDTH // 2))[:, None] + byte[None, :]
-    numbers = tl.load(packed + row * (IN // 2) + offsets, mask=is_group[:, None], other=0)
-    numbers = numbers.to(tl.int32)
-    of_group = row * (IN // GROUP) + group * WIDTH // GROUP
-    scales = tl.load(scale + of_group, mask=is_group, other=0.0).to(tl.float32)[:, None]
-    zeros = tl.full([GROUPS], _ZERO, tl.float32)
+    run, word = tl.program_id(1) * RUNS + tl.arange(0, RUNS), tl.arange(0, _WORDS)
+    is_run = run * _RUN < IN
+    words_at = packed + row * (IN // _PER_WORD) + (run * _WORDS)[:, None] + word[None, :]
+    words = tl.load(words_at, mask=is_run[:, None], other=0)
+    of_group = row * (IN // GROUP) + run * _RUN // GROUP
+    scales = tl.load(scale + of_group, mask=is_run, other=0.0).to(tl.float32)[:, None]
+    zeros = tl.full([RUNS, 1], _ZERO, tl.int32)
     if ZEROS:
-        zeros = tl.load(zero + of_group, mask=is_group, other=0).to(tl.float32)
-    column = (group * WIDTH)[:, None] + (byte // _HALF * 2 * _HALF + byte % _HALF)[None, :]
-    to = out + row * IN + column
-    low = ((numbers & 15).to(tl.float32) - zeros[:, None]) * scales
-    high = ((numbers >> 4).to(tl.float32) - zeros[:, None]) * scales
-    tl.store(to, low.to(out.dtype.element_ty), mask=is_group[:, None])
-    tl.store(to + _HALF, high.to(out.dtype.element_ty), mask=is_group[:, None])
+        zeros = tl.load(zero + of_group, mask=is_run, other=0).to(tl.int32)[:, None]
+    to = out + row * IN + (run * _RUN)[:, None] + word[None, :]
+    for place in tl.static_range(_PER_WORD):
+        numbers = ((words >> place * _BITS) & _MASK) - zeros
+        weights = (numbers.to(tl.float32) * scales).to(out.dtype.element_ty)
+        tl.store(to + place * _WORDS, weights, mask=is_run[:, None])

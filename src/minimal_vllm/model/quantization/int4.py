@@ -2,12 +2,14 @@
 
 A weight is ``(number - zero) * scale``, with a number from 0 to 15. A group is some neighboring
 columns of a row, all of which share the scale and the zero point; the zero point of a symmetric
-format is always 8. A byte holds two numbers of a row, 16 columns apart, so that neither half of a
-kernel's registers has to be shuffled::
+format is always 8. An int32, a *word*, holds eight numbers. Four words hold a *run* of 32 columns,
+and the same bits of all four hold neighboring columns::
 
-    columns   0 … 15 │ 16 … 31 │ 32 … 47 │ 48 … 63
-    bytes     ▼ low  ▼ high    ▼ low     ▼ high         llama.cpp's Q4_0 has the same order
-              0 … 15           16 … 31
+    bits of the 4 words      0 … 3    4 … 7    8 … 11    …    28 … 31
+    columns of their run     0 … 3    4 … 7    8 … 11    …    28 … 31
+
+A GPU's thread loads the four words at once. It multiplies the numbers at the same bits with
+neighboring inputs, and needs no other thread's numbers.
 
 Source: Frantar et al. 2022, https://arxiv.org/abs/2210.17323 (GPTQ, which groups columns).
 """
@@ -21,8 +23,13 @@ from minimal_vllm.model.linear import parameter
 from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.quantization_config import Int4
 
-HALF = 16
-"""Distance of the columns of the two numbers in a byte."""
+RUN = 32
+"""Columns of a run."""
+WORDS = 4
+"""Words of a run."""
+PER_WORD = RUN // WORDS
+"""Numbers in a word."""
+BITS = 4
 SYMMETRIC_ZERO = 8
 
 
@@ -41,13 +48,13 @@ class Int4Weight(QuantizedWeight):
     def __init__(self, in_size: int, parts: Mapping[str, int], stored: Int4) -> None:
         super().__init__(in_size, parts)
         self.group_size = stored.group_size or in_size
-        if in_size % self.group_size or in_size % (2 * HALF):
+        if in_size % self.group_size or in_size % RUN:
             raise ValueError(
                 f"config.json: quantization_config: {', '.join(parts)} has {in_size} columns, "
-                f"which must be a multiple of the group size, {self.group_size}, and of {2 * HALF}"
+                f"which must be a multiple of the group size, {self.group_size}, and of {RUN}"
             )
         groups = self.out_size, in_size // self.group_size
-        self.packed = parameter(self.out_size, in_size // 2, dtype=torch.uint8)
+        self.packed = parameter(self.out_size, in_size // PER_WORD, dtype=torch.int32)
         self.scale = parameter(*groups)
         self.zero = None if stored.symmetric else parameter(*groups, dtype=torch.uint8)
         self.order = parameter(in_size, dtype=torch.int32) if stored.ordered else None
@@ -83,7 +90,7 @@ class Int4Weight(QuantizedWeight):
 
     def init_random(self, generator: torch.Generator, std: float) -> None:
         """Fill the matrix; see ``QuantizedWeight.init_random``."""
-        self.packed.random_(generator=generator)
+        self.packed.random_(-(2**31), 2**31, generator=generator)
         self.scale.fill_(std / 4.6)  # the standard deviation of numbers from 0 to 15
         if self.zero is not None:
             self.zero.fill_(SYMMETRIC_ZERO)
@@ -92,12 +99,16 @@ class Int4Weight(QuantizedWeight):
 
 
 def pack(numbers: Tensor) -> Tensor:
-    """Pack numbers from 0 to 15, ``[out, in]``, into bytes, ``[out, in / 2]``."""
-    halves = numbers.to(torch.uint8).view(len(numbers), -1, 2, HALF)
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
+    """Pack numbers from 0 to 15, ``[out, in]``, into words, ``[out, in / 8]`` int32."""
+    runs = numbers.to(torch.int32).view(len(numbers), -1, PER_WORD, WORDS)
+    words = torch.zeros_like(runs[:, :, 0])
+    for place in range(PER_WORD):
+        words |= runs[:, :, place] << BITS * place
+    return words.flatten(1)
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """Unpack bytes, ``[out, in / 2]``, into numbers, ``[out, in]`` uint8; undoes ``pack``."""
-    pairs = packed.view(len(packed), -1, HALF)
-    return torch.stack((pairs & 15, pairs >> 4), dim=2).flatten(1)
+    """Unpack words, ``[out, in / 8]``, into numbers, ``[out, in]`` uint8; undoes ``pack``."""
+    words = packed.view(len(packed), -1, 1, WORDS)
+    places = torch.arange(PER_WORD, dtype=torch.int32, device=packed.device)[:, None]
+    return (words >> BITS * places & 15).to(torch.uint8).flatten(1)

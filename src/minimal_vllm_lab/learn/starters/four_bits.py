@@ -5,11 +5,11 @@ share a scale and a zero point::
 
     weight = (number - zero) * scale          number and zero: 0 … 15
 
-A byte holds two numbers. They are 16 columns apart, in blocks of 32 columns::
+An int32, a *word*, holds ``PER_WORD`` = 8 numbers. ``WORDS`` = 4 words hold a run of 32 columns,
+and the same bits of all four hold neighboring columns::
 
-    columns   0 … 15 │ 16 … 31 │ 32 … 47 │ 48 … 63 │ …
-    bytes     0 … 15 │  0 … 15 │ 16 … 31 │ 16 … 31 │ …
-    half       low   │  high   │  low    │  high   │ …
+    bits of the 4 words      0 … 3    4 … 7    8 … 11    …    28 … 31
+    columns of their run     0 … 3    4 … 7    8 … 11    …    28 … 31
 
 What to write: ``unpack``, which separates the numbers, and ``MyInt4Weight.dequantized``. The class
 has ``packed``, ``scale``, ``zero`` (None: all zero points are ``SYMMETRIC_ZERO``), ``group_size``
@@ -24,13 +24,13 @@ How it is checked: random matrices with all kinds of groups, compared with the e
 import torch
 from torch import Tensor
 
-from minimal_vllm.model.quantization.int4 import HALF, SYMMETRIC_ZERO, Int4Weight
+from minimal_vllm.model.quantization.int4 import PER_WORD, SYMMETRIC_ZERO, WORDS, Int4Weight
 
-__all__ = ["HALF", "SYMMETRIC_ZERO", "MyInt4Weight", "unpack"]
+__all__ = ["PER_WORD", "SYMMETRIC_ZERO", "WORDS", "MyInt4Weight", "unpack"]
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """Unpack bytes, ``[out, in / 2]``, into numbers, ``[out, in]`` uint8."""
+    """Unpack words, ``[out, in / 8]`` int32, into numbers, ``[out, in]`` uint8."""
     raise NotImplementedError
 
 
