@@ -61,8 +61,8 @@ class TritonFp8Weight(Fp8Weight):
         if can_use_matvec(x):
             return matvec(x, self.weight, bias, scales=self.scales, activation=activation)
         if self.has_row_scales and can_use_row_product(self.weight):
-            product = fp8_row_product(x, self.weight, self.scales, bias)
-        elif can_use_block_product(self.weight, self.scales):
+            return fp8_row_product(x, self.weight, self.scales, bias, activation)
+        if can_use_block_product(self.weight, self.scales):
             product = fp8_block_product(x, self.weight, self.scales, bias)
         else:
             return super().multiply(x, bias, activation)

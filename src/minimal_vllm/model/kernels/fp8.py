@@ -9,7 +9,14 @@ the formats prescribe ("dynamic" activations)::
 If a group is the whole row, the scales are factors of the result. With blocks, the partial sum of
 each 128 columns has its own two scales, and is added up in float32 registers (DeepSeek-V3, 2024,
 https://arxiv.org/abs/2412.19437, section 3.3.2). PyTorch has a product of either kind.
+
+With scales per row, the library's tiles all have one size, 128 × 128, and half of the SMs get none
+if there are few tokens. Without scales, it chooses among many sizes, and splits the inner sum. So
+the product of few tokens is computed without, and a kernel of ours multiplies it by the scales; if
+it is gated, in the pass that applies the gate anyway.
 """
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -18,25 +25,34 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.device.properties import is_hopper, is_hopper_or_later
+from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 from minimal_vllm.model.kernels.matvec import Scales
 
 BLOCK = 128
 """Columns of the inputs that share a scale, if the weights have scales per block."""
 LARGEST = 448.0
+MOST_UNSCALED = 512
+"""Maximum number of tokens whose product is scaled by a kernel of its own."""
+LEAST_ROWS = 17
+"""Minimum number of rows of the inputs; those after the tokens are not initialized. The library's
+products of fewer rows are slower."""
+BLOCK_OF_SCALES = 1024
+"""Columns per program of the kernel that multiplies by scales."""
 
 
-def quantize_inputs(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def quantize_inputs(x: Tensor, group: int, least_rows: int = 0) -> tuple[Tensor, Tensor]:
     """Round each token's numbers to FP8, with one scale per group of columns.
 
     Args:
         x: ``[T, in]``, contiguous.
         group: number of columns per group; the whole row, or a power of two.
+        least_rows: minimum number of rows to return; those after the tokens are not initialized.
 
     Returns:
-        ``[T, in]`` e4m3, and the scales, ``[T, ceil(in / group)]`` float32.
+        ``[T or least_rows, in]`` e4m3, and the scales, ``[T, ceil(in / group)]`` float32.
     """
     tokens, in_size = x.shape
-    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    out = x.new_empty(max(tokens, least_rows), in_size, dtype=torch.float8_e4m3fn)
     groups = triton.cdiv(in_size, group)
     scales = torch.empty(tokens, groups, device=x.device)
     _quantize_kernel[(tokens,)](
@@ -52,18 +68,24 @@ def can_use_row_product(weight: Tensor) -> bool:
     return all(size % 16 == 0 for size in weight.shape) and is_hopper_or_later(weight.device)
 
 
-def fp8_row_product(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None) -> Tensor:
-    """Return ``x @ weight.T + bias`` for a weight with one scale per row.
+def fp8_row_product(
+    x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None, activation: str | None = None
+) -> Tensor:
+    """Return ``x @ weight.T + bias``, gated if asked for, for a weight with one scale per row.
 
     Args:
         x: ``[T, in]``, contiguous.
         weight: ``[out, in]`` e4m3, contiguous; see ``can_use_row_product``.
         scales: the weight's scales.
         bias: ``[out]`` or None.
+        activation: a key of ``ACTIVATIONS``: the first half of the product is the gate of the
+            second. None: no gate.
 
     Returns:
-        ``[T, out]``
+        ``[T, out]``, or ``[T, out / 2]`` if gated.
     """
+    if activation is not None or len(x) <= MOST_UNSCALED:
+        return _scaled_later(x, weight, scales, bias, activation)
     inputs, input_scales = quantize_inputs(x, x.shape[1])
     product = torch._scaled_mm(
         inputs,
@@ -73,6 +95,30 @@ def fp8_row_product(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | No
         out_dtype=torch.bfloat16,  # the only one with scales per row
     ).to(x.dtype)
     return product if bias is None else product.add_(bias)
+
+
+def _scaled_later(
+    x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """Compute what ``fp8_row_product`` does, with the scales in a second kernel."""
+    inputs, input_scales = quantize_inputs(x, x.shape[1], LEAST_ROWS)
+    one = _one(x.device)
+    product = torch._scaled_mm(inputs, weight.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    size = len(weight) if activation is None else len(weight) // 2
+    out = x.new_empty(len(x), size)
+    _scale_kernel[(len(x), triton.cdiv(size, BLOCK_OF_SCALES))](
+        product, input_scales, scales.values, product if bias is None else bias, out,
+        OUT=len(weight), SIZE=size, BLOCK=BLOCK_OF_SCALES, BIAS=bias is not None,
+        ACTIVATION=None if activation is None else ACTIVATIONS[activation],
+        num_warps=4, **launch_options(x),
+    )  # fmt: skip
+    return out
+
+
+@lru_cache
+def _one(device: torch.device) -> Tensor:
+    """Return the scale of numbers that have none."""
+    return torch.ones((), device=device)
 
 
 def can_use_block_product(weight: Tensor, scales: Scales) -> bool:
@@ -131,3 +177,41 @@ def _quantize_kernel(
     tl.store(scales + token * NUM_GROUPS + group, scale, mask=group < NUM_GROUPS)
     scaled = tl.clamp(numbers / scale[:, None], -LARGEST, LARGEST)
     tl.store(out + token * IN + column, scaled.to(out.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def _scale_kernel(
+    product,
+    input_scales,
+    scales,
+    bias,
+    out,
+    OUT: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    exists = column < SIZE
+    dtype = out.dtype.element_ty
+    wait_for_previous(EARLY)
+    scale = tl.load(input_scales + token)
+    numbers = product + token * OUT
+    result = _scaled(numbers, scale, scales, bias, column, exists, BIAS).to(dtype)
+    if ACTIVATION is not None:
+        up = _scaled(numbers, scale, scales, bias, SIZE + column, exists, BIAS).to(dtype)
+        result = gated(result, up, ACTIVATION)
+    tl.store(out + token * SIZE + column, result, mask=exists)
+
+
+@triton.jit
+def _scaled(numbers, scale, scales, bias, column, exists, BIAS: tl.constexpr):
+    """Return some columns of a token's product, times the scales, plus the bias."""
+    some = tl.load(numbers + column, mask=exists, other=0.0).to(tl.float32)
+    some *= scale * tl.load(scales + column, mask=exists, other=0.0)
+    if BIAS:
+        some += tl.load(bias + column, mask=exists, other=0.0).to(tl.float32)
+    return some

@@ -35,6 +35,10 @@ FEW_ROWS = 1024
 """Number of rows of a matrix up to which two tiles of columns, one of them partly empty, are read
 as one: all weights are then loaded before the previous kernel has ended. With more rows, the
 programs, which are twice as large, would not all run at once."""
+LOADED = 16
+"""Bytes that a thread loads at once."""
+FP8_ROWS = 8
+"""Rows per program of a weight in FP8; half as many of each half if there is a gate."""
 
 
 def can_use_matvec(x: Tensor) -> bool:
@@ -58,7 +62,7 @@ class Scales:
 
         A program reads the scales of one row of blocks only, so blocks must hold whole programs.
         """
-        return self._belong_to_rows(in_size) or self.rows % _tile(in_size)[0] == 0
+        return self._belong_to_rows(in_size) or self.rows % FP8_ROWS == 0
 
     def options(self, in_size: int) -> dict[str, Any]:
         """Return the kernel's arguments."""
@@ -93,12 +97,13 @@ def matvec(
     if activation is not None:
         out_size //= 2
     y = x.new_empty(1, out_size) if out is None else out
-    rows, columns, warps = _tile(in_size)
-    if out_size <= FEW_ROWS and columns < in_size < 2 * columns:
+    rows, columns, warps = _tile(weight, gated=activation is not None)
+    if weight.itemsize > 1 and out_size <= FEW_ROWS and columns < in_size < 2 * columns:
         columns, warps = 2 * columns, 2 * warps
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
+        PIECE=min(LOADED // weight.itemsize, columns),
         BIAS=bias is not None, NORM=False, ADDS=False,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         **_scale_options(scales, x, in_size), num_warps=warps, **launch_options(x),
@@ -145,11 +150,12 @@ def add_norm_matvec(
     if activation is not None:
         out_size //= 2
     y = residual.new_empty(1, out_size)
-    rows, columns, warps = _tile(in_size)
+    rows, columns, warps = _tile(weight, gated=activation is not None)
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         residual, residual if x is None else x, total, norm_weight, weight,
         weight if bias is None else bias, y, eps,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
+        PIECE=min(LOADED // weight.itemsize, columns),
         BIAS=bias is not None, NORM=True, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         **_scale_options(scales, residual, in_size), num_warps=warps,
@@ -158,11 +164,14 @@ def add_norm_matvec(
     return y
 
 
-def _tile(in_size: int) -> tuple[int, int, int]:
+def _tile(weight: Tensor, *, gated: bool) -> tuple[int, int, int]:
     """Return a program's rows, columns per iteration and warps: the fastest on an H200."""
+    in_size = weight.shape[1]
+    columns = min(triton.next_power_of_2(in_size), 2048)
+    if weight.itemsize == 1:
+        return FP8_ROWS // 2 if gated else FP8_ROWS, columns, 4
     if 2048 < in_size < 3072:  # two times 2048 columns would be a third too many
         return 2, 1024, 4
-    columns = min(triton.next_power_of_2(in_size), 2048)
     if in_size >= 4096:
         return 2, columns, 4
     return 4, columns, 8 if columns == 2048 else 4
@@ -183,6 +192,7 @@ def _matvec_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr,
     BIAS: tl.constexpr,
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
@@ -196,12 +206,12 @@ def _matvec_kernel(
     is_row = row < OUT
     GATES: tl.constexpr = ACTIVATION is not None
     # Weights never change: load the first ones before the previous kernel has ended.
-    first = _load_weights(weight, row, 0, OUT, IN, COLUMNS)
-    first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, COLUMNS) if GATES else first
+    first = _load_weights(weight, row, 0, OUT, IN, ROWS, COLUMNS)
+    first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, ROWS, COLUMNS) if GATES else first
     wait_for_previous(EARLY)
     squares = tl.zeros([COLUMNS], tl.float32)
-    products = tl.zeros([ROWS, COLUMNS], tl.float32)
-    up_products = tl.zeros([ROWS, COLUMNS], tl.float32)
+    products = tl.zeros([ROWS, COLUMNS // PIECE], tl.float32)
+    up_products = tl.zeros([ROWS, COLUMNS // PIECE], tl.float32)
     first_row = tl.program_id(0) * ROWS
     for start in tl.static_range(0, IN, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -214,17 +224,17 @@ def _matvec_kernel(
         if NORM:
             squares += wide * wide
             wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
-        rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, COLUMNS)
-        products += rows.to(tl.float32) * _scaled(
-            wide, scales, first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
-        )
+        rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, ROWS, COLUMNS)
+        vector = _scaled(wide, scales, first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS)
+        products += _piecewise(rows, vector, PIECE)
         if GATES:
             ups = first_up
             if start > 0:
-                ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, COLUMNS)
-            up_products += ups.to(tl.float32) * _scaled(
+                ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, ROWS, COLUMNS)
+            vector = _scaled(
                 wide, scales, OUT + first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
             )
+            up_products += _piecewise(ups, vector, PIECE)
     # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
     result = tl.sum(products, 1) * scale * _row_scale(scales, row, is_row, SCALES)
@@ -240,10 +250,31 @@ def _matvec_kernel(
 
 
 @triton.jit
-def _load_weights(weight, row, start, OUT: tl.constexpr, IN: tl.constexpr, COLUMNS: tl.constexpr):
+def _load_weights(
+    weight,
+    row,
+    start,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     column = start + tl.arange(0, COLUMNS)
     offsets = row.to(tl.int64)[:, None] * IN + column[None, :]
+    if OUT % ROWS == 0 and IN % COLUMNS == 0:  # a mask would cost time
+        return tl.load(weight + offsets)
     return tl.load(weight + offsets, mask=(row < OUT)[:, None] & (column < IN)[None, :], other=0.0)
+
+
+@triton.jit
+def _piecewise(weights, vector, PIECE: tl.constexpr):
+    """Return the products of some rows with a vector, ``[1, COLUMNS]``, summed over pieces.
+
+    A piece is what a thread loads at once, 16 bytes, so that it needs one register for each.
+    """
+    ROWS: tl.constexpr = weights.shape[0]
+    PIECES: tl.constexpr = weights.shape[1] // PIECE
+    return tl.sum(tl.reshape(weights.to(tl.float32) * vector, [ROWS, PIECES, PIECE]), 2)
 
 
 @triton.jit
