@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.kernels.fp8 import quantize_inputs
-from minimal_vllm.model.kernels.int4 import int4_dequantize
+from minimal_vllm.model.kernels.int4_product import int4_dequantize
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization_config import Int4

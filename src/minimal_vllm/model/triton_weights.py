@@ -16,7 +16,8 @@ from minimal_vllm.model.kernels.fp8 import (
 )
 from minimal_vllm.model.kernels.gate import act_and_mul
 from minimal_vllm.model.kernels.grouped import gated_grouped_product, weighted_grouped_product
-from minimal_vllm.model.kernels.int4 import int4_dequantize, int4_matvec, int4_product
+from minimal_vllm.model.kernels.int4 import int4_matvec
+from minimal_vllm.model.kernels.int4_product import int4_dequantize, int4_product
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.mxfp4 import gated_fragment_product, weighted_fragment_product

@@ -245,8 +245,7 @@ def _decode_kernel(
     end = tl.where(piece == first + num_pieces - 1, seq_len + count - 1, start + length)
     wait_for_previous(EARLY)  # up to here only the plan was read
     q_offsets = (q_row * q_stride + heads * D)[:, None] + dim[None, :]
-    q_tile = tl.load(q + q_offsets, mask=is_real, other=0.0)
-    q_tile = as_factor(q_tile, cache)
+    q_tile = as_factor(tl.load(q + q_offsets, mask=is_real, other=0.0), cache)
 
     softmax = empty_softmax(ROWS, DIMS)
     for tile in range(start, end, KEYS):

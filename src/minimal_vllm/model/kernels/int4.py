@@ -19,16 +19,14 @@ A program multiplies some rows, in runs of 32 columns (see ``quantization/int4``
 
 The zero point is subtracted from the sum: ``scale * (sum of number * x - zero * sum of x)``.
 
-With more tokens, ``int4_product`` dequantizes a tile of the weights and multiplies it on tensor
-cores. Source: Frantar et al. 2024, *Marlin*, https://arxiv.org/abs/2408.11743, whose kernel does
-so for batches.
+For more tokens, see ``int4_product``.
 """
 
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor, float32
+from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.device.properties import num_sms
@@ -49,17 +47,9 @@ RUNS = 128
 """Runs of each row that such a program loads at a time."""
 PROGRAMS_PER_SM = 4
 """Such programs that an SM runs at once."""
-TILE_ROWS = 64
-"""Rows per program of the product with several tokens."""
-MOST_TOKENS = 64
-"""Maximum number of tokens per program of that product."""
-DEPTH = 128
-"""Columns that such a program multiplies per iteration."""
-
 _BITS, _PER_WORD = tl.constexpr(BITS), tl.constexpr(PER_WORD)
 _RUN, _WORDS = tl.constexpr(RUN), tl.constexpr(WORDS)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
-_DEPTH = tl.constexpr(DEPTH)
 _MASK = tl.constexpr(15)
 _TWO = tl.constexpr(2.0)
 _IN_MANTISSA = tl.constexpr(5)
@@ -102,7 +92,7 @@ def int4_matvec(
     _int4_matvec_kernel[(triton.cdiv(out_size, rows * tiles),)](
         residual, residual if x is None else x, residual if total is None else total,
         norm[0] if norm else residual, y if bias is None else bias, y, norm[1] if norm else 0.0,
-        **_tensors(weight), OUT=out_size, IN=weight.in_size, ROWS=rows, TILES=tiles,
+        **tensors_of(weight), OUT=out_size, IN=weight.in_size, ROWS=rows, TILES=tiles,
         RUNS=min(RUNS, triton.next_power_of_2(runs)),
         BIAS=bias is not None, NORM=norm is not None, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
@@ -123,41 +113,8 @@ def _tiles(out_size: int, runs: int, sms: int, gated: bool) -> tuple[int, int, i
     return rows, triton.cdiv(triton.cdiv(out_size, rows), PROGRAMS_PER_SM * sms), 4
 
 
-def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
-    """Return ``x @ weight.T + bias`` for some tokens, whose columns are in the weight's order.
-
-    Args:
-        x: ``[T, in]``, contiguous.
-        weight: matrix ``[out, in]``.
-        bias: ``[out]`` or None.
-
-    Returns:
-        ``[T, out]``
-    """
-    num_tokens, out_size = len(x), weight.out_size
-    y = x.new_empty(num_tokens, out_size)
-    tokens = min(max(16, triton.next_power_of_2(num_tokens)), MOST_TOKENS)
-    _int4_product_kernel[(triton.cdiv(out_size, TILE_ROWS), triton.cdiv(num_tokens, tokens))](
-        x, y if bias is None else bias, y, num_tokens,
-        **_tensors(weight, ordered=False), OUT=out_size, IN=weight.in_size, ROWS=TILE_ROWS,
-        TOKENS=tokens, BIAS=bias is not None, PRECISION="ieee" if x.dtype == float32 else "tf32",
-        num_warps=4, num_stages=2 if x.dtype == float32 else 4, **launch_options(x),
-    )  # fmt: skip
-    return y
-
-
-def int4_dequantize(weight: Int4Weight, like: Tensor) -> Tensor:
-    """Return the matrix, ``[out, in]``, in the dtype of ``like``, its columns in their order."""
-    out = like.new_empty(weight.out_size, weight.in_size)
-    runs = min(RUNS, triton.next_power_of_2(weight.in_size // RUN))
-    _int4_dequantize_kernel[(weight.out_size, triton.cdiv(weight.in_size, runs * RUN))](
-        out, **_tensors(weight, ordered=False), IN=weight.in_size, RUNS=runs,
-        num_warps=4, **launch_options(like),
-    )  # fmt: skip
-    return out
-
-
-def _tensors(weight: Int4Weight, *, ordered: bool = True) -> dict[str, Any]:
+def tensors_of(weight: Int4Weight, *, ordered: bool = True) -> dict[str, Any]:
+    """Return the arguments of a kernel that reads a weight, its columns' order included or not."""
     zero, order = weight.zero, weight.order if ordered else None
     tensors = {
         "packed": weight.packed,
@@ -346,82 +303,3 @@ def _product(tile, inputs):
 @triton.jit
 def _power_of_2(exponent):
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit(do_not_specialize=["num_tokens"])
-def _int4_product_kernel(
-    x,
-    bias,
-    y,
-    num_tokens,
-    packed,
-    scale,
-    zero,
-    OUT: tl.constexpr,
-    IN: tl.constexpr,
-    ROWS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZEROS: tl.constexpr,
-    BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    word = tl.arange(0, _DEPTH // _PER_WORD)
-    column = word // _WORDS * _RUN + word % _WORDS
-    is_row, is_token = row < OUT, token < num_tokens
-    dtype = x.dtype.element_ty
-    wait_for_previous(EARLY)
-    inputs_at = x + token.to(tl.int64)[None, :] * IN + column[:, None]
-    words_at = packed + row.to(tl.int64)[:, None] * (IN // _PER_WORD) + word[None, :]
-    total = tl.zeros([ROWS, TOKENS], tl.float32)
-    for start in range(0, IN, _DEPTH):
-        exists = is_row[:, None] & (start + column < IN)[None, :]
-        is_input = (start + column < IN)[:, None] & is_token[None, :]
-        words = tl.load(words_at + start // _PER_WORD, mask=exists, other=0)
-        of_group = row[:, None] * (IN // GROUP) + ((start + column) // GROUP)[None, :]
-        scales = tl.load(scale + of_group, mask=exists, other=0.0)
-        zeros = tl.full([ROWS, 1], _ZERO, tl.int32)
-        if ZEROS:
-            zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.int32)
-        for place in tl.static_range(_PER_WORD):
-            inputs = tl.load(inputs_at + start + place * _WORDS, mask=is_input, other=0.0)
-            numbers = ((words >> place * _BITS) & _MASK) - zeros
-            weights = (numbers.to(tl.float32) * scales.to(tl.float32)).to(dtype)
-            total = tl.dot(weights, inputs, total, input_precision=PRECISION)
-    if BIAS:
-        total += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)[:, None]
-    at = token.to(tl.int64)[None, :] * OUT + row[:, None]
-    tl.store(y + at, total, mask=is_row[:, None] & is_token[None, :])
-
-
-@triton.jit
-def _int4_dequantize_kernel(
-    out,
-    packed,
-    scale,
-    zero,
-    IN: tl.constexpr,
-    RUNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZEROS: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    wait_for_previous(EARLY)
-    row = tl.program_id(0).to(tl.int64)
-    run, word = tl.program_id(1) * RUNS + tl.arange(0, RUNS), tl.arange(0, _WORDS)
-    is_run = run * _RUN < IN
-    words_at = packed + row * (IN // _PER_WORD) + (run * _WORDS)[:, None] + word[None, :]
-    words = tl.load(words_at, mask=is_run[:, None], other=0)
-    of_group = row * (IN // GROUP) + run * _RUN // GROUP
-    scales = tl.load(scale + of_group, mask=is_run, other=0.0).to(tl.float32)[:, None]
-    zeros = tl.full([RUNS, 1], _ZERO, tl.int32)
-    if ZEROS:
-        zeros = tl.load(zero + of_group, mask=is_run, other=0).to(tl.int32)[:, None]
-    to = out + row * IN + (run * _RUN)[:, None] + word[None, :]
-    for place in tl.static_range(_PER_WORD):
-        numbers = ((words >> place * _BITS) & _MASK) - zeros
-        weights = (numbers.to(tl.float32) * scales).to(out.dtype.element_ty)
-        tl.store(to + place * _WORDS, weights, mask=is_run[:, None])
