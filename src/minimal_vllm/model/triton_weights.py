@@ -34,9 +34,9 @@ from minimal_vllm.model.triton_modules import Normed, PartialSums
 
 MANY_PAIRS = 1024
 """Mean number of an expert's tokens from which on experts in MXFP4 are dequantized to memory."""
-MANY_TOKENS = 256
-"""Number of tokens from which on 4-bit weights are dequantized to memory before the product: each
-tile of them would otherwise be dequantized once per 64 tokens."""
+MANY_TOKENS = 8
+"""Number of tokens from which on 4-bit weights are dequantized to memory before the product, which
+is then the library's."""
 
 
 class TritonFp8Weight(Fp8Weight):

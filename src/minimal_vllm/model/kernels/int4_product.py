@@ -135,12 +135,12 @@ def _int4_dequantize_kernel(
     words_at = packed + row * (IN // _PER_WORD) + (run * _WORDS)[:, None] + word[None, :]
     words = tl.load(words_at, mask=is_run[:, None], other=0)
     of_group = row * (IN // GROUP) + run * _RUN // GROUP
-    scales = tl.load(scale + of_group, mask=is_run, other=0.0).to(tl.float32)[:, None]
-    zeros = tl.full([RUNS, 1], _ZERO, tl.int32)
+    scales = tl.load(scale + of_group, mask=is_run, other=0.0).to(tl.float32)[:, None, None]
+    zeros = tl.full([RUNS, 1, 1], _ZERO, tl.int32)
     if ZEROS:
-        zeros = tl.load(zero + of_group, mask=is_run, other=0).to(tl.int32)[:, None]
-    to = out + row * IN + (run * _RUN)[:, None] + word[None, :]
-    for place in tl.static_range(_PER_WORD):
-        numbers = ((words >> place * _BITS) & _MASK) - zeros
-        weights = (numbers.to(tl.float32) * scales).to(out.dtype.element_ty)
-        tl.store(to + place * _WORDS, weights, mask=is_run[:, None])
+        zeros = tl.load(zero + of_group, mask=is_run, other=0).to(tl.int32)[:, None, None]
+    shift = (tl.arange(0, _PER_WORD) * _BITS)[None, :, None]
+    numbers = ((tl.reshape(words, [RUNS, 1, _WORDS]) >> shift) & _MASK) - zeros
+    weights = (numbers.to(tl.float32) * scales).to(out.dtype.element_ty)
+    column = tl.program_id(1) * (RUNS * _RUN) + tl.arange(0, RUNS * _RUN)
+    tl.store(out + row * IN + column, tl.reshape(weights, [RUNS * _RUN]), mask=column < IN)
