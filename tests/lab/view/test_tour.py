@@ -27,6 +27,17 @@ STOPS = (
     ("The end", f"{STATE}.requests.size === 0 && {STATE}.numEnded === 8"),
 )
 """Title of each stop, and what the page must show there."""
+LONG_WAYS = (4, 7)
+"""Stops that are many steps from the one before, so that the page tells what happens meanwhile."""
+PREEMPTED = """() => view.digest.rows.flatMap((row) => row.cells
+  .filter((cell) => cell.kind === "preempted").map((cell) => [cell.step, `#${row.arrival}`]))"""
+COMPUTED_AGAIN = """() => view.digest.rows.flatMap((row) => row.cells
+  .filter((cell) => cell.again > 0)
+  .map(({ step, kind, count, again }) => ({ arrival: row.arrival, step, kind, count, again })))"""
+COLUMN = """(step) => {
+  const { prompt, decode, again } = view.digest.column(step);
+  return { prompt, decode, again };
+}"""
 SHOWN = """() => [...document.querySelectorAll("main > .panel")]
   .filter((each) => each.offsetParent !== null).map((each) => each.classList[1])"""
 
@@ -45,6 +56,9 @@ def wait_for_stop(page, number):
 def next_stop(page, number):
     """Go to the next stop without waiting between steps."""
     page.keyboard.press("ArrowRight")
+    if number in LONG_WAYS:
+        until(page, "document.getElementById('mode').innerText === 'running'")
+        assert page.inner_text("#tour-title") == f"On the way to stop {number + 1}"
     page.evaluate("view.tour.hurries = true")
     wait_for_stop(page, number)
 
@@ -60,10 +74,20 @@ def test_the_first_viewer_is_taken_through_eight_stops_and_then_sees_everything(
             assert page.inner_text("#tour-title").startswith(title)
             assert page.evaluate(is_shown), title
             assert page.evaluate("view.player.paused")
+            assert page.inner_text("#mode") == "engine paused"
             assert page.evaluate("document.activeElement.id") == "tour-next"
             panels = page.evaluate(SHOWN)
             assert panels == (["tour", "pool"] if number < 4 else ["tour", "pool", "batch"])
             assert "undefined" not in page.inner_text("#tour")
+            if title == "A shared prefix":
+                until(page, "!view.wordsAreStale")
+                in_use = page.evaluate(f"{STATE}.counts[2] + {STATE}.counts[3]")
+                assert f"{in_use} in use (2 of them shared)" in page.inner_text("#counts")
+        victims = dict.fromkeys(name for _, name in sorted(page.evaluate(PREEMPTED)))
+        assert f"{' and later '.join(victims)} w" in page.inner_text("#tour")
+        free, cached, *_ = page.evaluate(f"{STATE}.counts")
+        until(page, "!view.wordsAreStale")
+        assert page.inner_text("#counts") == f"{free} free · {cached} cached · 0 in use"
         page.keyboard.press("ArrowLeft")
         until(page, "view.tour.stop === 6 && !view.stale")
         assert page.evaluate(STOPS[6][1]), "back shows the engine as it was"
@@ -107,6 +131,26 @@ def test_a_page_that_is_opened_during_a_tour_begins_it_anew(chromium, url):
         until(page, "window.view?.player.history != null")
         wait_for_stop(page, 0)
         page.click("#tour-skip")
+        until(page, "!view.tour.isOn && !view.player.paused")
+
+
+def test_the_last_chunk_of_a_preempted_request_is_no_decode(chromium, url):
+    with page_at(chromium, url) as page:
+        until(page, "view.player.isLive")
+        page.keyboard.press("g")
+        wait_for_stop(page, 0)
+        for number in range(1, 8):
+            next_stop(page, number)
+        cells = page.evaluate(COMPUTED_AGAIN)
+        assert {each["kind"] for each in cells} == {"again"}
+        last = [each for each in cells if each["count"] == each["again"] + 1]
+        assert last, "it computes the newest token too"
+        for each in cells:
+            column = page.evaluate(COLUMN, each["step"])
+            assert column["again"] >= each["again"]
+            others = [one for one in cells if one["step"] == each["step"]]
+            assert column["again"] == sum(one["again"] for one in others)
+        page.keyboard.press("Escape")
         until(page, "!view.tour.isOn && !view.player.paused")
 
 

@@ -6,6 +6,7 @@ import { colorOf, fitCanvas, theme, widthOf, wordOf } from "./theme.js";
 const LABELS = 56; // width of the row labels, in pixels
 const BUDGET = 54; // height of the token budget's bars, in pixels
 const AXIS = 18; // height of the step numbers, in pixels
+const LABEL_GAP = 36; // minimum distance of a step number from that of the current step, in pixels
 const MAX_ROWS = 400; // maximum height of all rows in pixels, unless that is less than one per row
 const MIN_ROW = 4; // rows of fewer pixels are drawn as lines of an image
 
@@ -198,11 +199,18 @@ export class BatchView {
       context.fillRect(x + 1, top + pad, width * 0.3, height - 2 * pad);
     }
     if (width >= 18 && height >= 14) {
-      context.fillStyle = theme.panel;
+      const text = String(cell.count - cell.guesses);
+      const [middle, center] = [x + width / 2 + (cell.cached ? 2 : 0), top + height / 2 + 0.5];
       context.font = "600 10px system-ui, sans-serif";
+      if (cell.kind === "again") { // stripes behind the number would make it unreadable
+        const half = context.measureText(text).width / 2 + 1;
+        context.fillStyle = colorOf(row.arrival);
+        context.fillRect(middle - half, center - 6, 2 * half, 11);
+      }
+      context.fillStyle = theme.panel;
       context.textAlign = "center";
       context.textBaseline = "middle";
-      context.fillText(String(cell.count - cell.guesses), x + width / 2 + (cell.cached ? 2 : 0), top + height / 2 + 0.5);
+      context.fillText(text, middle, center);
     }
   }
 
@@ -274,7 +282,8 @@ export class BatchView {
     context.textBaseline = "middle";
     const every = columnWidth >= 20 ? 5 : columnWidth >= 12 ? 10 : 20;
     for (let each = Math.ceil(Math.max(this.first, 0) / every) * every; each <= this.last; each += every) {
-      if (each !== step) context.fillText(String(each), this.x(each) + columnWidth / 2, height - AXIS / 2);
+      const isNear = Math.abs(each - step) * columnWidth < LABEL_GAP; // the current step's number is there
+      if (!isNear) context.fillText(String(each), this.x(each) + columnWidth / 2, height - AXIS / 2);
     }
     if (step < this.first || step < 0) return;
     context.strokeStyle = theme.accent;

@@ -116,7 +116,8 @@ export class Controls {
     $("speed").value = this.nearestSpeed();
     Object.assign($("scrub"), { min: first, max: last, value: player.state.step });
     write($("where"), player.state.step < 0 ? "before the first step" : `step ${player.state.step}`);
-    const mode = !player.isLive ? "recorded" : player.until ? "searching" : player.paused ? "engine paused" : "live";
+    const mode = !player.isLive ? "recorded" : player.until ? "searching" : this.tour.isRunning ? "running"
+      : player.paused ? "engine paused" : "live";
     const back = last - player.state.step;
     const present = player.until ? `running to the next ${player.until} …` : mode;
     write($("mode"), player.isLive && !player.follows ? `${back} step${back === 1 ? "" : "s"} back` : present);

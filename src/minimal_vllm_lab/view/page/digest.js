@@ -34,7 +34,8 @@ export class Digest {
     for (const r of state.requests.values()) {
       this.addRow({ request_id: r.id, arrival: r.arrival, arrived: null,
                     prompt_token_ids: { length: r.numPrompt } }, state.step + 1);
-      this.rowOf.get(r.id).reached = r.computed;
+      const known = r.numTokens > r.numPrompt ? r.numTokens - 1 : 0; // a token came from all tokens before it
+      this.rowOf.get(r.id).reached = Math.max(r.computed, known);
     }
   }
 
@@ -48,7 +49,7 @@ export class Digest {
       from: step, // its first column
       until: Infinity, // its last column
       reason: null,
-      cells: [], // {step, kind, count, cached, guesses, right}, in order
+      cells: [], // {step, kind, count, again, cached, guesses, right}, in order
       reached: 0, // highest number of computed tokens so far
       lastToken: null, // time of its last token
     };
@@ -76,7 +77,7 @@ export class Digest {
                      ttft: null, itl: null, preempted: record.preempted.length,
                      evicted: record.evicted_blocks.length };
     for (const id of record.preempted) {
-      this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, cached: 0, guesses: 0, right: 0 });
+      this.rowOf.get(id)?.cells.push({ step: record.step, kind: "preempted", count: 0, again: 0, cached: 0, guesses: 0, right: 0 });
     }
     const latencies = { ttft: [], itl: [] };
     for (const entry of record.scheduled) this.addCell(entry, column, latencies, state.facts.block_size);
@@ -104,18 +105,23 @@ export class Digest {
     const row = this.rowOf.get(entry.request_id);
     if (!row) return; // the request was aborted while the step ran
     const end = entry.start + entry.num_tokens;
-    const kind = end <= row.reached ? "again" : entry.start >= row.numPrompt ? "decode" : "prompt";
+    const guesses = entry.num_guesses ?? 0;
+    const again = Math.max(Math.min(end, row.reached) - entry.start, 0);
+    const isNew = end - guesses <= row.numPrompt ? "prompt" : "decode"; // what those are that were not computed before
+    const kind = again && (end <= row.reached || isNew === "decode") ? "again" : isNew;
     row.reached = Math.max(row.reached, end - (entry.num_rejected ?? 0));
     row.cells.push({
       step: column.step,
       kind,
       count: entry.num_tokens,
+      again, // number of its tokens that had been computed before
       cached: (entry.cached_blocks?.length ?? 0) * blockSize,
-      guesses: entry.num_guesses ?? 0,
+      guesses,
       right: rightGuesses(entry),
     });
     this.hasGuesses ||= entry.num_guesses > 0;
-    column[kind] += entry.num_tokens - (entry.num_rejected ?? 0);
+    column.again += again;
+    column[isNew] += entry.num_tokens - again - (entry.num_rejected ?? 0);
     column.wrong += entry.num_rejected ?? 0;
     if (entry.sampled_tokens) this.noteTokens(row, entry.sampled_tokens.length, column, latencies);
   }

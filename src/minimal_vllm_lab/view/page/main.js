@@ -13,6 +13,7 @@ import { Player } from "./player.js";
 import { PoolView } from "./pool.js";
 import { Queue } from "./queue.js";
 import { loadTheme, watchSystemTheme } from "./theme.js";
+import { REFERENCED, SHARED } from "./state.js";
 import { showTip } from "./tip.js";
 import { Tour } from "./tour.js";
 
@@ -286,9 +287,10 @@ class View {
     this.charts.draw(this.digest, state.step);
     document.body.classList.toggle("guessing", this.digest.hasGuesses);
     $("story").textContent = $("story").title = narrate(state).join(" ");
-    const counts = state.counts.map((count) => count.toLocaleString("en"));
-    $("counts").textContent = ["free", "cached", "in use", "shared"]
-      .map((name, kind) => `${counts[kind]} ${name}`).join(" · ");
+    const held = state.counts[REFERENCED] + state.counts[SHARED];
+    const [free, cached, , shared, inUse] = [...state.counts, held].map((count) => count.toLocaleString("en"));
+    $("counts").textContent = `${free} free · ${cached} cached · ${inUse} in use`
+      + (state.counts[SHARED] ? ` (${shared} of them shared)` : "");
   }
 }
 

@@ -120,7 +120,10 @@ const CELLS = {
     const count = cell.count - cell.guesses;
     return `decode of ${count === 1 ? "one token" : plural(count, "token")}${withGuesses(cell)}`;
   },
-  again: ({ count }) => `${plural(count, "token")} computed again`,
+  again: (cell) => {
+    const others = cell.count - cell.guesses - cell.again;
+    return `${plural(cell.again, "token")} computed again${others ? `, and ${plural(others, "new one")}` : ""}${withGuesses(cell)}`;
+  },
   preempted: () => "preempted: it released its blocks",
 };
 

@@ -77,13 +77,17 @@ export const STOPS = [
       await tour.run(() => tour.request(1).numTokens > tour.request(1).numPrompt);
     },
     tell: (tour) => {
-      const { cached, numPrompt } = tour.request(1);
+      const { cached, numPrompt, tokens } = tour.request(1);
       const shared = cached / tour.state.facts.block_size;
+      const same = tokens.findIndex((token, place) => token !== tour.request(0).tokens[place]) - cached;
       return [
         "A second prompt has come. It begins with the same words as the first:",
         { quote: SECOND },
         `The engine found that the first ${plural(shared, "block")} hold these words already. Now both requests use them: `
-          + `look for ×2. Of the prompt's ${numPrompt} tokens, only ${numPrompt - cached} had to be computed.`,
+          + "look for ×2.",
+        "Only whole blocks with equal contents are shared. The next one "
+          + `${same > 0 ? `begins with the same ${plural(same, "token")}, but ends differently` : "differs"}. So of the `
+          + `prompt's ${numPrompt} tokens, only ${numPrompt - cached} had to be computed.`,
       ];
     },
   },
@@ -100,7 +104,7 @@ export const STOPS = [
         + `next prompt that begins with the same words. They are cached. There are ${tour.numCached} of them.`,
       `Then ${OTHERS.length} other prompts came. Each step adds a token to every one of them at once: this is a batch. `
         + "The new panel shows it, with a column for each step and a row for each request.",
-      "They have taken every free block. What happens to the next one that needs a block?",
+      "They have taken every free block. What happens when a request needs one more?",
     ],
   },
   {
@@ -132,7 +136,7 @@ export const STOPS = [
         "Requests held all blocks, and nothing was left to evict. But a request that writes goes on growing.",
         `So the one that came last, #${victim}, was preempted (the red ✕). It gave all of its blocks back, and waits. `
           + "The others go on.",
-        "It keeps its text. When there is room again, the engine computes its keys and values anew.",
+        "It keeps its text. When there is room again, the engine computes anew whatever is no longer cached.",
       ];
     },
   },
@@ -141,11 +145,14 @@ export const STOPS = [
     panels: "pool batch",
     go: (tour) => tour.run(() => false),
     tell: (tour) => {
-      const again = tour.requests.filter((_, number) => tour.request(number)?.preemptions > 0).length;
+      const preempted = [...tour.preempted].map((arrival) => `#${arrival}`);
+      const { facts: { num_blocks }, counts: [free] } = tour.state;
+      const rest = free ? `${num_blocks - free} are cached, and ${free} free` : `all ${num_blocks} are cached`;
       return [
-        `All ${tour.requests.length} requests have got their texts.${again ? ` The ${again === 1 ? "one that was" : `${again} that were`} `
-          + "preempted came back, and what was lost was computed again." : ""} Every block is free or cached. `
-          + "The engine is ready for whoever comes next.",
+        `All ${tour.requests.length} requests have got their texts.`,
+        ...(preempted.length ? [`${preempted.join(" and later ")} ${preempted.length === 1 ? "was" : "were"} preempted and `
+          + "came back. What was lost was computed again."] : []),
+        `No block is in use: ${rest}. The engine is ready for whoever comes next.`,
         "You have seen paging, batching, sharing, eviction and preemption. A large server does nothing else all day.",
         "Next comes the whole page, with more panels, traffic that never ends, and a field for prompts of your own.",
       ];

@@ -26,7 +26,7 @@ export class Tour {
     this.texts = texts;
     this.onChange = onChange;
     this.onError = onError;
-    this.isOn = false;
+    this.isOn = this.isRunning = false;
     this.numResets = 0; // number of times that the engine was emptied
     this.isOffered = null; // what the server said last; null: nothing yet
     $("tour-next").addEventListener("click", () => this.next());
@@ -64,6 +64,7 @@ export class Tour {
     this.requests = []; // ids of the tour's requests, in order
     this.controller = new AbortController(); // ends them when the tour is left
     this.positions = []; // of the stops that were reached
+    this.preempted = new Set(); // arrival numbers, in the order of the first preemption
     this.isRunning = this.hurries = false;
     const { numResets } = this;
     if (!(await this.tellServer(true))) return this.close();
@@ -140,6 +141,7 @@ export class Tour {
       if (this.isOn) this.onError(error.message);
     }
     this.isRunning = this.hurries = false;
+    this.player.onChange(); // the badge says so
   }
 
   // ---- what stops do --------------------------------------------------------------------------
@@ -169,6 +171,7 @@ export class Tour {
       const { step } = this.player.history.head;
       await this.player.stepForward();
       await this.until(() => this.player.history.head.step > step);
+      for (const arrival of this.player.history.head.now.preempted) this.preempted.add(arrival);
       this.drawProgress();
       if (!this.hurries) await sleep(STEP_MS);
       if (condition()) return;
@@ -201,8 +204,8 @@ export class Tour {
     const { title, tell } = STOPS[this.stop];
     const isLast = this.stop === STOPS.length - 1;
     $("tour").hidden = false;
-    $("tour-number").textContent = `Stop ${this.stop + 1} of ${STOPS.length}`;
-    $("tour-title").textContent = title;
+    $("tour-number").textContent = this.isRunning ? "The tour" : `Stop ${this.stop + 1} of ${STOPS.length}`;
+    $("tour-title").textContent = this.isRunning ? `On the way to stop ${this.stop + 1}` : title;
     $("tour-text").replaceChildren(...(this.isRunning ? [make("p", "hint", "The engine runs to the next stop.")]
       : tell(this).map((text) => this.paragraph(text))));
     $("tour-next").textContent = this.isRunning ? "Hurry" : isLast ? "Show the whole page" : "Next ▶";
