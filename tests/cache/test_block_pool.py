@@ -170,9 +170,9 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("tables", "message"),
         [
-            ([], "block 0 counts 1 references, has 0"),
-            ([[0, 1], [1]], "block 1 counts 1 references, has 2"),
-            ([[0, 1, 2]], "block 2 counts 0 references, has 1"),
+            ([], r"self._references\[0\] is 1, but 0 requests hold block 0"),
+            ([[0, 1], [1]], r"self._references\[1\] is 1, but 2 requests hold block 1"),
+            ([[0, 1, 2]], r"self._references\[2\] is 0, but 1 request holds block 2"),
             ([[0, 0, 1]], "a block stands twice"),
             ([[0, 1, 9]], "the pool does not have"),
         ],

@@ -444,11 +444,11 @@ def share_last_block(scheduler):
     ("break_it", "message"),
     [
         (lambda s: s.running.reverse(), "out of order"),
-        (lambda s: s.running[1].block_table.pop(), "counts 1 references, has 0"),
+        (lambda s: s.running[1].block_table.pop(), "is 1, but 0 requests hold"),
         (lambda s: setattr(s.running[1], "num_computed_tokens", 99), "blocks, 23 too few"),
         (lambda s: setattr(s.running[1], "status", Status.WAITING), "is waiting and has"),
         (share_last_block, "partly filled block is shared"),
-        (lambda s: s.running.extend([s.running[1]] * 8), "counts 2 references, has"),
+        (lambda s: s.running.extend([s.running[1]] * 8), "is 2, but"),
     ],
 )
 def test_check_finds_broken_books(break_it, message):

@@ -207,7 +207,10 @@ class BlockPool:
         references, block_hash = self._references[block], self._hashes[block]
         evictable = block in self._evictable
         if references != owners:
-            raise InvariantError(f"block {block} counts {references} references, has {owners}")
+            holders = "1 request holds" if owners == 1 else f"{owners} requests hold"
+            raise InvariantError(
+                f"self._references[{block}] is {references}, but {holders} block {block}"
+            )
         if (references > 0) + times_free + evictable != 1:
             raise InvariantError(f"block {block} is not in exactly one state")
         if evictable and block_hash is None:

@@ -40,7 +40,7 @@ def well_known(block_size: int, options: AttentionOptions) -> dict[str, Attend]:
         "the softcap is ignored": no_softcap,
         "the sinks are ignored": no_sinks,
         "a token also attends to later tokens: the causal mask is missing": _no_mask,
-        "the positions of a chunk are counted from the start of the request": _from_zero,
+        "the positions of the new tokens are counted from 0, as if none came before": _from_zero,
         "a token does not attend to itself": _not_itself,
         "the last, partly filled block is left out": full_blocks,
         "query head h uses kv head h % K instead of h // (H / K)": _interleaved,

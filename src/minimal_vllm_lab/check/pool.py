@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.cache.eviction import LRU, EvictionStrategy
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
+from minimal_vllm_lab.check.pool_ledger import Ledger
 from minimal_vllm_lab.check.pool_rules import (
     CACHED,
     CHECK_FAILS,
@@ -120,64 +121,12 @@ def _check_separate(make: MakePool, pool: BlockPool, num_blocks: int) -> None:
         )
 
 
-class _Ledger:
-    """The state that follows from the calls alone, whatever the pool reports."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self.owners: Counter[int] = Counter()
-        self.block_of_hash: dict[bytes, int] = {}
-        self.idle: list[int] = []
-        """Cached blocks that no request holds, the next one to be evicted first."""
-        self.evicted: list[int] = []
-        self.hits: Counter[int] = Counter()
-
-    @property
-    def num_free(self) -> int:
-        return sum(self.owners[block] == 0 for block in range(self.num_blocks))
-
-    @property
-    def num_empty(self) -> int:
-        return self.num_free - len(self.idle)
-
-    def find(self, hashes: Sequence[bytes]) -> list[int]:
-        found = []
-        for block_hash in hashes:
-            if block_hash not in self.block_of_hash:
-                break
-            found.append(self.block_of_hash[block_hash])
-        return found
-
-    def share(self, blocks: Sequence[int]) -> None:
-        self.hits.update(blocks)
-        self.hold(blocks)
-
-    def hold(self, blocks: Sequence[int]) -> None:
-        self.owners.update(blocks)
-        self.idle = [block for block in self.idle if block not in blocks]
-
-    def release(self, blocks: Sequence[int]) -> None:
-        self.owners.subtract(blocks)
-        cached = set(self.block_of_hash.values())
-        self.idle += [each for each in reversed(blocks) if not self.owners[each] and each in cached]
-
-    def forget(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            self.hits.pop(block, None)
-        self.block_of_hash = {
-            block_hash: block
-            for block_hash, block in self.block_of_hash.items()
-            if block not in blocks
-        }
-        self.idle = [block for block in self.idle if block not in blocks]
-
-
 class _Driver:
     """Make the calls that a scheduler makes, and compare the pool with the ledger after each."""
 
     def __init__(self, pool: BlockPool, num_blocks: int, history: History, told: _Told) -> None:
         self._pool, self._history, self._told = pool, history, told
-        self._ledger = _Ledger(num_blocks)
+        self._ledger = Ledger(num_blocks)
         self._tables: list[list[int]] = []
         self._compare()
 
@@ -211,6 +160,7 @@ class _Driver:
         for table in list(self._tables):
             self._release(table)
             self._compare()
+        self._check_none_allocated()
         self._check_emptied()
         self._tables.append(self._allocate(self._ledger.num_blocks))
         self._compare()
@@ -230,7 +180,9 @@ class _Driver:
             self._call("share", found)
             self._ledger.share(found)
             self._compare()
-        table += self._allocate(len(hashes) - len(found) + num_unhashed)
+        count = len(hashes) - len(found) + num_unhashed
+        if count:
+            table += self._allocate(count)
         if len(table) < len(hashes):  # too few blocks were free
             self._release(table)
             return
@@ -244,8 +196,6 @@ class _Driver:
     def _allocate(self, count: int) -> list[int]:
         """Allocate ``count`` blocks; if too few are free, check that the pool refuses."""
         ledger = self._ledger
-        if count == 0:
-            return []
         if count > ledger.num_free:
             self._check_refused(count)
             return []
@@ -254,7 +204,11 @@ class _Driver:
             blocks = self._pool.allocate(count)
         except ValueError:
             self._history.lines[-1] += "   raises ValueError"
-            raise Broken(GRANTS, "ValueError", f"a list; free blocks: {ledger.num_free}") from None
+            raise Broken(
+                GRANTS,
+                f"allocate({count}) raises ValueError",
+                f"a list with {count} of the free blocks {ledger.free}",
+            ) from None
         if not isinstance(blocks, list):
             raise Broken(GRANTS, f"a {type(blocks).__name__}", f"a list of {count} ids")
         self._history.lines[-1] += f" -> {blocks}"
@@ -272,6 +226,7 @@ class _Driver:
             blocks = self._pool.allocate(count)
         except ValueError:
             self._history.lines[-1] += "   raises ValueError, as it should"
+            self._check_none_taken()
             return
         except Exception as error:
             self._history.lines[-1] += f"   raises {type(error).__name__}"
@@ -282,10 +237,26 @@ class _Driver:
             ) from None
         raise Broken(REFUSES, f"{blocks!r}", f"ValueError; free blocks: {self._ledger.num_free}")
 
+    def _check_none_taken(self) -> None:
+        """Check that a refusal left all free blocks free."""
+        found, expected = self._pool.num_free, self._ledger.num_free
+        if found != expected:
+            raise Broken(
+                REFUSES,
+                f"num_free is {found} after the error",
+                f"{expected}, as before the call: an error takes nothing",
+            )
+
+    def _check_none_allocated(self) -> None:
+        """Check that a request for no blocks gets none, while all blocks are free."""
+        self._allocate(0)
+        self._compare()
+        self._history.lines.pop()
+
     def _check_allocated(self, count: int, blocks: list[int]) -> None:
         ledger = self._ledger
         if len(blocks) != count or len(set(blocks)) != count:
-            raise Broken(COUNT, f"{blocks}", f"{count} different ids")
+            raise Broken(COUNT, f"{blocks}", f"{count} different ids" if count else "[]")
         for block in blocks:
             if not (isinstance(block, int) and 0 <= block < ledger.num_blocks):
                 raise Broken(COUNT, f"{block!r}", f"ids from 0 to {ledger.num_blocks - 1}")
@@ -354,7 +325,8 @@ class _Driver:
         try:
             self._pool.check(self._tables)
         except InvariantError as error:
-            raise Broken(CHECK_PASSES, f"InvariantError: {error}", "no exception") from None
+            found = f"check() raises InvariantError: {error}"
+            raise Broken(CHECK_PASSES, found, "check() raises nothing") from None
         try:
             self._pool.check([*self._tables, [0]])
         except InvariantError:

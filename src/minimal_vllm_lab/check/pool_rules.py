@@ -88,7 +88,8 @@ TELLS = Rule(
 )
 GRANTS = Rule(
     "If n blocks are free, allocate(n) returns a list of n of them.",
-    "The scheduler looks at num_free before it asks. A block that can't be had is lost.",
+    "A pool that refuses its last block can never be filled: the memory of that block is lost. The "
+    "scheduler asks only for as many blocks as num_free promises.",
     "03-paging",
 )
 NOT_CHANGED = Rule(
@@ -103,7 +104,7 @@ SEPARATE = Rule(
     "03-paging",
 )
 CHECK_PASSES = Rule(
-    "The reference counts agree with the block tables: check() raises nothing.",
+    "After every call, self._references and self._free agree with who holds each block.",
     "A block with too few references is allocated while a request still holds it. A block with too "
     "many references is never free again.",
     "03-paging",

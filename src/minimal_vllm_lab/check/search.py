@@ -19,7 +19,7 @@ UNWRITTEN = Rule(
     "The check calls this function, and it only raises NotImplementedError.",
 )
 RAISES = Rule(
-    "No call of this history may raise.",
+    "None of these calls may raise an exception.",
     "An unexpected exception ends the step, and with it all requests in the batch.",
 )
 RETURNS = Rule(

@@ -9,7 +9,7 @@ import torch
 
 from minimal_vllm_lab.check.attention import Case, check_shape, compare, on_dense
 from minimal_vllm_lab.check.lesson import Lesson, Rule
-from minimal_vllm_lab.check.paged_case import make_case
+from minimal_vllm_lab.check.paged_case import PagedCase, make_case
 from minimal_vllm_lab.check.search import History, find_lesson, find_mistake
 
 if TYPE_CHECKING:
@@ -29,6 +29,14 @@ HALF = Rule(
     "are computed in float32 all the same: convert at the end.",
     "02-kv-cache",
 )
+IN_FLOAT32 = Rule(
+    "Scores and their softmax are computed in float32, even if q is in half precision.",
+    "Between 256 and 512, float16 has only multiples of 0.25. A rounded score is off by up to "
+    "0.125, and the weight of its token by 13 %.",
+    "02-kv-cache",
+)
+HALF_TOLERANCE = 0.005
+"""Largest error of a result that was rounded to float16, but computed in float32."""
 STEP_BY_STEP = Rule(
     "A text computed token by token gives the same result as the whole text at once.",
     "A cache of keys and values may save work, but must not change the result.",
@@ -62,8 +70,21 @@ def check_attend(module: ModuleType, seed: int | None = None) -> Lesson | None:
         history.note("q, keys and values in float16")
         check_shape(on_dense(attend, half, None), half.q, HALF)
 
+    def run_large_in_half(history: History) -> None:
+        case = Case(((5, 1),), (2, 1), 16, 16, None)
+        large = _with_large_scores(make_case(case.lengths, heads=case.heads, dtype=torch.float16))
+        history.note("q, keys and values in float16, with scores of about 256")
+        found = on_dense(attend, large, None)
+        compare(found, large, case, IN_FLOAT32, tolerance=HALF_TOLERANCE)
+
     lesson = find_lesson(_cases(), run, examples=100, seed=seed, shorter=_shorter)
-    return lesson or find_mistake(run_in_half)
+    return lesson or find_mistake(run_in_half) or find_mistake(run_large_in_half)
+
+
+def _with_large_scores(case: PagedCase) -> PagedCase:
+    """Return a case whose scores are large but close together, so that several tokens matter."""
+    dense = [(8 + keys / 10, values) for keys, values in case.dense]
+    return replace(case, q=8 + case.q, dense=dense)
 
 
 def _cases() -> "SearchStrategy[Case]":

@@ -89,7 +89,7 @@ FUNCTIONS = {
     forgets_the_scale: "not multiplied by scale",
     ignores_the_window: "the window is ignored",
     sees_one_too_many: "the window is one token too long",
-    begins_at_zero: "the positions of a chunk are counted from the start",
+    begins_at_zero: "the positions of the new tokens are counted from 0",
 }
 
 

@@ -52,6 +52,27 @@ class TakesSomeBeforeItRefuses(BlockPool):
         return blocks
 
 
+class TakesAllWhenAskedForNone(BlockPool):
+    def allocate(self, count):
+        if count > self.num_free:
+            raise ValueError
+        if len(self._free) < count:
+            return super().allocate(count)
+        blocks = self._free[-count:]
+        del self._free[-count:]
+        for block in blocks:
+            self._references[block] = 1
+        return blocks
+
+
+class ForgetsReferences(BlockPool):
+    def allocate(self, count):
+        blocks = super().allocate(count)
+        for block in blocks:
+            self._references[block] = 0
+        return blocks
+
+
 class NeverRefuses(BlockPool):
     def allocate(self, count):
         return super().allocate(min(count, self.num_free))
@@ -297,7 +318,9 @@ MUTANTS = {
     HandsOutWhatIsInUse: rules.NUM_FREE,
     NeverEvicts: rules.GRANTS,
     EvictsFirst: rules.FREE_FIRST,
-    TakesSomeBeforeItRefuses: rules.NUM_FREE,
+    TakesSomeBeforeItRefuses: rules.REFUSES,
+    TakesAllWhenAskedForNone: rules.COUNT,
+    ForgetsReferences: rules.CHECK_PASSES,
     NeverRefuses: rules.REFUSES,
     ReleasesHeadFirst: rules.ORDER,
     FindsBehindAGap: rules.FINDS,
@@ -354,3 +377,25 @@ def test_the_history_has_only_the_necessary_calls():
         "pool.allocate(1) -> [0]",
         "pool.release([0])",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "found", "expected"),
+    [
+        (TakesAllWhenAskedForNone, "[0]", "[]"),
+        (
+            TakesSomeBeforeItRefuses,
+            "num_free is 0 after the error",
+            "1, as before the call: an error takes nothing",
+        ),
+        (
+            ForgetsReferences,
+            "check() raises InvariantError: self._references[0] is 0, but 1 request holds block 0",
+            "check() raises nothing",
+        ),
+        (OffByOne, "allocate(1) raises ValueError", "a list with 1 of the free blocks [0]"),
+    ],
+)
+def test_a_lesson_says_what_was_found_and_what_was_expected(mutant, found, expected):
+    lesson = check_pool(mutant, cached=False)
+    assert (lesson.found, lesson.expected) == (found, expected)

@@ -38,6 +38,8 @@ class MyPool(BlockPool):
     def allocate(self, count: int) -> list[int]:
         """Allocate ``count`` blocks for one request, and note that each has an owner.
 
+        ``allocate(0)`` returns an empty list.
+
         Raises:
             ValueError: fewer than ``count`` blocks are free. Nothing is allocated.
         """
@@ -47,6 +49,7 @@ class MyPool(BlockPool):
         """Return the blocks of a request that has ended to the pool.
 
         Args:
-            blocks: the block table, in the order of the tokens.
+            blocks: the block table, in the order of the tokens. Here any order of release is right;
+                the engine's own releases the last block first (chapter 6).
         """
         raise NotImplementedError
