@@ -24,6 +24,11 @@ DEQUANTIZED = Rule(
     "precision.",
     "16-quantization",
 )
+DTYPE = Rule(
+    "A weight is computed in float32, and then rounded to the dtype that was asked for.",
+    "A model computes in bfloat16, and torch refuses a product of two dtypes.",
+    "16-quantization",
+)
 Case = tuple[int, int, bool, bool]
 """Columns, columns per group, whether zero points are all the same, whether columns are ordered."""
 
@@ -43,6 +48,8 @@ def check_four_bits(module: ModuleType, seed: int | None = None) -> Lesson | Non
         found = module.unpack(pack(numbers))
         if not torch.equal(found, numbers):
             raise Broken(UNPACKED, f"row 0: {found[0].tolist()}", f"{numbers[0].tolist()}")
+        if found.dtype != torch.uint8:
+            raise Broken(UNPACKED, f"numbers in {found.dtype}", "torch.uint8")
         stored = Int4(group_size, symmetric=symmetric, ordered=ordered)
         theirs, ours = (kind(columns, {"all": 3}, stored) for kind in (_class(module), Int4Weight))
         _fill(ours, numbers, generator)
@@ -84,4 +91,15 @@ def _compare(theirs: Int4Weight, ours: Int4Weight) -> None:
             DEQUANTIZED,
             f"row {row}, column {column}: {found[row, column]:.4f}",
             f"{expected[row, column]:.4f}",
+        )
+    rounded = theirs.dequantized(torch.bfloat16)
+    if rounded.dtype != torch.bfloat16:
+        raise Broken(DTYPE, f"dequantized(torch.bfloat16) is in {rounded.dtype}", "torch.bfloat16")
+    wrong = rounded != ours.dequantized(torch.bfloat16)
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise Broken(
+            DTYPE,
+            f"row {row}, column {column}: {rounded[row, column]:.6g}",
+            f"{expected[row, column].bfloat16():.6g}, which is {expected[row, column]:.6g} rounded",
         )
