@@ -1,12 +1,13 @@
 """Check of the exercise prefix-hash: which blocks must have equal hashes, and which must not."""
 
 from array import array
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.pool import check_pool
-from minimal_vllm_lab.check.search import History, find_lesson
+from minimal_vllm_lab.check.search import History, find_lesson, find_mistake
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -30,6 +31,8 @@ DIFFERENT = Rule(
     CHAPTER,
 )
 TWO_SALTS = ("", "s")
+SAME_DIGITS = (2, [1, 21], [12, 1])
+"""A block size and two texts whose token ids are the same if written one after the other."""
 
 
 def check_hashes(module: ModuleType, seed: int | None = None) -> Lesson | None:
@@ -46,8 +49,10 @@ def check_hashes(module: ModuleType, seed: int | None = None) -> Lesson | None:
             for salt in TWO_SALTS:
                 _check(module, tokens, block_size, salt, texts, history)
 
-    return find_lesson(_cases(), run, examples=200, seed=seed) or check_pool(
-        module.MyPool, seed=seed
+    return (
+        find_lesson(_cases(), run, examples=200, seed=seed)
+        or find_mistake(partial(run, SAME_DIGITS))
+        or check_pool(module.MyPool, seed=seed)
     )
 
 
@@ -74,6 +79,10 @@ def _check(
     gradually: list[bytes] = []
     for end in range(len(tokens) + 1):
         module.extend_block_hashes(gradually, array("i", tokens[:end]), block_size, salt.encode())
+    if len(gradually) != len(hashes):
+        raise Broken(
+            SAME, f"{len(gradually)} hashes if the text grows token by token", f"{len(hashes)}"
+        )
     if gradually != hashes:
         raise Broken(SAME, "different hashes if the text grows token by token")
     for index, block_hash in enumerate(hashes):

@@ -9,7 +9,7 @@ from torch import Tensor
 from minimal_vllm_lab.check.attention import check_attention
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.search import History, find_lesson
-from minimal_vllm_lab.learn.softmax_mistakes import MISTAKES
+from minimal_vllm_lab.learn.softmax_mistakes import MERGES, MISTAKES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,8 @@ def check_merge(module: ModuleType, seed: int | None = None) -> Lesson | None:
         lses = torch.stack([_log2_sum(score) for score, _ in parts])
         for head, lse in enumerate(lses.T):
             history.note(f"lse of the parts, head {head}: {_rounded(lse)}")
-        found = merge_parts(outs.to(DEVICE), lses.to(DEVICE)).cpu()
-        _compare(found, _softmax2(scores) @ values, outs, lengths)
+        found = merge_parts(_guarded(outs), _guarded(lses)).cpu()
+        _compare(found, _softmax2(scores) @ values, outs, lses, lengths)
 
     return find_lesson(_cases(), run, examples=40, seed=seed)
 
@@ -86,18 +86,36 @@ def _log2_sum(scores: Tensor) -> Tensor:
     return (scores * two).logsumexp(-1) / two
 
 
-def _compare(found: Tensor, expected: Tensor, outs: Tensor, lengths: list[int]) -> None:
+def _guarded(tensor: Tensor) -> Tensor:
+    """Return a tensor on the device, behind which lies a fixed number.
+
+    A kernel that reads too far then computes the same wrong result each time.
+    """
+    size = tensor.numel()
+    memory = torch.full((8 * size,), 100.0, device=DEVICE)
+    memory[:size] = tensor.flatten().to(DEVICE)
+    return memory[:size].view(tensor.shape)
+
+
+def _compare(
+    found: Tensor, expected: Tensor, outs: Tensor, lses: Tensor, lengths: list[int]
+) -> None:
     if torch.allclose(found, expected, atol=1e-4):
         return
     weights = torch.tensor(lengths) / sum(lengths)
     mistakes = {
         "all parts have the same weight, whatever their lse": outs.mean(0),
         "parts are weighted by their number of keys": (outs * weights[:, None, None]).sum(0),
-        "only the last part is used": outs[-1],
+        "only the last part is used (is the new peak returned?)": outs[-1],
         "only the first part is used": outs[0],
+        **{name: merge(outs, lses) for name, merge in MERGES.items()},
     }
     names = [name for name, wrong in mistakes.items() if torch.allclose(found, wrong, atol=1e-4)]
     hint = f"\nThis is exactly the result if {', or if '.join(names)}." if names else ""
+    if not hint and not bool(found.isfinite().all()):
+        hint = (
+            "\nIt overflows: relative to the peak, no exponent is above 0. The first peak is -inf."
+        )
     head = int((found - expected).abs().amax(dim=1).nan_to_num(torch.inf).argmax())
     raise Broken(
         MERGED, f"head {head} is {_rounded(found[head])}{hint}", f"{_rounded(expected[head])}"

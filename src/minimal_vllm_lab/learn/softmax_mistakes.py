@@ -107,7 +107,7 @@ def _padded(state: State, scores: Tensor, values: Tensor) -> State:
     return add_tile(state, padded, torch.nn.functional.pad(values, (0, 0, 0, missing)))
 
 
-UPDATES: Mapping[str, Update] = {
+SUMS: Mapping[str, Update] = {
     "total is not scaled down when the peak rises": partial(add_tile, fades_total=False),
     "acc is not scaled down when the peak rises": partial(add_tile, fades_acc=False),
     "neither total nor acc is scaled down when the peak rises": partial(
@@ -116,11 +116,14 @@ UPDATES: Mapping[str, Update] = {
     "total and acc are scaled by 2 ** (new peak - old peak), the wrong way round": partial(
         add_tile, fade_sign=-1
     ),
+    "exp is used instead of exp2": partial(add_tile, base=math.e),
+    "the values are added without their weights": partial(add_tile, weighs=False),
+}
+UPDATES: Mapping[str, Update] = {
+    **SUMS,
     "the weights are relative to the tile's own peak instead of the new peak": partial(
         add_tile, own_peak=True
     ),
-    "exp is used instead of exp2": partial(add_tile, base=math.e),
-    "the values are added without their weights": partial(add_tile, weighs=False),
     "keys that do not exist count with the score 0: hidden scores must be -inf": _padded,
     "only the last tile counts: are the old sums kept, and is the new peak returned?": _last_tile,
 }
@@ -128,6 +131,45 @@ UPDATES: Mapping[str, Update] = {
 
 def _values_are_keys(q: Tensor, keys: Tensor, _: Tensor, scale: float, w: int | None) -> Tensor:
     return attend(q, keys, keys, scale, w)
+
+
+def _weighs_by_lse(state: State, scores: Tensor, values: Tensor) -> State:
+    acc = state.acc + scores * values[:, 0]
+    return State(state.peak, state.total + scores[:, 0], acc)
+
+
+def _counts_parts(state: State, scores: Tensor, values: Tensor) -> State:
+    return add_tile(state, scores, values)._replace(total=state.total + 1)
+
+
+def merge(update: Update, outs: Tensor, lses: Tensor) -> Tensor:
+    """Merge the results of parts one by one: a part is like a tile of one key.
+
+    Args:
+        update: adds a part.
+        outs: ``[parts, H, D]``.
+        lses: ``[parts, H]``, which take the place of scores.
+
+    Returns:
+        ``[H, D]``.
+    """
+    heads, dims = outs.shape[1:]
+    state = State(torch.full((heads,), -torch.inf), torch.zeros(heads), torch.zeros(heads, dims))
+    for out, lse in zip(outs, lses, strict=True):
+        state = update(state, lse[:, None], out[:, None])
+    return state.acc / state.total[:, None]
+
+
+MERGES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    name: partial(merge, update)
+    for name, update in {
+        **SUMS,
+        "a part's weight is always 1": partial(add_tile, own_peak=True),
+        "parts are weighted by lse instead of 2 ** lse": _weighs_by_lse,
+        "total counts the parts instead of their weights": _counts_parts,
+    }.items()
+}
+"""Ways to merge the results of parts, with a mistake each, by what to tell the learner."""
 
 
 def _unscaled(q: Tensor, keys: Tensor, values: Tensor, _: float, w: int | None) -> Tensor:

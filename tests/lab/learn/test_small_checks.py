@@ -1,7 +1,6 @@
 """Each mistake that a learner makes in an exercise of functions is found, and for its reason."""
 
 from functools import partial
-from hashlib import sha256
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from minimal_vllm.attention.paged import write_to_cache
-from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.supported import DTYPE_BYTES
@@ -21,7 +19,6 @@ from minimal_vllm_lab.learn import (
     check_ahead,
     check_costs,
     check_filters,
-    check_hashes,
     check_stream,
     check_tables,
 )
@@ -119,41 +116,6 @@ def test_a_wrong_table_slot_or_write_is_found(rule, name, mutant):
     }
     module = SimpleNamespace(**{**right, name: mutant})
     assert check_tables.check_tables(module).rule is getattr(check_tables, rule)
-
-
-# ---- prefix-hash --------------------------------------------------------------------------------
-
-
-def hashes_with(
-    hashes, token_ids, size, salt=b"", *, parents=True, salted=True, partial_too=False, narrow=False
-):
-    parent = hashes[-1] if hashes else sha256(salt if salted else b"").digest()
-    count = -(-len(token_ids) // size) if partial_too else len(token_ids) // size
-    for index in range(len(hashes), count):
-        block = token_ids[index * size : (index + 1) * size]
-        data = bytes(token % 256 for token in block) if narrow else block.tobytes()
-        parent = sha256((parent if parents else b"") + data).digest()
-        hashes.append(parent)
-
-
-def hashes_from_the_first_again(hashes, token_ids, size, salt=b""):
-    hashes_with(hashes, token_ids, size, salt)
-    hashes += hashes[:1]
-
-
-WRONG_HASHES = [
-    ("DIFFERENT", partial(hashes_with, parents=False)),
-    ("DIFFERENT", partial(hashes_with, salted=False)),
-    ("DIFFERENT", partial(hashes_with, narrow=True)),
-    ("FULL", partial(hashes_with, partial_too=True)),
-    ("FULL", hashes_from_the_first_again),
-]
-
-
-@pytest.mark.parametrize(("rule", "mutant"), WRONG_HASHES)
-def test_wrong_hashes_are_found(rule, mutant):
-    module = SimpleNamespace(extend_block_hashes=mutant, MyPool=BlockPool)
-    assert check_hashes.check_hashes(module).rule is getattr(check_hashes, rule)
 
 
 # ---- sampler ------------------------------------------------------------------------------------
