@@ -160,14 +160,14 @@ def merge(update: Update, outs: Tensor, lses: Tensor) -> Tensor:
     return state.acc / state.total[:, None]
 
 
+ADDED_PARTS: Mapping[str, Update] = {
+    **SUMS,
+    "a part's weight is always 1": partial(add_tile, own_peak=True),
+    "parts are weighted by lse instead of 2 ** lse": _weighs_by_lse,
+    "total counts the parts instead of their weights": _counts_parts,
+}
 MERGES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    name: partial(merge, update)
-    for name, update in {
-        **SUMS,
-        "a part's weight is always 1": partial(add_tile, own_peak=True),
-        "parts are weighted by lse instead of 2 ** lse": _weighs_by_lse,
-        "total counts the parts instead of their weights": _counts_parts,
-    }.items()
+    name: partial(merge, update) for name, update in ADDED_PARTS.items()
 }
 """Ways to merge the results of parts, with a mistake each, by what to tell the learner."""
 
