@@ -125,6 +125,8 @@ def check(
         raise Failure(f"{exercise.name} is right or wrong: only beat-fcfs has a leaderboard")
     if leaderboard and seed is not None:
         raise Failure("a leaderboard compares results with the same traffic: leave out --seed")
+    if leaderboard and as_json:
+        raise Failure("--leaderboard prints a table: leave out --json")
     if name and not leaderboard:
         raise Failure("--as is a name on a leaderboard: name its file with --leaderboard")
     if exercise.needs_triton:
@@ -194,13 +196,25 @@ def _load(exercise: Exercise, path: Path) -> ModuleType:
     """Load a learner's file.
 
     Raises:
-        ValueError: the file can't be loaded, or lacks a name of the starter file.
+        ValueError: the file can't be loaded, lacks a name of the starter file, or only inherits
+            what was to be written.
     """
     module = load_file(path)
     for name in (each.partition(".")[0] for each in exercise.solutions):
         if not hasattr(module, name):
             raise ValueError(f"{path} has no {name}: keep the names of the starter file")
+    if not any(_is_own(module, each) for each in exercise.solutions):
+        raise ValueError(f"{path} defines none of {', '.join(exercise.solutions)}: write them")
     return module
+
+
+def _is_own(module: ModuleType, name: str) -> bool:
+    """Return whether a function, or a method as ``Class.method``, was written in this module."""
+    found, _, method = name.partition(".")
+    if not method:
+        return hasattr(module, found)
+    kinds = getattr(module, found).__mro__
+    return any(method in vars(kind) for kind in kinds if kind.__module__ == module.__name__)
 
 
 def _check(exercise: Exercise, module: ModuleType, seed: int | None) -> "Lesson | None":

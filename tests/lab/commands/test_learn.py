@@ -96,6 +96,7 @@ def test_the_engine_is_run_with_the_learner_s_class(name, run, tmp_path, monkeyp
         (["hint", "frob"], "there is no exercise 'frob'"),
         (["check", "eviction", __file__, "--leaderboard", "b"], "only beat-fcfs has a leaderboard"),
         (["check", "beat-fcfs", __file__, "--leaderboard", "b", "--seed", "1"], "leave out --seed"),
+        (["check", "beat-fcfs", __file__, "--leaderboard", "b", "--json"], "leave out --json"),
         (["check", "beat-fcfs", __file__, "--as", "ada"], "name its file with --leaderboard"),
     ],
 )
@@ -110,6 +111,14 @@ def test_a_file_without_the_starter_s_names_is_rejected(run, tmp_path):
     result = run("check", "eviction")
     assert result.exit_code == 2
     assert "has no MyLRU: keep the names of the starter file" in result.output
+
+
+def test_a_file_that_only_inherits_is_no_solution(run, tmp_path):
+    text = "from minimal_vllm.engine.scheduler import Scheduler as MyScheduler\n"
+    (tmp_path / "preemption.py").write_text(text)
+    result = run("check", "preemption")
+    assert result.exit_code == 2
+    assert "defines none of MyScheduler.make_room, MyScheduler.preempt" in result.output
 
 
 def test_progress_that_can_t_be_read_says_what_to_do(run, tmp_path):

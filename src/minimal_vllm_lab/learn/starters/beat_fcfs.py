@@ -15,6 +15,10 @@ smallest key is served first and preempted last. Keys must be unique and must ne
 can only depend on what is known when the request arrives. You may also write another scheduler
 altogether.
 
+What you have: ``request.arrival``, ``request.num_prompt_tokens``, and ``request.max_num_tokens``,
+the most that prompt and answer may have together. ``len(request.token_ids)`` grows with the answer,
+so it is no key.
+
 How it is checked: first like any scheduler (``minimal-vllm check --scheduler``), and then in the
 simulator: Qwen3-8B on an H100, 10 requests per second, 3,000 prompt tokens on average with a long
 tail. All requests must finish, and the 99th percentile of the time to first token must be at least

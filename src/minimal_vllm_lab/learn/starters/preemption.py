@@ -15,8 +15,8 @@ Requests are preempted from the back, so the first in order is never preempted t
 others. It finishes, its blocks become free, and the next request is the first.
 
 What you have: ``self.running`` (in order of service), ``self.enqueue(request)``,
-``self.pool.num_free``, ``self.release(request)`` (releases its blocks and its seat), and
-``plan.preempted``, a list.
+``self.pool.num_free``, ``self.release(request)`` (releases its blocks and its seat),
+``plan.preempted``, a list, and of a request ``num_computed_tokens`` and ``num_preemptions``.
 
 What to write: ``make_room`` and ``preempt``.
 

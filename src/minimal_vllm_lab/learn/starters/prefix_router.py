@@ -16,8 +16,11 @@ the prompt from then on, until it says that it has evicted a block.
 What you have: ``self.loads``, a dict from a replica to its number of unanswered requests;
 ``self._block_size``; ``self._holders``, a dict from a hash to a tuple of replicas;
 ``self._is_unbalanced()``; and ``super().pick(request)``, which returns the least loaded replica. A
-request has ``token_ids``, ``cache_salt`` and ``block_hashes``. ``extend_block_hashes`` adds the
-hashes of its full blocks to these.
+request has ``token_ids`` and ``block_hashes``, to which this adds the hashes of its full blocks::
+
+    extend_block_hashes(
+        request.block_hashes, request.token_ids, self._block_size, request.cache_salt
+    )
 
 What to write: ``pick`` and ``forget``, and the two methods that ``pick`` calls. Forgetting old
 prompts when there are more than ``self._num_remembered`` blocks is not checked.

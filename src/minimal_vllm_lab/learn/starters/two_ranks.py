@@ -43,7 +43,7 @@ def ranges(
     """Return the indices that a rank reads of a tensor, a range for each projection in it.
 
     Args:
-        whole_sizes: number of rows of each projection.
+        whole_sizes: number of rows of each projection. The second begins where the first ends.
         own_sizes: number of rows that a rank has room for. Where those of all ranks are more than
             there are, either neighboring ranks read the same rows, in equal numbers, or it is less
             than twice as many, and the last ranges are shorter, or empty.
