@@ -83,8 +83,8 @@ def _check_padding(module: ModuleType, tables: list[list[int]], history: History
     expected = [table + [0] * (width - len(table)) for table in tables]
     if np.asarray(padded).tolist() != expected:
         raise Broken(PADDED, f"{np.asarray(padded).tolist()}", f"{expected}")
-    if padded.dtype != np.int32:
-        raise Broken(PADDED, f"dtype {padded.dtype}", "int32")
+    if _dtype(padded) != "int32":
+        raise Broken(PADDED, f"dtype {_dtype(padded)}", "int32")
     return padded
 
 
@@ -108,15 +108,20 @@ def _check_slots(
     ]
     if np.asarray(found).tolist() != expected:
         raise Broken(SLOT, f"{np.asarray(found).tolist()}", f"{expected}")
-    if found.dtype != np.int64:
-        raise Broken(SLOT, f"dtype {found.dtype}", "int64: a large cache has many slots")
+    if _dtype(found) != "int64":
+        raise Broken(SLOT, f"dtype {_dtype(found)}", "int64: a large cache has many slots")
     return expected
+
+
+def _dtype(array: object) -> str:
+    """Return the name of an array's dtype, or of the type of what is no array."""
+    return str(array.dtype) if isinstance(array, np.ndarray) else f"of no array: {type(array)}"
 
 
 def _check_writing(module: ModuleType, slots: list[int], block_size: int) -> None:
     shape = (max(slots) // block_size + 2, 2, block_size, 3)
-    cache = LayerCache(torch.zeros(shape), torch.zeros(shape))
-    expected = LayerCache(torch.zeros(shape), torch.zeros(shape))
+    cache = LayerCache(torch.full(shape, 7.0), torch.full(shape, 8.0))  # of an earlier request
+    expected = LayerCache(*(layer.clone() for layer in cache))
     k, v = torch.rand(2, len(slots), 2, 3, generator=torch.Generator().manual_seed(0)) + 1
     for token, slot in enumerate(slots):
         expected.key[slot // block_size, :, slot % block_size] = k[token]

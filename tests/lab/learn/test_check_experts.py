@@ -7,6 +7,7 @@ import torch
 
 from minimal_vllm.model.experts import choose_experts, mix_experts
 from minimal_vllm_lab.learn import check_experts as rules
+from tests.lab.learn.mutants import module_with
 
 
 def chooses_the_lowest(logits, per_token, normalized):
@@ -86,3 +87,58 @@ def test_a_wrong_choice_is_found(mutant):
 @pytest.mark.parametrize("mutant", MIXTURES, ids=lambda mutant: mutant.__name__)
 def test_a_wrong_mixture_is_found(mutant):
     assert lesson(mix=mutant).rule == MIXTURES[mutant]
+
+
+# ---- replaced text of the solution --------------------------------------------------------------
+
+PROBABILITIES = "probabilities = logits.softmax(dim=-1, dtype=torch.float32)"
+SCALED = "weights /= weights.sum(dim=-1, keepdim=True)"
+CALL = "results[pairs] = expert(index, x[pairs // per_token])"
+WEIGHTED = "weighted = results.view(*experts.shape, x.shape[1]) * weights[:, :, None]"
+RETURN = "return weighted.sum(dim=1).to(x.dtype)"
+WRONG_TEXTS = [
+    ("CHOSEN", ".topk(per_token, dim=-1)", ".topk(per_token, dim=-1, largest=False)"),
+    ("CHOSEN", ".topk(per_token, dim=-1)", ".topk(1, dim=-1)"),
+    ("WEIGHTS", PROBABILITIES, "probabilities = logits.softmax(dim=0, dtype=torch.float32)"),
+    ("CHOSEN", "return experts, weights", "return experts[:1].expand_as(experts), weights"),
+    ("CHOSEN", "return experts, weights", "return experts.flip(1), weights.flip(1)"),
+    ("CHOSEN", "return experts, weights", "return weights, experts"),
+    ("WEIGHTS", PROBABILITIES, "probabilities = logits.float().sigmoid()"),
+    ("WEIGHTS", PROBABILITIES, "probabilities = logits.float()"),
+    ("WEIGHTS", PROBABILITIES, "probabilities = logits.softmax(dim=-1).float()"),
+    ("WEIGHTS", SCALED, "weights = weights.softmax(dim=-1)"),
+    ("WEIGHTS", SCALED, "weights /= weights.amax(dim=-1, keepdim=True)"),
+    ("WEIGHTS", SCALED, "weights /= weights.sum()"),
+    ("WEIGHTS", SCALED, "weights /= per_token"),
+    ("WEIGHTS", "return experts, weights", "return experts, weights.double()"),
+    ("ONCE", CALL, CALL.replace("x[pairs // per_token]", "x")),
+    (
+        "ONCE",
+        CALL,
+        "results[pairs] = torch.cat([expert(index, x[i : i + 1]) for i in pairs // per_token])",
+    ),
+    ("ONCE", "x[pairs // per_token]", "x[pairs % len(x)]"),
+    ("ONCE", "if len(pairs):", "if True:"),
+    ("SUM", CALL, "results[order[: len(pairs)]] = expert(index, x[pairs // per_token])"),
+    ("SUM", WEIGHTED, WEIGHTED.replace(" * weights[:, :, None]", "")),
+    ("SUM", WEIGHTED, WEIGHTED.replace("weights[:, :, None]", "weights[:, :1, None]")),
+    ("SUM", WEIGHTED, WEIGHTED.replace("weights[:, :, None]", "weights.flip(1)[:, :, None]")),
+    (
+        "SUM",
+        WEIGHTED,
+        "weighted = results[order].view(*experts.shape, x.shape[1]) * weights[:, :, None]",
+    ),
+    ("SUM", RETURN, "return weighted.mean(dim=1).to(x.dtype)"),
+    ("SUM", RETURN, "return weighted.sum(dim=1) + x"),
+    ("SUM", RETURN, "return weighted.sum(dim=1).half()"),
+    ("SUM", RETURN, "return weighted[:, 0]"),
+    ("SUM", RETURN, "return weighted"),
+    ("SUM", RETURN, "return weighted.sum(dim=1).double()"),
+    ("SUM", RETURN, "return weighted.sum(dim=1)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_TEXTS)
+def test_another_mistake_is_found(rule, old, new):
+    found = rules.check_experts(module_with("experts", (old, new)))
+    assert found.rule is getattr(rules, rule), "\n".join(found.lines())

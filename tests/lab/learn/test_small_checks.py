@@ -23,6 +23,7 @@ from minimal_vllm_lab.learn import (
     check_tables,
 )
 from minimal_vllm_lab.sim.cost_model import RooflineCostModel
+from tests.lab.learn.mutants import module_with
 
 # ---- bytes-and-flops ----------------------------------------------------------------------------
 
@@ -116,6 +117,67 @@ def test_a_wrong_table_slot_or_write_is_found(rule, name, mutant):
     }
     module = SimpleNamespace(**{**right, name: mutant})
     assert check_tables.check_tables(module).rule is getattr(check_tables, rule)
+
+
+PADDING = "padded = np.zeros("
+COPY = "padded[np.arange(lengths.max()) < lengths[:, None]] = joined"
+BLOCK = "block = block_tables[row, positions // block_size].astype(np.int64)"
+SLOTS = "return block * block_size + positions % block_size"
+KEY = "cache.key.transpose(1, 2)[block, offset] = as_cached(k, cache.key.dtype)"
+VALUE = "cache.value.transpose(1, 2)[block, offset] = as_cached(v, cache.value.dtype)"
+
+# The text of the solution that is replaced, and by what.
+WRONG_TABLE_TEXTS = [
+    (
+        "PADDED",
+        COPY,
+        "padded[np.arange(lengths.max()) >= (lengths.max() - lengths)[:, None]] = joined",
+    ),
+    ("PADDED", COPY, "padded[0, : lengths[0]] = joined[: lengths[0]]"),
+    ("PADDED", "lengths.max()", "(lengths.max() + 1)"),
+    ("PADDED", COPY, f"{COPY}\n    padded.sort(axis=1)"),
+    ("PADDED", "return padded", "return padded[:, : lengths.min()]"),
+    ("PADDED", "return padded", "return padded.T"),
+    ("PADDED", "return padded", "return padded.tolist()"),
+    ("SLOT", SLOTS, "return block * block_size + positions // block_size"),
+    ("SLOT", SLOTS, "return block + positions % block_size"),
+    ("SLOT", SLOTS, "return block * block_size + positions"),
+    ("SLOT", SLOTS, "return (positions % block_size) * block_size + block"),
+    ("SLOT", BLOCK, BLOCK.replace("positions //", "np.arange(len(row)) //")),
+    (
+        "SLOT",
+        BLOCK,
+        BLOCK.replace("positions // block_size", "positions % block_size % block_tables.shape[1]"),
+    ),
+    ("SLOT", BLOCK, "block = positions // block_size"),
+    ("SLOT", BLOCK, BLOCK.replace("positions //", "(positions + 1) // 2 //")),
+    ("SLOT", SLOTS, SLOTS + " + 0.0"),
+    ("SLOT", SLOTS, SLOTS.replace("return ", "return (") + ").tolist()"),
+    ("WRITTEN", KEY, KEY.replace("block, offset]", "offset, block]")),
+    ("WRITTEN", VALUE, ""),
+    ("WRITTEN", KEY, KEY + "; k = v; v = v * 0"),
+    (
+        "WRITTEN",
+        KEY,
+        KEY.replace("[block, offset]", "[block, offset, 0]").replace("(k,", "(k[:, 0],"),
+    ),
+    ("WRITTEN", KEY, KEY.replace(" = ", " += ")),
+    ("WRITTEN", KEY, "cache.key.zero_(); " + KEY),
+    ("WRITTEN", "slots % block_size\n", "slots * 0\n"),
+    ("WRITTEN", KEY, "cache = type(cache)(*(each.clone() for each in cache)); " + KEY),
+    (
+        "WRITTEN",
+        KEY,
+        KEY.replace("[block, offset]", "[block[-1], offset[-1]]").replace("(k,", "(k[-1],"),
+    ),
+    ("WRITTEN", KEY, "cache.key[block] = as_cached(k, cache.key.dtype)[:, :, None]"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_TABLE_TEXTS)
+def test_another_wrong_table_slot_or_write_is_found(rule, old, new):
+    lesson = check_tables.check_tables(module_with("block-table", (old, new)))
+    assert lesson.rule is getattr(check_tables, rule), "\n".join(lesson.lines())
 
 
 # ---- sampler ------------------------------------------------------------------------------------
