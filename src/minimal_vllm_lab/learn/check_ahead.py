@@ -134,7 +134,12 @@ class _Run:
         """Call ``step``, and return the events on the GPU, and the output tokens per request."""
         self.gpu.events.clear()
         outputs = self.engine.step()
+        if not isinstance(outputs, list):
+            raise Broken(RETURNED, f"{outputs!r}", "a list of outputs")
         tokens = {each.request_id: list(each.outputs[0].token_ids) for each in outputs}
+        if len(tokens) < len(outputs):
+            names = [each.request_id for each in outputs]
+            raise Broken(RETURNED, f"outputs of {names}", "one output per request")
         return list(self.gpu.events), tokens
 
 

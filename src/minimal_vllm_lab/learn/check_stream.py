@@ -18,7 +18,8 @@ CERTAIN = Rule(
     CHAPTER,
 )
 LOST = Rule(
-    "No text is lost: what is held back is given out later, unless it is part of a stop string.",
+    "No text is lost or repeated: what is held back is given out later, unless it is part of a "
+    "stop string.",
     "The client puts the pieces together, and knows nothing of those that are missing.",
     CHAPTER,
 )
@@ -38,7 +39,8 @@ CUT = Rule(
     "Programs parse the text, and rely on its end.",
     CHAPTER,
 )
-TOKENS = (b"E", b"N", b"D", b"EN", b"x", b"DEx", b"\xc3", b"\xa9")  # the last two form é
+TOKENS = (b"E", b"N", b"D", b"EN", b"x", b"DEx", b"\xc3", b"\xa9", b"D\xc3")
+"""The texts of the tokens. The bytes C3 A9 form é."""
 STOPS = ("END", "EN", "xE", "NN", "éE")
 Case = tuple[list[int], list[str], bool, int]
 """Token ids, stop strings, ``include_stop_str_in_output`` and ``min_tokens``."""
@@ -48,6 +50,10 @@ KNOWN_CASES: list[Case] = [
     ([0, 1, 4], ["END", "EN"], False, 2),
     # A stop string is complete in the middle of a token, while another one might begin.
     ([3, 4], ["EN", "ENx"], False, 0),
+    # A character begins behind the stop string, in the same token.
+    ([3, 8], ["END"], False, 0),
+    # A complete stop string that may not end the text yet is certain, but for its last character.
+    ([1, 1, 4], ["END", "NN"], False, 2),
 ]
 
 
@@ -99,9 +105,8 @@ def check_stream(module: ModuleType, seed: int | None = None) -> Lesson | None:
         history.note(f"finish(): given out {mine.text!r}")
         whole = b"".join(TOKENS[each] for each in token_ids).decode(errors="replace")
         if mine.text != whole:
-            raise Broken(
-                AT_ONCE, f"{mine.text!r}", f"{whole!r}: the text has ended, so it is certain"
-            )
+            rule = AT_ONCE if whole.startswith(mine.text) else LOST
+            raise Broken(rule, f"{mine.text!r}", f"{whole!r}: the text has ended, so it is certain")
 
     return find_lesson(_cases(), run, examples=400, seed=seed, known=KNOWN_CASES)
 

@@ -284,6 +284,49 @@ def test_a_wrong_step_is_found(rule, mutant):
     assert lesson.rule is getattr(check_ahead, rule)
 
 
+MAY = "self._runs_ahead and self._in_flight and not self.scheduler.needs_pending_tokens()"
+LAUNCHES = f"if {MAY}:\n            outputs += self._launch_next()"
+BEGINS = "if not self._in_flight:\n            outputs += self._launch_next()"
+WAITS = "if self._in_flight:\n            outputs += self._finish_oldest()"
+
+# The text of the solution that is replaced, and by what.
+WRONG_STEP_TEXTS = [
+    ("AHEAD", LAUNCHES, "pass"),
+    ("AHEAD", MAY, f"{MAY} and len(self._in_flight) > 1"),
+    ("AHEAD", MAY, f"{MAY} and not self.scheduler.waiting"),
+    ("AHEAD", MAY, f"{MAY} and len(self.scheduler.running) > 1"),
+    ("AHEAD", MAY, MAY.replace("not self.scheduler", "self.scheduler")),
+    ("NOT_AHEAD", MAY, MAY.replace("self._runs_ahead and ", "")),
+    ("NOT_AHEAD", MAY, "self._runs_ahead and self._in_flight"),
+    ("NOT_AHEAD", f"if {MAY}", "if self._in_flight"),
+    ("NOT_AHEAD", BEGINS, "outputs += self._launch_next()"),
+    ("NOT_AHEAD", LAUNCHES, LAUNCHES + "\n            outputs += self._launch_next()"),
+    ("WAITS_FOR_OLDEST", WAITS, WAITS.replace("if", "while")),
+    ("WAITS_FOR_OLDEST", WAITS, WAITS.replace("if self._in_flight", "if len(self._in_flight) > 1")),
+    ("WAITS_FOR_OLDEST", WAITS, "pass"),
+    ("WAITS_FOR_OLDEST", WAITS, "self._in_flight.rotate()\n        " + WAITS),
+    (
+        "WAITS_FOR_OLDEST",
+        WAITS,
+        f"{WAITS}\n        if not outputs and self._in_flight:\n"
+        "            outputs += self._finish_oldest()",
+    ),
+    ("RETURNED", WAITS, WAITS.replace("outputs +=", "outputs =") + "[:1]"),
+    ("RETURNED", WAITS, WAITS.replace("outputs += ", "")),
+    ("RETURNED", "return outputs", "return outputs[:1]"),
+    ("RETURNED", "return outputs", "return outputs * 2"),
+    ("RETURNED", "return outputs", "return [each for each in outputs if each.finished]"),
+    ("RETURNED", "return outputs", "return [each for each in outputs if not each.finished]"),
+    ("RETURNED", "return outputs", "return"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_STEP_TEXTS)
+def test_another_wrong_step_is_found(rule, old, new):
+    lesson = check_ahead.check_ahead(module_with("run-ahead", (old, new)))
+    assert lesson.rule is getattr(check_ahead, rule), "\n".join(lesson.lines())
+
+
 # ---- stream-text --------------------------------------------------------------------------------
 
 
@@ -330,4 +373,60 @@ def test_a_wrong_stream_is_found(rule, name, mutant):
     methods = {name: lambda self, text: mutant(self, text)}
     detokenizer = type("MyDetokenizer", (Detokenizer,), methods)
     lesson = check_stream.check_stream(SimpleNamespace(MyDetokenizer=detokenizer))
+    assert lesson.rule is getattr(check_stream, rule), "\n".join(lesson.lines())
+
+
+FOUND = "self._find_stop(text, len(self._held_back))"
+END = "end if self._params.include_stop_str_in_output else end - len(stop)"
+HELD = "self._held_back = text[certain:]"
+ENOUGH = "if self.num_tokens > self._params.min_tokens:"
+
+# The text of the solution that is replaced, and by what.
+WRONG_STREAM_TEXTS = [
+    ("ENDS", ENOUGH, ENOUGH.replace(" > ", " >= ")),
+    ("ENDS", ENOUGH, "if True:"),
+    ("ENDS", ENOUGH, "if len(text) > self._params.min_tokens:"),
+    ("ENDS", FOUND, "self._find_stop(new, 0)"),
+    ("ENDS", FOUND, "self._find_stop(self.text + text, len(self.text))"),
+    ("ENDS", FOUND, "next(((text.find(s) + len(s), s) for s in self._stops if s in text), None)"),
+    ("ENDS", FOUND, "next(((len(text), s) for s in self._stops if text.endswith(s)), None)"),
+    ("ENDS", "return stop\n", "return None\n"),
+    ("ENDS", "return stop\n", "return stop and text\n"),
+    ("CUT", END, "end - len(stop)"),
+    ("CUT", END, "end"),
+    ("CUT", END, END.replace("end if", "len(text) if")),
+    ("CUT", END, END.replace("end - len(stop)", "len(text) - len(stop)")),
+    ("CUT", END, END.replace("end - len(stop)", "end - len(stop) - 1")),
+    ("CUT", "                text = text[:certain]\n", ""),
+    ("CUT", "self._utf8.reset()", "pass"),
+    ("LOST", HELD, "self._held_back = ''"),
+    ("LOST", HELD, "self._held_back = text[certain + 1 :]"),
+    ("LOST", HELD, "self._held_back = text"),
+    ("LOST", "text = self._held_back + new", "text = new"),
+    ("LOST", "text = self._held_back + new", "text = new + self._held_back"),
+    ("LOST", "self._pieces.append(text[:certain])", "self._pieces.append(new[:certain])"),
+    ("CERTAIN", "certain = len(text) - self._num_undecided(text)", "certain = len(text)"),
+    (
+        "CERTAIN",
+        "certain = len(text) - self._num_undecided(text)",
+        "certain = len(text) - self._num_undecided(new)",
+    ),
+    ("CERTAIN", "range(min(len(text), longest), 0, -1)", "range(1, min(len(text), longest) + 1)"),
+    (
+        "CERTAIN",
+        "range(min(len(text), longest), 0, -1)",
+        "range(min(len(text), longest - 1), 0, -1)",
+    ),
+    ("CERTAIN", "any(stop.startswith(end)", "all(stop.startswith(end)"),
+    ("CERTAIN", "default=1) - 1", "default=1) - 2"),
+    ("AT_ONCE", "stop.startswith(end) and stop != end", "end in stop"),
+    ("AT_ONCE", " and stop != end", ""),
+    ("AT_ONCE", "return length", "return longest"),
+    ("AT_ONCE", "stop.startswith(end)", "stop.startswith(end[:1])"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_STREAM_TEXTS)
+def test_another_wrong_stream_is_found(rule, old, new):
+    lesson = check_stream.check_stream(module_with("stream-text", (old, new)))
     assert lesson.rule is getattr(check_stream, rule), "\n".join(lesson.lines())
