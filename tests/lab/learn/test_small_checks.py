@@ -75,6 +75,30 @@ def test_wrong_seconds_are_found(name):
     assert check_costs.check_costs(module).rule is check_costs.MATMUL
 
 
+# The text of the solution that is replaced, and by what.
+WRONG_COST_TEXTS = [
+    ("PARAMETERS", "(1 if self.tie_word_embeddings else 2)", "2"),
+    ("PARAMETERS", "2 * q_size + 2 * kv_size", "q_size + 2 * kv_size"),
+    ("PARAMETERS", "2 * q_size + 2 * kv_size", "4 * q_size"),
+    ("PARAMETERS", "self.norms.count + 1", "self.norms.count"),
+    ("PARAMETERS", "self.num_layers * self.norms.count", "self.num_layers"),
+    ("PARAMETERS", "self.num_heads * self.head_dim, ", "self.hidden_size, "),
+    ("PARAMETERS", "2 * self.intermediate_size + self", "self.intermediate_size + self"),
+    ("PARAMETERS", "return self.num_layers * attention", "return attention"),
+    ("KV_BYTES", "DTYPE_BYTES[dtype]", "DTYPE_BYTES[dtype] * 8"),
+    ("KV_BYTES", "self.num_kv_heads * self.head_dim * D", "self.hidden_size * D"),
+    ("KV_BYTES", "* DTYPE_BYTES[dtype]", ""),
+    ("MATMUL", "return max(", "return min("),
+    ("MATMUL", "2 * num_weights * num_rows", "2 * num_weights"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_COST_TEXTS)
+def test_another_wrong_size_or_time_is_found(rule, old, new):
+    lesson = check_costs.check_costs(module_with("bytes-and-flops", (old, new)))
+    assert lesson.rule is getattr(check_costs, rule), "\n".join(lesson.lines())
+
+
 # ---- block-table --------------------------------------------------------------------------------
 
 
@@ -241,6 +265,37 @@ def test_a_wrong_filter_or_draw_is_found(rule, name, mutant):
     right = {f"keep_{each}": getattr(filters, f"keep_{each}") for each in check_filters.OPTIONS}
     module = SimpleNamespace(**{**right, "draw": draw, name: mutant})
     assert check_filters.check_filters(module).rule is rule
+
+
+# The text of the solution that is replaced, and by what.
+WRONG_FILTER_TEXTS = [
+    ("min_p", "logits < floor", "logits > floor"),
+    ("min_p", "log(rows[i].params.min_p)", "-rows[i].params.min_p"),
+    ("min_p", "for i in index])[:, None]", "for i in index])[:1, None]"),
+    ("top_k", "if 0 < row.params.top_k < shifted.shape[1]]", "if row.params.top_k == 1]"),
+    (
+        "top_k",
+        "top_k = torch.tensor([rows[i].params.top_k",
+        "top_k = torch.tensor([rows[0].params.top_k",
+    ),
+    (
+        "top_k",
+        "top_k = torch.tensor([rows[i].params.top_k",
+        "top_k = torch.tensor([max(1, rows[i].params.top_k - 1)",
+    ),
+    ("top_p", "before < share[part]", "before <= share[part]"),
+    ("top_p", "weights.cumsum(dim=-1) - weights", "weights.cumsum(dim=-1)"),
+    ("top_p", ".sort(descending=True)", ".sort()"),
+    ("top_p", "[rows[i].params.top_p for", "[rows[0].params.top_p for"),
+    ("top_p", "if row.params.top_p < 1]", "if row.params.top_p < 0.5]"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), WRONG_FILTER_TEXTS)
+def test_another_wrong_filter_is_found(name, old, new):
+    lesson = check_filters.check_filters(module_with("sampler", (old, new)))
+    assert lesson is not None
+    assert lesson.rule is check_filters.KEEPS[name], "\n".join(lesson.lines())
 
 
 # ---- run-ahead ----------------------------------------------------------------------------------
