@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from minimal_vllm.attention.reference import attend
+from minimal_vllm_lab.learn import check_attend as rules
 from minimal_vllm_lab.learn.check_attend import HALF, IN_FLOAT32, STEP_BY_STEP, check_attend
+from tests.lab.learn.mutants import module_with
 
 
 def computes_in_the_dtype_of_q(q, keys, values, scale, window):
@@ -88,3 +90,35 @@ def test_a_difference_is_shown_at_the_head_that_is_wrong():
     assert lesson.found.endswith("], off by 1: the token at position 0")
     assert lesson.expected.startswith("head 1 is [")
     assert lesson.expected.endswith("] (±0.0001)")
+
+
+GROUPS = "repeat_interleave(num_heads // num_kv_heads, dim=1)"
+MASK = "hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)"
+
+# The text of the solution that is replaced, and by what.
+WRONG_TEXTS = [
+    ("SAME", "* scale", ""),
+    ("SAME", "* scale", "* scale * scale"),
+    ("SAME", "* scale", "/ scale"),
+    ("SAME", GROUPS, "repeat(1, num_heads // num_kv_heads, 1)"),
+    ("SAME", MASK, MASK.replace("distance < 0", "distance <= -2")),
+    ("SAME", MASK, MASK.replace(">= window", "> window")),
+    ("SAME", MASK, MASK.replace(">= window", ">= window - 1")),
+    ("SAME", MASK, "hidden = distance < 0"),
+    ("SAME", MASK, "hidden = distance > 0"),
+    ("SAME", MASK, "hidden = distance < -m"),
+    ("SAME", "masked_fill(hidden, -torch.inf)", "masked_fill(hidden, 0)"),
+    ("SAME", "softmax(dim=-1)", "softmax(dim=0)"),
+    ("SAME", "scores.softmax(dim=-1)", "scores.sigmoid()"),
+    ("SAME", "scores.softmax(dim=-1)", "scores.exp()"),
+    ("SAME", "probabilities, values)", "probabilities, keys)"),
+    ("STEP_BY_STEP", "torch.arange(m - n, m, ", "torch.arange(n, "),
+    ("HALF", ".to(q.dtype)", ""),
+    ("SAME", ".to(q.dtype)", ".bfloat16().to(q.dtype)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_TEXTS)
+def test_a_mistake_in_the_text_is_found(rule, old, new):
+    lesson = check_attend(module_with("kv-cache", (old, new)))
+    assert lesson.rule.statement == getattr(rules, rule).statement, "\n".join(lesson.lines())
