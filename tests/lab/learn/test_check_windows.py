@@ -9,6 +9,7 @@ from minimal_vllm.engine.block_manager import BlockManager
 from minimal_vllm.step.request import Status
 from minimal_vllm_lab.check import search
 from minimal_vllm_lab.learn import check_windows as rules
+from tests.lab.learn.mutants import module_with
 
 
 def without_window_counts_one_less(position, window, block_size):
@@ -165,3 +166,21 @@ def test_a_mistake_is_found_and_shown_in_few_lines(mutant):
 )
 def test_a_wrong_beginning_of_the_window_is_found(first_seen):
     assert lesson(first_seen=first_seen).rule == rules.FIRST_SEEN
+
+
+# The text of the solution that is replaced, and by what.
+WRONG_TEXTS = [
+    ("SEES", "entry.num_new - ", "entry.num_new + self.config.block_size - "),
+    ("SEES", "index = (first_seen - 1)", "index = first_seen"),
+    ("RELEASED", "index = (first_seen - 1)", "index = (first_seen - 2)"),
+    ("RELEASED", "self.windows.items():", "list(self.windows.items())[:1]:"),
+    ("NOTED", "in sorted(passed)]", "in sorted(passed, reverse=True)]"),
+    ("FIRST_SEEN", "return max(0, position // block_size - ", "return (position // block_size - "),
+    ("FIRST_SEEN", "position // block_size", "position"),
+]
+
+
+@pytest.mark.parametrize(("rule", "old", "new"), WRONG_TEXTS)
+def test_a_mistake_in_the_text_is_found(rule, old, new):
+    found = rules.check_windows(module_with("free-behind", (old, new)))
+    assert found.rule is getattr(rules, rule), "\n".join(found.lines())
