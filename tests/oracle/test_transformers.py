@@ -231,15 +231,16 @@ def assert_logprobs_agree(entry, expected, token, num_top):
     Float32 rounds in proportion to the logits: both are within 3e-6 of their range from float64.
     """
     bound = 1e-5 * (expected.max() - expected.min()).item()
-    top = expected.topk(num_top)
-    for rank, (token_id, value) in enumerate(
-        zip(top.indices.tolist(), top.values.tolist(), strict=True), start=1
-    ):
-        assert entry[token_id].logprob == pytest.approx(value, abs=bound)
-        assert entry[token_id].rank == rank
-    assert entry[token].logprob == pytest.approx(expected[token].item(), abs=bound)
-    assert entry[token].rank == (expected >= expected[token]).sum().item()
-    assert entry.keys() == {token, *top.indices.tolist()}
+    for token_id, each in entry.items():
+        value = expected[token_id].item()
+        assert each.logprob == pytest.approx(value, abs=bound)
+        # Of two tokens that are as likely up to rounding, either may come first.
+        best = (expected > value + 2 * bound).sum().item() + 1
+        worst = (expected > value - 2 * bound).sum().item()
+        assert best <= each.rank <= worst
+    ranks = sorted(each.rank for each in entry.values())
+    assert ranks[:num_top] == list(range(1, num_top + 1))
+    assert len(entry) == num_top + (entry[token].rank > num_top)
 
 
 @pytest.mark.parametrize("crowd", ["undisturbed", "preempted and chunked"])

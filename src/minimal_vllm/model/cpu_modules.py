@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from minimal_vllm.attention.interface import StepAttention
-from minimal_vllm.attention.paged import as_cached, write_to_cache
+from minimal_vllm.attention.paged import as_cached
 from minimal_vllm.attention.tiled_step import TiledStep
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.deferred import Operand, computed
@@ -50,15 +50,10 @@ class TiledSelfAttention(SelfAttention):
     """Attention that writes keys and values to rows of the cache that are computed once a step."""
 
     def store(self, k: Tensor, v: Tensor, attend: StepAttention, cache: LayerCache) -> None:
-        """Write new keys and values to the cache; see ``SelfAttention.store``.
-
-        Raises:
-            TypeError: the step's attention isn't tiled.
-        """
-        if not isinstance(attend, TiledStep):
-            raise TypeError("these modules need tiled attention")
-        if cache.key.dtype.itemsize == 1:  # PyTorch copies no rows of FP8
-            write_to_cache(k, v, cache, attend.slots)
+        """Write new keys and values to the cache; see ``SelfAttention.store``."""
+        copies_rows = cache.key.dtype.itemsize > 1  # PyTorch copies no rows of FP8
+        if not (copies_rows and isinstance(attend, TiledStep)):
+            super().store(k, v, attend, cache)
             return
         for numbers, memory in ((k, cache.key), (v, cache.value)):
             rows = as_cached(numbers, memory.dtype).reshape(-1, self.head_dim)

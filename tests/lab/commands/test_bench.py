@@ -74,8 +74,13 @@ def test_a_server_that_guesses_is_reported_as_by_vllm(tmp_path):
     guessing = '{"method": "draft_model", "num_speculative_tokens": 3}'
     with process(f"--speculative-config={guessing}", "--num-gpu-blocks-override=300") as server:
         result = invoke(
-            *("serve", f"--base-url={server.url}", *SHORT, "--num-prompts=4", "--num-warmups=1"),
-            *("--random-output-len=20", "--save-result", f"--result-dir={tmp_path}"),
+            *("serve", f"--base-url={server.url}", *SHORT, "--num-prompts=4"),
+            *(
+                "--random-output-len=20",
+                "--max-concurrency=1",
+                "--save-result",
+                f"--result-dir={tmp_path}",
+            ),
         )
     assert result.exit_code == 0, result.output
     (saved,) = read(tmp_path)

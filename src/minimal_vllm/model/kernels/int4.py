@@ -20,6 +20,9 @@ A program multiplies some rows, in runs of 32 columns (see ``quantization/int4``
 The zero point is subtracted from the sum: ``scale * (sum of number * x - zero * sum of x)``.
 
 For more tokens, see ``int4_product``.
+
+Source of making numbers from bits in place: Kim et al. 2022, *Who Says Elephants Can't Run*,
+https://arxiv.org/abs/2211.10017, which adds an exponent where this uses subnormal numbers.
 """
 
 from typing import Any, NamedTuple

@@ -1,4 +1,8 @@
-"""Matrices of experts in the model's dtype, as kernels read them."""
+"""Matrices of experts in the model's dtype, as kernels read them.
+
+Source of the products over experts: Gale et al. 2022, *MegaBlocks*,
+https://arxiv.org/abs/2211.15841.
+"""
 
 from dataclasses import dataclass
 

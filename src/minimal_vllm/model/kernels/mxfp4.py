@@ -11,6 +11,8 @@ and those of down with the other parts of the sum.
 Bytes: the weights of every expert that has a token, once if all of its tokens fit into one block;
 FLOPs: ``6 * T * k * hidden * inner``. With many tokens the weights would be unpacked once for each
 block of them, so they are unpacked to memory instead (``dequantize``).
+
+Source of MXFP4: OCP Microscaling Formats (MX) Specification 1.0, 2023.
 """
 
 import torch
