@@ -95,7 +95,7 @@ CALL = "super().admit_waiting(plan, budget)"
         (f"        if self.running:\n            1 / 0\n        {CALL}", "ZeroDivisionError: ", 7),
         ("        raise ValueError('no')", "ValueError: no", 6),
         ("        return", "step 0 computes nothing, although 1 requests wait", None),
-        (f"        {CALL}\n        self.running.clear()", "InvariantError: block ", None),
+        (f"        {CALL}\n        self.running.clear()", "InvariantError: self._references", None),
         (
             f"        {CALL}\n        plan.scheduled[0].cached_blocks = 8",
             "TypeError: object of type 'int'",
