@@ -10,16 +10,11 @@ knows nothing of Ray, of HTTP, and of replicas that share a machine's memory wit
 
 import argparse
 import asyncio
-import os
-import re
 import socket
-import subprocess
-import sys
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -27,7 +22,9 @@ from statistics import median, quantiles
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks import server
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.sim_accuracy import Requests, run_engine
 from minimal_vllm.cache.block_pool import BlockPool
@@ -69,25 +66,13 @@ def serving(routing: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "minimal_vllm", "serve", "--ray", f"--port={port}"]
-    command += [f"--replicas={NUM_REPLICAS}", f"--routing={routing}", "--cpus-per-replica=0.5"]
-    command += [f"--num-gpu-blocks-override={NUM_BLOCKS}"]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_SERVE_LOG_TO_STDERR": "0"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if line.startswith("Serving at"):
-                yield line.split()[-1]
-                return
-        raise RuntimeError("the server did not start: see standard error")
-    finally:
-        process.terminate()
-        process.wait(120)
+    options = ["--ray", f"--port={port}", f"--replicas={NUM_REPLICAS}", f"--routing={routing}"]
+    options += ["--cpus-per-replica=0.5", f"--num-gpu-blocks-override={NUM_BLOCKS}"]
+    with server.serving(*options, threads=1) as started:
+        try:
+            yield started.url
+        finally:
+            started.stop()
 
 
 async def measure(url: str, requests: Requests, arrivals: Sequence[float]) -> list[float]:
@@ -122,11 +107,10 @@ async def _time_to_first_token(client: httpx.AsyncClient, prompt: list[int], cou
 def hit_rate(url: str) -> float:
     """Return the fraction of prompt tokens that were found in a prefix cache of any replica."""
     page = httpx.get(f"{url}/metrics", timeout=60).text
+    samples = [each for family in text_string_to_metric_families(page) for each in family.samples]
 
     def total(name: str) -> float:
-        return sum(
-            map(float, re.findall(rf"^vllm:{name}_total\{{.*\}} (\S+)$", page, re.MULTILINE))
-        )
+        return sum(each.value for each in samples if each.name == f"vllm:{name}_total")
 
     return total("prefix_cache_hits") / total("prefix_cache_queries")
 
@@ -164,13 +148,18 @@ def predict(
     return metrics.seconds, metrics.report(replicas).prefix_cache_hit_rate
 
 
-def compare(routing: str, requests: Requests, arrivals: Sequence[float], costs: Any) -> Outcome:
-    """Measure and predict one router."""
-    config, cost_model = costs
+def compare(
+    requests: Requests,
+    arrivals: Sequence[float],
+    routing: str,
+    config: SchedulerConfig,
+    costs: LinearCostModel,
+) -> Outcome:
+    """Measure and predict one router; see ``predict``."""
     with serving(routing) as url:
         measured = asyncio.run(measure(url, requests, arrivals))
         measured_hits = hit_rate(url)
-    predicted, predicted_hits = predict(requests, arrivals, routing, config, cost_model)
+    predicted, predicted_hits = predict(requests, arrivals, routing, config, costs)
     return {
         "routing": routing,
         "measured hits": measured_hits,
@@ -192,10 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
 
     config, records = run_engine(make_requests(options.requests, seed=1), threads=1)
-    costs = replace(config, max_num_seqs=256), fit_cost_model(records)
+    costs = fit_cost_model(records)
     requests = make_requests(options.requests, seed=0)
     arrivals = list(islice(arrival_times(options.rate, 1.0, 0), len(requests)))
-    outcomes = [compare(routing, requests, arrivals, costs) for routing in options.routing]
+    outcomes = [compare(requests, arrivals, routing, config, costs) for routing in options.routing]
     header = list(outcomes[0])
     rows = [
         [f"{each[name]:.3g}" if name != "routing" else each[name] for name in header]
