@@ -12,6 +12,7 @@ from tests.speculation.test_same_tokens import (
     NGRAM,
     PARAMS,
     PROMPTS,
+    assert_same_tokens,
     count_tokens,
     facts,
     learn,
@@ -66,14 +67,7 @@ def guessing():
     ],
 )
 def test_the_tokens_are_those_of_the_cpu_without_guesses(plain, guessing, guesser, name):
-    params, llm = SamplingParams(**PARAMS[name]), guessing[guesser]
-    expected = plain.generate(PROMPTS, params)
-    learn(expected)
-    counts = count_tokens(llm)
-    assert facts(llm.generate(PROMPTS, params)) == facts(expected)
-    if guesser == "knowing" and params.max_tokens != 1:
-        assert counts["accepted"] > 0
-    llm.engine.scheduler.check()
+    assert_same_tokens(plain, guessing[guesser], guesser, name)
 
 
 def test_a_draft_models_guesses_are_right_now_and_then(guessing):
