@@ -209,10 +209,10 @@ def _load(exercise: Exercise, path: Path) -> ModuleType:
 
 
 def _is_own(module: ModuleType, name: str) -> bool:
-    """Return whether a function, or a method as ``Class.method``, was written in this module."""
+    """Return whether a module has a function, or has written ``Class.method`` itself."""
     found, _, method = name.partition(".")
     if not method:
-        return hasattr(module, found)
+        return True  # a function can't be inherited
     kinds = getattr(module, found).__mro__
     return any(method in vars(kind) for kind in kinds if kind.__module__ == module.__name__)
 
