@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import FAMILIES
+from checkpoints import FAMILIES, QUANTIZED
 from thread_ranks import in_ranks
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import build_engine
 from minimal_vllm.runner.failures import RankFailedError, RankLostError
+from tests.model.test_divided_quantized import SHAPE, STORED, write
 
 pytestmark = pytest.mark.gpu
 SEVERAL = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -36,9 +37,20 @@ def generate(engine, params=GREEDY):
     return [ended[str(index)] for index in range(len(PROMPTS))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *QUANTIZED])
 def test_kernels_compute_a_rank_s_part(checkpoint, family):
-    config = EngineConfig(model=str(checkpoint(family)), enforce_eager=True, **OPTIONS)
+    check_ranks(EngineConfig(model=str(checkpoint(family)), enforce_eager=True, **OPTIONS))
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_kernels_compute_a_rank_s_part_of_quantized_weights(tmp_path, stored):
+    path = str(write(tmp_path, SHAPE, STORED[stored]))
+    options = {"enforce_eager": True, "skip_tokenizer_init": True, **OPTIONS}
+    check_ranks(EngineConfig(model=path, **options))
+
+
+def check_ranks(config):
+    """Two ranks that are threads generate the tokens of one process."""
     expected = generate(build_engine(config).engine)
 
     def run(ranks):

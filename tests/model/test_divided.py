@@ -21,7 +21,6 @@ from minimal_vllm.model.linear import RowLinear
 from minimal_vllm.model.loader import load_model
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.packed_linear import PACKED_MODULES
-from minimal_vllm.model.quantization_config import choose_quantization
 from minimal_vllm.model.ranks import Alone
 
 CPU = torch.device("cpu")
@@ -197,13 +196,6 @@ def test_the_sizes_of_mlps_and_experts_must_be_divisible():
     experts = replace(config.experts, inner_size=21)
     with pytest.raises(ValueError, match="divisor of the model's 21 channels per expert"):
         divide(replace(config, experts=experts), 2)
-
-
-def test_quantized_weights_are_refused_by_name():
-    quantized = choose_quantization("fp8", None)
-    config = replace(ModelConfig.from_dict(FAMILIES["llama"]), quantization=quantized)
-    with pytest.raises(ValueError, match=r"quantized weights \(.*\) can't be divided yet"):
-        divide(config, 2)
 
 
 def test_one_rank_changes_nothing():

@@ -55,9 +55,9 @@ class Decoder(nn.Module):
             self.norm = make_norm(modules, "norm", config.hidden_size, config)
             make_head = modules.head or modules.linear
             self.lm_head = make_head(config.hidden_size, {"lm_head": config.vocab_rows}, False)
-        for path, module in list(self.named_modules()):
-            if isinstance(module, Projection):
-                self.set_submodule(path, modules.convert(path, module))
+            for path, module in list(self.named_modules()):
+                if isinstance(module, Projection):
+                    self.set_submodule(path, modules.convert(path, module))
         self.has_tied_embeddings = config.tie_word_embeddings
         if self.has_tied_embeddings:
             self.lm_head.share_weight(self.embed_tokens.weight)

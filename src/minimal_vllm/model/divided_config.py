@@ -6,6 +6,8 @@ Nothing here imports torch.
 from dataclasses import replace
 
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.quantization_config import Int4, Mxfp4, Quantization
+from minimal_vllm.model.weight_bytes import projections
 
 
 def divide(model: ModelConfig, ranks: int) -> ModelConfig:
@@ -15,16 +17,11 @@ def divide(model: ModelConfig, ranks: int) -> ModelConfig:
     Where there are fewer key-value heads than ranks, several ranks hold the same one.
 
     Raises:
-        ValueError: the model can't be divided evenly, or its weights are quantized.
+        ValueError: the model can't be divided evenly, or not without cutting what its quantized
+            weights have a scale for.
     """
     if ranks == 1:
         return model
-    if model.quantization is not None:
-        raise ValueError(
-            f"tensor_parallel_size is {ranks}, but quantized weights "
-            f"({model.quantization.format.name}) can't be divided yet: load a checkpoint that is "
-            f"not quantized, or leave the option out"
-        )
     kv_heads = model.num_kv_heads
     if kv_heads >= ranks:
         own_kv_heads = _share("key-value heads", kv_heads, ranks)
@@ -37,7 +34,7 @@ def divide(model: ModelConfig, ranks: int) -> ModelConfig:
         )
     is_dense = model.num_sparse_layers < model.num_layers
     inner, experts = model.intermediate_size, model.experts
-    return replace(
+    own = replace(
         model,
         ranks=ranks,
         num_heads=_share("attention heads", model.num_heads, ranks),
@@ -46,6 +43,39 @@ def divide(model: ModelConfig, ranks: int) -> ModelConfig:
         experts=experts
         and replace(experts, inner_size=_share("channels per expert", experts.inner_size, ranks)),
     )
+    if model.quantization is not None:
+        _check_quantization(model.quantization, model, own)
+    return own
+
+
+def _check_quantization(quantization: Quantization, whole: ModelConfig, own: ModelConfig) -> None:
+    """Check that no rank's share begins or ends within what is quantized together."""
+    stored = quantization.format
+    if isinstance(stored, Int4) and stored.ordered and stored.group_size is not None:
+        raise ValueError(
+            f"tensor_parallel_size is {own.ranks}, but each rank's columns would need the scales "
+            f"of all groups, because the weights have an order of their own (desc_act): choose a "
+            f"checkpoint without it"
+        )
+    rows, columns = stored.kept_together
+    if isinstance(stored, Mxfp4) and own.experts is not None:
+        _check_share("channels per expert", own.experts.inner_size, columns, own, stored.name)
+    whole_sizes = projections(whole)
+    for name, (own_rows, own_columns) in projections(own).items():
+        if any(quantization.covers(f"model.layers.{i}.{name}") for i in range(own.num_layers)):
+            whole_rows, whole_columns = whole_sizes[name]
+            if own_rows != whole_rows:
+                _check_share(f"rows of {name}", own_rows, rows, own, stored.name)
+            if own_columns != whole_columns:
+                _check_share(f"columns of {name}", own_columns, columns, own, stored.name)
+
+
+def _check_share(what: str, size: int, unit: int, own: ModelConfig, stored: str) -> None:
+    if size % unit:
+        raise ValueError(
+            f"tensor_parallel_size is {own.ranks}, but each rank would have {size:,} {what}, which "
+            f"must be a multiple of {unit} in this checkpoint ({stored})"
+        )
 
 
 def _share(what: str, size: int, ranks: int) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,9 +10,15 @@ from torch import Tensor
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.embedding import Embedding
 from minimal_vllm.model.layers import Modules
-from minimal_vllm.model.linear import Linear
+from minimal_vllm.model.linear import Linear, Projection
 from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.quantization.fp8 import Fp8Quantizer
+from minimal_vllm.model.quantization.int8 import Int8Quantizer
+from minimal_vllm.model.quantization.staging import largest_of_rows
+from minimal_vllm.model.quantization.weight import QuantizedLinear, QuantizedRowLinear
 from minimal_vllm.model.ranks import Ranks
+
+AnyLinear = TypeVar("AnyLinear", bound=Linear)
 
 
 class DividedEmbedding(Embedding):
@@ -62,7 +69,7 @@ class DividedRMSNorm(RMSNorm):
         return (unit * self.weight).to(x.dtype)
 
 
-def divided_head(kind: type[Linear], ranks: Ranks, vocab_size: int) -> type[Linear]:
+def divided_head(kind: type[AnyLinear], ranks: Ranks, vocab_size: int) -> type[AnyLinear]:
     """Return a class like ``kind`` that multiplies a rank's rows, and returns all ranks' logits."""
 
     class DividedHead(kind):  # type: ignore[valid-type,misc]
@@ -71,6 +78,25 @@ def divided_head(kind: type[Linear], ranks: Ranks, vocab_size: int) -> type[Line
             return logits if out is None else out.copy_(logits)
 
     return DividedHead
+
+
+def divided_projection(projection: Projection, ranks: Ranks, vocab_size: int) -> Projection:
+    """Return the projection of a rank's part, once its weight may have become a quantized one.
+
+    A quantized head becomes a divided one. A row that is quantized while it is loaded has one scale
+    in all ranks that hold a part of it, as if it were whole.
+    """
+    match projection:
+        case QuantizedLinear(parts={"lm_head": _}):
+            head = divided_head(QuantizedLinear, ranks, vocab_size)
+            return head(projection, projection.quantized, projection.reader)
+        case QuantizedRowLinear(reader=Fp8Quantizer() | Int8Quantizer() as reader):
+            projection.reader = replace(reader, largest=partial(_largest_of_whole_rows, ranks))
+    return projection
+
+
+def _largest_of_whole_rows(ranks: Ranks, numbers: Tensor) -> Tensor:
+    return ranks.concatenate(largest_of_rows(numbers)).amax(dim=1, keepdim=True)
 
 
 def divided(modules: Modules, ranks: Ranks, vocab_size: int) -> Modules:
@@ -83,10 +109,15 @@ def divided(modules: Modules, ranks: Ranks, vocab_size: int) -> Modules:
     """
     if not isinstance(modules.linear, type):
         raise TypeError("ranks need modules whose linear is a class")
+
+    def convert(path: str, projection: Projection) -> Projection:
+        return divided_projection(modules.convert(path, projection), ranks, vocab_size)
+
     return replace(
         modules,
         embedding=partial(DividedEmbedding, ranks),
         head=divided_head(modules.linear, ranks, vocab_size),
         wide_norm=partial(DividedRMSNorm, ranks),
         complete=ranks.add,
+        convert=convert,
     )

@@ -105,8 +105,8 @@ def take_shares(
             continue
         (dim,) = differing
         fused = name.split(".")[-2]
-        sizes = _fused_sizes(fused, own) or (own_shape[dim],)
-        whole_sizes = _fused_sizes(fused, share.whole) or (tensor.shape[dim],)
+        sizes = _fused_sizes(fused, own, own_shape[dim])
+        whole_sizes = _fused_sizes(fused, share.whole, tensor.shape[dim])
         ranges = _ranges(whole_sizes, sizes, own.ranks, share.rank)
         shares[name] = TensorShare(tensor, dim, ranges, sizes)
     return shares
@@ -124,14 +124,18 @@ def drop_biases_of_sums(model: Decoder) -> None:
             bias.zero_()
 
 
-def _fused_sizes(name: str, model: ModelConfig) -> tuple[int, ...] | None:
-    """Return the rows of each projection in a checkpoint's fused tensor; None: it isn't fused."""
+def _fused_sizes(name: str, model: ModelConfig, total: int) -> tuple[int, ...]:
+    """Return how many of ``total`` indices each projection has in a checkpoint's fused tensor.
+
+    An index stands for a row, for some that are quantized together, or stored in one integer.
+    """
     if name not in model.fused:
-        return None
-    if name == "gate_up_proj":
-        return (model.intermediate_size,) * 2
-    q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    return q_size, kv_size, kv_size
+        return (total,)
+    rows: tuple[int, ...] = (model.intermediate_size,) * 2
+    if name != "gate_up_proj":
+        q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+        rows = q_size, kv_size, kv_size
+    return tuple(size * total // sum(rows) for size in rows)
 
 
 def _ranges(

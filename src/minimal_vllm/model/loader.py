@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -77,7 +78,7 @@ def load_model(
     stored = _stored_tensors(checkpoint, config)
     model = Decoder(config, dtype, device, max_positions, modules)
     destinations = checkpoint_tensors(model)
-    stored = _matching(checkpoint, stored, model, share)
+    stored = _matching(checkpoint, stored, model, modules, share)
     total = sum(tensor.num_bytes for tensor in stored.values())
     with tqdm(
         desc="Loading weights",
@@ -209,13 +210,18 @@ def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, Safetensor
 
 
 def _matching(
-    checkpoint: Path, stored: Mapping[str, StoredTensor], model: Decoder, share: Share | None
+    checkpoint: Path,
+    stored: Mapping[str, StoredTensor],
+    model: Decoder,
+    modules: Modules,
+    share: Share | None,
 ) -> Mapping[str, StoredTensor]:
     """Return the tensors to load, or a rank's shares of them; all must match the whole model."""
     if share is None:
         _check_match(checkpoint, stored, checkpoint_tensors(model))
         return stored
-    whole = Decoder(share.whole, model.dtype, torch.device("meta"), max_positions=1)
+    as_stored = replace(PLAIN_MODULES, experts=modules.experts, convert=modules.convert)
+    whole = Decoder(share.whole, model.dtype, torch.device("meta"), 1, as_stored)
     _check_match(checkpoint, stored, checkpoint_tensors(whole))
     return take_shares(stored, checkpoint_tensors(model), share, model.config)
 

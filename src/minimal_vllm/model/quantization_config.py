@@ -8,6 +8,7 @@ keep the model's dtype. ``model/quantization/`` fills the projections from tenso
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, ClassVar
 
 from minimal_vllm.model.json_fields import flag
@@ -23,6 +24,11 @@ class Fp8Blocks:
     columns: int = 128
     name: ClassVar[str] = "FP8 in blocks"
 
+    @property
+    def kept_together(self) -> tuple[int, int]:
+        """Rows and columns of a block, which is not divided."""
+        return self.rows, self.columns
+
     def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
         """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
         return out_size * in_size + 4 * -(-out_size // self.rows) * -(-in_size // self.columns)
@@ -35,6 +41,7 @@ class Fp8Rows:
     scales: int | None = None
     """Number of scales per matrix in the checkpoint. None: one per row."""
     name: ClassVar[str] = "FP8"
+    kept_together: ClassVar[tuple[int, int]] = (1, 1)
 
     def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
         """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
@@ -55,10 +62,15 @@ class Int8OnTheFly:
     """
 
     name: ClassVar[str] = "8-bit integers"
+    kept_together: ClassVar[tuple[int, int]] = (1, 1)
 
     def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
         """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
         return out_size * in_size + 4 * out_size
+
+
+INT4_ROWS, INT4_COLUMNS = 8, 32
+"""Rows whose 4-bit numbers may be stored in one integer; columns that are packed in memory."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,11 @@ class Int4:
     ordered: bool = False
     """Whether the columns are grouped in an order of their own (GPTQ's ``desc_act``)."""
     name: ClassVar[str] = "4-bit integers"
+
+    @property
+    def kept_together(self) -> tuple[int, int]:
+        """Rows that are stored in one integer, and columns of a group and of one in memory."""
+        return INT4_ROWS, lcm(INT4_COLUMNS, self.group_size or 1)
 
     def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:
         """Return the bytes of a projection's matrix; ``itemsize`` is the model dtype's."""
@@ -109,6 +126,7 @@ class Mxfp4:
     """
 
     name: ClassVar[str] = "experts in MXFP4"
+    kept_together: ClassVar[tuple[int, int]] = (1, MXFP4_GROUP)
 
     def num_bytes(self, out_size: int, in_size: int, itemsize: int) -> int:  # noqa: ARG002
         """Return the bytes of an expert's matrix; ``itemsize`` is the model dtype's."""

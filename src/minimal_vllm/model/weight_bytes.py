@@ -18,13 +18,13 @@ def weight_bytes(model: ModelConfig, dtype: str) -> int:
     if model.quantization is None:
         return total
     for layer in range(model.num_layers):
-        for name, (out_size, in_size) in _projections(model).items():
+        for name, (out_size, in_size) in projections(model).items():
             if model.quantization.covers(f"model.layers.{layer}.{name}"):
                 total -= out_size * in_size * itemsize
                 total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
     if model.quantization.covers("lm_head"):
-        total -= 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size * itemsize
-        total += model.quantization.format.num_bytes(model.vocab_size, model.hidden_size, itemsize)
+        total -= 0 if model.tie_word_embeddings else model.vocab_rows * model.hidden_size * itemsize
+        total += model.quantization.format.num_bytes(model.vocab_rows, model.hidden_size, itemsize)
     if model.experts and isinstance(model.quantization.format, Mxfp4):
         of_expert = model.experts.expert_parameters(model.hidden_size) * itemsize
         saved = of_expert - _expert_bytes(model, model.experts, itemsize)
@@ -53,7 +53,7 @@ def _expert_bytes(model: ModelConfig, experts: ExpertsConfig, itemsize: int) -> 
     return total
 
 
-def _projections(model: ModelConfig) -> dict[str, tuple[int, int]]:
+def projections(model: ModelConfig) -> dict[str, tuple[int, int]]:
     """Return the output and input size of each projection of a layer, by its name in the file."""
     hidden, inner = model.hidden_size, model.intermediate_size
     q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim

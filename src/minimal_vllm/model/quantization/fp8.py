@@ -13,7 +13,7 @@ Sources: Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433 (the numbers
 https://arxiv.org/abs/2412.19437, section 3.3 (blocks of 128 × 128).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, gcd
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.model.linear import parameter
-from minimal_vllm.model.quantization.staging import Expected
+from minimal_vllm.model.quantization.staging import Expected, largest_of_rows
 from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.quantization_config import Fp8Blocks, Fp8OnTheFly, Fp8Rows
 
@@ -109,6 +109,8 @@ class Fp8Quantizer:
     """Quantizes a matrix that is stored in 16 or 32 bits."""
 
     stored: Fp8OnTheFly
+    largest: Callable[[Tensor], Tensor] = largest_of_rows
+    """See ``quantize_rows``."""
 
     def tensors(self, out_size: int, in_size: int) -> dict[str, Expected]:
         """Return the tensor of a matrix; see ``Reader``."""
@@ -116,21 +118,24 @@ class Fp8Quantizer:
 
     def read(self, raw: Mapping[str, Tensor], rows_per_scale: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Quantize the matrix row by row; see ``Reader``."""
-        weight, scale = quantize_rows(raw["weight"])
+        weight, scale = quantize_rows(raw["weight"], self.largest)
         return {"weight": weight, "scale": scale}
 
 
-def quantize_rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    numbers: Tensor, largest: Callable[[Tensor], Tensor] = largest_of_rows
+) -> tuple[Tensor, Tensor]:
     """Quantize each row with the scale that makes its largest number the largest of FP8.
 
     Args:
         numbers: ``[rows, columns]``.
+        largest: returns the largest absolute number of each row, ``[rows, 1]``.
 
     Returns:
         ``[rows, columns]`` e4m3, and the scales, ``[rows, 1]`` float32.
     """
     wide = numbers.float()
-    scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LARGEST
+    scale = largest(wide).clamp(min=1e-12) / LARGEST
     return (wide / scale).clamp(-LARGEST, LARGEST).to(FP8), scale
 
 

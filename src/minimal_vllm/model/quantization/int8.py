@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.model.linear import parameter
-from minimal_vllm.model.quantization.staging import Expected
+from minimal_vllm.model.quantization.staging import Expected, largest_of_rows
 from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.quantization_config import Int8OnTheFly
 
@@ -112,6 +112,8 @@ class Int8Quantizer:
     """Quantizes a matrix that is stored in any other type."""
 
     stored: Int8OnTheFly
+    largest: Callable[[Tensor], Tensor] = largest_of_rows
+    """Returns the largest absolute number of each row, ``[rows, 1]``."""
 
     def tensors(self, out_size: int, in_size: int) -> dict[str, Expected]:
         """Return the tensor of a matrix; see ``Reader``."""
@@ -120,7 +122,7 @@ class Int8Quantizer:
     def read(self, raw: Mapping[str, Tensor], rows_per_scale: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Quantize the matrix row by row; see ``Reader``."""
         wide = raw["weight"].float()
-        scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / LARGEST
+        scale = self.largest(wide).clamp(min=1e-30) / LARGEST
         return {"weight": (wide / scale).round().to(torch.int8), "scale": scale}
 
 

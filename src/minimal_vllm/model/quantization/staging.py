@@ -123,3 +123,8 @@ def staged_tensors(
     """Return the place of each tensor that a part of ``weight`` consists of, by its name."""
     stage = _Stage(reader, weight, part, out_size)
     return {name: StagedTensor(stage, name, each) for name, each in stage.expected.items()}
+
+
+def largest_of_rows(numbers: Tensor) -> Tensor:
+    """Return the largest absolute number of each row, ``[rows, 1]``."""
+    return numbers.abs().amax(dim=1, keepdim=True)
