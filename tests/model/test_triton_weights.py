@@ -1,20 +1,30 @@
 """Kernels of quantized weights against the dequantized product; without a GPU, interpreted."""
 
+from types import MethodType
+
 import pytest
 import torch
+from torch.nn.functional import linear
 
 pytest.importorskip("triton")
 
-from minimal_vllm.model.activation import ACTIVATIONS
+from checkpoints import FAMILIES
+
+from minimal_vllm.model.activation import ACTIVATIONS, apply_gate
+from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.kernels.few_tokens import MOST_TOKENS
 from minimal_vllm.model.kernels.fp8 import quantize_inputs
 from minimal_vllm.model.kernels.int4_product import int4_dequantize
+from minimal_vllm.model.layers import PLAIN_MODULES
+from minimal_vllm.model.quantization.convert import Layouts, quantized
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization_config import Int4
 from minimal_vllm.model.triton_modules import TRITON_MODULES
 from minimal_vllm.model.triton_weights import (
     MANY_TOKENS,
+    TRITON_LAYOUTS,
     TritonFp8Weight,
     TritonInt4Weight,
 )
@@ -68,6 +78,14 @@ FP8 = {
     "large": (4096, {"a": 1024}, (128, 128)),
     "large rows": (4096, {"a": 1024}),
 }
+
+
+FP8_ROWS = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"0": {"targets": ["Linear"], "weights": {
+        "num_bits": 8, "type": "float", "strategy": "channel"}}},
+}  # fmt: skip
 
 
 def cases(table):
@@ -133,6 +151,65 @@ def test_several_tokens_times_fp8(name, num_tokens):
     assert_close(ours.multiply(x, bias), plain.multiply(x, bias), ROUNDED_INPUTS)
     gated = ours.multiply(x, None, "silu")
     assert_close(gated, plain.multiply(x, None, "silu"), 2 * ROUNDED_INPUTS)
+
+
+QWEN = {"hidden_size": 256, "moe_intermediate_size": 128, "num_experts": 6}
+EXPERTS = {
+    "FP8 blocks": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {}),
+    "FP8 rows": (FP8_ROWS, {}),
+    "FP8 cut blocks": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"hidden_size": 208, "moe_intermediate_size": 100},
+    ),
+    "4 bits": ({"quant_method": "gptq", "bits": 4, "group_size": 64}, {}),
+    "large FP8 blocks": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        {"hidden_size": 2048, "moe_intermediate_size": 768, "num_experts": 32,
+         "num_experts_per_tok": 8},
+    ),
+    "large FP8 rows": (FP8_ROWS, {"hidden_size": 2048, "moe_intermediate_size": 768}),
+}  # fmt: skip
+"""The quantization of a mixture, and sizes."""
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 5, 9, 70, pytest.param(3000, marks=ON_GPU)])
+@pytest.mark.parametrize("name", cases(EXPERTS))
+def test_experts_in_fp8_and_4_bits(name, num_tokens):
+    quantization, sizes = EXPERTS[name]
+    config = ModelConfig.from_dict(
+        FAMILIES["qwen3-moe"] | QWEN | sizes | {"quantization_config": quantization}
+    )
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    plain, ours = (
+        quantized(modules, config.quantization, layouts).experts(config).to(DEVICE)
+        for modules, layouts in ((PLAIN_MODULES, Layouts()), (TRITON_MODULES, TRITON_LAYOUTS))
+    )
+    for weight in (*plain.children(), *ours.children()):
+        if name == "4 bits":
+            weight.scale = torch.nn.Parameter(weight.scale.to(DTYPE), requires_grad=False)
+        weight.init_random(generator, 0.05)
+        factors = 0.5 + torch.rand(weight.scale.shape, device=DEVICE)
+        weight.scale.mul_(factors.to(weight.scale.dtype))
+    ours.load_state_dict(plain.state_dict())
+    x, logits = numbers(num_tokens, config.hidden_size), numbers(num_tokens, config.experts.count)
+    if "FP8" in name and (num_tokens > MOST_TOKENS or "cut" in name):
+        plain.compute_expert = MethodType(compute_expert_of_rounded_inputs, plain)
+    got, expected = (computed(each.forward(x, logits)) for each in (ours, plain))
+    assert got.shape == expected.shape
+    if num_tokens:
+        assert_close(got, expected, max(TOLERANCE, 5e-3))  # the result of gate and up is rounded
+
+
+def compute_expert_of_rounded_inputs(experts, index, x):
+    def rounded(x, weight):
+        group = weight.columns_per_scale
+        numbers, scales = quantize_inputs(x.contiguous(), group)
+        factors = scales.repeat_interleave(group, dim=1)[:, : x.shape[1]]
+        return (numbers.float() * factors).to(x.dtype)
+
+    gate_up, down = experts.matrices(index, x.dtype)
+    gate, up = linear(rounded(x, experts.gate_up), gate_up).chunk(2, dim=-1)
+    return linear(rounded(apply_gate(experts.gate, gate, up), experts.down), down)
 
 
 @pytest.mark.gpu  # the interpreter rounds wrongly where a number reaches the next power of two

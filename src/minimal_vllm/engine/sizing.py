@@ -11,7 +11,8 @@ from minimal_vllm.cache.layer_groups import LayerGroups, group_layers
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.quantization_config import Mxfp4, choose_quantization
+from minimal_vllm.model.quantization_config import Int4, Mxfp4, choose_quantization
+from minimal_vllm.model.quantized_experts import experts_format
 from minimal_vllm.model.rope_config import LongRopeScaling
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
@@ -42,16 +43,8 @@ def read_model_config(config: EngineConfig, checkpoint: "Path") -> ModelConfig:
     model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
     quantization = choose_quantization(config.quantization, model.quantization)
     quantized = replace(model, quantization=quantization)
-    if quantization is not None and model.experts is not None and not _is_mxfp4(quantized):
-        raise ValueError(
-            "mixtures of experts can be quantized only in MXFP4, as gpt-oss is: load the 16-bit "
-            "checkpoint"
-        )
+    experts_format(quantized)  # refuses what can't be
     return quantized
-
-
-def _is_mxfp4(model: ModelConfig) -> bool:
-    return model.quantization is not None and isinstance(model.quantization.format, Mxfp4)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -269,17 +262,20 @@ def estimate_activations(
 
 
 def unpacked_bytes(model: ModelConfig, itemsize: int) -> int:
-    """Return the bytes that a layer's experts take while a GPU has them unpacked from MXFP4.
+    """Return the bytes that a layer's experts take while a GPU has them unpacked from 4 bits.
 
-    It does so in steps with many tokens, and with one of their two matrices at a time.
+    From MXFP4 it does so in steps with many tokens, and with one of their two matrices at a time;
+    from integers in each step, and with both.
     """
-    if model.experts is None or not _is_mxfp4(model):
+    form = experts_format(model)
+    if model.experts is None or not isinstance(form, Mxfp4 | Int4):
         return 0
-    largest = max(
+    sizes = [
         out_size * in_size
         for out_size, in_size in model.experts.matrices(model.hidden_size).values()
-    )
-    return model.experts.count * largest * itemsize
+    ]
+    at_once = max(sizes) if isinstance(form, Mxfp4) else sum(sizes)
+    return model.experts.count * at_once * itemsize
 
 
 def choose_scheduler_config(

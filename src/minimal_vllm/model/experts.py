@@ -15,6 +15,7 @@ from minimal_vllm.model.activation import apply_gate
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.linear import parameter
+from minimal_vllm.model.stored_tensor import Destination
 
 
 def choose_experts(logits: Tensor, per_token: int, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ class Experts(nn.Module, ABC):
         """Return an expert's ``[2 * inner, hidden]``, gate and up, and ``[hidden, inner]``."""
 
     @abstractmethod
-    def stored_matrices(self) -> Iterator[tuple[str, Tensor]]:
+    def stored_matrices(self) -> Iterator[tuple[str, Tensor | Destination]]:
         """Yield the name and the destination of each tensor that a checkpoint has for matrices."""
 
     def forward(self, x: Operand, logits: Tensor) -> Operand:
@@ -120,7 +121,7 @@ class Experts(nn.Module, ABC):
     def after_loading(self) -> None:
         """Convert the matrices to the form that ``forward`` reads, once all are loaded."""
 
-    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor | Destination]]:
         """Yield the name and the destination of each tensor that a checkpoint has for them."""
         yield from self.stored_matrices()
         if self.gate_up_bias is not None and self.down_bias is not None:

@@ -164,7 +164,7 @@ class KernelExperts(Experts):
         """Compute each token by its experts; see ``Experts.forward``."""
         if len(logits) > MOST_TOKENS:
             return self._grouped(computed(x), logits)
-        return self._pair_by_pair(x, logits)
+        return self.pair_by_pair(x, logits)
 
     def _grouped(self, x: Tensor, logits: Tensor) -> PartialSums:
         per_token = self.config.per_token
@@ -173,7 +173,8 @@ class KernelExperts(Experts):
         inner = gated_grouped_product(x, lists, per_token, gate_up, self.gate)
         return PartialSums(weighted_grouped_product(inner, weights, lists, down), x.dtype)
 
-    def _pair_by_pair(self, x: Operand, logits: Tensor) -> Tensor:
+    def pair_by_pair(self, x: Operand, logits: Tensor) -> Tensor:
+        """Compute a few tokens; see ``Experts.forward``."""
         experts, weights = route(logits, self.config.per_token, normalized=self.config.normalized)
         gate_up, down = self.matrices_of_kernels()
         norm = None

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.kernels.few_tokens import MOST_TOKENS
 from minimal_vllm.model.kernels.fp8 import (
     can_use_block_product,
     can_use_row_product,
@@ -16,6 +17,7 @@ from minimal_vllm.model.kernels.fp8 import (
 )
 from minimal_vllm.model.kernels.gate import act_and_mul
 from minimal_vllm.model.kernels.grouped import gated_grouped_product, weighted_grouped_product
+from minimal_vllm.model.kernels.grouped_fp8 import gated_fp8_product, weighted_fp8_product
 from minimal_vllm.model.kernels.int4 import int4_matvec
 from minimal_vllm.model.kernels.int4_product import int4_dequantize, int4_product
 from minimal_vllm.model.kernels.matrices import Matrices
@@ -25,12 +27,13 @@ from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.route import route_and_list
 from minimal_vllm.model.kernels.unpack import dequantize
 from minimal_vllm.model.quantization.convert import Layouts
+from minimal_vllm.model.quantization.experts import QuantizedExperts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
 from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices, Fragments
 from minimal_vllm.model.supported import Activation
-from minimal_vllm.model.triton_modules import Normed, PartialSums
+from minimal_vllm.model.triton_modules import KernelExperts, Normed, PartialSums
 
 MANY_PAIRS = 1024
 """Mean number of an expert's tokens from which on experts in MXFP4 are dequantized to memory."""
@@ -94,6 +97,52 @@ class TritonInt4Weight(Int4Weight):
         return product if activation is None else act_and_mul(product, activation)
 
 
+class TritonFp8Experts(KernelExperts, QuantizedExperts):
+    """Experts in FP8, which the kernels read as they are."""
+
+    gate_up: TritonFp8Weight
+    down: TritonFp8Weight
+
+    def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
+        """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
+        gate_up, down = (
+            Matrices(
+                each.weight.view(self.config.count, -1, each.in_size), None, scales=each.scales
+            )
+            for each in (self.gate_up, self.down)
+        )
+        return gate_up, down
+
+    def forward(self, x: Operand, logits: Tensor) -> Operand:
+        """Compute each token by its experts; see ``Experts.forward``."""
+        if len(logits) <= MOST_TOKENS and all(
+            each.scales.are_usable(each.in_size) for each in (self.gate_up, self.down)
+        ):
+            return self.pair_by_pair(x, logits)
+        if isinstance(x, Normed):  # the router has computed the residual stream already
+            x = add_norm(x.total, None, x.weight, x.eps)[1]
+        x, per_token = computed(x), self.config.per_token
+        gate_up, down = self.matrices_of_kernels()
+        _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
+        inner = gated_fp8_product(x, lists, per_token, gate_up, self.gate)
+        return PartialSums(weighted_fp8_product(inner, weights, lists, down), x.dtype)
+
+
+class TritonInt4Experts(KernelExperts, QuantizedExperts):
+    """Experts in 4-bit integers, which are dequantized to memory, all of a layer's at once."""
+
+    gate_up: TritonInt4Weight
+    down: TritonInt4Weight
+
+    def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
+        """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
+        gate_up, down = (
+            int4_dequantize(each, like=each.scale).view(self.config.count, -1, each.in_size)
+            for each in (self.gate_up, self.down)
+        )
+        return Matrices(gate_up, None), Matrices(down, None)
+
+
 class TritonMxfp4Experts(Mxfp4Experts):
     """Experts in MXFP4, which the kernels unpack in registers."""
 
@@ -130,4 +179,10 @@ def _unpacked(matrices: Fragments, like: Tensor) -> Matrices:
     return Matrices(dequantize(matrices, like.dtype), matrices.bias, matrices.paired)
 
 
-TRITON_LAYOUTS = Layouts(fp8=TritonFp8Weight, int4=TritonInt4Weight, mxfp4=TritonMxfp4Experts)
+TRITON_LAYOUTS = Layouts(
+    fp8=TritonFp8Weight,
+    int4=TritonInt4Weight,
+    mxfp4=TritonMxfp4Experts,
+    fp8_experts=TritonFp8Experts,
+    int4_experts=TritonInt4Experts,
+)

@@ -2,7 +2,7 @@
 
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.experts_config import ExpertsConfig
-from minimal_vllm.model.quantization_config import Mxfp4
+from minimal_vllm.model.quantized_experts import experts_format
 from minimal_vllm.model.supported import DTYPE_BYTES
 
 
@@ -17,15 +17,16 @@ def weight_bytes(model: ModelConfig, dtype: str) -> int:
     total = model.num_parameters * itemsize
     if model.quantization is None:
         return total
-    for layer in range(model.num_layers):
+    for layer, settings in enumerate(model.layers):
         for name, (out_size, in_size) in projections(model).items():
-            if model.quantization.covers(f"model.layers.{layer}.{name}"):
+            is_here = not (settings.is_sparse and name.startswith("mlp."))
+            if is_here and model.quantization.covers(f"model.layers.{layer}.{name}"):
                 total -= out_size * in_size * itemsize
                 total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
     if model.quantization.covers("lm_head"):
         total -= 0 if model.tie_word_embeddings else model.vocab_rows * model.hidden_size * itemsize
         total += model.quantization.format.num_bytes(model.vocab_rows, model.hidden_size, itemsize)
-    if model.experts and isinstance(model.quantization.format, Mxfp4):
+    if model.experts:
         of_expert = model.experts.expert_parameters(model.hidden_size) * itemsize
         saved = of_expert - _expert_bytes(model, model.experts, itemsize)
         total -= model.num_sparse_layers * model.experts.count * saved
@@ -46,10 +47,11 @@ def idle_expert_bytes(model: ModelConfig, dtype: str, num_tokens: int) -> float:
 def _expert_bytes(model: ModelConfig, experts: ExpertsConfig, itemsize: int) -> int:
     """Return the bytes of one expert."""
     total = experts.expert_parameters(model.hidden_size) * itemsize
-    if model.quantization and isinstance(model.quantization.format, Mxfp4):
+    form = experts_format(model)
+    if form is not None:
         for out_size, in_size in experts.matrices(model.hidden_size).values():
             total -= out_size * in_size * itemsize
-            total += model.quantization.format.num_bytes(out_size, in_size, itemsize)
+            total += form.num_bytes(out_size, in_size, itemsize)
     return total
 
 

@@ -8,7 +8,8 @@ and so the grid depends on the number of tokens alone::
     gate, up   program (rows, pair)    expert = experts[pair]    inner[pair]  = act(gate x) * up x
     down       program (rows, token)   for each of its experts   y[token]    += weight * down inner
 
-The second kernel adds the experts' results itself, in their order, in float32.
+The second kernel adds the experts' results itself, in their order, in float32. Matrices may be in
+FP8, with scales as in ``matvec``.
 
 Bytes: the weights of each pair's expert. Tokens that share an expert read it twice, from the L2
 cache if they are lucky; from ``MOST_TOKENS`` on, tokens are grouped by expert: see ``grouped``.
@@ -21,6 +22,7 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import combined, gate_options
 from minimal_vllm.model.kernels.matrices import Matrices
+from minimal_vllm.model.kernels.matvec import row_scale, scaled
 from minimal_vllm.model.supported import Gate
 
 MOST_TOKENS = 8
@@ -53,7 +55,7 @@ def gated_products_of_pairs(
     out = x.new_empty(tokens, per_token, inner)
     weight, eps = norm or (x, 0.0)
     _gate_up_kernel[(triton.cdiv(inner, ROWS), tokens * per_token)](
-        x, weight, eps, experts, out, **gate_up.options(),
+        x, weight, eps, experts, out, **gate_up.options(), **gate_up.scale_options(),
         TURNS=gate_up.takes_turns, INNER=inner, IN=in_size, PER_TOKEN=per_token,
         ROWS=ROWS, COLUMNS=_columns(in_size), NORM=norm is not None, **gate_options(gate),
         num_warps=WARPS, **launch_options(x),
@@ -77,7 +79,7 @@ def sums_of_experts(inner: Tensor, experts: Tensor, weights: Tensor, down: Matri
     out_size = down.out_size
     out = inner.new_empty(tokens, out_size)
     _down_kernel[(triton.cdiv(out_size, ROWS), tokens)](
-        inner, experts, weights, out, **down.options(),
+        inner, experts, weights, out, **down.options(), **down.scale_options(),
         OUT=out_size, IN=in_size, PER_TOKEN=per_token, ROWS=ROWS, COLUMNS=_columns(in_size),
         num_warps=WARPS, **launch_options(inner),
     )  # fmt: skip
@@ -98,7 +100,11 @@ def _gate_up_kernel(
     out,
     matrices,
     bias,
+    scales,
     BIAS: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
     TURNS: tl.constexpr,
     INNER: tl.constexpr,
     IN: tl.constexpr,
@@ -130,11 +136,17 @@ def _gate_up_kernel(
         if NORM:
             squares += wide * wide
             wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
-        gate += some_gates.to(tl.float32) * wide[None, :]
-        up += some_ups.to(tl.float32) * wide[None, :]
+        own = first + tl.program_id(0) * ROWS  # matrices with scales don't take turns
+        gate += some_gates.to(tl.float32) * scaled(
+            wide, scales, own, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
+        )
+        up += some_ups.to(tl.float32) * scaled(
+            wide, scales, own + INNER, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
+        )
     # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
-    gate_sum, up_sum = tl.sum(gate, 1) * scale, tl.sum(up, 1) * scale
+    gate_sum = tl.sum(gate, 1) * scale * row_scale(scales, first + gate_row, is_row, SCALES)
+    up_sum = tl.sum(up, 1) * scale * row_scale(scales, first + up_row, is_row, SCALES)
     if BIAS:
         gate_sum += tl.load(bias + first + gate_row, mask=is_row, other=0.0).to(tl.float32)
         up_sum += tl.load(bias + first + up_row, mask=is_row, other=0.0).to(tl.float32)
@@ -151,7 +163,11 @@ def _down_kernel(
     out,
     matrices,
     bias,
+    scales,
     BIAS: tl.constexpr,
+    SCALES: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
     OUT: tl.constexpr,
     IN: tl.constexpr,
     PER_TOKEN: tl.constexpr,
@@ -176,7 +192,14 @@ def _down_kernel(
             column = start + tl.arange(0, COLUMNS)
             some = _weights(matrices, first, row, is_row, start, IN, COLUMNS)
             part = tl.load(inner + pair * IN + column, mask=column < IN, other=0.0)
-            products += some.to(tl.float32) * (weight * part.to(tl.float32))[None, :]
+            wide = weight * part.to(tl.float32)
+            own = first + tl.program_id(0) * ROWS
+            some = some.to(tl.float32) * scaled(
+                wide, scales, own, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
+            )
+            if SCALES == "rows":
+                some *= row_scale(scales, first + row, is_row, SCALES)[:, None]
+            products += some
     total = (tl.sum(products, 1) + biases).to(out.dtype.element_ty)
     tl.store(out + token * OUT + row, total, mask=is_row)
 

@@ -1,4 +1,4 @@
-"""Matrices of experts in the model's dtype, as kernels read them.
+"""Matrices of experts in the model's dtype or in FP8, as kernels read them.
 
 Source of the products over experts: Gale et al. 2022, *MegaBlocks*,
 https://arxiv.org/abs/2211.15841.
@@ -7,6 +7,8 @@ https://arxiv.org/abs/2211.15841.
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from minimal_vllm.model.kernels.matvec import Scales, scale_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Matrices:
     """``[E, out]``, contiguous, or None."""
     takes_turns: bool = False
     """Whether rows of gate and up take turns, if these are their matrices. False: gate, then up."""
+    scales: Scales | None = None
+    """Scales of all experts' rows, one expert after the other, if the matrices are in FP8."""
 
     @property
     def out_size(self) -> int:
@@ -32,3 +36,7 @@ class Matrices:
             "bias": self.numbers if self.bias is None else self.bias,
             "BIAS": self.bias is not None,
         }
+
+    def scale_options(self) -> dict[str, object]:
+        """Return the arguments of a kernel that reads the scales."""
+        return scale_options(self.scales, self.numbers, self.numbers.shape[2])

@@ -106,14 +106,15 @@ def matvec(
         PIECE=min(LOADED // weight.itemsize, columns),
         BIAS=bias is not None, NORM=False, ADDS=False,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
-        **_scale_options(scales, x, in_size), num_warps=warps, **launch_options(x),
+        **scale_options(scales, x, in_size), num_warps=warps, **launch_options(x),
     )  # fmt: skip
     return y
 
 
-def _scale_options(scales: Scales | None, x: Tensor, in_size: int) -> dict[str, Any]:
+def scale_options(scales: Scales | None, any_tensor: Tensor, in_size: int) -> dict[str, Any]:
+    """Return a kernel's arguments for scales, which are not read if there are none."""
     if scales is None:
-        return {"scales": x, "SCALES": None, "SCALE_ROWS": 1, "SCALE_COLUMNS": 1}
+        return {"scales": any_tensor, "SCALES": None, "SCALE_ROWS": 1, "SCALE_COLUMNS": 1}
     return scales.options(in_size)
 
 
@@ -158,7 +159,7 @@ def add_norm_matvec(
         PIECE=min(LOADED // weight.itemsize, columns),
         BIAS=bias is not None, NORM=True, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
-        **_scale_options(scales, residual, in_size), num_warps=warps,
+        **scale_options(scales, residual, in_size), num_warps=warps,
         **launch_options(residual),
     )  # fmt: skip
     return y
@@ -225,24 +226,24 @@ def _matvec_kernel(
             squares += wide * wide
             wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
         rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, ROWS, COLUMNS)
-        vector = _scaled(wide, scales, first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS)
+        vector = scaled(wide, scales, first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS)
         products += _piecewise(rows, vector, PIECE)
         if GATES:
             ups = first_up
             if start > 0:
                 ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, ROWS, COLUMNS)
-            vector = _scaled(
+            vector = scaled(
                 wide, scales, OUT + first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
             )
             up_products += _piecewise(ups, vector, PIECE)
     # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
-    result = tl.sum(products, 1) * scale * _row_scale(scales, row, is_row, SCALES)
+    result = tl.sum(products, 1) * scale * row_scale(scales, row, is_row, SCALES)
     if BIAS:
         result += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)
     result = result.to(y.dtype.element_ty)
     if GATES:
-        up_result = tl.sum(up_products, 1) * scale * _row_scale(scales, OUT + row, is_row, SCALES)
+        up_result = tl.sum(up_products, 1) * scale * row_scale(scales, OUT + row, is_row, SCALES)
         if BIAS:
             up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
         result = gated(result, up_result.to(y.dtype.element_ty), ACTIVATION)
@@ -278,7 +279,7 @@ def _piecewise(weights, vector, PIECE: tl.constexpr):
 
 
 @triton.jit
-def _scaled(
+def scaled(  # noqa: ANN201 - Triton's language
     vector,
     scales,
     row,
@@ -297,6 +298,6 @@ def _scaled(
 
 
 @triton.jit
-def _row_scale(scales, row, is_row, SCALES: tl.constexpr):
+def row_scale(scales, row, is_row, SCALES: tl.constexpr):  # noqa: ANN201 - Triton's language
     """Return the scales of some rows, or 1 if scales don't belong to rows."""
     return tl.load(scales + row, mask=is_row, other=0.0) if SCALES == "rows" else 1.0

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.experts import Experts
 from minimal_vllm.model.layers import Modules
 from minimal_vllm.model.linear import Projection
+from minimal_vllm.model.quantization.experts import QuantizedExperts
 from minimal_vllm.model.quantization.fp8 import (
     Fp8BlockReader,
     Fp8Quantizer,
@@ -32,6 +35,7 @@ from minimal_vllm.model.quantization_config import (
     Quantization,
     WeightFormat,
 )
+from minimal_vllm.model.quantized_experts import experts_format
 
 Parts = Mapping[str, int]
 
@@ -44,6 +48,8 @@ class Layouts:
     int4: type[Int4Weight] = Int4Weight
     int8: type[Int8Weight] = Int8Weight
     mxfp4: type[Experts] = Mxfp4Experts
+    fp8_experts: type[QuantizedExperts] = QuantizedExperts
+    int4_experts: type[QuantizedExperts] = QuantizedExperts
 
 
 def _fp8_blocks(stored: Fp8Blocks, layouts: Layouts, in_size: int, parts: Parts) -> QuantizedWeight:
@@ -82,7 +88,27 @@ def quantized(modules: Modules, quantization: Quantization | None, layouts: Layo
         return modules
     if isinstance(quantization.format, Mxfp4):
         return replace(modules, experts=layouts.mxfp4)
-    return replace(modules, convert=quantizer(quantization, layouts))
+    return replace(
+        modules,
+        convert=quantizer(quantization, layouts),
+        experts=_experts_maker(modules.experts, quantization, layouts),
+    )
+
+
+def _experts_maker(
+    plain: Callable[[ModelConfig], Experts], quantization: Quantization, layouts: Layouts
+) -> Callable[[ModelConfig], Experts]:
+    """Return the function that makes a layer's experts, quantized unless they are ignored."""
+    make_reader, make_weight = FORMATS[type(quantization.format)]
+
+    def make(config: ModelConfig) -> Experts:
+        form = experts_format(replace(config, quantization=quantization))
+        if form is None:
+            return plain(config)
+        kind = layouts.int4_experts if isinstance(form, Int4) else layouts.fp8_experts
+        return kind(config, partial(make_weight, form, layouts), make_reader(form))
+
+    return make
 
 
 def quantizer(
@@ -106,7 +132,9 @@ def _is_covered(quantization: Quantization, path: str, projection: Projection) -
     Raises:
         ValueError: they don't.
     """
-    parent = path.rpartition(".")[0]
+    parent, _, own = path.rpartition(".")
+    if own == "router":  # so small that no format has it
+        return False
     names = [".".join(filter(None, ["model", parent, part])) for part in projection.parts]
     if path == "lm_head":
         names = ["lm_head"]

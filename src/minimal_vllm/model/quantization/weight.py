@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,26 @@ class QuantizedWeight(nn.Module, ABC):
             memory = self.get_parameter(name)
             sizes = [size * len(memory) // self.out_size for size in self.parts.values()]
             torch.split(memory, sizes)[names.index(part)].copy_(values)
+
+    def rows(self, start: int, stop: int) -> "QuantizedWeight":
+        """Return some rows as a matrix that shares the memory of this one.
+
+        Args:
+            start: first row, a multiple of ``rows_per_scale``, as is ``stop``.
+            stop: row after the last one.
+        """
+        some = copy(self)
+        some.parts = {"rows": stop - start}
+        some._parameters = {
+            name: nn.Parameter(self._rows_of(memory, start, stop), requires_grad=False)
+            for name, memory in self.named_parameters()
+        }
+        return some
+
+    def _rows_of(self, memory: Tensor, start: int, stop: int) -> Tensor:
+        """Return what a parameter has for some of the matrix's rows."""
+        height = len(memory)
+        return memory[start * height // self.out_size : stop * height // self.out_size]
 
     def multiply(
         self, x: Operand, bias: Tensor | None, activation: Activation | None = None
