@@ -58,6 +58,13 @@ def fp8(strategy):
     return compressed("float-quantized", num_bits=8, type="float", strategy=strategy)
 
 
+MIXTURE = {
+    **{key: each for key, each in SHAPE.items() if key not in ("architectures", "model_type")},
+    **{key: FAMILIES["qwen3-moe"][key] for key in ("architectures", "model_type")},
+    **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+}
+
+
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False}
 STORED = {
     "fp8-blocks": {"quant_method": "fp8", "weight_block_size": [128, 128]},
@@ -172,6 +179,19 @@ def test_experts_in_mxfp4_are_divided(checkpoint):
     check_logits(2, checkpoint("gpt-oss-mxfp4"))
 
 
+@pytest.mark.parametrize("stored", ["fp8-blocks", "fp8-channel", "gptq"])
+def test_experts_in_formats_of_projections_are_divided(tmp_path, stored):
+    check_logits(2, write(tmp_path, MIXTURE, STORED[stored]))
+
+
+def test_rows_of_experts_are_quantized_as_if_they_were_whole(checkpoint):
+    path = checkpoint("qwen3-moe")
+    check_logits(2, path, "fp8")
+    whole, part = load(path, None, "fp8"), in_ranks(2, lambda ranks: load(path, ranks, "fp8"))
+    for mine, theirs in zip(part[1].layers, whole.layers, strict=True):
+        assert torch.equal(mine.mlp.experts.down.scale, theirs.mlp.experts.down.scale)
+
+
 @pytest.mark.parametrize("stored", STORED)
 def test_each_rank_holds_its_share_and_reads_no_more(tmp_path, stored, monkeypatch):
     path, sizes = write(tmp_path, SHAPE, STORED[stored]), []
@@ -216,6 +236,12 @@ def test_groups_in_an_order_of_their_own_are_refused():
     config = ModelConfig.from_dict({**SHAPE, "quantization_config": quantization})
     with pytest.raises(ValueError, match=r"tensor_parallel_size is 2, but .* \(desc_act\)"):
         divide(config, 2)
+
+
+def test_experts_in_blocks_that_would_be_cut_are_refused():
+    config = ModelConfig.from_dict({**MIXTURE, "quantization_config": STORED["fp8-blocks"]})
+    with pytest.raises(ValueError, match="64 channels per expert, which must be a multiple of 128"):
+        divide(config, 4)
 
 
 def test_experts_in_mxfp4_that_would_be_cut_within_a_group_are_refused():

@@ -4,9 +4,11 @@ Nothing here imports torch.
 """
 
 from dataclasses import replace
+from math import lcm
 
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.quantization_config import Int4, Mxfp4, Quantization
+from minimal_vllm.model.quantization_config import Int4, Quantization
+from minimal_vllm.model.quantized_experts import experts_format
 from minimal_vllm.model.weight_bytes import projections
 
 
@@ -58,8 +60,9 @@ def _check_quantization(quantization: Quantization, whole: ModelConfig, own: Mod
             f"checkpoint without it"
         )
     rows, columns = stored.kept_together
-    if isinstance(stored, Mxfp4) and own.experts is not None:
-        _check_share("channels per expert", own.experts.inner_size, columns, own, stored.name)
+    if own.experts is not None and experts_format(own) is not None:
+        unit = lcm(rows, columns)
+        _check_share("channels per expert", own.experts.inner_size, unit, own, stored.name)
     whole_sizes = projections(whole)
     for name, (own_rows, own_columns) in projections(own).items():
         if any(quantization.covers(f"model.layers.{i}.{name}") for i in range(own.num_layers)):

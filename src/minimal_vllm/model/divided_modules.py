@@ -1,5 +1,6 @@
 """A decoder's modules where several ranks compute it: what each adds to the plain ones."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -7,11 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.embedding import Embedding
+from minimal_vllm.model.experts import Experts
 from minimal_vllm.model.layers import Modules
 from minimal_vllm.model.linear import Linear, Projection
 from minimal_vllm.model.norm import RMSNorm
+from minimal_vllm.model.quantization.experts import QuantizedExperts
 from minimal_vllm.model.quantization.fp8 import Fp8Quantizer
 from minimal_vllm.model.quantization.int8 import Int8Quantizer
 from minimal_vllm.model.quantization.staging import largest_of_rows
@@ -95,6 +99,17 @@ def divided_projection(projection: Projection, ranks: Ranks, vocab_size: int) ->
     return projection
 
 
+def divided_experts(
+    make: Callable[[ModelConfig], Experts], ranks: Ranks, config: ModelConfig
+) -> Experts:
+    """Return the experts of a rank's part, with the scales of whole rows; see above."""
+    experts = make(config)
+    match experts:
+        case QuantizedExperts(down_reader=Fp8Quantizer() as reader):
+            experts.down_reader = replace(reader, largest=partial(_largest_of_whole_rows, ranks))
+    return experts
+
+
 def _largest_of_whole_rows(ranks: Ranks, numbers: Tensor) -> Tensor:
     return ranks.concatenate(largest_of_rows(numbers)).amax(dim=1, keepdim=True)
 
@@ -120,4 +135,5 @@ def divided(modules: Modules, ranks: Ranks, vocab_size: int) -> Modules:
         wide_norm=partial(DividedRMSNorm, ranks),
         complete=ranks.add,
         convert=convert,
+        experts=partial(divided_experts, modules.experts, ranks),
     )

@@ -39,7 +39,7 @@ class QuantizedExperts(Experts):
         self.down = make_weight(
             inner, {f"{expert}.down_proj": hidden for expert in range(all_experts)}
         )
-        self.reader = reader
+        self.gate_up_reader = self.down_reader = reader
 
     def matrices(self, index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return an expert's matrices; see ``Experts.matrices``."""
@@ -54,9 +54,9 @@ class QuantizedExperts(Experts):
 
     def stored_matrices(self) -> Iterator[tuple[str, Tensor | Destination]]:
         """Yield names and destinations; see ``Experts.stored_matrices``."""
-        for weight in (self.gate_up, self.down):
+        for weight, reader in ((self.gate_up, self.gate_up_reader), (self.down, self.down_reader)):
             for part, out_size in weight.parts.items():
-                for name, place in staged_tensors(self.reader, weight, part, out_size).items():
+                for name, place in staged_tensors(reader, weight, part, out_size).items():
                     yield f"experts.{part}.{name}", place
 
     def after_loading(self) -> None:
