@@ -271,9 +271,6 @@ def test_what_can_not_be_is_refused_before_a_process_starts(checkpoint, monkeypa
         LLM(path, tensor_parallel_size=2, attention_backend=object)
     with pytest.raises(ValueError, match="tensor_parallel_size: should be greater than or equal"):
         EngineConfig(model=path, tensor_parallel_size=0)
-    guessing = {"method": "ngram", "num_speculative_tokens": 2}
-    with pytest.raises(ValueError, match="speculative_config needs one process"):
-        LLM(path, tensor_parallel_size=2, speculative_config=guessing)
     monkeypatch.setattr(start, "choose_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(ValueError, match="is 4, but PyTorch finds 3 GPUs here, and each rank"):

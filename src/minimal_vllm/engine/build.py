@@ -24,6 +24,7 @@ from minimal_vllm.engine.backends import (
     runs_ahead,
     uses_own_kernels,
 )
+from minimal_vllm.engine.decide import Decide, alone
 from minimal_vllm.engine.draft import find_draft, make_draft_model
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
@@ -162,6 +163,7 @@ def build_engine(
     progress: bool = False,
     ranks: Ranks = ALONE,
     make_engine: Callable[..., Engine] = Engine,
+    decide: Decide = alone,
 ) -> BuiltEngine:
     """Load the model, size the KV cache to the memory that is left, and assemble the engine.
 
@@ -171,6 +173,7 @@ def build_engine(
         progress: whether to show progress bars while weights are loaded and graphs recorded.
         ranks: this rank, and the others that compute the model with it.
         make_engine: makes the engine from the arguments of ``Engine``.
+        decide: makes a decision that depends on the time, for all ranks.
 
     Raises:
         ValueError: a setting is impossible here, the checkpoint is damaged, or memory is too small.
@@ -197,7 +200,9 @@ def build_engine(
     watchers = [TellsExperts(observers, tally)] if tally else observers
     on_gpu = uses_own_kernels(config, device)
     engine = make_engine(
-        make_scheduler(config, scheduler_config, pool, limits.vocab_size, on_gpu=on_gpu),
+        make_scheduler(
+            config, scheduler_config, pool, limits.vocab_size, on_gpu=on_gpu, decide=decide
+        ),
         runner,
         admission,
         OutputProcessor(files.tokenizer),

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import EVICTION_STRATEGIES, EvictionStrategy
 from minimal_vllm.config import EngineConfig, SchedulerConfig, SpeculativeConfig
 from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
+from minimal_vllm.engine.decide import Decide, DecidedGuesser, alone
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
@@ -36,6 +38,7 @@ def make_scheduler(
     vocab_size: int = 0,
     *,
     on_gpu: bool = False,
+    decide: Decide = alone,
 ) -> SchedulerInterface:
     """Make a scheduler without requests.
 
@@ -45,6 +48,7 @@ def make_scheduler(
         pool: blocks.
         vocab_size: number of the model's tokens, which guesses must be among.
         on_gpu: whether our own kernels compute whole steps on a GPU.
+        decide: makes a decision that depends on the time, for all ranks.
 
     Raises:
         ValueError: a class of the user's can't be loaded or lacks methods of the interface, or the
@@ -53,7 +57,9 @@ def make_scheduler(
     speculative = config.speculative_config
     if speculative is not None:
         guesser = make_guesser(speculative, vocab_size)
-        clock = time.perf_counter if on_gpu else time.thread_time
+        if ":" in speculative.guesser:  # a class of the user's, which may decide by anything
+            guesser = DecidedGuesser(guesser, decide)
+        clock = partial(decide, time.perf_counter if on_gpu else time.thread_time)
         return make_speculating_scheduler(speculative, limits, pool, guesser, clock, on_gpu=on_gpu)
     return make_part(config.scheduler or Scheduler, SchedulerInterface, limits, pool)
 

@@ -7,46 +7,58 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from minimal_vllm.engine.build import build_engine
 from minimal_vllm.engine.ranks.connect import connect
-from minimal_vllm.engine.ranks.messages import Built, Call, Failed, Setup, Started
+from minimal_vllm.engine.ranks.messages import Built, Call, Decided, Failed, Setup, Started
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def main(leader: Connection) -> int:
     """Do what rank 0 does, until it ends or something fails; return the exit status."""
     setup: Setup = leader.recv()
     calls: SimpleQueue[Call] = SimpleQueue()
-    Thread(target=_listen, args=(leader, calls), name="listener", daemon=True).start()
+    decisions: SimpleQueue[Decided] = SimpleQueue()
+    queues = {Call: calls, Decided: decisions}
+    Thread(target=_listen, args=(leader, queues), name="listener", daemon=True).start()
     leader.send(Started())
     try:
-        _follow(setup, leader, calls)
+        _follow(setup, leader, calls, decisions)
     except Exception as error:
         with suppress(OSError):  # rank 0 is gone, too
             leader.send(Failed.because_of(error))
     return 1
 
 
-def _listen(leader: Connection, calls: "SimpleQueue[Call]") -> None:
+def _listen(leader: Connection, queues: "Mapping[type, SimpleQueue[Any]]") -> None:
     """Pass on what rank 0 says. Once it is gone, end this process, whatever it is waiting for."""
     try:
         while True:
-            calls.put(leader.recv())
+            message = leader.recv()
+            queues[type(message)].put(message)
     except (EOFError, OSError):
         os._exit(0)
 
 
-def _follow(setup: Setup, leader: Connection, calls: "SimpleQueue[Call]") -> None:
+def _follow(
+    setup: Setup,
+    leader: Connection,
+    calls: "SimpleQueue[Call]",
+    decisions: "SimpleQueue[Decided]",
+) -> None:
     logging.disable(logging.WARNING)  # rank 0 has the same to say
     torch.set_num_threads(setup.num_threads)
     ranks = connect(setup.config, setup.folder, setup.index)
-    engine = build_engine(setup.config, ranks=ranks).engine
+    built = build_engine(setup.config, ranks=ranks, decide=lambda _: decisions.get().result)
     leader.send(Built())
     while True:
         call = calls.get()
-        getattr(engine, call.method)(**call.arguments)
+        getattr(built.engine, call.method)(**call.arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.engine.ranks.messages import Built, Call, Failed, Setup, Started
+from minimal_vllm.engine.ranks.messages import (
+    Built,
+    Call,
+    Decided,
+    Failed,
+    Setup,
+    Started,
+)
 from minimal_vllm.runner.failures import RankFailedError, RankLostError
 
 SECONDS_TO_EXPLAIN = 5.0
@@ -95,10 +102,22 @@ class Followers:
         Raises:
             RankLostError: a process has ended.
         """
-        call = Call(method, arguments)
+        self._send(Call(method, arguments))
+
+    def decide(self, function: Callable[[], Any]) -> Any:
+        """Call a function, tell all ranks what it returns, and return it; see ``Decide``.
+
+        Raises:
+            RankLostError: a process has ended.
+        """
+        result = function()
+        self._send(Decided(result))
+        return result
+
+    def _send(self, message: Call | Decided) -> None:
         try:
             for each in self._all:
-                each.connection.send(call)
+                each.connection.send(message)
         except OSError as error:
             raise RankLostError(f"the connection to another rank has ended: {error}") from error
 

@@ -30,6 +30,13 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """Further message to a rank: what rank 0 has decided, in the call that was last sent."""
+
+    result: Any
+
+
+@dataclass(frozen=True)
 class Started:
     """First message of a rank: it has imported everything, and is about to meet the others."""
 

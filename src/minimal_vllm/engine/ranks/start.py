@@ -51,6 +51,7 @@ def start_ranks(
             progress=progress,
             ranks=ranks,
             make_engine=partial(LeadingEngine, followers=followers, ranks=ranks),
+            decide=followers.decide,
         )
         followers.wait_until(Built)
     except BaseException as error:
@@ -75,11 +76,6 @@ def _check_possible(config: EngineConfig) -> None:
                 f"tensor_parallel_size is {size}, but PyTorch finds {num_gpus} GPU"
                 f"{'s' * (num_gpus > 1)} here, and each rank needs one: set it to {num_gpus}"
             )
-    if config.speculative_config is not None:
-        raise ValueError(
-            f"tensor_parallel_size is {size}, but speculative_config needs one process: whether "
-            f"guesses pay is measured, and each process would measure other times"
-        )
     given = [
         field.name for field in fields(config) if isinstance(getattr(config, field.name), type)
     ]
