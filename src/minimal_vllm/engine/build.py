@@ -210,14 +210,7 @@ def build_engine(
         async_scheduling=runs_ahead(config, device),
     )
     return BuiltEngine(
-        engine=engine,
-        files=files,
-        scheduler_config=scheduler_config,
-        num_blocks=num_blocks,
-        model=model,
-        device=device,
-        dtype=dtype,
-        grammars=admission.grammars,
+        engine, files, scheduler_config, num_blocks, model, device, dtype, admission.grammars
     )
 
 
