@@ -174,22 +174,20 @@ class Graphs:
     def steps_to_record(self) -> Iterator[Callable[[], None]]:
         """Yield all steps that can be recorded, to be run once beforehand without our own kernels.
 
-        So all that libraries launch is loaded before it is recorded. One step of each kind comes
-        first: together they need almost all of our kernels, which can then be compiled while the
-        others run.
+        So all that libraries launch is loaded before it is recorded. The steps have no more layers
+        than needed for that. One step of each kind comes first: together they need almost all of
+        our kernels, which can then be compiled while the others run.
         """
         sizes = self._batch_sizes[::-1]
         steady = [
             StepShape(size, size, is_steady=True, shares=shares)
             for size, shares in product(sizes, {False, self.shared.enabled})
         ]
-        body, steady_step = (
-            partial(each, only_compiles=True) for each in (self._mixed_body, self._steady)
-        )
+        short = self._step.shortened()
         kinds = (
-            [partial(body, shape) for shape in self._mixed_shapes()],
+            [partial(self._mixed_body, shape, short) for shape in self._mixed_shapes()],
             [partial(self._mixed_head, size) for size in sizes],
-            [partial(steady_step, shape) for shape in steady],
+            [partial(self._steady, shape, short) for shape in steady],
         )
         for steps in zip_longest(*kinds):
             yield from filter(None, steps)
@@ -219,22 +217,28 @@ class Graphs:
 
     # ---- what is recorded -----------------------------------------------------------------------
 
-    def _steady(self, shape: StepShape, *, only_compiles: bool = False) -> None:
-        """Compute and sample the next tokens of the rows in ``_order``."""
-        order = self._order[: shape.num_decodes]
-        shared = self.shared.work(shape.num_decodes) if shape.shares else None
-        located = self._step.decode_front(order, shared)
-        if only_compiles:  # no kernel has written the tokens, but PyTorch looks them up
-            located.tokens.zero_()
-        self._step.run(located, order, self._outputs.first(shape.num_decodes))
+    def _steady(self, shape: StepShape, short: GpuStep | None = None) -> None:
+        """Compute and sample the next tokens of the rows in ``_order``.
 
-    def _mixed_body(self, shape: StepShape, *, only_compiles: bool = False) -> None:
-        """Compute the hidden states of all input tokens."""
-        shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
-        located = self._step.mixed_front(self._inputs.of_shape(shape), shared)
-        if only_compiles:
+        Args:
+            shape: shape of the step.
+            short: step to compute instead, if this is to load and compile kernels only.
+        """
+        step, order = short or self._step, self._order[: shape.num_decodes]
+        shared = self.shared.work(shape.num_decodes) if shape.shares else None
+        located = step.decode_front(order, shared)
+        if short:  # no kernel has written the tokens, but PyTorch looks them up
             located.tokens.zero_()
-        self.hidden[: shape.num_tokens] = self._step.body(located)
+        step.run(located, order, self._outputs.first(shape.num_decodes))
+
+    def _mixed_body(self, shape: StepShape, short: GpuStep | None = None) -> None:
+        """Compute the hidden states of all input tokens; arguments are those of ``_steady``."""
+        step = short or self._step
+        shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
+        located = step.mixed_front(self._inputs.of_shape(shape), shared)
+        if short:
+            located.tokens.zero_()
+        self.hidden[: shape.num_tokens] = step.body(located)
 
     def _mixed_head(self, count: int) -> None:
         """Sample for the first ``count`` input requests that sample."""

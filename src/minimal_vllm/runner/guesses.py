@@ -107,8 +107,9 @@ class PlaceSteps:
 
         The inputs are padding until the first step is computed.
         """
+        short = self._step.shortened()
         for size in self._sizes[::-1]:
-            yield partial(self._compute, size, only_compiles=True)
+            yield partial(self._compute, size, short)
 
     def record(self, *, progress: bool) -> None:
         """Record all sizes, the largest first, because the others fit into its memory."""
@@ -118,12 +119,17 @@ class PlaceSteps:
         for size in tqdm(self._sizes[::-1], desc="Recording graphs of guesses", disable=hidden):
             self._graphs[size] = self._capture.record(partial(self._compute, size))
 
-    def _compute(self, size: int, *, only_compiles: bool = False) -> None:
-        """Compute and sample at the first ``size`` places of the inputs."""
-        step, outputs = self._step, self._outputs.first(size)
+    def _compute(self, size: int, short: GpuStep | None = None) -> None:
+        """Compute and sample at the first ``size`` places of the inputs.
+
+        Args:
+            size: number of places.
+            short: step to compute instead, if this is to load and compile kernels only.
+        """
+        step, outputs = short or self._step, self._outputs.first(size)
         order, places = self._inputs["order"][:size], self._places.first(size)
         located = step.decode_front(order, None, places)
-        if only_compiles:  # no kernel has written the tokens, but PyTorch looks them up
+        if short:  # no kernel has written the tokens, but PyTorch looks them up
             located.tokens.zero_()
         step.sample(order, step.body(located), outputs, located.sampling)
         self.finish(order, places, located, outputs.tokens)

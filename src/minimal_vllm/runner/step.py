@@ -22,6 +22,7 @@ from minimal_vllm.attention.triton_backend import TritonAttention, TritonStep
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.runner.kernels.rows import PlaceInputs, begin_step, end_step, locate_tokens
+from minimal_vllm.runner.shortened import shortened
 from minimal_vllm.runner.table import RowTable
 from minimal_vllm.sampling.kernels.sample import SamplingInputs, sample_rows
 from minimal_vllm.step.batch import Batch
@@ -88,6 +89,10 @@ class GpuStep:
         self.model = model
         self.attention = attention
         self.table = table
+
+    def shortened(self) -> "GpuStep":
+        """Return a step that launches the same kernels, in no more layers than needed for that."""
+        return GpuStep(shortened(self.model), self.attention, self.table)
 
     def run(
         self,
