@@ -52,6 +52,14 @@ def serve(ctx: click.Context, /, model: str | None, **_: Any) -> None:
     Options are those of 'vllm serve', in its syntax. An option of vLLM's that is not listed here is
     accepted at values that change nothing.
     """
+    gc.disable()  # until the model is loaded: a fifth of the time of imports would be collections
+    try:
+        _serve(ctx, model)
+    finally:
+        gc.enable()
+
+
+def _serve(ctx: click.Context, model: str | None) -> None:
     config = _server_config(ctx)
     cluster = _cluster_config(ctx)
     run = import_server("serve")
@@ -126,7 +134,8 @@ def _serve_on_ray(
     summary = "\n".join(f"{label:<14}{value}" for label, value in rows.items())
     model = ctx.params["model"]
     try:
-        serve_on_ray(cluster, config, model, options, lambda: click.echo(summary))
+        with frozen_garbage():
+            serve_on_ray(cluster, config, model, options, lambda: click.echo(summary))
     except (ConnectionError, RuntimeError) as error:
         raise Failure(f"Ray: {error}") from error
 
@@ -173,13 +182,14 @@ def run_service(service: "Service", listener: "socket", announce: Callable[[], N
 
 @contextmanager
 def frozen_garbage() -> Iterator[None]:
-    """Exclude all objects that exist from garbage collection.
+    """Collect garbage from now on, but exclude all objects that exist.
 
     A full collection would walk the 300,000 objects that imports leave, and make the step in which
     it happens a tenth of a second longer.
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ from typing import Any
 
 import uvicorn
 
-from minimal_vllm.server.app import make_app
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.engine_client import EngineFailedError, EngineStoppedError
 from minimal_vllm.server.service import Service
@@ -114,6 +113,9 @@ async def serve(
 
 
 def _uvicorn_config(service: Service, accept_at_once: int) -> uvicorn.Config:
+    # An engine's process, beside others that speak HTTP, spares itself half a second of imports.
+    from minimal_vllm.server.app import make_app
+
     return uvicorn.Config(
         make_app(service),
         http="h11",

@@ -5,6 +5,7 @@ import gc
 import socket
 import sys
 
+from minimal_vllm.server import app  # noqa: F401 - while the engine's process loads the model
 from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.http_server import serve
 from minimal_vllm.server.log import log_to_stderr
