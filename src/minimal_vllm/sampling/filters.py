@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimal_vllm.sampling.draw import integer_weights
 from minimal_vllm.sampling.row import SamplingRow
+from minimal_vllm.sampling.top import top_of_rows
 
 NUCLEUS_GUESS = 1024
 """Number of most probable tokens that ``top_p`` looks at first. They mostly hold enough of the
@@ -40,7 +41,7 @@ def keep_top_k(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
     index = [i for i, row in enumerate(rows) if 0 < row.params.top_k < shifted.shape[1]]
     if index:
         top_k = torch.tensor([rows[i].params.top_k for i in index], device=shifted.device)[:, None]
-        ranked = shifted[index].topk(max(rows[i].params.top_k for i in index)).values
+        ranked, _ = top_of_rows(shifted[index], max(rows[i].params.top_k for i in index))
         _keep_first(shifted, index, ranked, top_k)
 
 
@@ -58,7 +59,7 @@ def keep_top_p(shifted: Tensor, rows: Sequence[SamplingRow]) -> None:
     share = share.to(shifted.device)[:, None] * integer_weights(logits).sum(dim=-1, keepdim=True)
 
     width = max(rows[i].params.top_k if rows[i].params.top_k > 0 else NUCLEUS_GUESS for i in index)
-    ranked = logits.topk(min(width, shifted.shape[1])).values
+    ranked, _ = top_of_rows(logits, min(width, shifted.shape[1]))
     guessed = (integer_weights(ranked).sum(dim=-1, keepdim=True) >= share)[:, 0].tolist()
     for enough in (True, False):
         part = [i for i, is_enough in enumerate(guessed) if is_enough is enough]

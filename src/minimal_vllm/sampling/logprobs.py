@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from minimal_vllm.device.transfer import Fetch, send
 from minimal_vllm.outputs import Logprob, TokenLogprobs
+from minimal_vllm.sampling.top import top_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,12 @@ def top_logprobs(
     num_top = [_num_top(each, vocab_size) for each in wanted]
     chosen = chosen.clamp(min=0)[:, None]
     chosen_logprobs = logprobs.gather(1, chosen)
-    top = logprobs.topk(max(num_top))
+    top_values, top_ids = top_of_rows(logprobs, max(num_top))
     chosen_ranks = (logprobs >= chosen_logprobs).sum(dim=-1, keepdim=True)
     top_ranks = torch.arange(1, max(num_top) + 1, device=logprobs.device).expand(num_rows, -1)
     found = (
-        torch.cat([chosen, top.indices], dim=-1),
-        torch.cat([chosen_logprobs, top.values], dim=-1),
+        torch.cat([chosen, top_ids], dim=-1),
+        torch.cat([chosen_logprobs, top_values], dim=-1),
         torch.cat([chosen_ranks, top_ranks], dim=-1),
     )
     if named:
