@@ -169,6 +169,9 @@ class TritonAttention:
         self._shared_partials = self._new_partials(PARTS * max_num_seqs, num_heads)
         most_requests = max(max_num_seqs, most_guessed)
         self._arrivals = torch.zeros(most_requests * num_kv_heads, dtype=torch.int32, device=device)
+        # Made once, not by a kernel in each step.
+        self._rows = torch.arange(most_requests, dtype=torch.int32, device=device)
+        self._zeros = torch.zeros_like(self._rows)
 
     def _new_partials(self, rows: int, num_heads: int) -> Partials:
         shape = (rows, num_heads, self._head_dim)
@@ -226,7 +229,7 @@ class TritonAttention:
 
     def plan_decode(
         self,
-        token: Tensor,
+        token: Tensor | None,
         seq_lens: Tensor,
         table_row: Tensor,
         block_tables: Tensor,
@@ -236,7 +239,8 @@ class TritonAttention:
         """Cut the contexts of decoding requests into pieces, on the GPU.
 
         Args:
-            token: ``[R]`` int32: each request's row in ``q``; see ``DecodeWork``.
+            token: ``[R]`` int32: each request's row in ``q``; see ``DecodeWork``. None: they are in
+                order.
             seq_lens: ``[R]`` int32: number of cached tokens of each request; 0 for padding.
             table_row: ``[R]`` int32: each request's row in ``block_tables``.
             block_tables: ``[rows, max blocks]`` int32.
@@ -247,15 +251,15 @@ class TritonAttention:
         Returns:
             The work of the decode kernel, by the layers' sliding window.
         """
-        works = {}
+        works, count = {}, len(seq_lens)
         for window in self.windows:
             shared_here = shared if window is None else None
             if window is not None:
                 starts = (seq_lens - window).clamp_(min=0)
             else:
-                starts = shared.lengths if shared else torch.zeros_like(seq_lens)
+                starts = shared.lengths if shared else self._zeros[:count]
             works[window] = DecodeWork(
-                token=token,
+                token=self._rows[:count] if token is None else token,
                 seq_lens=seq_lens,
                 table_row=table_row,
                 block_tables=block_tables,

@@ -134,7 +134,7 @@ class GpuStep:
         """
         rows = begin_step(self.table, order, self.model.block_size, places)
         decode = self.attention.plan_decode(
-            token=torch.arange(len(order), dtype=torch.int32, device=order.device),
+            token=None,
             seq_lens=rows.seq_lens,
             table_row=order,
             block_tables=self.table.block_tables[0],
