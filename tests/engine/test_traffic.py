@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
-from tests.engine.traffic import Traffic, alternating_scheduler, guessing_scheduler
+from tests.engine.traffic import (
+    Traffic,
+    alternating_scheduler,
+    drafting_scheduler,
+    guessing_scheduler,
+)
 
 COMMON_TEXT = [0, 1, 1, 0, 2, 3, 1, 0, 0, 2, 5, 4, 1, 1, 3, 0, 2, 2, 1, 4, 5, 3, 0, 1]
 
@@ -98,6 +103,8 @@ def run_randomly(random, traffic):
         (200, "lru", False, guessing_scheduler, True),
         (500, "lru", True, alternating_scheduler, False),
         (200, "lru", True, alternating_scheduler, True),
+        (1000, "lru", True, drafting_scheduler, False),
+        (200, "lru", True, drafting_scheduler, True),
     ],
 )
 def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
@@ -133,4 +140,7 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
         rare |= {"passed by a window"}
     if scheduler is not Scheduler:
         rare |= {"guessed", "several tokens in a step", "rejected", "blocks freed"}
+    if scheduler is drafting_scheduler:
+        rare |= {"followed guesses", "followed without guesses", "freed although a step followed"}
+        rare |= set() if has_windows else {"preempted while guesses were pending"}
     assert not {event for event in rare if events[event] < 5}, "the search must reach all of these"

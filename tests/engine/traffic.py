@@ -7,6 +7,7 @@ and the seed alone, so that each request's output is known before it runs.
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from zlib import crc32
 
@@ -27,8 +28,9 @@ from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.speculation.interface import CheckedGuesser
+from minimal_vllm.speculation.interface import CheckedGuesser, Places
 from minimal_vllm.step.batch import build_batches
+from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Status
 
 EOS = 11
@@ -72,6 +74,7 @@ class FakeRunner:
         self.windows = windows
         self.slots = np.full(num_blocks * block_size, GARBAGE)
         self.plan = None
+        self.guesser = None
         self.sampled = {}
         self.lost = set()
         self.bug = None
@@ -87,6 +90,10 @@ class FakeRunner:
             raise
 
     def _run(self, plan):
+        if self.guesser is not None:
+            self._draft(plan)
+        # As on a GPU, where positions and tokens are read that the engine does not know yet.
+        plan = Plan([self._located(entry) for entry in plan.scheduled])
         self.plan = plan
         batches = build_batches(plan, self.block_size, len(self.windows))
         batch, slots = batches[0], np.concatenate([each.slot_mapping for each in batches])
@@ -112,7 +119,7 @@ class FakeRunner:
             if entry.num_logits
         ]
         # A step ahead may compute a request that has ended: nobody will look at its token.
-        if self.poisons and sampled and self.sampled.get(batch.sampling[0]) != EOS:
+        if self.poisons and sampled and EOS not in self.sampled.get(batch.sampling[0], []):
             self.poisons = False
             self._spoil(plan, batch.sampling[0])
         sampled = [
@@ -120,16 +127,35 @@ class FakeRunner:
             for request, tokens in zip(batch.sampling, sampled, strict=True)
         ]
         self.sampled = {
-            request: tokens[-1] if tokens else NO_TOKEN
+            request: tokens or [NO_TOKEN]
             for request, tokens in zip(batch.sampling, sampled, strict=True)
         }
         return StepResult(Sampled(sampled, [[] for _ in sampled]), [])
 
     def _known(self, entry):
-        """The request's tokens, with the one that the engine does not know yet."""
+        """The request's tokens, with those that the engine does not know yet."""
         request = entry.request
         pending = request.num_pending_tokens - entry.num_logits  # this step is in flight itself
-        return (*request.token_ids, *([self.sampled[request]] if pending else []))
+        return (*request.token_ids, *(self.sampled[request] if pending else []))
+
+    def _draft(self, plan):
+        """Guess in the places that the plan has for it, behind what only the runner knows."""
+        for entry in plan.scheduled:
+            if entry.guesses:
+                text = self._known(entry)
+                count = len(entry.guesses)
+                entry.guesses = self.guesser.follow(entry.request, text, count)[:count]
+
+    def follows(self, request_id):
+        """Whether the newest step follows guesses of the request."""
+        entries = self.plan.scheduled if self.plan else ()
+        return request_id in (each.request.request_id for each in entries if each.follows_guesses)
+
+    def _located(self, entry):
+        """The entry where its request really stands, if guesses before it did not all hold."""
+        if not entry.follows_guesses:
+            return entry
+        return replace(entry, start=len(self._known(entry)) - 1)
 
     def _verify(self, entry, tokens):
         """What the logits give: the right guesses, and the token behind them."""
@@ -156,9 +182,10 @@ class FakeRunner:
             positions = batch.positions[start:end]
             assert positions.tolist() == list(range(entry.start, entry.start + entry.num_new))
             known = np.array(entry.request.token_ids)
-            # 0 for what the engine does not know.
-            inputs = np.append(known, [*entry.guesses, 0])[positions]
-            assert batch.input_ids[start:end].tolist() == inputs.tolist()
+            if not entry.follows_guesses:
+                # 0 for what the engine does not know.
+                inputs = np.append(known, [*entry.guesses, 0])[positions]
+                assert batch.input_ids[start:end].tolist() == inputs.tolist()
             self.slots[batch.slot_mapping[start:end]] = prefixes[row][positions] ^ group
 
     def _slots(self, batch, row, start, group):
@@ -189,7 +216,11 @@ class FakeGuesser:
         return [self._guess(entry.request, count) for entry, count in pairs]
 
     def _guess(self, request, count):
-        tokens = request.token_ids.tolist()
+        return self.follow(request, request.token_ids.tolist(), count)
+
+    def follow(self, request, text, count):
+        """Guesses behind a text of the request."""
+        tokens = list(text)
         num_right = sum(tokens) % (count + 2)
         guesses = []
         for index in range(count + sum(tokens) % 3):  # sometimes more than asked for
@@ -213,6 +244,12 @@ def alternating_scheduler(config, pool):
     return AlternatingScheduler(config, pool, guesser, 3, most_tokens=9, clock=lambda: 0.0)
 
 
+def drafting_scheduler(config, pool):
+    """A scheduler for a model that guesses on the GPU, which may follow guesses with guesses."""
+    options = {"in_passes": True, "may_follow": True, "clock": lambda: 0.0}
+    return AlternatingScheduler(config, pool, Places(), 3, most_tokens=9, **options)
+
+
 class Traffic:
     """An engine on the fake model; ``step`` also checks all invariants."""
 
@@ -232,6 +269,8 @@ class Traffic:
         self.runner = FakeRunner(
             num_blocks, self.config.block_size, self.config.windows, async_scheduling
         )
+        if isinstance(getattr(self.scheduler, "guesser", None), Places):
+            self.runner.guesser = FakeGuesser()
         self.records = []
         self.engine = Engine(
             self.scheduler,
@@ -322,6 +361,8 @@ class Traffic:
             self.events["several tokens in a step"] += len(entry.sampled_tokens) > 1
             self.events["rejected"] += entry.num_rejected > 0
             self.events["blocks freed"] += entry.num_freed_blocks > 0
+            follows = self.runner.follows(entry.request_id)
+            self.events["freed although a step followed"] += entry.num_freed_blocks and follows
             self.events["passed by a window"] += len(entry.passed_blocks)
 
     def _check_windows(self):
@@ -349,6 +390,9 @@ class Traffic:
         self.plan = plan = self.schedule()
         self.events["planned while a token was pending"] += sum(
             entry.request in pending for entry in plan.scheduled
+        )
+        self.events["preempted while guesses were pending"] += sum(
+            request.num_pending_tokens > 1 for request in plan.preempted
         )
         self.events["preempted while a token was pending"] += sum(
             request in pending for request in plan.preempted
@@ -385,6 +429,10 @@ class Traffic:
         self.events["evicted"] += len(plan.evicted)
         self.events["preempted"] += len(plan.preempted)
         self.events["guessed"] += sum(entry.num_logits > 1 for entry in plan.scheduled)
+        for entry in plan.scheduled:
+            if entry.follows_guesses:
+                self.events["followed guesses"] += entry.num_logits > 1
+                self.events["followed without guesses"] += entry.num_logits == 1
         self.events["chunked"] += sum(not entry.num_logits for entry in plan.scheduled)
         self.events["cached"] += sum(bool(entry.cached_blocks) for entry in plan.scheduled)
         fresh = {block for entry in plan.scheduled for block in entry.new_blocks}

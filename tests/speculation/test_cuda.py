@@ -137,7 +137,13 @@ def make_guessing(folder, *, captured=True, drafting=False, **options):
         draft, guesser = make_draft(folder, old._step.table, capture, options), Places()
     engine._runner = SpeculatingCudaRunner(old._step, old._graphs, guess_steps, draft)
     engine.scheduler = AlternatingScheduler(
-        engine.scheduler.config, engine.scheduler.pool, guesser, 3, most_tokens=MOST_PLACES
+        engine.scheduler.config,
+        engine.scheduler.pool,
+        guesser,
+        3,
+        most_tokens=MOST_PLACES,
+        in_passes=drafting,
+        may_follow=drafting,
     )
     return plain, engine, recorder
 
@@ -227,6 +233,44 @@ def test_where_no_guess_pays_steps_are_launched_ahead(checkpoint, monkeypatch):
     )
     assert facts(complete_all(engine, PROMPTS, params, arrive_every=0)) == facts(expected)
     assert ahead.count(1) > ahead.count(0)
+
+
+def all_of_them(_plan, _entries, guesses):
+    """The number of guesses of each request, whether they pay or not."""
+    return [len(each) for each in guesses]
+
+
+@without_gpu
+def test_a_draft_model_guesses_the_same_while_the_gpu_decides_how_many_hold(
+    checkpoint, monkeypatch
+):
+    """Whether a step follows guesses in flight or waits for them, all steps keep the same."""
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    histories = []
+    for waits in (True, False):
+        _, engine, _ = make_guessing(checkpoint("qwen3"), drafting=True)
+        if waits:
+            monkeypatch.setattr(engine.scheduler, "_may_go_on", lambda: False)
+        monkeypatch.setattr(engine.scheduler, "count_guesses", all_of_them)
+        steps, followed = {}, []
+
+        def watch(record, steps=steps):
+            for each in record.scheduled:
+                steps.setdefault(each.request_id, []).append(each.sampled_tokens)
+
+        def follow(schedule=engine.scheduler.schedule, followed=followed):
+            plan = schedule()
+            followed += [entry.follows_guesses for entry in plan.scheduled]
+            return plan
+
+        engine._reporter._observers = [watch]
+        monkeypatch.setattr(engine.scheduler, "schedule", follow)
+        complete_all(engine, PROMPTS, params, arrive_every=0)
+        assert any(followed) is not waits
+        histories.append({each: kept[:6] for each, kept in steps.items()})
+    assert histories[0] == histories[1]
+    lengths = {len(kept) for history in histories for each in history.values() for kept in each}
+    assert {1, 4} <= lengths, "all guesses of a step must hold now and then, and none"
 
 
 @without_gpu

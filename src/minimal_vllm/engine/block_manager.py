@@ -118,11 +118,17 @@ class BlockManager:
         request.block_table.extend(new_blocks)
         return new_blocks
 
-    def drop_surplus(self, request: Request) -> None:
-        """Release the last blocks of a table that its computed tokens no longer need."""
+    def drop_surplus(self, request: Request) -> int:
+        """Release the last blocks of a table that its computed tokens no longer need.
+
+        Returns:
+            The number of these blocks.
+        """
         needed = self.config.blocks_for(request.num_computed_tokens) * self.num_groups
-        self.pool.release(request.block_table[needed:])
+        surplus = request.block_table[needed:]
+        self.pool.release(surplus)
         del request.block_table[needed:]
+        return len(surplus)
 
     def release_passed(self, entry: ScheduledRequest) -> None:
         """Release the blocks that the windows have passed, after the step that ``entry`` is from.

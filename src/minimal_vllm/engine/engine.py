@@ -133,7 +133,8 @@ class Engine:
         """Compute one step, and return the new outputs of its requests.
 
         With asynchronous scheduling, the next step is launched before this one's tokens are
-        fetched: while the GPU runs, the CPU plans the next step and makes outputs.
+        fetched: while the GPU runs, the CPU plans the next step and makes outputs. If the plan
+        needs these tokens, the next step is launched once they are known.
 
         Raises:
             ValueError: the scheduler returned an empty plan although requests are waiting.
@@ -181,14 +182,21 @@ class Engine:
         return []
 
     def _finish_oldest(self) -> list[RequestOutput]:
-        """Wait for the oldest launched step, and process its tokens."""
+        """Wait for the oldest launched step, and process its tokens.
+
+        With asynchronous scheduling, the GPU is busy while the caller handles the outputs: if the
+        next plan needed these tokens, its step is launched here.
+        """
         step = self._in_flight.popleft()
         try:
             result = step.flight.wait()
         except Exception as error:
             return self._fail(step.plan, step.times, error)
         self._reporter.mark(step.times)
-        return self._update(step.plan, step.times, result)
+        outputs = self._update(step.plan, step.times, result)
+        if self._runs_ahead and not self._in_flight and self.scheduler.has_work:
+            outputs += self._launch_next()
+        return outputs
 
     def _update(self, plan: Plan, times: Timing, result: StepResult) -> list[RequestOutput]:
         sampled = result.sampled

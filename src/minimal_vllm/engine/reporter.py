@@ -181,8 +181,6 @@ class Reporter:
         first, hashes = self._new_hashes(entry, is_planned) if self._listeners else (0, ())
         sampled = _sampled_tokens(entry)
         num_rejected = _num_rejected(entry, len(sampled))
-        config, end = self._scheduler.config, entry.start + entry.num_new
-        num_freed = config.blocks_for(end) - config.blocks_for(end - num_rejected)
         return ScheduledRecord(
             entry.request.request_id,
             entry.start,
@@ -193,7 +191,7 @@ class Reporter:
             hashes,
             first,
             num_rejected,
-            num_freed * len(config.windows),
+            entry.num_freed_blocks,
             max(entry.num_logits - 1, 0),
             tuple(entry.passed_blocks),
         )

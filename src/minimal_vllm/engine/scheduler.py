@@ -133,20 +133,21 @@ class Scheduler:
                 reason = reason or "no logit was finite or allowed"
                 self.fail(request, f"no token could be sampled: {reason}")
             elif len(tokens) != num_logits:
-                self.reject_guesses(request, num_logits - len(tokens))
+                self.reject_guesses(entry, num_logits - len(tokens))
             for token_id in tokens:
                 request.token_ids.append(token_id)
                 self.blocks.store_full(request)
                 if self.finish_if_done(request, token_id):
                     break  # the tokens after it are dropped
 
-    def reject_guesses(self, request: Request, count: int) -> None:
+    def reject_guesses(self, entry: ScheduledRequest, count: int) -> None:
         """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
+        request = entry.request
         if count < 0:
             raise ValueError(f"{request.request_id} got {-count} tokens more than it has logits")
         if request.status is Status.RUNNING:  # a preempted one has no computed tokens
             request.num_computed_tokens -= count
-            self.blocks.drop_surplus(request)
+            entry.num_freed_blocks = self.blocks.drop_surplus(request)
 
     def finish(
         self,

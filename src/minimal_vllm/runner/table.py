@@ -12,7 +12,10 @@ the position while the request's prompt is being computed::
     last    0       -1                              (pads a batch)
 
 A model with several groups of layers has the columns of a block table for each of them. With
-speculation, guesses at the tokens behind the last one follow.
+speculation, the token before the last one follows, and guesses at the tokens behind it::
+
+    …   before   (unused)   guess 1   2  …
+          97                  655   301
 """
 
 from array import array
@@ -36,6 +39,9 @@ AFTER_POSITION = Struct("=ifQifd")
 """Layout of the columns from the prompt's length up to the first block."""
 NO_GUESS = -1
 """Column, counted from the first guess, for what is not to be noted."""
+BEFORE = -2
+"""Column, counted from the first guess, of the token before the last one. It is known after a step
+with guesses."""
 MOST_SEED = 2**64
 MOST_TOP_K = 2**31 - 1
 
@@ -64,7 +70,7 @@ class RowTable:
     ) -> None:
         self.padding_row = num_rows
         self.num_blocks, self.num_groups = num_blocks, num_groups
-        self.first_guess = FIRST_BLOCK + num_groups * num_blocks - NO_GUESS
+        self.first_guess = FIRST_BLOCK + num_groups * num_blocks - BEFORE
         self.cells = torch.zeros(
             num_rows + 1, self.first_guess + num_guesses, dtype=torch.int32, device=device
         )
@@ -74,7 +80,7 @@ class RowTable:
     @property
     def block_tables(self) -> list[Tensor]:
         """``[rows, most blocks]`` int32 for each group: the rows' block tables, as views."""
-        starts = range(FIRST_BLOCK, self.first_guess + NO_GUESS, self.num_blocks)
+        starts = range(FIRST_BLOCK, self.first_guess + BEFORE, self.num_blocks)
         return [self.cells[:, start : start + self.num_blocks] for start in starts]
 
     def update(self, plan: Plan) -> None:

@@ -38,7 +38,9 @@ class GuessedFlight:
 class SpeculatingCudaRunner(CudaRunner):
     """Runner on a GPU that also computes guesses; see ``SpeculatingRunner``.
 
-    The requests of a step with guesses all decode, and their tokens are known.
+    The requests of a step with guesses all decode. Without a draft model, their tokens are known.
+    With one, a step may follow another while the GPU still decides how many guesses of that one
+    hold: then its positions and tokens are read from the table of rows, where it writes them.
 
     Args:
         step: the parts of a step. Its table must be empty.
@@ -61,14 +63,15 @@ class SpeculatingCudaRunner(CudaRunner):
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
         """Let the draft model guess, if there is one, and queue the step on the GPU."""
-        if not any(entry.guesses for entry in plan.scheduled):
-            if self._draft is not None:
-                self._draft.note(plan)
+        has_guesses = any(entry.guesses for entry in plan.scheduled)
+        if self._draft is not None and not has_guesses:
+            self._draft.note(plan)
+        if not has_guesses and not any(entry.follows_guesses for entry in plan.scheduled):
             return super().launch(plan)
         self._step.table.update(plan)
         if self._graphs:
             self._graphs.forget_order()
-        guesses = None if self._draft is None else self._draft.guess(plan)
+        guesses = self._draft.guess(plan) if self._draft is not None and has_guesses else None
         outputs = self._compute(plan)
         owners = [entry.request for entry in plan.scheduled for _ in range(entry.num_logits)]
         special = [i for i, request in enumerate(owners) if not needs_only_numbers(request)]

@@ -58,9 +58,20 @@ class CudaDraftModel:
     def guess(self, plan: Plan) -> QueuedGuesses:
         """Queue guesses for each scheduled request, as many as the plan has places for.
 
-        The table of rows has the plan's changes already.
+        The table of rows has the plan's changes already. Either all requests that get guesses had
+        some in the step that is in flight, or none had.
         """
         drafts = self._draft.cache.begin(plan)
+        guessing = [draft for draft in drafts if draft.count]
+        if any(draft.entry.follows_guesses for draft in guessing):
+            self._go_on(guessing)
+        else:
+            self._begin(drafts)
+        rows = send(_rows([draft.entry for draft in guessing]), self._draft.model.device)
+        return QueuedGuesses(guessing, Fetch(self._steps.table.guesses(rows)))
+
+    def _begin(self, drafts: list[Draft]) -> None:
+        """Guess behind known tokens."""
         of_request = {draft.entry.request: draft for draft in drafts}
         for entries in self._draft.cache.passes(drafts):
             asking = [of_request[entry.request] for entry in entries if entry.num_logits]
@@ -70,9 +81,22 @@ class CudaDraftModel:
                 self._catch_up(entries, asking)
             for draft in asking:
                 draft.guesses.append(PENDING)
-        guessing = [draft for draft in drafts if draft.count]
-        rows = send(_rows([draft.entry for draft in guessing]), self._draft.model.device)
-        return QueuedGuesses(guessing, Fetch(self._steps.table.guesses(rows)))
+
+    def _go_on(self, guessing: Sequence[Draft]) -> None:
+        """Guess behind the tokens that the step in flight keeps; only the GPU will know how many.
+
+        All but the last two of them are in the cache. If all guesses hold, nobody has computed the
+        last guess, the token before the last one. Otherwise it is computed again.
+        """
+        for place in range(max(draft.count for draft in guessing)):
+            rows = _rows([draft.entry for draft in guessing if draft.count > place])
+            num_places, start = (1, place) if place else (2, -1)
+            self._steps.compute(
+                rows,
+                np.full_like(rows, start),
+                np.full_like(rows, num_places),
+                [PENDING] * (num_places * len(rows)),
+            )
 
     def _replay(self, entries: Sequence[ScheduledRequest], drafts: Mapping[Request, Draft]) -> None:
         """Compute a few tokens of each request, and guess what follows."""

@@ -47,13 +47,18 @@ class DraftCache:
     def begin(self, plan: Plan) -> list[Draft]:
         """Return a draft for each scheduled request, of as many guesses as the plan has places for.
 
-        What is in new blocks is forgotten, and what the step computes (again).
+        What is in new blocks is forgotten, and what the step computes (again). Behind a step with
+        guesses that still runs, so is what that step computes; but of all known tokens the cache
+        has the keys then, because that step guessed behind them.
         """
         for entry in plan.scheduled:
             for block in entry.new_blocks:
                 self._filled[block] = 0
-            block, offset = self._place_of(entry.request, entry.start)
-            self._filled[block] = min(self._filled[block], offset)
+            request, first = entry.request, entry.start
+            if entry.follows_guesses:  # of as many guesses as a block has tokens, at most
+                first = request.num_tokens
+                self._fill(request, max(first - self._block_size - 1, 0), first)
+            self._forget_from(request, first)
         return [Draft(entry, len(entry.guesses)) for entry in plan.scheduled]
 
     def passes(self, drafts: list[Draft]) -> Iterator[list[ScheduledRequest]]:
@@ -77,23 +82,31 @@ class DraftCache:
         block, offset = self._place_of(request, position)
         return self._filled[block] > offset
 
-    def _fill(self, request: Request, positions: range) -> None:
-        for position in positions:
-            block, offset = self._place_of(request, position)
-            self._filled[block] = offset + 1
+    def _fill(self, request: Request, start: int, end: int) -> None:
+        """Note that tokens are in the cache, at least one; those before them in a block are too."""
+        size = self._block_size
+        for index in range(start // size, (end - 1) // size + 1):
+            block = request.block_table[index * self._num_groups]
+            self._filled[block] = min(end - index * size, size)
+
+    def _forget_from(self, request: Request, position: int) -> None:
+        index, offset = divmod(position, self._block_size)
+        for block in request.block_table[index * self._num_groups :: self._num_groups]:
+            self._filled[block] = min(self._filled[block], offset)
+            offset = 0
 
     def _catch_up(self, draft: Draft) -> ScheduledRequest:
         """Return the request's last known tokens, from the first that is not in the cache."""
         request, start = draft.entry.request, draft.end - 1
         while start and not self._has(request, start - 1):
             start -= 1
-        self._fill(request, range(start, draft.end))
+        self._fill(request, start, draft.end)
         return ScheduledRequest(request, start, draft.end - start, num_logits=1)
 
     def _go_on(self, draft: Draft) -> ScheduledRequest:
         """Return the newest guess, as a token to compute."""
         request, position = draft.entry.request, draft.end + len(draft.guesses) - 1
-        self._fill(request, range(position, position + 1))
+        self._fill(request, position, position + 1)
         return ScheduledRequest(request, position, 1, num_logits=1, guesses=draft.guesses[-1:])
 
 

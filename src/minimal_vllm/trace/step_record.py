@@ -48,7 +48,8 @@ class ScheduledRecord:
     request_id: str
     """Id of the request."""
     start: int
-    """Position of the first token computed."""
+    """Position of the first token computed. In a ``PlanRecord``, while guesses of the step before
+    are in flight, as if all of them held."""
     num_tokens: int
     """Number of tokens computed, from ``start`` on."""
     cached_blocks: tuple[int, ...] = ()

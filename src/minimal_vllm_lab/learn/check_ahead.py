@@ -198,7 +198,9 @@ def _compare(found: list[str], expected: list[str], ahead: bool) -> None:
     num_expected = sum("launch" in event for event in expected)
     found_text = ", ".join(found) or "nothing"
     expected_text = ", ".join(expected) or "nothing"
-    if num_launched > num_expected:
+    pairs = zip(found, expected, strict=False)
+    first = next((event for event, right in pairs if event != right), "")
+    if num_launched > num_expected or first.startswith("launch"):
         raise Broken(NOT_AHEAD, found_text, expected_text)
     if num_launched < num_expected or sorted(found) == sorted(expected):
         raise Broken(AHEAD if ahead else WAITS_FOR_OLDEST, found_text, expected_text)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.runner.table import (
+    BEFORE,
     FIRST_BLOCK,
     MIN_P,
     POSITION,
@@ -60,7 +61,8 @@ class PlaceInputs:
     """``[N]`` int32: distance of each place from the request's last known token."""
     tokens: Tensor
     """``[N]`` int32: the token at each place. Negative: the request's last token if the offset is
-    0, and otherwise the guess that the table has at this offset."""
+    0, the one before it if the offset is -1, and otherwise the guess that the table has at this
+    offset."""
     counts: Tensor
     """``[N]`` int32: number of places, from this one on, that one program of attention computes; 0
     for those in between."""
@@ -162,9 +164,10 @@ def _begin_kernel(
     if PLACES:
         offset = tl.load(offsets + index, mask=is_real, other=0)
         position += offset
-        guess = tl.load(row + first_guess + offset - 1, mask=is_real & (offset > 0), other=0)
+        # For an offset of -1, this is the column BEFORE.
+        guess = tl.load(row + first_guess + offset - 1, mask=is_real & (offset >= -1), other=0)
         known = tl.load(given + index, mask=is_real, other=0)
-        token = tl.where(known >= 0, known, tl.where(offset > 0, guess, token))
+        token = tl.where(known >= 0, known, tl.where(offset == 0, token, guess))
         is_counted = tl.load(counts + index, mask=is_real, other=0) > 0
     for group in tl.static_range(GROUPS):
         table = row + group * num_blocks
@@ -321,7 +324,7 @@ def accept(
     positions: Tensor,
     sampled: Tensor,
 ) -> None:
-    """Write the last token that each row keeps, and the row's new position.
+    """Write the last token that each row keeps, the one before it, and the row's new position.
 
     A request keeps the tokens up to the first that is not the guess at the next place; see
     ``count_kept`` in ``speculation/rows.py``. Called again with other tokens, for the same
@@ -338,13 +341,13 @@ def accept(
     n = len(order)
     _accept_kernel[(triton.cdiv(n, 128),)](
         table.cells, table.cells.stride(0), order, offsets, guesses, positions, sampled, n,
-        table.padding_row,
+        table.padding_row, table.first_guess + BEFORE,
         NO_TOKEN=NO_TOKEN, TOKEN=TOKEN, POSITION=POSITION, BLOCK=128, **launch_options(order),
     )  # fmt: skip
 
 
 @triton.jit(
-    do_not_specialize=["n", "padding_row"],
+    do_not_specialize=["n", "padding_row", "before"],
     do_not_specialize_on_alignment=["offsets", "guesses", "positions", "sampled"],
 )
 def _accept_kernel(
@@ -357,6 +360,7 @@ def _accept_kernel(
     sampled,
     n,
     padding_row,
+    before,
     NO_TOKEN: tl.constexpr,
     TOKEN: tl.constexpr,
     POSITION: tl.constexpr,
@@ -375,8 +379,10 @@ def _accept_kernel(
     is_last = is_kept & ~_holds(offsets, guesses, sampled, index + 1, n, NO_TOKEN)
     row = cells + table_row.to(tl.int64) * width
     token = tl.load(sampled + index, mask=is_last, other=0)
+    computed = tl.load(guesses + index, mask=is_last, other=0)
     position = tl.load(positions + index, mask=is_last, other=0)
     tl.store(row + TOKEN, token.to(tl.int32), mask=is_last)
+    tl.store(row + before, computed.to(tl.int32), mask=is_last)
     tl.store(row + POSITION, (position + 1).to(tl.int32), mask=is_last)
 
 
