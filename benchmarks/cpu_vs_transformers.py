@@ -46,7 +46,7 @@ def sections_of(ours: Ours) -> Sections:
     return {
         "batch building": [(plain, "build_batches")],
         "attention: plan": [(tiled.TiledAttention, "plan")],
-        WEIGHTS: [(linear, "linear"), (packed_linear, "_multiply")],
+        WEIGHTS: [(linear, "linear"), (packed_linear.PackedProjection, "multiply")],
         "attention: write to cache": [(cpu_modules.TiledSelfAttention, "store")],
         GATHER: [(tiled_step.TiledStep, "_gather")],
         ARITHMETIC: [(tiled_step.TiledStep, "__call__")],

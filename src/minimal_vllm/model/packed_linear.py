@@ -14,13 +14,12 @@ A matrix that would lose something stays as it is, unless the checkpoint has qua
 dequantized numbers are rounded.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from minimal_vllm.model.layers import Modules
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear
+from minimal_vllm.model.scripted import PackedMatrix, Product, scripted
 
 ROUNDING = 2.0**-24
 """Relative error that packing may add to a matrix: that of rounding its numbers to float32."""
@@ -29,20 +28,26 @@ QUANTIZED_ROUNDING = 2.0**-11
 matrix had lost at least ten times as much: that of rounding its numbers to half precision."""
 
 _pack = torch.ops.quantized.linear_prepack_fp16.default
-_multiply: Callable[[Tensor, torch.ScriptObject], Tensor]
-_multiply = torch.ops.quantized.linear_dynamic_fp16.default._op
+
+
+def multiply_packed(x: Tensor, matrix: PackedMatrix) -> Tensor:
+    """Return ``x @ matrix.T`` plus the matrix's bias, ``[T, out]`` float32, for float32 ``x``."""
+    product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, matrix)
+    return product
 
 
 class PackedProjection(Projection):
     """Projection whose weight is packed once it is loaded, if that loses nothing."""
 
     _packed: torch.ScriptObject | None = None
+    _multiply: Product
 
     def after_loading(self, approximate: bool) -> None:
         """Replace the weight by a packed one of half the size; see ``Projection.after_loading``."""
         weight = self.weight.float()
         if relative_error(weight) <= (QUANTIZED_ROUNDING if approximate else ROUNDING):
             self._packed = _pack(weight, None if self.bias is None else self.bias.float())
+            self._multiply = scripted(multiply_packed)
             del self.weight
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -50,8 +55,8 @@ class PackedProjection(Projection):
         if self._packed is None:
             return super().multiply(x)
         if x.dtype == torch.float32:
-            return _multiply(x, self._packed)
-        return _multiply(x.float(), self._packed).to(x.dtype)
+            return self._multiply(x, self._packed)
+        return self._multiply(x.float(), self._packed).to(x.dtype)
 
 
 class PackedLinear(PackedProjection, Linear):

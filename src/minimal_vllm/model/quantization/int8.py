@@ -17,7 +17,7 @@ batch. Digits have 7 bits because CPUs without VNNI add pairs of products in 16 
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +27,11 @@ from minimal_vllm.model.linear import parameter
 from minimal_vllm.model.quantization.staging import Expected, largest_of_rows
 from minimal_vllm.model.quantization.weight import QuantizedWeight
 from minimal_vllm.model.quantization_config import Int8OnTheFly
+from minimal_vllm.model.scripted import PackedMatrix, Product, scripted
 
 LARGEST = 127
 DIGIT = 63
 """The largest digit of an activation. FBGEMM's numbers are unsigned, so it stores digits from 1."""
-
-_multiply: Callable[[Tensor, float, int, torch.ScriptObject], Tensor]
-_multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
 
 
 class Int8Weight(QuantizedWeight):
@@ -63,6 +61,7 @@ class PackedInt8Weight(Int8Weight):
     """Matrix in 8-bit integers, in the order in which FBGEMM reads them."""
 
     _packed: torch.ScriptObject
+    _multiply: Product
 
     def after_loading(self) -> None:
         """Replace the weight by a packed one of the same size."""
@@ -75,6 +74,7 @@ class PackedInt8Weight(Int8Weight):
                 0,
             )
         self._packed = torch.ops.quantized.linear_prepack(matrix, None)
+        self._multiply = scripted(multiply_digits)
         del self.weight
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
@@ -85,26 +85,35 @@ class PackedInt8Weight(Int8Weight):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``x @ weight.T + bias``; see ``QuantizedWeight.product``."""
-        digits, scale = two_digits(x.float())
-        high, low = _multiply(digits, 1.0, DIGIT + 1, self._packed).chunk(2)
-        product = torch.add(high, low, alpha=1 / (2 * DIGIT)).mul_(scale)
+        product = self._multiply(x.float(), self._packed)
         return (product if bias is None else product.add_(bias)).to(x.dtype)
 
 
-def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
+def multiply_digits(x: Tensor, matrix: PackedMatrix, digit: int = DIGIT) -> Tensor:
+    """Return ``x @ matrix.T``, ``[T, out]`` float32, for float32 ``x``."""
+    digits, scale = two_digits(x, digit)
+    products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        digits, 1.0, digit + 1, matrix
+    )
+    high, low = products.chunk(2)
+    return torch.add(high, low, alpha=1 / (2 * digit)).mul_(scale)
+
+
+def two_digits(x: Tensor, digit: int = DIGIT) -> tuple[Tensor, Tensor]:
     """Write numbers with two digits: ``scale * (high + low / 126)``.
 
     Args:
         x: ``[T, in]`` float32.
+        digit: the largest digit; TorchScript reads no globals.
 
     Returns:
         Two tensors. The first has the digits, ``[2 T, in]`` float32: all high ones, then all low
         ones, which are not yet rounded. The second has a scale per row, ``[T, 1]``.
     """
-    scale = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30).div_(DIGIT)
+    scale = x.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30).div_(digit)
     numbers = x / scale
     high = numbers.round()
-    return torch.cat((high, numbers.sub_(high).mul_(2 * DIGIT))), scale
+    return torch.cat((high, numbers.sub_(high).mul_(2 * digit))), scale
 
 
 @dataclass(frozen=True)
