@@ -8,6 +8,7 @@ from torch import Tensor
 from minimal_vllm.device.transfer import send
 from minimal_vllm.runner.interface import CachedModel, StepResult
 from minimal_vllm.runner.prompt_logprobs import all_prompt_logprobs
+from minimal_vllm.runner.threads import StepThreads
 from minimal_vllm.sampling.sampler import Sampled, Sampler, sample
 from minimal_vllm.step.batch import Batch, build_batches
 from minimal_vllm.step.plan import Plan
@@ -34,6 +35,7 @@ class PlainRunner:
 
     def __init__(self, model: CachedModel, sampler: Sampler = sample) -> None:
         self._model = model
+        self._threads = StepThreads(model)
         self.sampler = sampler
 
     @torch.inference_mode()
@@ -41,8 +43,10 @@ class PlainRunner:
         """Compute the whole step before returning."""
         batches = build_batches(plan, self._model.block_size, self._model.groups.number)
         batch = batches[0]
-        hidden, last = self._forward(batches)
-        sampled = self.sample(self._model.decoder.logits(last), plan)
+        with self._threads.for_layers(batch):
+            hidden, last = self._forward(batches)
+        with self._threads.for_logits(len(last)):
+            sampled = self.sample(self._model.decoder.logits(last), plan)
         prompt = all_prompt_logprobs(self._model, plan, batch, hidden)
         return Landed(StepResult(sampled, [each.wait() for each in prompt]))
 

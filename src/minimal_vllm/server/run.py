@@ -1,8 +1,10 @@
 """Loading a model to serve, and putting a service together around it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 from minimal_vllm.engine.sizing import choose_device
@@ -57,11 +59,36 @@ def load_engine(
     """
     names = choose_model_names(config, model)
     metrics = Metrics(names[0])
+
+    def load() -> LLM:
+        return LLM(model, observers=[metrics.on_step, *observers], **options)
+
     if choose_device(options.get("device", "auto")).type == "cuda":
         options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
-    llm = LLM(model, observers=[metrics.on_step, *observers], **options)
+        llm = load()
+    else:
+        llm = _call_in_thread(load)
     metrics.describe_cache(cache_settings(llm.config, llm.built))
     return LoadedEngine(llm, metrics, names)
+
+
+def _call_in_thread(load: Callable[[], LLM]) -> LLM:
+    """Return what ``load`` returns, called in a thread that ends with it.
+
+    A thread that has computed keeps a team of OpenMP threads. With two teams, that of the engine's
+    thread and that of the one that has loaded the model, there are more threads than cores, and
+    OpenMP lets none spin, whatever ``OMP_WAIT_POLICY`` says.
+    """
+    loaded: Future[LLM] = Future()
+
+    def run() -> None:
+        try:
+            loaded.set_result(load())
+        except BaseException as error:
+            loaded.set_exception(error)
+
+    Thread(target=run, name="loading", daemon=True).start()  # Ctrl-C doesn't wait for it
+    return loaded.result()
 
 
 def choose_num_processes(config: ServerConfig, device: str) -> int:
