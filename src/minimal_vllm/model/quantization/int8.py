@@ -17,7 +17,7 @@ batch. Digits have 7 bits because CPUs without VNNI add pairs of products in 16 
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
