@@ -251,7 +251,8 @@ class EngineConfig:
     ] = None
     """Quantization of the weights. ``fp8`` and, on a CPU, ``int8`` quantize a 16-bit checkpoint or
     a GGUF file while it is loaded. A checkpoint that is already quantized needs no option. Default:
-    as the checkpoint is."""
+    as the checkpoint is; ``int8`` for a GGUF file in Q8_0 or Q4_0 on a CPU, unless ``dtype`` is
+    given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on. ``auto``: the GPU if there is one."""
     tensor_parallel_size: PositiveInt = 1

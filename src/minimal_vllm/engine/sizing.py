@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from minimal_vllm.cache.layer_groups import LayerGroups, group_layers
 from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.gguf_config import main_type
 from minimal_vllm.model.quantization_config import Int4, Mxfp4, choose_quantization
 from minimal_vllm.model.quantized_experts import experts_format
 from minimal_vllm.model.rope_config import LongRopeScaling
@@ -29,6 +31,8 @@ DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 LARGE_GPU = 70 * 2**30
 """Memory in bytes from which on a GPU is large. Its steps have twice the token budget, as in
 vLLM."""
+INT8_TYPES = ("Q8_0", "Q4_0")
+"""Types of a GGUF file's weights that a CPU keeps as 8-bit integers."""
 SAMPLER_BYTES_PER_LOGIT = 60
 """Peak memory of the sampler per logit, in bytes: 56 were measured, while a row's whole vocabulary
 is sorted for top_p."""
@@ -41,10 +45,23 @@ def read_model_config(config: EngineConfig, checkpoint: "Path") -> ModelConfig:
         ValueError: the checkpoint's files are invalid, or an option contradicts them.
     """
     model = ModelConfig.from_checkpoint(checkpoint, config.hf_overrides)
-    quantization = choose_quantization(config.quantization, model.quantization)
+    asked = config.quantization or _gguf_quantization(config, checkpoint)
+    quantization = choose_quantization(asked, model.quantization)
     quantized = replace(model, quantization=quantization)
     experts_format(quantized)  # refuses what can't be
     return quantized
+
+
+def _gguf_quantization(config: EngineConfig, checkpoint: "Path") -> str | None:
+    """Return the quantization that a GGUF file is loaded with by default.
+
+    On a CPU, weights in ``INT8_TYPES`` become integers of the engine's own format, so that they
+    take no more memory than 8 bits each. A dtype that is asked for is what they get.
+    """
+    gguf = find_gguf(checkpoint)
+    if gguf is None or config.dtype != "auto" or choose_device(config.device).type != "cpu":
+        return None
+    return "int8" if main_type(read_gguf(gguf)) in INT8_TYPES else None
 
 
 def choose_device(name: str) -> "torch.device":

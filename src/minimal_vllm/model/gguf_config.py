@@ -123,10 +123,19 @@ def generation_config_json(file: GgufFile) -> dict[str, Any]:
 
 def describe_types(file: GgufFile) -> str:
     """Return the types of the tensors, the one with most bytes first, such as ``Q4_K, Q6_K``."""
+    return ", ".join(_types(file))
+
+
+def main_type(file: GgufFile) -> str:
+    """Return the type of most of the file's bytes."""
+    return _types(file)[0]
+
+
+def _types(file: GgufFile) -> list[str]:
     sizes: Counter[str] = Counter()
     for tensor in file.tensors.values():
         sizes[tensor.type_name] += tensor.num_bytes
-    return ", ".join(name for name, _ in sizes.most_common())
+    return [name for name, _ in sizes.most_common()]
 
 
 def _refuse_unsupported(file: GgufFile, name: str, values: dict[str, Any]) -> None:
@@ -201,7 +210,7 @@ def _dtype(file: GgufFile) -> str:
     A GGUF file doesn't say in which dtype its model was trained. Activations of a model trained in
     bfloat16 may exceed the range of float16.
     """
-    return "float32" if describe_types(file).startswith("F32") else "bfloat16"
+    return "float32" if main_type(file) == "F32" else "bfloat16"
 
 
 def _tokens(file: GgufFile, key: str) -> list[Any]:

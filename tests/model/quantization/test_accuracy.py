@@ -5,9 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
+from safetensors.torch import load_file
 
 from minimal_vllm.demo import DEMO_MODEL_DIR
+from minimal_vllm.model.config import read_json
 from minimal_vllm.text.tokenizer import Tokenizer
+from tests.gguf_files import write_gguf
 
 SCRIPT = Path(__file__).parents[3] / "docs" / "course" / "code" / "quantization.py"
 BOUNDS = {
@@ -43,3 +47,20 @@ def test_no_form_costs_more_perplexity_than_its_bound(script, tmp_path):
         found, smaller = script.perplexity(checkpoints[form], tokens)
         assert 0.98 * plain < found < (1 + bound) * plain, form
         assert smaller < (0.6 if form.startswith("FP8") else 0.4) * size, form
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_gguf_file_loses_next_to_nothing_as_8_bit_integers(script, tmp_path, kind):
+    """On a CPU that is what becomes of these types: a scale per row instead of 32 columns."""
+    tokens = Tokenizer(DEMO_MODEL_DIR).encode(script.ALICE.read_text(encoding="utf-8"))[:300]
+    weights = load_file(DEMO_MODEL_DIR / "model.safetensors")
+    path = tmp_path / "model.gguf"
+    write_gguf(
+        path,
+        read_json(DEMO_MODEL_DIR / "config.json"),
+        GGMLQuantizationType[kind],
+        weights={name: each.float() for name, each in weights.items()},
+    )
+    exact, _ = script.perplexity(path, tokens)
+    integers, _ = script.perplexity(path, tokens, quantization="int8")
+    assert 0.995 * exact < integers < 1.005 * exact

@@ -174,6 +174,29 @@ def test_the_bytes_of_a_model_are_those_of_its_integers():
     assert weight_bytes(quantized, "bfloat16") == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "is_int8"),
+    [
+        ("Q8_0", {}, True),
+        ("Q4_0", {}, True),
+        ("Q4_1", {}, False),
+        ("BF16", {}, False),
+        ("Q8_0", {"dtype": "float32"}, False),
+        ("Q8_0", {"quantization": "fp8"}, False),
+    ],
+)
+def test_a_cpu_keeps_8_bits_of_a_gguf_file_unless_a_dtype_is_asked_for(
+    tmp_path, kind, options, is_int8
+):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, FAMILIES["llama"], GGMLQuantizationType[kind])
+    llm = LLM(str(path), device="cpu", num_gpu_blocks_override=16, **options)
+    found = llm.built.files.config.quantization
+    assert (found is not None and found.method == "int8") == is_int8
+    (output,) = llm.generate("and then", SamplingParams(max_tokens=4, ignore_eos=True))
+    assert len(output.outputs[0].token_ids) == 4
+
+
 def test_a_gpu_refuses_8_bit_integers():
     with pytest.raises(ValueError, match="'int8' is for CPUs: on a GPU, use 'fp8'"):
         backends.choose_modules(
