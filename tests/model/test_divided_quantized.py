@@ -61,7 +61,9 @@ def fp8(strategy):
 MIXTURE = {
     **{key: each for key, each in SHAPE.items() if key not in ("architectures", "model_type")},
     **{key: FAMILIES["qwen3-moe"][key] for key in ("architectures", "model_type")},
-    **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
 }
 
 

@@ -142,7 +142,7 @@ def test_dequantizing_4_bits(name):
     assert_close(int4_dequantize(ours, numbers(1)), expected, TOLERANCE / 2)
 
 
-@pytest.mark.parametrize("num_tokens", [2, 17, 100, pytest.param(3000, marks=ON_GPU)])
+@pytest.mark.parametrize("num_tokens", [2, 17, 100, pytest.param(3001, marks=ON_GPU)])
 @pytest.mark.parametrize("name", cases(FP8))
 def test_several_tokens_times_fp8(name, num_tokens):
     arguments = FP8[name]
@@ -192,12 +192,14 @@ def test_experts_in_fp8_and_4_bits(name, num_tokens):
         weight.scale.mul_(factors.to(weight.scale.dtype))
     ours.load_state_dict(plain.state_dict())
     x, logits = numbers(num_tokens, config.hidden_size), numbers(num_tokens, config.experts.count)
-    if "FP8" in name and (num_tokens > MOST_TOKENS or "cut" in name):
+    is_rounded = "FP8" in name and (num_tokens > MOST_TOKENS or "cut" in name)
+    if is_rounded:
         plain.compute_expert = MethodType(compute_expert_of_rounded_inputs, plain)
     got, expected = (computed(each.forward(x, logits)) for each in (ours, plain))
     assert got.shape == expected.shape
     if num_tokens:
-        assert_close(got, expected, max(TOLERANCE, 5e-3))  # the result of gate and up is rounded
+        # In 16 bits, results of gate and up differ in the last bit, and may be rounded otherwise.
+        assert_close(got, expected, max(3 * TOLERANCE, 5e-3) if is_rounded else TOLERANCE)
 
 
 def compute_expert_of_rounded_inputs(experts, index, x):

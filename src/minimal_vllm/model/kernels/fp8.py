@@ -36,6 +36,9 @@ MOST_UNSCALED = 512
 LEAST_ROWS = 17
 """Minimum number of rows of the inputs; those after the tokens are not initialized. The library's
 products of fewer rows are slower."""
+ALIGNED = 4
+"""Scales of a block product's rows are side by side, and each group's begin at a multiple of 16
+bytes. So there are a multiple of these."""
 BLOCK_OF_SCALES = 1024
 """Columns per program of the kernel that multiplies by scales."""
 
@@ -49,12 +52,13 @@ def quantize_inputs(x: Tensor, group: int, least_rows: int = 0) -> tuple[Tensor,
         least_rows: minimum number of rows to return; those after the tokens are not initialized.
 
     Returns:
-        ``[T or least_rows, in]`` e4m3, and the scales, ``[T, ceil(in / group)]`` float32.
+        As many rows of e4m3, ``[rows, in]``, and of scales, ``[rows, ceil(in / group)]`` float32.
     """
     tokens, in_size = x.shape
-    out = x.new_empty(max(tokens, least_rows), in_size, dtype=torch.float8_e4m3fn)
+    rows = max(tokens, least_rows)
+    out = x.new_empty(rows, in_size, dtype=torch.float8_e4m3fn)
     groups = triton.cdiv(in_size, group)
-    scales = torch.empty(tokens, groups, device=x.device)
+    scales = torch.empty(rows, groups, device=x.device)
     _quantize_kernel[(tokens,)](
         x, out, scales, IN=in_size, GROUP=group, NUM_GROUPS=groups,
         GROUPS=triton.next_power_of_2(groups), WIDTH=triton.next_power_of_2(group),
@@ -124,10 +128,10 @@ def _one(device: torch.device) -> Tensor:
 def can_use_block_product(weight: Tensor, scales: Scales) -> bool:
     """Return whether ``fp8_block_product`` can compute a product.
 
-    It needs whole blocks of 128 × 128, and Hopper.
+    It needs whole blocks of 128 × 128, whose scales begin at multiples of 16 bytes, and Hopper.
     """
     out_size, in_size = weight.shape
-    is_whole = out_size % BLOCK == 0 and in_size % BLOCK == 0
+    is_whole = out_size % BLOCK == 0 and in_size % (ALIGNED * BLOCK) == 0
     return is_whole and (scales.rows, scales.columns) == (BLOCK, BLOCK) and is_hopper(weight.device)
 
 
@@ -143,14 +147,15 @@ def fp8_block_product(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | 
     Returns:
         ``[T, out]``
     """
-    inputs, input_scales = quantize_inputs(x, BLOCK)
+    rows = triton.cdiv(len(x), ALIGNED) * ALIGNED
+    inputs, input_scales = quantize_inputs(x, BLOCK, rows)
     product = torch._scaled_mm(
         inputs,
         weight.T,
         scale_a=input_scales.T.contiguous().T,  # the library wants the tokens' scales side by side
         scale_b=scales.values.T,
         out_dtype=torch.bfloat16,
-    ).to(x.dtype)
+    )[: len(x)].to(x.dtype)
     return product if bias is None else product.add_(bias)
 
 
