@@ -111,7 +111,7 @@ def _tiles(out_size: int, runs: int, sms: int, gated: bool) -> tuple[int, int, i
     which it then has in registers, are prepared once for all of them.
     """
     if runs > RUNS:
-        return (ROWS if gated else 2 * ROWS), 1, 8
+        return ROWS, 1, 8
     rows = ROWS // 2 if gated else ROWS
     return rows, triton.cdiv(triton.cdiv(out_size, rows), PROGRAMS_PER_SM * sms), 4
 
