@@ -75,6 +75,9 @@ class LLM:
             there is too little memory; the message says which.
     """
 
+    _puts_off = False
+    """Whether the engine may be ready before all is done; see ``BuiltEngine.put_off``."""
+
     def __init__(
         self,
         model: str | Path | None = None,
@@ -89,7 +92,9 @@ class LLM:
         watchers: list[Observer] = [*observers]
         if self._metrics:
             watchers.append(self._metrics)
-        self.built = start_engine(self.config, observers=watchers, progress=True)
+        self.built = start_engine(
+            self.config, observers=watchers, progress=True, puts_off=self._puts_off
+        )
         self.engine = self.built.engine
         if self._metrics:
             self._metrics.attach(self.config, self.built)

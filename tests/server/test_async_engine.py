@@ -361,3 +361,29 @@ def test_a_long_text_is_tokenized_while_others_are_served():
             assert await tokenizing == encode(["text"])
 
     asyncio.run(run())
+
+
+def test_what_was_put_off_is_done_while_no_request_is_there():
+    done, seen = [], []
+
+    def put_off():
+        for piece in range(3):
+            done.append(piece)
+            yield
+
+    async def run():
+        service = make_demo_service()
+        loop = service.engine._engine_loop
+        loop._put_off = put_off()
+        loop.between_steps(lambda: seen.append(len(done)))  # comes before the first piece
+        loop.between_steps(lambda: seen.append(len(done)))
+        await service.engine.start()
+        try:
+            tokens = await collect(service, request())
+            assert len(tokens[0]) == SHORT.max_tokens
+            await until(lambda: len(done) == 3)
+        finally:
+            await service.engine.stop()
+
+    asyncio.run(run())
+    assert seen[1] - seen[0] <= 1  # a command waits for one piece

@@ -69,7 +69,8 @@ class EngineReplica:
         self._grammars = loaded.llm.text.grammars
         self._evictions = EvictionLog()
         loaded.llm.engine.scheduler.pool.watchers.append(self._evictions)
-        self._engine = AsyncEngine(loaded.llm.engine, loaded.metrics)
+        llm = loaded.llm
+        self._engine = AsyncEngine(llm.engine, loaded.metrics, put_off=llm.built.put_off)
         await self._engine.start()
 
     # ---- what the ingress calls -----------------------------------------------------------------

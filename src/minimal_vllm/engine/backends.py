@@ -153,6 +153,15 @@ def uses_own_kernels(config: EngineConfig, device: torch.device) -> bool:
     return backend_name(config.attention_backend, device) == "triton" and config.sampler is None
 
 
+def prepare(config: EngineConfig, device: torch.device) -> None:
+    """Begin what takes a while and depends on nothing else, while files are read."""
+    if uses_own_kernels(config, device):
+        # Triton comes with PyTorch for CUDA, and only with that.
+        from minimal_vllm.runner.compile import start_compiler
+
+        start_compiler(device)
+
+
 def make_runner(
     config: EngineConfig,
     limits: SchedulerConfig,
@@ -160,6 +169,7 @@ def make_runner(
     draft: DraftModel | None = None,
     *,
     progress: bool,
+    puts_off: bool = False,
 ) -> Runner:
     """Make the fastest runner that the configuration allows, and record its CUDA graphs.
 
@@ -169,6 +179,7 @@ def make_runner(
         model: decoder, attention and KV cache.
         draft: the draft model of speculative decoding, if there is one.
         progress: whether to show progress bars.
+        puts_off: whether to put off what steps can do without; see ``PutsOff``.
 
     Raises:
         ValueError: the user's sampler doesn't have the interface ``Sampler``.
@@ -181,4 +192,4 @@ def make_runner(
     # Triton comes with PyTorch for CUDA, and only with that.
     from minimal_vllm.engine.gpu import make_cuda_runner
 
-    return make_cuda_runner(config, limits, model, draft, progress=progress)
+    return make_cuda_runner(config, limits, model, draft, progress=progress, puts_off=puts_off)

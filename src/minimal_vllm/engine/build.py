@@ -1,6 +1,6 @@
 """Building an engine from its configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from minimal_vllm.engine.backends import (
     choose_attention,
     choose_modules,
     make_runner,
+    prepare,
     runs_ahead,
     uses_own_kernels,
 )
@@ -54,7 +55,7 @@ from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.in_ranks import RankRunner
-from minimal_vllm.runner.interface import CachedModel
+from minimal_vllm.runner.interface import CachedModel, PutsOff
 from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -94,6 +95,8 @@ class BuiltEngine:
     dtype: torch.dtype
     grammars: GrammarCompiler | None
     """Compiler of grammars for structured outputs; None without a tokenizer."""
+    put_off: Iterator[None]
+    """Work that was put off until no request is there, piece by piece."""
 
     @property
     def caches(self) -> list[LayerCache]:
@@ -164,6 +167,7 @@ def build_engine(
     ranks: Ranks = ALONE,
     make_engine: Callable[..., Engine] = Engine,
     decide: Decide = alone,
+    puts_off: bool = False,
 ) -> BuiltEngine:
     """Load the model, size the KV cache to the memory that is left, and assemble the engine.
 
@@ -174,12 +178,14 @@ def build_engine(
         ranks: this rank, and the others that compute the model with it.
         make_engine: makes the engine from the arguments of ``Engine``.
         decide: makes a decision that depends on the time, for all ranks.
+        puts_off: whether to put off what steps can do without; see ``BuiltEngine.put_off``.
 
     Raises:
         ValueError: a setting is impossible here, the checkpoint is damaged, or memory is too small.
     """
     # The order matters: later stages depend on earlier choices, and on the memory that is left.
     device = choose_device(config.device)
+    prepare(config, device)
     files = read_model_files(config)
     dtype = choose_dtype(config.dtype, files.config.dtype, device)
     model_len = choose_model_len(config, files.config)
@@ -190,7 +196,10 @@ def build_engine(
     num_blocks, scheduler_config = _size(config, loaded, groups, model_len, ranks)
     model = _add_cache(loaded, config, groups, num_blocks)
     draft = make_draft_model(config, scheduler_config, loaded.draft, num_blocks)
-    runner = make_runner(config, scheduler_config, model, draft, progress=progress)
+    runner = make_runner(
+        config, scheduler_config, model, draft, progress=progress, puts_off=puts_off
+    )
+    put_off = runner.prepare_more() if isinstance(runner, PutsOff) else iter(())
     runner = RankRunner(runner, ranks) if ranks.count > 1 else runner
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
@@ -210,7 +219,15 @@ def build_engine(
         async_scheduling=runs_ahead(config, device),
     )
     return BuiltEngine(
-        engine, files, scheduler_config, num_blocks, model, device, dtype, admission.grammars
+        engine,
+        files,
+        scheduler_config,
+        num_blocks,
+        model,
+        device,
+        dtype,
+        admission.grammars,
+        put_off,
     )
 
 

@@ -24,6 +24,7 @@ def make_cuda_runner(
     draft: DraftModel | None,
     *,
     progress: bool,
+    puts_off: bool = False,
 ) -> CudaRunner:
     """Make a runner, and record its CUDA graphs; see ``make_runner``.
 
@@ -33,6 +34,7 @@ def make_cuda_runner(
         model: decoder, attention and KV cache, of our own kernels.
         draft: the draft model of speculative decoding, if there is one.
         progress: whether to show progress bars.
+        puts_off: see ``make_runner``.
     """
     speculative = config.speculative_config
     most_guesses = 0 if speculative is None else speculative.most_guesses
@@ -49,7 +51,11 @@ def make_cuda_runner(
     if capture is None:
         step.attention.start_library()
     else:
-        graphs = _record_graphs(config, limits, step, capture, progress=progress)
+        graphs = _make_graphs(config, limits, step, capture)
+        if puts_off:
+            graphs.record_largest()
+        else:
+            graphs.record(progress=progress)
     if speculative is None:
         return CudaRunner(step, graphs)
 
@@ -71,15 +77,10 @@ def _make_step(model: CachedModel, table: RowTable) -> GpuStep:
     return GpuStep(model, model.attention, table)
 
 
-def _record_graphs(
-    config: EngineConfig,
-    limits: SchedulerConfig,
-    step: GpuStep,
-    capture: GraphCapture,
-    *,
-    progress: bool,
+def _make_graphs(
+    config: EngineConfig, limits: SchedulerConfig, step: GpuStep, capture: GraphCapture
 ) -> Graphs:
-    """Record the CUDA graphs of steps without guesses."""
+    """Make the CUDA graphs of steps without guesses, and compile what is recorded in them."""
     num_parameters = round(step.model.decoder.config.expected_parameters(1))
     graphs = Graphs(
         step,
@@ -92,7 +93,6 @@ def _record_graphs(
     )
     # The library starts while the compiler's threads are at work.
     compile_in_parallel([*graphs.steps_to_record(), step.attention.start_library])
-    graphs.record(progress=progress)
     return graphs
 
 

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine, build_engine
+from minimal_vllm.garbage import without_collections
 from minimal_vllm.trace.step_record import Observer
 
 
 def start_engine(
-    config: EngineConfig, *, observers: Sequence[Observer] = (), progress: bool = False
+    config: EngineConfig,
+    *,
+    observers: Sequence[Observer] = (),
+    progress: bool = False,
+    puts_off: bool = False,
 ) -> BuiltEngine:
     """Build an engine, with ``tensor_parallel_size - 1`` other processes that compute with it.
 
@@ -18,14 +23,16 @@ def start_engine(
         config: the user's configuration.
         observers: see ``build_engine``.
         progress: see ``build_engine``.
+        puts_off: see ``build_engine``. Several ranks put nothing off.
 
     Raises:
         ValueError: see ``build_engine``; or the model can't be divided, or not here.
         RankFailedError: a process could not be started.
     """
-    if config.tensor_parallel_size == 1:
-        return build_engine(config, observers=observers, progress=progress)
-    # It imports PyTorch's package for distributed computing, which takes a while.
-    from minimal_vllm.engine.ranks.start import start_ranks
+    with without_collections():
+        if config.tensor_parallel_size == 1:
+            return build_engine(config, observers=observers, progress=progress, puts_off=puts_off)
+        # It imports PyTorch's package for distributed computing, which takes a while.
+        from minimal_vllm.engine.ranks.start import start_ranks
 
-    return start_ranks(config, observers=observers, progress=progress)
+        return start_ranks(config, observers=observers, progress=progress)

@@ -8,14 +8,36 @@ all kernels are made in parallel.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from threading import Thread
 from typing import Any
 
 import torch
+import triton
 from triton import JITFunction
 from triton.compiler import CompiledKernel
 from triton.runtime._async_compile import AsyncCompileMode, FutureKernel
+
+
+def start_compiler(device: torch.device) -> None:
+    """Let a thread compile a kernel that does nothing, so that the next ones take less time.
+
+    Before its first kernel, Triton reads all of its own files, 400 MB, to see whether the kernels
+    in its cache are still right, and has a C compiler make functions that speak with the driver.
+    """
+
+    def compile_nothing() -> None:
+        torch.cuda.set_device(device)
+        with suppress(Exception):  # it will be said of the first kernel that is needed
+            _nothing_kernel.warmup(grid=(1,)).run  # noqa: B018 - see _UntilLaunch
+
+    Thread(target=compile_nothing, name="compiler", daemon=True).start()
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+def _nothing_kernel() -> None:
+    pass
 
 
 def compile_in_parallel(steps: Iterable[Callable[[], None]]) -> None:

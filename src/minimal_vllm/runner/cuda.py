@@ -7,7 +7,7 @@ replayed as CUDA graphs. The largest steps are launched kernel by kernel. So is 
 requests ask for, after the rest of their step: rules that change logits, and log-probabilities.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,10 @@ class CudaRunner:
     def __init__(self, step: GpuStep, graphs: Graphs | None) -> None:
         self._step = step
         self._graphs = graphs
+
+    def prepare_more(self) -> Iterator[None]:
+        """Record the graphs that are not recorded yet, one by one; see ``PutsOff``."""
+        return self._graphs.recordings() if self._graphs else iter(())
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:

@@ -25,6 +25,7 @@ from minimal_vllm.runner.shapes import (
     MAX_PROMPTS,
     StepShape,
     batch_sizes,
+    extremes_first,
     next_size,
     token_counts,
 )
@@ -130,10 +131,7 @@ class Graphs:
         size = next_size(self._batch_sizes, len(requests))
         if requests != self._last_order:
             self._send_order(requests, size)
-        shape = StepShape(size, size, is_steady=True, shares=self._last_shares)
-        if shape not in self._bodies:
-            self._record_steady(shape)
-        self._bodies[shape].replay()
+        self._body(StepShape(size, size, is_steady=True, shares=self._last_shares)).replay()
         return self._outputs.first(len(requests))
 
     def _send_order(self, requests: Sequence[Request], size: int) -> None:
@@ -164,9 +162,9 @@ class Graphs:
         shape = StepShape(num_tokens, min(num_decodes, num_tokens))
         decoding = [plan.scheduled[index].request for index in decodes]
         self.shared.note(decoding, shape.num_decodes)
-        self._bodies[shape].replay()
+        self._body(shape).replay()
         if batch.sampling:
-            self._heads[next_size(self._batch_sizes, len(batch.sampling))].replay()
+            self._head(next_size(self._batch_sizes, len(batch.sampling))).replay()
         return self._outputs.first(len(batch.sampling))
 
     # ---- record ---------------------------------------------------------------------------------
@@ -175,17 +173,20 @@ class Graphs:
         """Yield all steps that can be recorded, to be run once beforehand without our own kernels.
 
         So all that libraries launch is loaded before it is recorded. The steps have no more layers
-        than needed for that. One step of each kind comes first: together they need almost all of
-        our kernels, which can then be compiled while the others run.
+        than needed for that. The largest and the smallest of each kind come first: together they
+        need almost all of our kernels, which can then be compiled while the others run.
         """
-        sizes = self._batch_sizes[::-1]
+        sizes = extremes_first(self._batch_sizes)
         steady = [
             StepShape(size, size, is_steady=True, shares=shares)
             for size, shares in product(sizes, {False, self.shared.enabled})
         ]
         short = self._step.shortened()
         kinds = (
-            [partial(self._mixed_body, shape, short) for shape in self._mixed_shapes()],
+            [
+                partial(self._mixed_body, shape, short)
+                for shape in extremes_first(self._mixed_shapes()[::-1])
+            ],
             [partial(self._mixed_head, size) for size in sizes],
             [partial(self._steady, shape, short) for shape in steady],
         )
@@ -193,18 +194,36 @@ class Graphs:
             yield from filter(None, steps)
 
     def record(self, *, progress: bool) -> None:
-        """Record all shapes, the largest first, because the others fit into its memory.
-
-        Steady steps with shared prefixes are recorded when they are first needed.
-        """
+        """Record all shapes, but for steady steps with shared prefixes."""
+        self.record_largest()
+        total = len(self._mixed_shapes()) + 2 * len(self._batch_sizes)
         hidden = None if progress else True
-        shapes = self._mixed_shapes()
-        for shape in tqdm(shapes, desc="Recording graphs of prompts", disable=hidden):
-            self._bodies[shape] = self._capture.record(partial(self._mixed_body, shape))
-        for count in self._batch_sizes[::-1]:
-            self._heads[count] = self._capture.record(partial(self._mixed_head, count))
-        for size in tqdm(self._batch_sizes[::-1], desc="Recording graphs", disable=hidden):
-            self._record_steady(StepShape(size, size, is_steady=True))
+        for _ in tqdm(self.recordings(), desc="Recording graphs", total=total, disable=hidden):
+            pass
+
+    def record_largest(self) -> None:
+        """Record the largest step of each kind, because the others fit into its memory."""
+        self._body(self._mixed_shapes()[0])
+        most = self._batch_sizes[-1]
+        self._head(most)
+        self._body(StepShape(most, most, is_steady=True))
+
+    def recordings(self) -> Iterator[None]:
+        """Record the others one by one, the smallest first, since they are needed first.
+
+        Steady steps with shared prefixes are recorded when they are needed, and so is any other
+        that is needed earlier.
+        """
+        sizes = self._batch_sizes
+        kinds = (
+            [partial(self._body, StepShape(size, size, is_steady=True)) for size in sizes],
+            [partial(self._head, size) for size in sizes],
+            [partial(self._body, shape) for shape in self._mixed_shapes()[::-1]],
+        )
+        for recordings in zip_longest(*kinds):
+            for record in filter(None, recordings):
+                record()
+                yield
 
     def _mixed_shapes(self) -> list[StepShape]:
         """Return the shapes of steps with prompts, the largest first."""
@@ -212,8 +231,16 @@ class Graphs:
         shapes = {StepShape(tokens, min(decodes, tokens)) for tokens, decodes in counts}
         return sorted(shapes, key=lambda each: (each.num_tokens, each.num_decodes), reverse=True)
 
-    def _record_steady(self, shape: StepShape) -> None:
-        self._bodies[shape] = self._capture.record(partial(self._steady, shape))
+    def _body(self, shape: StepShape) -> Graph:
+        if shape not in self._bodies:
+            compute = self._steady if shape.is_steady else self._mixed_body
+            self._bodies[shape] = self._capture.record(partial(compute, shape))
+        return self._bodies[shape]
+
+    def _head(self, count: int) -> Graph:
+        if count not in self._heads:
+            self._heads[count] = self._capture.record(partial(self._mixed_head, count))
+        return self._heads[count]
 
     # ---- what is recorded -----------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from minimal_vllm.runner.graphs import Capture
 from minimal_vllm.runner.inputs import PENDING, InputMemory
 from minimal_vllm.runner.kernels.rows import PlaceInputs, accept
-from minimal_vllm.runner.shapes import next_size, place_counts
+from minimal_vllm.runner.shapes import extremes_first, next_size, place_counts
 from minimal_vllm.runner.step import GpuStep, LocatedTokens, Outputs
 from minimal_vllm.step.batch import IntArray, enumerate_runs
 
@@ -108,7 +108,7 @@ class PlaceSteps:
         The inputs are padding until the first step is computed.
         """
         short = self._step.shortened()
-        for size in self._sizes[::-1]:
+        for size in extremes_first(self._sizes):
             yield partial(self._compute, size, short)
 
     def record(self, *, progress: bool) -> None:

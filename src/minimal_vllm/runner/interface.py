@@ -1,7 +1,8 @@
 """The interface of a runner, which turns a step's plan into sampled tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -54,6 +55,15 @@ class Runner(Protocol):
 
         Steps run in the order in which they are launched.
         """
+        ...
+
+
+@runtime_checkable
+class PutsOff(Protocol):
+    """A runner that can put off a part of its preparation until no request is there."""
+
+    def prepare_more(self) -> Iterator[None]:
+        """Do what was put off, piece by piece. Steps may be launched between two pieces."""
         ...
 
 

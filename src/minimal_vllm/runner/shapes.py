@@ -7,6 +7,9 @@ is recorded, and a step is padded to the next larger one.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SECONDS_TO_LAUNCH = 0.015
 """Time that the CPU takes to launch the kernels of a step one by one."""
@@ -84,6 +87,12 @@ def place_counts(most: int) -> Iterator[int]:
     sizes = [2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192]
     yield from (size for size in sizes if size < most)
     yield most
+
+
+def extremes_first(sizes: Sequence[T]) -> list[T]:
+    """Return the ascending ``sizes`` from both ends: the largest, the smallest, and so on."""
+    pairs = zip(reversed(sizes), sizes, strict=True)
+    return [each for pair in pairs for each in pair][: len(sizes)]
 
 
 def next_size(sizes: Sequence[int], least: int) -> int:

@@ -13,7 +13,7 @@ The engine never waits for a reader, which may be slow or gone: see ``mailbox``.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 from minimal_vllm.engine.engine import Engine
@@ -31,11 +31,18 @@ class AsyncEngine(EngineClient):
         engine: an idle engine, which no other code may use from then on.
         metrics: metrics that are updated when requests arrive and end.
         pace: delays or pauses the engine between steps. Default: never.
+        put_off: see ``EngineLoop``.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        pace: Pace | None = None,
+        put_off: Iterable[None] = (),
+    ) -> None:
         super().__init__()
-        self._engine_loop = EngineLoop(engine, metrics, pace)
+        self._engine_loop = EngineLoop(engine, metrics, pace, put_off)
 
     async def start(self) -> None:
         """Start the thread. Outputs go to the event loop that is running now."""

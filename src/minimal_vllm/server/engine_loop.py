@@ -76,12 +76,20 @@ class EngineLoop:
         engine: an idle engine.
         metrics: metrics that are updated when requests arrive and end.
         pace: delays or pauses the engine between steps. Default: never.
+        put_off: work to do while no request is there, piece by piece. A request waits for a piece.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        pace: Pace | None = None,
+        put_off: Iterable[None] = (),
+    ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._pace = pace or Pace()
+        self._put_off = iter(put_off)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._outlets: list[Outlet] = []
@@ -155,6 +163,7 @@ class EngineLoop:
             has_work = self._engine.has_unfinished_requests
             if not has_work:
                 self._settle()
+                self._use_idle_time()
             try:
                 command = self._inbox.get(
                     timeout=self._pace.seconds_to_wait() if has_work else None
@@ -162,6 +171,12 @@ class EngineLoop:
             except Empty:
                 return
             command()
+
+    def _use_idle_time(self) -> None:
+        """Do what was put off, until a command comes or all is done."""
+        for _ in self._put_off:
+            if not self._inbox.empty():
+                return
 
     def _add(self, requests: Sequence[EngineRequest], outlet: Outlet, call: CallKey) -> None:
         with self._counting:

@@ -26,6 +26,12 @@ MOST_TOKENS_ON_GPU = 8192
 """Default of ``max_num_batched_tokens`` on a GPU: fewer than offline, so that steps are short."""
 
 
+class ServedLLM(LLM):
+    """A model for an ``EngineLoop``, which does what was put off while it waits for requests."""
+
+    _puts_off = True
+
+
 @dataclass(frozen=True)
 class LoadedEngine:
     """A model that is loaded, and the metrics that watch its engine."""
@@ -61,7 +67,7 @@ def load_engine(
     metrics = Metrics(names[0])
 
     def load() -> LLM:
-        return LLM(model, observers=[metrics.on_step, *observers], **options)
+        return ServedLLM(model, observers=[metrics.on_step, *observers], **options)
 
     if choose_device(options.get("device", "auto")).type == "cuda":
         options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
@@ -132,7 +138,7 @@ def make_service(
     watchers = [view] if view else []
     loaded = load_engine(config, model, [*watchers, *observers], **options)
     llm, metrics = loaded.llm, loaded.metrics
-    engine = AsyncEngine(llm.engine, metrics, view.pace if view else None)
+    engine = AsyncEngine(llm.engine, metrics, view.pace if view else None, llm.built.put_off)
     if view:
         view.attach(llm, engine)
     served = ServedModel.of(llm)

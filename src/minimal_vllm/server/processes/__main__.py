@@ -1,10 +1,10 @@
 """The program of an HTTP process; the engine's process starts it."""
 
 import asyncio
-import gc
 import socket
 import sys
 
+from minimal_vllm.garbage import frozen_garbage
 from minimal_vllm.server import app  # noqa: F401 - while the engine's process loads the model
 from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.http_server import serve
@@ -37,10 +37,9 @@ def main(channel_number: int, listener_number: int) -> int:
     service = Service(
         engine.model, engine, engine, setup.config, setup.model_names, created=setup.created
     )
-    gc.collect()
-    gc.freeze()
     try:
-        asyncio.run(serve(service, listener, engine.tell_ready, ACCEPT_AT_ONCE))
+        with frozen_garbage():
+            asyncio.run(serve(service, listener, engine.tell_ready, ACCEPT_AT_ONCE))
     except EngineFailedError:
         return 1  # the engine's process says why
     return 0

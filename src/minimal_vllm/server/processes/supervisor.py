@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from types import FrameType
 
+from minimal_vllm.garbage import frozen_garbage
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.engine_loop import EngineLoop, Outlet
@@ -104,13 +105,15 @@ class Supervisor:
         self._setup = Setup(
             self._config, loaded.model_names, int(time.time()), ModelFacts.of(loaded.llm)
         )
-        self._loop = EngineLoop(loaded.llm.engine, loaded.metrics)
+        llm = loaded.llm
+        self._loop = EngineLoop(llm.engine, loaded.metrics, put_off=llm.built.put_off)
         self._loop.connect(_Watch(self._events))
         self._loop.start()
         with self._signals():
             for child in self._children:
                 self._connect(child)
-            self._watch(on_ready)
+            with frozen_garbage():  # while they load the model's text side
+                self._watch(on_ready)
         self._loop.stop()
         if self._failure is not None:
             raise self._failure

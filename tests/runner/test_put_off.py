@@ -1,0 +1,44 @@
+"""Graphs that are recorded when they are needed, or between steps, instead of at the start."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from minimal_vllm.runner.graphs import Graphs
+from minimal_vllm.runner.interface import PutsOff
+from minimal_vllm.runner.shapes import extremes_first
+from tests.runner.test_cuda import GREEDY, PROMPTS, complete, make_engines
+
+
+def test_sizes_come_from_both_ends():
+    assert extremes_first([1, 2, 3, 4, 5]) == [5, 1, 4, 2, 3]
+    assert extremes_first([1, 2]) == [2, 1]
+    assert extremes_first([]) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted here")
+def test_steps_whose_recording_was_put_off_give_the_cpus_tokens(checkpoint, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(Graphs, "record", lambda self, *, progress: self.record_largest())
+    expected, got, recorder = make_engines(checkpoint("qwen3"))
+    monkeypatch.setattr(
+        recorder,
+        "record",
+        lambda compute: recorded.append(compute) or type(recorder).record(recorder, compute),
+    )
+    assert isinstance(got._runner, PutsOff)
+    more = got._runner.prepare_more()
+    next(more)
+    assert len(recorded) == 1
+    assert complete(got, PROMPTS[:3], GREEDY) == complete(expected, PROMPTS[:3], GREEDY)
+    needed = len(recorded)
+    assert needed > 1
+    for _ in more:
+        pass
+    assert len(recorded) > needed
+    shapes = [(compute.func.__name__, compute.args) for compute in recorded]
+    assert len(set(shapes)) == len(shapes)
+    del recorded[:]
+    assert complete(got, PROMPTS[3:], GREEDY) == complete(expected, PROMPTS[3:], GREEDY)
+    assert not recorded
