@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from minimal_vllm.cli.trace import begin_traces, open_writers, trace_options
 from minimal_vllm.cli.vllm_flags import VllmCommand, unsupported_options
 from minimal_vllm.cluster.config import ClusterConfig
 from minimal_vllm.config import EngineConfig
+from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.device.wake import wake_gpu
 from minimal_vllm.garbage import frozen_garbage, without_collections
 from minimal_vllm.server.config import ServerConfig
@@ -95,10 +97,13 @@ def _serve_in_processes(
     from minimal_vllm.server.processes.supervisor import Supervisor
     from minimal_vllm.server.run import load_engine
 
-    supervisor = Supervisor(config, listener, count)
+    supervisor, model = Supervisor(config, listener, count), ctx.params["model"]
     try:
         writers = open_writers(ctx)
-        loaded = load_engine(config, ctx.params["model"], writers, **options)
+        tokenizer = Path(options.get("tokenizer") or model or DEMO_MODEL_DIR)
+        if tokenizer.exists():  # others may have to be downloaded
+            supervisor.foretell(tokenizer)
+        loaded = load_engine(config, model, writers, **options)
         begin_traces(writers, loaded.llm)
         summary = _summary(loaded.llm, loaded.model_names, config, listener, count)
         supervisor.serve(loaded, lambda: click.echo("\n".join(summary)))

@@ -67,9 +67,15 @@ class ServedModel:
         return cls(ModelFacts.of(llm), text.tokenizer, text.grammars, text.chat_template)
 
     @classmethod
-    def load(cls, facts: ModelFacts) -> "ServedModel":
-        """Load the text side of a model whose engine is in another process."""
-        tokenizer = Tokenizer(facts.tokenizer)
+    def load(cls, facts: ModelFacts, loaded: Tokenizer | None = None) -> "ServedModel":
+        """Load the text side of a model whose engine is in another process.
+
+        Args:
+            facts: facts about the model.
+            loaded: a tokenizer, which need not be loaded again if it is the model's.
+        """
+        is_loaded = loaded is not None and loaded.folder == facts.tokenizer
+        tokenizer = loaded if loaded and is_loaded else Tokenizer(facts.tokenizer)
         grammars = GrammarCompiler(tokenizer, facts.vocab_size, facts.eos_token_ids)
         template = load_chat_template(tokenizer, facts.chat_template)
         return cls(facts, tokenizer, grammars, template)

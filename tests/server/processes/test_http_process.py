@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+from minimal_vllm.server.served_model import ModelFacts, ServedModel
+from minimal_vllm.text.tokenizer import Tokenizer
+
 IMPORTS = """
 import sys
 import minimal_vllm.server.processes.__main__
@@ -15,3 +18,10 @@ def test_an_http_process_imports_no_torch_which_would_take_seconds_and_300_mb():
         [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == []
+
+
+def test_a_tokenizer_that_was_foretold_rightly_is_not_loaded_again(llm, checkpoint):
+    facts = ModelFacts.of(llm)
+    foretold, other = Tokenizer(facts.tokenizer), Tokenizer(checkpoint("llama"))
+    assert ServedModel.load(facts, foretold).tokenizer is foretold
+    assert ServedModel.load(facts, other).tokenizer.folder == facts.tokenizer

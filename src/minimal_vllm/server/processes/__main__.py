@@ -3,16 +3,18 @@
 import asyncio
 import socket
 import sys
+from contextlib import suppress
 
 from minimal_vllm.garbage import frozen_garbage
 from minimal_vllm.server import app  # noqa: F401 - while the engine's process loads the model
 from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.http_server import serve
 from minimal_vllm.server.log import log_to_stderr
-from minimal_vllm.server.processes.messages import Setup, receive_one
+from minimal_vllm.server.processes.messages import Foretold, Setup, receive_one
 from minimal_vllm.server.processes.remote_engine import RemoteEngine
 from minimal_vllm.server.served_model import ServedModel
 from minimal_vllm.server.service import Service
+from minimal_vllm.text.tokenizer import Tokenizer
 
 ACCEPT_AT_ONCE = 4
 """Number of waiting connections that a process accepts in a row, so that others get some, too."""
@@ -28,12 +30,19 @@ def main(channel_number: int, listener_number: int) -> int:
     log_to_stderr()
     channel = socket.socket(fileno=channel_number)
     listener = socket.socket(fileno=listener_number)
-    first = receive_one(channel)
-    if not first:
-        return 1  # the engine's process has ended while it loaded the model
-    setup: Setup = first[0]
+    tokenizer, setup = None, None
+    while setup is None:
+        received = receive_one(channel)
+        if not received:
+            return 1  # the engine's process has ended while it loaded the model
+        match received[0]:
+            case Foretold(folder):
+                with suppress(ValueError):  # the engine's process says what is wrong
+                    tokenizer = Tokenizer(folder)
+            case Setup():
+                setup = received[0]
     channel.setblocking(False)
-    engine = RemoteEngine(channel, ServedModel.load(setup.facts))
+    engine = RemoteEngine(channel, ServedModel.load(setup.facts, tokenizer))
     service = Service(
         engine.model, engine, engine, setup.config, setup.model_names, created=setup.created
     )

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimal_vllm.outputs import RequestOutput, TokenLogprobs
@@ -23,8 +24,15 @@ LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """A part of what ``Setup`` will probably say, while the model is still loaded."""
+
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
 class Setup:
-    """All that an HTTP process needs to serve the model. It is the first message."""
+    """All that an HTTP process needs to serve the model. Only ``Foretold`` may come before."""
 
     config: ServerConfig
     model_names: list[str]

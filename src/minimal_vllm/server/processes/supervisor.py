@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from types import FrameType
@@ -20,7 +21,7 @@ from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.engine_loop import EngineLoop, Outlet
 from minimal_vllm.server.http_server import SECONDS_TO_SEND
 from minimal_vllm.server.processes.channel import Channel
-from minimal_vllm.server.processes.messages import Ready, Setup
+from minimal_vllm.server.processes.messages import Foretold, Ready, Setup
 from minimal_vllm.server.processes.process_outlet import ProcessOutlet
 from minimal_vllm.server.run import LoadedEngine
 from minimal_vllm.server.served_model import ModelFacts
@@ -117,6 +118,11 @@ class Supervisor:
         self._loop.stop()
         if self._failure is not None:
             raise self._failure
+
+    def foretell(self, tokenizer: Path) -> None:
+        """Let the HTTP processes load the tokenizer that they will probably need."""
+        for child in self._children:
+            child.channel.send([Foretold(tokenizer)])
 
     def close(self) -> None:
         """Kill the HTTP processes that still run."""
