@@ -159,7 +159,7 @@ def prepare(config: EngineConfig, device: torch.device) -> None:
         # Triton comes with PyTorch for CUDA, and only with that.
         from minimal_vllm.runner.compile import start_compiler
 
-        start_compiler(device)
+        start_compiler()
 
 
 def make_runner(

@@ -20,15 +20,16 @@ from triton.compiler import CompiledKernel
 from triton.runtime._async_compile import AsyncCompileMode, FutureKernel
 
 
-def start_compiler(device: torch.device) -> None:
+def start_compiler() -> None:
     """Let a thread compile a kernel that does nothing, so that the next ones take less time.
 
     Before its first kernel, Triton reads all of its own files, 400 MB, to see whether the kernels
     in its cache are still right, and has a C compiler make functions that speak with the driver.
     """
+    gpu = torch.cuda.current_device()  # each thread has one of its own
 
     def compile_nothing() -> None:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(gpu)
         with suppress(Exception):  # it will be said of the first kernel that is needed
             _nothing_kernel.warmup(grid=(1,)).run  # noqa: B018 - see _UntilLaunch
 
