@@ -55,9 +55,10 @@ from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.in_ranks import RankRunner
-from minimal_vllm.runner.interface import CachedModel, PutsOff
+from minimal_vllm.runner.interface import CachedModel, PutsOff, Runner
 from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.sampling.grammar import GrammarCompiler
+from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
 
@@ -196,11 +197,9 @@ def build_engine(
     num_blocks, scheduler_config = _size(config, loaded, groups, model_len, ranks)
     model = _add_cache(loaded, config, groups, num_blocks)
     draft = make_draft_model(config, scheduler_config, loaded.draft, num_blocks)
-    runner = make_runner(
-        config, scheduler_config, model, draft, progress=progress, puts_off=puts_off
+    runner, rest = _make_runner(
+        config, scheduler_config, model, draft, ranks, progress=progress, puts_off=puts_off
     )
-    put_off = runner.prepare_more() if isinstance(runner, PutsOff) else iter(())
-    runner = RankRunner(runner, ranks) if ranks.count > 1 else runner
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
         warm_up(runner, scheduler_config, num_blocks, limits)
@@ -219,15 +218,7 @@ def build_engine(
         async_scheduling=runs_ahead(config, device),
     )
     return BuiltEngine(
-        engine,
-        files,
-        scheduler_config,
-        num_blocks,
-        model,
-        device,
-        dtype,
-        admission.grammars,
-        put_off,
+        engine, files, scheduler_config, num_blocks, model, device, dtype, admission.grammars, rest
     )
 
 
@@ -362,3 +353,19 @@ def _add_cache(
         device=decoder.device,
     )
     return CachedModel(decoder, loaded.attention, caches, groups, config.block_size, decoder.device)
+
+
+def _make_runner(
+    config: EngineConfig,
+    limits: SchedulerConfig,
+    model: CachedModel,
+    draft: DraftModel | None,
+    ranks: Ranks,
+    *,
+    progress: bool,
+    puts_off: bool,
+) -> tuple[Runner, Iterator[None]]:
+    """Make the runner of a rank; return it and what was put off, see ``BuiltEngine.put_off``."""
+    runner = make_runner(config, limits, model, draft, progress=progress, puts_off=puts_off)
+    rest = runner.prepare_more() if isinstance(runner, PutsOff) else iter(())
+    return (RankRunner(runner, ranks) if ranks.count > 1 else runner), rest
