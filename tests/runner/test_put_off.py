@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from minimal_vllm.runner.graphs import Graphs
-from minimal_vllm.runner.interface import PutsOff
+from minimal_vllm.runner.put_off import PutsOff
 from minimal_vllm.runner.shapes import extremes_first
 from tests.runner.test_cuda import GREEDY, PROMPTS, complete, make_engines
 

@@ -55,7 +55,8 @@ from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.in_ranks import RankRunner
-from minimal_vllm.runner.interface import CachedModel, PutsOff, Runner
+from minimal_vllm.runner.interface import CachedModel, Runner
+from minimal_vllm.runner.put_off import PutsOff
 from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.speculation.draft_model import DraftModel

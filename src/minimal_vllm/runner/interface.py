@@ -1,8 +1,7 @@
 """The interface of a runner, which turns a step's plan into sampled tokens."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -55,15 +54,6 @@ class Runner(Protocol):
 
         Steps run in the order in which they are launched.
         """
-        ...
-
-
-@runtime_checkable
-class PutsOff(Protocol):
-    """A runner that can put off a part of its preparation until no request is there."""
-
-    def prepare_more(self) -> Iterator[None]:
-        """Do what was put off, piece by piece. Steps may be launched between two pieces."""
         ...
 
 
