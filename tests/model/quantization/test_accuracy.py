@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
+from torch.nn.functional import linear
 
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.model.config import read_json
+from minimal_vllm.model.quantization.fp8 import Fp8Weight, quantize_rows
 from minimal_vllm.text.tokenizer import Tokenizer
 from tests.gguf_files import write_gguf
 
@@ -47,6 +49,22 @@ def test_no_form_costs_more_perplexity_than_its_bound(script, tmp_path):
         found, smaller = script.perplexity(checkpoints[form], tokens)
         assert 0.98 * plain < found < (1 + bound) * plain, form
         assert smaller < (0.6 if form.startswith("FP8") else 0.4) * size, form
+
+
+def test_activations_in_fp8_cost_no_more(script, tmp_path, monkeypatch):
+    """A GPU rounds the inputs of products with several tokens, with one scale per token."""
+    tokens = Tokenizer(DEMO_MODEL_DIR).encode(script.ALICE.read_text(encoding="utf-8"))[:300]
+    checkpoints = script.write_forms(str(DEMO_MODEL_DIR), tmp_path)
+
+    def product(weight, x, bias):
+        numbers, scale = quantize_rows(x)
+        return linear(numbers.float() * scale, weight.dequantized(x.dtype), bias)
+
+    plain, _ = script.perplexity(checkpoints["16 bits"], tokens)
+    monkeypatch.setattr(Fp8Weight, "product", product)
+    for form in ("FP8, a scale per row", "FP8, one scale"):
+        found, _ = script.perplexity(checkpoints[form], tokens)
+        assert 0.98 * plain < found < (1 + BOUNDS[form]) * plain, form
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
