@@ -51,6 +51,12 @@ OVERFLOWS = Rule(
     "computed relative to the largest score, which becomes 0.",
     CHAPTER,
 )
+A_NUMBER = Rule(
+    "The result is a number.",
+    "-inf - -inf, 0 / 0 and inf / inf are NaN, and a sum with NaN in it is NaN. A softmax without "
+    "its highest score, or one that has seen no score yet, runs into one of them.",
+    CHAPTER,
+)
 EACH_BATCH = Rule(
     "Each step is computed with the plan of its own batch.",
     "An engine makes one backend, and calls plan once per step. What is kept of an earlier batch "
@@ -94,6 +100,21 @@ class Case:
         return AttentionOptions(self.head_dim**-0.5, self.window, self.softcap, sinks)
 
 
+DECODES = [
+    Case(lengths, heads, 16, 16, None, size=size)
+    for size in (1.0, LARGE)
+    for lengths, heads in (
+        (((0, 1),), (1, 1)),
+        (((3, 1),), (1, 1)),
+        (((40, 1),), (1, 1)),
+        (((70, 1),), (2, 1)),
+        (((3, 1), (0, 1)), (4, 2)),
+    )
+]
+"""The smallest batches of decodes in which the most common mistakes show: one key, one tile of
+keys, several tiles, several heads, and two requests."""
+
+
 def check_attention(
     make: Callable[[torch.device], Attention],
     *,
@@ -126,10 +147,20 @@ def check_attention(
         _describe(case, paged.batch, history)
         found = _run(make(device), paged, _options_on(device, case))
         check_shape(found, paged.q)
-        compare(found.cpu(), on_cpu, case, mistakes=mistakes)
+        try:
+            compare(found.cpu(), on_cpu, case, mistakes=mistakes)
+        except Broken as broken:
+            if broken.rule is OWN_SLOTS_ONLY:
+                _check_with_zeros(make(device), paged, _options_on(device, case))
+            raise
 
     lesson = find_lesson(
-        _cases(only_decodes, plain), run, examples=examples, seed=seed, shorter=_shorter
+        _cases(only_decodes, plain),
+        run,
+        examples=examples,
+        seed=seed,
+        shorter=_shorter,
+        known=DECODES if only_decodes else (),
     )
     return (
         lesson
@@ -155,6 +186,17 @@ def _run(backend: Attention, paged: PagedCase, options: AttentionOptions) -> Ten
         if not torch.equal(tensor.nan_to_num(), copy.nan_to_num()):
             raise Broken(UNTOUCHED, f"{name} changed", "q and the cache unchanged")
     return found
+
+
+def _check_with_zeros(backend: Attention, paged: PagedCase, options: AttentionOptions) -> None:
+    """Check that a result which is NaN is a number if all unused memory holds zeros.
+
+    Raises:
+        Broken: it is NaN even so: no unwritten slot is to blame.
+    """
+    zeros = LayerCache(*(layer.nan_to_num() for layer in paged.cache))
+    if _run(backend, replace(paged, cache=zeros), options).isnan().any():
+        raise Broken(A_NUMBER, "NaN, also if all unused memory holds zeros")
 
 
 def _check_two_steps(backend: Attention, device: torch.device, history: History) -> None:
@@ -276,10 +318,8 @@ def compare(
     token = int(wrong[0])
     hint = _diagnose(found, paged, case, {**well_known(case.block_size, case.options), **mistakes})
     if case.size > 1 and not error[token].isfinite():
-        raise Broken(
-            OVERFLOWS,
-            f"{_name(token, case)} is {found[token, 0, 0]:g}, but only if scores are large",
-        )
+        number = found[token][~found[token].isfinite()][0]
+        raise Broken(OVERFLOWS, f"{_name(token, case)} is {number:g}, but only if scores are large")
     if error[token].isnan() and rule is SAME:
         raise Broken(OWN_SLOTS_ONLY, f"{_name(token, case)} gets NaN: an unwritten slot was read")
     if error[token].isnan():

@@ -198,7 +198,7 @@ class _Driver:
         self._history.lines[-1] += f" -> {describe_plan(plan)}"
         self._check_neighbor()
         check_lists(scheduler, engine.requests)
-        check_plan(plan, before, scheduler, engine.requests)
+        check_plan(plan, before, self._case.config, scheduler, engine.requests)
         self._compare_plans(plan)
         if plan.scheduled or plan.preempted:
             engine.launch(plan)
@@ -236,7 +236,7 @@ class _Driver:
         except InvariantError as error:
             raise Broken(BLOCK_OWNERS, str(error)) from None
         check_lists(scheduler, self._engine.requests)
-        check_rows(scheduler)
+        check_rows(scheduler, self._case.config.max_num_seqs)
 
     def _check_outputs(self) -> None:
         for request in self._engine.requests:

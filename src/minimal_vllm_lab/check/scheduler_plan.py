@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import Request, Status
@@ -54,20 +55,24 @@ class StateBefore:
 
 
 def check_plan(
-    plan: Plan, before: StateBefore, scheduler: Scheduler, requests: Sequence[Request]
+    plan: Plan,
+    before: StateBefore,
+    config: SchedulerConfig,
+    scheduler: Scheduler,
+    requests: Sequence[Request],
 ) -> None:
     """Check a plan that ``scheduler`` has just made.
 
     Args:
         plan: the plan.
         before: the state of the scheduler before it made the plan.
+        config: the limits that it was made with, whatever it has made of them.
         scheduler: the scheduler, after it made the plan.
         requests: all requests that were ever added, finished ones included.
 
     Raises:
         Broken: the plan breaks a rule.
     """
-    config = scheduler.config
     num_tokens = sum(entry.num_new for entry in plan.scheduled)
     if num_tokens > config.max_num_batched_tokens:
         raise Broken(BUDGET, f"{num_tokens} tokens", f"at most {config.max_num_batched_tokens}")

@@ -187,13 +187,17 @@ def _names(requests: Iterable[str]) -> str:
     return ", ".join(sorted(requests)) or "none"
 
 
-def check_rows(scheduler: Scheduler) -> None:
+def check_rows(scheduler: Scheduler, most: int) -> None:
     """Check that each running request has a row of its own.
+
+    Args:
+        scheduler: the scheduler.
+        most: the number of rows.
 
     Raises:
         Broken: a row is out of range, or has two requests.
     """
-    most, owners = scheduler.config.max_num_seqs, dict[int, str]()
+    owners = dict[int, str]()
     for request in scheduler.running:
         if not 0 <= request.row < most:
             found = f"{request.request_id} has row {request.row}"

@@ -1,19 +1,25 @@
 """Check of the exercise beat-fcfs: simulate a scheduler and first come, first served."""
 
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import mean
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minimal_vllm.config import EngineConfig
+import numpy as np
+
+from minimal_vllm.cache.block_pool import BlockPool
+from minimal_vllm.cache.eviction import LRU
+from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.sampling_params import SamplingParams
+from minimal_vllm.step.request import Request, Status
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.scheduler import check_scheduler
 from minimal_vllm_lab.check.search import History, find_mistake
+from minimal_vllm_lab.learn.referee import CHAPTER, Referee, Stopped
 
-if TYPE_CHECKING:
-    from minimal_vllm_lab.sim.metrics import Report
-
-CHAPTER = "14-capacity"
 TRAFFIC: dict[str, Any] = {"request_rate": 10.0}
 SYNTHETIC: dict[str, Any] = {"num_prompts": 600, "input_len": 3000, "output_len": 60}
 ENGINE: dict[str, Any] = {"max_num_seqs": 64, "max_num_batched_tokens": 2048}
@@ -21,9 +27,22 @@ KNOWN_SEEDS = range(3)
 NUM_UNKNOWN = 6
 """Number of simulations with an unknown seed: the tail of a single one is a matter of luck."""
 MIN_GAIN = 0.1
-ALL_FINISH = Rule(
-    "All requests finish.",
-    "A request that is served last must still be served at some point.",
+MOST_STEPS = 5
+"""Number of steps that a scheduler may take for each one that fcfs takes."""
+LENGTHS = (10, 2500, 10, 10)
+"""Prompts whose keys are compared, in tokens: some alike, and one that others overtake."""
+TAIL = 99
+"""Percentile of the time to first token that is compared."""
+UNIQUE_KEYS = Rule(
+    "No two requests have the same key.",
+    "A request is found among the waiting ones by its key. With two equal keys, the wrong one may "
+    "be taken out. End the key with request.arrival, which no two requests share.",
+    CHAPTER,
+)
+CONSTANT_KEYS = Rule(
+    "The key of a request never changes.",
+    "Requests are inserted where their key belongs, and not moved later. A key that changes leaves "
+    "the lists out of order, and the request is not found where its key says.",
     CHAPTER,
 )
 FASTER = Rule(
@@ -33,8 +52,6 @@ FASTER = Rule(
     "depend on the arrival.",
     CHAPTER,
 )
-
-
 STILL_FASTER = Rule(
     "With traffic that is not known in advance, the tail is not longer than that of fcfs.",
     "An order that fits one list of requests by chance is of no use for the next one.",
@@ -50,6 +67,8 @@ class Race:
     """99th percentile of the time to first token in ms, averaged over the runs."""
     fcfs: float
     """Tail latency of first come, first served, likewise."""
+    remark: str = ""
+    """Who the slowest requests are."""
 
     @property
     def gain(self) -> float:
@@ -70,12 +89,81 @@ def check_order(module: ModuleType, seed: int | None = None) -> Lesson | None:
         if result.gain < least:
             raise Broken(
                 rule,
-                f"p99 TTFT {result.mine:,.0f} ms ({-result.gain:+.0%})",
+                f"p99 TTFT {result.mine:,.0f} ms ({-result.gain:+.0%})\n{result.remark}",
                 f"at most {(1 - least) * result.fcfs:,.0f} ms: first come, first served has "
                 f"{result.fcfs:,.0f} ms",
             )
 
-    return check_scheduler(module.MyScheduler, seed=seed) or find_mistake(run)
+    return (
+        find_mistake(lambda history: _check_keys(module, history))
+        or check_scheduler(module.MyScheduler, seed=seed)
+        or find_mistake(run)
+    )
+
+
+# ---- keys ---------------------------------------------------------------------------------------
+
+
+def _check_keys(module: ModuleType, history: History) -> None:
+    """Check the keys of some requests, if the scheduler orders requests by a key.
+
+    Raises:
+        Broken: two keys are equal, or a key changes.
+    """
+    config = SchedulerConfig(
+        max_model_len=4096, max_num_batched_tokens=64, max_num_seqs=4, block_size=16
+    )
+    scheduler = module.MyScheduler(config, BlockPool(256, LRU()))
+    key: Callable[[Request], Any] | None = getattr(scheduler, "key", None)
+    if key is None:
+        return
+    history.note("key = MyScheduler(config, pool).key")
+    requests = [_request(arrival, num_tokens) for arrival, num_tokens in enumerate(LENGTHS)]
+    keys = [_key_of(request, key, history) for request in requests]
+    for later, (request, found) in enumerate(zip(requests, keys, strict=True)):
+        if found in keys[:later]:
+            other = requests[keys.index(found)]
+            raise Broken(UNIQUE_KEYS, f"arrivals {other.arrival} and {request.arrival}: {found}")
+    sorted(keys)
+    for request, before in zip(requests, keys, strict=True):
+        request.status, request.num_computed_tokens = Status.RUNNING, request.num_tokens
+        request.token_ids.append(1)
+        history.note("it has run, and has got its first token")
+        after = _key_of(request, key, history)
+        if after != before:
+            raise Broken(CONSTANT_KEYS, f"{after}", f"{before}, as before")
+
+
+def _request(arrival: int, num_tokens: int) -> Request:
+    return Request(
+        request_id=str(arrival),
+        token_ids=array("i", [1] * num_tokens),
+        num_prompt_tokens=num_tokens,
+        params=SamplingParams(max_tokens=50),
+        arrival=arrival,
+        max_num_tokens=num_tokens + 50,
+    )
+
+
+def _key_of(request: Request, key: Callable[[Request], Any], history: History) -> Any:
+    history.note(f"a request with arrival {request.arrival}, {request.num_prompt_tokens} tokens:")
+    return history.call("key", key, _Short(request))
+
+
+class _Short:
+    """A request that is shown as the word ``request``."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+    def __repr__(self) -> str:
+        return "request"
+
+
+# ---- the race -----------------------------------------------------------------------------------
 
 
 def race(module: ModuleType, history: History, seed: int | None = None) -> Race:
@@ -87,34 +175,69 @@ def race(module: ModuleType, history: History, seed: int | None = None) -> Race:
         seed: seed of the first run of an unknown traffic. Default: the traffic of every check.
 
     Raises:
-        Broken: some requests did not finish.
+        Broken: some requests were not served, or not as they should be.
     """
     seeds = KNOWN_SEEDS if seed is None else range(seed, seed + NUM_UNKNOWN)
-    fcfs = [_simulate(None, each) for each in seeds]
-    mine = [_simulate(module.MyScheduler, each) for each in seeds]
-    for one, other in zip(mine, fcfs, strict=True):
-        if one.completed < other.completed:
-            raise Broken(ALL_FINISH, f"{one.completed} finished", f"{other.completed}")
+    fcfs = [_first_come_first_served(each) for each in seeds]
+    mine = [
+        _simulate(module.MyScheduler, each, MOST_STEPS * other.num_steps)
+        for each, other in zip(seeds, fcfs, strict=True)
+    ]
     names = ("first come, first served", module.MyScheduler.__name__)
-    for name, reports in zip(names, (fcfs, mine), strict=True):
-        shown = ", ".join(f"{_tail(report):,.0f}" for report in reports)
+    for name, runs in zip(names, (fcfs, mine), strict=True):
+        shown = ", ".join(f"{_tail(run):,.0f}" for run in runs)
         history.note(f"{name}: p99 TTFT {shown} ms with seeds {', '.join(map(str, seeds))}")
-    return Race(mean(map(_tail, mine)), mean(map(_tail, fcfs)))
+    return Race(mean(map(_tail, mine)), mean(map(_tail, fcfs)), _remark(mine, fcfs))
 
 
-def _tail(report: "Report") -> float:
+def _tail(run: Referee) -> float:
     """Return the 99th percentile of the time to first token in ms."""
-    return report.latencies["p99_ttft_ms"] or 0.0
+    return float(1000 * np.percentile(list(run.waits.values()), TAIL))
 
 
-def _simulate(scheduler: type | None, seed: int) -> "Report":
+def _remark(mine: Sequence[Referee], fcfs: Sequence[Referee]) -> str:
+    """Say who the slowest requests are, since they are the ones to help."""
+    if [run.first_token_at for run in mine] == [run.first_token_at for run in fcfs]:
+        return (
+            "This is exactly first come, first served: is self.key your order, set after "
+            "super().__init__?"
+        )
+    everyone = np.mean([len(job.prompt) for run in fcfs for job in run.jobs])
+    return (
+        f"The prompts of the slowest 1 % have {_slowest(mine):,.0f} tokens on average. "
+        f"(With fcfs: {_slowest(fcfs):,.0f}; all prompts: {everyone:,.0f}.)"
+    )
+
+
+def _slowest(runs: Sequence[Referee]) -> float:
+    """Return the mean number of prompt tokens of the requests that wait longest."""
+    lengths = [
+        len(run.jobs[index].prompt)
+        for run in runs
+        for index, wait in run.waits.items()
+        if 1000 * wait >= _tail(run)
+    ]
+    return float(np.mean(lengths))
+
+
+@cache
+def _first_come_first_served(seed: int) -> Referee:
+    return _simulate(None, seed)
+
+
+def _simulate(scheduler: type | None, seed: int, most_steps: int = 10**9) -> Referee:
+    """Simulate a scheduler, and return the referee who has watched.
+
+    Raises:
+        Broken: a request was not served as it should be.
+    """
     from minimal_vllm_lab.sim.config import (
         FleetConfig,
         SimulationConfig,
         SyntheticConfig,
         TrafficConfig,
     )
-    from minimal_vllm_lab.sim.simulation import make_design, simulate
+    from minimal_vllm_lab.sim.simulation import make_design, make_jobs, simulate
 
     config = SimulationConfig(
         EngineConfig(model="qwen3-8b", scheduler=scheduler, **ENGINE),
@@ -122,4 +245,11 @@ def _simulate(scheduler: type | None, seed: int) -> "Report":
         traffic=TrafficConfig(seed=seed, **TRAFFIC),
         synthetic=SyntheticConfig(**SYNTHETIC),
     )
-    return simulate(make_design(config), config)
+    design = make_design(config)
+    referee = Referee(list(make_jobs(config)), design.scheduler_config, most_steps)
+    try:
+        simulate(design, config, observers_of=lambda _: [referee])
+    except Stopped as stopped:
+        raise stopped.broken from None
+    referee.check_end()
+    return referee

@@ -107,6 +107,10 @@ def _padded(state: State, scores: Tensor, values: Tensor) -> State:
     return add_tile(state, padded, torch.nn.functional.pad(values, (0, 0, 0, missing)))
 
 
+def _replaces_acc(state: State, scores: Tensor, values: Tensor) -> State:
+    return add_tile(state._replace(acc=state.acc * 0), scores, values)
+
+
 SUMS: Mapping[str, Update] = {
     "total is not scaled down when the peak rises": partial(add_tile, fades_total=False),
     "acc is not scaled down when the peak rises": partial(add_tile, fades_acc=False),
@@ -125,6 +129,7 @@ UPDATES: Mapping[str, Update] = {
         add_tile, own_peak=True
     ),
     "keys that do not exist count with the score 0: hidden scores must be -inf": _padded,
+    "acc holds only the last tile's values: those of earlier tiles are not kept": _replaces_acc,
     "only the last tile counts: are the old sums kept, and is the new peak returned?": _last_tile,
 }
 

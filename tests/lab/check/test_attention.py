@@ -97,6 +97,7 @@ def test_the_engine_s_attention_passes():
     assert check_attention(ReferenceAttention, examples=60) is None
 
 
+@pytest.mark.breaks("paged-attention", "check attention_backend")
 @pytest.mark.parametrize("mistake", FUNCTIONS)
 def test_a_well_known_mistake_is_named(mistake):
     lesson = check_attention(attention_with(mistake), plain=True)
@@ -104,6 +105,7 @@ def test_a_well_known_mistake_is_named(mistake):
     assert FUNCTIONS[mistake] in lesson.found, lesson.found
 
 
+@pytest.mark.breaks("paged-attention", "check attention_backend")
 @pytest.mark.parametrize(
     ("mutant", "rule"),
     [
@@ -220,6 +222,7 @@ def forgets_to_move_the_heads(layer, block_table, seq_len):
     return pages.reshape(-1, layer.shape[1], layer.shape[3])[:seq_len]
 
 
+@pytest.mark.breaks("paged-attention", "check attention_backend")
 @pytest.mark.parametrize(
     ("mutant", "rule", "named"),
     [

@@ -312,6 +312,51 @@ class MutatesTable(BlockPool):
             blocks.clear()
 
 
+class GivesOneBlockTwice(BlockPool):
+    def allocate(self, count):
+        blocks = super().allocate(count)
+        return blocks[:1] * count
+
+
+class LeavesWhatItGives(BlockPool):
+    def allocate(self, count):
+        if count > len(self._free):
+            raise ValueError
+        blocks = self._free[len(self._free) - count :]
+        for block in blocks:
+            self._references[block] = 1
+        return blocks
+
+
+class ReleasesAllButTheLast(BlockPool):
+    def release(self, blocks):
+        super().release(blocks[:-1])
+
+
+class KeepsReferences(BlockPool):
+    def release(self, blocks):
+        self._free.extend(blocks)
+
+
+class FreesTheList(BlockPool):
+    def release(self, blocks):
+        for block in blocks:
+            self._references[block] = 0
+        self._free.append(blocks)
+
+
+class RefusesWithNone(BlockPool):
+    def allocate(self, count):
+        return super().allocate(count) if count <= self.num_free else None
+
+
+class RefusesWithAnotherError(BlockPool):
+    def allocate(self, count):
+        if count > self.num_free:
+            raise MemoryError(count)
+        return super().allocate(count)
+
+
 MUTANTS = {
     FreesTwice: rules.NUM_FREE,
     Leaks: rules.NUM_FREE,
@@ -357,16 +402,40 @@ MUTANTS = {
     NoHit: rules.TELLS,
     NoForgetTold: rules.TELLS,
     MutatesTable: rules.NOT_CHANGED,
+    GivesOneBlockTwice: rules.COUNT,
+    LeavesWhatItGives: rules.NUM_FREE,
+    ReleasesAllButTheLast: rules.NUM_FREE,
+    KeepsReferences: rules.CHECK_PASSES,
+    FreesTheList: RAISES,
+    RefusesWithNone: rules.REFUSES,
+    RefusesWithAnotherError: rules.REFUSES,
 }
+OF_THE_CACHE = {
+    *(NeverEvicts, EvictsFirst, ReleasesHeadFirst, FindsBehindAGap, SharesWithoutCounting),
+    *(KeepsNamesOfEvicted, ForgetsToTellWhatWasEvicted, StoreKeepsOlder, ForgetsNothing),
+    *(ReleaseDropsHash, ReleaseToFree, ReleaseAtOne, ShareWithoutRemove, ShareSetsOne),
+    *(NumFreeOnlyEmpty, FindTakes, FindRaises, FindIdle, EvictedTwice, EvictsNotNoted),
+    *(EmptiedKeepsStrategy, CachedCount, IsEvictableAny, FindWrong, NoHit, NoForgetTold),
+}
+"""Mistakes that show only with a prefix cache."""
 
 
 def test_the_engine_s_pool_passes():
     assert check_pool(BlockPool) is None
 
 
+@pytest.mark.breaks("check block_pool")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mistake_is_found_and_named(mutant):
     lesson = check_pool(mutant)
+    assert lesson is not None
+    assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
+
+
+@pytest.mark.breaks("allocate-and-free")
+@pytest.mark.parametrize("mutant", [each for each in MUTANTS if each not in OF_THE_CACHE])
+def test_a_mistake_is_found_without_a_cache_too(mutant):
+    lesson = check_pool(mutant, cached=False)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from minimal_vllm.engine.block_manager import BlockManager
@@ -228,6 +230,18 @@ class KeepsFailedBlocks(Scheduler):
         self.finish(request, FinishReason.ERROR, stop_reason=error)
 
 
+class RaisesItsLimits(Scheduler):
+    """Believe its own configuration: a larger one, with rows to match."""
+
+    def __init__(self, config, pool):
+        super().__init__(replace(config, max_num_seqs=config.max_num_batched_tokens), pool)
+
+
+class RaisesItsBudget(Scheduler):
+    def __init__(self, config, pool):
+        super().__init__(replace(config, max_num_batched_tokens=100), pool)
+
+
 MUTANTS = {
     ForgetsTheBudget: rules.BUDGET,
     StallsDecodes: rules.NO_STALL,
@@ -257,6 +271,8 @@ MUTANTS = {
     ForgetsToReset: rules.RESET,
     KeepsItsRow: rules.ROWS,
     KeepsFailedBlocks: rules.TOLD,
+    RaisesItsLimits: rules.MAX_SEQS,
+    RaisesItsBudget: rules.BUDGET,
 }
 
 
@@ -265,11 +281,38 @@ def test_correct_schedulers_pass(scheduler):
     assert check_scheduler(scheduler, examples=200) is None
 
 
+@pytest.mark.breaks("check scheduler")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mistake_is_found_and_named(mutant):
     lesson = check_scheduler(mutant)
     assert lesson is not None
     assert lesson.rule is MUTANTS[mutant], "\n".join(lesson.lines())
+
+
+EXPECTED = {rule: {rule, rules.SAME_PLAN} for rule in MUTANTS.values()}
+"""Rules that a lesson may be about, if plans are compared with those of the engine's scheduler."""
+
+
+@pytest.mark.breaks("chunked-prefill", "preemption")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mistake_is_found_where_plans_must_be_the_same(mutant):
+    lesson = check_scheduler(mutant, like=Scheduler)
+    assert lesson is not None
+    assert lesson.rule in EXPECTED[MUTANTS[mutant]], "\n".join(lesson.lines())
+
+
+WITHOUT_CHUNKS = {each: EXPECTED[rule] for each, rule in MUTANTS.items()}
+WITHOUT_CHUNKS[StallsDecodes] = {rules.AHEAD}
+for each in (ForgetsTheBudget, RaisesItsBudget):  # the budget holds all prompts
+    del WITHOUT_CHUNKS[each]
+
+
+@pytest.mark.breaks("continuous-batching")
+@pytest.mark.parametrize("mutant", WITHOUT_CHUNKS)
+def test_a_mistake_is_found_without_chunks(mutant):
+    lesson = check_scheduler(mutant, like=Scheduler, chunked=False)
+    assert lesson is not None
+    assert lesson.rule in WITHOUT_CHUNKS[mutant], "\n".join(lesson.lines())
 
 
 def test_a_safe_scheduler_with_other_plans_breaks_only_the_rule_about_plans():

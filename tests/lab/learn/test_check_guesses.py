@@ -73,6 +73,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.breaks("guess-and-check")
 @pytest.mark.parametrize(("rule", "old", "new"), MUTANTS)
 def test_a_wrong_lookup_or_count_is_found(rule, old, new):
     lesson = rules.check_guesses(module_with("guess-and-check", (old, new)))

@@ -49,6 +49,7 @@ WRONG_HASHES = [
 ]
 
 
+@pytest.mark.breaks("prefix-hash")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_HASHES)
 def test_wrong_hashes_are_found(rule, old, new):
     lesson = rules.check_hashes(module_with("prefix-hash", (old, new)))
@@ -71,6 +72,7 @@ WRONG_POOLS = [
 ]
 
 
+@pytest.mark.breaks("prefix-hash")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_POOLS)
 def test_wrong_sharing_is_found(rule, old, new):
     lesson = rules.check_hashes(module_with("prefix-hash", (old, new)))

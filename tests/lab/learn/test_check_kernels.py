@@ -1,6 +1,6 @@
 """The checks of the Triton exercises name each mistake in a running softmax.
 
-The mutants are in PyTorch, which is faster than Triton's interpreter; one is a kernel.
+Some mutants are in PyTorch, which is faster than Triton's interpreter, others are kernels.
 """
 
 from functools import partial
@@ -14,10 +14,10 @@ from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.paged import PagedStep
 from minimal_vllm.attention.reference import gather_pages
 from minimal_vllm_lab.check import attention as rules
+from minimal_vllm_lab.check.search import RAISES
 from minimal_vllm_lab.learn.check_kernels import MERGED, check_decode_kernel, check_merge
 from minimal_vllm_lab.learn.softmax_mistakes import MISTAKES, State, add_tile, walk
 from tests.lab.learn.mutants import module_with
-from tests.lab.learn.solutions import solution
 
 
 def kernel_of(function):
@@ -51,6 +51,7 @@ def test_a_running_softmax_without_a_mistake_passes():
     assert check_decode_kernel(kernel_of(partial(walk, add_tile))) is None
 
 
+@pytest.mark.breaks("decode-kernel")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_each_mistake_of_a_kernel_is_named(mistake):
     lesson = check_decode_kernel(kernel_of(MISTAKES[mistake]))
@@ -69,14 +70,70 @@ def test_a_kernel_without_a_peak_fails_only_with_large_scores():
     assert lesson.rule is rules.OVERFLOWS
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-def test_a_mistake_in_triton_is_named(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    text = solution("decode-kernel").replace("softmax.total * fade", "softmax.total")
-    (tmp_path / "wrong_kernel.py").write_text(text)
-    import wrong_kernel
+KEYS = "tl.load(cache.key + offsets, mask=is_key, other=0.0)"
+VALUES = "tl.load(cache.value + offsets, mask=is_key, other=0.0)"
+SCORES = "tl.dot(q_tile, tl.trans(keys), input_precision=PRECISION) * scale"
+HIDES = 'tl.where(visible, scores, -float("inf"))'
+HIGHEST = "peak = tl.maximum(softmax.peak, tl.max(scores, 1))"
+WEIGHTS = "weights = tl.exp2(scores - safe_peak[:, None])"
+FADES = "fade = tl.exp2(softmax.peak - safe_peak)"
+SUM = "total = softmax.total * fade + tl.sum(weights, 1)"
+ACC_FADES = "acc = softmax.acc * fade[:, None]\n"
+ADDS = "acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)"
+STATE = "return Softmax(peak, total, acc)"
 
-    assert "total is not scaled down" in check_decode_kernel(wrong_kernel).found
+# The text of the solution that is replaced, by what, the rule that is broken, what the lesson says.
+WRONG_KERNELS = [
+    (SUM, SUM.replace(" * fade", ""), rules.SAME, "total is not scaled down"),
+    (ACC_FADES, "acc = softmax.acc\n", rules.SAME, "acc is not scaled down"),
+    (FADES, "fade = peak * 0 + 1", rules.SAME, "neither total nor acc"),
+    (FADES, "fade = tl.exp2(safe_peak - softmax.peak)", rules.A_NUMBER, ""),
+    (WEIGHTS, WEIGHTS.replace("exp2", "exp"), rules.SAME, ""),
+    ("tl.exp2", "tl.exp", rules.SAME, "exp is used instead of exp2"),
+    (WEIGHTS, "weights = tl.exp2(scores - tl.max(scores, 1)[:, None])", rules.SAME, "own peak"),
+    (WEIGHTS, "weights = tl.exp2(scores)", rules.SAME, ""),
+    (WEIGHTS, "weights = tl.exp2(scores - softmax.peak[:, None])", rules.A_NUMBER, ""),
+    (HIGHEST, "peak = tl.max(scores, 1)", rules.OVERFLOWS, ""),
+    (HIGHEST, HIGHEST.replace("maximum", "minimum"), rules.A_NUMBER, ""),
+    (HIGHEST, HIGHEST.replace("tl.max(scores", "tl.min(scores"), rules.A_NUMBER, ""),
+    (HIDES, "scores", rules.SAME, "hidden scores must be -inf"),
+    (HIDES, "tl.where(visible, scores, 0.0)", rules.SAME, "hidden scores must be -inf"),
+    (HIDES, "tl.where(visible, scores, -10.0)", rules.SAME, ""),
+    (HIDES, HIDES.replace("visible, scores", "~visible, scores"), rules.SAME, ""),
+    (" * scale", "", rules.SAME, "not multiplied by scale"),
+    (" * scale", " * scale * scale", rules.SAME, ""),
+    (" * scale", " * scale * 1.4426950408889634", rules.SAME, ""),
+    (KEYS, KEYS.replace("cache.key", "cache.value"), rules.SAME, ""),
+    (VALUES, VALUES.replace("cache.value", "cache.key"), rules.SAME, "the keys are averaged"),
+    (VALUES, "tl.load(cache.value + offsets)", rules.OWN_SLOTS_ONLY, "unwritten slot"),
+    (ADDS, ADDS.replace(", acc, ", ", "), rules.SAME, "acc holds only"),
+    (
+        ADDS,
+        ADDS.replace("weights.to(values.dtype)", "tl.full(weights.shape, 1.0, tl.float32)"),
+        rules.SAME,
+        "without their weights",
+    ),
+    (ADDS, ADDS + "\n    acc = acc / total[:, None]", rules.SAME, ""),
+    (SUM, "total = softmax.total * fade + tl.max(weights, 1)", rules.SAME, ""),
+    (SUM, "total = softmax.total * fade + tl.sum(scores, 1)", rules.SAME, ""),
+    (STATE, "return Softmax(softmax.peak, total, acc)", rules.SAME, "only the last tile"),
+    (STATE, "return Softmax(total, peak, acc)", rules.SAME, ""),
+    (STATE, "return softmax", rules.A_NUMBER, ""),
+    ("softmax.total * fade", "softmax.total * fade * fade", rules.SAME, ""),
+    ("tl.trans(keys)", "keys", RAISES, ""),
+    ("tl.max(scores, 1)", "tl.max(scores, 0)", RAISES, ""),
+]
+
+
+@pytest.mark.breaks("decode-kernel")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize(("old", "new", "rule", "named"), WRONG_KERNELS)
+def test_a_mistake_in_triton_is_found_and_named(old, new, rule, named, tmp_path):
+    lesson = check_decode_kernel(module_with("decode-kernel", (old, new), folder=tmp_path))
+    assert lesson is not None
+    assert lesson.rule is rule, "\n".join(lesson.lines())
+    assert named in lesson.found, lesson.found
 
 
 # ---- merge --------------------------------------------------------------------------------------
@@ -122,6 +179,7 @@ WRONG_MERGES = [
 ]
 
 
+@pytest.mark.breaks("merge")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.parametrize(("old", "new", "named"), WRONG_MERGES)

@@ -153,6 +153,7 @@ def test_the_same_without_a_mistake_passes():
     assert lesson() is None
 
 
+@pytest.mark.breaks("free-behind")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_mistake_is_found_and_shown_in_few_lines(mutant):
     found = lesson(mutant)
@@ -161,6 +162,7 @@ def test_a_mistake_is_found_and_shown_in_few_lines(mutant):
     assert len(found.history) < 16
 
 
+@pytest.mark.breaks("free-behind")
 @pytest.mark.parametrize(
     "first_seen", [without_window_counts_one_less, rounds_up, from_the_token_itself]
 )
@@ -180,6 +182,7 @@ WRONG_TEXTS = [
 ]
 
 
+@pytest.mark.breaks("free-behind")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_TEXTS)
 def test_a_mistake_in_the_text_is_found(rule, old, new):
     found = rules.check_windows(module_with("free-behind", (old, new)))

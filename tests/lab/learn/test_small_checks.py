@@ -57,18 +57,21 @@ def costs(model=None, cost_model=None):
     )
 
 
+@pytest.mark.breaks("bytes-and-flops")
 @pytest.mark.parametrize("name", WRONG_COUNTS)
 def test_a_wrong_number_of_parameters_is_found(name):
     module = costs(model={"num_parameters": property(WRONG_COUNTS[name])})
     assert check_costs.check_costs(module).rule is check_costs.PARAMETERS
 
 
+@pytest.mark.breaks("bytes-and-flops")
 @pytest.mark.parametrize("name", WRONG_BYTES)
 def test_wrong_bytes_per_token_are_found(name):
     module = costs(model={"kv_bytes_per_token": WRONG_BYTES[name]})
     assert check_costs.check_costs(module).rule is check_costs.KV_BYTES
 
 
+@pytest.mark.breaks("bytes-and-flops")
 @pytest.mark.parametrize("name", WRONG_SECONDS)
 def test_wrong_seconds_are_found(name):
     module = costs(cost_model={"_matmul": WRONG_SECONDS[name]})
@@ -93,6 +96,7 @@ WRONG_COST_TEXTS = [
 ]
 
 
+@pytest.mark.breaks("bytes-and-flops")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_COST_TEXTS)
 def test_another_wrong_size_or_time_is_found(rule, old, new):
     lesson = check_costs.check_costs(module_with("bytes-and-flops", (old, new)))
@@ -132,6 +136,7 @@ WRONG_TABLES = [
 ]
 
 
+@pytest.mark.breaks("block-table")
 @pytest.mark.parametrize(("rule", "name", "mutant"), WRONG_TABLES)
 def test_a_wrong_table_slot_or_write_is_found(rule, name, mutant):
     right = {
@@ -198,6 +203,7 @@ WRONG_TABLE_TEXTS = [
 ]
 
 
+@pytest.mark.breaks("block-table")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_TABLE_TEXTS)
 def test_another_wrong_table_slot_or_write_is_found(rule, old, new):
     lesson = check_tables.check_tables(module_with("block-table", (old, new)))
@@ -260,6 +266,7 @@ WRONG_FILTERS = [
 ]
 
 
+@pytest.mark.breaks("sampler")
 @pytest.mark.parametrize(("rule", "name", "mutant"), WRONG_FILTERS)
 def test_a_wrong_filter_or_draw_is_found(rule, name, mutant):
     right = {f"keep_{each}": getattr(filters, f"keep_{each}") for each in check_filters.OPTIONS}
@@ -291,6 +298,7 @@ WRONG_FILTER_TEXTS = [
 ]
 
 
+@pytest.mark.breaks("sampler")
 @pytest.mark.parametrize(("name", "old", "new"), WRONG_FILTER_TEXTS)
 def test_another_wrong_filter_is_found(name, old, new):
     lesson = check_filters.check_filters(module_with("sampler", (old, new)))
@@ -332,6 +340,7 @@ WRONG_STEPS = [
 ]
 
 
+@pytest.mark.breaks("run-ahead")
 @pytest.mark.parametrize(("rule", "mutant"), WRONG_STEPS)
 def test_a_wrong_step_is_found(rule, mutant):
     engine = type("MyEngine", (Engine,), {"step": lambda self: mutant(self)})
@@ -376,6 +385,7 @@ WRONG_STEP_TEXTS = [
 ]
 
 
+@pytest.mark.breaks("run-ahead")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_STEP_TEXTS)
 def test_another_wrong_step_is_found(rule, old, new):
     lesson = check_ahead.check_ahead(module_with("run-ahead", (old, new)))
@@ -423,6 +433,7 @@ WRONG_STREAMS = [
 ]
 
 
+@pytest.mark.breaks("stream-text")
 @pytest.mark.parametrize(("rule", "name", "mutant"), WRONG_STREAMS)
 def test_a_wrong_stream_is_found(rule, name, mutant):
     methods = {name: lambda self, text: mutant(self, text)}
@@ -481,6 +492,7 @@ WRONG_STREAM_TEXTS = [
 ]
 
 
+@pytest.mark.breaks("stream-text")
 @pytest.mark.parametrize(("rule", "old", "new"), WRONG_STREAM_TEXTS)
 def test_another_wrong_stream_is_found(rule, old, new):
     lesson = check_stream.check_stream(module_with("stream-text", (old, new)))
