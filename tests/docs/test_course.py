@@ -141,6 +141,13 @@ def test_a_list_of_chapters_has_what_its_chapters_need_and_the_exercises_of_no_o
         assert asked <= listed, exercises
 
 
+def test_the_teachers_page_has_the_points_and_the_hours_of_each_exercise():
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d) \| (\d) \|$", read("docs/teach.md"), re.M)
+    assert {name: int(points) for name, points, _ in rows} == {
+        name: exercise.points for name, exercise in EXERCISES.items()
+    }
+
+
 def test_the_roofline_is_what_its_script_draws_from_the_numbers():
     command = [sys.executable, "docs/course/code/roofline.py"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)

@@ -12,6 +12,7 @@ from tests.markdown import ROOT, read
 
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 from figures import FIGURES, WIDTH
+from figures.alone import FOLDER, alone
 from figures.model import CANDIDATES
 from figures.steps import preempting_plans
 
@@ -95,7 +96,10 @@ def test_no_text_of_a_figure_is_cut_off_or_lies_on_another(chromium):
 def test_each_figure_is_in_a_chapter_and_a_handout_and_each_color_in_the_style_sheet():
     for pages in ("docs/course/*.md", "docs/handouts.md"):
         text = "".join(path.read_text("utf-8") for path in ROOT.glob(pages))
-        assert set(re.findall(r"^```{drawing} (\S+)", text, re.M)) == set(FIGURES)
+        shown = re.findall(r"^!\[(.+)\]\((?:\.\./)?images/figures/(\S+)\.svg\)$", text, re.M)
+        assert {name: title for title, name in shown} == {
+            name: figure.title for name, figure in FIGURES.items()
+        }
     kinds = {
         kind
         for name in FIGURES
@@ -114,8 +118,27 @@ def test_each_handout_asks_three_questions_and_names_its_chapter():
     assert len(sheets) == len(FIGURES)
     for sheet in sheets:
         assert re.findall(r"^(\d)\. ", sheet, re.M) == ["1", "2", "3"], sheet
-        chapter, name = re.search(r"\(course/(.*?\.md)\).*{drawing} (\S+)", sheet, re.S).groups()
-        assert f"{{drawing}} {name}\n" in read(f"docs/course/{chapter}"), sheet
+        chapter, figure = re.search(
+            r"\(course/(.*?\.md)\).*\(images/(.*?svg)\)", sheet, re.S
+        ).groups()
+        assert f"(../images/{figure})\n" in read(f"docs/course/{chapter}"), sheet
+
+
+def test_each_question_of_the_handouts_has_an_answer():
+    questions, answers = (read(f"docs/{name}.md") for name in ("handouts", "answers"))
+    heading = r"^## (.*)$"
+    assert re.findall(heading, answers, re.M) == re.findall(heading, questions, re.M)
+    for sheet in answers.split("\n## ")[1:]:
+        assert re.findall(r"^(\d)\. ", sheet, re.M) == ["1", "2", "3"], sheet
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_file_of_a_figure_is_up_to_date(name):
+    assert read(f"docs/images/figures/{name}.svg") == alone(name), "run docs/_ext/figures/alone.py"
+
+
+def test_there_are_no_other_files_of_figures():
+    assert {path.stem for path in FOLDER.iterdir()} == set(FIGURES)
 
 
 def test_the_candidates_that_the_sampler_chooses_from_are_the_models():

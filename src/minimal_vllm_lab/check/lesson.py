@@ -2,10 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 WIDTH = 96
+PACKAGE = Path(__file__).parents[1]
+INSTALLED = PACKAGE / "docs"
+COURSE = (INSTALLED if INSTALLED.is_dir() else PACKAGE.parents[1] / "docs") / "course"
+"""Folder of the course's chapters."""
+
+
+def openable(name: str, installed: Path) -> str:
+    """Return a path that can be opened from the current folder.
+
+    Args:
+        name: path in the repository, which is returned in a clone of it.
+        installed: path of the same file, which is returned elsewhere.
+    """
+    return name if Path(name).is_file() else str(installed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +67,12 @@ class Lesson:
             "expected": self.expected,
             "found": self.found,
             "why": self.rule.reason,
-            "read": self._page,
+            "read": self._page if self.rule.chapter else "",
         }
 
     @property
     def _page(self) -> str:
-        return f"docs/course/{self.rule.chapter}.md" if self.rule.chapter else ""
+        return f"docs/course/{self.rule.chapter}.md"
 
     def lines(self) -> Iterator[str]:
         """Yield the lesson as lines of text, without line breaks."""
@@ -67,11 +82,11 @@ class Lesson:
             yield from (f"    {line}" for line in self.history)
             yield ""
         sections = {"expected": self.expected, "found": self.found, "why": self.rule.reason}
-        if self._page:
-            sections["read"] = self._page
         for name, text in sections.items():
             for index, line in enumerate(_paragraph(text)):
                 yield f"  {name if index == 0 else '':<10}{line}".rstrip()
+        if self.rule.chapter:
+            yield f"  {'read':<10}{openable(self._page, COURSE / Path(self._page).name)}"
 
 
 def _paragraph(text: str) -> list[str]:

@@ -14,9 +14,11 @@ import click
 
 from minimal_vllm.cli.errors import Failure
 from minimal_vllm.plugin import load_file
+from minimal_vllm_lab.check.lesson import openable
 from minimal_vllm_lab.commands.check import searching
 from minimal_vllm_lab.learn.exercises import EXERCISES, Exercise
 from minimal_vllm_lab.learn.progress import Progress
+from minimal_vllm_lab.view.source import SOURCE_ROOT
 
 if TYPE_CHECKING:
     from minimal_vllm_lab.check.lesson import Lesson
@@ -282,11 +284,13 @@ def _report_success(exercise: Exercise, path: Path) -> None:
     names_in: dict[str, list[str]] = {}
     for solution in filter(None, exercise.solutions.values()):
         module, _, name = solution.partition(":")
-        names_in.setdefault(f"src/{module.replace('.', '/')}.py", []).append(name)
+        names_in.setdefault(module, []).append(name)
     if names_in:
         click.echo("Compare it with the engine's own code:")
-    for file, names in names_in.items():
-        click.echo(f"    {', '.join(names)} in {file}")
+    for module, names in names_in.items():
+        file = f"{module.replace('.', '/')}.py"
+        where = openable(f"src/{file}", SOURCE_ROOT / file)
+        click.echo(f"    {', '.join(names)} in {where}")
     if exercise.run:
         click.echo(f"See it work: minimal-vllm learn run {exercise.name}")
     next_name = _next_name(exercise)

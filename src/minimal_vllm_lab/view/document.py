@@ -29,11 +29,8 @@ INSTALLED_DOCS = PACKAGE / "docs"
 DOCS = INSTALLED_DOCS if INSTALLED_DOCS.is_dir() else PACKAGE.parent.parent / "docs"
 IMAGES = (".svg", ".png")
 DOCUMENTS = (".md", ".py", *IMAGES)
-SITE_ONLY = {
-    "{drawing}": "The site has a figure here.",
-    "{engine}": "The site has panels of the view here: {}.",
-}
-"""Directives that are drawn by the site alone, and what this page says in their place."""
+PANELS = "{engine}"
+"""Directive that shows panels of the view. The site alone has them."""
 SOURCE = "src/"
 """Folder of both packages, relative to the repository."""
 
@@ -79,8 +76,8 @@ class _Renderer(RendererHTML):
     def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         token = tokens[idx]
         directive, _, path = token.info.partition(" ")
-        if directive in SITE_ONLY:
-            return f"<p>{escapeHtml(SITE_ONLY[directive].format(path))}</p>"
+        if directive == PANELS:
+            return f"<p>{escapeHtml(f'The site has panels of the view here: {path}.')}</p>"
         if directive == "{include}":
             return _included(path, env["name"])
         if directive != "{literalinclude}":

@@ -1,6 +1,7 @@
 """Lessons are short, name the line of the user's code, and contain no stack trace."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from minimal_vllm_lab.check.search import (
     find_mistake,
     shorter_lists,
 )
+from tests.markdown import ROOT
 
 RULE = Rule("Numbers are small.", "Large ones are heavy.", "03-paging")
 
@@ -27,7 +29,9 @@ def test_nothing_is_found_where_nothing_is_wrong():
     assert lesson_of(lambda case, history: None) is None
 
 
-def test_the_smallest_case_that_breaks_a_rule_is_reported():
+def test_the_smallest_case_that_breaks_a_rule_is_reported(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
     def run(case, history):
         for number in case:
             history.call("double", lambda n: 2 * n, number)
@@ -39,6 +43,15 @@ def test_the_smallest_case_that_breaks_a_rule_is_reported():
     text = "\n".join(lesson.lines())
     assert text.startswith("✗ Numbers are small.\n\n    double(8) -> 16\n\n  expected  at most 7\n")
     assert text.endswith("  read      docs/course/03-paging.md")
+
+
+def test_the_chapter_to_read_is_a_file_wherever_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, last = Lesson(RULE, [], "8", "at most 7").lines()
+    path = Path(last.removeprefix("  read      "))
+    assert path.is_absolute()
+    assert path.name == "03-paging.md"
+    assert path.is_file()
 
 
 def test_an_exception_is_reported_with_the_line_that_raised_it():
