@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import linear
 
 pytest.importorskip("triton")
 
@@ -11,6 +12,13 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.properties import is_hopper
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.kernels.few_rows import (
+    DEPTH,
+    Tile,
+    can_use_few_rows,
+    choose_tile,
+    few_rows_product,
+)
 from minimal_vllm.model.kernels.gated_product import can_use_gated_product, gated_product
 from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.layers import PLAIN_MODULES
@@ -22,6 +30,7 @@ from minimal_vllm.model.triton_modules import TRITON_MODULES, PartialSums
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-6
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+HALF = [dtype for dtype in DTYPES if dtype.itemsize == 2]
 HALVES = pytest.mark.gpu  # the interpreter has no 16-bit arithmetic worth the name
 
 
@@ -244,3 +253,47 @@ def test_a_token_without_a_slot_is_not_stored():
     attention.rotate_and_store(numbers(1, 8 * 16), None, SimpleNamespace(slots=slots), cache)
     assert (cache.key == -7).all()
     assert (cache.value == -7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in HALF)])
+@pytest.mark.parametrize("num_tokens", [2, 5, 8])
+@pytest.mark.parametrize(("in_size", "out_size"), [(512, 96), (1024, 50)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_tokens_times_weights_give_what_the_library_gives(
+    in_size, out_size, num_tokens, bias, dtype
+):
+    x = numbers(num_tokens, in_size, dtype=dtype)
+    weight = numbers(out_size, in_size, dtype=dtype) * in_size**-0.5
+    offset = numbers(out_size, dtype=dtype) if bias else None
+    assert not can_use_few_rows(x, weight), "the library is as fast"
+    expected = linear(x, weight, offset)
+    stages = 3 if dtype == torch.float32 else 6  # more would not fit into an SM's memory
+    out = torch.full_like(expected, 7)
+    assert few_rows_product(x, weight, offset, Tile(16, stages), out) is out
+    assert_close(out, expected, DTYPES[dtype])
+    parts = few_rows_product(x, weight, offset, Tile(32, stages, parts=2))
+    assert parts.shape == (2, num_tokens, out_size)
+    assert_close(parts.sum(0), expected, DTYPES[dtype])
+    for activation in ACTIVATIONS:
+        got = few_rows_product(x, weight, offset, Tile(32, 3), activation=activation)
+        gate, up = expected.chunk(2, dim=1)
+        assert_close(got, ACTIVATIONS[activation](gate) * up, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 4096), (24576, 4096), (151_936, 1024)])
+def test_each_part_of_a_sum_is_a_number_of_iterations(shape):
+    weight = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    usable = [
+        can_use_few_rows(torch.empty(tokens, shape[1], dtype=dtype, device="meta"), weight)
+        for tokens, dtype in (
+            (1, weight.dtype),
+            (2, weight.dtype),
+            (8, weight.dtype),
+            (9, weight.dtype),
+            (8, torch.float32),
+        )
+    ]
+    assert usable == [False, True, True, False, False]
+    for gated in (True, False):
+        tile = choose_tile(weight, gated=gated, may_split=not gated)
+        assert shape[1] % (tile.parts * DEPTH) == 0

@@ -16,6 +16,7 @@ from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.experts import DenseExperts, Experts
+from minimal_vllm.model.kernels.few_rows import can_use_few_rows, choose_tile, few_rows_product
 from minimal_vllm.model.kernels.few_tokens import (
     MOST_TOKENS,
     gated_products_of_pairs,
@@ -87,6 +88,8 @@ class TritonLinear(Linear):
         x = computed(x)
         if can_use_matvec(x):
             return matvec(x, self.weight, self.bias, out)
+        if can_use_few_rows(x, self.weight):
+            return few_rows_product(x, self.weight, self.bias, choose_tile(self.weight), out)
         if out is not None and self.bias is None:
             return mm(x, self.weight.T, out=out)
         product = linear(x, self.weight, self.bias)
@@ -103,6 +106,10 @@ class TritonRowLinear(RowLinear):
             return matvec(x, self.weight, self.bias)
         if can_use_split(x, self.weight):
             return PartialSums(split_linear(x, self.weight, self.bias), x.dtype)
+        if can_use_few_rows(x, self.weight):
+            tile = choose_tile(self.weight, may_split=True)
+            product = few_rows_product(x, self.weight, self.bias, tile)
+            return PartialSums(product, x.dtype) if tile.parts > 1 else product
         return linear(x, self.weight, self.bias)
 
 
@@ -123,6 +130,9 @@ class TritonGatedLinear(GatedLinear):
                 activation=self.activation,
             )
         x = computed(x)
+        if can_use_few_rows(x, self.weight):
+            tile = choose_tile(self.weight, gated=True)
+            return few_rows_product(x, self.weight, self.bias, tile, activation=self.activation)
         if can_use_gated_product(x, self.weight, self.bias):
             return gated_product(x, self.weight, self.activation)
         return act_and_mul(linear(x, self.weight, self.bias), self.activation)

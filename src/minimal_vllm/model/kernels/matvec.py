@@ -15,8 +15,8 @@ feed-forward network: it then multiplies with the rows for ``gate`` and those fo
 Weights in FP8 are read in half the time. Their scales cost next to nothing: that of a row is one
 more factor of its result, and those of a block's columns are multiplied into the vector.
 
-With two or more tokens a library's kernel wins, on tensor cores: here each weight would be
-converted to float32 once per token.
+With two or more tokens tensor cores win (see ``few_rows``): here each weight would be converted to
+float32 once per token.
 
 Source of the bound, the roofline model: Williams et al., CACM 2009.
 """
