@@ -84,7 +84,7 @@ def place_counts(most: int) -> Iterator[int]:
     Args:
         most: maximum number of places in a step.
     """
-    sizes = [2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192]
+    sizes = [1, 2, 4, 6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192]
     yield from (size for size in sizes if size < most)
     yield most
 
