@@ -5,6 +5,7 @@ python -m benchmarks.gpu_speculation [--model qwen3-8b] [--requests 1 --requests
 The model counts (see ``counting``), so what a right guess is, is known.
 
 - *The cost of a step*: all requests compute the same number of guesses, all of which are right.
+  They are made on the CPU, which waits for each step's tokens, or on the GPU, ahead.
 - *A guesser of known acceptance*: each guess is wrong with a given probability. The engine decides
   how many guesses are made. The plain engine is another one, without speculation. With guesses that
   are all wrong, the difference is what it costs to find out.
@@ -130,14 +131,16 @@ def all_guesses(llm: LLM) -> Iterator[None]:
 def measure_costs(llm: LLM, requests: Sequence[int], num_tokens: int) -> list[dict[str, Any]]:
     """Measure steps with each number of guesses, all of which are right."""
     rows = []
+    scheduler: Any = llm.engine.scheduler
     Counting.right = 1.0
     for num_requests in requests:
         for count in range(MOST_GUESSES + 1):
-            Counting.most = count
+            scheduler.most_guesses = count
             with all_guesses(llm):
                 found = best(llm, num_requests, num_tokens * (1 + count))
             rows.append({"requests": num_requests, "guesses": count, **asdict(found)})
             print(rows[-1], flush=True)
+    scheduler.most_guesses = MOST_GUESSES
     return rows
 
 
@@ -203,11 +206,11 @@ def measure_files(llm: LLM, plain: LLM) -> list[dict[str, Any]]:
 # ---- the command --------------------------------------------------------------------------------
 
 
-def print_costs(rows: Sequence[dict[str, Any]]) -> None:
+def print_costs(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print the cost of guesses, relative to steps without any."""
     plain = {row["requests"]: row["milliseconds"] for row in rows if not row["guesses"]}
     print_table(
-        "Steps in which all requests have guesses, all right",
+        title,
         ["requests", "guesses", "ms per step", "relative", "tokens per step", "all right"],
         [
             [
@@ -263,6 +266,8 @@ def main(
     folder: Path,
 ) -> None:
     """Measure guesses with one model."""
+    from benchmarks.counting_on_gpu import let_count_on_gpu  # needs Triton
+
     speculative = {"method": "benchmarks.counting:Counting", "num_speculative_tokens": MOST_GUESSES}
     llm = build(PRESETS[model], {**OPTIONS, "speculative_config": speculative})
     let_count(llm.built.model.decoder)
@@ -273,14 +278,18 @@ def main(
     speedups = measure_guessing(llm, plain, requests, tokens * 2, right, guesses)
     wrong = measure_guessing(llm, plain, few, tokens * 2, 0.0, guesses)
     files = measure_files(llm, plain)
+    let_count_on_gpu(llm)
+    costs_ahead = measure_costs(llm, few, tokens // 2)
     drafted = measure_draft(model, draft, plain, few, tokens * 2, right)
-    print_costs(costs)
+    print_costs("Steps in which all requests have guesses, all right", costs)
+    print_costs("The same, with guesses that are made on the GPU", costs_ahead)
     print_speedups(f"Guesses that are right with probability {right}", "requests", speedups)
     print_speedups("Guesses that are always wrong", "requests", wrong)
     print_speedups("Lookup in a file", "file", files)
     print_speedups(f"A draft model of the shape {draft}", "requests", drafted)
     results = {"model": model, "gpu": torch.cuda.get_device_name(), "right": right}
     results |= {"guesses": guesses, "costs": costs, "speedups": speedups, "files": files}
+    results |= {"costs_ahead": costs_ahead}
     results |= {"draft": draft, "drafted": drafted, "wrong": wrong}
     report(f"gpu_speculation-{model}", results, folder)
 

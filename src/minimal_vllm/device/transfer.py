@@ -21,6 +21,12 @@ def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def send_into(array: npt.NDArray[Any], memory: Tensor) -> None:
+    """Overwrite memory of the device with an array of the same size; see ``send``."""
+    tensor = torch.from_numpy(array)
+    memory.copy_(tensor.pin_memory() if memory.is_cuda else tensor, non_blocking=True)
+
+
 class Fetch:
     """Copy of a tensor's values to the CPU, in progress."""
 

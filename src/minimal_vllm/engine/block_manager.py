@@ -119,11 +119,7 @@ class BlockManager:
         return new_blocks
 
     def drop_surplus(self, request: Request) -> int:
-        """Release the last blocks of a table that its computed tokens no longer need.
-
-        Returns:
-            The number of these blocks.
-        """
+        """Release the last blocks that the computed tokens don't need, and return their number."""
         needed = self.config.blocks_for(request.num_computed_tokens) * self.num_groups
         surplus = request.block_table[needed:]
         self.pool.release(surplus)

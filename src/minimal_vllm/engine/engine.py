@@ -133,8 +133,8 @@ class Engine:
         """Compute one step, and return the new outputs of its requests.
 
         With asynchronous scheduling, the next step is launched before this one's tokens are
-        fetched: while the GPU runs, the CPU plans the next step and makes outputs. If the plan
-        needs these tokens, the next step is launched once they are known.
+        fetched: while the GPU runs, the CPU plans the next step and makes outputs. A plan that
+        needs these tokens is made after them, and before the caller handles the outputs.
 
         Raises:
             ValueError: the scheduler returned an empty plan although requests are waiting.
@@ -182,11 +182,7 @@ class Engine:
         return []
 
     def _finish_oldest(self) -> list[RequestOutput]:
-        """Wait for the oldest launched step, and process its tokens.
-
-        With asynchronous scheduling, the GPU is busy while the caller handles the outputs: if the
-        next plan needed these tokens, its step is launched here.
-        """
+        """Wait for the oldest launched step, process its tokens, and keep the GPU busy."""
         step = self._in_flight.popleft()
         try:
             result = step.flight.wait()

@@ -6,7 +6,7 @@ to the table of rows what each request keeps, and a draft model's step writes it
 the next step needs no more from the CPU than after any other.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,7 @@ class PlaceSteps:
         self._outputs = step.new_outputs(most_places)
         self._sizes = list(place_counts(most_places))
         self._graphs: dict[int, Graph] = {}
+        self._laid_out: tuple[bytes, Mapping[str, IntArray]] = (b"", {})
 
     def fits(self, num_places: int) -> bool:
         """Return whether a step may have so many places."""
@@ -71,21 +72,29 @@ class PlaceSteps:
             num_places: ``[R]``: number of places of each request.
             tokens: the token at each place, or ``PENDING``; see ``PlaceInputs``.
         """
-        owner, offset = enumerate_runs(num_places)
-        self._inputs.set(
-            {
-                "order": rows[owner],
-                "offsets": starts[owner] + offset,
-                "tokens": np.array(tokens),
-                "counts": count_together(num_places, self._step.attention.most_queries),
-            }
-        )
-        size = next_size(self._sizes, len(owner))
+        layout = self._lay_out(rows, starts, num_places)
+        self._inputs.set({**layout, "tokens": np.array(tokens)})
+        size = next_size(self._sizes, len(tokens))
         if self._graphs:
             self._graphs[size].replay()
         else:
             self._compute(size)
-        return self._outputs.first(len(owner))
+        return self._outputs.first(len(tokens))
+
+    def _lay_out(
+        self, rows: IntArray, starts: IntArray, num_places: IntArray
+    ) -> Mapping[str, IntArray]:
+        """Return a step's inputs but for the tokens: often, those of the step before."""
+        key = b"".join(each.tobytes() for each in (rows, starts, num_places))
+        if key != self._laid_out[0]:
+            owner, offset = enumerate_runs(num_places)
+            layout = {
+                "order": rows[owner],
+                "offsets": starts[owner] + offset,
+                "counts": count_together(num_places, self._step.attention.most_queries),
+            }
+            self._laid_out = key, layout
+        return self._laid_out[1]
 
     def finish(
         self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor

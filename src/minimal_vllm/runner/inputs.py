@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minimal_vllm.attention.kernels.prefill import PIECE_COLUMNS
 from minimal_vllm.attention.triton_backend import TritonAttention
-from minimal_vllm.device.transfer import send
+from minimal_vllm.device.transfer import send, send_into
 from minimal_vllm.runner.shapes import MAX_PROMPTS, StepShape
 from minimal_vllm.runner.step import MixedInputs
 from minimal_vllm.runner.table import RowTable
@@ -56,7 +56,7 @@ class InputMemory:
         numbers = self._unset.copy()
         for name, array in values.items():
             numbers[self._spans[name]][: array.size] = array.reshape(-1)
-        self._numbers.copy_(send(numbers, self._numbers.device), non_blocking=True)
+        send_into(numbers, self._numbers)
 
 
 class StepInputs:

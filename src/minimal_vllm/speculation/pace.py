@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
 
 HOPE = 0.8
 """Expected share of right guesses before any was made."""
@@ -83,28 +86,32 @@ class CostMeter:
 
     Attributes:
         costs: the costs of the steps so far, fitted again every few steps.
+        is_fitted: True if ``costs`` are seconds that were measured, and not only assumptions.
     """
 
     def __init__(self) -> None:
         self._assumed = np.array([FREE_ROWS, 1.0, GUESSING_ROWS])
         self._products = np.zeros((3, 3))
         self._times = np.zeros(3)
-        self._num_noted = 0
+        self._noted: list[tuple[float, ...]] = []
+        """Steps since the last fit: 1, the numbers of rows and passes, and the seconds."""
+        self.is_fitted = False
         self.costs = Costs(*self._assumed.tolist())
-
-    @property
-    def is_fitted(self) -> bool:
-        """True if ``costs`` are seconds that were measured, and not only assumptions."""
-        return self._num_noted >= REFIT
 
     def note(self, num_rows: int, num_passes: int, seconds: float) -> None:
         """Take in a step."""
-        step = np.array([1.0, num_rows, num_passes])
-        self._products = DECAY * self._products + np.outer(step, step)
-        self._times = DECAY * self._times + seconds * step
-        self._num_noted += 1
-        if self._num_noted % REFIT == 0:
-            self.costs = self._fit()
+        self._noted.append((1.0, num_rows, num_passes, seconds))
+        if len(self._noted) == REFIT:
+            self._take_in(np.array(self._noted))
+            self._noted.clear()
+            self.costs, self.is_fitted = self._fit(), True
+
+    def _take_in(self, noted: FloatArray) -> None:
+        """Add up the products of some steps, ``[n, 4]``; see ``_noted``."""
+        steps, seconds = noted[:, :3], noted[:, 3]
+        weights = DECAY ** np.arange(len(noted))[::-1]
+        self._products = DECAY ** len(noted) * self._products + steps.T @ (weights[:, None] * steps)
+        self._times = DECAY ** len(noted) * self._times + steps.T @ (weights * seconds)
 
     def _fit(self) -> Costs:
         # The assumed costs, scaled such that they explain the mean time of a step.

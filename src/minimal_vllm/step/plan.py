@@ -50,12 +50,10 @@ class ScheduledRequest:
     guesses: Sequence[int] = ()
     """Guesses at the tokens that follow the request's list; the step computes them too."""
     follows_guesses: bool = False
-    """Whether the step before, which still runs, has guesses for the request. Then ``start`` is the
-    highest that it can be, as if all of them held; the GPU knows better, and when the scheduler
-    learns how many hold, it corrects ``start``."""
+    """Whether the step before, still in flight, has guesses for the request. Then ``start`` is as
+    if all of them held; it is corrected when the scheduler learns how many do."""
     num_freed_blocks: int = 0
-    """Number of blocks, the last ones of the block table, that were released after the step,
-    because only rejected guesses were in them."""
+    """Blocks, the last of the table, released after the step: only wrong guesses were in them."""
     passed_blocks: Sequence[int] = ()
     """Blocks that were released after the step, because the layers' windows have passed them."""
 
