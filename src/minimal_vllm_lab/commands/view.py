@@ -3,8 +3,9 @@
 import asyncio
 import webbrowser
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.core import ParameterSource
@@ -27,6 +28,9 @@ from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 if TYPE_CHECKING:
     from socket import socket
 
+    from minimal_vllm.server.async_engine import AsyncEngine
+    from minimal_vllm.server.pace import PaceState
+
 SMALL = {
     "num_gpu_blocks_override": 32,
     "max_model_len": 256,
@@ -38,7 +42,7 @@ SMALL = {
 
 TALKER = "smollm2"
 """Default model if it has been fetched."""
-LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
+LIVE_ONLY = ("model", "trace", "steps_per_second", "tour", "beside")
 """Options that are no fields of a configuration, and have no effect on a trace."""
 
 
@@ -68,6 +72,13 @@ LIVE_ONLY = ("model", "trace", "steps_per_second", "tour")
     show_default=True,
     help="Let the first viewer begin with a tour, for which the engine waits.",
 )
+@click.option(
+    "--beside",
+    metavar="OPTION=VALUE",
+    multiple=True,
+    help="Show a second engine beside the first, which differs in this engine option. Can be given "
+    "several times.",
+)
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 @click.pass_context
 def view(ctx: click.Context, /, traces: tuple[Path, ...], browser: bool, **_: Any) -> None:
@@ -88,7 +99,6 @@ def view(ctx: click.Context, /, traces: tuple[Path, ...], browser: bool, **_: An
 
 def _live(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> None:
     from minimal_vllm.server.log import log_to_stderr
-    from minimal_vllm.server.pace import PaceState
     from minimal_vllm.server.run import make_service
 
     log_to_stderr()
@@ -96,14 +106,54 @@ def _live(ctx: click.Context, bind: Callable[[], "socket"], browser: bool) -> No
     writers = open_writers(ctx)
     options = {**SMALL, **given_options(ctx, EngineConfig)}
     config = ServerConfig(host=ctx.params["host"], view=True)
-    view = View()
-    service = make_service(config, ctx.params["model"] or choose_model(), writers, view, **options)
+    model = ctx.params["model"] or choose_model()
+    view = _make_pair(ctx, config, model, options) if ctx.params["beside"] else View()
+    service = make_service(config, model, writers, view, **options)
     begin_traces(writers, service.llm)
     view.make_traffic(TrafficSettings(**given_options(ctx, TrafficSettings)))
-    view.pace.change(PaceState(interval=1 / ctx.params["steps_per_second"]))
-    if ctx.params["tour"]:
+    view.pace.change(_first_pace(ctx))
+    if ctx.params["tour"] and not ctx.params["beside"]:
         view.offer_tour()
     run_service(service, listener, lambda: _announce(listener, browser))
+
+
+def _make_pair(
+    ctx: click.Context, config: ServerConfig, model: str | None, options: dict[str, Any]
+) -> View:
+    """Load the second engine, and return the view of both.
+
+    Raises:
+        UsageError: ``--beside`` names no option of the engine, or a trace is to be recorded.
+    """
+    from minimal_vllm.server.run import make_service
+    from minimal_vllm_lab.view.beside import PairView
+
+    if ctx.params["trace"]:
+        raise click.UsageError("--trace records one engine: leave out --beside.")
+    labels: list[str] = []
+    known = {field.name for field in fields(EngineConfig)} - {"model"}
+    other = dict(options)
+    for text in ctx.params["beside"]:
+        name, separator, value = text.partition("=")
+        name = name.strip("-").replace("-", "_")
+        if not separator or name not in known:
+            raise click.UsageError(
+                f"--beside takes an option of the engine and its value, such as "
+                f"enable-prefix-caching=false, not {text!r}."
+            )
+        other[name] = value
+        labels.append(f"{name}={value.rpartition(':')[2]}")
+    second = View()
+    service = make_service(config, model, (), second, **other)
+    second.pace.change(_first_pace(ctx))
+    engine = cast("AsyncEngine", service.engine)  # it is in this process
+    return PairView(second, engine, ("as given", ", ".join(labels)))
+
+
+def _first_pace(ctx: click.Context) -> "PaceState":
+    from minimal_vllm.server.pace import PaceState
+
+    return PaceState(interval=1 / ctx.params["steps_per_second"])
 
 
 def choose_model() -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.sampling_params import SamplingParams
@@ -11,10 +11,9 @@ from minimal_vllm_lab.view.demo_requests import DemoRequests, read_passages
 from minimal_vllm_lab.view.traffic_settings import TrafficSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from minimal_vllm.llm import LLM
-    from minimal_vllm.server.async_engine import AsyncEngine
 
 DEMO = "demo-"
 """Beginning of the id of each demo request."""
@@ -26,11 +25,22 @@ IDLE_SECONDS = 0.5
 """Seconds until the next request if the engine is idle, and therefore makes no steps."""
 
 
+class Destination(Protocol):
+    """Where requests are sent to: an engine, or two."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait to be admitted."""
+
+    def generate(self, requests: "Sequence[EngineRequest]") -> "AsyncIterator[object]":
+        """Serve requests, and yield whatever comes of them."""
+
+
 class Traffic:
     """Send random requests to an engine. Belongs to the event loop.
 
     Args:
-        engine: the engine to send requests to.
+        engine: where to send requests to.
         llm: the engine's model and tokenizer.
         settings: rate and lengths; may be replaced at any time.
         is_paused: returns whether the engine is paused, in which case no requests are made.
@@ -42,7 +52,7 @@ class Traffic:
 
     def __init__(
         self,
-        engine: "AsyncEngine",
+        engine: Destination,
         llm: "LLM",
         settings: TrafficSettings,
         is_paused: Callable[[], bool],
