@@ -221,11 +221,11 @@ def vllm_seconds() -> dict[tuple[str, str], float]:
     return {(each["model"], each["workload"]): each["seconds"] for each in results}
 
 
-def build(shape: dict[str, Any], options: dict[str, Any]) -> LLM:
+def build(shape: dict[str, Any], options: dict[str, Any], device: str = "cuda") -> LLM:
     """Build an engine with random weights."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape))
-        return LLM(folder, load_format="dummy", skip_tokenizer_init=True, device="cuda", **options)
+        return LLM(folder, load_format="dummy", skip_tokenizer_init=True, device=device, **options)
 
 
 def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:

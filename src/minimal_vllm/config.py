@@ -20,7 +20,7 @@ BUILT_IN = {
 }
 """Names of the built-in classes, for the fields that choose one by name."""
 
-GUESSERS = ("ngram", "draft_model")
+GUESSERS = ("ngram", "draft_model", "eagle3")
 """Names of the built-in guessers of speculative decoding."""
 
 DEFAULT_LOOKUP = 5
@@ -164,11 +164,11 @@ class SpeculativeConfig:
 
     method: str | None = None
     """Guesser: ``ngram``, which looks up what followed the last tokens earlier; ``draft_model``, a
-    smaller model; or a class of your own, FILE.py:CLASS. Default: ``draft_model`` if ``model`` is
-    given, else ``ngram``."""
+    smaller model; ``eagle3``, a head that reads the model's hidden states; or a class of your own,
+    FILE.py:CLASS. Default: ``draft_model`` if ``model`` is given, else ``ngram``."""
     model: str | None = None
-    """Draft model, with the same vocabulary: a folder, .gguf file or hub id. Default: the one that
-    belongs to the built-in model."""
+    """Draft model with the same vocabulary, or EAGLE-3 head of the model: a folder, .gguf file or
+    hub id. Default: the one that belongs to the built-in model."""
     num_speculative_tokens: PositiveInt | None = None
     """Maximum number of guesses per request and step. Fewer are made where they don't pay."""
     prompt_lookup_max: PositiveInt | None = None
@@ -184,8 +184,8 @@ class SpeculativeConfig:
                 f"method should be one of {', '.join(GUESSERS)}, or name a class, as "
                 f"my_file.py:MyClass, not {self.method!r}"
             )
-        if self.model and self.guesser != "draft_model":
-            raise ValueError(f"model needs the method draft_model, not {self.method!r}")
+        if self.model and not self.in_passes:
+            raise ValueError(f"model needs the method draft_model or eagle3, not {self.method!r}")
         if self.num_speculative_tokens is None:
             raise ValueError("num_speculative_tokens is missing: the maximum number of guesses")
         shortest, longest = self.lookup_lengths
@@ -201,6 +201,11 @@ class SpeculativeConfig:
     def guesser(self) -> str:
         """Method to use."""
         return self.method or ("draft_model" if self.model else "ngram")
+
+    @property
+    def in_passes(self) -> bool:
+        """Whether each guess takes a pass of a network."""
+        return self.guesser in ("draft_model", "eagle3")
 
     @property
     def lookup_lengths(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ OPTIONS = {"num_gpu_blocks_override": 200, "max_model_len": 256}
 GUESSERS = {
     "ngram": {"method": "ngram", "prompt_lookup_min": 1},
     "draft_model": {"method": "draft_model"},
+    "eagle3": {"method": "eagle3"},
     "knowing": {"method": "tests.speculation.guessers:Knowing"},
 }
 GREEDY = SamplingParams(temperature=0, max_tokens=24)

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
+from minimal_vllm.speculation.eagle_cache import EagleCache
+from minimal_vllm.speculation.interface import EaglePlaces, Places
+from tests.engine.fake_head import FakeHead, head_scheduler
 from tests.engine.traffic import (
     Traffic,
     alternating_scheduler,
@@ -39,9 +42,10 @@ def random_config(random):
     }
 
 
-def add_windows(random, config):
+def add_windows(random, config, *, has_others=False):
     """The same for a model that has a few groups of layers, some of them with a sliding window."""
-    windows = random.choice([(None, 1), (None, 5), (3,), (None, 2, 2), (None, None, 7, 4)])
+    kinds = [(None, 1), (None, 5), (3,), (None, 2, 2), (None, None, 7, 4)]
+    windows = random.choice([each for each in kinds if each[0] is None or not has_others])
     limits = {name: value for name, value in config.items() if name != "num_blocks"}
     least = SchedulerConfig(**limits, windows=windows).most_blocks_for(config["max_model_len"])
     return {**limits, "num_blocks": least + random.randint(0, 8), "windows": windows}
@@ -90,6 +94,25 @@ def run_randomly(random, traffic):
     traffic.run()
 
 
+def test_a_head_that_kept_the_keys_of_its_guesses_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(EagleCache, "keeps_guesses", True)
+    with pytest.raises(AssertionError):
+        guess_in_random_traffic(100)
+
+
+def test_a_head_that_guessed_before_the_model_computed_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(EaglePlaces, "propose", Places.propose)
+    with pytest.raises(AssertionError):
+        guess_in_random_traffic(100)
+
+
+def guess_in_random_traffic(histories):
+    for seed in range(histories):
+        random = Random(seed)
+        config = {**random_config(random), "runner": FakeHead}
+        run_randomly(random, Traffic(scheduler=head_scheduler, **config))
+
+
 @pytest.mark.parametrize(
     ("histories", "eviction", "async_scheduling", "scheduler", "has_windows"),
     [
@@ -105,6 +128,8 @@ def run_randomly(random, traffic):
         (200, "lru", True, alternating_scheduler, True),
         (1000, "lru", True, drafting_scheduler, False),
         (200, "lru", True, drafting_scheduler, True),
+        (500, "lru", False, head_scheduler, False),
+        (200, "lru", False, head_scheduler, True),
     ],
 )
 def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
@@ -119,7 +144,10 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
         random = Random(seed)
         config = random_config(random)
         if has_windows:
-            config = add_windows(random, config)
+            # A head shares the blocks of layers without a window.
+            config = add_windows(random, config, has_others=scheduler is head_scheduler)
+        if scheduler is head_scheduler:
+            config["runner"] = FakeHead
         traffic = Traffic(
             eviction=eviction, async_scheduling=async_scheduling, scheduler=scheduler, **config
         )

@@ -261,15 +261,16 @@ class Traffic:
         observers=(),
         scheduler=Scheduler,
         block_pool=BlockPool,
+        runner=FakeRunner,
         **config,
     ):
         self.config = SchedulerConfig(**config)
         self.pool = block_pool(num_blocks, EVICTION_STRATEGIES[eviction]())
         self.scheduler = scheduler(self.config, self.pool)
-        self.runner = FakeRunner(
+        self.runner = runner(
             num_blocks, self.config.block_size, self.config.windows, async_scheduling
         )
-        if isinstance(getattr(self.scheduler, "guesser", None), Places):
+        if type(getattr(self.scheduler, "guesser", None)) is Places:
             self.runner.guesser = FakeGuesser()
         self.records = []
         self.engine = Engine(

@@ -249,7 +249,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(folder, monkeypatch):
     def shrink(*args):
         path.write_bytes(path.read_bytes()[:-1])
 
-    monkeypatch.setattr(loader, "_check_match", shrink)
+    monkeypatch.setattr(loader, "check_match", shrink)
     with pytest.raises(ValueError, match=r"model\.safetensors is not a complete"):
         load(folder)
 

@@ -1,29 +1,35 @@
 """Guesses on the GPU's runner, in Triton's interpreter where there is no GPU."""
 
 from array import array
+from dataclasses import replace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from minimal_vllm import SamplingParams
+from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
-from minimal_vllm.runner.guesses import DraftSteps, GuessSteps, count_together
+from minimal_vllm.engine.eagle import let_read
+from minimal_vllm.runner.guesses import DraftSteps, EagleSteps, GuessSteps, count_together
 from minimal_vllm.runner.inputs import PENDING
-from minimal_vllm.runner.kernels.rows import PlaceInputs, accept, begin_step
+from minimal_vllm.runner.kernels.accept import accept
+from minimal_vllm.runner.kernels.rows import PlaceInputs, begin_step
 from minimal_vllm.runner.step import GpuStep
 from minimal_vllm.runner.table import POSITION, TOKEN, RowTable
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.speculation.cuda import SpeculatingCudaRunner
 from minimal_vllm.speculation.cuda_draft import CudaDraftModel
 from minimal_vllm.speculation.draft_model import DraftModel
-from minimal_vllm.speculation.interface import CheckedGuesser, Places
+from minimal_vllm.speculation.eagle_model import EagleModel
+from minimal_vllm.speculation.interface import CheckedGuesser, EaglePlaces, Places
 from minimal_vllm.speculation.pace import CostMeter, Costs
 from minimal_vllm.speculation.rows import count_kept
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import Request
-from tests.runner.test_cuda import Repeater, complete_all, make_engines
+from tests.runner.test_cuda import LIMITS, MAX_NUM_SEQS, Repeater, complete_all, make_engines
+from tests.speculation.eagle_heads import Listener, read_config, write_head, wrong_guesses
 from tests.speculation.guessers import Knowing
 
 MOST_PLACES = 16
@@ -63,6 +69,19 @@ def test_guesses_have_the_places_behind_the_last_token():
     assert found.seq_lens.tolist() == [3, 6, 0, 8, 0, 0]
     assert found.sampling.output_index.tolist()[:4] == [1, 4, 5, 6]
     assert found.sampling.seeds.tolist()[:4] == [1, 0, 0, 0]
+
+
+def test_the_keys_of_a_head_are_one_place_behind():
+    table = table_of(6, 3)
+    order, offsets = ints([0, 0, 1, 2]), ints([0, 1, -1, 0])
+    places = PlaceInputs(offsets, ints([PENDING, 7, 101, PENDING]), ints([2, 0, 1, 0]))
+    usual, found = (begin_step(table, order, 4, places, behind=each) for each in (False, True))
+    assert found.tokens.tolist() == usual.tokens.tolist() == [5, 7, 101, 0]
+    assert found.positions.tolist() == [4, 5, 0, 0]
+    assert found.slots.tolist() == [[4 + 0, 4 + 1, 8 * 4, -1]]
+    assert found.own_slots.tolist() == usual.slots[0].tolist() == [4 + 1, 4 + 2, 8 * 4 + 1, -1]
+    assert found.seq_lens.tolist() == [5, 0, 1, 0]
+    assert found.sampling.output_index.tolist() == usual.sampling.output_index.tolist()
 
 
 def test_what_a_draft_model_guesses_is_read_from_the_table():
@@ -124,7 +143,7 @@ def guesses_cost_nothing(monkeypatch):
     monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
 
 
-def make_guessing(folder, *, captured=True, drafting=False, **options):
+def make_guessing(folder, *, captured=True, drafting=False, head=None, **options):
     """The CPU's engine without guesses, and one with guesses on the GPU's runner."""
     options = {**options, "num_guesses": 3, "most_guessed": MOST_PLACES}
     plain, engine, _ = make_engines(folder, **options)
@@ -135,6 +154,8 @@ def make_guessing(folder, *, captured=True, drafting=False, **options):
     draft, guesser = None, CheckedGuesser(Knowing(), 10**6)
     if drafting:
         draft, guesser = make_draft(folder, old._step.table, capture, options), Places()
+    if head is not None:
+        draft, guesser = make_eagle(folder, head, old._step, capture), EaglePlaces()
     engine._runner = SpeculatingCudaRunner(old._step, old._graphs, guess_steps, draft)
     engine.scheduler = AlternatingScheduler(
         engine.scheduler.config,
@@ -156,6 +177,38 @@ def make_draft(folder, table, capture, options):
     weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.manual_seed(0))
     draft = DraftModel(model, table.num_groups, engine.scheduler.pool.num_blocks, most_tokens=48)
     steps = DraftSteps(GpuStep(model, model.attention, table), capture, MOST_PLACES)
+    steps.record(progress=False)
+    cuda_draft = CudaDraftModel(draft, steps)
+    cuda_draft.warm_up()
+    return cuda_draft
+
+
+def make_eagle(folder, head, step, capture):
+    """A head of the model."""
+    config = {"method": "eagle3", "model": str(head), "num_speculative_tokens": 3}
+    options = {"num_gpu_blocks_override": 40, "speculative_config": config}
+    plain = LLM(str(folder), device="cpu", attention_backend="reference", **LIMITS, **options)
+    network = plain.engine._runner._draft.head
+    model = replace(
+        plain.engine._runner._draft.model,
+        attention=TritonAttention(
+            windows=frozenset([None]),
+            num_heads=network.config.num_heads,
+            num_kv_heads=network.config.num_kv_heads,
+            head_dim=network.config.head_dim,
+            max_num_seqs=MAX_NUM_SEQS,
+            num_sms=4,
+            device=DEVICE,
+            dtype=torch.float32,
+            plain=True,
+            most_guessed=MOST_PLACES,
+        ),
+    )
+    table = step.table
+    let_read(network, step.model.decoder, step.model.groups, 40 * model.block_size)
+    draft = EagleModel(network, model, table.num_groups, 40, most_tokens=48)
+    own_step = GpuStep(model, model.attention, table)
+    steps = EagleSteps(network, own_step, capture, MOST_PLACES)
     steps.record(progress=False)
     cuda_draft = CudaDraftModel(draft, steps)
     cuda_draft.warm_up()
@@ -216,6 +269,25 @@ def test_the_tokens_are_those_without_guesses(checkpoint, family, name, options)
     assert max(kept) > 1
     assert max(rejected) > 0
     assert bool(recorder.replays) is options.get("captured", True)
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("family", "captured"), [("llama", True), ("llama", False), ("gemma3", True)]
+)
+def test_a_head_guesses_what_a_plain_one_guesses(
+    checkpoint, tmp_path, monkeypatch, family, captured
+):
+    folder = checkpoint(family)
+    head = write_head(tmp_path / "head", target=read_config(folder), embedding=True)
+    listener = Listener(monkeypatch)
+    plain, engine, _ = make_guessing(folder, head=head, captured=captured)
+    params = SamplingParams(**PARAMS["greedy"])
+    assert facts(complete_all(engine, PROMPTS, params)) == facts(
+        complete_all(plain, PROMPTS, params)
+    )
+    assert len(listener.guesses) > 8
+    assert wrong_guesses(folder, head, listener.guesses) == []
 
 
 @without_gpu

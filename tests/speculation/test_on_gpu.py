@@ -4,7 +4,9 @@ import pytest
 from checkpoints import FAMILIES
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.speculation.pace import CostMeter, Costs
+from tests.speculation.eagle_heads import Listener, read_config, write_head
 from tests.speculation.guessers import Knowing
 from tests.speculation.test_same_tokens import (
     BROKEN,
@@ -26,6 +28,7 @@ GUESSERS = {
     "ngram": NGRAM,
     "broken": BROKEN,
     "draft": {"method": "draft_model"},
+    "eagle": {"method": "eagle3"},
 }
 WAYS = {
     "everything": {},
@@ -44,7 +47,7 @@ def guesses_cost_nothing(monkeypatch):
 
 def speculating(config, **options):
     config = {"num_speculative_tokens": 4, **config}
-    return LLM(device="cuda", speculative_config=config, **{**OPTIONS, **options})
+    return LLM(**{"device": "cuda", "speculative_config": config, **OPTIONS, **options})
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,7 @@ def guessing():
         *(("knowing", name) for name in PARAMS),
         *(("ngram", name) for name in ("greedy", "penalized", "regex")),
         *(("draft", name) for name in ("greedy", "random", "schema")),
+        *(("eagle", name) for name in ("greedy", "penalized", "several")),
         ("broken", "random"),
     ],
 )
@@ -70,11 +74,52 @@ def test_the_tokens_are_those_of_the_cpu_without_guesses(plain, guessing, guesse
     assert_same_tokens(plain, guessing[guesser], guesser, name)
 
 
-def test_a_draft_models_guesses_are_right_now_and_then(guessing):
-    llm = guessing["draft"]
+@pytest.mark.parametrize("guesser", ["draft", "eagle"])
+def test_guesses_are_right_now_and_then(guessing, guesser):
+    llm = guessing[guesser]
     counts = count_tokens(llm)
     llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=40))
     assert 0 < counts["accepted"] < counts["guessed"]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A head of random weights for the built-in model, which hardly ever guesses right."""
+    shape = {"eagle_aux_hidden_state_layer_ids": [1, 3, 5], "intermediate_size": 256}
+    folder = tmp_path_factory.mktemp("head")
+    return write_head(folder, target=read_config(DEMO_MODEL_DIR), head_dim=64, **shape)
+
+
+def eagle(head, **options):
+    return speculating({"method": "eagle3", "model": str(head)}, **options)
+
+
+@pytest.fixture(scope="module")
+def with_head(head):
+    return eagle(head)
+
+
+@pytest.mark.parametrize("name", ["greedy", "random", "penalized", "schema", "logprobs", "several"])
+def test_the_tokens_are_those_without_a_head(plain, with_head, name):
+    assert_same_tokens(plain, with_head, "a random head", name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_head_guesses_what_it_guesses_on_a_cpu(head, monkeypatch, way):
+    """Near ties may be guessed either way."""
+    prompts = [PROMPTS[0] + each for each in (*PROMPTS, " said", " was", " and", ".")]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    heard = []
+    for device in ("cpu", "cuda"):
+        listener = Listener(monkeypatch)
+        llm = eagle(head, **({"device": "cpu"} if device == "cpu" else WAYS[way]))
+        llm.generate(prompts, params)
+        heard.append({tuple(known): guesses for known, guesses in listener.guesses if guesses})
+    on_cpu, on_gpu = heard
+    both = on_cpu.keys() & on_gpu.keys()
+    same = [all(map(int.__eq__, on_cpu[known], on_gpu[known])) for known in both]
+    assert len(same) > 15
+    assert sum(same) >= 0.97 * len(same)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,6 +13,7 @@ from tests.speculation.guessers import Knowing
 NGRAM = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 KNOWING = {"method": "tests.speculation.guessers:Knowing"}
 BROKEN = {"method": "tests.speculation.guessers:Broken"}
+EAGLE = {"method": "eagle3"}
 PROMPTS = [
     "The captain said no. The captain said no. The captain",
     "My dear sister, and my dear brother, and my dear",
@@ -65,7 +66,7 @@ def guessing():
     return {name: speculating(each) for name, each in GUESSERS.items()}
 
 
-GUESSERS = {"knowing": KNOWING, "ngram": NGRAM, "broken": BROKEN}
+GUESSERS = {"knowing": KNOWING, "ngram": NGRAM, "broken": BROKEN, "eagle": EAGLE}
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ def assert_same_tokens(plain, llm, guesser, name):
     learn(expected)
     counts = count_tokens(llm)
     assert facts(llm.generate(PROMPTS, params)) == facts(expected)
-    if guesser == "knowing" and params.max_tokens != 1:
+    if guesser in ("knowing", "eagle") and params.max_tokens != 1:
         assert counts["accepted"] > 0
     llm.engine.scheduler.check()
 
@@ -125,7 +126,7 @@ def assert_same_tokens(plain, llm, guesser, name):
 @pytest.mark.parametrize(
     ("guesser", "name"),
     [
-        *(("knowing", name) for name in PARAMS),
+        *((guesser, name) for guesser in ("knowing", "eagle") for name in PARAMS),
         *(("ngram", name) for name in ("greedy", "penalized", "regex")),
         *(("broken", name) for name in ("random", "logprobs")),
     ],
@@ -134,6 +135,7 @@ def test_the_tokens_are_those_without_guesses(plain, guessing, guesser, name):
     assert_same_tokens(plain, guessing[guesser], guesser, name)
 
 
+@pytest.mark.parametrize("config", [KNOWING, EAGLE], ids=["knowing", "eagle"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,12 +145,12 @@ def test_the_tokens_are_those_without_guesses(plain, guessing, guesser, name):
     ],
     ids=["preempted", "chunked", "by priority"],
 )
-def test_in_every_schedule(plain, options):
+def test_in_every_schedule(plain, config, options):
     prompts = [PROMPTS[0] + each for each in (*PROMPTS, " said", " was", " and", ".")]
     params = SamplingParams(temperature=0.7, seed=1, max_tokens=24)
     expected = plain.generate(prompts, params)
     learn(expected)
-    llm = speculating(KNOWING, **options)
+    llm = speculating(config, **options)
     priorities = list(range(len(prompts)))[::-1] if "scheduling_policy" in options else None
     counts = count_tokens(llm)
     assert facts(llm.generate(prompts, params, priority=priorities)) == facts(expected)

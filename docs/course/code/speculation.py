@@ -22,7 +22,13 @@ NGRAM = {
     "prompt_lookup_max": 5,
 }
 DRAFT = {"method": "draft_model", "num_speculative_tokens": 4}
-GUESSERS: dict[str, dict[str, Any] | None] = {"none": None, "n-gram": NGRAM, "draft": DRAFT}
+HEAD = {"method": "eagle3", "num_speculative_tokens": 4}
+GUESSERS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "n-gram": NGRAM,
+    "draft": DRAFT,
+    "EAGLE-3": HEAD,
+}
 STORY = "It was a dark and stormy night, and"
 LIST = "Monday: rain. Tuesday: sun. Wednesday: rain. Thursday: sun. Friday: rain. Monday: rain. Tue"
 CODE = """Write this function again, with the name area instead of size, and change nothing else.

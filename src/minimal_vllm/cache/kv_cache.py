@@ -38,11 +38,12 @@ def allocate_kv_cache(
     is NaN.
     """
     shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
-    caches = [LayerCache(*_zeros(shape, dtype, device)) for _ in range(groups.size)]
+    caches = [LayerCache(*zeros(shape, dtype, device)) for _ in range(groups.size)]
     return [caches[place] for place in groups.places]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU, they take memory only once they are written to."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # NumPy's zeros come from calloc: a page of RAM is taken only when a block in it is first

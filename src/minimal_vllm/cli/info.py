@@ -192,8 +192,12 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
     dtype = sizing.choose_dtype(config.dtype, model.dtype, device)
     dtype_name = str(dtype).removeprefix("torch.")
     draft_config = None if draft is None else draft.config
-    models = [model] if draft_config is None else [model, draft_config]
-    weights = sum(weight_bytes(each, dtype_name) for each in models)
+    draft_weights = draft_block = draft_token = 0
+    if draft is not None:
+        draft_weights = draft.weight_bytes(dtype_name)
+        draft_block = sizing.draft_block_bytes(config, draft.config, dtype)
+        draft_token = draft.kv_bytes_per_token(dtype_name)
+    weights = weight_bytes(model, dtype_name) + draft_weights
     loaded = replace(
         memory, free=memory.free - weights, used_by_process=memory.used_by_process + weights
     )
@@ -222,10 +226,9 @@ def _fit(name: str, config: EngineConfig, model: ModelConfig, max_model_len: int
         memory=memory.total,
         free_memory=memory.free,
         weights=weights,
-        draft_weights=weights - weight_bytes(model, dtype_name),
-        kv_per_token=sum(each.kv_bytes_per_token(dtype_name) for each in models),
-        kv_per_block=sizing.kv_block_bytes(config, model, groups, dtype)
-        + sum(sizing.draft_block_bytes(config, each, dtype) for each in models[1:]),
+        draft_weights=draft_weights,
+        kv_per_token=model.kv_bytes_per_token(dtype_name) + draft_token,
+        kv_per_block=sizing.kv_block_bytes(config, model, groups, dtype) + draft_block,
         block_size=config.block_size,
         num_blocks=num_blocks,
         windows=groups.windows,

@@ -1,6 +1,6 @@
-"""The built-in model, and a smaller draft of it with the same tokenizer.
+"""The built-in model, a smaller draft of it with the same tokenizer, and an EAGLE-3 head of it.
 
-Both are folders in the hub's format, trained by `training/train_demo_model.py`; their model cards
+They are folders in the hub's format, trained by the scripts in `training`; their model cards
 (`README.md`) say on what, and how well.
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 DEMO_MODEL_DIR: Path = Path(__file__).parent / "model"
 DEMO_MODEL_NAME = "minimal-vllm-demo"
 DRAFT_MODEL_DIR: Path = Path(__file__).parent / "draft"
+EAGLE_HEAD_DIR: Path = Path(__file__).parent / "eagle"
 
 END_OF_TURN = '"'
 """Text that ends an answer. The chat template writes a conversation as a novel's dialogue, in which

@@ -27,6 +27,7 @@ from minimal_vllm.engine.backends import (
 )
 from minimal_vllm.engine.decide import Decide, alone
 from minimal_vllm.engine.draft import find_draft, make_draft_model
+from minimal_vllm.engine.eagle import EagleFiles, load_head
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.output_processor import OutputProcessor
 from minimal_vllm.engine.parts import make_pool, make_scheduler, watch_cache
@@ -49,10 +50,13 @@ from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.divided_config import divide
 from minimal_vllm.model.divided_modules import divided
 from minimal_vllm.model.divided_weights import Share
+from minimal_vllm.model.eagle import EagleHead
+from minimal_vllm.model.eagle_config import EagleConfig
 from minimal_vllm.model.generation_config import GenerationConfig
 from minimal_vllm.model.hub import find_checkpoint, resolve_model
 from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
+from minimal_vllm.model.network import Network
 from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel, Runner
@@ -120,12 +124,14 @@ class _LoadedModel:
     attention: Attention
     memory: DeviceMemory
     """Memory of the device, measured after the weights were loaded."""
-    draft: Decoder | None
-    """The draft model, if there is one."""
+    draft: Network | None
+    """The draft model or head that guesses, if there is one."""
 
     @property
-    def draft_config(self) -> ModelConfig | None:
-        """Hyperparameters of the draft model."""
+    def draft_config(self) -> ModelConfig | EagleConfig | None:
+        """Hyperparameters of the draft model or head."""
+        if isinstance(self.draft, EagleHead):
+            return self.draft.eagle
         return None if self.draft is None else self.draft.config
 
 
@@ -197,7 +203,7 @@ def build_engine(
     groups = choose_groups(files.config, model_len)
     num_blocks, scheduler_config = _size(config, loaded, groups, model_len, ranks)
     model = _add_cache(loaded, config, groups, num_blocks)
-    draft = make_draft_model(config, scheduler_config, loaded.draft, num_blocks)
+    draft = make_draft_model(config, scheduler_config, model, loaded.draft, num_blocks)
     runner, rest = _make_runner(
         config, scheduler_config, model, draft, ranks, progress=progress, puts_off=puts_off
     )
@@ -259,8 +265,10 @@ def _load(
         config.max_num_seqs,
         most_places(config.max_num_seqs, speculative.most_guesses) if speculative else 0,
     )
-    draft_decoder = None
-    if draft is not None:
+    draft_decoder: Network | None = None
+    if isinstance(draft, EagleFiles):
+        draft_decoder = load_head(config, draft, decoder, model_len)
+    elif draft is not None:
         draft_decoder = _load_decoder(
             config, draft.checkpoint, draft.config, dtype, device, model_len, seed=config.seed + 1
         )

@@ -1,4 +1,4 @@
-"""Choosing the draft model of speculative decoding, and giving it a cache."""
+"""Choosing the draft model or head of speculative decoding, and giving it a cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,19 @@ from minimal_vllm.cache.layer_groups import group_layers
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.demo import DRAFT_MODEL_DIR
 from minimal_vllm.engine.backends import choose_attention
-from minimal_vllm.engine.sizing import check_draft_fits, choose_kv_dtype
+from minimal_vllm.engine.draft_fit import check_draft_fits
+from minimal_vllm.engine.eagle import EagleFiles, find_eagle, let_read
+from minimal_vllm.engine.sizing import choose_kv_dtype
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.eagle import EagleHead
 from minimal_vllm.model.hub import resolve_model
+from minimal_vllm.model.network import Network
+from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.speculation.draft_model import DraftModel
+from minimal_vllm.speculation.eagle_model import EagleModel
 from minimal_vllm.text.tokenizer import Tokenizer
 
 
@@ -25,11 +31,19 @@ class DraftFiles:
     checkpoint: Path
     config: ModelConfig
 
+    def weight_bytes(self, dtype: str) -> int:
+        """Return the bytes that its weights take."""
+        return weight_bytes(self.config, dtype)
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """Return the bytes that a token takes in its cache."""
+        return self.config.kv_bytes_per_token(dtype)
+
 
 def find_draft(
     config: EngineConfig, target: ModelConfig, tokenizer: Tokenizer | None, model_len: int
-) -> DraftFiles | None:
-    """Return the draft model's files, downloaded if necessary; None if no draft model guesses.
+) -> DraftFiles | EagleFiles | None:
+    """Return the files of what guesses, downloaded if necessary; None if it is no network.
 
     Args:
         config: the user's configuration.
@@ -38,11 +52,13 @@ def find_draft(
         model_len: maximum length of a request.
 
     Raises:
-        ValueError: the draft model can't guess for the target.
+        ValueError: the draft model or head can't guess for the target.
     """
     speculative = config.speculative_config
-    if speculative is None or speculative.guesser != "draft_model":
+    if speculative is None or not speculative.in_passes:
         return None
+    if speculative.guesser == "eagle3":
+        return find_eagle(config, target, model_len)
     checkpoint = resolve_model(speculative.model or str(DRAFT_MODEL_DIR), None, config.download_dir)
     draft = ModelConfig.from_checkpoint(checkpoint, None)
     check_draft_fits(checkpoint.name, draft, target, model_len)
@@ -65,15 +81,17 @@ def _check_vocabulary(checkpoint: Path, draft: ModelConfig, tokenizer: Tokenizer
 def make_draft_model(
     config: EngineConfig,
     limits: SchedulerConfig,
-    decoder: Decoder | None,
+    target: CachedModel,
+    decoder: Network | None,
     num_blocks: int,
 ) -> DraftModel | None:
-    """Give a draft model its attention and its cache, which has the pool's number of blocks.
+    """Give a draft model or head its attention and its cache, with the pool's number of blocks.
 
     Args:
         config: the user's configuration.
         limits: limits of the scheduler.
-        decoder: the draft model's network; None if there is none.
+        target: the model that it guesses for.
+        decoder: the draft model's network, or the head; None if there is none.
         num_blocks: number of KV blocks in the pool.
     """
     if decoder is None:
@@ -100,4 +118,8 @@ def make_draft_model(
         most_places(config.max_num_seqs, speculative.most_guesses) if speculative else 0,
     )
     model = CachedModel(decoder, attention, caches, groups, config.block_size, device)
-    return DraftModel(model, len(limits.windows), num_blocks, limits.max_num_batched_tokens)
+    num_groups, most_tokens = len(limits.windows), limits.max_num_batched_tokens
+    if isinstance(decoder, EagleHead) and isinstance(target.decoder, Decoder):
+        let_read(decoder, target.decoder, target.groups, num_blocks * config.block_size)
+        return EagleModel(decoder, model, num_groups, num_blocks, most_tokens)
+    return DraftModel(model, num_groups, num_blocks, most_tokens)

@@ -7,7 +7,7 @@ from minimal_vllm.runner.capture import GraphCapture
 from minimal_vllm.runner.compile import compile_in_parallel
 from minimal_vllm.runner.cuda import CudaRunner
 from minimal_vllm.runner.graphs import Graphs
-from minimal_vllm.runner.guesses import DraftSteps, GuessSteps, PlaceSteps
+from minimal_vllm.runner.guesses import DraftSteps, EagleSteps, GuessSteps, PlaceSteps
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.runner.shapes import max_recorded_tokens, most_places
 from minimal_vllm.runner.step import GpuStep
@@ -15,6 +15,7 @@ from minimal_vllm.runner.table import RowTable
 from minimal_vllm.speculation.cuda import SpeculatingCudaRunner
 from minimal_vllm.speculation.cuda_draft import CudaDraftModel
 from minimal_vllm.speculation.draft_model import DraftModel
+from minimal_vllm.speculation.eagle_model import EagleModel
 
 
 def make_cuda_runner(
@@ -64,11 +65,20 @@ def make_cuda_runner(
     _record_places(guess_steps, progress=progress)
     cuda_draft = None
     if draft is not None:
-        draft_steps = DraftSteps(_make_step(draft.model, table), capture, most)
+        draft_steps = _make_draft_steps(draft, table, capture, most)
         _record_places(draft_steps, progress=progress)
         cuda_draft = CudaDraftModel(draft, draft_steps)
         cuda_draft.warm_up()
     return SpeculatingCudaRunner(step, graphs, guess_steps, cuda_draft)
+
+
+def _make_draft_steps(
+    draft: DraftModel, table: RowTable, capture: GraphCapture | None, most: int
+) -> DraftSteps:
+    step = _make_step(draft.model, table)
+    if isinstance(draft, EagleModel):
+        return EagleSteps(draft.head, step, capture, most)
+    return DraftSteps(step, capture, most)
 
 
 def _make_step(model: CachedModel, table: RowTable) -> GpuStep:

@@ -14,7 +14,7 @@ from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
 from minimal_vllm.runner.shapes import most_places
-from minimal_vllm.speculation.interface import CheckedGuesser, Guesser, Places
+from minimal_vllm.speculation.interface import CheckedGuesser, EaglePlaces, Guesser, Places
 from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm.trace.step_record import Observer
 
@@ -86,7 +86,7 @@ def make_speculating_scheduler(
     Raises:
         ValueError: the limits leave no room for the guesses.
     """
-    most, in_passes = config.most_guesses, config.guesser == "draft_model"
+    most, in_passes = config.most_guesses, config.in_passes
     _check_guesses_fit(most, limits)
     if not on_gpu:
         return SpeculatingScheduler(limits, pool, guesser, most, in_passes=in_passes, clock=clock)
@@ -136,6 +136,8 @@ def make_guesser(config: SpeculativeConfig, vocab_size: int) -> Guesser:
     match config.guesser:
         case "draft_model":
             return Places()
+        case "eagle3":
+            return EaglePlaces()
         case "ngram":
             return CheckedGuesser(NgramGuesser(*config.lookup_lengths), vocab_size)
         case _:

@@ -12,6 +12,7 @@ from minimal_vllm.cache.memory import DEFAULT_UTILIZATION, DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.formats.gguf_file import find_gguf, read_gguf
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.eagle_config import NUM_READ, EagleConfig
 from minimal_vllm.model.gguf_config import main_type
 from minimal_vllm.model.quantization_config import Int4, Mxfp4, choose_quantization
 from minimal_vllm.model.quantized_experts import experts_format
@@ -157,11 +158,11 @@ def choose_num_blocks(
     dtype: "torch.dtype",
     memory: DeviceMemory,
     batched_tokens: int,
-    draft: ModelConfig | None = None,
+    draft: ModelConfig | EagleConfig | None = None,
 ) -> int:
     """Return the number of KV blocks: the configured number, else as many as fit into memory.
 
-    A draft model has a part of each block, and takes memory in a step too.
+    A draft model or an EAGLE-3 head has a part of each block, and takes memory in a step too.
 
     Raises:
         ValueError: not a single block fits.
@@ -174,9 +175,7 @@ def choose_num_blocks(
     block_bytes = kv_block_bytes(config, model, groups, dtype)
     if draft is not None:
         block_bytes += draft_block_bytes(config, draft, dtype)
-        activations += estimate_activations(
-            draft, dtype.itemsize, batched_tokens, config.max_num_seqs
-        )
+        activations += draft_activations(draft, dtype.itemsize, batched_tokens, config.max_num_seqs)
     return count_fitting_blocks(config, memory, activations, block_bytes)
 
 
@@ -216,44 +215,15 @@ def kv_block_bytes(
     return config.block_size * groups.size * numbers * itemsize // model.num_layers
 
 
-def draft_block_bytes(config: EngineConfig, draft: ModelConfig, dtype: "torch.dtype") -> int:
-    """Return the bytes of a KV block in a draft model's cache, over all its layers."""
+def draft_block_bytes(
+    config: EngineConfig, draft: ModelConfig | EagleConfig, dtype: "torch.dtype"
+) -> int:
+    """Return the bytes of a KV block in a draft model's or head's cache, over all its layers."""
+    if isinstance(draft, EagleConfig):
+        kv_itemsize = choose_kv_dtype(config, dtype).itemsize
+        return config.block_size * draft.bytes_per_token(dtype.itemsize, kv_itemsize)
     groups = group_layers([None] * draft.num_layers, draft.max_positions)
     return kv_block_bytes(config, draft, groups, dtype)
-
-
-def check_draft_fits(name: str, draft: ModelConfig, target: ModelConfig, model_len: int) -> None:
-    """Check that a draft model can guess for a model, and share its block tables.
-
-    Args:
-        name: name of the draft model.
-        draft: its hyperparameters.
-        target: hyperparameters of the model.
-        model_len: maximum length of a request.
-
-    Raises:
-        ValueError: it can't.
-    """
-    if draft.vocab_size != target.vocab_size:
-        raise ValueError(
-            f"the draft model {name} has a vocabulary of {draft.vocab_size:,} tokens, but the "
-            f"model has {target.vocab_size:,}: choose a draft model with the same tokenizer"
-        )
-    if draft.max_positions < model_len:
-        raise ValueError(
-            f"the draft model {name} has only {draft.max_positions} positions, but max_model_len "
-            f"is {model_len}: lower max_model_len"
-        )
-    if choose_groups(target, model_len).windows[0] is not None:
-        raise ValueError(
-            "all layers of the model have a sliding window, so a draft model can't share its block "
-            "tables: use the method ngram"
-        )
-    if choose_groups(draft, model_len).windows != (None,):
-        raise ValueError(
-            f"layers of the draft model {name} have a sliding window, so it can't share the "
-            f"model's block tables: choose one without windows, or the method ngram"
-        )
 
 
 def estimate_activations(
@@ -276,6 +246,18 @@ def estimate_activations(
     per_token = 3 * model.hidden_size + widest
     logits = SAMPLER_BYTES_PER_LOGIT * model.vocab_size * max(max_num_seqs, LOGITS_AT_A_TIME)
     return batched_tokens * per_token * itemsize + logits
+
+
+def draft_activations(
+    draft: ModelConfig | EagleConfig, itemsize: int, batched_tokens: int, max_num_seqs: int
+) -> int:
+    """Return the estimate for a draft model, or for a head and the hidden states that it reads."""
+    if not isinstance(draft, EagleConfig):
+        return estimate_activations(draft, itemsize, batched_tokens, max_num_seqs)
+    states = (2 * NUM_READ * draft.target_hidden_size + 3 * draft.layer.hidden_size) * itemsize
+    return batched_tokens * states + estimate_activations(
+        draft.layer, itemsize, batched_tokens, max_num_seqs
+    )
 
 
 def unpacked_bytes(model: ModelConfig, itemsize: int) -> int:

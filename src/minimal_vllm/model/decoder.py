@@ -1,7 +1,7 @@
 """The network: token ids in, logits out. One class covers all supported architectures."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,35 @@ from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
-from minimal_vllm.model.experts import Experts
 from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
-from minimal_vllm.model.linear import Projection, TypedParameter
+from minimal_vllm.model.linear import Projection
+from minimal_vllm.model.network import Network, allocate
 from minimal_vllm.model.rope import Rotary
 
 
-class Decoder(nn.Module):
+class Tap(Protocol):
+    """Taker of hidden states between a decoder's layers."""
+
+    @property
+    def layers(self) -> Collection[int]:
+        """Numbers of layers after which the hidden states are taken, counted from 1."""
+        ...
+
+    def within(self, num_layers: int) -> "Tap":
+        """Return a tap that launches the same kernels in a decoder of only the first layers."""
+        ...
+
+    def take(self, hidden: Mapping[int, Tensor], attend: Sequence[StepAttention]) -> None:
+        """Take a step's hidden states, before the next step overwrites them.
+
+        Args:
+            hidden: ``[T, hidden]`` by the number of layers that have computed it.
+            attend: the step's attention for each layer, which knows the tokens' cache slots.
+        """
+        ...
+
+
+class Decoder(Network):
     """Stack of decoder layers between a token embedding and an output projection.
 
     The decoder knows tokens and positions but not requests: the step's attention, an object that
@@ -39,12 +61,8 @@ class Decoder(nn.Module):
         max_positions: int | None = None,
         modules: Modules = PLAIN_MODULES,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = config.vocab_size
-        self.hidden_size = config.hidden_size
-        self.dtype = dtype
-        self.device = device
+        super().__init__(config, config.vocab_size, dtype, device)
+        self.tap: Tap | None = None
         with torch.device("meta"):  # shapes without memory, until dtype and device are set below
             self.embed_tokens = modules.embedding(
                 config.vocab_rows, config.hidden_size, config.embedding_scale
@@ -61,7 +79,7 @@ class Decoder(nn.Module):
         self.has_tied_embeddings = config.tie_word_embeddings
         if self.has_tied_embeddings:
             self.lm_head.share_weight(self.embed_tokens.weight)
-        _allocate(self, dtype, device)
+        allocate(self, dtype, device)
         self.logits_divisor, self.logits_softcap = config.logits_divisor, config.logits_softcap
         num_positions = max_positions or config.max_positions
         ropes = [config.rope_of(layer) for layer in config.layers]
@@ -72,20 +90,6 @@ class Decoder(nn.Module):
         }
         self.rotary_of_layer = [self.rotaries[rope] if rope else None for rope in ropes]
 
-    def after_loading(self, approximate: bool = False) -> None:
-        """Let each projection convert its weight; to be called once all parameters are filled.
-
-        Args:
-            approximate: whether the checkpoint's weights are quantized.
-        """
-        for module in self.modules():
-            if isinstance(module, Experts):
-                module.after_loading()
-        projections = [module for module in self.modules() if isinstance(module, Projection)]
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # PyTorch releases the GIL
-            for done in [pool.submit(each.after_loading, approximate) for each in projections]:
-                done.result()
-
     def forward(
         self,
         input_ids: Tensor,
@@ -94,62 +98,33 @@ class Decoder(nn.Module):
         attend: Sequence[StepAttention],
         wanted: Tensor | None = None,
     ) -> Tensor:
-        """Compute the final hidden states of a step's tokens, and cache their keys and values.
+        """Compute the final hidden states of a step's tokens; see ``Network.forward``.
 
-        Args:
-            input_ids: ``[T]`` int64.
-            positions: ``[T]`` int64: position of each token in its request, below
-                ``max_positions``.
-            caches: KV cache of each layer.
-            attend: the step's attention for each layer.
-            wanted: ``[N]`` int64: indices of the tokens whose hidden states are returned. Default:
-                all tokens.
-
-        Returns:
-            ``[N, hidden]``, normalized, ready for ``logits``.
+        Positions must be below ``max_positions``. The hidden states are normalized.
         """
         x, residual = self.embed_tokens.forward(input_ids), None
         rotations = {
             rotary: rotary.rotation(positions, self.dtype) for rotary in self.rotaries.values()
         }
-        last = self.layers[-1]
-        for layer, rotary, cache, attend_here in zip(
-            self.layers, self.rotary_of_layer, caches, attend, strict=True
+        last, tapped = self.layers[-1], dict[int, Tensor]()
+        for number, (layer, rotary, cache, attend_here) in enumerate(
+            zip(self.layers, self.rotary_of_layer, caches, attend, strict=True), start=1
         ):
             rotation = rotations[rotary] if rotary else None
             # Only the last layer may drop tokens: later layers need keys and values of all tokens.
             wanted_here = wanted if layer is last else None
             x, residual = layer.forward(x, residual, rotation, attend_here, cache, wanted_here)
+            if self.tap and number in self.tap.layers:
+                tapped[number] = computed(x) + residual
+        if self.tap:
+            self.tap.take(tapped, attend)
         return computed(self.norm.forward(x, residual)[0])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """Compute the logits of the next token over the whole vocabulary.
-
-        Args:
-            hidden: ``[N, hidden]``: final hidden states, from ``forward``.
-            out: ``[N, V]``, overwritten with the logits. Default: newly allocated.
-
-        Returns:
-            ``[N, V]``.
-        """
+        """Compute the logits of the next token; see ``Network.logits``."""
         logits = self.lm_head.forward(hidden, out)
         if self.logits_divisor != 1:
             logits.div_(self.logits_divisor)
         if self.logits_softcap is not None:
             logits.div_(self.logits_softcap).tanh_().mul_(self.logits_softcap)
         return logits
-
-
-def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace every parameter on the meta device by uninitialized memory; shared ones stay shared.
-
-    ``Module.to_empty`` does the same, but imports sympy, which takes 36 MB and half a second.
-    """
-    allocated: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, shaped in module.named_parameters(recurse=False):
-            if shaped not in allocated:
-                own = shaped.dtype if isinstance(shaped, TypedParameter) else dtype
-                memory = torch.empty(shaped.shape, dtype=own, device=device)
-                allocated[shaped] = nn.Parameter(memory, requires_grad=False)
-            setattr(module, name, allocated[shaped])

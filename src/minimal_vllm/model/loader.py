@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimal_vllm.formats.gguf_file import find_gguf
@@ -19,6 +19,7 @@ from minimal_vllm.model.divided_weights import Share, drop_biases_of_sums, take_
 from minimal_vllm.model.gguf_weights import gguf_tensors
 from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.multimodal import text_tensor_name
+from minimal_vllm.model.network import Network
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Matrices
 from minimal_vllm.model.quantization.weight import QuantizedWeight
@@ -109,7 +110,7 @@ def _is_quantized(tensor: StoredTensor) -> bool:
     return tensor.is_float and tensor.num_bytes < 2 * prod(tensor.shape)
 
 
-def init_random(model: Decoder, seed: int) -> None:
+def init_random(model: Network, seed: int) -> None:
     """Fill the parameters with small random numbers, and norms with ones, for benchmarks."""
     generator = torch.Generator(model.device).manual_seed(seed)
     norms = {id(module.weight) for module in model.modules() if isinstance(module, RMSNorm)}
@@ -134,16 +135,24 @@ def checkpoint_tensors(model: Decoder) -> dict[str, Tensor | Destination]:
     Together the destinations are all of the model's parameters. The rows of a fused projection are
     split among the tensors that it consists of.
     """
-    tensors: dict[str, Tensor | Destination] = {}
     family = FAMILIES[model.config.architecture]
-    for path, module in model.named_modules():
+    tensors = {
+        family.checkpoint_name(f"model.{name}"): memory
+        for name, memory in tensors_within(model).items()
+    }
+    head = tensors.pop("model.lm_head.weight")
+    return tensors if model.has_tied_embeddings else {**tensors, "lm_head.weight": head}
+
+
+def tensors_within(network: nn.Module) -> dict[str, Tensor | Destination]:
+    """Return the destinations of all tensors by their paths in the network."""
+    tensors: dict[str, Tensor | Destination] = {}
+    for path, module in network.named_modules():
         if isinstance(module, HoldsWeights):
             parent = path.rpartition(".")[0]
             for name, memory in module.checkpoint_tensors():
-                name_here = ".".join(filter(None, ["model", parent, name]))
-                tensors[family.checkpoint_name(name_here)] = memory
-    head = tensors.pop("model.lm_head.weight")
-    return tensors if model.has_tied_embeddings else {**tensors, "lm_head.weight": head}
+                tensors[".".join(filter(None, [parent, name]))] = memory
+    return tensors
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -218,15 +227,15 @@ def _matching(
 ) -> Mapping[str, StoredTensor]:
     """Return the tensors to load, or a rank's shares of them; all must match the whole model."""
     if share is None:
-        _check_match(checkpoint, stored, checkpoint_tensors(model))
+        check_match(checkpoint, stored, checkpoint_tensors(model))
         return stored
     as_stored = replace(PLAIN_MODULES, experts=modules.experts, convert=modules.convert)
     whole = Decoder(share.whole, model.dtype, torch.device("meta"), 1, as_stored)
-    _check_match(checkpoint, stored, checkpoint_tensors(whole))
+    check_match(checkpoint, stored, checkpoint_tensors(whole))
     return take_shares(stored, checkpoint_tensors(model), share, model.config)
 
 
-def _check_match(
+def check_match(
     checkpoint: Path,
     stored: Mapping[str, StoredTensor],
     destinations: Mapping[str, Tensor | Destination],

@@ -254,8 +254,8 @@ class Graphs:
         step, order = short or self._step, self._order[: shape.num_decodes]
         shared = self.shared.work(shape.num_decodes) if shape.shares else None
         located = step.decode_front(order, shared)
-        if short:  # no kernel has written the tokens, but PyTorch looks them up
-            located.tokens.zero_()
+        if short:
+            located.clear()
         step.run(located, order, self._outputs.first(shape.num_decodes))
 
     def _mixed_body(self, shape: StepShape, short: GpuStep | None = None) -> None:
@@ -264,7 +264,7 @@ class Graphs:
         shared = self.shared.work(shape.num_decodes) if self.shared.enabled else None
         located = step.mixed_front(self._inputs.of_shape(shape), shared)
         if short:
-            located.tokens.zero_()
+            located.clear()
         self.hidden[: shape.num_tokens] = step.body(located)
 
     def _mixed_head(self, count: int) -> None:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minimal_vllm.model.eagle import EagleHead
 from minimal_vllm.runner.graphs import Capture
 from minimal_vllm.runner.inputs import PENDING, InputMemory
-from minimal_vllm.runner.kernels.rows import PlaceInputs, accept
+from minimal_vllm.runner.kernels.accept import accept
+from minimal_vllm.runner.kernels.rows import PlaceInputs
 from minimal_vllm.runner.shapes import extremes_first, next_size, place_counts
 from minimal_vllm.runner.step import GpuStep, LocatedTokens, Outputs
 from minimal_vllm.step.batch import IntArray, enumerate_runs
@@ -34,6 +36,9 @@ class PlaceSteps:
         capture: recorder of the graphs. None: every step is launched kernel by kernel.
         most_places: maximum number of places in a step.
     """
+
+    behind = False
+    """Whether keys are one place behind; see ``begin_step``."""
 
     def __init__(self, step: GpuStep, capture: Capture | None, most_places: int) -> None:
         self.table = step.table
@@ -97,7 +102,12 @@ class PlaceSteps:
         return self._laid_out[1]
 
     def finish(
-        self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor
+        self,
+        order: Tensor,
+        places: PlaceInputs,
+        located: LocatedTokens,
+        hidden: Tensor,
+        tokens: Tensor,
     ) -> None:
         """Write to the table of rows what was sampled at each place.
 
@@ -105,6 +115,7 @@ class PlaceSteps:
             order: ``[N]`` int32: row of each place.
             places: the places.
             located: tokens and positions that the step computed.
+            hidden: ``[N, hidden]``: their hidden states.
             tokens: ``[N]`` int64: tokens that it sampled.
         """
         raise NotImplementedError
@@ -137,11 +148,12 @@ class PlaceSteps:
         """
         step, outputs = short or self._step, self._outputs.first(size)
         order, places = self._inputs["order"][:size], self._places.first(size)
-        located = step.decode_front(order, None, places)
-        if short:  # no kernel has written the tokens, but PyTorch looks them up
-            located.tokens.zero_()
-        step.sample(order, step.body(located), outputs, located.sampling)
-        self.finish(order, places, located, outputs.tokens)
+        located = step.decode_front(order, None, places, behind=self.behind)
+        if short:
+            located.clear()
+        hidden = step.body(located)
+        step.sample(order, hidden, outputs, located.sampling)
+        self.finish(order, places, located, hidden, outputs.tokens)
 
 
 class GuessSteps(PlaceSteps):
@@ -153,9 +165,15 @@ class GuessSteps(PlaceSteps):
         """Token and position of each place."""
 
     def finish(
-        self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor
+        self,
+        order: Tensor,
+        places: PlaceInputs,
+        located: LocatedTokens,
+        hidden: Tensor,
+        tokens: Tensor,
     ) -> None:
         """Write what each request keeps."""
+        del hidden
         self._computed[0, : len(order)] = located.tokens
         self._computed[1, : len(order)] = located.positions
         accept(self.table, order, places.offsets, located.tokens, located.positions, tokens)
@@ -171,11 +189,53 @@ class DraftSteps(PlaceSteps):
     """Steps of a draft model, which shares the table of rows. Each place guesses what follows."""
 
     def finish(
-        self, order: Tensor, places: PlaceInputs, located: LocatedTokens, tokens: Tensor
+        self,
+        order: Tensor,
+        places: PlaceInputs,
+        located: LocatedTokens,
+        hidden: Tensor,
+        tokens: Tensor,
     ) -> None:
         """Write the guesses at the tokens behind each place, to where the next step reads them."""
-        del located
+        del located, hidden
         self.table.note_guesses(order, places.offsets, tokens)
+
+
+class EagleSteps(DraftSteps):
+    """Steps of an EAGLE-3 head, whose keys are one place behind; see ``DraftSteps``.
+
+    Args:
+        head: the head, which is the network of ``step``.
+        step: see ``PlaceSteps``.
+        capture: see ``PlaceSteps``.
+        most_places: see ``PlaceSteps``.
+    """
+
+    behind = True
+
+    def __init__(
+        self, head: EagleHead, step: GpuStep, capture: Capture | None, most_places: int
+    ) -> None:
+        super().__init__(step, capture, most_places)
+        self._head = head
+
+    def finish(
+        self,
+        order: Tensor,
+        places: PlaceInputs,
+        located: LocatedTokens,
+        hidden: Tensor,
+        tokens: Tensor,
+    ) -> None:
+        """Write the guesses; see ``DraftSteps.finish``.
+
+        The head's states become what it reads of the places, unless the model has computed these.
+        """
+        super().finish(order, places, located, hidden, tokens)
+        if located.own_slots is not None:
+            padding = torch.full_like(located.own_slots, -1)
+            slots = torch.where(places.offsets >= 0, located.own_slots, padding)
+            self._head.note_states(slots, hidden)
 
 
 def count_together(num_places: IntArray, most: int) -> IntArray:

@@ -8,7 +8,7 @@ import torch
 from minimal_vllm.attention.interface import Attention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.cache.layer_groups import LayerGroups
-from minimal_vllm.model.decoder import Decoder
+from minimal_vllm.model.network import Network
 from minimal_vllm.outputs import TokenLogprobs
 from minimal_vllm.runner.failures import RankFailedError
 from minimal_vllm.sampling.sampler import Sampled
@@ -61,7 +61,7 @@ class Runner(Protocol):
 class CachedModel:
     """Decoder, attention and KV cache that a runner uses."""
 
-    decoder: Decoder
+    decoder: Network
     attention: Attention
     caches: list[LayerCache]
     """KV cache of each layer."""

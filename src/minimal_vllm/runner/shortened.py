@@ -19,10 +19,13 @@ from minimal_vllm.runner.interface import CachedModel
 def shortened(model: CachedModel) -> CachedModel:
     """Return a model of the first layers only: as many as launch all kernels of the whole model."""
     decoder = model.decoder
+    if not isinstance(decoder, Decoder):
+        return model  # an EAGLE-3 head, of one layer
     count = num_to_see([_kind(decoder, index) for index in range(len(decoder.layers))])
     short = copy(decoder)
     short._modules = {**decoder._modules, "layers": decoder.layers[:count]}  # the copy shares it
     short.rotary_of_layer = decoder.rotary_of_layer[:count]
+    short.tap = decoder.tap.within(count) if decoder.tap else None
     groups, caches = model.groups, model.caches[:count]
     return replace(
         model,

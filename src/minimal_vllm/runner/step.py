@@ -54,6 +54,14 @@ class LocatedTokens:
     """The step's attention for each layer; it knows the tokens' cache slots."""
     sampling: SamplingInputs | None = None
     """Inputs of the sampler, if the front has already looked them up."""
+    own_slots: Tensor | None = None
+    """``[T]`` int64: slots of the tokens themselves, if the others are of the tokens before."""
+
+    def clear(self) -> None:
+        """Fill in what PyTorch looks up, if no kernel of ours has written it."""
+        for looked_up in (self.tokens, self.own_slots, *(each.slots for each in self.attend)):
+            if looked_up is not None:
+                looked_up.zero_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,12 @@ class GpuStep:
     # ---- front ----------------------------------------------------------------------------------
 
     def decode_front(
-        self, order: Tensor, shared: SharedWork | None, places: PlaceInputs | None = None
+        self,
+        order: Tensor,
+        shared: SharedWork | None,
+        places: PlaceInputs | None = None,
+        *,
+        behind: bool = False,
     ) -> LocatedTokens:
         """Look up each row's token in the table, and plan attention for it.
 
@@ -131,8 +144,9 @@ class GpuStep:
             order: ``[N]`` int32: rows of the requests, in the order of the batch.
             shared: prefixes that several of the requests share; none together with places.
             places: where each row stands. Default: at the last token of its request.
+            behind: whether keys are one place behind; see ``begin_step``.
         """
-        rows = begin_step(self.table, order, self.model.block_size, places)
+        rows = begin_step(self.table, order, self.model.block_size, places, behind=behind)
         decode = self.attention.plan_decode(
             token=None,
             seq_lens=rows.seq_lens,
@@ -143,7 +157,8 @@ class GpuStep:
         )
         attend = TritonStep(slots=rows.slots[0], decode=decode, shared=shared)
         by_layer = self._by_layer(attend, rows.slots, self.table.block_tables)
-        return LocatedTokens(rows.tokens, rows.positions, by_layer, rows.sampling)
+        own_slots = rows.own_slots if behind else None
+        return LocatedTokens(rows.tokens, rows.positions, by_layer, rows.sampling, own_slots)
 
     def mixed_front(self, inputs: MixedInputs, shared: SharedWork | None) -> LocatedTokens:
         """Look up slots, and the tokens that only the table has, and plan attention.

@@ -38,8 +38,13 @@ class StepThreads:
 
     def __init__(self, model: CachedModel) -> None:
         decoder, self._on_cpu = model.decoder, model.device.type == "cpu"
-        sizes = [_size(each) for each in decoder.layers.modules() if isinstance(each, Projection)]
-        self._matrix, self._head = fmean(sizes), _size(decoder.lm_head)
+        sizes = {
+            path: _size(each)
+            for path, each in decoder.named_modules()
+            if isinstance(each, Projection)
+        }
+        self._head = sizes.pop("lm_head")
+        self._matrix = fmean(sizes.values())
         _, num_kv_heads, _, head_dim = model.caches[0].key.shape
         self._numbers_per_key = 2 * num_kv_heads * head_dim
         spins = os.environ.get("OMP_WAIT_POLICY", "passive").lower() == "active"

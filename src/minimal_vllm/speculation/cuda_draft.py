@@ -15,7 +15,6 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.speculation.draft_cache import Draft
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.rows import guessed_row
-from minimal_vllm.step.batch import build_batch
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import Request
 
@@ -112,8 +111,7 @@ class CudaDraftModel:
     def _catch_up(self, entries: list[ScheduledRequest], asking: Sequence[Draft]) -> None:
         """Compute many known tokens, and make the first guess of some requests."""
         draft, table = self._draft, self._steps.table
-        batch = build_batch(Plan(entries), draft.model.block_size, draft.num_groups)
-        logits = draft.logits(batch)
+        logits = draft.logits(entries)
         if asking:
             tokens = choose(
                 logits.float(), [guessed_row(each.entry.request, ()) for each in asking]
@@ -125,10 +123,12 @@ class CudaDraftModel:
     def warm_up(self) -> None:
         """Compute some tokens, before the cache holds any."""
         for length in WARM_UP_LENGTHS:
-            request = Request("", array("i", bytes(4 * length)), length, SamplingParams(), 0)
-            num_blocks = -(-length // self._draft.model.block_size) * self._draft.num_groups
+            tokens = array("i", bytes(4 * (1 + length)))
+            request = Request("", tokens, len(tokens), SamplingParams(), 0)
+            num_blocks = -(-len(tokens) // self._draft.model.block_size) * self._draft.num_groups
             request.block_table.extend([0] * num_blocks)
-            self._catch_up([ScheduledRequest(request, 0, length, num_logits=1)], [])
+            # From the second token on, since a head that reads hidden states begins there.
+            self._catch_up([ScheduledRequest(request, 1, length, num_logits=1)], [])
 
 
 def _rows(entries: Sequence[ScheduledRequest]) -> np.ndarray:

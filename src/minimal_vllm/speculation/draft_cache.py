@@ -5,9 +5,13 @@ and values of the same tokens in both. A draft model computes nothing for steps 
 a block may be less full in its cache, and a request that guesses again first catches up.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from minimal_vllm.step.batch import Int32Array
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.step.request import Request
 
@@ -37,12 +41,19 @@ class DraftCache:
         most_tokens: maximum number of tokens that are computed at once.
     """
 
+    keeps_guesses = True
+    """Whether what was computed for a guess is right if the guess is."""
+    places_behind = 0
+    """Number of places from a token back to what is kept of it."""
+
     def __init__(self, num_blocks: int, block_size: int, num_groups: int, most_tokens: int) -> None:
         self._block_size = block_size
         self._num_groups = num_groups
         self._most_tokens = most_tokens
-        self._filled = [0] * num_blocks
+        self._filled = array("q", bytes(8 * num_blocks))
         """Number of tokens of each block, the first ones, that are in the cache."""
+        self._filled_of = np.frombuffer(self._filled, dtype=np.int64)
+        """View of that memory, for looking up many blocks at once."""
 
     def begin(self, plan: Plan) -> list[Draft]:
         """Return a draft for each scheduled request, of as many guesses as the plan has places for.
@@ -54,11 +65,8 @@ class DraftCache:
         for entry in plan.scheduled:
             for block in entry.new_blocks:
                 self._filled[block] = 0
-            request, first = entry.request, entry.start
-            if entry.follows_guesses:  # of as many guesses as a block has tokens, at most
-                first = request.num_tokens
-                self._fill(request, max(first - self._block_size - 1, 0), first)
-            self._forget_from(request, first)
+            if self.keeps_guesses:
+                self._forget_wrong(entry)
         return [Draft(entry, len(entry.guesses)) for entry in plan.scheduled]
 
     def passes(self, drafts: list[Draft]) -> Iterator[list[ScheduledRequest]]:
@@ -73,40 +81,52 @@ class DraftCache:
         for place in range(1, max((draft.count for draft in guessing), default=0)):
             yield [self._go_on(draft) for draft in guessing if place < draft.count]
 
-    def _place_of(self, request: Request, position: int) -> tuple[int, int]:
-        """Return the block that holds a token, and the token's offset there."""
-        index, offset = divmod(position, self._block_size)
-        return request.block_table[index * self._num_groups], offset
-
-    def _has(self, request: Request, position: int) -> bool:
-        block, offset = self._place_of(request, position)
-        return self._filled[block] > offset
-
-    def _fill(self, request: Request, start: int, end: int) -> None:
-        """Note that tokens are in the cache, at least one; those before them in a block are too."""
-        size = self._block_size
-        for index in range(start // size, (end - 1) // size + 1):
-            block = request.block_table[index * self._num_groups]
-            self._filled[block] = min(end - index * size, size)
-
-    def _forget_from(self, request: Request, position: int) -> None:
-        index, offset = divmod(position, self._block_size)
+    def _forget_wrong(self, entry: ScheduledRequest) -> None:
+        """Forget guesses, of which some may have been wrong."""
+        request, first = entry.request, entry.start
+        if entry.follows_guesses:  # of as many guesses as a block has tokens, at most
+            first = request.num_tokens
+            self._fill(request, max(first - self._block_size - 1, 0), first)
+        index, offset = divmod(first, self._block_size)
         for block in request.block_table[index * self._num_groups :: self._num_groups]:
             self._filled[block] = min(self._filled[block], offset)
             offset = 0
 
+    def _blocks_of(self, request: Request) -> Int32Array:
+        """Return the blocks that the request has in the first group of layers."""
+        return np.frombuffer(request.block_table, dtype=np.int32)[:: self._num_groups]
+
+    def _first_missing(self, request: Request, end: int) -> int:
+        """Return the first of some places that is not in the cache.
+
+        Blocks of a prefix may come from several requests, so the gap may be anywhere.
+        """
+        blocks = self._blocks_of(request)[: -(-end // self._block_size)]
+        filled = self._filled_of[blocks]
+        gaps = np.flatnonzero(filled < self._block_size)
+        if not len(gaps):
+            return end
+        return min(int(gaps[0]) * self._block_size + int(filled[gaps[0]]), end)
+
+    def _fill(self, request: Request, start: int, end: int) -> None:
+        blocks = self._blocks_of(request)
+        last, offset = divmod(end - 1, self._block_size)
+        self._filled_of[blocks[start // self._block_size : last]] = self._block_size
+        self._filled_of[blocks[last]] = offset + 1
+
     def _catch_up(self, draft: Draft) -> ScheduledRequest:
         """Return the request's last known tokens, from the first that is not in the cache."""
-        request, start = draft.entry.request, draft.end - 1
-        while start and not self._has(request, start - 1):
-            start -= 1
-        self._fill(request, start, draft.end)
-        return ScheduledRequest(request, start, draft.end - start, num_logits=1)
+        request, behind = draft.entry.request, self.places_behind
+        end = draft.end - behind
+        start = min(self._first_missing(request, end), end - 1)
+        self._fill(request, start, end)
+        return ScheduledRequest(request, start + behind, end - start, num_logits=1)
 
     def _go_on(self, draft: Draft) -> ScheduledRequest:
         """Return the newest guess, as a token to compute."""
         request, position = draft.entry.request, draft.end + len(draft.guesses) - 1
-        self._fill(request, position, position + 1)
+        if self.keeps_guesses:
+            self._fill(request, position, position + 1)
         return ScheduledRequest(request, position, 1, num_logits=1, guesses=draft.guesses[-1:])
 
 

@@ -97,3 +97,21 @@ class Places:
 
     def forget(self, request: Request) -> None:
         """Do nothing: nothing is remembered."""
+
+
+class EaglePlaces(Places):
+    """Places for the guesses of an EAGLE-3 head, which reads what the model has computed.
+
+    So there are none for a request that computes several tokens, since the state before the last is
+    not there yet; nor in the step that admits it, which may compute the blocks that it shares.
+    """
+
+    def propose(
+        self, entries: Sequence[ScheduledRequest], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Return as many zeros as there may be guesses."""
+        can_guess = [
+            entry.num_new == 1 and entry.start > 0 and not entry.cached_blocks for entry in entries
+        ]
+        most = [count * able for count, able in zip(counts, can_guess, strict=True)]
+        return super().propose(entries, most)

@@ -10,26 +10,30 @@ from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig, SchedulerConfig
-from minimal_vllm.demo import DRAFT_MODEL_DIR
+from minimal_vllm.demo import DRAFT_MODEL_DIR, EAGLE_HEAD_DIR
+from minimal_vllm.engine.draft_fit import check_draft_fits, check_eagle_fits
 from minimal_vllm.engine.parts import make_pool, make_scheduler, make_speculating_scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.sizing import (
-    check_draft_fits,
     choose_batched_tokens,
     choose_groups,
     choose_model_len,
     choose_scheduler_config,
     count_fitting_blocks,
+    draft_activations,
     estimate_activations,
     unpacked_bytes,
 )
 from minimal_vllm.model.config import ModelConfig
+from minimal_vllm.model.eagle_config import EagleConfig
+from minimal_vllm.model.hub import resolve_model
 from minimal_vllm.model.quantization_config import choose_quantization
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.routing import ROUTERS
 from minimal_vllm.speculation.draft_cache import DraftCache
-from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.eagle_cache import EagleCache
+from minimal_vllm.speculation.interface import EaglePlaces, Places
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import Achieved, SimulationConfig
@@ -107,7 +111,8 @@ class Design:
         speculative = self.engine.speculative_config
         if speculative is None:
             return make_scheduler(self.engine, limits, pool)
-        return make_speculating_scheduler(speculative, limits, pool, Places(), clock, on_gpu=True)
+        places = EaglePlaces() if speculative.guesser == "eagle3" else Places()
+        return make_speculating_scheduler(speculative, limits, pool, places, clock, on_gpu=True)
 
     def _make_guesses(self) -> DrawnGuesses | None:
         if not self.acceptance:
@@ -115,7 +120,9 @@ class Design:
         if self.draft_costs is None:
             return DrawnGuesses(self.acceptance, self.seed)
         limits = self.scheduler_config
-        cache = DraftCache(
+        speculative = self.engine.speculative_config
+        is_head = speculative is not None and speculative.guesser == "eagle3"
+        cache = (EagleCache if is_head else DraftCache)(
             self.num_blocks, limits.block_size, len(limits.windows), limits.max_num_batched_tokens
         )
         return DraftGuesses(self.acceptance, self.seed, self.draft_costs, cache)
@@ -165,15 +172,21 @@ def make_design(config: SimulationConfig) -> Design:
         acceptance=_acceptance(config),
         seed=config.traffic.seed,
         draft_costs=RooflineCostModel(
-            draft, gpu, _of_passes(config.achieved), itemsize, kv_itemsize
+            draft.as_model if isinstance(draft, EagleConfig) else draft,
+            gpu,
+            _of_passes(config.achieved),
+            itemsize,
+            kv_itemsize,
         )
         if draft
         else None,
     )
 
 
-def _read_draft(config: SimulationConfig, model: ModelConfig, model_len: int) -> ModelConfig | None:
-    """Return the shape of the draft model; None if no draft model guesses.
+def _read_draft(
+    config: SimulationConfig, model: ModelConfig, model_len: int
+) -> ModelConfig | EagleConfig | None:
+    """Return the shape of the draft model or head; None if neither guesses.
 
     Raises:
         ValueError: If it can't guess for the model, or its passes can't be simulated.
@@ -181,20 +194,31 @@ def _read_draft(config: SimulationConfig, model: ModelConfig, model_len: int) ->
     speculative = config.engine.speculative_config
     if speculative is None or speculative.guesser == "ngram":
         return None
-    if speculative.guesser != "draft_model":
+    if not speculative.in_passes:
         raise ValueError(
             f"the simulator draws by acceptance_rate whether guesses are right, and does not call "
-            f"{speculative.guesser}: set the method to ngram, or to draft_model"
+            f"{speculative.guesser}: set the method to ngram, draft_model or eagle3"
         )
     if config.fleet.cost_model:
         raise ValueError(
             "a fitted cost_model doesn't tell a draft model's passes from the rest of a step: "
             "leave out cost_model, or use the method ngram"
         )
+    if speculative.guesser == "eagle3":
+        return _read_head(config.engine, speculative.model, model, model_len)
     name = speculative.model or str(DRAFT_MODEL_DIR)
     draft = read_model_shape(name, None, config.engine.download_dir)
     check_draft_fits(Path(name).name, draft, model, model_len)
     return draft
+
+
+def _read_head(
+    engine: EngineConfig, name: str | None, model: ModelConfig, model_len: int
+) -> EagleConfig:
+    folder = resolve_model(name or EAGLE_HEAD_DIR, None, engine.download_dir, weights=False)
+    head = EagleConfig.from_checkpoint(folder)
+    check_eagle_fits(folder.name, head, model, model_len)
+    return head
 
 
 def _acceptance(config: SimulationConfig) -> Sequence[float]:
@@ -277,17 +301,20 @@ def _count_blocks(
     itemsize: int,
     kv_itemsize: int,
     batched_tokens: int,
-    draft: ModelConfig | None,
+    draft: ModelConfig | EagleConfig | None,
 ) -> int:
-    models = [model, *([draft] if draft else [])]
-    used = sum(weight_bytes(each, "float16") for each in models) + CONTEXT_BYTES
-    memory = DeviceMemory("cuda", total=gpu.memory, free=gpu.memory - used, used_by_process=used)
-    activations = sum(
-        estimate_activations(each, itemsize, batched_tokens, engine.max_num_seqs) for each in models
-    )
+    used = weight_bytes(model, "float16") + CONTEXT_BYTES
+    activations = estimate_activations(model, itemsize, batched_tokens, engine.max_num_seqs)
     activations += unpacked_bytes(model, itemsize)
     bytes_per_layer = kv_bytes_per_token(model, kv_itemsize) // model.num_layers
     block_bytes = engine.block_size * groups.size * bytes_per_layer
     if draft is not None:
+        activations += draft_activations(draft, itemsize, batched_tokens, engine.max_num_seqs)
+    if isinstance(draft, EagleConfig):
+        used += draft.weight_bytes("float16")
+        block_bytes += engine.block_size * draft.bytes_per_token(itemsize, kv_itemsize)
+    elif draft is not None:
+        used += weight_bytes(draft, "float16")
         block_bytes += engine.block_size * kv_bytes_per_token(draft, kv_itemsize)
+    memory = DeviceMemory("cuda", total=gpu.memory, free=gpu.memory - used, used_by_process=used)
     return count_fitting_blocks(engine, memory, activations, block_bytes)

@@ -20,6 +20,7 @@ from minimal_vllm.cache.layer_groups import NO_BLOCK
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import BuiltEngine
 from minimal_vllm.engine.watched_experts import unwatched
+from minimal_vllm.model.eagle import untapped
 from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.sampling.sampler import apply_rules, filter_logits
 from minimal_vllm.step.request import Request
@@ -193,7 +194,7 @@ class TokenLens:
         attention = [WatchedAttention(position, model.device) for _ in caches]
         token = torch.tensor([request.token_ids[position]], device=model.device)
         place = torch.tensor([position], device=model.device)
-        with unwatched(model.decoder):
+        with unwatched(model.decoder), untapped(model.decoder):
             hidden = model.decoder.forward(token, place, caches, attention)
         return attention, model.decoder.logits(hidden)[0].float()
 

@@ -1,14 +1,18 @@
 """Speculative decoding in the simulator: luck, and the time and memory that guessing takes."""
 
+import json
 from array import array
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.gpu_eagle import head_shape
 from minimal_vllm.cache.memory import DeviceMemory
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine import sizing
+from minimal_vllm.model.eagle_config import EagleConfig
 from minimal_vllm.speculation.draft_cache import DraftCache
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.trace.step_record import RequestRecord, ScheduledRecord, StepRecord
@@ -18,7 +22,7 @@ from minimal_vllm_lab.sim.config import GuessingConfig, SimulationConfig, Synthe
 from minimal_vllm_lab.sim.guesses import DraftGuesses, DrawnGuesses, is_lucky, read_rates
 from minimal_vllm_lab.sim.hardware import CONTEXT_BYTES
 from minimal_vllm_lab.sim.job import Job, make_request
-from minimal_vllm_lab.sim.presets import read_model_shape
+from minimal_vllm_lab.sim.presets import PRESETS, read_model_shape
 from minimal_vllm_lab.sim.simulation import make_design, simulate
 from tests.lab.sim.simulated import COSTS
 from tests.trace.records import FACTS
@@ -42,7 +46,7 @@ def run(*arguments, **options):
 
 def entry(number=0, num_guesses=3, start=20):
     request = make_request(Job(0.0, array("i", range(start + 1)), 50), number)
-    request.block_table = [4 * number, 4 * number + 1, 4 * number + 2]
+    request.block_table = array("i", range(4 * number, 4 * number + 3))
     return ScheduledRequest(
         request, start, 1 + num_guesses, 1 + num_guesses, guesses=[0] * num_guesses
     )
@@ -108,6 +112,31 @@ def test_a_draft_model_takes_the_memory_that_the_engine_gives_it():
     memory = DeviceMemory("cuda", total, total - used, used)
     expected = sizing.choose_num_blocks(
         chosen.engine, design.model, groups, torch.bfloat16, memory, 8192, draft
+    )
+    assert design.num_blocks == expected < make_design(config()).num_blocks
+
+
+@pytest.fixture
+def head(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(head_shape(PRESETS["qwen3-8b"])))
+    return {"method": "eagle3", "model": str(tmp_path), "num_speculative_tokens": 4}
+
+
+def test_a_head_takes_less_time_than_a_draft_model(head):
+    free, read, drafted = (run(each, acceptance_rate=0.8) for each in (NGRAM, head, DRAFT))
+    assert 1.02 * free.duration < read.duration < drafted.duration
+
+
+def test_a_head_takes_the_memory_that_the_engine_gives_it(head):
+    chosen = config(head, acceptance_rate=0.5)
+    design = make_design(chosen)
+    own = EagleConfig.from_checkpoint(Path(head["model"]))
+    used = 2 * (design.model.num_parameters + own.num_parameters) + CONTEXT_BYTES
+    total = 141 * 2**30
+    groups = sizing.choose_groups(design.model, design.scheduler_config.max_model_len)
+    memory = DeviceMemory("cuda", total, total - used, used)
+    expected = sizing.choose_num_blocks(
+        chosen.engine, design.model, groups, torch.bfloat16, memory, 8192, own
     )
     assert design.num_blocks == expected < make_design(config()).num_blocks
 

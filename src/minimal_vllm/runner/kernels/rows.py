@@ -12,7 +12,6 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.runner.table import (
-    BEFORE,
     FIRST_BLOCK,
     MIN_P,
     POSITION,
@@ -25,7 +24,6 @@ from minimal_vllm.runner.table import (
     RowTable,
 )
 from minimal_vllm.sampling.kernels.sample import SamplingInputs
-from minimal_vllm.sampling.row import NO_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,9 @@ class RowInputs:
     """``[N]`` int32: number of tokens in the cache, these included; 0 for padding."""
     sampling: SamplingInputs
     """Inputs of the sampler."""
+    own_slots: Tensor
+    """``[N]`` int64: slots of the tokens themselves in the first group; negative for padding.
+    Without ``behind``, they are ``slots[0]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,12 @@ class PlaceInputs:
 
 
 def begin_step(
-    table: RowTable, order: Tensor, block_size: int, places: PlaceInputs | None = None
+    table: RowTable,
+    order: Tensor,
+    block_size: int,
+    places: PlaceInputs | None = None,
+    *,
+    behind: bool = False,
 ) -> RowInputs:
     """Look up the inputs of a step for some rows of the table.
 
@@ -83,19 +89,22 @@ def begin_step(
         block_size: number of tokens per block.
         places: where each row stands. Default: at the last token of its request. With places,
             ``seq_lens`` is 0 where ``counts`` is.
+        behind: whether positions, slots and lengths are those of the tokens before, where an
+            EAGLE-3 head has its keys.
     """
     n = len(order)
     tokens, positions, seeds, output_indices, top_p = order.new_empty(5, n, dtype=torch.int64)
     slots = order.new_empty(table.num_groups, n, dtype=torch.int64)
+    own_slots = order.new_empty(n, dtype=torch.int64) if behind else slots[0]
     seq_lens, top_k, temperature, min_p = order.new_empty(4, n)
     _begin_kernel[(triton.cdiv(n, 32),)](
         table.cells, table.cells.stride(0), order,
         places.offsets if places else order,
         places.tokens if places else order,
         places.counts if places else order,
-        tokens, positions, slots, seq_lens,
+        tokens, positions, slots, own_slots, seq_lens,
         temperature, seeds, output_indices, top_k, top_p, min_p, n, block_size, table.num_blocks,
-        table.first_guess, PLACES=places is not None, TOKEN=TOKEN, POSITION=POSITION,
+        table.first_guess, PLACES=places is not None, BEHIND=behind, TOKEN=TOKEN, POSITION=POSITION,
         PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE, SEED=SEED, TOP_K=TOP_K,
         MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK, GROUPS=table.num_groups,
         BLOCK=32, num_warps=1, **launch_options(order),
@@ -108,14 +117,14 @@ def begin_step(
         top_p=top_p.view(torch.float64),
         min_p=min_p.view(torch.float32),
     )
-    return RowInputs(tokens, positions, slots, seq_lens, sampling)
+    return RowInputs(tokens, positions, slots, seq_lens, sampling, own_slots)
 
 
 @triton.jit(
     do_not_specialize=["n", "first_guess"],
     do_not_specialize_on_alignment=[
         *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "output_indices"),
-        *("top_k", "top_p", "min_p", "offsets", "given", "counts"),
+        *("top_k", "top_p", "min_p", "offsets", "given", "counts", "own_slots"),
     ],
 )
 def _begin_kernel(
@@ -128,6 +137,7 @@ def _begin_kernel(
     tokens,
     positions,
     slots,
+    own_slots,
     seq_lens,
     temperature,
     seeds,
@@ -140,6 +150,7 @@ def _begin_kernel(
     num_blocks,
     first_guess,
     PLACES: tl.constexpr,
+    BEHIND: tl.constexpr,
     TOKEN: tl.constexpr,
     POSITION: tl.constexpr,
     PROMPT_LENGTH: tl.constexpr,
@@ -169,6 +180,12 @@ def _begin_kernel(
         known = tl.load(given + index, mask=is_real, other=0)
         token = tl.where(known >= 0, known, tl.where(offset == 0, token, guess))
         is_counted = tl.load(counts + index, mask=is_real, other=0) > 0
+    output_index = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
+    tl.store(output_indices + index, output_index.to(tl.int64), mask=exists)
+    if BEHIND:
+        own_slot = _slot_of(row, position, block_size, is_real, FIRST_BLOCK)
+        tl.store(own_slots + index, own_slot, mask=exists)
+        position -= 1
     for group in tl.static_range(GROUPS):
         table = row + group * num_blocks
         slot = _slot_of(table, position, block_size, is_real, FIRST_BLOCK)
@@ -181,8 +198,6 @@ def _begin_kernel(
     tl.store(top_k + index, tl.load(row + TOP_K, mask=is_real, other=0), mask=exists)
     tl.store(min_p + index, tl.load(row + MIN_P, mask=is_real, other=0), mask=exists)
     tl.store(top_p + index, _load_two(row + TOP_P, is_real), mask=exists)
-    output_index = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
-    tl.store(output_indices + index, output_index.to(tl.int64), mask=exists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,85 +329,3 @@ def _end_kernel(
     is_real = position >= 0
     tl.store(row + TOKEN, tl.load(tokens + index, mask=is_real, other=0).to(tl.int32), mask=is_real)
     tl.store(row + POSITION, position + 1, mask=is_real)
-
-
-def accept(
-    table: RowTable,
-    order: Tensor,
-    offsets: Tensor,
-    guesses: Tensor,
-    positions: Tensor,
-    sampled: Tensor,
-) -> None:
-    """Write the last token that each row keeps, the one before it, and the row's new position.
-
-    A request keeps the tokens up to the first that is not the guess at the next place; see
-    ``count_kept`` in ``speculation/rows.py``. Called again with other tokens, for the same
-    inputs, it overwrites what it wrote.
-
-    Args:
-        table: the table that holds the rows.
-        order: ``[N]`` int32: indices of the rows, those of a request one after the other.
-        offsets: ``[N]`` int32: see ``PlaceInputs``.
-        guesses: ``[N]`` int64: token at each place, a guess if its offset is above 0.
-        positions: ``[N]`` int64: position of each place in its request.
-        sampled: ``[N]`` int64: the token that was sampled at each place.
-    """
-    n = len(order)
-    _accept_kernel[(triton.cdiv(n, 128),)](
-        table.cells, table.cells.stride(0), order, offsets, guesses, positions, sampled, n,
-        table.padding_row, table.first_guess + BEFORE,
-        NO_TOKEN=NO_TOKEN, TOKEN=TOKEN, POSITION=POSITION, BLOCK=128, **launch_options(order),
-    )  # fmt: skip
-
-
-@triton.jit(
-    do_not_specialize=["n", "padding_row", "before"],
-    do_not_specialize_on_alignment=["offsets", "guesses", "positions", "sampled"],
-)
-def _accept_kernel(
-    cells,
-    width,
-    order,
-    offsets,
-    guesses,
-    positions,
-    sampled,
-    n,
-    padding_row,
-    before,
-    NO_TOKEN: tl.constexpr,
-    TOKEN: tl.constexpr,
-    POSITION: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    wait_for_previous(EARLY)
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    table_row = tl.load(order + index, mask=index < n, other=padding_row)
-    is_real = table_row != padding_row
-    offset = tl.load(offsets + index, mask=is_real, other=0)
-    is_kept = is_real
-    for back in range(tl.max(offset)):
-        holds = _holds(offsets, guesses, sampled, index - back, n, NO_TOKEN)
-        is_kept = is_kept & (holds | (back >= offset))
-    is_last = is_kept & ~_holds(offsets, guesses, sampled, index + 1, n, NO_TOKEN)
-    row = cells + table_row.to(tl.int64) * width
-    token = tl.load(sampled + index, mask=is_last, other=0)
-    computed = tl.load(guesses + index, mask=is_last, other=0)
-    position = tl.load(positions + index, mask=is_last, other=0)
-    tl.store(row + TOKEN, token.to(tl.int32), mask=is_last)
-    tl.store(row + before, computed.to(tl.int32), mask=is_last)
-    tl.store(row + POSITION, (position + 1).to(tl.int32), mask=is_last)
-
-
-@triton.jit
-def _holds(offsets, guesses, sampled, place, n, NO_TOKEN: tl.constexpr):
-    """Return whether a guess is the token that was sampled before it, and a token follows it."""
-    exists = (place > 0) & (place < n)
-    offset = tl.load(offsets + place, mask=exists, other=0)
-    is_guess = exists & (offset > 0)
-    guess = tl.load(guesses + place, mask=is_guess, other=0)
-    before = tl.load(sampled + place - 1, mask=is_guess, other=0)
-    following = tl.load(sampled + place, mask=is_guess, other=0)
-    return is_guess & (guess == before) & (following != NO_TOKEN)
