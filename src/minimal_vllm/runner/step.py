@@ -58,10 +58,11 @@ class LocatedTokens:
     """``[T]`` int64: slots of the tokens themselves, if the others are of the tokens before."""
 
     def clear(self) -> None:
-        """Fill in what PyTorch looks up, if no kernel of ours has written it."""
-        for looked_up in (self.tokens, self.own_slots, *(each.slots for each in self.attend)):
-            if looked_up is not None:
-                looked_up.zero_()
+        """Fill in what PyTorch looks up, if no kernel of ours has written it: all is padding."""
+        self.tokens.zero_()
+        for slots in (self.own_slots, *(each.slots for each in self.attend)):
+            if slots is not None:
+                slots.fill_(-1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ each of their places, and keeps the guesses up to the first that was not sampled
 several tokens, and they are the same as without guesses.
 
 Read in this order: ``interface``, ``ngram``, ``pace``, ``allowance``, ``rows``, ``runner``,
-``draft_cache``, ``draft_model``.
+``draft_cache``, ``draft_model``, ``eagle_cache``, ``eagle_model``.
 
 Sources: Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding",
 ICML 2023; Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling",
