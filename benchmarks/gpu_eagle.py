@@ -110,7 +110,7 @@ def main(model: str, requests: tuple[int, ...], right: float, tokens: int, folde
     speedups = compare(llm, plain, requests, tokens * 2)
     let_head_count(head_of(llm), llm.built.model.decoder, 0.0)
     wrong = compare(llm, plain, requests, tokens * 2)
-    print_costs(costs)
+    print_costs("Steps in which all requests have guesses, all right", costs)
     print_speedups(f"Guesses that are right with probability {right}", "requests", speedups)
     print_speedups("Guesses that are always wrong", "requests", wrong)
     results = {"model": model, "gpu": torch.cuda.get_device_name(), "right": right}
