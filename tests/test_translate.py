@@ -13,13 +13,14 @@ pytest.importorskip("triton")
 TESTS = [
     "tests/attention/test_kernels.py",
     "tests/model/test_experts.py",
+    "tests/model/test_triton_modules.py",
     "tests/model/test_triton_weights.py",
     "tests/speculation/test_cuda.py",
 ]
 SOME = (
     "softcap or shared_beginning or (biases_clamp and not sizes2) or few_tokens_as_if or "
     "guesses_have or what_the_gpu_keeps or unpacked_to_memory or experts_in_fp8 or times_fp8 or "
-    "4_bits"
+    "4_bits or few_tokens_times"
 )
 """Tests of each of the kernels of attention, experts and guesses, with all options."""
 
@@ -38,6 +39,7 @@ def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gp
         *("_grouped_fragments_kernel", "_dequantize_kernel", "_grouped_fp8_kernel"),
         *(
             "_matvec_kernel",
+            "_few_rows_kernel",
             "_int4_matvec_kernel",
             "_int4_product_kernel",
             "_int4_dequantize_kernel",
