@@ -121,8 +121,7 @@ class BlockManager:
     def drop_surplus(self, request: Request) -> int:
         """Release the last blocks that the computed tokens don't need, and return their number."""
         needed = self.config.blocks_for(request.num_computed_tokens) * self.num_groups
-        surplus = request.block_table[needed:]
-        self.pool.release(surplus)
+        self.pool.release(surplus := request.block_table[needed:])
         del request.block_table[needed:]
         return len(surplus)
 

@@ -133,8 +133,7 @@ class Engine:
         """Compute one step, and return the new outputs of its requests.
 
         With asynchronous scheduling, the next step is launched before this one's tokens are
-        fetched: while the GPU runs, the CPU plans the next step and makes outputs. A plan that
-        needs these tokens is made after them, and before the caller handles the outputs.
+        fetched, or right after if it needs them. While it runs, the CPU plans and makes outputs.
 
         Raises:
             ValueError: the scheduler returned an empty plan although requests are waiting.

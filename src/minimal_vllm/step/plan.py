@@ -53,7 +53,7 @@ class ScheduledRequest:
     """Whether the step before, still in flight, has guesses for the request. Then ``start`` is as
     if all of them held; it is corrected when the scheduler learns how many do."""
     num_freed_blocks: int = 0
-    """Blocks, the last of the table, released after the step: only wrong guesses were in them."""
+    """Number of blocks, the last ones, that were released because only wrong guesses were there."""
     passed_blocks: Sequence[int] = ()
     """Blocks that were released after the step, because the layers' windows have passed them."""
 
