@@ -307,7 +307,7 @@ def _group(drawing: Drawing, top: float) -> None:
     group = (0.031, -0.052, 0.0437, 0.012, -0.02, 0.068, -0.061, 0.004, 0.05, -0.034, 0.023, -0.007)
     highest, lowest = max(group), min(group)
     scale, first, gap = (highest - lowest) / 15, top + 12, 8
-    drawing.text(4, top, "a group of weights, and its 16 levels: scale = range / 15", "strong")
+    drawing.text(4, top, "a group of weights, 16 levels: scale = range / 15", "strong")
     for level in range(16):
         drawing.line([(70, first + level * gap), (356, first + level * gap)], "faint")
     for index, weight in enumerate(group):

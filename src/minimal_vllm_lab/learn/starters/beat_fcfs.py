@@ -21,8 +21,8 @@ so it is no key.
 
 How it is checked: first like any scheduler (``minimal-vllm check --scheduler``), and then in the
 simulator: Qwen3-8B on an H100, 10 requests per second, 3,000 prompt tokens on average with a long
-tail. All requests must finish, and the 99th percentile of the time to first token must be at least
-10 % below that of first come, first served.
+tail. All requests must finish, with whole prompts and whole answers, and the 99th percentile of the
+time to first token must be at least 10 % below that of first come, first served.
 
     minimal-vllm learn check beat-fcfs
     minimal-vllm learn check beat-fcfs --leaderboard board.json --as YOUR-NAME
