@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         LlamaCpp(
             f"llama.cpp {name}", options.package, files[name], options.threads, options.cpu_time
         )
-        for name in TYPES
+        for name in options.types
     ]
     ours = [
         OurEngine("ours", files["BF16"], options.cpu_time),
@@ -290,6 +290,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--step-tokens", type=int, default=16, help="steps per measurement")
     parser.add_argument("--only", nargs="*", help="names of the workloads to run [default: all]")
+    parser.add_argument(
+        "--types", nargs="*", choices=TYPES, default=TYPES, help="llama.cpp's types [default: all]"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     return parser.parse_args(arguments)
