@@ -71,6 +71,40 @@ async def stream(client, url, num_tokens, begun=None):
     return "whole"
 
 
+async def complete(client, url, num_tokens):
+    """How a request without streaming ended; see ``stream``."""
+    body = {**BODY, "stream": False, "max_tokens": num_tokens}
+    try:
+        response = await client.post(f"{url}/v1/completions", json=body)
+    except httpx2.TimeoutException:
+        raise
+    except httpx2.TransportError:
+        return "cut"
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
+        return "told"
+    assert response.json()["usage"]["completion_tokens"] == num_tokens
+    return "whole"
+
+
+async def at_random(server, chance, act):
+    """The ends of requests that come one after the other, while something happens at some time."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx2.AsyncClient(timeout=PATIENCE, limits=limits) as client:
+
+        async def come():
+            await asyncio.sleep(chance.uniform(0, 1))
+            send = chance.choice((stream, complete))
+            return await send(client, server.url, chance.randint(1, 150))
+
+        async def happen():
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            act()
+
+        *ends, _ = await asyncio.gather(*(come() for _ in range(2 * NUM_CLIENTS)), happen())
+        return ends
+
+
 async def under_load(server, num_tokens, act):
     """The ends of some streams, while something happens once all have begun."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
@@ -146,6 +180,31 @@ def test_http_processes_that_are_killed_are_replaced_and_the_others_clients_noti
         status, log = server.wait()
         assert status == 0
         assert log.count("another is started") == 2
+        assert_nothing_is_left(server, children)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_is_killed_whenever_each_client_hears_of_it(seed):
+    """Signals meet requests that connect, wait, stream or end, and processes that start anew."""
+    chance = random.Random(seed)
+    with process("--api-server-count=2") as server:
+        engine, _ = processes(server)
+        for _ in range(3):
+            _, children = processes(server)
+            victims = chance.sample(children, chance.randint(1, len(children)))
+
+            def kill(victims=victims):
+                for victim in victims:
+                    victim.kill()
+
+            ends = asyncio.run(at_random(server, chance, kill))
+            assert set(ends) <= {"whole", "cut"}
+            wait_for(lambda: len(engine.children()) == 2)
+            assert_idle(server)
+        _, children = processes(server)
+        ends = asyncio.run(at_random(server, chance, engine.kill))
+        assert len(ends) == 2 * NUM_CLIENTS
+        assert server.wait()[0] == -signal.SIGKILL
         assert_nothing_is_left(server, children)
 
 
