@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.packed_linear import can_pack
+from minimal_vllm.model.linear import Linear
+from minimal_vllm.model.packed_linear import PackedLinear, can_pack
 from minimal_vllm.model.supported import DTYPE_BYTES
 from minimal_vllm.model.weight_bytes import idle_expert_bytes, weight_bytes
 from minimal_vllm.trace.step_record import StepRecord
@@ -25,17 +26,20 @@ class MachineRates:
     bytes_per_second: float
     """Rate of a large copy. Bytes read and bytes written both count."""
     flops_per_second: float
-    """Rate of a large matrix product."""
+    """Rate of a large product with weights."""
 
 
 def measure_rates(dtype: torch.dtype) -> MachineRates:
-    """Measure a copy and a matrix product, each as the best of several attempts."""
+    """Measure a copy and the model's kind of product, each as the best of several attempts."""
     source = torch.ones(COPIED_BYTES // dtype.itemsize, dtype=dtype)
     target = torch.empty_like(source)
+    projection = (PackedLinear if can_pack(dtype) else Linear)(ROWS, {"square": ROWS}, False)
+    projection.to(dtype).weight.fill_(1)
+    projection.after_loading(approximate=False)
     square = torch.ones(ROWS, ROWS, dtype=dtype)
     return MachineRates(
         bytes_per_second=2 * COPIED_BYTES / _best_seconds(lambda: target.copy_(source)),
-        flops_per_second=2 * ROWS**3 / _best_seconds(lambda: square @ square),
+        flops_per_second=2 * ROWS**3 / _best_seconds(lambda: projection.multiply(square)),
     )
 
 
