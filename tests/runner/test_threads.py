@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.attention import tiled_step
+from minimal_vllm.device.threads import OneThread
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.runner import threads
 from minimal_vllm.server import run
@@ -59,9 +61,7 @@ def test_a_prompt_takes_all_threads_and_a_single_token_one(used):
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_long_contexts_and_large_vocabularies_take_all_threads_for_their_own_part(
-    used, monkeypatch
-):
+def test_a_large_vocabulary_takes_all_threads_for_the_logits_alone(used, monkeypatch):
     llm = LLM(device="cpu")
     runner = llm.engine._runner
     monkeypatch.setattr(runner._threads, "_head", threads.WORTH_WAKING)
@@ -69,23 +69,51 @@ def test_long_contexts_and_large_vocabularies_take_all_threads_for_their_own_par
     assert used == [("forward", 1), ("logits", 3)]
     del used[:]
     monkeypatch.setattr(runner._threads, "_head", 1)
-    monkeypatch.setattr(threads, "ATTENDING", threads.WORTH_WAKING)
+    monkeypatch.setattr(runner._threads, "_matrix", threads.WORTH_WAKING)
     generate(llm, SHORT)
     assert used == [("forward", 3), ("logits", 1)]
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_threads_that_spin_share_less_work(monkeypatch):
+def test_threads_that_spin_share_smaller_work(monkeypatch):
     sleeping = LLM(device="cpu").engine._runner._threads
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     spinning = LLM(device="cpu").engine._runner._threads
-    work = threads.WORTH_SHARING
     for chosen, expected in ((sleeping, 1), (spinning, 3)):
-        with chosen._for_work(work):
+        monkeypatch.setattr(chosen, "_matrix", threads.WORTH_SHARING / 10)
+        with chosen.for_layers(2):
             assert torch.get_num_threads() == expected
-        with pytest.raises(ZeroDivisionError), chosen._for_work(work - 1):
-            torch.get_num_threads() / (torch.get_num_threads() - 1)
         assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_all_threads_compute_again_after_an_error():
+    with pytest.raises(ZeroDivisionError), OneThread(alone=True):
+        torch.get_num_threads() / (torch.get_num_threads() - 1)
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(("policy", "expected"), [("passive", 1), ("active", 3)])
+def test_attention_of_single_tokens_is_computed_by_one_thread_unless_others_spin(
+    monkeypatch, policy, expected
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    llm = LLM(device="cpu")
+    monkeypatch.setattr(llm.engine._runner._threads, "_matrix", threads.WORTH_WAKING)
+    seen, attend = set(), tiled_step.TiledStep._attend
+
+    def watched(self, q, *arguments):
+        tokens = "one" if q.shape[1] == 1 else "several"
+        seen.add((tokens, torch.get_num_threads()))
+        return attend(self, q, *arguments)
+
+    monkeypatch.setattr(tiled_step.TiledStep, "_attend", watched)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    for prompts in ([LONG], [LONG, SHORT]):
+        seen.clear()
+        llm.generate(prompts, params, use_tqdm=False)
+        assert seen == {("one", expected), ("several", 3)}
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.online_softmax import OnlineSoftmax
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.device.threads import OneThread, threads_spin
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class TiledStep:
         self._scratch = scratch
         self._num_kv_heads = num_kv_heads
         self._block_size = block_size
+        self._sleeps = not threads_spin()
 
     @cached_property
     def cache_rows(self) -> Tensor:
@@ -116,13 +118,17 @@ class TiledStep:
         """Compute attention over the cache; see ``StepAttention``."""
         groups = self._groups[options.window]
         if len(q) == 1:
-            return self._attend(q[None], cache, groups[0], options)
+            with OneThread(self._sleeps):
+                return self._attend(q[None], cache, groups[0], options)
         out = torch.empty_like(q)
         for group in groups:
             tokens = group.tokens.view(-1)
             queries = q.index_select(0, tokens).view(*group.tokens.shape, *q.shape[1:])
+            # A round of single tokens is so short that it isn't worth waking sleeping threads.
+            with OneThread(self._sleeps and group.tokens.shape[1] == 1):
+                attended = self._attend(queries, cache, group, options)
             # A short tile's repeated tokens write the same result to the same row again.
-            out.index_copy_(0, tokens, self._attend(queries, cache, group, options))
+            out.index_copy_(0, tokens, attended)
         return out
 
     def _attend(

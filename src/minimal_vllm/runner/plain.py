@@ -43,7 +43,7 @@ class PlainRunner:
         """Compute the whole step before returning."""
         batches = build_batches(plan, self._model.block_size, self._model.groups.number)
         batch = batches[0]
-        with self._threads.for_layers(batch):
+        with self._threads.for_layers(len(batch.input_ids)):
             hidden, last = self._forward(batches)
         with self._threads.for_logits(len(last)):
             sampled = self.sample(self._model.decoder.logits(last), plan)
