@@ -131,7 +131,7 @@ def test_a_server_loads_its_model_on_a_cpu_in_a_thread_that_ends(monkeypatch):
             seen.append(threading.current_thread())
             raise ValueError("no such model")
 
-    monkeypatch.setattr(run, "LLM", Fails)
+    monkeypatch.setattr(run, "ServedLLM", Fails)
     with pytest.raises(ValueError, match="no such model"):
         run.load_engine(ServerConfig(), None, device="cpu")
     (thread,) = seen
