@@ -1,10 +1,13 @@
 """Graphs that are recorded when they are needed, or between steps, instead of at the start."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from minimal_vllm.runner.capture import GraphCapture
 from minimal_vllm.runner.graphs import Graphs
 from minimal_vllm.runner.put_off import PutsOff
 from minimal_vllm.runner.shapes import extremes_first
@@ -42,3 +45,14 @@ def test_steps_whose_recording_was_put_off_give_the_cpus_tokens(checkpoint, monk
     del recorded[:]
     assert complete(got, PROMPTS[3:], GREEDY) == complete(expected, PROMPTS[3:], GREEDY)
     assert not recorded
+
+
+@pytest.mark.gpu
+def test_a_thread_that_has_not_multiplied_yet_can_record_a_product():
+    x, y = torch.randn(64, 64, device="cuda"), torch.zeros(64, 64, device="cuda")
+    expected = torch.mm(x, x)  # the library's kernels are loaded now
+    with ThreadPoolExecutor(1) as thread:
+        graph = thread.submit(GraphCapture().record, lambda: torch.mm(x, x, out=y)).result()
+    assert not y.any()
+    graph.replay()
+    assert y.equal(expected)
