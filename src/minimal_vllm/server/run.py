@@ -29,7 +29,7 @@ MOST_TOKENS_ON_GPU = 8192
 class ServedLLM(LLM):
     """A model for an ``EngineLoop``, which does what was put off while it waits for requests."""
 
-    _puts_off = False
+    _puts_off = True
 
 
 @dataclass(frozen=True)
