@@ -37,11 +37,11 @@ class GraphCapture:
         because they can't load kernels during a recording. Record the work that needs the most
         memory first, so that all other graphs fit into its memory.
         """
-        # Each thread has a cuBLAS handle of its own, which can't be made during a recording.
-        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
         # Like torch.cuda.graph, but without emptying caches, which takes longer than all the rest.
         torch.cuda.synchronize()
+        # Each thread has a cuBLAS handle of its own, which can't be made during a recording.
+        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool)
             try:
