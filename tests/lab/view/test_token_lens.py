@@ -117,3 +117,18 @@ def test_an_engine_of_several_processes_is_refused_and_not_waited_for(llm):
     config = replace(llm.config, tensor_parallel_size=2)
     with pytest.raises(LensError, match="2 processes"):
         TokenLens(config, llm.built).look(LensQuery(request_id="seen"))
+
+
+def test_an_eagle_head_reads_nothing_of_what_the_lens_computes():
+    config = {"method": "eagle3", "num_speculative_tokens": 3}
+    llm = LLM(num_gpu_blocks_override=32, max_model_len=128, speculative_config=config)
+    llm.engine.add_request("seen", llm.tokenizer.encode(PROMPT), PARAMS)
+    for _ in range(3):
+        llm.engine.step()
+    states = llm.engine._runner._draft.head.states
+    before = states.clone()
+    assert before.any()
+    look(llm, position=5)
+    assert torch.equal(states, before)
+    llm.engine.step()
+    assert not torch.equal(states, before), "the engine still tells the head"
