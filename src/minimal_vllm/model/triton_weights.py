@@ -37,7 +37,7 @@ from minimal_vllm.model.triton_modules import KernelExperts, Normed, PartialSums
 
 MANY_PAIRS = 1024
 """Mean number of an expert's tokens from which on experts in MXFP4 are dequantized to memory."""
-MANY_TOKENS = 8
+MANY_TOKENS = 33
 """Number of tokens from which on 4-bit weights are dequantized to memory before the product, which
 is then the library's."""
 

@@ -1,15 +1,22 @@
 """Products of several tokens with weights in 4-bit integers, on tensor cores.
 
-A program dequantizes a tile of the weights in registers, and multiplies it with some tokens. With
-many tokens, each tile would be dequantized many times, so the whole matrix is, in memory. Source:
-Frantar et al. 2024, *Marlin*, https://arxiv.org/abs/2408.11743, whose kernel does so for batches.
+A program makes numbers of a tile of the weights in registers, and multiplies it with some tokens.
+With many tokens, it would make each many times, so the whole matrix is dequantized to memory.
+
+Four bits behind the exponent of 128 are a bfloat16 number, 128 plus what they count. From that, the
+zero point and 128 are subtracted, two numbers at a time, in assembly. All of it is exact, as all
+numbers are integers below 256. A group's sum is multiplied by its scale.
+
+Sources: Frantar et al. 2024, *Marlin*, https://arxiv.org/abs/2408.11743, whose kernel does so for
+batches; Kim et al. 2022, https://arxiv.org/abs/2211.10017 (numbers from bits in place).
 """
 
 import triton
 import triton.language as tl
-from torch import Tensor, float32
+from torch import Tensor, bfloat16, float16, float32
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.kernels.int4 import RUNS, tensors_of
 from minimal_vllm.model.quantization.int4 import (
     BITS,
@@ -23,14 +30,52 @@ from minimal_vllm.model.quantization.int4 import (
 TILE_ROWS = 64
 """Rows per program of the product with several tokens."""
 MOST_TOKENS = 64
-"""Maximum number of tokens per program of that product."""
+"""Maximum number of tokens per program of the product with several tokens."""
 DEPTH = 128
-"""Columns that such a program multiplies per iteration."""
+"""Columns that such a program multiplies per iteration, if a group has as many."""
 
 _BITS, _PER_WORD = tl.constexpr(BITS), tl.constexpr(PER_WORD)
 _RUN, _WORDS = tl.constexpr(RUN), tl.constexpr(WORDS)
-_ZERO, _DEPTH = tl.constexpr(SYMMETRIC_ZERO), tl.constexpr(DEPTH)
+_ZERO = tl.constexpr(SYMMETRIC_ZERO)
 _MASK = tl.constexpr(15)
+_BOTH = tl.constexpr(0x10001)
+"""Factor that puts a number into both halves of a word."""
+
+
+def _assembly(kind: str, large: int, one: int) -> str:
+    """Return the program that makes the 16 numbers of two words, less zero points, two at a time.
+
+    Operands 0 to 7 are the results, a pair of numbers each. Operands 8 and 9 are the words, and 10
+    and 11 have the zero point in both halves.
+
+    Args:
+        kind: type of the numbers.
+        large: bits of a number of that type, whose last four bits of mantissa count ones.
+        one: bits of 1.
+    """
+    lines = [
+        ".reg .b32 low, high, some, large, one, minus;",
+        f"mov.b32 large, {large * 0x10001};",
+        f"mov.b32 one, {one * 0x10001};",
+        f"or.b32 minus, $10, {(large | 0x8000) * 0x10001};",
+        "prmt.b32 low, $8, $9, 0x5410;",  # the lower halves of both words
+        "prmt.b32 high, $8, $9, 0x7632;",
+    ]
+    for result in range(8):
+        half = "low" if result < 4 else "high"
+        lines += [
+            f"shr.b32 some, {half}, {4 * (result % 4)};",
+            "lop3.b32 some, some, 0x000F000F, large, 0xEA;",  # (some & mask) | large
+            f"fma.rn.{kind}x2 ${result}, some, one, minus;",
+        ]
+    return "{" + "\n".join(lines) + "}"
+
+
+_TO_BFLOAT16 = tl.constexpr(_assembly("bf16", 0x4300, 0x3F80))  # 128 and 1
+_TO_FLOAT16 = tl.constexpr(_assembly("f16", 0x6400, 0x3C00))  # 1024 and 1
+_KINDS = {float32: "f32", bfloat16: "bf16", float16: "f16"}
+_OPERANDS = tl.constexpr(",".join(["=r"] * 8 + ["r"] * 4))
+_BFLOAT16S, _FLOAT16S = tl.constexpr((tl.bfloat16,) * 8), tl.constexpr((tl.float16,) * 8)
 
 
 def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
@@ -47,13 +92,20 @@ def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
     num_tokens, out_size = len(x), weight.out_size
     y = x.new_empty(num_tokens, out_size)
     tokens = min(max(16, triton.next_power_of_2(num_tokens)), MOST_TOKENS)
+    warps = _warps(out_size, tokens, num_sms(x.device))
     _int4_product_kernel[(triton.cdiv(out_size, TILE_ROWS), triton.cdiv(num_tokens, tokens))](
         x, y if bias is None else bias, y, num_tokens,
         **tensors_of(weight, ordered=False), OUT=out_size, IN=weight.in_size, ROWS=TILE_ROWS,
-        TOKENS=tokens, BIAS=bias is not None, PRECISION="ieee" if x.dtype == float32 else "tf32",
-        num_warps=4, num_stages=2 if x.dtype == float32 else 4, **launch_options(x),
+        TOKENS=tokens, DEPTH=min(DEPTH, weight.group_size), BIAS=bias is not None,
+        KIND=_KINDS[x.dtype], num_warps=warps, num_stages=2 if x.dtype == float32 else 4,
+        **launch_options(x),
     )  # fmt: skip
     return y
+
+
+def _warps(out_size: int, tokens: int, sms: int) -> int:
+    """Return a program's warps: the fastest of 4 and 8 on an H200."""
+    return 8 if tokens <= 16 and out_size >= 2 * TILE_ROWS * sms else 4
 
 
 def int4_dequantize(weight: Int4Weight, like: Tensor) -> Tensor:
@@ -80,40 +132,74 @@ def _int4_product_kernel(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
     BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    KIND: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    word = tl.arange(0, _DEPTH // _PER_WORD)
-    column = word // _WORDS * _RUN + word % _WORDS
-    is_row, is_token = row < OUT, token < num_tokens
-    dtype = x.dtype.element_ty
-    wait_for_previous(EARLY)
+    run, word, column = tl.arange(0, DEPTH // _RUN), tl.arange(0, _WORDS), tl.arange(0, DEPTH)
+    is_token = token < num_tokens
+    safe_row = tl.minimum(row, OUT - 1).to(tl.int64)
+    word_of_row = run[:, None] * _WORDS + word[None, :]
+    words_at = packed + safe_row[:, None, None] * (IN // _PER_WORD) + word_of_row[None]
     inputs_at = x + token.to(tl.int64)[None, :] * IN + column[:, None]
-    words_at = packed + row.to(tl.int64)[:, None] * (IN // _PER_WORD) + word[None, :]
+    groups_at = safe_row * (IN // GROUP)
+    wait_for_previous(EARLY)
     total = tl.zeros([ROWS, TOKENS], tl.float32)
-    for start in range(0, IN, _DEPTH):
-        exists = is_row[:, None] & (start + column < IN)[None, :]
-        is_input = (start + column < IN)[:, None] & is_token[None, :]
-        words = tl.load(words_at + start // _PER_WORD, mask=exists, other=0)
-        of_group = row[:, None] * (IN // GROUP) + ((start + column) // GROUP)[None, :]
-        scales = tl.load(scale + of_group, mask=exists, other=0.0)
-        zeros = tl.full([ROWS, 1], _ZERO, tl.int32)
+    for start in range(0, IN, DEPTH):
+        if IN % DEPTH == 0:
+            words = tl.load(words_at + start // _PER_WORD)
+            inputs = tl.load(inputs_at + start, mask=is_token[None, :], other=0.0)
+        else:
+            exists = (start + run * _RUN < IN)[None, :, None]
+            words = tl.load(words_at + start // _PER_WORD, mask=exists, other=0)
+            is_input = (start + column < IN)[:, None] & is_token[None, :]
+            inputs = tl.load(inputs_at + start, mask=is_input, other=0.0)
+        zeros = tl.full([ROWS], _ZERO, tl.int32)
         if ZEROS:
-            zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.int32)
-        for place in tl.static_range(_PER_WORD):
-            inputs = tl.load(inputs_at + start + place * _WORDS, mask=is_input, other=0.0)
-            numbers = ((words >> place * _BITS) & _MASK) - zeros
-            weights = (numbers.to(tl.float32) * scales.to(tl.float32)).to(dtype)
-            total = tl.dot(weights, inputs, total, input_precision=PRECISION)
+            zeros = tl.load(zero + groups_at + start // GROUP).to(tl.int32)
+        numbers = _numbers(words, zeros[:, None, None], KIND)
+        # Scales are factors of the partial sums, which are fewer than the weights.
+        scales = tl.load(scale + groups_at + start // GROUP).to(tl.float32)
+        total += tl.dot(numbers, inputs, input_precision="ieee") * scales[:, None]
     if BIAS:
-        total += tl.load(bias + row, mask=is_row, other=0.0).to(tl.float32)[:, None]
+        total += tl.load(bias + row, mask=row < OUT, other=0.0).to(tl.float32)[:, None]
     at = token.to(tl.int64)[None, :] * OUT + row[:, None]
-    tl.store(y + at, total, mask=is_row[:, None] & is_token[None, :])
+    tl.store(y + at, total, mask=(row < OUT)[:, None] & is_token[None, :])
+
+
+@triton.jit
+def _numbers(words, zeros, KIND: tl.constexpr):
+    """Return the numbers of some rows' words, ``[ROWS, RUNS, 4]``, less zeros, ``[ROWS, 1, 1]``.
+
+    Returns:
+        ``[ROWS, 32 * RUNS]`` in the dtype that ``KIND`` names.
+    """
+    ROWS: tl.constexpr = words.shape[0]
+    COLUMNS: tl.constexpr = words.shape[1] * _RUN
+    if KIND == "f32":
+        shift = (tl.arange(0, _PER_WORD) * _BITS)[None, None, :, None]
+        integers = ((words[:, :, None, :] >> shift) & _MASK) - zeros[:, :, None, :]
+        every = integers.to(tl.float32)
+    else:
+        zeros = tl.broadcast_to(zeros * _BOTH, words.shape)
+        r0, r1, r2, r3, r4, r5, r6, r7 = tl.inline_asm_elementwise(
+            _TO_BFLOAT16 if KIND == "bf16" else _TO_FLOAT16,
+            _OPERANDS,
+            [words, zeros],
+            dtype=_BFLOAT16S if KIND == "bf16" else _FLOAT16S,
+            is_pure=True,
+            pack=2,
+        )
+        left = tl.join(tl.join(r0, r1), tl.join(r2, r3))
+        right = tl.join(tl.join(r4, r5), tl.join(r6, r7))
+        # row, run, word, and the bits of the number's place in the word, the lowest first
+        every = tl.permute(tl.join(left, right), (0, 1, 5, 4, 3, 2))
+    return tl.reshape(every, [ROWS, COLUMNS])
 
 
 @triton.jit
