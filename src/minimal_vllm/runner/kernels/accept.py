@@ -1,4 +1,8 @@
-"""Deciding on the GPU which guesses are kept, and writing that to the table of requests."""
+"""Deciding on the GPU which guesses are kept, and writing that to the table of requests.
+
+That a step verifies guesses is from Leviathan et al., "Fast Inference from Transformers via
+Speculative Decoding", 2023; ``speculation/rows.py`` says which are kept.
+"""
 
 import triton
 import triton.language as tl
