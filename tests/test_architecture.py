@@ -20,6 +20,7 @@ BENEATH = {
     "settings",
     "demo",
     "formats",
+    "garbage",
     "outputs",
     "plugin",
     "sampling_params",
