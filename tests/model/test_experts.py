@@ -8,12 +8,11 @@ pytest.importorskip("triton")
 from checkpoints import FAMILIES, QUANTIZED, random_weights, write_checkpoint, write_weights
 
 from minimal_vllm import LLM, SamplingParams
-from minimal_vllm.model import triton_weights
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.experts import choose_experts
+from minimal_vllm.model.kernels.mxfp4 import weighted_fragment_product
 from minimal_vllm.model.kernels.route import route_and_list
-from minimal_vllm.model.kernels.unpack import dequantize
 from minimal_vllm.model.layers import PLAIN_MODULES, MoE
 from minimal_vllm.model.quantization.convert import Layouts, quantized
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Matrices
@@ -124,7 +123,12 @@ def test_the_kernels_compute_what_the_plain_experts_compute(sizes, num_tokens, d
 @pytest.mark.parametrize("name", ["gpt-oss", "gpt-oss-mxfp4"])
 @pytest.mark.parametrize(
     ("sizes", "num_tokens"),
-    [({}, 1), ({}, 9), ({"count": 5, "per_token": 1, "inner": 96, "hidden": 160}, 9)],
+    [
+        ({}, 5),
+        ({}, 9),
+        ({"count": 5, "per_token": 1, "inner": 96, "hidden": 160}, 1),
+        ({"count": 5, "per_token": 1, "inner": 96, "hidden": 160}, 20),
+    ],
 )
 def test_the_kernels_add_biases_clamp_the_gate_and_unpack(sizes, name, num_tokens, dtype):
     config = gpt_oss_with(**sizes, name=name)
@@ -134,10 +138,9 @@ def test_the_kernels_add_biases_clamp_the_gate_and_unpack(sizes, name, num_token
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=GPU)])
-@pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("sizes", [(48, 128), (40, 160), (2, 32)])
-def test_matrices_come_back_from_the_order_of_the_kernels(sizes, paired, dtype):
-    plain, ours = Mxfp4Matrices(3, *sizes), FragmentMatrices(3, *sizes, paired=paired)
+def test_products_with_unit_vectors_are_the_columns(sizes, dtype):
+    plain, ours = Mxfp4Matrices(3, *sizes), FragmentMatrices(3, *sizes, paired=False)
     generator = torch.Generator(DEVICE).manual_seed(0)
     for name, least, most in (("packed", 0, 256), ("scale", 100, 150)):
         shape = getattr(plain, name).shape
@@ -146,18 +149,14 @@ def test_matrices_come_back_from_the_order_of_the_kernels(sizes, paired, dtype):
             part = torch.nn.Parameter(numbers.to(torch.uint8), requires_grad=False)
             setattr(each, name, part)
     ours.reorder()
-    got = dequantize(ours.fragments(None), dtype)
+    units = torch.eye(sizes[1], device=DEVICE, dtype=dtype)[:, None]
+    ones = torch.ones(len(units), 1, device=DEVICE)
     for expert in range(3):
-        assert torch.equal(got[expert], plain.dequantized(expert, dtype))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=GPU)])
-def test_experts_that_are_unpacked_to_memory_compute_the_same(monkeypatch, dtype):
-    monkeypatch.setattr(triton_weights, "MANY_PAIRS", 1)
-    config = gpt_oss_with(hidden=96, inner=64, name="gpt-oss-mxfp4")
-    plain, ours = make_pair(config, dtype)
-    x = 3 * numbers(20, 96, dtype=dtype)
-    assert_close(computed(ours.forward(x)), computed(plain.forward(x)), DTYPES[dtype])
+        logits = torch.zeros(len(units), 3, device=DEVICE)
+        logits[:, expert] = 1
+        _, _, lists = route_and_list(logits, 1, normalized=True)
+        got = weighted_fragment_product(units, ones, lists, ours.fragments(None))
+        assert torch.equal(got[0].T, plain.dequantized(expert, dtype))
 
 
 @pytest.mark.gpu

@@ -9,6 +9,11 @@ from torch.nn.functional import linear
 
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.kernels.few_tokens import MOST_TOKENS
+from minimal_vllm.model.kernels.few_tokens_mxfp4 import (
+    MOST_PAIRS,
+    gated_fragments_of_pairs,
+    weighted_fragments_of_pairs,
+)
 from minimal_vllm.model.kernels.fp8 import (
     can_use_block_product,
     can_use_row_product,
@@ -16,7 +21,6 @@ from minimal_vllm.model.kernels.fp8 import (
     fp8_row_product,
 )
 from minimal_vllm.model.kernels.gate import act_and_mul
-from minimal_vllm.model.kernels.grouped import gated_grouped_product, weighted_grouped_product
 from minimal_vllm.model.kernels.grouped_fp8 import gated_fp8_product, weighted_fp8_product
 from minimal_vllm.model.kernels.int4 import int4_matvec
 from minimal_vllm.model.kernels.int4_product import int4_dequantize, int4_product
@@ -25,18 +29,15 @@ from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_m
 from minimal_vllm.model.kernels.mxfp4 import gated_fragment_product, weighted_fragment_product
 from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.route import route_and_list
-from minimal_vllm.model.kernels.unpack import dequantize
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.experts import QuantizedExperts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
-from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices, Fragments
+from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices
 from minimal_vllm.model.supported import Activation
 from minimal_vllm.model.triton_modules import KernelExperts, Normed, PartialSums
 
-MANY_PAIRS = 1024
-"""Mean number of an expert's tokens from which on experts in MXFP4 are dequantized to memory."""
 MANY_TOKENS = 33
 """Number of tokens from which on 4-bit weights are dequantized to memory before the product, which
 is then the library's."""
@@ -160,23 +161,19 @@ class TritonMxfp4Experts(Mxfp4Experts):
 
     def forward(self, x: Operand, logits: Tensor) -> PartialSums:
         """Compute each token by its experts; see ``Experts.forward``."""
-        if isinstance(x, Normed):  # the router has computed the residual stream already
-            x = add_norm(x.total, None, x.weight, x.eps)[1]
-        x, per_token = computed(x), self.config.per_token
-        _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
+        per_token, normalized = self.config.per_token, self.config.normalized
         gate_up = self.gate_up.fragments(self.gate_up_bias)
         down = self.down.fragments(self.down_bias)
-        if len(x) * per_token >= MANY_PAIRS * self.config.count:
-            inner = gated_grouped_product(x, lists, per_token, _unpacked(gate_up, x), self.gate)
-            parts = weighted_grouped_product(inner, weights, lists, _unpacked(down, x))
+        if isinstance(x, Normed):  # the router has computed the residual stream already
+            x = add_norm(x.total, None, x.weight, x.eps)[1]
+        x = computed(x)
+        if len(x) * per_token <= MOST_PAIRS:
+            inner = gated_fragments_of_pairs(x, logits, per_token, gate_up, self.gate)
+            parts = weighted_fragments_of_pairs(inner, logits, down, normalized=normalized)
             return PartialSums(parts, x.dtype)
+        _, weights, lists = route_and_list(logits, per_token, normalized=normalized)
         inner = gated_fragment_product(x, lists, per_token, gate_up, self.gate)
         return PartialSums(weighted_fragment_product(inner, weights, lists, down), x.dtype)
-
-
-def _unpacked(matrices: Fragments, like: Tensor) -> Matrices:
-    """Return matrices in the dtype of ``like``, in memory of their own."""
-    return Matrices(dequantize(matrices, like.dtype), matrices.bias, matrices.paired)
 
 
 TRITON_LAYOUTS = Layouts(

@@ -172,7 +172,7 @@ def _tile(weight: Tensor, *, gated: bool) -> tuple[int, int, int]:
     if weight.itemsize == 1:
         return FP8_ROWS // 2 if gated else FP8_ROWS, columns, 4
     if 2048 < in_size < 3072:  # two times 2048 columns would be a third too many
-        return 2, 1024, 4
+        return 4, 1024, 4
     if in_size >= 4096:
         return 2, columns, 4
     return 4, columns, 8 if columns == 2048 else 4

@@ -4,13 +4,9 @@ The weights are the first operand of tensor cores, and a program multiplies some
 some tokens: the product is transposed. Its weights come in the order in which its threads need
 them; see ``unpack``. The rest is as in ``grouped``.
 
-A few tokens leave most of the GPU idle, as each program reads whole rows. Then several programs
-share a row, and their results are added: those of gate and up by a kernel, before the activation,
-and those of down with the other parts of the sum.
-
 Bytes: the weights of every expert that has a token, once if all of its tokens fit into one block;
-FLOPs: ``6 * T * k * hidden * inner``. With many tokens the weights would be unpacked once for each
-block of them, so they are unpacked to memory instead (``dequantize``).
+FLOPs: ``6 * T * k * hidden * inner``. With many tokens the weights are unpacked once for each block
+of them, beside the products of other warps. That takes less time than to unpack them to memory.
 
 Source of MXFP4: OCP Microscaling Formats (MX) Specification 1.0, 2023.
 """
@@ -28,8 +24,8 @@ from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
-MOST_SPLIT = 16
-"""Maximum number of pairs of a token and an expert whose products are split."""
+MOST_REGISTERS = 128
+"""Maximum number of a thread's registers with 64 rows: 4 programs then fit into an SM."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
 
 
@@ -44,19 +40,14 @@ def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
     mean = pairs / num_experts
     columns = 32 if gated else 64
     if mean <= 10:
-        return Tiles(16, columns, 64, 4, 5)
+        return Tiles(16, columns, 64, 4, 4)
     if mean <= 20:
-        return Tiles(32, 64, 64, 4, 5)
-    if gated and mean > 256:
-        return Tiles(128, 64, 64, 8, 4)
-    return Tiles(64, 2 * columns, 64, 4, 4)
-
-
-def choose_splits(pairs: int) -> int:
-    """Return the number of programs that share the columns of a few pairs' weights."""
-    if pairs <= 8:
-        return 5
-    return 3 if pairs <= MOST_SPLIT else 1
+        return Tiles(32, columns, 64, 4, 4)
+    if mean <= 64:
+        return Tiles(64, 64, 64, 4, 4)
+    if mean <= 256 or gated:
+        return Tiles(128, 2 * columns, 64, 4, 4)
+    return Tiles(256, 128, 64, 8, 3)
 
 
 def gated_fragment_product(
@@ -66,39 +57,18 @@ def gated_fragment_product(
     inner, pairs = gate_up.out_size // 2, len(x) * per_token
     out = x.new_empty(len(x), per_token, inner)
     tiles = choose_tiles(pairs, len(lists.counts), gated=True)
-    splits = choose_splits(pairs)
-    if splits == 1:
-        _launch(x, None, lists, per_token, gate_up, out, tiles, 1, gate)
-        return out
-    parts = out.new_empty(splits, pairs, 2, inner, dtype=torch.float32)
-    _launch(x, None, lists, per_token, gate_up, parts, tiles, splits, gate)
-    _combine_kernel[(pairs, triton.cdiv(inner, 1024))](
-        parts,
-        out,
-        PAIRS=pairs,
-        INNER=inner,
-        SPLITS=splits,
-        BLOCK=1024,
-        **gate_options(gate),
-        **launch_options(x),
-    )
+    _launch(x, None, lists, per_token, gate_up, out, tiles, gate)
     return out
 
 
 def weighted_fragment_product(
     inner: Tensor, weights: Tensor, lists: ExpertLists, down: Fragments
 ) -> Tensor:
-    """Return what ``weighted_grouped_product`` returns, for matrices in MXFP4.
-
-    Results that are split are more parts of the sum, in float32.
-    """
+    """Return what ``weighted_grouped_product`` returns, for matrices in MXFP4."""
     tokens, per_token, _ = inner.shape
-    pairs = tokens * per_token
-    tiles = choose_tiles(pairs, len(lists.counts), gated=False)
-    splits = choose_splits(pairs)
-    dtype = inner.dtype if splits == 1 else torch.float32
-    out = inner.new_empty(splits * per_token, tokens, down.out_size, dtype=dtype)
-    _launch(inner, weights, lists, per_token, down, out, tiles, splits, None)
+    out = inner.new_empty(per_token, tokens, down.out_size)
+    tiles = choose_tiles(tokens * per_token, len(lists.counts), gated=False)
+    _launch(inner, weights, lists, per_token, down, out, tiles, None)
     return out
 
 
@@ -110,7 +80,6 @@ def _launch(
     matrices: Fragments,
     out: Tensor,
     tiles: Tiles,
-    splits: int,
     gate: Gate | None,
 ) -> None:
     count, tokens = lists.members.shape
@@ -119,7 +88,7 @@ def _launch(
     most_blocks = pairs // tiles.rows + min(count, pairs)
     bias = matrices.bias
     column_tiles = triton.cdiv(out.shape[-1], tiles.columns)
-    _grouped_fragments_kernel[(most_blocks * column_tiles * splits,)](
+    _grouped_fragments_kernel[(most_blocks * column_tiles,)](
         x,
         lists.counts if weights is None else weights,
         lists.counts,
@@ -138,12 +107,12 @@ def _launch(
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
         DEPTH=tiles.depth,
-        SPLITS=splits,
         GATED=gate is not None,
         **gate_options(gate or "silu"),  # without a gate, they are not read
         WIDE=x.dtype != torch.bfloat16,
         num_warps=tiles.warps,
         num_stages=2 if x.dtype == torch.float32 else tiles.stages,
+        maxnreg=MOST_REGISTERS if tiles.rows == 64 and x.dtype == torch.bfloat16 else None,
         **launch_options(x),
     )
 
@@ -168,7 +137,6 @@ def _grouped_fragments_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    SPLITS: tl.constexpr,
     GATED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -183,17 +151,15 @@ def _grouped_fragments_kernel(
     ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
     ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
     COLUMN_TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
-    ALL_EXIST: tl.constexpr = ALL_CHUNKS % (CHUNKS * SPLITS) == 0
-    STEPS: tl.constexpr = (ALL_CHUNKS + CHUNKS * SPLITS - 1) // (CHUNKS * SPLITS)
-    split = tl.program_id(0) % SPLITS
-    tile = tl.program_id(0) // SPLITS % COLUMN_TILES
-    block = tl.program_id(0) // (SPLITS * COLUMN_TILES)
+    ALL_EXIST: tl.constexpr = ALL_CHUNKS % CHUNKS == 0
+    tile = tl.program_id(0) % COLUMN_TILES
+    block = tl.program_id(0) // COLUMN_TILES
     expert, first, count = find_expert(counts, block, COUNT, COUNTS, ROWS)
     if expert == COUNT:
         return
     place = first + tl.arange(0, ROWS)
     is_row = place < count
-    # Rows and bands that don't exist repeat others, so that they need no mask.
+    # Rows that don't exist are not read: a tile of rows is read as often as there are columns.
     pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
     row = pair // PER_TOKEN if GATED else pair
     inner = tl.arange(0, DEPTH)
@@ -202,22 +168,19 @@ def _grouped_fragments_kernel(
     chunk = tl.arange(0, CHUNKS)
     some = ((expert.to(tl.int64) * ALL_BANDS + band) * ALL_CHUNKS)[None, :] + chunk[:, None]
     total = tl.zeros([_BAND * BANDS, ROWS], tl.float32)
-    for step in range(STEPS):
-        start = (split * STEPS + step) * CHUNKS
-        exists = inner < IN - start * _CHUNK
-        if IN % DEPTH == 0 and ALL_EXIST:
-            xs = tl.load(x_pointers + start * _CHUNK)
-        else:
-            xs = tl.load(x_pointers + start * _CHUNK, mask=exists[None, :], other=0.0)
+    for start in range(0, ALL_CHUNKS, CHUNKS):
+        exists = is_row[:, None]
+        if IN % DEPTH != 0:
+            exists = exists & (inner < IN - start * _CHUNK)[None, :]
+        xs = tl.load(x_pointers + start * _CHUNK, mask=exists, other=0.0)
         left = ALL_CHUNKS - start
         w = load_fragments(words, scales, some + start, left, BANDS, CHUNKS, ALL_EXIST, WIDE)
-        w = w.to(xs.dtype)
+        w = tl.reshape(w, [_BAND * BANDS, DEPTH]).to(xs.dtype)
         total = tl.dot(w, xs.T, total, input_precision="ieee")
     if not WIDE:
         total *= AFTER
     column = tile * COLUMNS + tl.arange(0, COLUMNS)
     is_column = column < OUT
-    has_bias = column < tl.where(split == 0, OUT, 0)  # is added once
     kind = out.dtype.element_ty
     target = pair
     if GATED:
@@ -226,48 +189,15 @@ def _grouped_fragments_kernel(
         gate, up = tl.reshape(gate, [COLUMNS, ROWS]), tl.reshape(up, [COLUMNS, ROWS])
         if BIAS:
             bias_of_gate = bias + expert * HEIGHT + 2 * column
-            gate += tl.load(bias_of_gate, mask=has_bias, other=0.0).to(tl.float32)[:, None]
-            up += tl.load(bias_of_gate + 1, mask=has_bias, other=0.0).to(tl.float32)[:, None]
-        if SPLITS > 1:  # ``_combine_kernel`` adds them up
-            target = 2 * (split * tokens * PER_TOKEN + pair)
-            ups = (target + 1).to(tl.int64)[None, :] * OUT + column[:, None]
-            tl.store(out + ups, up, mask=is_column[:, None] & is_row[None, :])
-            result = gate
-        else:
-            result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
+            gate += tl.load(bias_of_gate, mask=is_column, other=0.0).to(tl.float32)[:, None]
+            up += tl.load(bias_of_gate + 1, mask=is_column, other=0.0).to(tl.float32)[:, None]
+        result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
     else:
         if BIAS:
             of_expert = bias + expert * HEIGHT + column
-            total += tl.load(of_expert, mask=has_bias, other=0.0).to(tl.float32)[:, None]
+            total += tl.load(of_expert, mask=is_column, other=0.0).to(tl.float32)[:, None]
         weight = tl.load(weights + pair, mask=is_row, other=0.0)
         result = (total * weight[None, :]).to(kind)
-        target = (pair % PER_TOKEN * SPLITS + split) * tokens + pair // PER_TOKEN
+        target = pair % PER_TOKEN * tokens + pair // PER_TOKEN
     offsets = target.to(tl.int64)[None, :] * OUT + column[:, None]
     tl.store(out + offsets, result, mask=is_column[:, None] & is_row[None, :])
-
-
-@triton.jit
-def _combine_kernel(
-    parts,
-    out,
-    PAIRS: tl.constexpr,
-    INNER: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    LIMIT: tl.constexpr,
-    SLOPE: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    wait_for_previous(EARLY)
-    pair = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    exists = column < INNER
-    gate, up = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for split in tl.static_range(SPLITS):
-        gates = parts + 2 * (split * PAIRS + pair) * INNER + column
-        gate += tl.load(gates, mask=exists, other=0.0)
-        up += tl.load(gates + INNER, mask=exists, other=0.0)
-    kind = out.dtype.element_ty
-    result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
-    tl.store(out + pair * INNER + column, result, mask=exists)

@@ -130,3 +130,41 @@ def _route_kernel(
     if LISTS:
         place = tl.atomic_add(counts + chosen, 1, mask=is_slot)
         tl.store(members + chosen * tokens + place, pair, mask=is_slot)
+
+
+@triton.jit
+def nth_expert(  # noqa: ANN201 - Triton's language
+    logits,
+    place,
+    PER_TOKEN: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+):
+    """Return the expert that a token prefers next after ``place`` others, and its weight.
+
+    They are those of ``route``, for a program that needs no list.
+
+    Args:
+        logits: pointer to the token's logits.
+        place: number of experts before it.
+        PER_TOKEN: number of experts that the token chooses.
+        COUNT: number of experts.
+        BLOCK: the next power of two.
+        NORMALIZED: whether the token's weights are scaled to sum to 1.
+    """
+    expert = tl.arange(0, BLOCK)
+    exists = expert < COUNT
+    logit = tl.load(logits + expert, mask=exists, other=float("-inf")).to(tl.float32)
+    rank = tl.where(logit == logit, tl.maximum(logit, LOWEST), LOWEST)
+    rank = tl.where(exists, rank, float("-inf"))
+    is_before = (rank[None, :] == rank[:, None]) & (expert[None, :] < expert[:, None])
+    is_before = is_before | (rank[None, :] > rank[:, None])
+    places = tl.sum(is_before.to(tl.int32), 1)
+    share = tl.exp(logit - tl.max(rank))
+    total = tl.sum(share)  # not a number if any logit isn't
+    is_it = places == place
+    weight = tl.sum(tl.where(is_it, share, 0.0))
+    weight /= tl.sum(tl.where(places < PER_TOKEN, share, 0.0)) if NORMALIZED else total
+    weight = tl.where(total == total, weight, float("nan"))
+    return tl.sum(tl.where(is_it, expert, 0)).to(tl.int64), weight

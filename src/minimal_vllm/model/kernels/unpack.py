@@ -9,10 +9,11 @@ order in which 32 threads want them (see ``quantization/mxfp4_fragments``)::
     a band: 16 rows                               numbers stay with their thread
     a chunk: 64 columns
 
-A number of 4 bits, moved to the place of the sign, of the last two bits of the exponent and of the
-first bit of the mantissa, is a bfloat16 number that is 2**126 times too small. That takes no table,
-and is right for subnormal numbers, too. Two numbers at a time are moved and multiplied by their
-scale, in assembly, because the compiler would move them one by one::
+A word, rotated and masked, is two bfloat16 numbers that are 2**126 times too small: 4 bits are
+where bfloat16 has its sign, the last two bits of its exponent and the first bit of its mantissa.
+That takes no table, is right for subnormal numbers, too, and costs two instructions for two
+numbers, as bits are stored as far apart as they are needed. Two numbers at a time are then
+multiplied by their scale, in assembly, because the compiler would take them one by one::
 
     e2m1      s ee m
     bfloat16  s 000000ee m000000
@@ -25,116 +26,46 @@ Sources: OCP Microscaling Formats (MX) Specification 1.0, 2023, section 5.3; Fra
 https://docs.nvidia.com/cuda/parallel-thread-execution/, for that order.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
+from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, REST, ROTATIONS
 
 AFTER = tl.constexpr(2.0**64)
 """Factor that is left out of bfloat16 numbers, and applied to their sums."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
+_REST, _ROTATIONS = tl.constexpr(REST), tl.constexpr(ROTATIONS)
+_SHOWN = 0x81C081C0
+"""Bits of two bfloat16 numbers that 4 bits can set."""
 
 
 def _assembly() -> str:
     """Return the program that unpacks the 16 numbers of two words, two at a time.
 
     Operands 0 to 7 are the results, a pair of numbers each. Operands 8 and 9 are the words, 10 and
-    11 the factors of even and of odd results.
+    12 the factors of even and of odd results.
     """
     lines = [
-        ".reg .b32 low, high, even, odd, sign, rest, zero;",
-        "mov.b32 even, $10;",
-        "mov.b32 odd, $11;",
+        ".reg .b32 rest, pair, zero;",
         "mov.b32 zero, 0x80008000;",
-        "prmt.b32 low, $8, $9, 0x5410;",  # the lower halves of both words
-        "prmt.b32 high, $8, $9, 0x7632;",
+        f"lop3.b32 rest, $8, $9, {REST:#x}, 0xE4;",  # of the first word, else of the second
     ]
-    for result in range(8):
-        half = "low" if result < 4 else "high"
-        bit = 4 * (result % 4)
-        how, count = ("shl", 6 - bit) if bit <= 6 else ("shr", bit - 6)
-        lines += [
-            f"shl.b32 sign, {half}, {12 - bit};",
-            "and.b32 sign, sign, 0x80008000;",
-            f"{how}.b32 rest, {half}, {count};",
-            "lop3.b32 rest, rest, 0x01C001C0, sign, 0xEA;",  # (rest & mask) | sign
-            f"fma.rn.bf16x2 ${result}, rest, {'odd' if result % 2 else 'even'}, zero;",
-        ]
+    result = 0
+    for word, rotations in zip(("$8", "$9", "rest"), ROTATIONS, strict=True):
+        for rotation in rotations:
+            factor = "$12" if result % 2 else "$10"
+            lines += [
+                f"shf.l.wrap.b32 pair, {word}, {word}, {rotation};",
+                f"and.b32 pair, pair, {_SHOWN:#x};",
+                f"fma.rn.bf16x2 ${result}, pair, {factor}, zero;",
+            ]
+            result += 1
     return "{" + "\n".join(lines) + "}"
 
 
 _UNPACK = tl.constexpr(_assembly())
-_OPERANDS = tl.constexpr(",".join(["=r"] * 8 + ["r"] * 4))
+_OPERANDS = tl.constexpr(",".join(["=&r"] * 8 + ["r"] * 6))
 _RESULTS = tl.constexpr((tl.bfloat16,) * 8)
-
-
-def dequantize(matrices: Fragments, dtype: torch.dtype) -> Tensor:
-    """Return the matrices, ``[E, out, in]``, in a dtype of 16 or 32 bits."""
-    count, bands, chunks = matrices.words.shape[:3]
-    out = matrices.words.new_empty(count, matrices.out_size, matrices.in_size, dtype=dtype)
-    at_once = 2
-    _dequantize_kernel[(count * triton.cdiv(bands, at_once), triton.cdiv(chunks, at_once))](
-        out,
-        matrices.words,
-        matrices.scales,
-        IN=matrices.in_size,
-        HEIGHT=matrices.out_size,
-        BANDS=at_once,
-        CHUNKS=at_once,
-        PAIRED=matrices.paired,
-        WIDE=dtype != torch.bfloat16,
-        num_warps=2,
-        **launch_options(out),
-    )
-    return out
-
-
-@triton.jit
-def _dequantize_kernel(
-    out,
-    words,
-    scales,
-    IN: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    BANDS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PAIRED: tl.constexpr,
-    WIDE: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    wait_for_previous(EARLY)
-    ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
-    ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
-    PROGRAMS: tl.constexpr = (ALL_BANDS + BANDS - 1) // BANDS
-    expert = (tl.program_id(0) // PROGRAMS).to(tl.int64)
-    first = tl.program_id(0) % PROGRAMS * BANDS
-    start = tl.program_id(1) * CHUNKS
-    band = tl.minimum(first + tl.arange(0, BANDS), ALL_BANDS - 1)
-    chunk = start + tl.arange(0, CHUNKS)
-    some = ((expert * ALL_BANDS + band) * ALL_CHUNKS)[None, :] + chunk[:, None]
-    w = load_fragments(
-        words,
-        scales,
-        some,
-        ALL_CHUNKS - start,
-        BANDS,
-        CHUNKS,
-        ALL_CHUNKS % CHUNKS == 0,
-        WIDE,
-    ).to(tl.float32)
-    if not WIDE:
-        w *= AFTER
-    row = tl.arange(0, _BAND * BANDS)
-    if PAIRED:  # rows 0 to 7 of a band are gates, and 8 to 15 their ups
-        row = row // _BAND * _BAND + row % 8 * 2 + row % _BAND // 8
-    row += first * _BAND
-    column = start * _CHUNK + tl.arange(0, _CHUNK * CHUNKS)
-    target = out + (expert * HEIGHT + row)[:, None] * IN + column[None, :]
-    exists = (row < HEIGHT)[:, None] & (column < IN)[None, :]
-    tl.store(target, w.to(out.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -154,14 +85,14 @@ def load_fragments(  # noqa: ANN201 - Triton's language
         words: pointer to ``Fragments.words``.
         scales: pointer to ``Fragments.scales``.
         some: ``[CHUNKS, BANDS]``: index of each piece among all experts'.
-        chunks: number of chunks that exist. The others are 0.
+        chunks: number of chunks that exist, or numbers, ``[1, BANDS]``. The others are 0.
         BANDS: number of bands.
         CHUNKS: number of chunks.
         ALL_EXIST: whether all chunks exist.
-        WIDE: whether to return float32; else bfloat16, and numbers that are 2**64 times too small.
+        WIDE: whether to return float32; else bfloat16, and in assembly.
 
     Returns:
-        ``[16 * BANDS, 64 * CHUNKS]``.
+        ``[BANDS, 16, 64 * CHUNKS]``.
     """
     thread, word = tl.arange(0, 32), tl.arange(0, 4)
     of_thread = some[:, :, None] * 32 + thread[None, None, :]
@@ -170,36 +101,37 @@ def load_fragments(  # noqa: ANN201 - Triton's language
     if ALL_EXIST:
         packed, scale = tl.load(words_at), tl.load(scales_at)
     else:
-        exists = (tl.arange(0, CHUNKS) < chunks)[:, None, None]
+        exists = (tl.arange(0, CHUNKS)[:, None] + some * 0 < chunks)[:, :, None]
         packed = tl.load(words_at, mask=exists[:, :, :, None], other=0)
         scale = tl.load(scales_at, mask=exists, other=0)
-    even = _spread(_factor(scale, 0, WIDE), _factor(scale, 2, WIDE), CHUNKS, BANDS)
-    odd = _spread(_factor(scale, 1, WIDE), _factor(scale, 3, WIDE), CHUNKS, BANDS)
+    even = _spread(_factor(scale, 0), _factor(scale, 2), CHUNKS, BANDS)
+    odd = _spread(_factor(scale, 1), _factor(scale, 3), CHUNKS, BANDS)
     if WIDE:
-        r0, r1 = _number(packed, even, 0), _number(packed, odd, 1)
-        r2, r3 = _number(packed, even, 2), _number(packed, odd, 3)
-        r4, r5 = _number(packed, even, 4), _number(packed, odd, 5)
-        r6, r7 = _number(packed, even, 6), _number(packed, odd, 7)
+        first, second = tl.split(tl.reshape(packed, [CHUNKS, BANDS, 32, 2, 2]))
+        rest = (first & _REST) | (second & ~_REST)
+        r0, r1 = _numbers(first, even, 0, 0), _numbers(first, odd, 0, 1)
+        r2, r3 = _numbers(first, even, 0, 2), _numbers(second, odd, 1, 0)
+        r4, r5 = _numbers(second, even, 1, 1), _numbers(second, odd, 1, 2)
+        r6, r7 = _numbers(rest, even, 2, 0), _numbers(rest, odd, 2, 1)
     else:
         r0, r1, r2, r3, r4, r5, r6, r7 = tl.inline_asm_elementwise(
-            _UNPACK, _OPERANDS, [packed, even, odd], dtype=_RESULTS, is_pure=True, pack=2
+            _UNPACK, _OPERANDS, [packed, even, odd], _RESULTS, is_pure=True, pack=2
         )
     left = tl.join(tl.join(r0, r1), tl.join(r2, r3))
     right = tl.join(tl.join(r4, r5), tl.join(r6, r7))
     every = tl.reshape(tl.join(left, right), [CHUNKS, BANDS, 8, 4, 2, 2, 2, 2, 2])
     # chunk, band, row; of the column 2, 32 and 1; half of the band; of the column 8 and 16
     every = tl.permute(every, (1, 6, 2, 0, 4, 8, 7, 3, 5))
-    return tl.reshape(every, [_BAND * BANDS, _CHUNK * CHUNKS])
+    return tl.reshape(every, [BANDS, _BAND, _CHUNK * CHUNKS])
 
 
 @triton.jit
-def _factor(scales, BYTE: tl.constexpr, WIDE: tl.constexpr):
-    """Return 2**126 times the scale in a byte of each word, divided by ``AFTER``."""
-    exponent = tl.minimum(((scales >> (8 * BYTE)) & 255) + 62, 254)
-    if WIDE:
-        return (exponent << 23).to(tl.float32, bitcast=True)
-    else:  # noqa: RET505 - a branch of Triton's
-        return (exponent << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
+def _factor(scales, BYTE: tl.constexpr):
+    """Return 2**126 times the scale in a byte of each word, divided by ``AFTER``, twice.
+
+    Both halves of an int32 have it in bfloat16, where the exponent begins at bit 7.
+    """
+    return ((scales >> (8 * BYTE)) & 255) * 0x00800080
 
 
 @triton.jit
@@ -213,8 +145,14 @@ def _spread(first, second, CHUNKS: tl.constexpr, BANDS: tl.constexpr):
 
 
 @triton.jit
-def _number(words, factor, INDEX: tl.constexpr):
-    """Return one of the 8 numbers of each word, as float32."""
-    bits = words >> (4 * INDEX)
-    bits = ((bits & 8) << 28) | ((bits & 7) << 22)  # 2**126 times too small
-    return bits.to(tl.float32, bitcast=True) * factor * AFTER
+def _numbers(words, factors, PLACE: tl.constexpr, INDEX: tl.constexpr):
+    """Return the numbers of both halves of words, ``[CHUNKS, BANDS, 32, 2]``, as float32.
+
+    Factors and result are ``[CHUNKS, BANDS, 32, 4]``: neighbors are of both halves.
+    """
+    ROTATION: tl.constexpr = _ROTATIONS[PLACE][INDEX]
+    wrapped = (words >> (32 - ROTATION)) & ((1 << ROTATION) - 1) if ROTATION else 0
+    bits = ((words << ROTATION) | wrapped) & -0x7E3F7E40  # what ``_SHOWN`` shows
+    halves = tl.reshape(tl.join(bits << 16, bits & -0x10000), factors.shape)
+    factor = (factors & 0x7FFF0000).to(tl.float32, bitcast=True)
+    return halves.to(tl.float32, bitcast=True) * factor * AFTER

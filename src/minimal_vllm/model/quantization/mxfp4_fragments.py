@@ -2,15 +2,24 @@
 
 Tensor cores multiply 16 rows by 16 columns of the first operand. Thread ``t`` of 32 holds of them
 rows ``t // 4`` and ``t // 4 + 8``, and columns ``2 * (t % 4)`` and the next one, and the same plus
-8. A thread gets its numbers of a *band*, 16 rows, and of a *chunk*, 64 columns, in 4 words of 8
-numbers each::
+8. A thread gets its numbers of a *band*, 16 rows, and of a *chunk*, 64 columns, in 4 words. Words 0
+and 1 have the numbers of one group of MXFP4, and 2 and 3 those of the next: 8 numbers i, each with
+its neighbor in the next column::
 
     column of the chunk  =  32 * (word // 2) + 16 * (i // 4) + 8 * (i // 2 % 2)
-                            + 2 * (thread % 4) + word % 2
-    row of the band      =  8 * (i % 2) + thread // 4           for number i of the word
+                            + 2 * (thread % 4) + half of the word
+    row of the band      =  8 * (i % 2) + thread // 4
 
-Words 0 and 1 are in one group of MXFP4, and 2 and 3 in the next. So a word of 4 scales has all of
-a chunk that a thread needs, and 4 threads share it.
+So a word of 4 scales has all of a chunk that a thread needs, and 4 threads share it.
+
+A word that is rotated and masked shows a number and its neighbor in bfloat16, but for a factor: see
+``unpack``. So the bits of a number lie as far apart as bfloat16 has them, and those of several
+numbers are interleaved. Half a word, and which number i each bit belongs to::
+
+    bfloat16       s------eem------    sign, exponent, mantissa
+    first word     0222177000211176
+    second word    6635554763335444
+    rest           66---7776-----76    bits of both words that are left
 
 Where gate and up take turns, a band has the gates of 8 columns of the result in rows 0 to 7, and
 their ups in rows 8 to 15: a thread has both.
@@ -32,6 +41,15 @@ BAND = 16
 """Number of rows that threads of a warp hold together."""
 CHUNK = 64
 """Number of columns of which a thread loads its numbers at once."""
+BITS = (6, 7, 8, 15)
+"""Places in bfloat16 of the 4 bits of a number, the lowest first."""
+ROTATIONS = ((0, 4, 10), (2, 6, 12), (8, 14))
+"""Rotations to the left that show the numbers of the first word, of the second, and of ``REST``."""
+REST = 0x06030603
+"""Bits that the last two numbers have in the first word. In the second one, they have others."""
+MORE, MOST = 62, 254
+"""Addend of a scale's exponent when it is stored, and the largest stored one. The sum is the
+exponent of the factor of 4-bit numbers that bfloat16 shows, but for ``unpack.AFTER``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +123,26 @@ def to_fragments(packed: Tensor, scale: Tensor, *, paired: bool) -> tuple[Tensor
     numbers = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
     numbers = pad(numbers, (0, CHUNK * chunks - columns, 0, BAND * bands - rows))
     groups = CHUNK // MXFP4_GROUP
+    scale = (scale.int() + MORE).clamp(max=MOST).to(torch.uint8)
     scale = pad(scale, (0, groups * chunks - scale.shape[1], 0, BAND * bands - rows))
-    # band, half of it, row; chunk, then of the column: 32, 16, 8, 2, 1
-    numbers = _by_halves(numbers, bands, paired).reshape(bands, 2, 8, chunks, 2, 2, 2, 4, 2)
-    numbers = numbers.permute(0, 3, 2, 7, 4, 8, 5, 6, 1)
-    words = (numbers[..., 0] | numbers[..., 1] << 4).flatten(-2).contiguous().view(torch.int32)
+    # band, half of it, row; chunk, then of the column: 16, 8, 2, 1
+    numbers = _by_halves(numbers, bands, paired).reshape(bands, 2, 8, chunks, 4, 2, 4, 2)
+    numbers = numbers.permute(0, 3, 2, 6, 4, 5, 1, 7).reshape(bands, chunks, 32, 2, 8, 2)
+    words = numbers.new_zeros(bands, chunks, 32, 2, 2, dtype=torch.int32)
+    for index, (place, rotation) in enumerate(_numbers()):
+        for half in range(2):
+            for bit, target in enumerate(BITS):
+                source = (16 * half + target - rotation) % 32
+                word = place if place < 2 else 1 - (REST >> source & 1)
+                words[..., word] |= (numbers[..., index, half] >> bit & 1).int() << source
     scale = _by_halves(scale, bands, paired).reshape(bands, 2, 8, chunks, groups)
     scales = scale.permute(0, 3, 2, 4, 1).flatten(-2).contiguous().view(torch.int32)
-    return words.reshape(bands, chunks, 32, 4), scales.reshape(bands, chunks, 8)
+    return words.flatten(3), scales.reshape(bands, chunks, 8)
+
+
+def _numbers() -> list[tuple[int, int]]:
+    """Return of each of 8 numbers where it is, an index of ``ROTATIONS``, and its rotation."""
+    return [(place, each) for place, some in enumerate(ROTATIONS) for each in some]
 
 
 def _by_halves(matrix: Tensor, bands: int, paired: bool) -> Tensor:

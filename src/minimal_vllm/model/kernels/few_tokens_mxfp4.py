@@ -1,0 +1,234 @@
+"""Experts in MXFP4 of a few tokens: each pair of a token and an expert reads the expert's weights.
+
+As in ``few_tokens``, but weights are unpacked in registers and multiplied by tensor cores, as in
+``mxfp4``; the vector units are busy with unpacking. And the router's choice needs no kernel of its
+own: a program counts the experts that its token prefers to each (see ``route.nth_expert``)::
+
+    gate, up   program (bands, pair)    inner[pair] = act(gate x) * up x
+    down       program (bands, pair)    y[n, token] = weight * down inner    for the token's n-th
+
+A product on tensor cores has at least 64 rows and, in Triton, 16 vectors, and the next one to the
+same sum has to wait for it. A program has few rows, whose columns are cut into parts. It multiplies
+all parts at once, each with every vector, of which one is its own. What belongs together lies on
+the diagonal, and is added at the end::
+
+                      x[part 0]  x[part 1]  …
+    16 rows, part 0   ████       ░░░░
+    16 rows, part 1   ░░░░       ████
+
+Bytes: the weights of each pair's expert.
+
+Source of the weights' order: Frantar et al. 2024, *Marlin*, https://arxiv.org/abs/2408.11743.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.model.kernels.activation import combined, gate_options
+from minimal_vllm.model.kernels.route import nth_expert
+from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
+from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
+from minimal_vllm.model.supported import Gate
+
+MOST_PAIRS = 16
+"""Maximum number of pairs of a token and an expert: with more, grouping them pays."""
+BANDS, PARTS = 1, 4
+"""Bands of a program, of 16 rows each, and parts of their columns: 64 rows of a product."""
+DEPTH = 64
+"""Columns of each part that are multiplied at a time."""
+WARPS, STAGES = 4, 4
+VECTORS = tl.constexpr(16)
+"""Number of vectors of a product, at least that of parts."""
+_BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
+
+
+def gated_fragments_of_pairs(
+    x: Tensor,
+    logits: Tensor,
+    per_token: int,
+    gate_up: Fragments,
+    gate: Gate,
+) -> Tensor:
+    """Return ``activation(gate(x)) * up(x)`` for each pair of a token and one of its experts.
+
+    Args:
+        x: ``[T, in]``, contiguous.
+        logits: ``[T, E]``, contiguous: the router's logits.
+        per_token: number of experts to choose for a token, k.
+        gate_up: matrices ``[2 * inner, in]``.
+        gate: way to combine gate and up.
+
+    Returns:
+        ``[T, k, inner]``: for each token, its best expert's first.
+    """
+    inner = gate_up.out_size // 2
+    out = x.new_empty(len(x), per_token, inner)
+    _pair_gate_up_kernel[_grid(gate_up, len(x) * per_token)](
+        x, logits, out, **_options(gate_up, logits, x),
+        PER_TOKEN=per_token, INNER=inner, **gate_options(gate),
+    )  # fmt: skip
+    return out
+
+
+def weighted_fragments_of_pairs(
+    inner: Tensor, logits: Tensor, down: Fragments, *, normalized: bool
+) -> Tensor:
+    """Return the weighted results of each token's experts, which are still to be added.
+
+    Args:
+        inner: ``[T, k, inner]``, contiguous, from ``gated_fragments_of_pairs``.
+        logits: ``[T, E]``, contiguous: the router's logits.
+        down: matrices ``[out, inner]``.
+        normalized: whether a token's weights are scaled to sum to 1.
+
+    Returns:
+        ``[k, T, out]`` float32: the result of each token's n-th expert.
+    """
+    tokens, per_token, _ = inner.shape
+    out = inner.new_empty(per_token, tokens, down.out_size, dtype=torch.float32)
+    _pair_down_kernel[_grid(down, tokens * per_token)](
+        inner, logits, out, tokens, **_options(down, logits, inner),
+        PER_TOKEN=per_token, NORMALIZED=normalized, OUT=down.out_size,
+    )  # fmt: skip
+    return out
+
+
+def _grid(matrices: Fragments, pairs: int) -> tuple[int, int]:
+    return triton.cdiv(matrices.out_size, BAND * BANDS), pairs
+
+
+def _options(matrices: Fragments, logits: Tensor, x: Tensor) -> dict[str, Any]:
+    """Return what both kernels are given: the matrices, number of experts, tile and launch."""
+    count, bias = logits.shape[1], matrices.bias
+    return {
+        "words": matrices.words, "scales": matrices.scales,
+        "bias": x if bias is None else bias, "BIAS": bias is not None,
+        "COUNT": count, "COUNTS": triton.next_power_of_2(count), "IN": matrices.in_size,
+        "BANDS": BANDS, "PARTS": PARTS, "DEPTH": DEPTH, "WIDE": x.dtype != torch.bfloat16,
+        "num_warps": WARPS, "num_stages": STAGES, **launch_options(x),
+    }  # fmt: skip
+
+
+@triton.jit
+def _pair_gate_up_kernel(
+    x,
+    logits,
+    out,
+    words,
+    scales,
+    bias,
+    BIAS: tl.constexpr,
+    COUNT: tl.constexpr,
+    COUNTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    IN: tl.constexpr,
+    INNER: tl.constexpr,
+    BANDS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    pair = tl.program_id(1)
+    token = pair // PER_TOKEN
+    expert, _ = nth_expert(logits + token * COUNT, pair % PER_TOKEN, PER_TOKEN, COUNT, COUNTS, True)
+    result = _product(
+        x + token * IN, words, scales, expert, 2 * INNER, IN, BANDS, PARTS, DEPTH, WIDE
+    )  # fmt: skip
+    gate, up = tl.split(tl.permute(tl.reshape(result, [BANDS, 2, 8]), (0, 2, 1)))
+    gate, up = tl.reshape(gate, [8 * BANDS]), tl.reshape(up, [8 * BANDS])
+    column = tl.program_id(0) * (8 * BANDS) + tl.arange(0, 8 * BANDS)
+    is_column = column < INNER
+    if BIAS:
+        bias_of_gate = bias + expert * (2 * INNER) + 2 * column
+        gate += tl.load(bias_of_gate, mask=is_column, other=0.0).to(tl.float32)
+        up += tl.load(bias_of_gate + 1, mask=is_column, other=0.0).to(tl.float32)
+    kind = out.dtype.element_ty
+    result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
+    tl.store(out + pair * INNER + column, result, mask=is_column)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _pair_down_kernel(
+    inner,
+    logits,
+    out,
+    tokens,
+    words,
+    scales,
+    bias,
+    BIAS: tl.constexpr,
+    COUNT: tl.constexpr,
+    COUNTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    BANDS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    wait_for_previous(EARLY)
+    pair = tl.program_id(1)
+    token, slot = pair // PER_TOKEN, pair % PER_TOKEN
+    expert, weight = nth_expert(logits + token * COUNT, slot, PER_TOKEN, COUNT, COUNTS, NORMALIZED)
+    result = _product(
+        inner + pair * IN, words, scales, expert, OUT, IN, BANDS, PARTS, DEPTH, WIDE
+    )  # fmt: skip
+    result = tl.reshape(result, [BANDS * _BAND])
+    row = tl.program_id(0) * (BANDS * _BAND) + tl.arange(0, BANDS * _BAND)
+    is_row = row < OUT
+    if BIAS:
+        result += tl.load(bias + expert * OUT + row, mask=is_row, other=0.0).to(tl.float32)
+    tl.store(out + (slot * tokens + token) * OUT + row, result * weight, mask=is_row)
+
+
+@triton.jit
+def _product(
+    x,
+    words,
+    scales,
+    expert,
+    HEIGHT: tl.constexpr,
+    IN: tl.constexpr,
+    BANDS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Return the product of the program's bands of an expert with a vector, ``[BANDS, 16]``."""
+    CHUNKS: tl.constexpr = DEPTH // _CHUNK
+    ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
+    ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
+    index = tl.arange(0, BANDS * PARTS)
+    band = tl.minimum(tl.program_id(0) * BANDS + index // PARTS, ALL_BANDS - 1)
+    first = (expert * ALL_BANDS + band) * ALL_CHUNKS
+    part = index % PARTS
+    vector = tl.arange(0, VECTORS)
+    column = (vector * DEPTH)[:, None] + tl.arange(0, DEPTH)[None, :]
+    total = tl.zeros([BANDS * PARTS * _BAND, VECTORS], tl.float32)
+    for start in range(0, ALL_CHUNKS, CHUNKS * PARTS):
+        left = IN - start * _CHUNK
+        exists = (column < left) & (vector < PARTS)[:, None]
+        xs = tl.load(x + start * _CHUNK + column, mask=exists, other=0.0)
+        chunk = start + part * CHUNKS
+        some = (first + chunk)[None, :] + tl.arange(0, CHUNKS)[:, None]
+        remaining = -(chunk - ALL_CHUNKS)[None, :]
+        w = load_fragments(words, scales, some, remaining, BANDS * PARTS, CHUNKS, False, WIDE)
+        w = tl.reshape(w, [BANDS * PARTS * _BAND, DEPTH]).to(xs.dtype)
+        total = tl.dot(w, xs.T, total, input_precision="ieee")
+    products = tl.reshape(total, [BANDS, PARTS, _BAND, VECTORS])
+    is_own = tl.arange(0, PARTS)[None, :, None, None] == vector[None, None, None, :]
+    result = tl.sum(tl.sum(tl.where(is_own, products, 0.0), 3), 1)
+    return result if WIDE else result * AFTER
