@@ -1,11 +1,14 @@
 """Ranks on GPUs. What they compute is tested on one GPU, where the ranks are threads."""
 
+import os
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from checkpoints import FAMILIES, QUANTIZED
 from thread_ranks import in_ranks
+from torch import multiprocessing
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.config import EngineConfig
@@ -100,6 +103,63 @@ def test_two_gpus_generate_the_tokens_of_one(checkpoint, family, options):
     expected = LLM(path, **OPTIONS)
     for params in (GREEDY, SamplingParams(max_tokens=6, seed=5, top_p=0.9)):
         assert generate(found.engine, params) == generate(expected.engine, params)
+
+
+def sums_of_rank(folder, index, results):
+    """Compare sums with NCCL's, in a process that sees one GPU; the result says what differs."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(index)
+    from minimal_vllm.engine.ranks.nccl import NcclRanks
+
+    ranks, totals, differing = NcclRanks(folder, index, 2), [], []
+
+    def compare(what, found, part):
+        ranks.add_large(part)
+        differing.extend([] if torch.equal(found, part) else [what])
+        totals.append(found.double().sum().item())
+
+    for number, (size, dtype) in enumerate(product(SIZES, (torch.bfloat16, torch.float32))):
+        generator = torch.Generator("cuda").manual_seed(2 * number + index)
+        part = torch.randn(size, device="cuda", generator=generator).to(dtype)
+        compare(f"{size} {dtype}", ranks.add(part.clone()), part)
+    results.put((differing, totals))
+
+
+SIZES = (5, 4096, 70_000, 2_000_000, 20_000_000)
+"""Numbers of parts that are added up in different ways."""
+
+
+@SEVERAL
+def test_sums_are_those_of_nccl(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=sums_of_rank, args=(tmp_path, index, results)) for index in range(2)
+    ]
+    for each in ranks:
+        each.start()
+    (differing, totals), other = (results.get(timeout=100) for _ in ranks)
+    for each in ranks:
+        each.kill()
+    assert not differing
+    assert other == (differing, totals)
+
+
+@SEVERAL
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_two_gpus_guess_the_tokens_of_one(method):
+    guessing = {"method": method, "num_speculative_tokens": 3}
+    found = LLM(tensor_parallel_size=2, speculative_config=guessing, **OPTIONS)
+    expected = LLM(**OPTIONS)
+    for params in (GREEDY, SamplingParams(max_tokens=24, seed=5, top_p=0.9)):
+        assert generate(found.engine, params) == generate(expected.engine, params)
+
+
+@SEVERAL
+def test_two_gpus_divide_weights_in_fp8(tmp_path):
+    path = str(write(tmp_path, SHAPE, STORED["fp8-channel"]))
+    options = {"skip_tokenizer_init": True, **OPTIONS}
+    found = LLM(path, tensor_parallel_size=2, **options)
+    assert generate(found.engine) == generate(LLM(path, **options).engine)
 
 
 @SEVERAL

@@ -100,6 +100,8 @@ def matvec(
     rows, columns, warps = _tile(weight, gated=activation is not None)
     if weight.itemsize > 1 and out_size <= FEW_ROWS and columns < in_size < 2 * columns:
         columns, warps = 2 * columns, 2 * warps
+    if weight.itemsize > 1 and in_size == 2048 and FEW_ROWS < out_size <= 4 * FEW_ROWS:
+        columns, warps = 1024, 4  # programs that are half as large all run at once
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
