@@ -76,7 +76,8 @@ class LLM:
     """
 
     _puts_off = False
-    """Whether the engine may be ready before all is done; see ``BuiltEngine.put_off``."""
+    """Whether the engine may be ready before it is prepared completely; see
+    ``BuiltEngine.put_off``."""
 
     def __init__(
         self,

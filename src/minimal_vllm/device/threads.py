@@ -20,7 +20,7 @@ class OneThread:
     """Context in which operations are computed by one thread.
 
     Args:
-        alone: whether they are. False: nothing changes.
+        alone: whether to compute with one thread. False: nothing changes.
     """
 
     def __init__(self, alone: bool) -> None:

@@ -154,7 +154,7 @@ def uses_own_kernels(config: EngineConfig, device: torch.device) -> bool:
 
 
 def prepare(config: EngineConfig, device: torch.device) -> None:
-    """Begin what takes a while and depends on nothing else, while files are read."""
+    """Start Triton's compiler in the background, if needed, so that it is ready with the files."""
     if uses_own_kernels(config, device):
         # Triton comes with PyTorch for CUDA, and only with that.
         from minimal_vllm.runner.compile import start_compiler
@@ -179,7 +179,7 @@ def make_runner(
         model: decoder, attention and KV cache.
         draft: the draft model of speculative decoding, if there is one.
         progress: whether to show progress bars.
-        puts_off: whether to put off what steps can do without; see ``PutsOff``.
+        puts_off: whether the runner may put off a part of its preparation; see ``PutsOff``.
 
     Raises:
         ValueError: the user's sampler doesn't have the interface ``Sampler``.

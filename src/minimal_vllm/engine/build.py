@@ -102,7 +102,7 @@ class BuiltEngine:
     grammars: GrammarCompiler | None
     """Compiler of grammars for structured outputs; None without a tokenizer."""
     put_off: Iterator[None]
-    """Work that was put off until no request is there, piece by piece."""
+    """Preparation that was put off. Each item does a piece of it; steps may run in between."""
 
     @property
     def caches(self) -> list[LayerCache]:
@@ -186,7 +186,7 @@ def build_engine(
         ranks: this rank, and the others that compute the model with it.
         make_engine: makes the engine from the arguments of ``Engine``.
         decide: makes a decision that depends on the time, for all ranks.
-        puts_off: whether to put off what steps can do without; see ``BuiltEngine.put_off``.
+        puts_off: whether to put off preparation that can wait; see ``BuiltEngine.put_off``.
 
     Raises:
         ValueError: a setting is impossible here, the checkpoint is damaged, or memory is too small.

@@ -1,7 +1,7 @@
-"""Decisions that ranks can't make alike, each by itself, because they depend on the time.
+"""Decisions that depend on the time, so that ranks would not make them alike.
 
 All else that an engine decides follows from its requests and their tokens, which all ranks have.
-So rank 0 looks at the clock, and asks a guesser of the user's, and tells the others the result.
+So rank 0 alone looks at the clock or asks a user's guesser. It tells the other ranks the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from minimal_vllm.step.plan import ScheduledRequest
 from minimal_vllm.step.request import Request
 
 Decide = Callable[[Callable[[], Any]], Any]
-"""Returns in all ranks what a function returns in rank 0, where alone it is called."""
+"""Returns a function's result in all ranks; only rank 0 calls the function."""
 
 
 def alone(function: Callable[[], Any]) -> Any:
-    """Call a function, in the only rank."""
+    """Return a function's result, in an engine of one rank."""
     return function()
 
 
@@ -25,7 +25,7 @@ class DecidedGuesser:
 
     Args:
         guesser: the guesser inside.
-        decide: the way to the other ranks.
+        decide: calls a function in rank 0, and tells the other ranks its result.
     """
 
     def __init__(self, guesser: Guesser, decide: Decide) -> None:
@@ -41,5 +41,5 @@ class DecidedGuesser:
         return guesses
 
     def forget(self, request: Request) -> None:
-        """Drop what is remembered about a request, where something is."""
+        """Drop what rank 0's guesser remembers about a request."""
         self._decide(lambda: self._guesser.forget(request))

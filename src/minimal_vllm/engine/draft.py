@@ -43,7 +43,7 @@ class DraftFiles:
 def find_draft(
     config: EngineConfig, target: ModelConfig, tokenizer: Tokenizer | None, model_len: int
 ) -> DraftFiles | EagleFiles | None:
-    """Return the files of what guesses, downloaded if necessary; None if it is no network.
+    """Return the files of the draft model or head, downloaded if necessary; None without one.
 
     Args:
         config: the user's configuration.

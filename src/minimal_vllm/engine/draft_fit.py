@@ -15,7 +15,7 @@ def check_draft_fits(name: str, draft: ModelConfig, target: ModelConfig, model_l
         model_len: maximum length of a request.
 
     Raises:
-        ValueError: it can't.
+        ValueError: the draft model can't guess for the model.
     """
     if draft.vocab_size != target.vocab_size:
         raise ValueError(
@@ -49,7 +49,7 @@ def check_eagle_fits(name: str, head: EagleConfig, target: ModelConfig, model_le
         model_len: maximum length of a request.
 
     Raises:
-        ValueError: it wasn't, or can't.
+        ValueError: the head was made for another model, or can't share the block tables.
     """
     own, other = head.target_hidden_size, target.hidden_size
     if own != other:

@@ -33,7 +33,7 @@ class EagleFiles:
         return self.config.weight_bytes(dtype)
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """Return the bytes that a token takes in its cache, with what the model says of it."""
+        """Return the bytes that a token takes: key and value, and the fused hidden state."""
         itemsize = DTYPE_BYTES[dtype]
         return self.config.bytes_per_token(itemsize, itemsize)
 
@@ -89,13 +89,13 @@ def load_head(
 
 
 def let_read(head: EagleHead, target: Decoder, groups: LayerGroups, num_slots: int) -> None:
-    """Let the model tell the head its hidden states.
+    """Make the model write its hidden states where the head reads them.
 
     Args:
         head: the head.
         target: the model.
         groups: groups of the model's layers.
-        num_slots: number of tokens that a layer's cache has room for.
+        num_slots: number of tokens that the cache of a layer has room for.
     """
     head.allocate_states(num_slots)
     target.tap = HiddenStates(head, groups.of_layer.index(0), head.read_layers)

@@ -85,7 +85,7 @@ def divided_head(kind: type[AnyLinear], ranks: Ranks, vocab_size: int) -> type[A
 
 
 def divided_projection(projection: Projection, ranks: Ranks, vocab_size: int) -> Projection:
-    """Return the projection of a rank's part, once its weight may have become a quantized one.
+    """Return a rank's projection with what its quantized weight, if it has one, needs of others.
 
     A quantized head becomes a divided one. A row that is quantized while it is loaded has one scale
     in all ranks that hold a part of it, as if it were whole.
@@ -102,7 +102,7 @@ def divided_projection(projection: Projection, ranks: Ranks, vocab_size: int) ->
 def divided_experts(
     make: Callable[[ModelConfig], Experts], ranks: Ranks, config: ModelConfig
 ) -> Experts:
-    """Return the experts of a rank's part, with the scales of whole rows; see above."""
+    """Return a rank's experts, with the scales of whole rows; see ``divided_projection``."""
     experts = make(config)
     match experts:
         case QuantizedExperts(down_reader=Fp8Quantizer() as reader):

@@ -127,7 +127,7 @@ def drop_biases_of_sums(model: Decoder) -> None:
 def _fused_sizes(name: str, model: ModelConfig, total: int) -> tuple[int, ...]:
     """Return how many of ``total`` indices each projection has in a checkpoint's fused tensor.
 
-    An index stands for a row, for some that are quantized together, or stored in one integer.
+    An index is that of a row, of a group of rows with one scale, or of rows stored in one integer.
     """
     if name not in model.fused:
         return (total,)

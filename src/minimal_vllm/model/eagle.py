@@ -83,7 +83,7 @@ class EagleLayer(nn.Module):
 
 
 class EagleHead(Network):
-    """Network of an EAGLE-3 head, without what the model tells it; see ``HiddenStates``.
+    """Network of an EAGLE-3 head. ``HiddenStates`` writes the model's hidden states that it reads.
 
     Args:
         config: hyperparameters.
@@ -91,8 +91,8 @@ class EagleHead(Network):
         num_layers: number of the model's layers.
         dtype: see ``Decoder``.
         device: see ``Decoder``.
-        max_positions: number of positions. It may exceed that of the head's training: guesses far
-            behind that may be wrong more often.
+        max_positions: number of positions. It may exceed what the head was trained with: guesses
+            at later positions may then be wrong more often.
         modules: classes to build the network from.
     """
 
@@ -136,17 +136,17 @@ class EagleHead(Network):
         self.rotary = Rotary(layer.rope, layer.head_dim, max_positions, device)
 
     def share_embedding(self, embedding: Embedding) -> None:
-        """Use the model's embedding, but without its factor."""
+        """Use the model's embedding, but without the factor that some models multiply it by."""
         unscaled = copy(embedding)
         unscaled.scale = 1.0
         self.embed = unscaled.forward
 
     def allocate_states(self, num_slots: int) -> None:
-        """Allocate what the head reads of the tokens in so many cache slots."""
+        """Allocate ``states`` for a number of cache slots."""
         self.states = zeros((num_slots + 1, self.hidden_size), self.dtype, self.device)
 
     def note_states(self, slots: Tensor, states: Tensor) -> None:
-        """Write what the head reads of some tokens.
+        """Write rows of ``states``, which the head reads when it computes the next tokens.
 
         Args:
             slots: ``[T]`` int64: the tokens' cache slots; -1 for padding.
@@ -185,10 +185,10 @@ class EagleHead(Network):
 
 
 class HiddenStates:
-    """Tells a head the hidden states of the model's layers, token by token; see ``Tap``.
+    """Writes a model's hidden states to where a head reads them; see ``Tap``.
 
-    All tokens are told, also those for which the head computes nothing yet: a guess may follow any
-    step. What the head reads of rejected guesses is overwritten with them.
+    Those of all tokens are written, also of tokens for which the head computes nothing yet: a guess
+    may follow any step. What the head reads of rejected guesses is overwritten with them.
 
     Args:
         head: the head, with states for all slots.
@@ -214,7 +214,7 @@ class HiddenStates:
 
 @contextmanager
 def untapped(network: Network) -> Iterator[None]:
-    """Let a decoder compute what no head shall read, and return to its tap afterward."""
+    """Keep a decoder's head from reading what is computed in this context."""
     if not isinstance(network, Decoder):
         yield
         return

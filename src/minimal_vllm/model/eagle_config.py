@@ -26,7 +26,8 @@ class EagleConfig:
     target_hidden_size: int
     """Hidden size of the model that it guesses for."""
     read_layers: tuple[int, ...] | None
-    """Numbers of layers of that model after which it reads the hidden state. None: the usual."""
+    """Numbers of layers of that model after which it reads the hidden state. None: see
+    ``layers_of``."""
     draft_vocab_size: int
     """Number of tokens that it can guess."""
     norm_before_residual: bool
@@ -83,7 +84,13 @@ class EagleConfig:
             raise ValueError(f"the EAGLE-3 head {name}: {error}") from error
 
     def layers_of(self, num_layers: int) -> tuple[int, ...]:
-        """Return the numbers of layers after which a head reads a model's hidden state."""
+        """Return the numbers of layers after which a head reads a model's hidden state.
+
+        By default they are those of the authors' heads: a low, a middle and a high one.
+
+        Args:
+            num_layers: number of the model's layers.
+        """
         return self.read_layers or (2, num_layers // 2, num_layers - 3)
 
     @property
@@ -117,7 +124,7 @@ class EagleConfig:
         return self.num_parameters * DTYPE_BYTES[dtype]
 
     def bytes_per_token(self, itemsize: int, kv_itemsize: int) -> int:
-        """Return the bytes that a token takes in its cache: key, value and what the model says.
+        """Return the bytes that a token takes: key and value, and the fused hidden state.
 
         Args:
             itemsize: bytes of a number of the model.

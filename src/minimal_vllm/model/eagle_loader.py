@@ -98,7 +98,7 @@ def _read_tensors(folder: Path) -> Mapping[str, StoredTensor]:
 
 
 def _unpickle(path: Path) -> dict[str, PickledTensor]:
-    """Return the tensors of a pickle. What it asks for besides tensors is refused, not run."""
+    """Return the tensors of a pickled file. A file with anything else is refused, not run."""
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:

@@ -1,4 +1,4 @@
-"""Whether the experts of a mixture are quantized, and how. Nothing here imports torch."""
+"""The format in which the experts of a mixture are quantized, if they are. No torch here."""
 
 from functools import lru_cache
 

@@ -30,7 +30,7 @@ def start_compiler() -> None:
 
     def compile_nothing() -> None:
         torch.cuda.set_device(gpu)
-        with suppress(Exception):  # it will be said of the first kernel that is needed
+        with suppress(Exception):  # the first kernel that is needed raises it again
             _nothing_kernel.warmup(grid=(1,)).run  # noqa: B018 - see _UntilLaunch
 
     Thread(target=compile_nothing, name="compiler", daemon=True).start()

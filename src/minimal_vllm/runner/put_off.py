@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class PutsOff(Protocol):
-    """A runner that can put off a part of its preparation until no request is there."""
+    """A runner that can put off a part of its preparation until there are no requests."""
 
     def prepare_more(self) -> Iterator[None]:
         """Do what was put off, piece by piece. Steps may be launched between two pieces."""

@@ -10,11 +10,11 @@ from minimal_vllm.model.linear import Projection
 from minimal_vllm.runner.interface import CachedModel
 
 READING = 8
-"""Reading a number of a matrix takes as long as so many products with it."""
+"""Number of products that take as long as reading one number of a matrix."""
 WORTH_WAKING = 30_000_000
-"""Work of an operation from which on it is worth waking sleeping threads: about 200 µs."""
+"""Least work of an operation for which it is worth waking sleeping threads: about 200 µs."""
 WORTH_SHARING = 2_000_000
-"""The same for threads that spin."""
+"""Least work of an operation for which it is worth sharing it among threads that spin."""
 
 
 class StepThreads:

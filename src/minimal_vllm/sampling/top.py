@@ -4,15 +4,16 @@ import torch
 from torch import Tensor
 
 GROUP = 128
-"""Number of neighbors of which only the largest is looked at first."""
+"""Number of neighbors in a group, of which only the largest is looked at first."""
 
 
 def top_of_rows(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the largest numbers of each row, in descending order, and their indices.
 
-    It is ``numbers.topk(count)``, faster. The largest numbers are in the groups with the largest
-    peaks, or behind the last group. So one pass over all numbers finds each group's peak, and only
-    the numbers of ``count`` groups are sorted.
+    They are those of ``numbers.topk(count)``, found faster. Of equal numbers, the indices may
+    differ. The largest numbers are in the groups with the largest peaks, or behind the last group.
+    So one pass over all numbers finds each group's peak, and only the numbers of ``count`` groups
+    are sorted.
 
     Args:
         numbers: ``[n, V]``.

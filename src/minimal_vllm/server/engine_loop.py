@@ -76,7 +76,8 @@ class EngineLoop:
         engine: an idle engine.
         metrics: metrics that are updated when requests arrive and end.
         pace: delays or pauses the engine between steps. Default: never.
-        put_off: work to do while no request is there, piece by piece. A request waits for a piece.
+        put_off: work to do while there are no requests; taking an item does a piece. A request
+            that arrives meanwhile waits until the piece is done.
     """
 
     def __init__(

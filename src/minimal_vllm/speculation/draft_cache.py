@@ -58,9 +58,9 @@ class DraftCache:
     def begin(self, plan: Plan) -> list[Draft]:
         """Return a draft for each scheduled request, of as many guesses as the plan has places for.
 
-        What is in new blocks is forgotten, and what the step computes (again). Behind a step with
-        guesses that still runs, so is what that step computes; but of all known tokens the cache
-        has the keys then, because that step guessed behind them.
+        The keys in new blocks are forgotten, and so are those of the tokens that the step computes.
+        If a step with guesses still runs, the keys of its guesses are forgotten too. Those of all
+        known tokens are in the cache then, because that step guessed behind them.
         """
         for entry in plan.scheduled:
             for block in entry.new_blocks:

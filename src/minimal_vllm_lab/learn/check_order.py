@@ -68,7 +68,7 @@ class Race:
     fcfs: float
     """Tail latency of first come, first served, likewise."""
     remark: str = ""
-    """Who the slowest requests are."""
+    """Sentence on the slowest requests, shown beside the result."""
 
     @property
     def gain(self) -> float:

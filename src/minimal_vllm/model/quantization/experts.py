@@ -23,7 +23,7 @@ MakeWeight = Callable[[int, Mapping[str, int]], QuantizedWeight]
 
 
 class QuantizedExperts(Experts):
-    """Experts whose matrices are quantized. This class dequantizes each that has a token.
+    """Experts whose matrices are quantized. Those of each expert with tokens are dequantized.
 
     Args:
         config: hyperparameters of a model that has experts.

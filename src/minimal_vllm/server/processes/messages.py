@@ -25,7 +25,7 @@ LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Foretold:
-    """A part of what ``Setup`` will probably say, while the model is still loaded."""
+    """Part of what ``Setup`` will probably say, sent while the model is still being loaded."""
 
     tokenizer: Path
 
