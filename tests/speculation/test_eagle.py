@@ -140,6 +140,16 @@ def pickled(content):
         ({"draft_vocab_size": None, "architectures": ["LlamaForCausalLM"]}, None, "EAGLE-1 and 2"),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}, None, "the model has 3 layers, of which"),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2]}, None, "must list 3 layers"),
+        ({"eagle_aux_hidden_state_layer_ids": [True, 1, 2]}, None, r"not \[True, 1, 2\]"),
+        ({"eagle_aux_hidden_state_layer_ids": 5}, None, "must list 3 layers, not 5"),
+        (
+            {
+                "eagle_aux_hidden_state_layer_ids": None,
+                "eagle_config": {"eagle_aux_hidden_state_layer_ids": 5},
+            },
+            None,
+            "must list 3 layers, not 5",
+        ),
         ({"eagle_aux_hidden_state_layer_ids": None}, None, "after layers 2, 1, 0, but"),
         ({}, rewritten(lambda each: each.pop("norm.weight")), "missing: norm.weight"),
         ({}, rewritten(lambda each: each.pop("d2t")), "has no tensor d2t"),
@@ -182,6 +192,13 @@ def test_a_model_whose_layers_all_have_a_window_is_refused(checkpoint, tmp_path)
 def test_the_built_in_head_is_not_for_other_models(checkpoint):
     config = {"method": "eagle3", "num_speculative_tokens": 2}
     with pytest.raises(ValueError, match="a head of another model"):
+        make(checkpoint("llama"), speculative_config=config)
+
+
+@pytest.mark.parametrize("changes", [{"method": "draft_model"}, {}])
+def test_a_head_given_as_a_draft_model_is_told_apart(checkpoint, changes):
+    config = {"model": str(EAGLE_HEAD_DIR), "num_speculative_tokens": 2, **changes}
+    with pytest.raises(ValueError, match="with the method eagle3"):
         make(checkpoint("llama"), speculative_config=config)
 
 

@@ -141,13 +141,11 @@ def _read_layers(raw: Mapping[str, Any]) -> tuple[int, ...] | None:
     """
     nested = raw.get("eagle_config")
     inner = nested.get(LAYER_IDS) if isinstance(nested, Mapping) else None
-    indices = raw.get(LAYER_IDS) or ([_plus_one(each) for each in inner] if inner else None)
-    if indices is None:
+    outer = raw.get(LAYER_IDS)
+    named = outer or inner
+    if not named:
         return None
-    if len(indices) != NUM_READ or not all(isinstance(each, int) for each in indices):
-        raise ValueError(f"config.json: {LAYER_IDS} must list {NUM_READ} layers, not {indices}")
-    return tuple(indices)
-
-
-def _plus_one(index: object) -> object:
-    return index + 1 if isinstance(index, int) else index
+    is_list = isinstance(named, list) and len(named) == NUM_READ
+    if not is_list or any(type(each) is not int for each in named):
+        raise ValueError(f"config.json: {LAYER_IDS} must list {NUM_READ} layers, not {named!r}")
+    return tuple(each if outer else each + 1 for each in named)

@@ -372,6 +372,11 @@ def find_family(architectures: object, model_type: object = None) -> tuple[str, 
             name = ""
     if name in FAMILIES:
         return name, FAMILIES[name]
+    if "eagle3" in str(architectures).lower():
+        raise ValueError(
+            f"config.json: 'architectures' is {architectures!r}: an EAGLE-3 head only guesses for "
+            f"a model: name it in speculative_config, with the method eagle3"
+        )
     asked = "'architectures'" if architectures or not model_type else "'model_type'"
     supported = ", ".join([*FAMILIES, *MULTIMODAL] if "arch" in asked else _MODEL_TYPES)
     raise ValueError(

@@ -3,7 +3,6 @@
 import asyncio
 import webbrowser
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -131,7 +130,11 @@ def _make_pair(
     if ctx.params["trace"]:
         raise click.UsageError("--trace records one engine: leave out --beside.")
     labels: list[str] = []
-    known = {field.name for field in fields(EngineConfig)} - {"model"}
+    known = {
+        each.name: each
+        for each in ctx.command.params
+        if isinstance(each, FieldOption) and each.owner is EngineConfig
+    }
     other = dict(options)
     for text in ctx.params["beside"]:
         name, separator, value = text.partition("=")
@@ -141,8 +144,12 @@ def _make_pair(
                 f"--beside takes an option of the engine and its value, such as "
                 f"enable-prefix-caching=false, not {text!r}."
             )
-        other[name] = value
-        labels.append(f"{name}={value.rpartition(':')[2]}")
+        option = known[name]
+        other[name] = option.type_cast_value(ctx, (value,) if option.multiple else value)
+        shown = (
+            value if value.startswith("{") else value.rpartition(":")[2]
+        )  # JSON, or FILE.py:CLASS
+        labels.append(f"{name}={shown}")
     second = View()
     service = make_service(config, model, (), second, **other)
     second.pace.change(_first_pace(ctx))

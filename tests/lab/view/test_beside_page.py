@@ -58,11 +58,31 @@ def test_one_set_of_controls_moves_both(chromium, url):
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ('speculative-config={"method": "eagle3"}', "speculative_config", {"method": "eagle3"}),
+        ("max-num-batched-tokens=2k", "max_num_batched_tokens", 2000),
+        ("enable-prefix-caching=false", "enable_prefix_caching", False),
+        ("scheduler=my.py:Mine", "scheduler", "my.py:Mine"),
+    ],
+)
+def test_values_are_read_as_those_of_the_first_engine(monkeypatch, text, name, value):
+    def made(config, model, writers, view, **options):
+        raise ValueError(f"made with {options[name]!r}")
+
+    monkeypatch.setattr("minimal_vllm.server.run.make_service", made)
+    result = CliRunner().invoke(main, ["view", "--no-browser", "--beside", text])
+    assert f"made with {value!r}" in str(result.exception) + result.output
+
+
+@pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (["--beside", "frob=1"], "such as enable-prefix-caching=false, not 'frob=1'"),
         (["--beside", "scheduler"], "such as enable-prefix-caching=false, not 'scheduler'"),
         (["--beside", "max_num_seqs=2", "--trace", "t.jsonl"], "leave out --beside"),
+        (["--beside", "speculative-config=ngram"], "'ngram' is not a JSON object"),
+        (["--beside", "max-num-seqs=few"], "'few' is not a valid integer"),
     ],
 )
 def test_a_wrong_second_engine_is_one_clear_line(options, complaint, tmp_path, monkeypatch):
