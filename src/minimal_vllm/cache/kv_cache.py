@@ -43,7 +43,7 @@ def allocate_kv_cache(
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros; on a CPU, they take memory only once they are written to."""
+    """Return a tensor of zeros. On a CPU, it takes memory only where it has been written to."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # NumPy's zeros come from calloc: a page of RAM is taken only when a block in it is first

@@ -67,6 +67,12 @@ def load_head(
 ) -> EagleHead:
     """Load a head, or fill it with random weights if ``load_format`` says so.
 
+    Args:
+        config: the user's configuration.
+        files: the head's files, from ``find_eagle``.
+        target: the model that it guesses for.
+        model_len: maximum length of a request.
+
     Raises:
         ValueError: its tensors are not those that its config.json implies.
     """

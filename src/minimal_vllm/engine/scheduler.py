@@ -141,7 +141,11 @@ class Scheduler:
                     break  # the tokens after it are dropped
 
     def reject_guesses(self, entry: ScheduledRequest, count: int) -> None:
-        """Move the counter back over the last ``count`` computed tokens, and free their blocks."""
+        """Move the counter back over the last ``count`` computed tokens, and free their blocks.
+
+        Raises:
+            ValueError: ``count`` is negative: the request got more tokens than it has logits.
+        """
         request = entry.request
         if count < 0:
             raise ValueError(f"{request.request_id} got {-count} tokens more than it has logits")

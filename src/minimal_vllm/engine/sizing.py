@@ -218,7 +218,15 @@ def kv_block_bytes(
 def draft_block_bytes(
     config: EngineConfig, draft: ModelConfig | EagleConfig, dtype: "torch.dtype"
 ) -> int:
-    """Return the bytes of a KV block in a draft model's or head's cache, over all its layers."""
+    """Return the bytes of a block in a draft model's or head's cache, over all its layers.
+
+    For a head, the hidden states that it reads are included.
+
+    Args:
+        config: the user's configuration.
+        draft: hyperparameters of the draft model or EAGLE-3 head.
+        dtype: dtype of the model.
+    """
     if isinstance(draft, EagleConfig):
         kv_itemsize = choose_kv_dtype(config, dtype).itemsize
         return config.block_size * draft.bytes_per_token(dtype.itemsize, kv_itemsize)
@@ -251,7 +259,16 @@ def estimate_activations(
 def draft_activations(
     draft: ModelConfig | EagleConfig, itemsize: int, batched_tokens: int, max_num_seqs: int
 ) -> int:
-    """Return the estimate for a draft model, or for a head and the hidden states that it reads."""
+    """Return the bytes that the largest step takes for what guesses; see ``estimate_activations``.
+
+    For a head, the hidden states that it reads are included.
+
+    Args:
+        draft: hyperparameters of the draft model or EAGLE-3 head.
+        itemsize: bytes of a number of the model.
+        batched_tokens: maximum number of tokens in a step.
+        max_num_seqs: maximum number of requests in a step.
+    """
     if not isinstance(draft, EagleConfig):
         return estimate_activations(draft, itemsize, batched_tokens, max_num_seqs)
     states = (2 * NUM_READ * draft.target_hidden_size + 3 * draft.layer.hidden_size) * itemsize

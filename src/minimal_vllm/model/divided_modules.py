@@ -89,6 +89,11 @@ def divided_projection(projection: Projection, ranks: Ranks, vocab_size: int) ->
 
     A quantized head becomes a divided one. A row that is quantized while it is loaded has one scale
     in all ranks that hold a part of it, as if it were whole.
+
+    Args:
+        projection: the rank's part of a projection.
+        ranks: this rank and the others.
+        vocab_size: number of tokens in the whole vocabulary.
     """
     match projection:
         case QuantizedLinear(parts={"lm_head": _}):

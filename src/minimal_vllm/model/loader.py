@@ -240,7 +240,16 @@ def check_match(
     stored: Mapping[str, StoredTensor],
     destinations: Mapping[str, Tensor | Destination],
 ) -> None:
-    """Raise one ValueError for all differences between the checkpoint and the model."""
+    """Check that a checkpoint has the tensors of a model, in shapes and dtypes that fit.
+
+    Args:
+        checkpoint: folder or file, to be named in the error.
+        stored: the checkpoint's tensors by name.
+        destinations: the model's tensors by name.
+
+    Raises:
+        ValueError: they differ; the message names all differences.
+    """
     misfits = []
     for name in stored.keys() & destinations.keys():
         found, destination = stored[name], destinations[name]

@@ -63,7 +63,7 @@ class NcclRanks:
         self._small = self._pushed_sums(folder) if count > 1 else None
 
     def add(self, part: Operand) -> Tensor:
-        """Return the sum of all ranks' tensors, which overwrites ``part``; see ``Ranks.add``."""
+        """Return the sum of all ranks' tensors, which may overwrite ``part``; see ``Ranks.add``."""
         if self._small is not None:
             # A product whose inner sum was split is added up on the way.
             parts = part.parts if isinstance(part, PartialSums) else computed(part)[None]

@@ -25,7 +25,7 @@ MOST_TAGGED = 32768
 MOST_BYTES = 4 << 20
 """Maximum number of bytes that a rank sends for a sum; with more, NCCL is faster."""
 ALIGNMENT = 256
-"""Number that sizes of slots are a multiple of, so that threads can load 16 bytes at once."""
+"""Sizes of slots are multiples of this, so that threads can load 16 bytes at once."""
 
 
 class PushedSums:

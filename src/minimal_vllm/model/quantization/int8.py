@@ -90,7 +90,16 @@ class PackedInt8Weight(Int8Weight):
 
 
 def multiply_digits(x: Tensor, matrix: PackedMatrix, digit: int = DIGIT) -> Tensor:
-    """Return ``x @ matrix.T``, ``[T, out]`` float32, for float32 ``x``."""
+    """Return ``x @ matrix.T``, with ``x`` rounded to two digits.
+
+    Args:
+        x: ``[T, in]`` float32.
+        matrix: ``[out, in]``, packed 8-bit integers with a scale per row.
+        digit: see ``two_digits``.
+
+    Returns:
+        ``[T, out]`` float32.
+    """
     digits, scale = two_digits(x, digit)
     products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
         digits, 1.0, digit + 1, matrix
