@@ -47,7 +47,7 @@ SEPARATE = Rule(
     CHAPTER,
 )
 KNOWN_CASES = [
-    # Block 0 is released first, but used again afterwards.
+    # Block 0 is released first, but used again afterward.
     [("release", 0), ("release", 1), ("use", 0), ("release", 0), ("evict", 0)],
     # Block 0 is released first, but its content is dropped.
     [("release", 0), ("release", 1), ("drop", 0), ("evict", 0), ("release", 0)],

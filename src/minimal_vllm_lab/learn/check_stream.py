@@ -31,7 +31,7 @@ AT_ONCE = Rule(
 ENDS = Rule(
     "The text ends at the first complete stop string; if several are complete at once, the "
     "longest.",
-    "Tokens that are computed afterwards are useless.",
+    "Tokens that are computed afterward are useless.",
     CHAPTER,
 )
 CUT = Rule(

@@ -15,7 +15,7 @@ class Progress:
     """The progress in one folder.
 
     A passed check is stored with the hash of the file that passed, so a file that was changed
-    afterwards has to be checked again.
+    afterward has to be checked again.
     """
 
     folder: Path

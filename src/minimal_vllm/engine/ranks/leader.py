@@ -116,7 +116,7 @@ class LeadingEngine(Engine):
 
 @contextmanager
 def _without_interruption() -> Iterator[None]:
-    """Let Ctrl-C interrupt only afterwards: a rank that stops halfway leaves the others waiting."""
+    """Let Ctrl-C interrupt only afterward: a rank that stops halfway leaves the others waiting."""
     if current_thread() is not main_thread():  # to which alone it comes
         yield
         return
