@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing.connection import Connection
 
 import psutil
 import pytest
@@ -22,6 +24,7 @@ from minimal_vllm.cli.main import main
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.ranks import group, start
 from minimal_vllm.engine.ranks.group import GlooRanks
+from minimal_vllm.engine.ranks.messages import Setup
 from minimal_vllm.runner.failures import RankFailedError, RankLostError
 
 PATIENCE = 120
@@ -236,6 +239,22 @@ def test_a_rank_that_can_not_be_built_says_why(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"rank 1 of those .* has failed: no room"):
         LLM(path, tensor_parallel_size=2, attention_backend=attention, **OPTIONS)
     assert children_of() == before
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_process_ends_silently_if_rank_0_ends_while_it_starts(tmp_path, is_told):
+    ours, theirs = socket.socketpair()
+    with theirs, Connection(ours.detach()) as leader:
+        if is_told:
+            leader.send(Setup(EngineConfig(model="any"), 1, tmp_path, 1))
+        leader.close()
+        ended = subprocess.run(
+            [sys.executable, "-m", "minimal_vllm.engine.ranks", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_a_step_that_fails_in_one_rank_ends_the_engine(checkpoint, tmp_path):

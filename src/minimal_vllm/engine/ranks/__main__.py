@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 def main(leader: Connection) -> int:
     """Do what rank 0 does, until it ends or something fails; return the exit status."""
-    setup: Setup = leader.recv()
+    try:
+        setup: Setup = leader.recv()
+        leader.send(Started())
+    except (EOFError, OSError):
+        return 1  # rank 0 is gone: it was interrupted while this process started
     calls: SimpleQueue[Call] = SimpleQueue()
     decisions: SimpleQueue[Decided] = SimpleQueue()
     queues = {Call: calls, Decided: decisions}
     Thread(target=_listen, args=(leader, queues), name="listener", daemon=True).start()
-    leader.send(Started())
     try:
         _follow(setup, leader, calls, decisions)
     except Exception as error:
