@@ -33,7 +33,7 @@ class Guesser(Protocol):
 
 
 class CheckedGuesser:
-    """A guesser of which nothing unusable comes, whatever the one inside does.
+    """Guesser that passes on what another one guesses, as far as it is usable.
 
     Too many guesses are cut off, and so is everything from the first that can't be sampled or that
     nothing can follow. If the guesser raises an error, there are no guesses in that step.
