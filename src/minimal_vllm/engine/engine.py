@@ -6,7 +6,7 @@ Planning a step while the one before it runs is vLLM's asynchronous scheduling (
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -149,6 +149,10 @@ class Engine:
         if self._in_flight:
             outputs += self._finish_oldest()
         return outputs
+
+    def watch(self, put: Callable[[Callable[[], None]], None]) -> None:
+        """Put a call that raises an error, to be made between steps, if the engine can't go on."""
+        del put  # an engine of one process can, while that runs
 
     def reset(self) -> None:
         """Drop all requests and all cached blocks.

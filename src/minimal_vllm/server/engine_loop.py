@@ -105,6 +105,7 @@ class EngineLoop:
     def start(self) -> None:
         """Start the thread."""
         self._metrics.watch(self._engine.scheduler, lambda: self.num_waiting)
+        self._engine.watch(self._inbox.put)
         self._thread.start()
 
     def stop(self) -> None:

@@ -1,12 +1,13 @@
 """The engine of rank 0, whose every act the other ranks repeat."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
+from weakref import WeakMethod
 
 from minimal_vllm.engine.engine import Engine
 from minimal_vllm.engine.ranks.followers import Followers
@@ -80,12 +81,26 @@ class LeadingEngine(Engine):
             self._followers.tell("step")
             return super().step()
 
+    def watch(self, put: Callable[[Callable[[], None]], None]) -> None:
+        """Let a rank that ends by itself be noticed even if no step runs; see ``Engine.watch``."""
+        give_up = WeakMethod(self._give_up)  # or the watching threads would keep this engine
+
+        def notice() -> None:
+            if method := give_up():
+                put(method)
+
+        self._followers.call_when_one_ends(notice)
+
     def reset(self) -> None:
         """Drop all requests and all cached blocks, in all ranks that still run."""
         super().reset()
         if self._failure is None:
             with self._together():
                 self._followers.tell("reset")
+
+    def _give_up(self) -> None:
+        with self._together():
+            raise RankLostError
 
     @contextmanager
     def _together(self) -> Iterator[None]:
