@@ -111,6 +111,16 @@ def _replaces_acc(state: State, scores: Tensor, values: Tensor) -> State:
     return add_tile(state._replace(acc=state.acc * 0), scores, values)
 
 
+def _swaps(state: State, scores: Tensor, values: Tensor) -> State:
+    peak, total, acc = add_tile(state, scores, values)
+    return State(total, peak, acc)
+
+
+def _divides(state: State, scores: Tensor, values: Tensor) -> State:
+    peak, total, acc = add_tile(state, scores, values)
+    return State(peak, total, acc / total[:, None])
+
+
 SUMS: Mapping[str, Update] = {
     "total is not scaled down when the peak rises": partial(add_tile, fades_total=False),
     "acc is not scaled down when the peak rises": partial(add_tile, fades_acc=False),
@@ -130,7 +140,11 @@ UPDATES: Mapping[str, Update] = {
     ),
     "keys that do not exist count with the score 0: hidden scores must be -inf": _padded,
     "acc holds only the last tile's values: those of earlier tiles are not kept": _replaces_acc,
-    "only the last tile counts: are the old sums kept, and is the new peak returned?": _last_tile,
+    "only the last tile counts, as if the old sums were dropped or the old peak returned": (
+        _last_tile
+    ),
+    "peak and total are returned in each other's place": _swaps,
+    "acc is divided by total in each tile, and once more at the end": _divides,
 }
 
 

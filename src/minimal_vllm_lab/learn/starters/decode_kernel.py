@@ -20,6 +20,10 @@ What to write: ``take_keys``, in Triton's language. These functions suffice:
     tl.trans(a)                                 tl.dot(a, b, c, input_precision=PRECISION): a b + c
     tl.where(condition, a, b)                   tl.max(a, 1), tl.sum(a, 1): over the keys
     tl.maximum(a, b), tl.exp2(a)                a[:, None]: a column
+    a.to(b.dtype): a, converted to the type of b's numbers
+
+Queries, keys and values may be in half precision. Scores and sums are in float32, and ``tl.dot``
+takes two factors of one type.
 
 How it is checked: random batches, compared with attention over contiguous tensors. Without a GPU it
 runs in Triton's interpreter. All unused memory holds NaN.
@@ -60,7 +64,8 @@ def take_keys(
 
     Args:
         q_tile: ``[rows, dims]``, the queries.
-        cache: pointers to the layer's keys, ``cache.key``, and values, ``cache.value``.
+        cache: pointers to the layer's keys, ``cache.key``, and values, ``cache.value``, both of
+            the queries' type.
         offsets: ``[keys, dims]``, offsets of the tile from both pointers.
         is_key: ``[keys, dims]`` bool, False for elements that do not exist; load them as zeros.
         visible: ``[rows or 1, keys]`` bool, False for hidden scores, which are -inf. Used if
