@@ -45,7 +45,9 @@ def test_one_set_of_controls_moves_both(chromium, url):
         before = page.evaluate(steps)
         page.keyboard.press("ArrowRight")
         until(page, f"{steps}.join() === '{before[0] + 1},{before[1] + 1}'")
-        page.fill("#prompt", "The old captain")
+        page.keyboard.press("/")
+        page.keyboard.type("The old captain")
+        assert page.input_value("#prompt") == "The old captain"
         page.keyboard.press("Enter")
         mine = "[...view.player.history.head.requests.keys()].some((id) => id.startsWith('you-'))"
         until(page, f"pair.windows.every(({{ view }}) => {mine})")

@@ -35,8 +35,12 @@ class Beside {
   get paused() { return this.windows[0].view.player.paused; }
 
   onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input:not([type=range])")) return;
-    const keys = { " ": "play", ArrowRight: "step", t: "theme", "-": "slower", "+": "faster" };
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("select, input:not([type=range])")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    const keys = { " ": "play", ArrowRight: "step", "/": "prompt", t: "theme", "-": "slower", "+": "faster" };
     const name = keys[event.key];
     if (!name || (event.key === " " && event.target.matches("button, a"))) return;
     event.preventDefault();
@@ -44,6 +48,8 @@ class Beside {
   }
 
   run(name) { return this.attempt(this[name]()); }
+
+  prompt() { $("prompt").focus(); }
 
   /** Wait for a promise, and show its error message if it is rejected. */
   async attempt(promise) {
