@@ -29,6 +29,8 @@ NUM_UNKNOWN = 6
 MIN_GAIN = 0.1
 MOST_STEPS = 5
 """Number of steps that a scheduler may take for each one that fcfs takes."""
+SHORT, LONG = 200, 20_000
+"""Prompts whose order is looked at, in tokens."""
 LENGTHS = (10, 2500, 10, 10)
 """Prompts whose keys are compared, in tokens: some alike, and one that others overtake."""
 TAIL = 99
@@ -110,11 +112,7 @@ def _check_keys(module: ModuleType, history: History) -> None:
     Raises:
         Broken: two keys are equal, or a key changes.
     """
-    config = SchedulerConfig(
-        max_model_len=4096, max_num_batched_tokens=64, max_num_seqs=4, block_size=16
-    )
-    scheduler = module.MyScheduler(config, BlockPool(256, LRU()))
-    key: Callable[[Request], Any] | None = getattr(scheduler, "key", None)
+    key = _find_key(module)
     if key is None:
         return
     history.note("key = MyScheduler(config, pool).key")
@@ -132,6 +130,16 @@ def _check_keys(module: ModuleType, history: History) -> None:
         after = _key_of(request, key, history)
         if after != before:
             raise Broken(CONSTANT_KEYS, f"{after}", f"{before}, as before")
+
+
+def _find_key(module: ModuleType) -> Callable[[Request], Any] | None:
+    """Return the function by which ``MyScheduler`` orders requests, or None if it has none."""
+    config = SchedulerConfig(
+        max_model_len=4096, max_num_batched_tokens=64, max_num_seqs=4, block_size=16
+    )
+    key: Callable[[Request], Any] | None
+    key = getattr(module.MyScheduler(config, BlockPool(256, LRU())), "key", None)
+    return key
 
 
 def _request(arrival: int, num_tokens: int) -> Request:
@@ -187,7 +195,8 @@ def race(module: ModuleType, history: History, seed: int | None = None) -> Race:
     for name, runs in zip(names, (fcfs, mine), strict=True):
         shown = ", ".join(f"{_tail(run):,.0f}" for run in runs)
         history.note(f"{name}: p99 TTFT {shown} ms with seeds {', '.join(map(str, seeds))}")
-    return Race(mean(map(_tail, mine)), mean(map(_tail, fcfs)), _remark(mine, fcfs))
+    remark = "\n".join([_remark(mine, fcfs), *_unfairness(module)])
+    return Race(mean(map(_tail, mine)), mean(map(_tail, fcfs)), remark)
 
 
 def _tail(run: Referee) -> float:
@@ -200,13 +209,35 @@ def _remark(mine: Sequence[Referee], fcfs: Sequence[Referee]) -> str:
     if [run.first_token_at for run in mine] == [run.first_token_at for run in fcfs]:
         return (
             "This is exactly first come, first served: is self.key your order, set after "
-            "super().__init__?"
+            "super().__init__? If it is, nobody ever overtakes by it."
         )
     everyone = np.mean([len(job.prompt) for run in fcfs for job in run.jobs])
     return (
         f"The prompts of the slowest 1 % have {_slowest(mine):,.0f} tokens on average. "
         f"(With fcfs: {_slowest(fcfs):,.0f}; all prompts: {everyone:,.0f}.)"
     )
+
+
+def _unfairness(module: ModuleType) -> list[str]:
+    """Say who is let past whom but should not be, if the scheduler orders requests by a key."""
+    key = _find_key(module)
+    if key is None:
+        return []
+
+    def is_first(*requests: tuple[int, int]) -> bool:
+        one, other = (key(_request(*each)) for each in requests)
+        return bool(one < other)
+
+    if is_first((1001, SHORT), (1000, SHORT)):
+        return ["Of two prompts of one length, the key lets the one that came later go first."]
+    if is_first((1001, LONG), (1000, SHORT)):
+        return ["The key lets a long prompt overtake a short one that came before it."]
+    if is_first((10**6, SHORT), (1000, LONG)):
+        return [
+            "The key lets any number of short prompts overtake a long one: one that comes a "
+            "million requests later still goes first."
+        ]
+    return []
 
 
 def _slowest(runs: Sequence[Referee]) -> float:
