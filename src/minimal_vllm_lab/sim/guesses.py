@@ -5,14 +5,17 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minimal_vllm.speculation.draft_cache import DraftCache
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm.trace.step_record import StepRecord
 from minimal_vllm_lab.sim.cost_model import CostModel
 from minimal_vllm_lab.sim.job import SimulatedRequest, simulated
 from minimal_vllm_lab.sim.load import load_of_plan
 from minimal_vllm_lab.trace.reader import open_trace
+
+if TYPE_CHECKING:  # it imports numpy, which the playground does without
+    from minimal_vllm.speculation.draft_cache import DraftCache
 
 
 class NoGuesses:
@@ -91,7 +94,7 @@ class DraftGuesses(DrawnGuesses):
     """
 
     def __init__(
-        self, rates: Sequence[float], seed: int, cost_model: CostModel, cache: DraftCache
+        self, rates: Sequence[float], seed: int, cost_model: CostModel, cache: "DraftCache"
     ) -> None:
         super().__init__(rates, seed)
         self._cost_model = cost_model
