@@ -143,9 +143,8 @@ def write(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     folder = Path(app.outdir) / VIEW
-    shutil.copytree(
-        PAGE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pair.*", "source.js")
-    )
+    needs_server = shutil.ignore_patterns("pair.*", "beside.*", "source.js")
+    shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=needs_server)
     (folder / "index.html").write_text(view_page()[0], encoding="utf-8")
     (folder / "runs").mkdir(exist_ok=True)
     for data in app.env.metadata.values():
