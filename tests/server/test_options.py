@@ -231,7 +231,7 @@ def test_a_flag_of_vllm_that_changes_nothing_is_accepted(arguments):
         (["--quantization", "int3"], "'gptq', not 'int3'"),
         (["--kv-cache-dtype", "int8"], "'fp8', not 'int8'"),
         (["--speculative-config", '{"method": "ngram"}'], "num_speculative_tokens is missing"),
-        (["--speculative-config.method", "eagle3"], "method should be one of ngram"),
+        (["--speculative-config.method", "medusa"], "method should be one of ngram"),
         (["--spec-method", "ngram"], "is not supported: speculative decoding is configured by"),
         (["--skip-tokenizer-init"], "skip_tokenizer_init=True is not supported: a server handles"),
         (["--enable-lora"], "enable_lora=True is not supported: LoRA adapters"),
