@@ -12,8 +12,6 @@ of the published ones for a model of this size, and a vocabulary of 32,000 token
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +24,8 @@ from benchmarks.counting import MOST_GUESSES, let_count, let_head_count
 from benchmarks.gpu_speculation import (
     DRAFT_BLOCKS,
     OPTIONS,
-    all_guesses,
-    best,
     compare,
+    measure_costs,
     print_costs,
     print_speedups,
 )
@@ -72,23 +69,6 @@ def build_with_head(shape: dict[str, Any], options: dict[str, Any], right: float
     let_count(llm.built.model.decoder)
     let_head_count(head_of(llm), llm.built.model.decoder, right)
     return llm
-
-
-def measure_costs(
-    llm: LLM, requests: Sequence[int], num_tokens: int, most: int = MOST_GUESSES
-) -> list[dict[str, Any]]:
-    """Measure steps with each number of guesses."""
-    rows = []
-    scheduler: Any = llm.engine.scheduler
-    for num_requests in requests:
-        for count in range(most + 1):
-            scheduler.most_guesses = count
-            with all_guesses(llm):
-                found = best(llm, num_requests, num_tokens * (1 + count))
-            rows.append({"requests": num_requests, "guesses": count, **asdict(found)})
-            print(rows[-1], flush=True)
-    scheduler.most_guesses = most
-    return rows
 
 
 @click.command()

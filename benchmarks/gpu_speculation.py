@@ -128,19 +128,21 @@ def all_guesses(llm: LLM) -> Iterator[None]:
         del scheduler.count_guesses
 
 
-def measure_costs(llm: LLM, requests: Sequence[int], num_tokens: int) -> list[dict[str, Any]]:
+def measure_costs(
+    llm: LLM, requests: Sequence[int], num_tokens: int, most: int = MOST_GUESSES
+) -> list[dict[str, Any]]:
     """Measure steps with each number of guesses, all of which are right."""
     rows = []
     scheduler: Any = llm.engine.scheduler
     Counting.right = 1.0
     for num_requests in requests:
-        for count in range(MOST_GUESSES + 1):
+        for count in range(most + 1):
             scheduler.most_guesses = count
             with all_guesses(llm):
                 found = best(llm, num_requests, num_tokens * (1 + count))
             rows.append({"requests": num_requests, "guesses": count, **asdict(found)})
             print(rows[-1], flush=True)
-    scheduler.most_guesses = MOST_GUESSES
+    scheduler.most_guesses = most
     return rows
 
 
