@@ -202,12 +202,12 @@ def _grouped_kernel(
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     ups = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, IN, DEPTH):
-        xs = _load(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
-        some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+        xs = load_tile(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
+        some = load_tile(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
         total = tl.dot(xs, some, total, input_precision=PRECISION)
         if GATED:
             up_pointers = pointers + UP * IN
-            some = _load(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+            some = load_tile(up_pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
             ups = tl.dot(xs, some, ups, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias + first_row + rows)[None, :].to(tl.float32)
@@ -226,7 +226,7 @@ def _grouped_kernel(
 
 
 @triton.jit
-def _load(pointers, inner, size, IS_FULL: tl.constexpr):
+def load_tile(pointers, inner, size, IS_FULL: tl.constexpr):  # noqa: ANN201 - Triton's language
     """Load a tile, whose terms from ``size`` on are zero. Masks cost time: a full tile has none."""
     if IS_FULL:
         return tl.load(pointers)

@@ -16,7 +16,7 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import combined, gate_options
 from minimal_vllm.model.kernels.fp8 import BLOCK, quantize_inputs
-from minimal_vllm.model.kernels.grouped import Tiles, find_expert
+from minimal_vllm.model.kernels.grouped import Tiles, find_expert, load_tile
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.route import ExpertLists
 from minimal_vllm.model.supported import Gate
@@ -159,14 +159,16 @@ def _grouped_fp8_kernel(
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     ups = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, IN, DEPTH):
-        xs = _load(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
-        some = _load(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
+        xs = load_tile(x_pointers + start, inner[None, :], IN - start, IN % DEPTH == 0)
+        some = load_tile(pointers + start, inner[:, None], IN - start, IN % DEPTH == 0)
         x_scale = 1.0
         if BY_BLOCK:
             x_scale = tl.load(x_scales + row * GROUPS + start // DEPTH)[:, None]
         total += _scaled(tl.dot(xs, some), x_scale, scales_at + start // DEPTH, BY_BLOCK)
         if GATED:
-            some = _load(pointers + OUT * IN + start, inner[:, None], IN - start, IN % DEPTH == 0)
+            some = load_tile(
+                pointers + OUT * IN + start, inner[:, None], IN - start, IN % DEPTH == 0
+            )
             ups += _scaled(tl.dot(xs, some), x_scale, up_scales_at + start // DEPTH, BY_BLOCK)
     if not BY_BLOCK:
         x_scale = tl.load(x_scales + row)[:, None]
@@ -182,14 +184,6 @@ def _grouped_fp8_kernel(
         target = pair % PER_TOKEN * tokens + pair // PER_TOKEN
     offsets = target.to(tl.int64)[:, None] * OUT + column[None, :]
     tl.store(out + offsets, result, mask=is_row[:, None] & (column < OUT)[None, :])
-
-
-@triton.jit
-def _load(pointers, inner, size, IS_FULL: tl.constexpr):
-    """Load a tile, whose terms from ``size`` on are zero. Masks cost time: a full tile has none."""
-    if IS_FULL:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=inner < size, other=0.0)
 
 
 @triton.jit
