@@ -11,7 +11,6 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
-from minimal_vllm.model.linear import Projection
 from minimal_vllm.model.network import Network, allocate
 from minimal_vllm.model.rope import Rotary
 
@@ -73,9 +72,7 @@ class Decoder(Network):
             self.norm = make_norm(modules, "norm", config.hidden_size, config)
             make_head = modules.head or modules.linear
             self.lm_head = make_head(config.hidden_size, {"lm_head": config.vocab_rows}, False)
-            for path, module in list(self.named_modules()):
-                if isinstance(module, Projection):
-                    self.set_submodule(path, modules.convert(path, module))
+            self.convert_projections(modules.convert)
         self.has_tied_embeddings = config.tie_word_embeddings
         if self.has_tied_embeddings:
             self.lm_head.share_weight(self.embed_tokens.weight)

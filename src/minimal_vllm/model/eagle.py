@@ -30,7 +30,7 @@ from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.eagle_config import NUM_READ, EagleConfig
 from minimal_vllm.model.embedding import Embedding
 from minimal_vllm.model.layers import MLP, Modules, make_norm
-from minimal_vllm.model.linear import Linear, Projection
+from minimal_vllm.model.linear import Linear
 from minimal_vllm.model.network import Network, allocate
 from minimal_vllm.model.rope import Rotary, Rotation
 
@@ -119,9 +119,7 @@ class EagleHead(Network):
             self.norm = make_norm(modules, "norm", layer.hidden_size, layer)
             tokens = {"lm_head": config.draft_vocab_size}
             self.lm_head = modules.linear(layer.hidden_size, tokens, False)
-        for path, module in list(self.named_modules()):
-            if isinstance(module, Projection):
-                self.set_submodule(path, modules.convert(path, module))
+        self.convert_projections(modules.convert)
         allocate(self, dtype, device)
         self.token_ids = torch.arange(config.draft_vocab_size, device=device)
         """The model's id of each token that the head can guess."""

@@ -1,7 +1,7 @@
 """The base of networks: a whole decoder, or a head that guesses for one."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -68,6 +68,16 @@ class Network(nn.Module):
         Returns:
             ``[N, V]``.
         """
+
+    def convert_projections(self, convert: Callable[[str, Projection], Projection]) -> None:
+        """Put what ``convert`` returns in place of each projection; see ``layers.Modules.convert``.
+
+        Args:
+            convert: returns the replacement of a projection, given its path in the network.
+        """
+        for path, module in list(self.named_modules()):
+            if isinstance(module, Projection):
+                self.set_submodule(path, convert(path, module))
 
     def after_loading(self, approximate: bool = False) -> None:
         """Let each projection convert its weight; to be called once all parameters are filled.
