@@ -48,6 +48,15 @@ def trace(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def guesses_cost_nothing(monkeypatch):
+    """Engines guess as much as they may, whatever guesses cost on this machine."""
+    from minimal_vllm.speculation import allowance, pace
+
+    monkeypatch.setattr(pace.CostMeter, "_fit", lambda _: pace.Costs(1.0, 0.0))
+    monkeypatch.setattr(allowance.Allowance, "is_used_up", False)
+
+
 @pytest.fixture(scope="module")
 def chromium():
     """A browser. No longer than a module: while Playwright runs, no other event loop can."""

@@ -6,7 +6,6 @@ from benchmarks import gpu_eagle, gpu_speculation
 from benchmarks.counting import let_count, let_head_count
 from benchmarks.gpu_eagle import build_with_head, head_of, measure_costs
 from benchmarks.gpu_speculation import compare
-from minimal_vllm.speculation.pace import CostMeter, Costs
 from tests.benchmarks import test_gpu_speculation
 
 TINY = {**test_gpu_speculation.TINY, "num_hidden_layers": 5}
@@ -28,8 +27,8 @@ def test_as_many_guesses_are_computed_as_are_to_be_measured():
         assert row["guesses"] + 0.6 < row["tokens_per_step"] <= row["guesses"] + 1
 
 
-def test_guesses_are_right_as_often_as_they_should_be(monkeypatch):
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
+@pytest.mark.usefixtures("guesses_cost_nothing")
+def test_guesses_are_right_as_often_as_they_should_be():
     llm, plain = build_with_head(TINY, OPTIONS, 0.8), gpu_eagle.build(TINY, OPTIONS)
     let_count(plain.built.model.decoder)
     (row,) = compare(llm, plain, [1], 60)

@@ -32,6 +32,8 @@ from tests.runner.test_cuda import LIMITS, MAX_NUM_SEQS, Repeater, complete_all,
 from tests.speculation.eagle_heads import Listener, read_config, write_head, wrong_guesses
 from tests.speculation.guessers import Knowing
 
+pytestmark = pytest.mark.usefixtures("guesses_cost_nothing")
+
 MOST_PLACES = 16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_on_gpu does the same")
@@ -136,11 +138,6 @@ def test_places_are_divided_among_programs():
 
 
 # ---- the whole runner ---------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def guesses_cost_nothing(monkeypatch):
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
 
 
 def make_guessing(folder, *, captured=True, drafting=False, head=None, **options):

@@ -11,16 +11,12 @@ from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine import build
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.speculation.draft_cache import in_batches
-from minimal_vllm.speculation.pace import CostMeter, Costs
 from minimal_vllm.step.plan import ScheduledRequest
+
+pytestmark = pytest.mark.usefixtures("guesses_cost_nothing")
 
 PROMPTS = ["It was a dark and stormy night, and", "My dear sister,", "The captain said no."]
 DRAFT = {"method": "draft_model", "num_speculative_tokens": 3}
-
-
-@pytest.fixture(autouse=True)
-def guesses_cost_nothing(monkeypatch):
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
 
 
 def make(**options):

@@ -13,13 +13,9 @@ from minimal_vllm.cli.info import gather
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR, EAGLE_HEAD_DIR
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
-from minimal_vllm.speculation.pace import CostMeter, Costs
 from tests.speculation.eagle_heads import Listener, read_config, write_head, wrong_guesses
 
-
-@pytest.fixture(autouse=True)
-def guesses_cost_nothing(monkeypatch):
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
+pytestmark = pytest.mark.usefixtures("guesses_cost_nothing")
 
 
 def make(folder, head=None, **options):

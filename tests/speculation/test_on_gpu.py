@@ -5,7 +5,6 @@ from checkpoints import FAMILIES
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.demo import DEMO_MODEL_DIR
-from minimal_vllm.speculation.pace import CostMeter, Costs
 from tests.speculation.eagle_heads import Listener, read_config, write_head
 from tests.speculation.guessers import Knowing
 from tests.speculation.test_same_tokens import (
@@ -20,7 +19,7 @@ from tests.speculation.test_same_tokens import (
     learn,
 )
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("guesses_cost_nothing")]
 
 OPTIONS = {"num_gpu_blocks_override": 600, "max_model_len": 256, "dtype": "float32"}
 GUESSERS = {
@@ -38,11 +37,6 @@ WAYS = {
     "few blocks": {"num_gpu_blocks_override": 16, "block_size": 16},
     "chunked": {"max_num_batched_tokens": 8, "max_num_seqs": 4},
 }
-
-
-@pytest.fixture(autouse=True)
-def guesses_cost_nothing(monkeypatch):
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
 
 
 def speculating(config, **options):

@@ -5,14 +5,12 @@ import pytest
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.cli.summary import RunSummary
 from minimal_vllm.metrics.reader import Vector
-from minimal_vllm.speculation.pace import CostMeter, Costs
 from tests.speculation.guessers import Knowing
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(guesses_cost_nothing):
     """An engine that has guessed, its records, and its summary."""
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
     params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     options = {"num_gpu_blocks_override": 64, "skip_tokenizer_init": True}
     prompts = [{"prompt_token_ids": [50, 60, 70 + each]} for each in range(2)]

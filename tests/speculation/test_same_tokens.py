@@ -7,8 +7,9 @@ from minimal_vllm.config import SpeculativeConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.outputs import OutputKind
 from minimal_vllm.speculation import rows
-from minimal_vllm.speculation.pace import CostMeter, Costs
 from tests.speculation.guessers import Knowing
+
+pytestmark = pytest.mark.usefixtures("guesses_cost_nothing")
 
 NGRAM = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 KNOWING = {"method": "tests.speculation.guessers:Knowing"}
@@ -67,12 +68,6 @@ def guessing():
 
 
 GUESSERS = {"knowing": KNOWING, "ngram": NGRAM, "broken": BROKEN, "eagle": EAGLE}
-
-
-@pytest.fixture(autouse=True)
-def guesses_cost_nothing(monkeypatch):
-    """Guess as much as possible, however busy the machine is."""
-    monkeypatch.setattr(CostMeter, "_fit", lambda _: Costs(1.0, 0.0))
 
 
 def facts(outputs):

@@ -1,8 +1,11 @@
 """Search for a history that breaks a rule, and shrink it to the smallest one."""
 
+import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -173,12 +176,34 @@ def find_mistake(run: Callable[[History], None]) -> Lesson | None:
     """Run one case, and return a lesson if it breaks a rule or raises, or None."""
     history = History()
     try:
-        run(history)
+        with _known_memory():
+            run(history)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         broken = error if isinstance(error, Broken) else _blame(error, history)
         lines = [] if broken.rule is UNWRITTEN else history.lines
         return Lesson(broken.rule, lines, broken.found, broken.expected)
     return None
+
+
+@contextmanager
+def _known_memory() -> Iterator[None]:
+    """Fill what ``torch.empty`` returns with NaN, or with the largest integer.
+
+    Whoever reads memory that nobody wrote then gets the same lesson in every run.
+    """
+    torch = sys.modules.get("torch")  # checks that need none run where there is none
+    if torch is None:
+        yield
+        return
+    was_on = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=only_warns)
 
 
 def _blame(error: BaseException, history: History) -> Broken:
