@@ -1,5 +1,6 @@
 """Whatever clients send, they get OpenAI's error body, and it names the field."""
 
+import asyncio
 import json
 import re
 import socket
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.completions import CompletionRequest
 from minimal_vllm.server.tokens import DetokenizeRequest
-from tests.server.harness import MODEL, process
+from tests.server.harness import MODEL, PATIENCE, make_demo_service, running
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -328,10 +329,14 @@ def test_after_all_this_the_server_is_well(server):
 
 
 def test_a_cautious_server_takes_no_templates_and_no_priorities():
-    with process() as server:
-        template = server.post(CHAT, messages=HELLO, chat_template="{{ 1 }}")
-        assert template.status_code == 400
-        assert "--trust-request-chat-template" in error_of(template)["message"]
-        priority = server.post(COMPLETIONS, prompt="a", priority=1)
-        assert priority.status_code == 400
-        assert "--scheduling-policy=priority" in error_of(priority)["message"]
+    async def run():
+        async with running(make_demo_service()) as url, httpx2.AsyncClient() as client:
+            for path, body, option in (
+                (CHAT, {"messages": HELLO, "chat_template": "{{ 1 }}"}, "trust-request-chat"),
+                (COMPLETIONS, {"prompt": "a", "priority": 1}, "scheduling-policy=priority"),
+            ):
+                refused = await client.post(f"{url}{path}", json=body, timeout=PATIENCE)
+                assert refused.status_code == 400
+                assert f"--{option}" in error_of(refused)["message"]
+
+    asyncio.run(run())

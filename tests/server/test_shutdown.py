@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 
 import httpx2
 from click.testing import CliRunner
@@ -83,8 +84,8 @@ def test_a_server_whose_engine_dies_says_why_and_ends_with_an_error():
 
 
 def test_a_port_that_is_taken_is_one_clear_line():
-    with process() as server:
-        port = httpx2.URL(server.url).port
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
         result = CliRunner().invoke(main, ["serve", f"--port={port}"])
     assert result.exit_code == 2
     assert f"can't listen on 127.0.0.1, port {port}" in result.stderr

@@ -8,7 +8,7 @@ import pytest
 from minimal_vllm import __version__
 from minimal_vllm.server.app import make_app
 from minimal_vllm.server.http_server import bind
-from tests.server.harness import MODEL, make_demo_service, metric, process, until
+from tests.server.harness import MODEL, PATIENCE, make_demo_service, metric, running, until
 
 
 def test_the_models_are_listed(client):
@@ -80,11 +80,15 @@ def test_what_is_no_token_can_t_be_turned_into_text(server, tokens):
 
 
 def test_the_metrics_have_vllm_s_names_and_true_values():
-    with process() as server:
-        body = {"prompt": "It was a dark and stormy night, and " * 4, "ignore_eos": True}
-        for _ in range(2):
-            usage = server.post("/v1/completions", **body, max_tokens=8).json()["usage"]
-        text = server.get("/metrics").text
+    async def run():
+        prompt = "It was a dark and stormy night, and " * 4
+        body = {"prompt": prompt, "ignore_eos": True, "max_tokens": 8}
+        async with running(make_demo_service()) as url, httpx2.AsyncClient() as client:
+            for _ in range(2):
+                answer = await client.post(f"{url}/v1/completions", json=body, timeout=PATIENCE)
+            return answer.json()["usage"], (await client.get(f"{url}/metrics")).text
+
+    usage, text = asyncio.run(run())
     num_prompt, num_cached = usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
     assert num_cached > 0
     for name, value in {
