@@ -41,12 +41,42 @@ if TYPE_CHECKING:
 
 MakePool = Callable[[int, EvictionStrategy], BlockPool]
 Operation = tuple[str, str, int]
-"""One random operation: its kind, the prompt of the request, and a number that selects a block
-table.
-"""
+"""One operation: its kind, the prompt of the request, and a number that selects a block table."""
+Case = tuple[int, list[Operation]]
+"""The number of blocks, and the operations on them."""
 
 TEXTS = ("", "a", "b", "ab", "aa", "aba", "abb")
 """Prompts, one letter per block. The letter is the block's content."""
+
+KNOWN: list[Case] = [
+    # A request takes the only block, and another gets none.
+    (1, [("begin", "", 1), ("begin", "", 1)]),
+    # A prompt is longer than the pool.
+    (1, [("begin", "ab", 0)]),
+    # A block is forgotten while a request holds it.
+    (1, [("begin", "a", 0), ("forget", "", 0)]),
+    # Two requests share a prompt that fills the pool.
+    (2, [("begin", "ab", 0), ("begin", "ab", 0)]),
+    # Two prompts are cached, one after the other, and a third shares one of their blocks.
+    (
+        2,
+        [
+            *(("begin", "a", 0), ("release", "", 0)),
+            *(("begin", "b", 0), ("release", "", 0)),
+            ("begin", "ab", 0),
+        ],
+    ),
+]
+"""The smallest cases in which the most common mistakes show."""
+KNOWN_UNCACHED: list[Case] = [
+    # A request takes the only block, and another gets none.
+    (1, [("begin uncached", "", 1), ("begin uncached", "", 1)]),
+    # A request needs more blocks than there are.
+    (1, [("begin uncached", "", 2)]),
+    # A request takes several blocks.
+    (2, [("begin uncached", "", 2)]),
+]
+"""The smallest cases without a cache in which the most common mistakes show."""
 
 
 def check_pool(
@@ -61,7 +91,7 @@ def check_pool(
         cached: whether blocks are cached and shared. False: requests only allocate and release.
     """
 
-    def run(case: tuple[int, list[Operation]], history: History) -> None:
+    def run(case: Case, history: History) -> None:
         num_blocks, operations = case
         history.note(f"pool = {getattr(make, '__name__', 'make')}({num_blocks}, LRU())")
         told = _Told()
@@ -72,15 +102,20 @@ def check_pool(
         driver.finish()
         _check_separate(make, pool, num_blocks)
 
-    def shorter(
-        case: tuple[int, list[Operation]],
-    ) -> Iterator[tuple[int, list[Operation]]]:
+    def shorter(case: Case) -> Iterator[Case]:
         return ((case[0], operations) for operations in shorter_lists(case[1]))
 
-    return find_lesson(_cases(cached), run, examples=examples, seed=seed, shorter=shorter)
+    return find_lesson(
+        _cases(cached),
+        run,
+        examples=examples,
+        seed=seed,
+        shorter=shorter,
+        known=KNOWN if cached else KNOWN_UNCACHED,
+    )
 
 
-def _cases(cached: bool) -> "SearchStrategy[tuple[int, list[Operation]]]":
+def _cases(cached: bool) -> "SearchStrategy[Case]":
     from hypothesis import strategies as st
 
     kinds = ["begin", "release", "begin", "release", "grow", "forget", "forget all", "evicted"]

@@ -97,7 +97,7 @@ def find_lesson(
     for case in known:
         lesson = find_mistake(partial(run, case))
         if lesson is not None:
-            return _shorten(case, lesson, run, shorter)
+            return _repeat_and_shorten(case, lesson, run, shorter)
     found: list[tuple[T, Lesson]] = []
 
     @settings(
@@ -122,10 +122,7 @@ def find_lesson(
     except _EnoughError:
         return found[-1][1]
     except (_FoundError, Flaky):
-        case, lesson = found[-1]
-        if any(find_mistake(partial(run, case)) != lesson for _ in range(3)):
-            return Lesson(REPEATABLE, lesson.history, "a different result the second time", "")
-        return _shorten(case, lesson, run, shorter)
+        return _repeat_and_shorten(*found[-1], run, shorter)
     return None
 
 
@@ -135,6 +132,20 @@ class _FoundError(Exception):
 
 class _EnoughError(BaseException):
     """Raised to stop the search at once: Hypothesis does not catch a ``BaseException``."""
+
+
+def _repeat_and_shorten(
+    case: T,
+    lesson: Lesson,
+    run: Callable[[T, History], None],
+    shorter: Callable[[T], Iterable[T]],
+) -> Lesson:
+    """Return the lesson of ``_shorten``, or another one if the same case can also pass."""
+    if lesson.rule in AT_ONCE:
+        return lesson
+    if any(find_mistake(partial(run, case)) is None for _ in range(3)):
+        return Lesson(REPEATABLE, lesson.history, "a different result the second time", "")
+    return _shorten(case, lesson, run, shorter)
 
 
 def _shorten(
