@@ -1,5 +1,7 @@
 """Each mistake in the division of a model between two ranks is found, and for its real reason."""
 
+from multiprocessing import get_context
+
 import pytest
 
 from minimal_vllm.plugin import load_file
@@ -7,6 +9,15 @@ from minimal_vllm_lab.check.search import RAISES
 from minimal_vllm_lab.learn import check_ranks as rules
 from minimal_vllm_lab.learn import two_processes
 from tests.lab.learn.solutions import solution
+
+
+@pytest.fixture(autouse=True)
+def second_ranks_start_at_once(monkeypatch):
+    """Fork each second rank from one process that has imported PyTorch."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([rules.__name__])
+    monkeypatch.setattr(two_processes, "get_context", lambda _: context)
+
 
 # The text of the solution that is replaced, and by what.
 WRONG_RANGES = [
