@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/minimal-vllm generate --stats "It was a dark and stormy night, and"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 	$(MAKE) --no-print-directory test-other-clients
 	$(MAKE) --no-print-directory test-ray
 

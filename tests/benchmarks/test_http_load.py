@@ -5,7 +5,7 @@ import pytest
 from benchmarks import http_load
 from benchmarks.http_load import Crowd, Memory
 
-CLIENTS, TOKENS, REQUESTS, VANISHING = 60, 6, 300, 30
+CLIENTS, TOKENS, REQUESTS, VANISHING = 20, 6, 200, 10
 
 
 @pytest.fixture(scope="module")
