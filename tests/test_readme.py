@@ -1,13 +1,15 @@
 """The README tells the truth; ``tests/docs/test_commands.py`` runs what it shows to run."""
 
 import re
-import sys
+import runpy
 from dataclasses import fields
 
+from click.testing import CliRunner
+
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm.cli.main import main
 from minimal_vllm.model.registry import FAMILIES
-from tests.commands import run
-from tests.markdown import broken_links, code_blocks, read
+from tests.markdown import ROOT, broken_links, code_blocks, read
 
 TEXT = read("README.md")
 
@@ -23,7 +25,7 @@ def test_every_link_resolves():
 def test_all_commands_of_the_tool_are_shown_and_have_help():
     for name in ("generate", "chat", "info", "simulate", "ablate"):
         assert any(f"minimal-vllm {name}" in block for block in code_blocks(TEXT, "bash"))
-        assert run([sys.executable, "-m", "minimal_vllm", name, "--help"]).returncode == 0
+        assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
 
 def test_what_make_demo_prints_is_what_is_shown():
@@ -38,9 +40,10 @@ def test_what_make_demo_prints_is_what_is_shown():
     assert text.startswith(output.outputs[0].text)
 
 
-def test_the_chart_is_what_the_example_draws():
+def test_the_chart_is_what_the_example_draws(capsys):
     (chart,) = (block for block in code_blocks(TEXT, "text") if not block.startswith("$"))
-    drawn = run([sys.executable, "examples/02_continuous_batching.py"]).stdout.splitlines()
+    runpy.run_path(str(ROOT / "examples" / "02_continuous_batching.py"), run_name="__main__")
+    drawn = capsys.readouterr().out.splitlines()
     missing = {line.rstrip() for line in chart.splitlines()} - {line.rstrip() for line in drawn}
     assert missing == set()
 

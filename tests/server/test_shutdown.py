@@ -26,12 +26,6 @@ main()
 """
 
 
-def test_an_idle_server_ends_at_once():
-    with process() as server:
-        server.terminate()
-        assert server.wait()[0] == 0
-
-
 def test_after_sigterm_running_requests_finish_and_new_ones_are_refused():
     async def run():
         gate = Gate()
