@@ -20,7 +20,8 @@ import gc
 import json
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
@@ -236,12 +237,32 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
         llm.engine.add_request(str(index), [index + 1] * 256, params)
     for _ in range(16):
         llm.engine.step()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+    with profiled(path):
         for _ in range(num_steps):
             llm.engine.step()
-        torch.cuda.synchronize()
-    profiled.export_chrome_trace(str(path))
     llm.engine.reset()
+
+
+@contextmanager
+def profiled(path: Path) -> Iterator[None]:
+    """Profile what is launched and finishes inside, and write a trace for Chrome.
+
+    Args:
+        path: file to write; compressed if its name ends with ``.gz``.
+    """
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    _wait_for_gpu()
+    with profile(activities=activities) as recorded:
+        yield
+        _wait_for_gpu()
+    recorded.export_chrome_trace(str(path))
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 # ---- the command --------------------------------------------------------------------------------
