@@ -1,11 +1,15 @@
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
+from interpreter import remember_builtins
 
 if not torch.cuda.is_available():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU, in NumPy
+    if find_spec("triton"):
+        remember_builtins()
 
 from checkpoints import FAMILIES, QUANTIZED, write_checkpoint
 from hypothesis import HealthCheck, settings
