@@ -32,8 +32,12 @@ class Suite:
             ValueError: the class can't be found, or lacks methods of the interface.
             ModuleNotFoundError: Hypothesis is not installed.
         """
+        from minimal_vllm_lab.check.returned import no_return_forgotten, results_of
+
         interface, check = self.find()
-        return check(load_class(part, interface))
+        cls: Any = load_class(part, interface)
+        with no_return_forgotten(cls, results_of(interface)):
+            return check(cls)
 
 
 def _scheduler() -> "tuple[type, Callable[[Any], Lesson | None]]":

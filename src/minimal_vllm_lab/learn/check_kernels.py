@@ -1,14 +1,18 @@
 """Checks of the Triton exercises, on the GPU if there is one, otherwise in Triton's interpreter."""
 
+import ast
+import inspect
+from textwrap import dedent
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from minimal_vllm_lab.check.attention import check_attention
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
-from minimal_vllm_lab.check.search import History, find_lesson
+from minimal_vllm_lab.check.returned import forgotten_return
+from minimal_vllm_lab.check.search import History, find_lesson, find_mistake
 from minimal_vllm_lab.learn.softmax_mistakes import MERGES, MISTAKES
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ def check_decode_kernel(module: ModuleType, seed: int | None = None) -> Lesson |
     Returns:
         A lesson about a broken rule, or None if all hold.
     """
-    return check_attention(
+    return find_mistake(lambda _: _check_returns(module.take_keys)) or check_attention(
         module.MyAttention,
         device=DEVICE,
         examples=25,
@@ -67,7 +71,23 @@ def check_merge(module: ModuleType, seed: int | None = None) -> Lesson | None:
         found = merge_parts(_guarded(outs), _guarded(lses)).cpu()
         _compare(found, _softmax2(scores) @ values, outs, lses, lengths)
 
-    return find_lesson(_cases(), run, examples=40, seed=seed)
+    return find_mistake(lambda _: _check_returns(module.merge_part)) or find_lesson(
+        _cases(), run, examples=40, seed=seed
+    )
+
+
+def _check_returns(kernel: Any) -> None:
+    """Check that a Triton function returns something: only its source can tell.
+
+    Raises:
+        Broken: it doesn't, although it is written.
+    """
+    function = kernel.fn
+    nodes = list(ast.walk(ast.parse(dedent(inspect.getsource(function)))))
+    returns = any(isinstance(node, ast.Return) and node.value is not None for node in nodes)
+    is_unwritten = any(isinstance(node, ast.Raise) for node in nodes)
+    if not returns and not is_unwritten:
+        raise forgotten_return(function, "Softmax")
 
 
 def _cases() -> "SearchStrategy[tuple[list[int], float]]":

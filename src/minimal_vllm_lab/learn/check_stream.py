@@ -169,7 +169,8 @@ def _check_ended(
 ) -> None:
     index, expected = end
     if stop != expected:
-        raise Broken(ENDS, f"{stop!r}" if stop else "it continues", f"it ends with {expected!r}")
+        found = "it continues: _add returned None" if stop is None else f"{stop!r}"
+        raise Broken(ENDS, found, f"it ends with {expected!r}")
     whole = text[:index] if included else text[: index - len(expected)]
     if given != whole:
         raise Broken(CUT, f"{given!r} was given out", f"{whole!r}")

@@ -26,8 +26,8 @@ class Exercise:
     """Task of the exercise, in a few words."""
     points: int
     """Points for a solution, from 1 to 3."""
-    check: Check
-    """Check of the learner's module. Returns a lesson about a broken rule, or None."""
+    find_mistake: Check
+    """Looks for a broken rule in the learner's module. ``check`` calls it."""
     solutions: Mapping[str, str]
     """The names to write, and for each the engine's own code as ``module:name``, or an empty string
     if the engine has none."""
@@ -52,6 +52,18 @@ class Exercise:
         """Hints, each of which says more than the one before it."""
         file = files("minimal_vllm_lab.learn").joinpath("hints", f"{self.name}.txt")
         return file.read_text(encoding="utf-8").strip().split("\n---\n")
+
+    def check(self, module: ModuleType, seed: int | None) -> "Lesson | None":
+        """Check a learner's module, and return a lesson about a broken rule, or None.
+
+        Args:
+            module: the module.
+            seed: seed of the random cases. None: those of every run.
+        """
+        from minimal_vllm_lab.check.returned import no_return_forgotten, results_in
+
+        with no_return_forgotten(module, results_in(self.starter, self.solutions)):
+            return self.find_mistake(module, seed)
 
 
 # Checks import torch and other heavy modules, so they are imported only when one is run.
