@@ -5,16 +5,17 @@ of the code.
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minimal_vllm.inputs import TextPrompt, TokensPrompt
-from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
-from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from minimal_vllm.version import __version__
 
 if TYPE_CHECKING:
     from minimal_vllm.engine_args import EngineArgs
+    from minimal_vllm.inputs import TextPrompt, TokensPrompt
     from minimal_vllm.llm import LLM
+    from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
+    from minimal_vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 # OpenMP reads this when torch is imported. By default its threads spin while they wait for each
 # other, which is ten times slower where the cores have other work to do.
@@ -33,15 +34,23 @@ __all__ = [
     "__version__",
 ]
 
+_MODULES = {
+    "LLM": "llm",
+    "CompletionOutput": "outputs",
+    "EngineArgs": "engine_args",
+    "Logprob": "outputs",
+    "RequestOutput": "outputs",
+    "SamplingParams": "sampling_params",
+    "StructuredOutputsParams": "sampling_params",
+    "TextPrompt": "inputs",
+    "TokensPrompt": "inputs",
+}
+"""Module of each name, imported on first use: torch takes seconds, and Ctrl-C should end a command
+quietly from the beginning."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import ``LLM`` on first use, because torch takes seconds to import."""
-    if name == "LLM":
-        from minimal_vllm.llm import LLM
-
-        return LLM
-    if name == "EngineArgs":
-        from minimal_vllm.engine_args import EngineArgs
-
-        return EngineArgs
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Return one of the names, imported from its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

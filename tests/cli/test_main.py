@@ -92,6 +92,48 @@ def test_text_is_streamed_and_ctrl_c_ends_quietly(endless):
     assert (endless.returncode, stderr) == (130, b"")
 
 
+INTERRUPTED_BY_IMPORT = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            del sys.meta_path[0]
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from minimal_vllm.__main__ import main
+sys.argv[:2] = ["minimal-vllm"]
+main()
+print("it went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("click", ["info"]),
+        ("minimal_vllm.sampling_params", ["generate", "the"]),
+        ("minimal_vllm_lab.commands.learn", ["learn"]),
+        ("torch", ["generate", "the"]),
+    ],
+)
+def test_ctrl_c_while_a_command_is_imported_ends_it_quietly(module, command):
+    program = [sys.executable, "-c", INTERRUPTED_BY_IMPORT.replace("sys.argv[1]", repr(module))]
+    ended = subprocess.run([*program, "-", *command], capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+def test_a_command_in_the_background_is_not_ended_by_ctrl_c():
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED_BY_IMPORT
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "click", "--version"], capture_output=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(endless):
     assert endless.stdout.read(1)
     endless.stdout.close()

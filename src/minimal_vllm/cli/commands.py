@@ -7,6 +7,7 @@ import click
 from pydantic import ValidationError
 
 from minimal_vllm.cli.errors import Failure, StepFailure
+from minimal_vllm.cli.interrupt import INTERRUPTED, raise_on_ctrl_c
 from minimal_vllm.runner.failures import RankFailedError
 from minimal_vllm.settings import describe
 
@@ -49,9 +50,10 @@ class Commands(click.Group):
             Failure: in place of any ValueError, OSError or RankFailedError.
         """
         try:
+            raise_on_ctrl_c()
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            ctx.exit(130)  # 128 + SIGINT, as the shell has it
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             raise  # click ends quietly: the reader of our output wants no more
         except ValidationError as error:
