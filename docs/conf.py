@@ -32,6 +32,7 @@ extensions = [
     "formulas",
     "generated",
     "phone_blocks",
+    "phone_tables",
     "playground",
     "repository_links",
 ]

@@ -1,114 +1,65 @@
 """The view's own panels in a page, at a step of a recorded run, with a bar to move through it.
 
-````
-```{engine} What the panels show, for those who can't see them
-:step: 24
-:panels: pool,batch
-:num_gpu_blocks_override: 12
-
-What to look at.
-```
-````
-
-Options beside these are fields of ``PlaygroundSettings``: the run is recorded when the site is
-built. A link below the panels opens the same run in the playground.
+They take the place of a picture, such as ``images/panels/paging.png``, which is all that those see
+who read the page without the site. ``recorded_panels.py`` lists the runs, which are recorded when
+the site is built. A link below the panels opens the same run in the playground.
 """
 
-import gzip
 import re
 import shutil
-from dataclasses import asdict, fields
-from functools import lru_cache
-from hashlib import sha256
+from collections.abc import Iterable
 from html import escape
-from pathlib import Path
-from typing import ClassVar
-from urllib.parse import urlencode
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import recorded_panels
 from docutils import nodes
-from docutils.parsers.rst import directives
+from recorded_panels import PANELS, RecordedPanels, record
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.transforms import SphinxTransform
 
-from minimal_vllm_lab.view.playground import PlaygroundSettings, play
 from minimal_vllm_lab.view.source import PACKAGE, SOURCE_ROOT, find_lines
 
 PAGE = PACKAGE / "view" / "page"
 VIEW = "view-page"
 """Folder of the built site that holds the view's page. ``view`` is a page of the site."""
-PANELS = ("pool", "near", "batch", "queue", "numbers")
 PLAYGROUND = "playground"
 """Page that lets the reader change a run."""
 
 
-class EngineDirective(SphinxDirective):
-    """``{engine} description``: panels of the view, and a caption."""
+class ShowPanels(SphinxTransform):
+    """Puts the panels beside each picture of some; where scripts run, they replace it."""
 
-    required_arguments = 1
-    final_argument_whitespace = True
-    has_content = True
-    option_spec: ClassVar = {
-        "step": directives.nonnegative_int,
-        "request": directives.positive_int,
-        "panels": directives.unchanged,
-        **{field.name: directives.unchanged for field in fields(PlaygroundSettings)},
-    }
+    default_priority = 500
 
-    def run(self) -> list[nodes.Node]:
-        """Return a figure, which shows its caption alone where scripts don't run."""
-        options = dict(self.options)
-        step, panels = options.pop("step", 0), options.pop("panels", "pool,batch")
-        selected = {"request": options.pop("request")} if "request" in options else {}
-        if unknown := set(panels.split(",")) - set(PANELS):
-            raise self.error(f"there is no panel {', '.join(unknown)}: choose from {PANELS}")
-        settings = self._settings(options)
-        name = file_name(settings)
-        self.env.metadata[self.env.docname].setdefault("runs", {})[name] = asdict(settings)
-        root = "../" * self.env.docname.count("/")
-        place = urlencode(
-            {"panels": panels, "file": f"runs/{name}", "step": step, **selected}, safe=",/"
-        )
+    def apply(self, **kwargs: Any) -> None:  # noqa: ARG002 - docutils' signature
+        """Replace them, and record the runs again when the table of them changes."""
+        for image in list(self.document.findall(nodes.image)):
+            path = PurePosixPath(image["uri"])
+            if path.parts[-3:-1] != ("images", "panels"):
+                continue
+            if path.stem not in PANELS:
+                raise ValueError(f"there are no panels {path.stem}; there are {', '.join(PANELS)}")
+            self.env.note_dependency(recorded_panels.__file__)
+            image["classes"].append("no-panels")
+            figure = self._figure(image, PANELS[path.stem])
+            (image.parent if len(image.parent.children) == 1 else image).replace_self(figure)
+
+    def _figure(self, image: nodes.image, shown: RecordedPanels) -> list[nodes.Node]:
+        shown_on = self.env.current_document.docname
+        self.env.metadata[shown_on].setdefault("panels", []).append(shown)
+        root = "../" * shown_on.count("/")
         begin = (
-            f'<figure class="engine"><iframe title="{escape(self.arguments[0])}" loading="lazy" '
-            f'data-src="{root}{VIEW}/index.html?{place}"></iframe>'
-            '<p class="no-panels">The panels of this figure need JavaScript and a web server.</p>'
-            "<figcaption>"
+            f'<figure class="engine"><iframe title="{escape(image["alt"])}" loading="lazy" '
+            f'data-src="{root}{VIEW}/index.html?{escape(shown.query)}"></iframe>'
         )
-        change = f"{root}{PLAYGROUND}.html#{urlencode({**changed(settings), 'step': step})}"
+        change = escape(f"{root}{PLAYGROUND}.html#{shown.change}")
         end = (
-            f'<p><a href="{escape(change)}">Change this run in the playground</a></p>'
+            '<figcaption><p class="no-panels">A picture: the panels need JavaScript and a web '
+            f'server.</p><p><a href="{change}">Change this run in the playground</a></p>'
             "</figcaption></figure>"
         )
-        caption = self.parse_content_to_nodes()
-        return [nodes.raw("", begin, format="html"), *caption, nodes.raw("", end, format="html")]
-
-    def _settings(self, options: dict[str, str]) -> PlaygroundSettings:
-        try:
-            settings = PlaygroundSettings(**options)  # type: ignore[arg-type]  # numbers as text
-        except ValueError as error:
-            raise self.error(str(error)) from error
-        if complaint := record(settings)[1]:
-            raise self.error(complaint)
-        return settings
-
-
-@lru_cache(maxsize=64)
-def record(settings: PlaygroundSettings) -> tuple[bytes, str]:
-    """Return the compressed trace of a run, and why it ended early, or an empty string."""
-    run = play(settings)
-    trace = gzip.compress(b"".join(run.lines), mtime=0)
-    return trace, run.complaint.message if run.complaint else ""
-
-
-def file_name(settings: PlaygroundSettings) -> str:
-    """Return the name of the file of a run, the same for the same settings."""
-    return f"{sha256(repr(settings).encode()).hexdigest()[:12]}.trace"
-
-
-def changed(settings: PlaygroundSettings) -> dict[str, object]:
-    """Return the fields that differ from their defaults."""
-    default = asdict(PlaygroundSettings())
-    return {name: value for name, value in asdict(settings).items() if value != default[name]}
+        return [nodes.raw("", begin, format="html"), image, nodes.raw("", end, format="html")]
 
 
 def view_page() -> tuple[str, set[str]]:
@@ -138,23 +89,27 @@ def show_sources(app: Sphinx, env: object) -> None:  # noqa: ARG001 - Sphinx's s
         )
 
 
-def write(app: Sphinx, error: Exception | None) -> None:
-    """Write the view's page and all runs into the built site."""
-    if error or app.builder.format != "html":
-        return
-    folder = Path(app.outdir) / VIEW
+def write_view(folder: Path, panels: Iterable[RecordedPanels]) -> None:
+    """Write the view's page, and the runs that panels show, into a folder."""
     needs_server = shutil.ignore_patterns("pair.*", "beside.*", "source.js")
     shutil.copytree(PAGE, folder, dirs_exist_ok=True, ignore=needs_server)
     (folder / "index.html").write_text(view_page()[0], encoding="utf-8")
     (folder / "runs").mkdir(exist_ok=True)
-    for data in app.env.metadata.values():
-        for name, settings in data.get("runs", {}).items():
-            (folder / "runs" / name).write_bytes(record(PlaygroundSettings(**settings))[0])
+    for each in panels:
+        (folder / "runs" / each.run).write_bytes(record(each.settings))
+
+
+def write(app: Sphinx, error: Exception | None) -> None:
+    """Write the view's page and all runs into the built site."""
+    if error or app.builder.format != "html":
+        return
+    panels = [each for data in app.env.metadata.values() for each in data.get("panels", ())]
+    write_view(Path(app.outdir) / VIEW, panels)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive; Sphinx calls this."""
-    app.add_directive("engine", EngineDirective)
+    """Register the transform; Sphinx calls this."""
+    app.add_transform(ShowPanels)
     app.add_js_file("panels.js", loading_method="defer")
     app.connect("env-updated", show_sources)
     app.connect("build-finished", write)

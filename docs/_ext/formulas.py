@@ -1,22 +1,21 @@
-"""Formulas as MathML, which browsers typeset themselves: no script, and no network."""
+"""Formulas are typeset as the view typesets them, in MathML."""
 
 from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
+
+from minimal_vllm_lab.view.formulas import block_formula, inline_formula
 
 
 def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
     """Write a formula within a line."""
-    self.body.append(convert(node.astext()))
+    self.body.append(inline_formula(node.astext()))
     raise nodes.SkipNode
 
 
 def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
     """Write a formula on lines of its own."""
-    lines = node.astext().split(r"\\")
-    formulas = "".join(convert(line.replace("&", "").strip(), display="block") for line in lines)
-    self.body.append(f'<div class="formula">{formulas}</div>')
+    self.body.append(block_formula(node.astext()))
     raise nodes.SkipNode
 
 

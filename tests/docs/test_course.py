@@ -60,7 +60,6 @@ def test_a_drawing_or_an_output_in_letters_fits_into_a_phones_width(chapter):
         line
         for language in ("text", "console")
         for block in code_blocks(read(chapter), language)
-        if "minimal-vllm ablate" not in block  # its table of eleven columns is scrolled
         for line in block.splitlines()
         if len(line) > PHONE
     ]

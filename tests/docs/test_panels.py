@@ -1,21 +1,32 @@
 """The view's panels in chapters of the course, with runs that were recorded for them."""
 
 import re
+import sys
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 
 from tests.lab.view.browser import new_page, page_at, until
 from tests.markdown import ROOT
 
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+from panel_pictures import FOLDER, QUERY, WIDTH
+from recorded_panels import PANELS
+
 pytestmark = pytest.mark.browser
 
-CHAPTERS = sorted(
-    path.stem for path in ROOT.glob("docs/course/*.md") if "```{engine}" in path.read_text("utf-8")
-)
+SHOWN = {
+    path.stem: PANELS[name]
+    for path in sorted(ROOT.glob("docs/course/*.md"))
+    for name in re.findall(
+        r"^!\[.+\]\(\.\./images/panels/(\S+)\.png\)$", path.read_text("utf-8"), re.M
+    )
+}
+"""The panels of each chapter that has some."""
 READY = "document.querySelector('figure.engine iframe').contentWindow?.view?.isComplete === true"
 STEP = "view.player.state.step"
-PANELS = ("pool", "near", "batch", "queue", "numbers")
+NAMES = ("pool", "near", "batch", "queue", "numbers")
 
 
 @contextmanager
@@ -30,26 +41,19 @@ def chapter(chromium, address, name, **options):
         yield page, frame
 
 
-def options_of(name):
-    text = (ROOT / "docs" / "course" / f"{name}.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```\{engine\} .*?^```$", text, re.M | re.S)
-    return dict(re.findall(r"^:(\w+): (.*)$", block, re.M))
-
-
 def seen(frame):
-    return [name for name in PANELS if frame.locator(f"section.{name}").is_visible()]
+    return [name for name in NAMES if frame.locator(f"section.{name}").is_visible()]
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("name", SHOWN)
 def test_a_chapter_shows_the_panels_and_the_step_that_it_names(chromium, address, name, width):
-    options = options_of(name)
     scheme = "dark" if width == 390 else "light"
     viewport = {"width": width, "height": 844}
     opened = chapter(chromium, address, name, viewport=viewport, color_scheme=scheme)
     with opened as (page, frame):
-        assert frame.evaluate(STEP) == int(options["step"])
-        assert sorted(seen(frame)) == sorted(options.get("panels", "pool,batch").split(","))
+        assert frame.evaluate(STEP) == SHOWN[name].step
+        assert sorted(seen(frame)) == sorted(SHOWN[name].panels)
         assert frame.evaluate("document.documentElement.dataset.theme") == scheme
         for each in (page, frame):
             assert each.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -58,7 +62,19 @@ def test_a_chapter_shows_the_panels_and_the_step_that_it_names(chromium, address
 
 
 def test_the_chapters_with_panels_are_those_that_need_them():
-    assert [name[:2] for name in CHAPTERS] == ["03", "06", "07", "08", "09", "15"]
+    assert [name[:2] for name in SHOWN] == ["03", "06", "07", "08", "09", "15"]
+
+
+def test_each_panel_is_in_a_chapter():
+    assert list(SHOWN.values()) == list(PANELS.values())
+    assert {path.stem for path in FOLDER.iterdir()} == set(PANELS)
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_the_picture_of_panels_is_up_to_date(name):
+    with Image.open(FOLDER / f"{name}.png") as picture:
+        assert picture.text[QUERY] == PANELS[name].query, "run docs/_ext/panel_pictures.py"
+        assert picture.width == 2 * WIDTH
 
 
 def test_the_bar_and_the_keys_go_through_the_run(chromium, address):
@@ -102,12 +118,16 @@ def test_panels_take_the_theme_that_the_reader_chooses(chromium, address):
 
 
 @pytest.mark.parametrize("lack", ["no JavaScript", "no server"])
-def test_without_scripts_or_a_server_there_is_a_sentence(chromium, site, address, lack):
+def test_without_scripts_or_a_server_there_is_a_picture(chromium, site, address, lack):
     page = new_page(chromium, java_script_enabled=lack != "no JavaScript")
     where = site.as_uri() if lack == "no server" else address
     page.goto(f"{where}/course/03-paging.html")
     assert page.locator("figure.engine iframe").is_hidden()
-    assert page.locator("figure.engine .no-panels").is_visible()
+    assert page.locator("figure.engine p.no-panels").is_visible()
+    picture = page.locator("figure.engine img")
+    assert picture.is_visible()
+    assert picture.evaluate("(each) => each.decode().then(() => each.naturalWidth)") == 2 * WIDTH
+    assert picture.get_attribute("alt").startswith("Twenty blocks of eight slots;")
     page.close()
 
 

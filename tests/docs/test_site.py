@@ -71,6 +71,44 @@ def test_no_page_is_wider_than_its_screen(site, chromium, width):
     assert too_wide == []
 
 
+SCROLLED = """() => [...document.querySelectorAll("article *")].filter((each) =>
+    /auto|scroll/.test(getComputedStyle(each).overflowX)
+    && each.clientWidth > 0 && each.scrollWidth > each.clientWidth + 1
+).map((each) => each.textContent.trim().slice(0, 60))"""
+"""JavaScript that lists the beginnings of what is cut off at the side unless one scrolls it."""
+
+
+@pytest.mark.browser
+def test_no_table_or_block_of_a_chapter_is_wider_than_a_phone(site, chromium):
+    screen = new_page(chromium, viewport={"width": 390, "height": 844})
+    cut = {}
+    for page in sorted(site.glob("course/*.html")):
+        screen.goto(page.as_uri())
+        cut[page.stem] = screen.evaluate(SCROLLED)
+    screen.set_viewport_size({"width": 280, "height": 844})
+    assert screen.evaluate(SCROLLED) != []  # it would notice
+    screen.close()
+    assert len(cut) >= 22
+    assert {name: found for name, found in cut.items() if found} == {}
+
+
+@pytest.mark.browser
+def test_a_table_in_cards_shows_its_headings_and_still_is_a_table(site, chromium):
+    screen = new_page(chromium, viewport={"width": 390, "height": 844})
+    screen.goto((site / "course" / "19-speculation.html").as_uri())
+    table = screen.get_by_role("table").filter(has_text="rewrite a function")
+    assert table.get_by_role("columnheader").all_text_contents() == [
+        *("task", "tokens per step", "guesses right", "time per token")
+    ]
+    row = table.get_by_role("row").filter(has_text="a story")
+    assert row.get_by_role("rowheader").text_content() == "a story"
+    right = row.get_by_role("cell").nth(1)
+    assert right.text_content() == "33 %"
+    shown = "each => getComputedStyle(each, '::before').content"
+    assert right.evaluate(shown).startswith('"guesses right"')
+    screen.close()
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(
     ("words", "place"),

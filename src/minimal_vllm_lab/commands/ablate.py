@@ -212,10 +212,10 @@ def _run_study(
     simulated: bool,
     plot: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield all results so far after each run, and print the table at the end."""
+    """Yield all results so far after each run, and print the tables at the end."""
     from tqdm import tqdm
 
-    from minimal_vllm_lab.ablate.report import table
+    from minimal_vllm_lab.ablate.report import tables
     from minimal_vllm_lab.ablate.study import medians, possible_ideas, run_study
 
     draw = _plotter(plot) if plot else None
@@ -234,7 +234,7 @@ def _run_study(
         runs.append((name, result))
         results = medians(runs)
         yield {"config": _described(config), "results": results}
-    click.echo("\n".join(table(results)))
+    click.echo("\n".join(tables(results)))
     if plot and draw:
         draw(results, plot)
 

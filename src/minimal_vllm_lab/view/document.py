@@ -13,6 +13,7 @@ from markdown_it.common.utils import escapeHtml
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from minimal_vllm_lab.view.formulas import block_formula
 from minimal_vllm_lab.view.source import (
     PACKAGE,
     SOURCE_ROOT,
@@ -29,8 +30,6 @@ INSTALLED_DOCS = PACKAGE / "docs"
 DOCS = INSTALLED_DOCS if INSTALLED_DOCS.is_dir() else PACKAGE.parent.parent / "docs"
 IMAGES = (".svg", ".png")
 DOCUMENTS = (".md", ".py", *IMAGES)
-PANELS = "{engine}"
-"""Directive that shows panels of the view. The site alone has them."""
 SOURCE = "src/"
 """Folder of both packages, relative to the repository."""
 
@@ -71,13 +70,13 @@ def docs_image(name: str) -> Path:
 
 
 class _Renderer(RendererHTML):
-    """Markdown renderer with support for ``literalinclude``, Sphinx's directive to include code."""
+    """Markdown renderer that typesets formulas, and includes code as Sphinx does."""
 
     def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
         token = tokens[idx]
         directive, _, path = token.info.partition(" ")
-        if directive == PANELS:
-            return f"<p>{escapeHtml(f'The site has panels of the view here: {path}.')}</p>"
+        if directive == "math":
+            return block_formula(token.content)
         if directive == "{include}":
             return _included(path, env["name"])
         if directive != "{literalinclude}":

@@ -49,9 +49,14 @@ def test_help_imports_no_torch():
 
 def test_a_line_for_each_idea_and_the_same_numbers_in_the_file(tmp_path):
     file = tmp_path / "a.json"
-    head, *rows, written = lines(*SIMULATED, f"--json={file}")
+    *printed, written = lines(*SIMULATED, f"--json={file}")
+    assert max(map(len, printed)) <= 80
+    between = printed.index("")
+    (head, *rows), (second_head, *second_rows) = printed[:between], printed[between + 1 :]
     assert head.split()[:2] == ["without", "tokens/s"]
+    assert second_head.split()[:2] == ["without", "running"]
     names = [row.split("  ")[0] for row in rows]
+    assert [row.split("  ")[0] for row in second_rows] == names
     assert names[0] == "all on"
     assert set(names) == {
         *("all on", "continuous-batching", "paging", "prefix-caching", "chunked-prefill"),
@@ -80,13 +85,13 @@ def test_what_was_measured_is_in_the_file_when_the_rest_is_interrupted(tmp_path,
 
 def test_a_study_of_one_idea_is_drawn(tmp_path):
     picture = tmp_path / "a.svg"
-    assert len(lines(*SIMULATED, "--without=paging", f"--plot={picture}")) == 3
+    assert len(lines(*SIMULATED, "--without=paging", f"--plot={picture}")) == 7
     assert "no paging" in picture.read_text()
 
 
 def test_speculation_is_studied_in_a_simulation():
     guessing = '--speculative-config={"method": "ngram", "num_speculative_tokens": 4}'
-    _, on, off = lines(*SIMULATED, guessing, "--acceptance-rate=0.9", "--without=speculation")
+    _, on, off, *_ = lines(*SIMULATED, guessing, "--acceptance-rate=0.9", "--without=speculation")
     assert (on.split()[:2], off.split()[0]) == (["all", "on"], "speculation")
     assert float(off.split()[-2]) < 0.5  # of the throughput
 
@@ -107,7 +112,8 @@ def test_a_shape_with_random_weights_runs_on_this_machine(tmp_path):
     told = lines(
         f"--model={tmp_path}", *engine, *traffic, "--num-gpu-blocks-override=8", "--without=lru"
     )
-    assert [line.split("  ")[0] for line in told[1:]] == ["all on", "lru"]
+    names = ["without", "all on", "lru"]
+    assert [line.split("  ")[0] for line in told] == [*names, "", *names]
 
 
 def check_traces(folder, *, num_requests):

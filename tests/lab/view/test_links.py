@@ -92,6 +92,20 @@ def test_a_document_shows_the_code_that_it_includes(client, docs):
     assert count > 50
 
 
+def test_a_document_shows_formulas_and_pictures_and_nothing_raw(client, docs):
+    num_formulas = num_pictures = 0
+    for path in sorted((docs / "course").glob("*.md")):
+        text = path.read_text("utf-8")
+        html = client.get(f"/view/docs/course/{path.name}").text
+        assert html.count('<div class="formula"><math') == text.count("```math\n")
+        assert html.count('src="/view/docs/images/panels/') == text.count("](../images/panels/")
+        assert "<merror" not in html
+        assert re.findall(r"\\(?:frac|text|begin|sum)|language-(?:math|\{)", html) == []
+        num_formulas += html.count("<math")
+        num_pictures += html.count("/images/panels/")
+    assert (num_formulas > 20, num_pictures) == (True, 6)
+
+
 def test_every_imported_module_is_served(client):
     for module in PAGE.glob("*.js"):
         for name in re.findall(r'from "\./([\w.]+)"', module.read_text(encoding="utf-8")):
