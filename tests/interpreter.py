@@ -7,7 +7,7 @@ from inspect import getmembers
 def remember_builtins():
     """Look for the builtins of Triton's language once, not at each call of a device function.
 
-    The interpreter replaces them at each call, and looking for them takes half of its time.
+    The interpreter replaces them at each call. Looking for them takes up to half of its time.
     """
     from triton.language.core import is_builtin
     from triton.runtime import interpreter
