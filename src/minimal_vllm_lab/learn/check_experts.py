@@ -32,7 +32,8 @@ ONCE = Rule(
 )
 SUM = Rule(
     "A token's result is the sum of its experts' results, each times its weight.",
-    "The result must not depend on which other tokens are in the step.",
+    "The weights already say how much each expert counts, so results are added, not averaged, and "
+    "each token gets a result of its own, whatever other tokens are in the step.",
     CHAPTER,
 )
 

@@ -46,6 +46,8 @@ def check_four_bits(module: ModuleType, seed: int | None = None) -> Lesson | Non
         generator = torch.Generator().manual_seed(columns + group_size)
         numbers = torch.randint(0, 16, (3, columns), generator=generator, dtype=torch.uint8)
         found = module.unpack(pack(numbers))
+        if found.shape != numbers.shape:
+            raise Broken(UNPACKED, f"the shape {list(found.shape)}", f"{list(numbers.shape)}")
         if not torch.equal(found, numbers):
             raise Broken(UNPACKED, f"row 0: {found[0].tolist()}", f"{numbers[0].tolist()}")
         if found.dtype != torch.uint8:

@@ -34,6 +34,12 @@ WRONG_NUMBERS = {
     "flat over all rows": (".flatten(1)", ".flatten()"),
     "int32": (".to(torch.uint8)", ""),
 }
+WRONG_SHAPES = {
+    "not flat": "[3, ",
+    "flat over all rows": "[96]",
+    "one run only": "[3, 32]",
+}
+"""What the lesson names for mistakes that change the shape, not the order of the columns."""
 WRONG_WEIGHTS = {
     "the order is forgotten": (ORDER, "weight"),
     "the order is applied the wrong way round": (ORDER, "weight[:, self.order.long()]"),
@@ -103,3 +109,10 @@ def test_a_wrong_dtype_is_found(name):
 def test_a_forgotten_order_is_shown_in_the_smallest_matrix():
     lesson = check_four_bits(module_with("four-bits", (ORDER, "weight")))
     assert "the columns are ordered" in lesson.history[0]
+
+
+@pytest.mark.parametrize("mistake", WRONG_SHAPES)
+def test_numbers_in_another_shape_are_told_by_their_shape(mistake):
+    lesson = check_four_bits(module_with("four-bits", WRONG_NUMBERS[mistake]))
+    assert lesson.rule is UNPACKED
+    assert lesson.found.startswith(f"the shape {WRONG_SHAPES[mistake]}")
