@@ -7,6 +7,8 @@ process, in turn, so that each ratio compares runs close in time. Both use the s
 thread for the model; a second core serves the client. Time per token is measured between a
 request's first and last token.
 
+``--weightless`` takes a model that costs next to nothing, whose noise hides nothing.
+
 CPU time is that of the server's process, and of this process during ``LLM.generate``. Unlike wall
 time, it hardly depends on other work on the machine. The event loop's thread, which speaks HTTP, is
 also measured separately.
@@ -14,6 +16,7 @@ also measured separately.
 
 import argparse
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +26,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, print_table, report
 from benchmarks.server import Server, serving
+from benchmarks.serving_overhead import WEIGHTLESS
 from minimal_vllm.llm import LLM
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm_lab.bench.client import Client, connect, send_all
@@ -140,14 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, default=64, help="number of tokens per output")
     parser.add_argument("--repeats", type=int, default=7, help="number of repeats per batch")
+    parser.add_argument("--weightless", action="store_true", help="a model of one small layer")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
+    flags: tuple[str, ...] = FLAGS
+    model: dict[str, Any] = {}
+    if options.weightless:
+        model = {"load_format": "dummy", "hf_overrides": WEIGHTLESS}
+        flags = (*FLAGS, "--load-format=dummy", f"--hf-overrides={json.dumps(WEIGHTLESS)}")
 
     import torch
 
     torch.set_num_threads(1)
-    with serving(*FLAGS, threads=1) as server:
-        llm = LLM(num_gpu_blocks_override=BLOCKS, enable_prefix_caching=False)
+    with serving(*flags, threads=1) as server:
+        llm = LLM(num_gpu_blocks_override=BLOCKS, enable_prefix_caching=False, **model)
         overheads = asyncio.run(
             measure(server, llm, options.batches, options.tokens, options.repeats)
         )

@@ -363,6 +363,20 @@ def test_a_long_text_is_tokenized_while_others_are_served():
     asyncio.run(run())
 
 
+def test_token_ids_wait_for_no_tokenizer():
+    async def run():
+        service = make_demo_service()
+
+        def fail(texts, **options):
+            raise AssertionError("there is no text to tokenize")
+
+        service.llm.tokenizer.encode_batch = fail
+        prompts = [[5, 6, 7], [9, 8]]
+        assert await service.encode(prompts, add_special_tokens=True) == prompts
+
+    asyncio.run(run())
+
+
 def test_what_was_put_off_is_done_while_no_request_is_there():
     done, seen = [], []
 

@@ -350,10 +350,13 @@ class EventStream(StreamingResponse):
         self._outputs = outputs
         self._events = events
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events, and close the outputs."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the events, and close the outputs.
+
+        Starlette would look out for a disconnect in another task, but ``CancelOnDisconnect`` does.
+        """
         async with aclosing(self._outputs), aclosing(self._events):
-            await super().__call__(scope, receive, send)
+            await self.stream_response(send)
 
 
 async def _events(

@@ -161,6 +161,8 @@ class Service:
         """Return the token ids of each prompt; refuse one that isn't valid text (400)."""
         tokenizer = self.model.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if not texts:
+            return [prompt for prompt in prompts if not isinstance(prompt, str)]
         try:
             encoded = iter(
                 await asyncio.to_thread(

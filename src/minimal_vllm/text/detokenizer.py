@@ -82,7 +82,7 @@ class Detokenizer:
         for token_id, may_stop in zip(token_ids, could_end, strict=False):
             self.num_tokens += 1
             new = self._utf8.decode(self._bytes(token_id))
-            if not may_stop:
+            if not (self._stops and may_stop):  # no stop string can begin here
                 self._pieces.append(self._held_back + new)
                 self._held_back = ""
                 continue

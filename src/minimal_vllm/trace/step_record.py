@@ -41,9 +41,13 @@ class ResetRecord:
     """Record that all requests and all cached blocks were forgotten between two steps."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledRecord:
-    """One request's part of a step."""
+    """One request's part of a step.
+
+    It isn't frozen, because each request has one in each step, and a frozen one takes three times
+    as long to make. Don't change it: all observers get the same one.
+    """
 
     request_id: str
     """Id of the request."""
