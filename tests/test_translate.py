@@ -16,14 +16,16 @@ TESTS = [
     "tests/model/test_pushed_sum.py",
     "tests/model/test_triton_modules.py",
     "tests/model/test_triton_weights.py",
+    "tests/sampling/test_logprob_kernels.py",
     "tests/speculation/test_cuda.py",
 ]
 SOME = (
     "softcap or shared_beginning or (biases_clamp and not (sizes2 or sizes3)) or guesses_have or "
     "few_tokens_as_if or what_the_gpu_keeps or experts_in_fp8 or times_fp8 or 4_bits or "
-    "few_tokens_times or last_rank"
+    "few_tokens_times or last_rank or several_chunks_agree"
 )
-"""Tests of each of the kernels of attention, experts, guesses and sums, with all options."""
+"""Tests of each of the kernels of attention, experts, guesses, sums and log-probabilities, with all
+options."""
 
 
 def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gpu():
@@ -47,4 +49,5 @@ def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gp
         ),
         *("_pair_gate_up_kernel", "_pair_down_kernel"),
         *("_tagged_sum_kernel", "_flagged_sum_kernel"),
+        *("_scan_kernel", "_find_kernel"),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
-from minimal_vllm.outputs import Logprob, OutputKind
+from minimal_vllm.outputs import FlatLogprobs, OutputKind
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.request import FinishReason, Request, Status
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -15,6 +15,11 @@ from minimal_vllm.text.tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer(DEMO_MODEL_DIR)
+
+
+def certain(tokens):
+    """Log-probabilities of tokens, each with a probability of its own."""
+    return FlatLogprobs(1, tokens, [-0.5] * len(tokens), [1] * len(tokens))
 
 
 class Writing:
@@ -36,7 +41,7 @@ class Writing:
             request.status, request.finish_reason = Status.FINISHED, FinishReason.STOP
             request.stop_reason = stop
         if logprobs is None:
-            logprobs = [{token: Logprob(-0.5, 1)} for token in tokens]
+            logprobs = certain(tokens)
         self.outputs.add_logprobs([self.request], [logprobs])
         return [output.outputs[0] for output in self.outputs.make_outputs([self.request])]
 
@@ -66,6 +71,6 @@ def test_a_stop_string_in_the_first_of_several_tokens_drops_the_others(tokenizer
 def test_a_request_that_ended_at_an_earlier_token_keeps_no_later_log_probabilities(tokenizer):
     first, second, *_ = tokenizer.encode(" a dark night", add_special_tokens=False)
     writing = Writing(tokenizer)
-    logprobs = [{token: Logprob(-0.5, 1)} for token in (first, second)]
+    logprobs = certain([first, second])
     (output,) = writing.take([first], logprobs)  # the scheduler dropped the second token
     assert [list(each) for each in output.logprobs] == [[first]]

@@ -130,7 +130,7 @@ class FakeRunner:
             request: tokens or [NO_TOKEN]
             for request, tokens in zip(batch.sampling, sampled, strict=True)
         }
-        return StepResult(Sampled(sampled, [[] for _ in sampled]), [])
+        return StepResult(Sampled(sampled, [None] * len(sampled)), [])
 
     def _known(self, entry):
         """The request's tokens, with those that the engine does not know yet."""

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from minimal_vllm.outputs import FlatLogprobs
 from minimal_vllm.sampling.sampler import NO_TOKEN, Sampled, sample
 from tests.sampling.rows import plain_probabilities, row, tokens_of
 
@@ -52,7 +53,7 @@ def test_a_rows_result_does_not_depend_on_the_batch(vocab_size):
         order = np.random.default_rng(seed).permutation(len(rows)).tolist()
         shuffled = sample(logits[order], [rows[i] for i in order])
         assert tokens_of(shuffled) == [tokens_of(together)[i] for i in order]
-        assert [len(p) > 0 for p in shuffled.logprobs] == [i in (12, 13) for i in order]
+        assert [p is not None for p in shuffled.logprobs] == [i in (12, 13) for i in order]
 
 
 FILTERS = [
@@ -166,7 +167,7 @@ def test_a_row_with_broken_logits_is_reported_and_harms_no_other(bad):
         broken[i, vocab_size - 1] = bad
         output = sample(broken, rows)
         assert tokens_of(output)[i] == NO_TOKEN
-        assert len(output.logprobs[i]) == 0
+        assert output.logprobs[i] is None
         others = [j for j in range(len(rows)) if j != i]
         assert [tokens_of(output)[j] for j in others] == [tokens_of(expected)[j] for j in others]
         assert [output.logprobs[j] for j in others] == [expected.logprobs[j] for j in others]
@@ -194,7 +195,7 @@ def test_log_probabilities_are_those_of_the_untouched_logits():
     ]
     output = sample(logits, rows)
     assert tokens_of(output)[0] == tokens_of(output)[2] == 7
-    assert len(output.logprobs[1]) == 0
+    assert output.logprobs[1] is None
     assert list(output.logprobs[0][0]) == [7, int(raw[0].argmax())]
     assert list(output.logprobs[2][0]) == [7]
     assert output.logprobs[2][0][7].logprob == pytest.approx(raw[2, 7].item())
@@ -225,11 +226,12 @@ def test_the_gpu_chooses_the_same_tokens_as_the_cpu():
 
 
 def test_a_row_without_a_token_gives_an_empty_list():
-    sampled = Sampled.one_each([7, NO_TOKEN, 0], [{7: "a"}, None, None])
+    known = [FlatLogprobs(1, [token], [-0.5], [1]) for token in (7, 8)]
+    sampled = Sampled.one_each([7, NO_TOKEN, 0], [*known, None])
     assert list(map(list, sampled.tokens)) == [[7], [], [0]]
-    assert list(map(list, sampled.logprobs)) == [[{7: "a"}], [], []]
+    assert sampled.logprobs == [known[0], None, None]
 
 
 def test_a_custom_sampler_that_forgets_log_probabilities_is_told_what_to_return():
-    with pytest.raises(ValueError, match="it has 0 for 2 requests; give an empty list"):
+    with pytest.raises(ValueError, match="it has 0 for 2 requests; give None"):
         Sampled([[1], [2]], [])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput
+from minimal_vllm.outputs import CompletionOutput, FlatLogprobs, FlatPromptLogprobs, RequestOutput
 from minimal_vllm.server.mailbox import Mailbox
 
 
@@ -17,10 +17,10 @@ def output(request_id, number, finish_reason=None):
         text=f"<{number}>",
         token_ids=[number],
         cumulative_logprob=-float(number),
-        logprobs=[{number: Logprob(-1.0, 1)}],
+        logprobs=FlatLogprobs(1, [number], [-1.0], [1]),
         finish_reason=finish_reason,
     )
-    prompt_logprobs = [None] if number == 0 else None  # given once
+    prompt_logprobs = FlatPromptLogprobs(FlatLogprobs()) if number == 0 else None  # given once
     finished = finish_reason is not None
     return RequestOutput(request_id, None, [7], prompt_logprobs, [completion], finished)
 

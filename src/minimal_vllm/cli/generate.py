@@ -16,7 +16,7 @@ from minimal_vllm.cli.session import WITHOUT_EFFECT, load_llm, sampling_params, 
 from minimal_vllm.cli.summary import RunSummary
 from minimal_vllm.cli.trace import trace_options
 from minimal_vllm.config import EngineConfig
-from minimal_vllm.outputs import CompletionOutput, RequestOutput
+from minimal_vllm.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _print_text(outputs: Sequence[RequestOutput], has_text: bool) -> None:
 
 def _print_json(outputs: Sequence[RequestOutput]) -> None:
     for output in outputs:
-        line = {
+        line: dict[str, Any] = {
             "request_id": output.request_id,
             "prompt": output.prompt,
             "prompt_token_ids": output.prompt_token_ids,
@@ -98,7 +98,9 @@ def _print_json(outputs: Sequence[RequestOutput]) -> None:
             "num_cached_tokens": output.num_cached_tokens,
         }
         if output.prompt_logprobs is not None:
-            line["prompt_logprobs"] = asdict(output)["prompt_logprobs"]
+            line["prompt_logprobs"] = [
+                each and _position_json(each) for each in output.prompt_logprobs
+            ]
         click.echo(json.dumps(line, ensure_ascii=False))
 
 
@@ -106,7 +108,13 @@ def _completion_json(completion: CompletionOutput) -> dict[str, Any]:
     fields = asdict(completion)
     if completion.logprobs is None:
         del fields["logprobs"], fields["cumulative_logprob"]
+    else:
+        fields["logprobs"] = [_position_json(each) for each in completion.logprobs]
     return fields
+
+
+def _position_json(position: TokenLogprobs) -> dict[int, dict[str, Any]]:
+    return {token_id: asdict(logprob) for token_id, logprob in position.items()}
 
 
 def _check(outputs: Sequence[RequestOutput]) -> None:

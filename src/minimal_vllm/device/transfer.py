@@ -40,7 +40,11 @@ class Fetch:
 
     def wait(self) -> list[Any]:
         """Block until the copy has finished, and return the values."""
+        values: list[Any] = self.array().tolist()
+        return values
+
+    def array(self) -> npt.NDArray[Any]:
+        """Block until the copy has finished, and return the values as an array."""
         if self._arrived:
             self._arrived.synchronize()
-        values: list[Any] = self._values.tolist()
-        return values
+        return self._values.numpy()

@@ -1,5 +1,7 @@
 """Making the runner of a GPU, which computes whole steps with our own kernels."""
 
+from functools import partial
+
 from minimal_vllm.attention.triton_backend import TritonAttention
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.device.properties import num_sms
@@ -12,6 +14,8 @@ from minimal_vllm.runner.interface import CachedModel
 from minimal_vllm.runner.shapes import max_recorded_tokens, most_places
 from minimal_vllm.runner.step import GpuStep
 from minimal_vllm.runner.table import RowTable
+from minimal_vllm.sampling.kernels.logprobs import find_logprobs
+from minimal_vllm.sampling.logprobs import AskedLogprobs
 from minimal_vllm.speculation.cuda import SpeculatingCudaRunner
 from minimal_vllm.speculation.cuda_draft import CudaDraftModel
 from minimal_vllm.speculation.draft_model import DraftModel
@@ -90,7 +94,7 @@ def _make_step(model: CachedModel, table: RowTable) -> GpuStep:
 def _make_graphs(
     config: EngineConfig, limits: SchedulerConfig, step: GpuStep, capture: GraphCapture
 ) -> Graphs:
-    """Make the CUDA graphs of steps without guesses, and compile what is recorded in them."""
+    """Make the CUDA graphs of steps without guesses, and compile all kernels of such steps."""
     num_parameters = round(step.model.decoder.config.expected_parameters(1))
     graphs = Graphs(
         step,
@@ -102,8 +106,17 @@ def _make_graphs(
         cascade=config.cascade_attention,
     )
     # The library starts while the compiler's threads are at work.
-    compile_in_parallel([*graphs.steps_to_record(), step.attention.start_library])
+    others = (partial(_find_a_logprob, step), step.attention.start_library)
+    compile_in_parallel([*graphs.steps_to_record(), *others])
     return graphs
+
+
+def _find_a_logprob(step: GpuStep) -> None:
+    """Launch the kernels that no graph has, since only some requests need them."""
+    outputs = step.new_outputs(1)
+    asked = AskedLogprobs.of([1], outputs.logits.shape[1], step.model.device)
+    if asked is not None:
+        find_logprobs(outputs.logits, outputs.tokens, asked)
 
 
 def _record_places(steps: PlaceSteps, *, progress: bool) -> None:

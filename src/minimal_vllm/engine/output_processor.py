@@ -1,16 +1,17 @@
 """Making the user's outputs from sampled tokens: text, log-probabilities, and n completions."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
 
 from minimal_vllm.outputs import (
     CompletionOutput,
+    FlatLogprobs,
+    FlatPromptLogprobs,
     OutputKind,
     RequestMetrics,
     RequestOutput,
-    TokenLogprobs,
 )
 from minimal_vllm.runner.interface import PromptLogprobs
 from minimal_vllm.step.request import FinishReason, Request
@@ -27,8 +28,8 @@ class Completion:
     group: "RequestGroup"
     detokenizer: Detokenizer | None
     """Decoder of the output's tokens; None if no text is asked for, or there is no tokenizer."""
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """One entry per output token, if log-probabilities are asked for."""
+    logprobs: FlatLogprobs
+    """One position per output token, if log-probabilities are asked for."""
     cumulative_logprob: float = 0.0
     text_is_final: bool = False
     num_given: int = 0
@@ -52,15 +53,15 @@ class Completion:
         self.text_is_final = request.finished or stop is not None
         return stop
 
-    def take_logprobs(self, computed: Sequence[TokenLogprobs]) -> None:
+    def take_logprobs(self, computed: FlatLogprobs) -> None:
         """Append the log-probabilities of the newest output tokens.
 
-        Entries after the last output token are dropped, because the request ended before them.
+        Positions after the last output token are dropped, because the request ended before them.
         """
-        first = self.request.num_prompt_tokens + len(self.logprobs)
-        for token_id, entry in zip(self.request.token_ids[first:], computed, strict=False):
-            self.logprobs.append(entry)
-            self.cumulative_logprob += entry[token_id].logprob
+        left = self.request.num_output_tokens - len(self.logprobs)
+        kept = computed if len(computed) <= left else computed.part(0, left)
+        self.logprobs.extend(kept)
+        self.cumulative_logprob += sum(kept.of_text())
 
     @property
     def _hides_last_token(self) -> bool:
@@ -83,7 +84,7 @@ class RequestGroup:
     output_kind: OutputKind
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
     completions: list[Completion] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: FlatPromptLogprobs | None = None
 
     @property
     def finished(self) -> bool:
@@ -99,7 +100,7 @@ class RequestGroup:
         if finished:
             self.metrics.finished_time = time.monotonic()
 
-    def take_prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+    def take_prompt_logprobs(self) -> FlatPromptLogprobs | None:
         """Return the prompt's log-probabilities; with ``DELTA`` only the first time."""
         known = self.prompt_logprobs
         if self.output_kind is OutputKind.DELTA and known is not None:
@@ -127,9 +128,10 @@ class OutputProcessor:
         """Start collecting the outputs of a user's request, with one ``Request`` per completion."""
         self._groups[group.request_id] = group
         if requests[0].params.prompt_logprobs is not None:
-            group.prompt_logprobs = [None]
+            group.prompt_logprobs = FlatPromptLogprobs(self._no_logprobs(requests[0]))
         for index, request in enumerate(requests):
-            completion = Completion(index, request, group, self._make_detokenizer(request))
+            detokenizer, logprobs = self._make_detokenizer(request), self._no_logprobs(request)
+            completion = Completion(index, request, group, detokenizer, logprobs)
             group.completions.append(completion)
             self._completions[request] = completion
 
@@ -138,6 +140,12 @@ class OutputProcessor:
             return None
         prompt = request.token_ids[: request.num_prompt_tokens]
         return Detokenizer(self._tokenizer, request.params, prompt)
+
+    def _no_logprobs(self, request: Request) -> FlatLogprobs:
+        """Return no log-probabilities yet; to be read with text, unless the request wants none."""
+        if self._tokenizer is None or not request.params.detokenize:
+            return FlatLogprobs()
+        return FlatLogprobs(text_of=self._tokenizer.token_text)
 
     def requests(self, request_id: str) -> list[Request]:
         """Return the completions of a user's request as the scheduler knows them.
@@ -158,30 +166,20 @@ class OutputProcessor:
             completion = self._completions.get(part.request)  # None if it was aborted meanwhile
             known = completion.group.prompt_logprobs if completion else None
             if known is not None and part.first_position <= len(known):
-                new = part.logprobs[len(known) - part.first_position :]
-                self._decode(part.request, new)
-                known.extend(new)
+                known.known.extend(part.logprobs.part(len(known) - part.first_position))
 
     def add_logprobs(
-        self, requests: Iterable[Request], computed: Iterable[Sequence[TokenLogprobs]]
+        self, requests: Iterable[Request], computed: Iterable[FlatLogprobs | None]
     ) -> None:
         """Add the log-probabilities of the newest output tokens.
 
         Args:
             requests: requests that sampled; stop strings have already been cut off.
-            computed: for each request, one entry per sampled token; empty if none are asked for.
+            computed: for each request, one position per sampled token; None: none are asked for.
         """
         for request, logprobs in zip(requests, computed, strict=True):
-            if logprobs:
-                self._decode(request, logprobs)
+            if logprobs is not None:
                 self._completions[request].take_logprobs(logprobs)
-
-    def _decode(self, request: Request, positions: Iterable[TokenLogprobs]) -> None:
-        """Fill in the text of each token, unless the request wants no text."""
-        if self._tokenizer is not None and request.params.detokenize:
-            for position in positions:
-                for token_id, logprob in position.items():
-                    logprob.decoded_token = self._tokenizer.token_text(token_id)
 
     def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str, int]]:
         """Bring texts up to date, and find the requests that a stop string ends.
@@ -266,7 +264,7 @@ class OutputProcessor:
             text=text,
             token_ids=request.token_ids[request.num_prompt_tokens + start :].tolist(),
             cumulative_logprob=completion.cumulative_logprob if asked else None,
-            logprobs=completion.logprobs[start:] if asked else None,
+            logprobs=completion.logprobs.part(start) if asked else None,
             finish_reason=request.finish_reason.value if request.finish_reason else None,
             stop_reason=request.stop_reason,
         )

@@ -4,12 +4,12 @@ A step is only *launched*: its work is queued on the GPU, and its tokens are fet
 step is queued too. Last tokens, positions and block tables stay on the GPU (see ``table``), so that
 the next step can be launched before the CPU knows which tokens this one samples. Most steps are
 replayed as CUDA graphs. The largest steps are launched kernel by kernel. So is what only some
-requests ask for, after the rest of their step: rules that change logits, and log-probabilities.
+requests ask for, after the rest of their step: rules that change logits, and log-probabilities. The
+CPU waits for none of it.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,15 +20,13 @@ from minimal_vllm.runner.graphs import Graphs
 from minimal_vllm.runner.interface import Flight, StepResult
 from minimal_vllm.runner.prompt_logprobs import QueuedPromptLogprobs, all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
-from minimal_vllm.sampling.logprobs import QueuedLogprobs, top_logprobs
-from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow, needs_only_numbers
+from minimal_vllm.sampling.kernels.logprobs import find_logprobs
+from minimal_vllm.sampling.logprobs import AskedLogprobs, QueuedLogprobs
+from minimal_vllm.sampling.row import SamplingRow, needs_only_numbers
 from minimal_vllm.sampling.sampler import Sampled, choose
-from minimal_vllm.step.batch import build_batches
+from minimal_vllm.step.batch import Batch, build_batches
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Request
-
-if TYPE_CHECKING:
-    from minimal_vllm.outputs import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +34,15 @@ class QueuedFlight:
     """Step that is queued on the GPU; see ``Flight``."""
 
     tokens: Fetch
-    asking: list[int]
-    """Indices of the requests that ask for log-probabilities."""
     logprobs: QueuedLogprobs | None
-    """Log-probabilities of these requests' tokens; None if there are no such requests."""
+    """Log-probabilities of these tokens; None if no request asks for any."""
     prompt_logprobs: list[QueuedPromptLogprobs]
 
     def wait(self) -> StepResult:
         """Wait until everything has been copied to the CPU, and return the step's result."""
         token_ids = self.tokens.wait()
-        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
-        if self.logprobs is not None:
-            for index, entry in zip(self.asking, self.logprobs.wait(), strict=True):
-                logprobs[index] = entry if token_ids[index] != NO_TOKEN else None
-        prompt = [each.wait() for each in self.prompt_logprobs]
+        logprobs = self.logprobs.wait() if self.logprobs is not None else None
+        prompt = [part for each in self.prompt_logprobs for part in each.wait()]
         return StepResult(Sampled.one_each(token_ids, logprobs), prompt)
 
 
@@ -64,6 +57,7 @@ class CudaRunner:
     def __init__(self, step: GpuStep, graphs: Graphs | None) -> None:
         self._step = step
         self._graphs = graphs
+        self._last_asking: tuple[list[Request], AskedLogprobs | None] = ([], None)
 
     def prepare_more(self) -> Iterator[None]:
         """Record the graphs that are not recorded yet, one by one; see ``PutsOff``."""
@@ -94,9 +88,11 @@ class CudaRunner:
             outputs: logits and tokens.
             prompt_logprobs: log-probabilities of prompts.
         """
-        asking = [i for i, each in enumerate(requests) if each.params.asked_logprobs is not None]
-        logprobs = self._find_logprobs(requests, asking, outputs) if asking else None
-        return QueuedFlight(Fetch(outputs.tokens), asking, logprobs, prompt_logprobs)
+        asked, logprobs = self._asked_logprobs(requests), None
+        if asked is not None:
+            found = find_logprobs(outputs.logits, outputs.tokens, asked)
+            logprobs = QueuedLogprobs.of(found, asked)
+        return QueuedFlight(Fetch(outputs.tokens), logprobs, prompt_logprobs)
 
     def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[QueuedPromptLogprobs]]:
         """Launch a step with requests that don't decode, or any step if there are no graphs."""
@@ -106,9 +102,8 @@ class CudaRunner:
         if self._graphs:
             self._graphs.forget_order()
             if self._graphs.fits(batch):
-                outputs = self._graphs.mixed(plan, batch)
-                hidden = self._graphs.hidden
-                return outputs, list(all_prompt_logprobs(step.model, plan, batch, hidden))
+                outputs, hidden = self._graphs.mixed(plan, batch), self._graphs.hidden
+                return outputs, self._prompt_logprobs(plan, batch, hidden)
         outputs = step.new_outputs(len(batch.sampling))
         hidden = step.run(
             step.batch_front(batches),
@@ -117,7 +112,13 @@ class CudaRunner:
             last=send(batch.logit_indices, step.model.device),
             keep_all=batch.wants_all_logits,
         )
-        return outputs, list(all_prompt_logprobs(step.model, plan, batch, hidden))
+        return outputs, self._prompt_logprobs(plan, batch, hidden)
+
+    def _prompt_logprobs(
+        self, plan: Plan, batch: Batch, hidden: Tensor
+    ) -> list[QueuedPromptLogprobs]:
+        model = self._step.model
+        return list(all_prompt_logprobs(model, plan, batch, hidden, find_logprobs))
 
     def _order(self, requests: list[Request]) -> Tensor:
         rows = np.array([request.row for request in requests], dtype=np.int32)
@@ -152,16 +153,11 @@ class CudaRunner:
         outputs.tokens[index] = chosen
         return chosen
 
-    def _find_logprobs(
-        self, requests: list[Request], asking: list[int], outputs: Outputs
-    ) -> QueuedLogprobs:
-        """Find the log-probabilities that the requests ``asking`` want, before any sampling rule.
-
-        The GPU computes them after the step. The CPU doesn't wait for them here.
-        """
-        logits, tokens = outputs.logits, outputs.tokens
-        if len(asking) < len(requests):
-            index = send(np.array(asking), self._step.model.device)
-            logits, tokens = logits[index], tokens[index]
-        wanted = [requests[i].params.asked_logprobs or 0 for i in asking]
-        return top_logprobs(logits.float().log_softmax(dim=-1), tokens, wanted)
+    def _asked_logprobs(self, requests: list[Request]) -> AskedLogprobs | None:
+        """Return what the requests ask for: often the same as in the step before."""
+        if requests != self._last_asking[0]:
+            wanted = [request.params.asked_logprobs for request in requests]
+            model = self._step.model
+            asked = AskedLogprobs.of(wanted, model.decoder.vocab_size, model.device)
+            self._last_asking = requests, asked
+        return self._last_asking[1]

@@ -9,7 +9,7 @@ from minimal_vllm.attention.interface import Attention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.cache.layer_groups import LayerGroups
 from minimal_vllm.model.network import Network
-from minimal_vllm.outputs import TokenLogprobs
+from minimal_vllm.outputs import FlatLogprobs
 from minimal_vllm.runner.failures import RankFailedError
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.step.plan import Plan
@@ -26,7 +26,7 @@ class PromptLogprobs:
 
     request: Request
     first_position: int
-    logprobs: list[TokenLogprobs]
+    logprobs: FlatLogprobs
 
 
 @dataclass(frozen=True, slots=True)

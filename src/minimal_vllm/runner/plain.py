@@ -48,7 +48,7 @@ class PlainRunner:
         with self._threads.for_logits(len(last)):
             sampled = self.sample(self._model.decoder.logits(last), plan)
         prompt = all_prompt_logprobs(self._model, plan, batch, hidden)
-        return Landed(StepResult(sampled, [each.wait() for each in prompt]))
+        return Landed(StepResult(sampled, [part for each in prompt for part in each.wait()]))
 
     def sample(self, logits: Tensor, plan: Plan) -> Sampled:
         """Sample the tokens of a step from its logits, ``[N, V]``."""

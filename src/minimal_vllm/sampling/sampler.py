@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minimal_vllm.outputs import TokenLogprobs
+from minimal_vllm.outputs import FlatLogprobs
 from minimal_vllm.sampling.draw import draw, uniforms
 from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
 from minimal_vllm.sampling.logit_rules import (
@@ -18,7 +18,7 @@ from minimal_vllm.sampling.logit_rules import (
     keep_allowed_tokens,
     keep_grammatical_tokens,
 )
-from minimal_vllm.sampling.logprobs import top_logprobs
+from minimal_vllm.sampling.logprobs import AskedLogprobs, QueuedLogprobs, find_logprobs
 from minimal_vllm.sampling.row import NO_TOKEN, SamplingRow
 
 MAX_TEMPERATURE = 1e6
@@ -39,33 +39,33 @@ class Sampled:
 
     tokens: Sequence[Sequence[int]]
     """Token ids to append to each request, in order."""
-    logprobs: Sequence[Sequence[TokenLogprobs]]
-    """Log-probabilities for each of these tokens; an empty list for a request without
-    ``SamplingParams.logprobs``."""
+    logprobs: Sequence[FlatLogprobs | None]
+    """Log-probabilities for each of these tokens; None for a request without
+    ``SamplingParams.logprobs``, or without tokens."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.logprobs):
             raise ValueError(
-                f"Sampled needs one list of logprobs per request: it has {len(self.logprobs)} for "
-                f"{len(self.tokens)} requests; give an empty list to a request that asks for none"
+                f"Sampled needs one entry of logprobs per request: it has {len(self.logprobs)} for "
+                f"{len(self.tokens)} requests; give None to a request that asks for none"
             )
 
     @classmethod
     def one_each(
-        cls, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None] | None = None
+        cls, token_ids: Sequence[int], logprobs: Sequence[FlatLogprobs | None] | None = None
     ) -> "Sampled":
         """Build the result of a step that samples one token per request.
 
         Args:
             token_ids: one per request; ``NO_TOKEN`` becomes an empty list.
-            logprobs: one entry per request; None where no log-probabilities are asked for.
+            logprobs: one position per request; None where no log-probabilities are asked for.
         """
-        others = logprobs or [None] * len(token_ids)
+        known = logprobs or [None] * len(token_ids)
         # Python keeps small tuples for reuse. As many lists, in each step, would make its collector
         # run several times as often.
         return cls(
             [(token_id,) if token_id != NO_TOKEN else () for token_id in token_ids],
-            [(entry,) if entry is not None else () for entry in others],
+            [None if token_ids[i] == NO_TOKEN else entry for i, entry in enumerate(known)],
         )
 
 
@@ -89,17 +89,12 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         A list with one token for each row, or with none if nothing can be sampled from it.
     """
     logits = logits.float()
-    asking = [i for i, row in enumerate(rows) if row.params.asked_logprobs is not None]
-    raw_logprobs = logits[asking].log_softmax(dim=-1) if asking else None
+    wanted = [row.params.asked_logprobs for row in rows]
+    asked = AskedLogprobs.of(wanted, logits.shape[1], logits.device)
+    raw = logits.clone() if asked else logits
     chosen = choose(logits, rows)
-    token_ids: list[int] = chosen.tolist()
-    logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-    if raw_logprobs is not None:
-        wanted = [rows[i].params.asked_logprobs or 0 for i in asking]
-        known = top_logprobs(raw_logprobs, chosen[asking], wanted).wait()
-        for i, entry in zip(asking, known, strict=True):
-            logprobs[i] = entry if token_ids[i] != NO_TOKEN else None
-    return Sampled.one_each(token_ids, logprobs)
+    logprobs = QueuedLogprobs.of(find_logprobs(raw, chosen, asked), asked).wait() if asked else None
+    return Sampled.one_each(chosen.tolist(), logprobs)
 
 
 def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

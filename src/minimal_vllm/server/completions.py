@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
-from minimal_vllm.outputs import RequestOutput, TokenLogprobs
+from minimal_vllm.outputs import FlatLogprobs, RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.api_model import field_error
 from minimal_vllm.server.generation import STREAM_TOO, ChunkedAnswer, new_id, respond
@@ -143,7 +143,7 @@ class CompletionAnswer(ChunkedAnswer):
             completion,
             text="",
             token_ids=[],
-            logprobs=None if completion.logprobs is None else [],
+            logprobs=None if completion.logprobs is None else FlatLogprobs(),
             finish_reason="length",
             stop_reason=None,
         )
@@ -204,7 +204,7 @@ class CompletionAnswer(ChunkedAnswer):
             hidden = self._tokenizer.special_token_ids if skips else ()
             self._logprobs[index] = CompletionLogprobsWriter(self._names, num_top, hidden)
         writer, (completion,) = self._logprobs[index], output.outputs
-        generated = (completion.token_ids, completion.logprobs or [])
+        generated = (completion.token_ids, completion.logprobs or FlatLogprobs())
         if echoed is None:
             return writer.write(*generated)
         prompt = writer.write(output.prompt_token_ids, output.prompt_logprobs or [], echoed)

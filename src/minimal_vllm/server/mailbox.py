@@ -9,7 +9,7 @@ generates tokens.
 import asyncio
 from dataclasses import replace
 
-from minimal_vllm.outputs import RequestOutput
+from minimal_vllm.outputs import FlatLogprobs, RequestOutput
 
 
 class Mailbox:
@@ -52,7 +52,7 @@ def merge(earlier: RequestOutput, later: RequestOutput) -> RequestOutput:
         second,
         text=first.text + second.text,
         token_ids=first.token_ids + second.token_ids,
-        logprobs=None if second.logprobs is None else (first.logprobs or []) + second.logprobs,
+        logprobs=FlatLogprobs.joined([first.logprobs, second.logprobs]),
     )
     prompt_logprobs = earlier.prompt_logprobs or later.prompt_logprobs
     return replace(later, outputs=[both], prompt_logprobs=prompt_logprobs)

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minimal_vllm.outputs import FlatLogprobs
 from minimal_vllm.sampling.grammar import Grammar
 from minimal_vllm.sampling.row import Constraint, SamplingRow
 from minimal_vllm.sampling.sampler import Sampled
@@ -105,7 +106,7 @@ def accept(plan: Plan, sampled: Sampled) -> Sampled:
             rows = sampled.tokens[first : first + entry.num_logits]
             count = count_kept(entry.guesses, rows)
             tokens.append([row[0] for row in rows[:count]])
-            logprobs.append([row[0] for row in sampled.logprobs[first : first + count] if row])
+            logprobs.append(FlatLogprobs.joined(sampled.logprobs[first : first + count]))
             first += entry.num_logits
     return Sampled(tokens, logprobs)
 

@@ -19,7 +19,7 @@ SAMPLING = by_name(
     Unsupported("no extension reads further arguments", {"extra_args": ()}),
     Unsupported("shorten the prompt yourself", {"truncate_prompt_tokens": ()}),
     Unsupported(
-        "log-probabilities are a list with one dictionary per token, of the top tokens",
+        "log-probabilities are a sequence with one dictionary per token, of the top tokens",
         {
             "flat_logprobs": OFF,
             "prompt_logprob_token_ids": (),

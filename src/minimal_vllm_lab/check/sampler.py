@@ -237,11 +237,11 @@ def _check_logprobs(sampler: Sampler, rows: list[Row]) -> None:
     found = _sample(sampler, rows).logprobs
     for index, row in enumerate(rows):
         if "logprobs" not in row.params:
-            if len(found[index]):
-                raise Broken(OPTIONS_APPLIED, f"log-probabilities for row {index}", "an empty list")
+            if found[index]:
+                raise Broken(OPTIONS_APPLIED, f"log-probabilities for row {index}", "None")
             continue
         (expected,) = _sample(sample, [row]).logprobs
-        if list(found[index]) != list(expected):
+        if found[index] != expected:
             raise Broken(OPTIONS_APPLIED, f"row {index}: {found[index]}", f"{expected}")
 
 

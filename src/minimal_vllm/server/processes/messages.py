@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minimal_vllm.outputs import RequestOutput, TokenLogprobs
+from minimal_vllm.outputs import FlatLogprobs, FlatPromptLogprobs, RequestOutput
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.engine_client import EngineRequest
 from minimal_vllm.server.served_model import ModelFacts
@@ -53,8 +53,8 @@ class NewTokens(NamedTuple):
     finish_reason: str | None
     stop_reason: int | str | None
     num_cached_tokens: int
-    logprobs: list[TokenLogprobs] | None
-    prompt_logprobs: list[TokenLogprobs | None] | None
+    logprobs: FlatLogprobs | None
+    prompt_logprobs: FlatPromptLogprobs | None
 
     @classmethod
     def of(cls, call: int, place: int, output: RequestOutput) -> "NewTokens":

@@ -1,8 +1,6 @@
 """Outputs of a request whose tokens come from another process."""
 
-from collections.abc import Iterable
-
-from minimal_vllm.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from minimal_vllm.outputs import CompletionOutput, FlatLogprobs, RequestOutput
 from minimal_vllm.server.engine_client import EngineRequest
 from minimal_vllm.server.processes.messages import NewTokens
 from minimal_vllm.server.served_model import ServedModel
@@ -31,8 +29,8 @@ class OutputBuilder:
 
     def build(self, new: NewTokens) -> RequestOutput:
         """Return the output that consists of these tokens."""
-        self._name_tokens(new.logprobs or ())
-        self._name_tokens(new.prompt_logprobs or ())
+        self._name_tokens(new.logprobs)
+        self._name_tokens(new.prompt_logprobs.known if new.prompt_logprobs else None)
         completion = CompletionOutput(
             index=0,
             text=self._text(new) if self._detokenizer else new.text,
@@ -69,9 +67,7 @@ class OutputBuilder:
         )
         return by_token and not self._request.params.include_stop_str_in_output
 
-    def _name_tokens(self, positions: Iterable[TokenLogprobs | None]) -> None:
-        """Fill in the texts of tokens with log-probabilities."""
-        if self._makes_text:
-            for position in positions:
-                for token_id, logprob in (position or {}).items():
-                    logprob.decoded_token = self._tokenizer.token_text(token_id)
+    def _name_tokens(self, positions: FlatLogprobs | None) -> None:
+        """Let log-probabilities be read with the texts of their tokens."""
+        if positions is not None and self._makes_text:
+            positions.text_of = self._tokenizer.token_text
