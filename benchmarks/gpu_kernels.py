@@ -37,6 +37,9 @@ from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.model.rope import Rotary
 from minimal_vllm.model.rope_config import RopeConfig
 from minimal_vllm.runner.guesses import count_together
+from minimal_vllm.sampling import logprobs as plain_logprobs
+from minimal_vllm.sampling.kernels.logprobs import find_logprobs
+from minimal_vllm.sampling.logprobs import AskedLogprobs
 from minimal_vllm.step.batch import Batch, enumerate_runs
 from minimal_vllm.step.shared_prefix import SharedPrefix
 
@@ -300,6 +303,27 @@ def time_gated_product(bench: Bench, num_tokens: int) -> Iterator[Timing]:
     yield from time_calls(bench, f"gate and up, {num_tokens:,} tokens", floor, calls)
 
 
+def time_logprobs(bench: Bench, num_rows: int, wanted: int) -> Iterator[Timing]:
+    """Time the log-probabilities of a step's tokens, with a vocabulary of 151,936.
+
+    Args:
+        bench: device, shape and size of the measurements.
+        num_rows: number of requests.
+        wanted: number of top tokens of each.
+    """
+    logits = bench.numbers(num_rows, bench.scaled(151_936))
+    tokens = torch.zeros(num_rows, dtype=torch.int64, device=bench.device)
+    asked = AskedLogprobs.of([wanted] * num_rows, logits.shape[1], bench.device)
+    if asked is None:
+        raise ValueError("nothing to compute")
+    calls: Calls = {
+        "library": lambda: plain_logprobs.find_logprobs(logits, tokens, asked),
+        "find_logprobs": lambda: find_logprobs(logits, tokens, asked),
+    }
+    work = f"{num_rows} tokens and {wanted} more each"
+    yield from time_calls(bench, work, floor_of(logits.nbytes, 0), calls)
+
+
 def time_calls(bench: Bench, work: str, floor: float, calls: Calls) -> Iterator[Timing]:
     """Time several kernels that do the same work."""
     for kernel, call in calls.items():
@@ -340,6 +364,8 @@ def all_timings(bench: Bench) -> Iterator[Timing]:
         yield from time_between(bench, bench.scaled(num_tokens))
     yield from time_products(bench)
     yield from time_gated_product(bench, bench.scaled(16384))
+    for num_rows, wanted in ((1, 5), (256, 0), (256, 5), (256, 20)):
+        yield from time_logprobs(bench, bench.scaled(num_rows), wanted)
 
 
 @click.command()

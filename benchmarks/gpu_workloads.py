@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import exp, log
 from pathlib import Path
 from random import Random
@@ -129,7 +130,11 @@ WORKLOADS = [*FIXED_WORKLOADS, "chat"]
 
 
 def run_once(
-    llm: LLM, requests: Workload, arrivals: Sequence[float], temperature: float = 0.6
+    llm: LLM,
+    requests: Workload,
+    arrivals: Sequence[float],
+    temperature: float = 0.6,
+    logprobs: int | None = None,
 ) -> tuple[float, list[float]]:
     """Run a workload with an empty prefix cache.
 
@@ -139,7 +144,9 @@ def run_once(
     llm.engine.reset()
     prompts = [prompt for prompt, _ in requests]
     params = [
-        SamplingParams(temperature=temperature, max_tokens=count, ignore_eos=True)
+        SamplingParams(
+            temperature=temperature, max_tokens=count, ignore_eos=True, logprobs=logprobs
+        )
         for _, count in requests
     ]
     gc.collect()  # garbage of an earlier run must not be collected during this one
@@ -268,7 +275,14 @@ def _wait_for_gpu() -> None:
 # ---- the command --------------------------------------------------------------------------------
 
 
-def measure(llm: LLM, model: str, shape: Path, name: str, kv_cache_dtype: KvDtype) -> Score:
+def measure(
+    llm: LLM,
+    model: str,
+    shape: Path,
+    name: str,
+    kv_cache_dtype: KvDtype,
+    logprobs: int | None = None,
+) -> Score:
     """Run a workload once, then repeatedly until the runs fill ``MIN_SECONDS``.
 
     Args:
@@ -277,12 +291,15 @@ def measure(llm: LLM, model: str, shape: Path, name: str, kv_cache_dtype: KvDtyp
         shape: file with the model's config.json.
         name: one of ``WORKLOADS``.
         kv_cache_dtype: ``auto`` or ``fp8``.
+        logprobs: number of top tokens whose log-probabilities each request asks for; None: it asks
+            for none.
     """
     requests, arrivals = make_workload(name)
-    first_seconds, _ = run_once(llm, requests, arrivals)
-    runs = [run_once(llm, requests, arrivals)]
+    run = partial(run_once, llm, requests, arrivals, logprobs=logprobs)
+    first_seconds, _ = run()
+    runs = [run()]
     while sum(seconds for seconds, _ in runs) < MIN_SECONDS:
-        runs.append(run_once(llm, requests, arrivals))
+        runs.append(run())
     seconds, ttfts = sorted(runs)[len(runs) // 2]
     print(f"{name}: {seconds:.3f} s", flush=True)
     at_once = not any(arrivals)
@@ -294,8 +311,8 @@ def measure(llm: LLM, model: str, shape: Path, name: str, kv_cache_dtype: KvDtyp
         floor_seconds(str(shape), requests, this_gpu(), kv_cache_dtype=kv_cache_dtype)
         if has_floor
         else None,
-        vllm_seconds().get((model, name)),
-        floor_seconds(model, requests, VLLM_RAN_ON) if at_once else None,
+        vllm_seconds().get((model, name)) if logprobs is None else None,
+        floor_seconds(model, requests, VLLM_RAN_ON) if at_once and logprobs is None else None,
         *np.percentile(ttfts, [50, 99]).tolist(),
     )
 
@@ -336,6 +353,7 @@ def print_scores(title: str, scores: Sequence[Score]) -> None:
 @click.option("--without", type=click.Choice(list(SWITCHES)), help="Feature to switch off.")
 @click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help="Form of the weights.")
 @click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8"]), default="auto")
+@click.option("--logprobs", type=int, help="Log-probabilities that each request asks for.")
 @click.option("--tensor-parallel-size", default=1, show_default=True)
 @click.option("--block-size", default=16, show_default=True)
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), metavar="FILE",
@@ -349,6 +367,7 @@ def main(
     without: str | None,
     quantization: str | None,
     kv_cache_dtype: KvDtype,
+    logprobs: int | None,
     tensor_parallel_size: int,
     block_size: int,
     profile_path: Path | None,
@@ -371,21 +390,25 @@ def main(
         shape_path = Path(shapes) / "shape.json"
         shape_path.write_text(json.dumps(shape))
         scores = [
-            measure(llm, model, shape_path, name, kv_cache_dtype) for name in names or WORKLOADS
+            measure(llm, model, shape_path, name, kv_cache_dtype, logprobs)
+            for name in names or WORKLOADS
         ]
     gpu = torch.cuda.get_device_name()
     if kv_cache_dtype != "auto":
         quantization = f"{quantization or ''}+{kv_cache_dtype}-cache"
     changes = [f" in {quantization}" * bool(quantization), f" without {without}" * bool(without)]
+    asked = f"{logprobs}-logprobs" if logprobs is not None else None
+    changes += [f" with {asked}"] if asked else []
     number = f"{tensor_parallel_size} x " * (tensor_parallel_size > 1)
     print_scores(f"{model}{''.join(changes)}, {number}{gpu}, ready in {built:.1f} s", scores)
     several = f"tp{tensor_parallel_size}" if tensor_parallel_size > 1 else None
-    stem = "-".join(filter(None, ["gpu_workloads", model, quantization, without, several]))
+    stem = "-".join(filter(None, ["gpu_workloads", model, quantization, without, asked, several]))
     settings = {
         "quantization": quantization,
         "model": model,
         "gpu": gpu,
         "without": without,
+        "logprobs": logprobs,
         "block_size": block_size,
         "tensor_parallel_size": tensor_parallel_size,
         "ready": built,

@@ -10,7 +10,7 @@ from benchmarks.kernel_timing import Bench, Shape
 
 KERNELS = {
     *("decode", "shared", "prefill", "library", "matvec", "split_linear", "gated_product"),
-    *("add_norm", "act_and_mul", "norm_rotate_store"),
+    *("add_norm", "act_and_mul", "norm_rotate_store", "find_logprobs"),
 }
 
 
