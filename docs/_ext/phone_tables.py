@@ -28,7 +28,7 @@ def lay_out(html: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         table = BeautifulSoup(match[0], "html.parser").table
-        if table.thead is None or width(table) <= COLUMNS:
+        if table is None or table.thead is None or width(table) <= COLUMNS:
             return match[0]
         mark(table)
         return str(table)
@@ -52,14 +52,14 @@ def _cell_width(text: str) -> int:
 
 def mark(table: Tag) -> None:
     """Give a table what the style sheet needs to show it as cards, and what keeps it a table."""
-    table["class"] = [*table["class"], "cards"]
+    _add_class(table, "cards")
     table["role"] = "table"
     for name, role in ROLES.items():
         for element in table.find_all(name):
             element["role"] = role
-    headings = [cell.get_text().strip() for cell in table.thead.find_all("th")]
+    headings = [cell.get_text().strip() for cell in table.select("thead th")]
     about = ""
-    for row in table.tbody.find_all("tr"):
+    for row in table.select("tbody tr"):
         cells = row.find_all("td")
         cells[0]["role"] = "rowheader"
         for cell, heading in zip(cells, headings, strict=True):
@@ -74,9 +74,13 @@ def _mark_cell(cell: Tag, heading: str) -> None:
     if heading:
         cell["data-heading"] = heading
     if len(text) > LONG:
-        cell["class"] = [*cell.get("class", []), "long"]
+        _add_class(cell, "long")
     if not text:
-        cell["class"] = [*cell.get("class", []), "nothing"]
+        _add_class(cell, "nothing")
+
+
+def _add_class(element: Tag, name: str) -> None:
+    element["class"] = " ".join([*element.get_attribute_list("class"), name])
 
 
 def change_page(
