@@ -129,3 +129,68 @@ def test_a_step_that_only_preempts_is_told_like_any_other():
         traffic.step()
     told = [(len(each.scheduled), each.preempted, each.admitted) for each in traffic.records]
     assert told[:4] == [(2, (), ("A", "B")), (2, (), ()), (0, ("B",), ()), (1, (), ("B",))]
+
+
+# ---- steps that are launched once the tokens of the step before are known -----------------------
+
+
+def waiting_traffic():
+    """Traffic of an engine that runs ahead, but needs to know all tokens for each plan."""
+    traffic = Traffic(8, block_size=4, max_model_len=16, async_scheduling=True)
+    traffic.scheduler.needs_pending_tokens = lambda: True
+    return traffic
+
+
+def test_the_next_step_is_launched_before_outputs_are_made(monkeypatch):
+    """The GPU waits for tokens that a plan needs, and not for the texts of the step before."""
+    traffic, events = waiting_traffic(), []
+
+    def note_calls(owner, name):
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: (events.append(name), call(*given))[1])
+
+    note_calls(traffic.runner, "launch")
+    note_calls(traffic.engine._outputs, "make_outputs")
+    traffic.add([1, 2, 3], max_tokens=3, ignore_eos=True)
+    traffic.run()
+    assert events == ["launch", *["launch", "make_outputs"] * 2, "make_outputs"]
+
+
+def test_a_launch_that_fails_costs_no_tokens_of_the_step_before():
+    traffic = waiting_traffic()
+    traffic.add([1, 2, 3], "A", max_tokens=2, ignore_eos=True)
+    traffic.add([1, 2], "B", max_tokens=6, ignore_eos=True, n=2)
+    traffic.step()
+    traffic.crash_next_step()
+    traffic.step()
+    outputs = [each for name in "AB" for each in traffic.ended[name].outputs]
+    assert [each.finish_reason for each in outputs] == ["length", "error", "error"]
+    assert [len(each.token_ids) for each in outputs] == [2, 2, 2]
+    assert [record.step for record in traffic.records] == [0, 1, 2]
+    ended = [name for record in traffic.records for name, _ in record.finished]
+    assert ended == ["A", "B#0", "B#1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"stop": ["zz", "3!"], "logprobs": 1}, "stop"),
+        ({"n": 3, "temperature": 1.5, "seed": 4}, "length"),
+    ],
+)
+def test_what_users_get_does_not_depend_on_when_outputs_are_made(
+    engine, monkeypatch, changes, reason
+):
+    params = SamplingParams(**{"temperature": 0, "max_tokens": 30, "ignore_eos": True, **changes})
+    kinds = (OutputKind.CUMULATIVE, OutputKind.DELTA, OutputKind.FINAL_ONLY)
+    expected = [without_times(run(engine, params, kind)) for kind in kinds]
+    assert expected[-1][-1][1][0].finish_reason == reason
+    monkeypatch.setattr(engine, "_runs_ahead", True)
+    monkeypatch.setattr(engine.scheduler, "needs_pending_tokens", lambda: True)
+    assert [without_times(run(engine, params, kind)) for kind in kinds] == expected
+    engine.scheduler.check()
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+
+
+def without_times(outputs):
+    return [(each.finished, each.outputs) for each in outputs]

@@ -36,7 +36,7 @@ class Writing:
     def take(self, tokens, logprobs=None):
         """What ``Engine`` does with the tokens of a step, but for the scheduler's part."""
         self.request.token_ids.extend(tokens)
-        for request, stop, num_tokens in self.outputs.update_texts([self.request]):
+        for request, stop, num_tokens in self.outputs.find_stop_strings([self.request]):
             del request.token_ids[num_tokens:]
             request.status, request.finish_reason = Status.FINISHED, FinishReason.STOP
             request.stop_reason = stop

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 from minimal_vllm.engine.admission import Admission
 from minimal_vllm.engine.output_processor import OutputProcessor, RequestGroup
@@ -33,6 +34,14 @@ class LaunchedStep:
     flight: Flight
     times: Timing
     """Number and times of the step, kept by the ``Reporter``."""
+
+
+class FailedLaunch(NamedTuple):
+    """A step that could not be launched."""
+
+    plan: Plan
+    times: Timing
+    error: Exception
 
 
 class NothingToCompute:
@@ -133,7 +142,7 @@ class Engine:
         """Compute one step, and return the new outputs of its requests.
 
         With asynchronous scheduling, the next step is launched before this one's tokens are
-        fetched, or right after if it needs them. While it runs, the CPU plans and makes outputs.
+        fetched, or right after if it needs them. While it runs, the CPU makes outputs and plans.
 
         Raises:
             ValueError: the scheduler returned an empty plan although requests are waiting.
@@ -167,6 +176,10 @@ class Engine:
 
     def _launch_next(self) -> list[RequestOutput]:
         """Plan a step and launch it, if there is anything to compute."""
+        failed = self._launch()
+        return self._fail(*failed) if failed else []
+
+    def _launch(self) -> FailedLaunch | None:
         times = self._reporter.begin()
         plan = self.scheduler.schedule()
         if not plan.scheduled:
@@ -175,14 +188,14 @@ class Engine:
                     "the scheduler returned an empty plan although requests are waiting"
                 )
             if not plan.preempted:
-                return []
+                return None
         self._reporter.planned(plan, times)
         try:
             flight = self._runner.launch(plan) if plan.scheduled else NothingToCompute()
         except Exception as error:
-            return self._fail(plan, times, error)
+            return FailedLaunch(plan, times, error)
         self._in_flight.append(LaunchedStep(plan, flight, times))
-        return []
+        return None
 
     def _finish_oldest(self) -> list[RequestOutput]:
         """Wait for the oldest launched step, process its tokens, and keep the GPU busy."""
@@ -192,23 +205,20 @@ class Engine:
         except Exception as error:
             return self._fail(step.plan, step.times, error)
         self._reporter.mark(step.times)
-        outputs = self._update(step.plan, step.times, result)
-        if self._runs_ahead and not self._in_flight and self.scheduler.has_work:
-            outputs += self._launch_next()
-        return outputs
-
-    def _update(self, plan: Plan, times: Timing, result: StepResult) -> list[RequestOutput]:
-        sampled = result.sampled
         # Requests that ended after the step was planned have already had their last outputs.
-        alive = [not request.finished for request in plan.sampling]
-        requests = list(compress(plan.sampling, alive))
-        self.scheduler.update(plan, sampled.tokens)
-        for request, stop_string, num_tokens in self._outputs.update_texts(requests):
+        alive = [not request.finished for request in step.plan.sampling]
+        requests = list(compress(step.plan.sampling, alive))
+        self.scheduler.update(step.plan, result.sampled.tokens)
+        for request, stop_string, num_tokens in self._outputs.find_stop_strings(requests):
             self.scheduler.finish(request, FinishReason.STOP, stop_string, num_tokens)
-        self._outputs.add_logprobs(requests, compress(sampled.logprobs, alive))
-        self._outputs.add_prompt_logprobs(result.prompt_logprobs)
-        outputs = self._outputs.make_outputs(requests)
-        self._reporter.end(plan, requests, times)
+        logprobs = compress(result.sampled.logprobs, alive)
+        if self._runs_ahead and not self._in_flight and self.scheduler.has_work:
+            self._reporter.end(step.plan, requests, step.times)  # before it tells the next plan
+            failed = self._launch()
+            outputs = self._outputs.of_step(requests, logprobs, result.prompt_logprobs)
+            return outputs + self._fail(*failed) if failed else outputs
+        outputs = self._outputs.of_step(requests, logprobs, result.prompt_logprobs)
+        self._reporter.end(step.plan, requests, step.times)
         return outputs
 
     def _fail(self, plan: Plan, times: Timing, error: Exception) -> list[RequestOutput]:

@@ -1,7 +1,7 @@
 """Making the user's outputs from sampled tokens: text, log-probabilities, and n completions."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -181,10 +181,8 @@ class OutputProcessor:
             if logprobs is not None:
                 self._completions[request].take_logprobs(logprobs)
 
-    def update_texts(self, requests: Iterable[Request]) -> list[tuple[Request, str, int]]:
-        """Bring texts up to date, and find the requests that a stop string ends.
-
-        A text that is wanted only at the end, and has no stop strings, is decoded at the end.
+    def find_stop_strings(self, requests: Iterable[Request]) -> list[tuple[Request, str, int]]:
+        """Bring the texts of requests with stop strings up to date; find those that one ends.
 
         Returns:
             Each such request, its stop string, and its number of tokens up to the one that
@@ -192,9 +190,8 @@ class OutputProcessor:
         """
         stopped = []
         for request in requests:
-            completion = self._completions[request]
-            final_only = completion.group.output_kind is OutputKind.FINAL_ONLY
-            if request.params.stop or not final_only:
+            if request.params.stop:
+                completion = self._completions[request]
                 stop = completion.detokenize()
                 if stop is not None and completion.detokenizer is not None:
                     num_tokens = request.num_prompt_tokens + completion.detokenizer.num_tokens
@@ -203,15 +200,35 @@ class OutputProcessor:
 
     # ---- giving out -----------------------------------------------------------------------------
 
+    def of_step(
+        self,
+        requests: Sequence[Request],
+        logprobs: Iterable[FlatLogprobs | None],
+        prompt_logprobs: Iterable[PromptLogprobs],
+    ) -> list[RequestOutput]:
+        """Return the outputs of requests that got tokens in a step, or ended in it.
+
+        Args:
+            requests: the requests; stop strings have already been cut off.
+            logprobs: see ``add_logprobs``.
+            prompt_logprobs: log-probabilities of prompts.
+        """
+        self.add_logprobs(requests, logprobs)
+        self.add_prompt_logprobs(prompt_logprobs)
+        return self.make_outputs(requests)
+
     def make_outputs(self, requests: Iterable[Request]) -> list[RequestOutput]:
-        """Return the new outputs of these requests, and forget the requests that have ended."""
+        """Return the new outputs of these requests, and forget the requests that have ended.
+
+        A text that is wanted only at the end, and has no stop strings, is decoded at the end.
+        """
         groups: dict[str, RequestGroup] = {}  # each group once, in the order of the requests
         for request in requests:
             completion = self._completions[request]
             group = completion.group
-            if request.finished:
+            if request.finished or group.output_kind is not OutputKind.FINAL_ONLY:
                 completion.detokenize()
-            elif group.output_kind is OutputKind.FINAL_ONLY and group.metrics.first_token_time:
+            elif group.metrics.first_token_time:
                 continue  # the common case, if the user waits for the end of the request
             groups[group.request_id] = group
         outputs = []

@@ -13,7 +13,12 @@ from minimal_vllm.trace.step_record import Listener, StepRecord
 from minimal_vllm_lab.view.contents import BlockContents
 from minimal_vllm_lab.view.snapshot import take_snapshot
 from tests.engine.test_traffic import act_randomly, add_windows, random_config
-from tests.engine.traffic import Traffic, drafting_scheduler, guessing_scheduler
+from tests.engine.traffic import (
+    Traffic,
+    alternating_scheduler,
+    drafting_scheduler,
+    guessing_scheduler,
+)
 from tests.lab.sim.simulated import make_jobs, make_replica, run
 from tests.lab.view.browser import REBUILD, actual, page_at
 
@@ -66,12 +71,12 @@ def random_history(seed):
     if random.random() < 0.4:
         config = add_windows(random, config)
     is_async = random.random() < 0.5
-    guessing = drafting_scheduler if is_async else guessing_scheduler
+    ahead = [alternating_scheduler, drafting_scheduler]
     traffic = Traffic(
         eviction=eviction,
         async_scheduling=is_async,
         observers=[witness],
-        scheduler=random.choice([guessing, Scheduler]),
+        scheduler=random.choice([Scheduler, *(ahead if is_async else [guessing_scheduler])]),
         **config,
     )
     witness.watch(traffic.scheduler)
