@@ -7,32 +7,40 @@ the steps are simulated, so the result is the same in each run, and the share of
 given. Each number is the time that it took to serve the same requests, relative to no guesses:
 below 1 guesses pay, and above 1.03 they cost more than they should.
 
-The GPU is an H200 with Qwen3-8B, and Qwen3-0.6B as its draft model. On the CPU, a step costs as
-much as 20 tokens and one for each token, and a pass of the draft model a third of that, which is
-about what the built-in models cost.
+The GPU is an H200 with Qwen3-8B, and Qwen3-0.6B as its draft model, or a head of the usual shape.
+The engine launches steps ahead where it can (see ``virtual_gpu``). On the CPU, a step costs as much
+as 20 tokens and one for each token, and a pass of the draft model a third of that, which is about
+what the built-in models cost.
 """
 
 import argparse
+import json
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import RESULTS, print_table, report
+from benchmarks.gpu_eagle import head_shape
+from benchmarks.virtual_gpu import Drafting, make_engine
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import LRU
 from minimal_vllm.config import EngineConfig, SchedulerConfig, SpeculativeConfig
 from minimal_vllm.engine.parts import make_speculating_scheduler
 from minimal_vllm.routing import ROUTERS
 from minimal_vllm.speculation.draft_cache import DraftCache
+from minimal_vllm.speculation.eagle_cache import EagleCache
 from minimal_vllm.speculation.interface import Places
 from minimal_vllm_lab.sim.cluster import Cluster
-from minimal_vllm_lab.sim.config import GuessingConfig, SimulationConfig
+from minimal_vllm_lab.sim.config import Achieved, GuessingConfig, SimulationConfig
 from minimal_vllm_lab.sim.cost_model import LinearCostModel
 from minimal_vllm_lab.sim.guesses import DraftGuesses, DrawnGuesses
 from minimal_vllm_lab.sim.job import Job
 from minimal_vllm_lab.sim.metrics import Metrics
+from minimal_vllm_lab.sim.presets import PRESETS
 from minimal_vllm_lab.sim.replica import Replica
 from minimal_vllm_lab.sim.simulation import make_design
 
@@ -46,22 +54,58 @@ MEAN_OUTPUT = 128
 """Mean number of tokens of an output. Prompts have half as many."""
 
 
-def make_on_gpu(batch: int, method: str, right: float | None, most: int) -> Replica:
-    """Return an engine on a simulated GPU; without ``right``, it makes no guesses."""
+def seconds_on_gpu(
+    batch: int, method: str, right: float | None, most: int, per_request: int
+) -> float:
+    """Return the simulated time on a GPU; see ``seconds_on_cpu``."""
     options: dict[str, Any] = {"method": method, "num_speculative_tokens": most}
-    if method == "draft_model":
-        options["model"] = DRAFT
-    config = SimulationConfig(
-        EngineConfig(
-            model=MODEL,
-            num_gpu_blocks_override=NUM_BLOCKS,
-            max_model_len=4096,
-            max_num_seqs=batch,
-            speculative_config=None if right is None else SpeculativeConfig(**options),
-        ),
-        guessing=GuessingConfig(acceptance_rate=right),
+    with TemporaryDirectory() as folder:
+        if method == "draft_model":
+            options["model"] = DRAFT
+        elif method == "eagle3":
+            options["model"] = folder
+            shape = json.dumps(head_shape(PRESETS[MODEL]))
+            (Path(folder) / "config.json").write_text(shape, encoding="utf-8")
+        speculative = None if right is None else SpeculativeConfig(**options)
+        design = make_design(
+            SimulationConfig(
+                EngineConfig(
+                    model=MODEL,
+                    num_gpu_blocks_override=NUM_BLOCKS,
+                    max_model_len=4096,
+                    max_num_seqs=batch,
+                    speculative_config=speculative,
+                ),
+                achieved=Achieved(step_overhead_ms=0.0),  # the virtual GPU has its own
+                guessing=GuessingConfig(acceptance_rate=right),
+            )
+        )
+    limits, drafting = design.scheduler_config, None
+    if design.draft_costs is not None:
+        make_cache = EagleCache if method == "eagle3" else DraftCache
+        cache = make_cache(NUM_BLOCKS, limits.block_size, 1, limits.max_num_batched_tokens)
+        drafting = Drafting(design.draft_costs, cache)
+    engine = make_engine(limits, NUM_BLOCKS, design.cost_model, speculative, right or 0.0, drafting)
+    return engine.seconds(
+        (job.prompt.tolist(), job.num_output_tokens) for job in _jobs(batch, per_request)
     )
-    return make_design(config).make_replica()
+
+
+def seconds_on_cpu(
+    batch: int, method: str, right: float | None, most: int, per_request: int
+) -> float:
+    """Return the simulated time to serve some requests on a CPU.
+
+    Args:
+        batch: number of requests that fit at once.
+        method: who guesses.
+        right: share of right guesses; None: no guesses are made.
+        most: maximum number of guesses of a request in a step.
+        per_request: number of requests to serve, for each that fits.
+    """
+    replica, metrics = make_on_cpu(batch, method, right, most), Metrics(None)
+    Cluster([replica], ROUTERS["round-robin"]([0], 16), metrics).run(_jobs(batch, per_request))
+    return metrics.report([replica]).duration
 
 
 def make_on_cpu(batch: int, method: str, right: float | None, most: int) -> Replica:
@@ -99,14 +143,9 @@ def _cpu_costs(scale: float) -> LinearCostModel:
     )
 
 
-Machine = Callable[[int, str, float | None, int], Replica]
-MACHINES: dict[str, Machine] = {"CPU": make_on_cpu, "GPU": make_on_gpu}
-
-
-def seconds(replica: Replica, batch: int, per_request: int) -> float:
-    """Return the simulated time to serve ``per_request`` times as many requests as fit at once."""
-    random, metrics = Random(0), Metrics(None)
-    jobs = [
+def _jobs(batch: int, per_request: int) -> list[Job]:
+    random = Random(0)
+    return [
         Job(
             0.0,
             array("i", (random.randrange(4096) for _ in range(random.randint(32, 96)))),
@@ -114,8 +153,22 @@ def seconds(replica: Replica, batch: int, per_request: int) -> float:
         )
         for _ in range(per_request * batch)
     ]
-    Cluster([replica], ROUTERS["round-robin"]([0], 16), metrics).run(jobs)
-    return metrics.report([replica]).duration
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What requests are served on."""
+
+    seconds: Callable[[int, str, float | None, int, int], float]
+    """Returns the time to serve some requests; see ``seconds_on_cpu``."""
+    methods: Sequence[str]
+    """Who guesses there."""
+
+
+MACHINES = {
+    "CPU": Machine(seconds_on_cpu, ("ngram", "draft_model")),
+    "GPU": Machine(seconds_on_gpu, ("ngram", "draft_model", "eagle3")),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -131,14 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     outcomes = []
     for name in options.machines:
-        make, rows = MACHINES[name], []
+        machine, rows = MACHINES[name], []
         for batch in options.batches:
-            plain = seconds(make(batch, "ngram", None, options.most), batch, options.per_request)
-            for method in ("ngram", "draft_model"):
+            sizes = options.most, options.per_request
+            plain = machine.seconds(batch, "ngram", None, *sizes)
+            for method in machine.methods:
                 ratios = [
-                    seconds(make(batch, method, right, options.most), batch, options.per_request)
-                    / plain
-                    for right in options.right
+                    machine.seconds(batch, method, right, *sizes) / plain for right in options.right
                 ]
                 rows.append([method, str(batch), *(f"{ratio:.2f}" for ratio in ratios)])
                 outcomes += [

@@ -4,10 +4,12 @@ from itertools import count
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import LRU
 from minimal_vllm.config import SchedulerConfig
+from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.speculation.allowance import MEMORY, SHARE, Allowance
 from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.pace import Costs
 from minimal_vllm.step.request import Request
 
 
@@ -65,3 +67,40 @@ def test_none_are_begun_without_an_allowance_but_those_that_are_right_go_on():
     assert [step() > 0 for _ in range(3)] == [True] * 3
     scheduler._is_guessing = False
     assert [step() for _ in range(3)] == [0] * 3
+
+
+def test_a_step_that_was_launched_late_because_of_guesses_counts_as_a_loss(monkeypatch):
+    """It takes 3 seconds in place of 1, and teaches nothing about what rows cost."""
+    now = [0.0]
+    scheduler = AlternatingScheduler(
+        SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
+        BlockPool(32, LRU()),
+        Places(),
+        most_guesses=3,
+        most_tokens=8,
+        clock=lambda: now[0],
+    )
+    scheduler.meter.is_fitted, scheduler.meter.costs = True, Costs(1.0, 0.0)
+    wanted, losses, learned = [2], [], []
+    monkeypatch.setattr(scheduler, "count_guesses", lambda *_: wanted)
+    monkeypatch.setattr(
+        scheduler.allowance, "note", lambda seconds, needed: losses.append(seconds - needed)
+    )
+    monkeypatch.setattr(scheduler.meter, "note", lambda *step: learned.append(step))
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+    scheduler.add(Request("a", array("i", [1, 2, 3]), 3, params, arrival=1))
+
+    def step(seconds):
+        plan = scheduler.schedule()
+        waits = scheduler.needs_pending_tokens()
+        now[0] += seconds
+        scheduler.update(plan, [[0]])
+        return waits
+
+    step(1.0)  # the prompt
+    assert step(4.0), "with guesses, all wrong"
+    wanted[0] = 0
+    assert not step(3.0)
+    step(1.0)
+    assert losses == [0.0, 3.0, 2.0, 0.0]
+    assert [rows for rows, _, _ in learned] == [3, 3, 1]

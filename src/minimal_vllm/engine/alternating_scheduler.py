@@ -1,6 +1,6 @@
 """The speculating scheduler of an engine that launches steps ahead.
 
-A draft model's guesses are made on the GPU, behind the tokens that are kept there. So a step with
+A draft model or head guesses on the GPU, behind the tokens that are kept there. So a step with
 guesses can be launched while the step before, with guesses too, still runs::
 
     planned        5 6 7 +2 guesses          step 1 begins at 7, computes 7 8 9
@@ -15,7 +15,7 @@ from the table of rows. When the tokens of the first step arrive, ``update`` mov
 Other guesses are made on the CPU, behind known tokens. So such a step can't be planned before the
 tokens of the step before have arrived. Meanwhile the GPU waits for the CPU. Therefore the engine
 alternates: where guesses are expected to pay, each step waits for the one before, and elsewhere
-steps are launched ahead. With a draft model it waits as well to begin with guesses.
+steps are launched ahead. A draft model or head waits as well to begin with guesses.
 """
 
 import time
@@ -25,6 +25,7 @@ from minimal_vllm.cache.block_pool import BlockPool, InvariantError
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.sampling.row import needs_only_numbers
+from minimal_vllm.speculation.allowance import SHARE
 from minimal_vllm.speculation.interface import Guesser
 from minimal_vllm.speculation.pace import may_pay
 from minimal_vllm.step.plan import Plan, ScheduledRequest
@@ -43,6 +44,7 @@ class AlternatingScheduler(SpeculatingScheduler):
         in_passes: whether a draft model guesses, in one pass for each guess.
         may_follow: whether guesses may follow guesses that are in flight, because they are made on
             the GPU.
+        may_lose: see ``SpeculatingScheduler``.
         clock: returns the time in seconds.
     """
 
@@ -56,22 +58,35 @@ class AlternatingScheduler(SpeculatingScheduler):
         most_tokens: int,
         in_passes: bool = False,
         may_follow: bool = False,
+        may_lose: float = SHARE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        super().__init__(config, pool, guesser, most_guesses, in_passes=in_passes, clock=clock)
+        super().__init__(
+            config,
+            pool,
+            guesser,
+            most_guesses,
+            in_passes=in_passes,
+            may_lose=may_lose,
+            clock=clock,
+        )
         self.most_tokens = min(most_tokens, config.max_num_batched_tokens)
         self._may_follow = may_follow
+        self._waits = False
+        """Whether the next plan waits for tokens because of guesses."""
+        self._late: Plan | None = None
+        """The newest plan that waited, and has no guesses."""
         self._newest: Plan | None = None
         self._following: dict[Request, ScheduledRequest] = {}
         """Entries of the newest plan that follow guesses of a step in flight."""
 
     def needs_pending_tokens(self) -> bool:
         """Return whether the next step should wait for pending tokens: to guess what follows."""
+        self._waits = False
         if super().needs_pending_tokens():
             return True
-        if self._has_guesses():
-            return not self._may_go_on()
-        return self._wants_guesses()
+        self._waits = not self._may_go_on() if self._has_guesses() else self._wants_guesses()
+        return self._waits
 
     def schedule(self) -> Plan:
         """Plan the next step; see ``SpeculatingScheduler``."""
@@ -79,7 +94,14 @@ class AlternatingScheduler(SpeculatingScheduler):
         self._following = {
             entry.request: entry for entry in plan.scheduled if entry.follows_guesses
         }
+        if self._waits and not any(entry.guesses for entry in plan.scheduled):
+            self._late = plan
+        self._waits = False
         return plan
+
+    def waited(self, plan: Plan) -> bool:
+        """Return whether a step without guesses was launched late because of guesses."""
+        return plan is self._late
 
     def schedule_tokens(
         self, plan: Plan, request: Request, num_new: int, cached: Sequence[int] = ()
@@ -105,6 +127,7 @@ class AlternatingScheduler(SpeculatingScheduler):
         """Forget all requests and all cached blocks."""
         super().reset()
         self._newest, self._following = None, {}
+        self._waits, self._late = False, None
 
     def most_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
         """Return how many guesses there is room for; none beside prompts.

@@ -14,6 +14,7 @@ from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
 from minimal_vllm.runner.shapes import most_places
+from minimal_vllm.speculation.allowance import HEAD_SHARE, SHARE
 from minimal_vllm.speculation.interface import CheckedGuesser, EaglePlaces, Guesser, Places
 from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm.trace.step_record import Observer
@@ -88,8 +89,11 @@ def make_speculating_scheduler(
     """
     most, in_passes = config.most_guesses, config.in_passes
     _check_guesses_fit(most, limits)
+    may_lose = HEAD_SHARE if config.guesser == "eagle3" else SHARE
     if not on_gpu:
-        return SpeculatingScheduler(limits, pool, guesser, most, in_passes=in_passes, clock=clock)
+        return SpeculatingScheduler(
+            limits, pool, guesser, most, in_passes=in_passes, may_lose=may_lose, clock=clock
+        )
     return AlternatingScheduler(
         limits,
         pool,
@@ -98,6 +102,7 @@ def make_speculating_scheduler(
         most_tokens=most_places(limits.max_num_seqs, most),
         in_passes=in_passes,
         may_follow=config.guesser == "draft_model",
+        may_lose=may_lose,
         clock=clock,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
-from minimal_vllm.speculation.allowance import Allowance
+from minimal_vllm.speculation.allowance import SHARE, Allowance
 from minimal_vllm.speculation.interface import Guesser
 from minimal_vllm.speculation.pace import Acceptance, CostMeter, choose_counts
 from minimal_vllm.step.plan import Plan, ScheduledRequest
@@ -26,6 +26,7 @@ class SpeculatingScheduler(Scheduler):
         guesser: proposes the tokens; it must never fail, as ``CheckedGuesser`` never does.
         most_guesses: maximum number of guesses of a request in a step.
         in_passes: whether a draft model guesses, in one pass for each guess.
+        may_lose: fraction of all time that guesses may lose; see ``Allowance``.
         clock: returns the time in seconds; by default the thread's CPU time, which other work on
             the machine does not disturb.
     """
@@ -38,6 +39,7 @@ class SpeculatingScheduler(Scheduler):
         most_guesses: int,
         *,
         in_passes: bool = False,
+        may_lose: float = SHARE,
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
         super().__init__(config, pool)
@@ -45,7 +47,7 @@ class SpeculatingScheduler(Scheduler):
         self.most_guesses = most_guesses
         self.in_passes = in_passes
         self.meter = CostMeter()
-        self.allowance = Allowance()
+        self.allowance = Allowance(may_lose)
         self.most_tokens = config.max_num_batched_tokens
         self._clock = clock
         self._updated_at: float | None = None
@@ -105,7 +107,8 @@ class SpeculatingScheduler(Scheduler):
     def _note_cost(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
         """Take in the time since the last update, if it tells what rows and guesses cost.
 
-        The first of several steps with guesses tells nothing: a draft model catches up in it.
+        The first of several steps with guesses tells nothing: a draft model catches up in it. Nor
+        does a step that waited for guesses and has none, but that time was lost too.
         """
         now = self._clock()
         seconds = now - (now if self._updated_at is None else self._updated_at)
@@ -115,11 +118,14 @@ class SpeculatingScheduler(Scheduler):
         longest = max(len(entry.guesses) for entry in plan.scheduled)
         begins = longest > 0 and not self._is_guessing
         self._is_guessing = longest > 0
-        if all(entry.num_logits for entry in plan.scheduled) and not (begins and self.in_passes):
+        is_typical = not ((begins and self.in_passes) or self.waited(plan))
+        all_sample = all(entry.num_logits for entry in plan.scheduled)
+        if all_sample and is_typical:
             num_rows = sum(entry.num_new for entry in plan.scheduled)
             num_passes = longest if self.in_passes else min(longest, 1)
             self.meter.note(num_rows, num_passes, seconds)
-        needed = self._time_without_guesses(plan, sampled) if longest else seconds
+        has_lost = longest > 0 or (all_sample and self.waited(plan))
+        needed = self._time_without_guesses(plan, sampled) if has_lost else seconds
         self.allowance.note(seconds, seconds if needed is None else needed)
 
     def _time_without_guesses(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> float | None:
@@ -135,6 +141,11 @@ class SpeculatingScheduler(Scheduler):
         costs = self.meter.costs
         of_token = costs.of_step(num_sampling, 0) / num_sampling
         return costs.of_step(num_rows, 0) + num_more * of_token
+
+    def waited(self, plan: Plan) -> bool:
+        """Return whether a step without guesses could be launched late only, because of guesses."""
+        del plan
+        return False
 
     # ---- guesses --------------------------------------------------------------------------------
 
