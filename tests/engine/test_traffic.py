@@ -12,7 +12,7 @@ from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.speculation.eagle_cache import EagleCache
 from minimal_vllm.speculation.interface import EaglePlaces, Places
-from tests.engine.fake_head import FakeHead, head_scheduler
+from tests.engine.fake_head import FakeHead, following_head_scheduler, head_scheduler
 from tests.engine.traffic import (
     Traffic,
     alternating_scheduler,
@@ -20,6 +20,7 @@ from tests.engine.traffic import (
     guessing_scheduler,
 )
 
+HEADS = (head_scheduler, following_head_scheduler)
 COMMON_TEXT = [0, 1, 1, 0, 2, 3, 1, 0, 0, 2, 5, 4, 1, 1, 3, 0, 2, 2, 1, 4, 5, 3, 0, 1]
 
 
@@ -106,11 +107,24 @@ def test_a_head_that_guessed_before_the_model_computed_would_be_noticed(monkeypa
         guess_in_random_traffic(100)
 
 
-def guess_in_random_traffic(histories):
+def test_a_head_that_took_the_newest_token_for_computed_would_be_noticed(monkeypatch):
+    note = EagleCache._note_known
+
+    def note_one_too_many(cache, request):
+        monkeypatch.setattr(cache, "places_behind", 0)
+        note(cache, request)
+        monkeypatch.setattr(cache, "places_behind", 1)
+
+    monkeypatch.setattr(EagleCache, "_note_known", note_one_too_many)
+    with pytest.raises(AssertionError):
+        guess_in_random_traffic(100, following_head_scheduler, async_scheduling=True)
+
+
+def guess_in_random_traffic(histories, scheduler=head_scheduler, **options):
     for seed in range(histories):
         random = Random(seed)
-        config = {**random_config(random), "runner": FakeHead}
-        run_randomly(random, Traffic(scheduler=head_scheduler, **config))
+        config = {**random_config(random), "runner": FakeHead, **options}
+        run_randomly(random, Traffic(scheduler=scheduler, **config))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +144,8 @@ def guess_in_random_traffic(histories):
         (200, "lru", True, drafting_scheduler, True),
         (500, "lru", False, head_scheduler, False),
         (200, "lru", False, head_scheduler, True),
+        (500, "lru", True, following_head_scheduler, False),
+        (200, "lru", True, following_head_scheduler, True),
     ],
 )
 def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
@@ -145,8 +161,8 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
         config = random_config(random)
         if has_windows:
             # A head shares the blocks of layers without a window.
-            config = add_windows(random, config, has_others=scheduler is head_scheduler)
-        if scheduler is head_scheduler:
+            config = add_windows(random, config, has_others=scheduler in HEADS)
+        if scheduler in HEADS:
             config["runner"] = FakeHead
         traffic = Traffic(
             eviction=eviction, async_scheduling=async_scheduling, scheduler=scheduler, **config
@@ -168,7 +184,7 @@ def test_whatever_happens_every_request_reads_its_own_prefix_and_ends_once(
         rare |= {"passed by a window"}
     if scheduler is not Scheduler:
         rare |= {"guessed", "several tokens in a step", "rejected", "blocks freed"}
-    if scheduler is drafting_scheduler:
+    if scheduler in (drafting_scheduler, following_head_scheduler):
         rare |= {"followed guesses", "followed without guesses", "freed although a step followed"}
         rare |= set() if has_windows else {"preempted while guesses were pending"}
     assert not {event for event in rare if events[event] < 5}, "the search must reach all of these"

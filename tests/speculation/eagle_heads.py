@@ -179,13 +179,14 @@ class Listener:
     """Notes what is guessed, and after which tokens, on a CPU and on a GPU."""
 
     def __init__(self, monkeypatch):
-        self.guesses = []
+        self._heard = []
+        self._on_gpu = {}
         propose = EagleModel.propose
 
         def listen(model, plan):
             known = [list(entry.request.token_ids) for entry in plan.scheduled]
             guesses = propose(model, plan)
-            self.guesses += [pair for pair in zip(known, guesses, strict=True) if pair[1]]
+            self._heard += [pair for pair in zip(known, guesses, strict=True) if pair[1]]
             return guesses
 
         monkeypatch.setattr(EagleModel, "propose", listen)
@@ -198,10 +199,24 @@ class Listener:
         guess = CudaDraftModel.guess
 
         def listen(model, plan):
-            queued = guess(model, plan)
-            queued.wait()
-            entries = [draft.entry for draft in queued.drafts]
-            self.guesses += [(list(each.request.token_ids), each.guesses) for each in entries]
-            return queued
+            for entry in plan.scheduled:
+                if entry.guesses:
+                    self._on_gpu.setdefault(entry.request, []).append(entry)
+            return guess(model, plan)
 
         monkeypatch.setattr(CudaDraftModel, "guess", listen)
+
+    @property
+    def followed(self):
+        """Whether any guesses followed guesses that were in flight."""
+        return any(each.follows_guesses for entries in self._on_gpu.values() for each in entries)
+
+    @property
+    def guesses(self):
+        """Known tokens and the guesses behind them, once all requests have ended.
+
+        On a GPU, where a request stands is known later, and not in its last steps.
+        """
+        entries = [each for entries in self._on_gpu.values() for each in entries[:-2]]
+        later = [(list(each.request.token_ids[: each.start + 1]), each.guesses) for each in entries]
+        return self._heard + [(known, list(guesses)) for known, guesses in later]

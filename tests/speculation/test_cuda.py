@@ -15,7 +15,7 @@ from minimal_vllm.engine.eagle import let_read
 from minimal_vllm.runner.guesses import DraftSteps, EagleSteps, GuessSteps, count_together
 from minimal_vllm.runner.inputs import PENDING
 from minimal_vllm.runner.kernels.accept import accept
-from minimal_vllm.runner.kernels.rows import PlaceInputs, begin_step
+from minimal_vllm.runner.kernels.rows import JUST_SAMPLED, PlaceInputs, begin_step
 from minimal_vllm.runner.step import GpuStep
 from minimal_vllm.runner.table import POSITION, TOKEN, RowTable
 from minimal_vllm.sampling.row import NO_TOKEN
@@ -129,6 +129,32 @@ def test_what_the_gpu_keeps_is_what_the_cpu_keeps(guesses, sampled):
     assert known == [[20, 4], [sampled[max(kept, 1) - 1], 5 + max(kept, 1)], [42, 4], [0, -1]]
 
 
+@pytest.mark.parametrize("num_kept", [1, 3, 4])
+def test_a_head_follows_what_only_the_gpu_knows_to_be_kept(num_kept):
+    """Four places, of which the first begins at position 5."""
+    table = table_of(6, 3)
+    order, offsets = ints([0, 0, 0, 0, 2]), ints([0, 1, 2, 3, 0])
+    guesses = [5, 7, 8, 9, 0]
+    sampled = [*guesses[1:num_kept], *[4, 3, 2, 1][num_kept - 1 :], 0]
+    positions = torch.tensor([5, 6, 7, 8, 0], device=DEVICE)
+    computed, result = (torch.tensor(each, device=DEVICE) for each in (guesses, sampled))
+    accept(table, order, offsets, computed, positions, result)
+    given = ints([*[JUST_SAMPLED] * 4, PENDING])
+    found = begin_step(
+        table, order, 4, PlaceInputs(offsets, given, ints([4, 0, 0, 0, 0])), behind=True
+    )
+    assert found.tokens.tolist() == sampled
+    assert found.positions.tolist() == [5, 6, 7, 8, 0], "where the model has computed a state"
+    assert found.slots.tolist() == [[4 + 1, 4 + 2, 4 + 3, 8, -1]]
+    assert found.seq_lens.tolist() == [6, 0, 0, 0, 0]
+    from_last = [place - num_kept + 1 for place in range(4)]
+    assert found.offsets.tolist()[:4] == [min(each, 0) or -(each > 0) for each in from_last]
+    assert table.cells[0, TOKEN] == sampled[num_kept - 1]
+    table.note_guesses(order[:4], found.offsets[:4], ints([60, 61, 62, 63]))
+    assert table.guesses(ints([0])).tolist() == [[59 + num_kept, 0, 0]]
+    assert found.own_slots.tolist()[num_kept - 1] == 4 + 1 + num_kept
+
+
 def test_places_are_divided_among_programs():
     assert count_together(torch.tensor([5, 1, 4]).numpy(), 4).tolist() == [
         *(4, 0, 0, 0, 1),
@@ -160,8 +186,8 @@ def make_guessing(folder, *, captured=True, drafting=False, head=None, **options
         guesser,
         3,
         most_tokens=MOST_PLACES,
-        in_passes=drafting,
-        may_follow=drafting,
+        in_passes=draft is not None,
+        may_follow=draft is not None,
     )
     return plain, engine, recorder
 
@@ -268,23 +294,80 @@ def test_the_tokens_are_those_without_guesses(checkpoint, family, name, options)
     assert bool(recorder.replays) is options.get("captured", True)
 
 
+def all_of_them(_plan, _entries, guesses):
+    """The number of guesses of each request, whether they pay or not."""
+    return [len(each) for each in guesses]
+
+
+def let_wait(engine, monkeypatch):
+    """Let each step wait until the CPU knows how many guesses of the step before hold."""
+    monkeypatch.setattr(engine.scheduler, "_may_go_on", lambda: False)
+
+
 @without_gpu
 @pytest.mark.parametrize(
-    ("family", "captured"), [("llama", True), ("llama", False), ("gemma3", True)]
+    ("family", "captured", "waits"),
+    [
+        ("llama", True, False),
+        ("llama", True, True),
+        ("llama", False, False),
+        ("gemma3", True, False),
+    ],
 )
 def test_a_head_guesses_what_a_plain_one_guesses(
-    checkpoint, tmp_path, monkeypatch, family, captured
+    checkpoint, tmp_path, monkeypatch, family, captured, waits
 ):
     folder = checkpoint(family)
     head = write_head(tmp_path / "head", target=read_config(folder), embedding=True)
-    listener = Listener(monkeypatch)
     plain, engine, _ = make_guessing(folder, head=head, captured=captured)
+    if waits:
+        let_wait(engine, monkeypatch)
+    monkeypatch.setattr(engine.scheduler, "count_guesses", all_of_them)
+    listener = Listener(monkeypatch)
     params = SamplingParams(**PARAMS["greedy"])
     assert facts(complete_all(engine, PROMPTS, params)) == facts(
         complete_all(plain, PROMPTS, params)
     )
+    assert listener.followed is not waits
     assert len(listener.guesses) > 8
     assert wrong_guesses(folder, head, listener.guesses) == []
+
+
+@without_gpu
+def test_a_head_guesses_what_a_plain_one_guesses_however_many_guesses_held(
+    checkpoint, tmp_path, monkeypatch
+):
+    """What it guesses right or wrong is given, but for the first guess behind every third token."""
+    folder = checkpoint("llama")
+    head = write_head(tmp_path / "head", target=read_config(folder), embedding=True)
+    plain, engine, _ = make_guessing(folder, head=head)
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    expected = complete_all(plain, PROMPTS, params, arrive_every=0)
+    texts = [
+        [*prompt, *output.outputs[0].token_ids, *[0] * 5]
+        for prompt, output in zip(PROMPTS, expected, strict=True)
+    ]
+    finish = EagleSteps.finish
+
+    def finish_knowing(steps, order, located, hidden, tokens):
+        for index, row in enumerate(order.tolist()):
+            last = located.positions[index].item() + 1
+            if row < len(texts) and last % 3:
+                tokens[index] = texts[row][last + 1] if last % 5 else 0
+        finish(steps, order, located, hidden, tokens)
+
+    monkeypatch.setattr(EagleSteps, "finish", finish_knowing)
+    monkeypatch.setattr(engine.scheduler, "count_guesses", all_of_them)
+    listener, kept = Listener(monkeypatch), set()
+    engine._reporter._observers = [
+        lambda record: kept.update(len(each.sampled_tokens) for each in record.scheduled)
+    ]
+    assert facts(complete_all(engine, PROMPTS, params, arrive_every=0)) == facts(expected)
+    assert listener.followed
+    assert {1, 2, 3} <= kept
+    own = [(known, guesses[:1]) for known, guesses in listener.guesses if len(known) % 3 == 1]
+    assert len(own) > 5
+    assert wrong_guesses(folder, head, own) == []
 
 
 @without_gpu
@@ -304,11 +387,6 @@ def test_where_no_guess_pays_steps_are_launched_ahead(checkpoint, monkeypatch):
     assert ahead.count(1) > ahead.count(0)
 
 
-def all_of_them(_plan, _entries, guesses):
-    """The number of guesses of each request, whether they pay or not."""
-    return [len(each) for each in guesses]
-
-
 @without_gpu
 def test_a_draft_model_guesses_the_same_while_the_gpu_decides_how_many_hold(
     checkpoint, monkeypatch
@@ -319,7 +397,7 @@ def test_a_draft_model_guesses_the_same_while_the_gpu_decides_how_many_hold(
     for waits in (True, False):
         _, engine, _ = make_guessing(checkpoint("qwen3"), drafting=True)
         if waits:
-            monkeypatch.setattr(engine.scheduler, "_may_go_on", lambda: False)
+            let_wait(engine, monkeypatch)
         monkeypatch.setattr(engine.scheduler, "count_guesses", all_of_them)
         steps, followed = {}, []
 

@@ -98,6 +98,13 @@ def test_the_tokens_are_those_without_a_head(plain, with_head, name):
     assert_same_tokens(plain, with_head, "a random head", name)
 
 
+def test_a_head_guesses_while_the_gpu_decides_how_many_guesses_hold(head, monkeypatch):
+    listener = Listener(monkeypatch)
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    eagle(head).generate(PROMPTS, params)
+    assert listener.followed
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_head_guesses_what_it_guesses_on_a_cpu(head, monkeypatch, way):
     """Near ties may be guessed either way."""

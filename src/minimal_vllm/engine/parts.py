@@ -101,7 +101,7 @@ def make_speculating_scheduler(
         most,
         most_tokens=most_places(limits.max_num_seqs, most),
         in_passes=in_passes,
-        may_follow=config.guesser == "draft_model",
+        may_follow=in_passes,
         may_lose=may_lose,
         clock=clock,
     )

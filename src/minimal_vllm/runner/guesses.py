@@ -19,7 +19,7 @@ from minimal_vllm.model.eagle import EagleHead
 from minimal_vllm.runner.graphs import Capture
 from minimal_vllm.runner.inputs import PENDING, InputMemory
 from minimal_vllm.runner.kernels.accept import accept
-from minimal_vllm.runner.kernels.rows import PlaceInputs
+from minimal_vllm.runner.kernels.rows import JUST_SAMPLED, PlaceInputs
 from minimal_vllm.runner.shapes import extremes_first, next_size, place_counts
 from minimal_vllm.runner.step import GpuStep, LocatedTokens, Outputs
 from minimal_vllm.step.batch import IntArray, enumerate_runs
@@ -75,7 +75,7 @@ class PlaceSteps:
             rows: ``[R]``: row of each request in the table.
             starts: ``[R]``: distance of each request's first place from its last known token.
             num_places: ``[R]``: number of places of each request.
-            tokens: the token at each place, or ``PENDING``; see ``PlaceInputs``.
+            tokens: the token at each place, ``PENDING``, or ``JUST_SAMPLED``; see ``PlaceInputs``.
         """
         layout = self._lay_out(rows, starts, num_places)
         self._inputs.set({**layout, "tokens": np.array(tokens)})
@@ -104,7 +104,6 @@ class PlaceSteps:
     def finish(
         self,
         order: Tensor,
-        places: PlaceInputs,
         located: LocatedTokens,
         hidden: Tensor,
         tokens: Tensor,
@@ -113,8 +112,7 @@ class PlaceSteps:
 
         Args:
             order: ``[N]`` int32: row of each place.
-            places: the places.
-            located: tokens and positions that the step computed.
+            located: tokens, positions and offsets that the step computed.
             hidden: ``[N, hidden]``: their hidden states.
             tokens: ``[N]`` int64: tokens that it sampled.
         """
@@ -153,7 +151,7 @@ class PlaceSteps:
             located.clear()
         hidden = step.body(located)
         step.sample(order, hidden, outputs, located.sampling)
-        self.finish(order, places, located, hidden, outputs.tokens)
+        self.finish(order, located, hidden, outputs.tokens)
 
 
 class GuessSteps(PlaceSteps):
@@ -167,7 +165,6 @@ class GuessSteps(PlaceSteps):
     def finish(
         self,
         order: Tensor,
-        places: PlaceInputs,
         located: LocatedTokens,
         hidden: Tensor,
         tokens: Tensor,
@@ -176,7 +173,7 @@ class GuessSteps(PlaceSteps):
         del hidden
         self._computed[0, : len(order)] = located.tokens
         self._computed[1, : len(order)] = located.positions
-        accept(self.table, order, places.offsets, located.tokens, located.positions, tokens)
+        accept(self.table, order, located.offsets, located.tokens, located.positions, tokens)
 
     def accept_again(self, count: int) -> None:
         """Write again what is kept of the last step, after some of its ``count`` tokens changed."""
@@ -191,14 +188,27 @@ class DraftSteps(PlaceSteps):
     def finish(
         self,
         order: Tensor,
-        places: PlaceInputs,
         located: LocatedTokens,
         hidden: Tensor,
         tokens: Tensor,
     ) -> None:
         """Write the guesses at the tokens behind each place, to where the next step reads them."""
-        del located, hidden
-        self.table.note_guesses(order, places.offsets, tokens)
+        del hidden
+        self.table.note_guesses(order, located.offsets, tokens)
+
+    def follow(self, rows: IntArray, num_sampled: IntArray) -> None:
+        """Guess what follows the tokens that the step in flight keeps; only the GPU has them.
+
+        All but the last two of them are in the cache. If all guesses hold, nobody has computed the
+        last guess, the token before the last one. Otherwise it is computed again.
+
+        Args:
+            rows: ``[R]``: row of each request, which has guesses in flight.
+            num_sampled: ``[R]``: number of tokens that the step in flight samples for it.
+        """
+        del num_sampled
+        starts, num_places = np.full_like(rows, -1), np.full_like(rows, 2)
+        self.compute(rows, starts, num_places, [PENDING] * (2 * len(rows)))
 
 
 class EagleSteps(DraftSteps):
@@ -222,7 +232,6 @@ class EagleSteps(DraftSteps):
     def finish(
         self,
         order: Tensor,
-        places: PlaceInputs,
         located: LocatedTokens,
         hidden: Tensor,
         tokens: Tensor,
@@ -231,11 +240,21 @@ class EagleSteps(DraftSteps):
 
         The head's states become what it reads of the places, unless the model has computed these.
         """
-        super().finish(order, places, located, hidden, tokens)
+        super().finish(order, located, hidden, tokens)
         if located.own_slots is not None:
             padding = torch.full_like(located.own_slots, -1)
-            slots = torch.where(places.offsets >= 0, located.own_slots, padding)
+            slots = torch.where(located.offsets >= 0, located.own_slots, padding)
             self._head.note_states(slots, hidden)
+
+    def follow(self, rows: IntArray, num_sampled: IntArray) -> None:
+        """Guess what follows the tokens that the step in flight keeps; see ``DraftSteps.follow``.
+
+        The head reads what the model has computed in that step: at each of its places the hidden
+        state, together with the token that was sampled there. The places behind a wrong guess are
+        computed in vain. What is written for them is overwritten before it is read.
+        """
+        tokens = [JUST_SAMPLED] * int(num_sampled.sum())
+        self.compute(rows, np.zeros_like(rows), num_sampled, tokens)
 
 
 def count_together(num_places: IntArray, most: int) -> IntArray:

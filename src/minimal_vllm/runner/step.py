@@ -11,7 +11,8 @@ by kernel:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,10 +57,13 @@ class LocatedTokens:
     """Inputs of the sampler, if the front has already looked them up."""
     own_slots: Tensor | None = None
     """``[T]`` int64: slots of the tokens themselves, if the others are of the tokens before."""
+    offsets: Tensor = field(default_factory=partial(torch.empty, 0))
+    """``[T]`` int32: distance of each place from its request's last token; see ``RowInputs``."""
 
     def clear(self) -> None:
         """Fill in what PyTorch looks up, if no kernel of ours has written it: all is padding."""
         self.tokens.zero_()
+        self.offsets.fill_(-1)
         for slots in (self.own_slots, *(each.slots for each in self.attend)):
             if slots is not None:
                 slots.fill_(-1)
@@ -159,7 +163,9 @@ class GpuStep:
         attend = TritonStep(slots=rows.slots[0], decode=decode, shared=shared)
         by_layer = self._by_layer(attend, rows.slots, self.table.block_tables)
         own_slots = rows.own_slots if behind else None
-        return LocatedTokens(rows.tokens, rows.positions, by_layer, rows.sampling, own_slots)
+        return LocatedTokens(
+            rows.tokens, rows.positions, by_layer, rows.sampling, own_slots, rows.offsets
+        )
 
     def mixed_front(self, inputs: MixedInputs, shared: SharedWork | None) -> LocatedTokens:
         """Look up slots, and the tokens that only the table has, and plan attention.

@@ -12,10 +12,12 @@ the position while the request's prompt is being computed::
     last    0       -1                              (pads a batch)
 
 A model with several groups of layers has the columns of a block table for each of them. With
-speculation, the token before the last one follows, and guesses at the tokens behind it::
+speculation, the token before the last one follows, and guesses at the tokens behind it. Then comes
+what the last step with guesses sampled, at each of its places, and how many of these tokens, the
+first ones, it kept::
 
-    …   before   (unused)   guess 1   2  …
-          97                  655   301
+    …   before   (unused)   guess 1   2  …   kept   sampled 1   2   3  …
+          97                  655   301        2        97    412   88
 """
 
 from array import array
@@ -58,6 +60,8 @@ class RowTable:
 
     Attributes:
         first_guess: column of the guess at the token behind the last one.
+        kept: column of the number of tokens that the last step with guesses kept. The columns of
+            the tokens that it sampled follow.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class RowTable:
         self.padding_row = num_rows
         self.num_blocks, self.num_groups = num_blocks, num_groups
         self.first_guess = FIRST_BLOCK + num_groups * num_blocks - BEFORE
+        self.kept = self.first_guess + num_guesses
+        num_sampled = num_guesses + 1 if num_guesses else 0
         self.cells = torch.zeros(
-            num_rows + 1, self.first_guess + num_guesses, dtype=torch.int32, device=device
+            num_rows + 1, self.kept + 1 + num_sampled, dtype=torch.int32, device=device
         )
         self.cells[self.padding_row, POSITION] = -1
         self._in_prompt: set[int] = set()
@@ -141,7 +147,7 @@ class RowTable:
 
     def guesses(self, rows: Tensor) -> Tensor:
         """Return all guesses of some rows, ``[N, num_guesses]`` int32."""
-        return self.cells[rows, self.first_guess :]
+        return self.cells[rows, self.first_guess : self.kept]
 
     def note_tokens(self, rows: Tensor, tokens: Tensor) -> None:
         """Write the tokens that the rows have sampled."""

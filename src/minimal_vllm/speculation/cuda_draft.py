@@ -82,20 +82,14 @@ class CudaDraftModel:
                 draft.guesses.append(PENDING)
 
     def _go_on(self, guessing: Sequence[Draft]) -> None:
-        """Guess behind the tokens that the step in flight keeps; only the GPU will know how many.
-
-        All but the last two of them are in the cache. If all guesses hold, nobody has computed the
-        last guess, the token before the last one. Otherwise it is computed again.
-        """
-        for place in range(max(draft.count for draft in guessing)):
+        """Guess behind the tokens that the step in flight keeps; only the GPU knows how many."""
+        entries = [draft.entry for draft in guessing]
+        num_sampled = [each.request.num_pending_tokens - each.num_logits for each in entries]
+        self._steps.follow(_rows(entries), np.array(num_sampled))
+        for place in range(1, max(draft.count for draft in guessing)):
             rows = _rows([draft.entry for draft in guessing if draft.count > place])
-            num_places, start = (1, place) if place else (2, -1)
-            self._steps.compute(
-                rows,
-                np.full_like(rows, start),
-                np.full_like(rows, num_places),
-                [PENDING] * (num_places * len(rows)),
-            )
+            starts, num_places = np.full_like(rows, place), np.ones_like(rows)
+            self._steps.compute(rows, starts, num_places, [PENDING] * len(rows))
 
     def _replay(self, entries: Sequence[ScheduledRequest], drafts: Mapping[Request, Draft]) -> None:
         """Compute a few tokens of each request, and guess what follows."""

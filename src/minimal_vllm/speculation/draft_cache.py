@@ -60,11 +60,13 @@ class DraftCache:
 
         The keys in new blocks are forgotten, and so are those of the tokens that the step computes.
         If a step with guesses still runs, the keys of its guesses are forgotten too. Those of all
-        known tokens are in the cache then, because that step guessed behind them.
+        known tokens are in the cache then, because they were computed to guess for that step.
         """
         for entry in plan.scheduled:
             for block in entry.new_blocks:
                 self._filled[block] = 0
+            if entry.follows_guesses:
+                self._note_known(entry.request)
             if self.keeps_guesses:
                 self._forget_wrong(entry)
         return [Draft(entry, len(entry.guesses)) for entry in plan.scheduled]
@@ -81,12 +83,15 @@ class DraftCache:
         for place in range(1, max((draft.count for draft in guessing), default=0)):
             yield [self._go_on(draft) for draft in guessing if place < draft.count]
 
+    def _note_known(self, request: Request) -> None:
+        """Note that all known tokens are in the cache, of which at most a block and one are new."""
+        end = request.num_tokens - self.places_behind
+        self._fill(request, max(end - self._block_size - 1, 0), end)
+
     def _forget_wrong(self, entry: ScheduledRequest) -> None:
         """Forget guesses, of which some may have been wrong."""
-        request, first = entry.request, entry.start
-        if entry.follows_guesses:  # of as many guesses as a block has tokens, at most
-            first = request.num_tokens
-            self._fill(request, max(first - self._block_size - 1, 0), first)
+        request = entry.request
+        first = request.num_tokens if entry.follows_guesses else entry.start
         index, offset = divmod(first, self._block_size)
         for block in request.block_table[index * self._num_groups :: self._num_groups]:
             self._filled[block] = min(self._filled[block], offset)

@@ -23,6 +23,8 @@ def accept(
 ) -> None:
     """Write the last token that each row keeps, the one before it, and the row's new position.
 
+    How many tokens it keeps is written too, and all that were sampled.
+
     A request keeps the tokens up to the first that is not the guess at the next place; see
     ``count_kept`` in ``speculation/rows.py``. Called again with other tokens, for the same
     inputs, it overwrites what it wrote.
@@ -38,13 +40,13 @@ def accept(
     n = len(order)
     _accept_kernel[(triton.cdiv(n, 128),)](
         table.cells, table.cells.stride(0), order, offsets, guesses, positions, sampled, n,
-        table.padding_row, table.first_guess + BEFORE,
+        table.padding_row, table.first_guess + BEFORE, table.kept,
         NO_TOKEN=NO_TOKEN, TOKEN=TOKEN, POSITION=POSITION, BLOCK=128, **launch_options(order),
     )  # fmt: skip
 
 
 @triton.jit(
-    do_not_specialize=["n", "padding_row", "before"],
+    do_not_specialize=["n", "padding_row", "before", "kept"],
     do_not_specialize_on_alignment=["offsets", "guesses", "positions", "sampled"],
 )
 def _accept_kernel(
@@ -58,6 +60,7 @@ def _accept_kernel(
     n,
     padding_row,
     before,
+    kept,
     NO_TOKEN: tl.constexpr,
     TOKEN: tl.constexpr,
     POSITION: tl.constexpr,
@@ -75,11 +78,13 @@ def _accept_kernel(
         is_kept = is_kept & (holds | (back >= offset))
     is_last = is_kept & ~_holds(offsets, guesses, sampled, index + 1, n, NO_TOKEN)
     row = cells + table_row.to(tl.int64) * width
-    token = tl.load(sampled + index, mask=is_last, other=0)
+    token = tl.load(sampled + index, mask=is_real, other=0)
+    tl.store(row + kept + 1 + offset, token.to(tl.int32), mask=is_real)
     computed = tl.load(guesses + index, mask=is_last, other=0)
     position = tl.load(positions + index, mask=is_last, other=0)
     tl.store(row + TOKEN, token.to(tl.int32), mask=is_last)
     tl.store(row + before, computed.to(tl.int32), mask=is_last)
+    tl.store(row + kept, offset + 1, mask=is_last)
     tl.store(row + POSITION, (position + 1).to(tl.int32), mask=is_last)
 
 

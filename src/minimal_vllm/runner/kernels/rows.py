@@ -14,6 +14,7 @@ from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.runner.table import (
     FIRST_BLOCK,
     MIN_P,
+    NO_GUESS,
     POSITION,
     PROMPT_LENGTH,
     SEED,
@@ -24,6 +25,9 @@ from minimal_vllm.runner.table import (
     RowTable,
 )
 from minimal_vllm.sampling.kernels.sample import SamplingInputs
+
+JUST_SAMPLED = -2
+"""Placeholder for a token that the last step with guesses sampled; see ``PlaceInputs``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,9 @@ class RowInputs:
     own_slots: Tensor
     """``[N]`` int64: slots of the tokens themselves in the first group; negative for padding.
     Without ``behind``, they are ``slots[0]``."""
+    offsets: Tensor
+    """``[N]`` int32: distance of each place from the request's last known token, or ``NO_GUESS``
+    for a place behind a guess that did not hold. Empty without places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +63,18 @@ class PlaceInputs:
         offsets   0  1  2  0  0  1
         tokens    -  a1 a2 -  -  c1     a minus stands for -1: the table has the token
         counts    2  0  1  1  2  0      with two queries per program
+
+    Places may also be those of the last step with guesses, each with the token that was sampled
+    there, while only the GPU knows how many of them it kept.
     """
 
     offsets: Tensor
-    """``[N]`` int32: distance of each place from the request's last known token."""
+    """``[N]`` int32: distance of each place from the request's last known token; for what was just
+    sampled, its index among the places of the last step with guesses."""
     tokens: Tensor
-    """``[N]`` int32: the token at each place. Negative: the request's last token if the offset is
-    0, the one before it if the offset is -1, and otherwise the guess that the table has at this
-    offset."""
+    """``[N]`` int32: the token at each place. -1: the request's last token if the offset is 0, the
+    one before it if the offset is -1, and otherwise the guess that the table has at this offset.
+    -2: the token that the last step with guesses sampled at its place of this index."""
     counts: Tensor
     """``[N]`` int32: number of places, from this one on, that one program of attention computes; 0
     for those in between."""
@@ -96,15 +107,18 @@ def begin_step(
     tokens, positions, seeds, output_indices, top_p = order.new_empty(5, n, dtype=torch.int64)
     slots = order.new_empty(table.num_groups, n, dtype=torch.int64)
     own_slots = order.new_empty(n, dtype=torch.int64) if behind else slots[0]
+    offsets = order.new_empty(n if places else 0)
     seq_lens, top_k, temperature, min_p = order.new_empty(4, n)
     _begin_kernel[(triton.cdiv(n, 32),)](
         table.cells, table.cells.stride(0), order,
         places.offsets if places else order,
         places.tokens if places else order,
         places.counts if places else order,
+        offsets,
         tokens, positions, slots, own_slots, seq_lens,
         temperature, seeds, output_indices, top_k, top_p, min_p, n, block_size, table.num_blocks,
-        table.first_guess, PLACES=places is not None, BEHIND=behind, TOKEN=TOKEN, POSITION=POSITION,
+        table.first_guess, table.kept, PLACES=places is not None, BEHIND=behind, TOKEN=TOKEN,
+        POSITION=POSITION, NO_GUESS=NO_GUESS, JUST_SAMPLED=JUST_SAMPLED,
         PROMPT_LENGTH=PROMPT_LENGTH, TEMPERATURE=TEMPERATURE, SEED=SEED, TOP_K=TOP_K,
         MIN_P=MIN_P, TOP_P=TOP_P, FIRST_BLOCK=FIRST_BLOCK, GROUPS=table.num_groups,
         BLOCK=32, num_warps=1, **launch_options(order),
@@ -117,14 +131,14 @@ def begin_step(
         top_p=top_p.view(torch.float64),
         min_p=min_p.view(torch.float32),
     )
-    return RowInputs(tokens, positions, slots, seq_lens, sampling, own_slots)
+    return RowInputs(tokens, positions, slots, seq_lens, sampling, own_slots, offsets)
 
 
 @triton.jit(
-    do_not_specialize=["n", "first_guess"],
+    do_not_specialize=["n", "first_guess", "kept"],
     do_not_specialize_on_alignment=[
         *("tokens", "positions", "slots", "seq_lens", "temperature", "seeds", "output_indices"),
-        *("top_k", "top_p", "min_p", "offsets", "given", "counts", "own_slots"),
+        *("top_k", "top_p", "min_p", "offsets", "given", "counts", "own_slots", "new_offsets"),
     ],
 )
 def _begin_kernel(
@@ -134,6 +148,7 @@ def _begin_kernel(
     offsets,
     given,
     counts,
+    new_offsets,
     tokens,
     positions,
     slots,
@@ -149,10 +164,13 @@ def _begin_kernel(
     block_size,
     num_blocks,
     first_guess,
+    kept,
     PLACES: tl.constexpr,
     BEHIND: tl.constexpr,
     TOKEN: tl.constexpr,
     POSITION: tl.constexpr,
+    NO_GUESS: tl.constexpr,
+    JUST_SAMPLED: tl.constexpr,
     PROMPT_LENGTH: tl.constexpr,
     TEMPERATURE: tl.constexpr,
     SEED: tl.constexpr,
@@ -173,12 +191,20 @@ def _begin_kernel(
     token = _last_token(row, is_real, TOKEN)
     is_counted = is_real
     if PLACES:
+        known = tl.load(given + index, mask=is_real, other=0)
         offset = tl.load(offsets + index, mask=is_real, other=0)
+        was_sampled = known == JUST_SAMPLED
+        sampled = tl.load(row + kept + 1 + offset, mask=is_real & was_sampled, other=0)
+        # The last of those kept is the last known token.
+        num_kept = tl.load(row + kept, mask=is_real & was_sampled, other=0)
+        offset = tl.where(was_sampled, offset + 1 - num_kept, offset)
         position += offset
         # For an offset of -1, this is the column BEFORE.
         guess = tl.load(row + first_guess + offset - 1, mask=is_real & (offset >= -1), other=0)
-        known = tl.load(given + index, mask=is_real, other=0)
-        token = tl.where(known >= 0, known, tl.where(offset == 0, token, guess))
+        token = tl.where(offset == 0, token, tl.where(was_sampled, tl.maximum(sampled, 0), guess))
+        token = tl.where(known >= 0, known, token)
+        new_offset = tl.where(was_sampled & (offset > 0), NO_GUESS, offset)
+        tl.store(new_offsets + index, new_offset, mask=exists)
         is_counted = tl.load(counts + index, mask=is_real, other=0) > 0
     output_index = position + 1 - tl.load(row + PROMPT_LENGTH, mask=is_real, other=0)
     tl.store(output_indices + index, output_index.to(tl.int64), mask=exists)
