@@ -1,1 +1,1 @@
-"""Access to a GPU: its properties, data transfers, and kernel launches."""
+"""Access to a GPU (properties, transfers, launches), and to a CPU's threads and pages."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -16,6 +17,7 @@ from minimal_vllm.cache.memory import (
     out_of_memory_as_value_error,
 )
 from minimal_vllm.config import EngineConfig, SchedulerConfig
+from minimal_vllm.device.huge_pages import use_huge_pages
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.backends import (
     choose_attention,
@@ -66,6 +68,9 @@ from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
+
+WORTH_HUGE_PAGES = 32_000_000
+"""Least number of a model's parameters to look for huge pages on a CPU: fewer fit into caches."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +277,8 @@ def _load(
         draft_decoder = _load_decoder(
             config, draft.checkpoint, draft.config, dtype, device, model_len, seed=config.seed + 1
         )
+    if device.type == "cpu" and own.num_parameters >= WORTH_HUGE_PAGES:
+        Thread(target=use_huge_pages, daemon=True).start()
     memory = measure_memory(device, free_at_start).shared_by(ranks.count)
     return _LoadedModel(decoder, attention, memory, draft_decoder)
 
