@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.attention.tiled_step import (
-    GroupsByWindow,
+    ByWindow,
     Round,
     TiledStep,
     TileGroup,
@@ -94,17 +94,34 @@ class TiledAttention:
         """Prepare to cut the batch into tiles, and their contexts into rounds."""
         return TiledStep(
             self._tensor(batch.slot_mapping),
-            GroupsByWindow(partial(self._plan_groups, batch)),
+            ByWindow(partial(self._plan_groups, batch)),
+            ByWindow(partial(self._plan_context_rows, batch)),
             self._scratch,
             self._num_kv_heads,
             self._block_size,
         )
 
-    def _plan_groups(self, batch: Batch, window: int | None) -> Iterator[TileGroup]:
+    def _plan_context_rows(self, batch: Batch, window: int | None) -> Tensor | None:
+        """Return the rows of the only token's keys; see ``TiledStep.context_rows``."""
+        if len(batch.positions) > 1:
+            return None
+        end = int(batch.positions[0]) + 1
+        positions = np.arange(max(end - (window or end), 0), end)
+        if len(positions) > self._blocks_at_a_time * self._block_size:
+            return None
+        block = batch.block_tables[0, positions // self._block_size].astype(np.int64)
+        pages = block * self._num_kv_heads + np.arange(self._num_kv_heads)[:, None]
+        rows = pages * self._block_size + positions % self._block_size
+        return self._tensor(rows.reshape(-1))
+
+    def _plan_groups(self, batch: Batch, window: int | None) -> list[TileGroup]:
+        groups = []
         for requests in (batch.decodes, batch.prefills):
             if len(requests):
                 longest = int(batch.num_new[requests].max())  # a few tokens, if all are guesses
-                yield self._plan_group(batch, requests, min(longest, PROMPT_TILE), window)
+                tile_size = min(longest, PROMPT_TILE)
+                groups.append(self._plan_group(batch, requests, tile_size, window))
+        return groups
 
     def _plan_group(
         self, batch: Batch, requests: IntArray, tile_size: int, window: int | None

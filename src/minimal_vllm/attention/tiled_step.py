@@ -1,8 +1,9 @@
 """Computing attention in tiles and rounds, which ``tiled`` has cut a step into."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -54,19 +55,22 @@ class TileGroup:
     -inf for the others. None: tiles have several tokens or rounds."""
 
 
-class GroupsByWindow(dict[int | None, list[TileGroup]]):
-    """Tiles by the layers' sliding window, cut when the first layer with that window asks for them.
+Planned = TypeVar("Planned")
+
+
+class ByWindow(dict[int | None, Planned]):
+    """Plans by the layers' sliding window, made when the first layer with that window asks.
 
     Args:
-        cut: cuts a step into tiles for a window.
+        plan: plans a step for a window.
     """
 
-    def __init__(self, cut: Callable[[int | None], Iterable[TileGroup]]) -> None:
+    def __init__(self, plan: Callable[[int | None], Planned]) -> None:
         super().__init__()
-        self._cut = cut
+        self._plan = plan
 
-    def __missing__(self, window: int | None) -> list[TileGroup]:
-        self[window] = list(self._cut(window))
+    def __missing__(self, window: int | None) -> Planned:
+        self[window] = self._plan(window)
         return self[window]
 
 
@@ -76,6 +80,7 @@ class TiledStep:
     Args:
         slots: see ``StepAttention``.
         groups: tiles to compute, by the layers' sliding window.
+        context_rows: see ``context_rows``.
         scratch: two buffers, for the keys and for the values of a round.
         num_kv_heads: K, the number of KV heads.
         block_size: S, the number of tokens per KV block.
@@ -84,13 +89,18 @@ class TiledStep:
     def __init__(
         self,
         slots: Tensor,
-        groups: GroupsByWindow,
+        groups: ByWindow[list[TileGroup]],
+        context_rows: ByWindow[Tensor | None],
         scratch: Tensor,
         num_kv_heads: int,
         block_size: int,
     ) -> None:
         self.slots = slots
         self._groups = groups
+        self.context_rows = context_rows
+        """Rows like ``cache_rows`` of all keys that the step's only token attends to, ``[K * n]``
+        int64, by the layers' window. None: the step has several tokens, or the token so many keys
+        that they should be read in rounds."""
         self._scratch = scratch
         self._num_kv_heads = num_kv_heads
         self._block_size = block_size

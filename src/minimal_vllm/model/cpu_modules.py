@@ -29,12 +29,13 @@ class CpuRMSNorm(RMSNorm):
     """
 
     @cached_property
-    def _scaled_weight(self) -> Tensor:
+    def scaled_weight(self) -> Tensor:
         """The weight times ``sqrt(n)``, computed once the weight is filled."""
         return self.weight * math.sqrt(len(self.weight))
 
     @cached_property
-    def _scaled_eps(self) -> Tensor:
+    def scaled_eps(self) -> Tensor:
+        """``sqrt(n * eps)``."""
         return torch.tensor(math.sqrt(len(self.weight) * self.eps))
 
     def normalize(self, x: Operand) -> Tensor:
@@ -42,8 +43,8 @@ class CpuRMSNorm(RMSNorm):
         x = computed(x)
         if x.dtype != torch.float32:
             return super().normalize(x)
-        length: Tensor = torch.hypot(vector_norm(x, dim=-1, keepdim=True), self._scaled_eps)
-        return (x / length).mul_(self._scaled_weight)
+        length: Tensor = torch.hypot(vector_norm(x, dim=-1, keepdim=True), self.scaled_eps)
+        return (x / length).mul_(self.scaled_weight)
 
 
 class TiledSelfAttention(SelfAttention):

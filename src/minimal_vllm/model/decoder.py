@@ -10,7 +10,7 @@ from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
-from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
+from minimal_vllm.model.layers import PLAIN_MODULES, Modules, make_norm
 from minimal_vllm.model.network import Network, allocate
 from minimal_vllm.model.rope import Rotary
 
@@ -67,7 +67,7 @@ class Decoder(Network):
                 config.vocab_rows, config.hidden_size, config.embedding_scale
             )
             self.layers = nn.ModuleList(
-                DecoderLayer(config, layer, modules) for layer in config.layers
+                modules.layer(config, layer, modules) for layer in config.layers
             )
             self.norm = make_norm(modules, "norm", config.hidden_size, config)
             make_head = modules.head or modules.linear

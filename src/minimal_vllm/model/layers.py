@@ -293,6 +293,8 @@ class Modules:
     """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
     mlp: "Callable[[ModelConfig, LayerConfig, Modules], MLP | MoE]" = feed_forward
     """Makes a layer's feed-forward network; its parts come from the same ``Modules``."""
+    layer: "Callable[[ModelConfig, LayerConfig, Modules], DecoderLayer]" = DecoderLayer
+    """Makes a layer; its parts come from the same ``Modules``."""
     experts: Callable[[ModelConfig], Experts] = DenseExperts
     """Makes the experts of a layer that has a mixture of them."""
     convert: Callable[[str, Projection], Projection] = _keep

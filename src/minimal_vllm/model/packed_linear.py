@@ -14,12 +14,14 @@ A matrix that would lose something stays as it is, unless the checkpoint has qua
 dequantized numbers are rounded.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from minimal_vllm.model.layers import Modules
 from minimal_vllm.model.linear import GatedLinear, Linear, Projection, RowLinear
-from minimal_vllm.model.scripted import PackedMatrix, Product, scripted
+from minimal_vllm.model.scripted import PackedMatrix, scripted
 
 ROUNDING = 2.0**-24
 """Relative error that packing may add to a matrix: that of rounding its numbers to float32."""
@@ -39,24 +41,25 @@ def multiply_packed(x: Tensor, matrix: PackedMatrix) -> Tensor:
 class PackedProjection(Projection):
     """Projection whose weight is packed once it is loaded, if that loses nothing."""
 
-    _packed: torch.ScriptObject | None = None
-    _multiply: Product
+    packed: torch.ScriptObject | None = None
+    """The packed weight and the bias. None: the weight isn't packed."""
+    _multiply: Callable[[Tensor, PackedMatrix], Tensor]
 
     def after_loading(self, approximate: bool) -> None:
         """Replace the weight by a packed one of half the size; see ``Projection.after_loading``."""
         weight = self.weight.float()
         if relative_error(weight) <= (QUANTIZED_ROUNDING if approximate else ROUNDING):
-            self._packed = _pack(weight, None if self.bias is None else self.bias.float())
+            self.packed = _pack(weight, None if self.bias is None else self.bias.float())
             self._multiply = scripted(multiply_packed)
             del self.weight
 
     def multiply(self, x: Tensor) -> Tensor:
         """Return ``x @ weight.T + bias``; see ``Projection.multiply``."""
-        if self._packed is None:
+        if self.packed is None:
             return super().multiply(x)
         if x.dtype == torch.float32:
-            return self._multiply(x, self._packed)
-        return self._multiply(x.float(), self._packed).to(x.dtype)
+            return self._multiply(x, self.packed)
+        return self._multiply(x.float(), self.packed).to(x.dtype)
 
 
 class PackedLinear(PackedProjection, Linear):

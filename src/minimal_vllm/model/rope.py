@@ -143,6 +143,15 @@ class Rotation:
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     @cached_property
+    def matrix(self) -> Tensor:
+        """Matrix that rotates R dimensions of the step's only token, ``[R, R]``.
+
+        One small product takes less time than the operations of ``rotate``.
+        """
+        units = torch.eye(self.table.shape[1], dtype=self.dtype, device=self.table.device)
+        return rotate(units.unsqueeze(0), self)[0]
+
+    @cached_property
     def query_factor(self) -> Tensor | None:
         """Factor of the rotated queries, ``[T, 1, 1]``; see ``QueryGrowth``. None: 1."""
         growth = self.config.query_growth

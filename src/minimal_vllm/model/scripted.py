@@ -11,24 +11,29 @@ PyTorch has deprecated TorchScript. Its successors, though, need a C++ compiler 
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     PackedMatrix = torch.ScriptObject
 else:  # the type's name in TorchScript
     PackedMatrix = torch.classes.quantized.LinearPackedParamsBase
 
-Product = Callable[[Tensor, PackedMatrix], Tensor]
-"""Function that multiplies vectors, ``[T, in]``, by a matrix that FBGEMM has packed."""
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @cache
-def scripted(function: Product) -> Product:
-    """Return a function that computes the same as ``function`` with less overhead."""
+def _compiled(function: Callable[..., Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        compiled: Product = torch.jit.script(function)
+        return torch.jit.script(function)
+
+
+def scripted(function: Function) -> Function:
+    """Return a function that computes the same as ``function`` with less overhead.
+
+    It is compiled at first, and the same for all callers.
+    """
+    compiled: Function = _compiled(function)
     return compiled

@@ -12,10 +12,13 @@ from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.loader import load_model
 from minimal_vllm.model.quantization.int8 import (
     DIGIT,
+    DIGITS,
     Int8Quantizer,
     Int8Weight,
     PackedInt8Weight,
     can_multiply_int8,
+    multiply_digits,
+    multiply_digits_of_one,
     two_digits,
 )
 from minimal_vllm.model.quantization.weight import QuantizedLinear, QuantizedWeight
@@ -95,6 +98,12 @@ def test_nan_stays_in_its_row_and_zeros_give_zeros():
 
 
 @needs_fbgemm
+def test_no_tokens_give_no_results():
+    _, packed = make_pair(random(64, 96))
+    assert packed.product(torch.empty(0, 96), None).shape == (0, 64)
+
+
+@needs_fbgemm
 def test_a_packed_matrix_can_be_read_back():
     plain, packed = make_pair(random(64, 96))
     assert not hasattr(packed, "weight")
@@ -103,12 +112,22 @@ def test_a_packed_matrix_can_be_read_back():
 
 def test_two_digits_have_13_bits():
     x = random(5, 100) * torch.logspace(-20, 20, 5)[:, None]
-    digits, scale = two_digits(x)
-    high, low = digits.round().chunk(2)
-    assert digits.round().abs().max() <= DIGIT
-    assert torch.equal(high, high.round())
-    back = scale * (high + low / (2 * DIGIT))
-    assert ((back - x).abs() <= scale * DIGIT * 2**-13).all()
+    largest = x.abs().amax(dim=1)[:, None, None]
+    digits = two_digits(x[:, None], largest, DIGITS)
+    assert digits.abs().max() <= DIGIT
+    assert torch.equal(digits, digits.round())
+    back = torch.bmm(DIGITS.values * largest, digits).squeeze(1)
+    assert ((back - x).abs() <= largest[:, 0] * 2**-13).all()
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("shape", [(48, 32), (49, 40), (256, 1536)])
+def test_fewer_operations_for_one_token_give_the_same_sums(shape):
+    _, packed = make_pair(random(*shape))
+    for x in (random(1, shape[1], seed=1), torch.zeros(1, shape[1])):
+        expected = multiply_digits(x, packed.packed, DIGITS)
+        found = multiply_digits_of_one(x, packed.packed, DIGITS)
+        assert (found - expected).abs().max() <= 2.0**-22 * expected.abs().max()
 
 
 def test_rows_are_rounded_to_the_nearest_integers():
