@@ -37,8 +37,8 @@ def use_huge_pages() -> None:
     for start, end in private_memory(Path("/proc/self/maps").read_text()):
         first = -(-start // HUGE_PAGE) * HUGE_PAGE
         for page in range(first, end - HUGE_PAGE + 1, HUGE_PAGE):
-            libc.madvise(page, HUGE_PAGE, MADV_COLLAPSE)
-            time.sleep(PAUSE)
+            if libc.madvise(page, HUGE_PAGE, MADV_COLLAPSE) == 0:  # else nothing is there yet
+                time.sleep(PAUSE)
 
 
 def private_memory(maps: str) -> Iterator[tuple[int, int]]:
