@@ -20,7 +20,7 @@ Wanted = int | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class AskedLogprobs:
-    """What rows of logits ask for: so many top tokens, or the tokens that they name."""
+    """Log-probabilities that rows of logits ask for: of the top tokens, or of named ones."""
 
     num_rows: int
     """Number ``N`` of all rows."""
