@@ -10,7 +10,7 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.speculation.allowance import MEMORY, SHARE, Allowance
 from minimal_vllm.speculation.interface import Places
 from minimal_vllm.speculation.pace import Costs
-from minimal_vllm.step.request import Request
+from minimal_vllm.step.request import FinishReason, Request
 
 
 def test_a_loss_uses_it_up_until_enough_time_has_passed():
@@ -69,38 +69,63 @@ def test_none_are_begun_without_an_allowance_but_those_that_are_right_go_on():
     assert [step() for _ in range(3)] == [0] * 3
 
 
-def test_a_step_that_was_launched_late_because_of_guesses_counts_as_a_loss(monkeypatch):
-    """It takes 3 seconds in place of 1, and teaches nothing about what rows cost."""
-    now = [0.0]
-    scheduler = AlternatingScheduler(
-        SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
-        BlockPool(32, LRU()),
-        Places(),
-        most_guesses=3,
-        most_tokens=8,
-        clock=lambda: now[0],
-    )
-    scheduler.meter.is_fitted, scheduler.meter.costs = True, Costs(1.0, 0.0)
-    wanted, losses, learned = [2], [], []
-    monkeypatch.setattr(scheduler, "count_guesses", lambda *_: wanted)
-    monkeypatch.setattr(
-        scheduler.allowance, "note", lambda seconds, needed: losses.append(seconds - needed)
-    )
-    monkeypatch.setattr(scheduler.meter, "note", lambda *step: learned.append(step))
-    params = SamplingParams(max_tokens=100, ignore_eos=True)
-    scheduler.add(Request("a", array("i", [1, 2, 3]), 3, params, arrival=1))
+class LateSteps:
+    """A scheduler that runs ahead: what its steps lose, and what it learns from them."""
 
-    def step(seconds):
-        plan = scheduler.schedule()
-        waits = scheduler.needs_pending_tokens()
-        now[0] += seconds
-        scheduler.update(plan, [[0]])
+    def __init__(self, monkeypatch):
+        self.now, self.num_wanted, self.losses, self.num_rows = 0.0, 2, [], []
+        self.scheduler = scheduler = AlternatingScheduler(
+            SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
+            BlockPool(32, LRU()),
+            Places(),
+            most_guesses=3,
+            most_tokens=8,
+            clock=lambda: self.now,
+        )
+        scheduler.meter.is_fitted, scheduler.meter.costs = True, Costs(1.0, 0.0)
+        monkeypatch.setattr(scheduler, "count_guesses", lambda *_: [self.num_wanted])
+        monkeypatch.setattr(
+            scheduler.allowance, "note", lambda took, needed: self.losses.append(took - needed)
+        )
+        monkeypatch.setattr(scheduler.meter, "note", lambda rows, *_: self.num_rows.append(rows))
+
+    def add(self, num_tokens):
+        params = SamplingParams(max_tokens=100, ignore_eos=True)
+        tokens = array("i", range(num_tokens))
+        request = Request("", tokens, num_tokens, params, arrival=len(self.losses))
+        self.scheduler.add(request)
+        return request
+
+    def step(self, seconds):
+        """Compute a step; return whether the next one waits for its tokens."""
+        plan = self.scheduler.schedule()
+        waits = self.scheduler.needs_pending_tokens()
+        self.now += seconds
+        self.scheduler.update(plan, [[0]])
         return waits
 
-    step(1.0)  # the prompt
-    assert step(4.0), "with guesses, all wrong"
-    wanted[0] = 0
-    assert not step(3.0)
-    step(1.0)
-    assert losses == [0.0, 3.0, 2.0, 0.0]
-    assert [rows for rows, _, _ in learned] == [3, 3, 1]
+
+def test_a_step_that_was_launched_late_because_of_guesses_counts_as_a_loss(monkeypatch):
+    """It takes 3 seconds in place of 1, and teaches nothing about what rows cost."""
+    steps = LateSteps(monkeypatch)
+    steps.add(3)
+    steps.step(1.0)  # the prompt
+    assert steps.step(4.0), "with guesses, all wrong"
+    steps.num_wanted = 0
+    assert not steps.step(3.0)
+    steps.step(1.0)
+    assert steps.losses == [0.0, 3.0, 2.0, 0.0]
+    assert steps.num_rows == [3, 3, 1]
+
+
+def test_a_prompt_after_guesses_is_no_loss_however_long_it_takes(monkeypatch):
+    """Its time is not that of a wait, and says what many rows cost."""
+    steps = LateSteps(monkeypatch)
+    first = steps.add(3)
+    steps.step(1.0)
+    assert steps.step(1.0), "with guesses"
+    steps.scheduler.finish(first, FinishReason.ABORT)
+    steps.add(60)
+    steps.step(9.0)
+    assert steps.losses == [0.0, 0.0, 0.0]
+    assert steps.num_rows == [3, 3, 60]

@@ -75,7 +75,8 @@ class AlternatingScheduler(SpeculatingScheduler):
         self._waits = False
         """Whether the next plan waits for tokens because of guesses."""
         self._late: Plan | None = None
-        """The newest plan that waited, and has no guesses."""
+        """The newest plan that waited, and has neither guesses nor prompts. What a prompt takes is
+        hard to predict, and a wait is short beside it."""
         self._newest: Plan | None = None
         self._following: dict[Request, ScheduledRequest] = {}
         """Entries of the newest plan that follow guesses of a step in flight."""
@@ -94,13 +95,14 @@ class AlternatingScheduler(SpeculatingScheduler):
         self._following = {
             entry.request: entry for entry in plan.scheduled if entry.follows_guesses
         }
-        if self._waits and not any(entry.guesses for entry in plan.scheduled):
+        has_guesses = any(entry.guesses for entry in plan.scheduled)
+        if self._waits and plan.is_steady_decode and not has_guesses:
             self._late = plan
         self._waits = False
         return plan
 
     def waited(self, plan: Plan) -> bool:
-        """Return whether a step without guesses was launched late because of guesses."""
+        """Return whether a step of decodes alone was launched late because of guesses."""
         return plan is self._late
 
     def schedule_tokens(

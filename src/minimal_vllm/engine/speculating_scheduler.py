@@ -119,12 +119,11 @@ class SpeculatingScheduler(Scheduler):
         begins = longest > 0 and not self._is_guessing
         self._is_guessing = longest > 0
         is_typical = not ((begins and self.in_passes) or self.waited(plan))
-        all_sample = all(entry.num_logits for entry in plan.scheduled)
-        if all_sample and is_typical:
+        if is_typical and all(entry.num_logits for entry in plan.scheduled):
             num_rows = sum(entry.num_new for entry in plan.scheduled)
             num_passes = longest if self.in_passes else min(longest, 1)
             self.meter.note(num_rows, num_passes, seconds)
-        has_lost = longest > 0 or (all_sample and self.waited(plan))
+        has_lost = longest > 0 or self.waited(plan)
         needed = self._time_without_guesses(plan, sampled) if has_lost else seconds
         self.allowance.note(seconds, seconds if needed is None else needed)
 
@@ -143,7 +142,7 @@ class SpeculatingScheduler(Scheduler):
         return costs.of_step(num_rows, 0) + num_more * of_token
 
     def waited(self, plan: Plan) -> bool:
-        """Return whether a step without guesses could be launched late only, because of guesses."""
+        """Return whether a step of decodes alone was launched late because of guesses."""
         del plan
         return False
 
