@@ -79,7 +79,7 @@ def divided_head(kind: type[AnyLinear], ranks: Ranks, vocab_size: int) -> type[A
     class DividedHead(kind):  # type: ignore[valid-type,misc]
         def forward(self, x: Operand, out: Tensor | None = None) -> Tensor:
             logits = ranks.concatenate(super().forward(x))[:, :vocab_size]
-            return logits if out is None else out.copy_(logits)
+            return logits.contiguous() if out is None else out.copy_(logits)
 
     return DividedHead
 

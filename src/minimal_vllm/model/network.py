@@ -66,7 +66,7 @@ class Network(nn.Module):
             out: ``[N, V]``, overwritten with the logits. Default: newly allocated.
 
         Returns:
-            ``[N, V]``.
+            ``[N, V]``, contiguous.
         """
 
     def convert_projections(self, convert: Callable[[str, Projection], Projection]) -> None:
