@@ -113,7 +113,10 @@ class FlatLogprobs(MadeWhenRead[TokenLogprobs]):
         return both
 
     def extend(self, others: "FlatLogprobs") -> None:
-        """Append positions, which have as many tokens as those that are there already."""
+        """Append positions, which have as many tokens as those that are there already.
+
+        They are read with this object's ``text_of``.
+        """
         if not self.token_ids:
             self.width = others.width
         self.token_ids += others.token_ids

@@ -20,9 +20,8 @@ class OutputBuilder:
         self._request = request
         self._prompt = list(request.prompt_token_ids)
         self._tokenizer = model.tokenizer
-        self._makes_text = params.detokenize and not params.stop
         self._detokenizer: Detokenizer | None = None
-        if self._makes_text:
+        if params.detokenize and not params.stop:
             self._detokenizer = Detokenizer(model.tokenizer, params, self._prompt)
         end_tokens = frozenset() if params.ignore_eos else model.facts.eos_token_ids
         self._stop_token_ids = end_tokens | frozenset(params.stop_token_ids or ())
@@ -68,6 +67,10 @@ class OutputBuilder:
         return by_token and not self._request.params.include_stop_str_in_output
 
     def _name_tokens(self, positions: FlatLogprobs | None) -> None:
-        """Let log-probabilities be read with the texts of their tokens."""
-        if positions is not None and self._makes_text:
+        """Let log-probabilities be read with the texts of their tokens.
+
+        If the engine has made text, those that were sent know the texts of their own tokens only,
+        and could not be joined with others.
+        """
+        if positions is not None and self._request.params.detokenize:
             positions.text_of = self._tokenizer.token_text
