@@ -115,8 +115,8 @@ class StepRecord:
     run_seconds: float
     """Time to build the batch, run the model, and sample."""
     update_seconds: float
-    """Time to append the sampled tokens to their requests, and to make outputs. In between, the
-    next step may be planned and launched."""
+    """Time to append the sampled tokens to their requests, and to make outputs. If the next step
+    has to wait for these tokens, the outputs are made after its launch, and don't count."""
     scheduled: tuple[ScheduledRecord, ...]
     """Each request's part of the step, in the order of the batch."""
     admitted: tuple[str, ...]
