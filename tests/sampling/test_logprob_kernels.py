@@ -78,9 +78,12 @@ def test_a_row_without_a_chosen_token_does_no_harm_to_others():
     logits = random_logits(3, 1000)
     logits[0, 7] = nan
     logits[1] = -inf
-    alone, both = (find_both(each, [5], [3])[0] for each in (logits[2:], logits[2:]))
-    mixed = find_both(logits, [-1, -1, 5], [3, [4, 5], 3])[0]
-    assert mixed[2] == alone[0] == both[0]
+    for alone, mixed in zip(
+        find_both(logits[2:], [5], [3]),
+        find_both(logits, [-1, -1, 5], [3, [4, 5], 3]),
+        strict=True,
+    ):
+        assert mixed[2] == alone[0]
 
 
 def test_more_top_tokens_than_pay_one_by_one_are_sorted(monkeypatch):

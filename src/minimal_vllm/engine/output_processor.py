@@ -142,7 +142,7 @@ class OutputProcessor:
         return Detokenizer(self._tokenizer, request.params, prompt)
 
     def _no_logprobs(self, request: Request) -> FlatLogprobs:
-        """Return no log-probabilities yet; to be read with text, unless the request wants none."""
+        """Return an empty sequence, to be read with texts unless the request wants none."""
         if self._tokenizer is None or not request.params.detokenize:
             return FlatLogprobs()
         return FlatLogprobs(text_of=self._tokenizer.token_text)
