@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import minimal_vllm
+
 PROGRAM = """
 import os, sys, minimal_vllm
 print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
@@ -21,6 +23,13 @@ def test_openmp_is_told_before_torch_that_its_threads_should_not_spin(given, exp
         [sys.executable, "-c", PROGRAM], env=others | given, text=True
     )
     assert printed.split() == [expected, "False"]
+
+
+def test_all_names_are_listed_and_can_be_imported():
+    assert set(minimal_vllm.__all__) <= set(dir(minimal_vllm))
+    assert all(getattr(minimal_vllm, name) for name in minimal_vllm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'LLMs'"):
+        minimal_vllm.LLMs  # noqa: B018
 
 
 WITHOUT_TRITON = """
