@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimal_vllm.device.huge_pages import HUGE_PAGE, private_memory, use_huge_pages
+from minimal_vllm.device import huge_pages
+from minimal_vllm.device.huge_pages import HUGE_PAGE, SETTING, private_memory, use_huge_pages
 
 MAPS = """\
 55d0a0000000-55d0a0021000 rw-p 00000000 00:00 0                          [heap]
@@ -43,8 +44,7 @@ def huge_bytes(address):
 def is_collapsing():
     """Return whether this system replaces pages when it is told to: Linux from 6.1 on."""
     release = Path("/proc/sys/kernel/osrelease")
-    settings = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not (release.exists() and settings.exists()):
+    if not (release.exists() and SETTING.exists()) or "[never]" in SETTING.read_text():
         return False
     return tuple(map(int, re.findall(r"\d+", release.read_text())[:2])) >= (6, 1)
 
@@ -67,3 +67,12 @@ def test_memory_lies_in_huge_pages_once_they_are_asked_for(memory):
     memory[:] = 1
     use_huge_pages()
     assert huge_bytes(memory.ctypes.data) >= 2 * HUGE_PAGE
+
+
+@pytest.mark.parametrize("setting", ["always madvise [never]\n", None])
+def test_nothing_is_done_where_huge_pages_are_not_wanted_or_unknown(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(huge_pages, "SETTING", tmp_path / "enabled")
+    if setting is not None:
+        huge_pages.SETTING.write_text(setting)
+    monkeypatch.setattr(huge_pages.ctypes, "CDLL", lambda *_, **__: pytest.fail("it went on"))
+    use_huge_pages()

@@ -8,11 +8,13 @@ pages are replaced once they are filled, as Linux can since version 6.1.
 """
 
 import ctypes
-import sys
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+"""The system's setting: always, madvise or never. The file exists where Linux has huge pages."""
 MADV_COLLAPSE = 25
 """Advice to ``madvise``: replace pages by huge ones now. Python's ``mmap`` doesn't know it."""
 HUGE_PAGE = 2 << 20
@@ -26,18 +28,19 @@ def use_huge_pages() -> None:
 
     What the memory holds doesn't change. This takes several milliseconds for each page, so it is
     meant for a thread of its own. Where huge pages can't be had (other systems, an older Linux, too
-    little memory), nothing happens.
+    little memory) or shouldn't be (the system's setting is ``never``), nothing happens.
     """
-    if sys.platform != "linux":
+    if not SETTING.exists() or "[never]" in SETTING.read_text():
         return
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "malloc_trim"):  # in glibc: gives back what is free, which needn't be copied
         libc.malloc_trim(0)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, end in private_memory(Path("/proc/self/maps").read_text()):
         first = -(-start // HUGE_PAGE) * HUGE_PAGE
         for page in range(first, end - HUGE_PAGE + 1, HUGE_PAGE):
-            if libc.madvise(page, HUGE_PAGE, MADV_COLLAPSE) == 0:  # else nothing is there yet
+            is_done = libc.madvise(page, HUGE_PAGE, MADV_COLLAPSE) == 0
+            if is_done or ctypes.get_errno() != errno.EINVAL:  # which says that nothing is there
                 time.sleep(PAUSE)
 
 

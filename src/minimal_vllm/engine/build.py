@@ -277,9 +277,9 @@ def _load(
         draft_decoder = _load_decoder(
             config, draft.checkpoint, draft.config, dtype, device, model_len, seed=config.seed + 1
         )
-    if device.type == "cpu" and own.num_parameters >= WORTH_HUGE_PAGES:
-        Thread(target=use_huge_pages, daemon=True).start()
     memory = measure_memory(device, free_at_start).shared_by(ranks.count)
+    if device.type == "cpu" and own.num_parameters >= WORTH_HUGE_PAGES:
+        Thread(target=use_huge_pages, name="huge pages", daemon=True).start()
     return _LoadedModel(decoder, attention, memory, draft_decoder)
 
 
