@@ -1,6 +1,7 @@
 """A layer in one function against the layer of separate modules."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention import tiled
 from minimal_vllm.engine import backends
 from minimal_vllm.model import scripted_layer
-from minimal_vllm.model.layers import DecoderLayer
+from minimal_vllm.model.cpu_modules import with_fewer_calls
+from minimal_vllm.model.layers import DecoderLayer, SelfAttention
 from minimal_vllm.model.packed_linear import can_pack
 from minimal_vllm.model.scripted_layer import ScriptedLayer, decode_layer
 from tests.checkpoints import FAMILIES, random_weights, write_checkpoint, write_weights
@@ -81,6 +83,15 @@ def test_several_requests_and_other_attention_are_left_to_the_modules(tmp_path, 
     complete(folder, ["The rain", "in Spain"])
     complete(folder, attention_backend="reference")
     complete(folder, kv_cache_dtype="fp8")
+    assert not calls
+
+
+def test_attention_of_another_class_is_not_passed_over(tmp_path, calls, monkeypatch):
+    def with_plain_attention(modules):
+        return replace(with_fewer_calls(modules), attention=SelfAttention)
+
+    monkeypatch.setattr(backends, "with_fewer_calls", with_plain_attention)
+    complete(write_packable(tmp_path, "llama"))
     assert not calls
 
 

@@ -17,11 +17,9 @@ from torch.nn.functional import gelu, silu
 from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.attention.tiled_step import TiledStep
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.cpu_modules import CpuRMSNorm
+from minimal_vllm.model.cpu_modules import CpuRMSNorm, TiledSelfAttention
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.layer_config import LayerConfig
-from minimal_vllm.model.layers import MLP, PLAIN_MODULES, DecoderLayer, Modules, SelfAttention
+from minimal_vllm.model.layers import MLP, PLAIN_MODULES, DecoderLayer, SelfAttention
 from minimal_vllm.model.linear import Projection
 from minimal_vllm.model.norm import NoNorm
 from minimal_vllm.model.packed_linear import PACKED_MODULES, PackedProjection, multiply_packed
@@ -96,7 +94,7 @@ def decode_layer(
 
     Args:
         x: ``[1, hidden]`` float32.
-        residual: ``[1, hidden]``; overwritten. None in the first layer.
+        residual: ``[1, hidden]``; overwritten. None in the first layer: ``x`` is overwritten.
         keys: ``[B * K * S, D]`` float32: the layer's cache; written to.
         values: likewise.
         context: what the token attends to.
@@ -166,10 +164,6 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, context: Context, heads: H
 class ScriptedLayer(DecoderLayer):
     """Decoder layer that computes a step of one token in one function, if it can."""
 
-    def __init__(self, config: ModelConfig, layer: LayerConfig, modules: Modules) -> None:
-        super().__init__(config, layer, modules)
-        self._is_complete = modules.complete is PLAIN_MODULES.complete
-
     def forward(
         self,
         x: Operand,
@@ -181,6 +175,7 @@ class ScriptedLayer(DecoderLayer):
     ) -> tuple[Operand, Tensor]:
         """Compute the layer; see ``DecoderLayer.forward``."""
         x = computed(x)
+        # Products that are large enough for several threads outweigh their calls.
         is_short = len(x) == 1 and torch.get_num_threads() == 1
         if is_short and x.dtype == torch.float32 and (wanted is None or len(wanted)):
             context = context_of(rotation, attend, self.self_attn)
@@ -195,6 +190,8 @@ class ScriptedLayer(DecoderLayer):
     def _heads(self) -> Heads | None:
         """The layer's heads; None if the function doesn't know such attention."""
         own = self.self_attn
+        if type(own) is not TiledSelfAttention:
+            return None
         if own.softcap is not None or own.sinks or own.normalizes_whole:
             return None
         if own.q_norm is None or own.k_norm is None:
@@ -210,11 +207,11 @@ class ScriptedLayer(DecoderLayer):
     def _weights(self) -> Weights | None:
         """The layer's weights; None if the function doesn't know such weights."""
         first, second = self.before_attention, self.before_mlp
-        if not (isinstance(first, CpuRMSNorm) and isinstance(second, CpuRMSNorm)):
+        if not (type(first) is CpuRMSNorm and type(second) is CpuRMSNorm):
             return None
         if not all(type(norm) is NoNorm for norm in (self.after_attention, self.after_mlp)):
             return None
-        if not (self._is_complete and type(self.mlp) is MLP):
+        if type(self.mlp) is not MLP or self.complete is not PLAIN_MODULES.complete:
             return None
         gated = self.mlp.gate_up_proj
         projections = (self.self_attn.qkv_proj, self.self_attn.o_proj, gated, self.mlp.down_proj)
