@@ -79,7 +79,7 @@ def no_return_forgotten(owner: Any, results: Mapping[str, str]) -> Iterator[None
 def _watched(original: Any, kind: str) -> Any:
     """Return a function or a property that doesn't return None, or None for anything else."""
     if isinstance(original, property) and isinstance(original.fget, FunctionType):
-        return property(_watch(original.fget, kind))
+        return original.getter(_watch(original.fget, kind))
     return _watch(original, kind) if isinstance(original, FunctionType) else None
 
 

@@ -111,3 +111,22 @@ def test_afterward_functions_are_what_they_were():
             NoPool(4, LRU()).allocate(1)
         assert vars(NoPool)["allocate"] is not before[0]
     assert (vars(NoPool)["allocate"], vars(NoPool)["num_free"]) == before
+
+
+def test_a_watched_property_can_still_be_set():
+    class Part:
+        @property
+        def size(self) -> int:
+            return self._size
+
+        @size.setter
+        def size(self, size):
+            self._size = size
+
+    part = Part()
+    with no_return_forgotten(Part, results_of(Part)):
+        part.size = 3
+        assert part.size == 3
+        part.size = None
+        with pytest.raises(Broken, match=RESULT.statement):
+            part.size  # noqa: B018
