@@ -9,6 +9,7 @@ import pytest
 from minimal_vllm.server import middleware
 from tests.server.harness import (
     FEW_BLOCKS,
+    MODEL,
     PATIENCE,
     Gate,
     make_demo_service,
@@ -19,10 +20,17 @@ from tests.server.harness import (
 )
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 BODIES = {
     COMPLETIONS: {"prompt": "It was", **LONG},
     CHAT: {"messages": [{"role": "user", "content": "It was"}], **LONG},
+    RESPONSES: {"model": MODEL, "input": "It was", "max_output_tokens": 1500},
+    MESSAGES: {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "It was"}],
+        "max_tokens": 1500,
+    },
 }
 
 
@@ -47,7 +55,7 @@ async def check_clean(service, url):
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_frees_its_blocks(path, stream):
     async def run():
