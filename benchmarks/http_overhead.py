@@ -7,7 +7,7 @@ process, in turn, so that each ratio compares runs close in time. Both use the s
 thread for the model; a second core serves the client. Time per token is measured between a
 request's first and last token.
 
-``--weightless`` takes a model that costs next to nothing, whose noise hides nothing.
+``--weightless`` takes a model that costs next to nothing, so that its noise hides no difference.
 
 CPU time is that of the server's process, and of this process during ``LLM.generate``. Unlike wall
 time, it hardly depends on other work on the machine. The event loop's thread, which speaks HTTP, is

@@ -28,12 +28,12 @@ PLAYGROUND = "playground"
 
 
 class ShowPanels(SphinxTransform):
-    """Puts the panels beside each picture of some; where scripts run, they replace it."""
+    """Puts panels beside their picture. Where scripts run, they are shown instead of it."""
 
     default_priority = 500
 
     def apply(self, **kwargs: Any) -> None:  # noqa: ARG002 - docutils' signature
-        """Replace them, and record the runs again when the table of them changes."""
+        """Put them there, and build the page again when the table of runs changes."""
         for image in list(self.document.findall(nodes.image)):
             path = PurePosixPath(image["uri"])
             if path.parts[-3:-1] != ("images", "panels"):

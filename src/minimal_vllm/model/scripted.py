@@ -33,7 +33,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 def scripted(function: Function) -> Function:
     """Return a function that computes the same as ``function`` with less overhead.
 
-    It is compiled at first, and the same for all callers.
+    It is compiled on the first call, and shared by all callers.
     """
     compiled: Function = _compiled(function)
     return compiled
