@@ -119,8 +119,11 @@ print("it went on")
     ],
 )
 def test_ctrl_c_while_a_command_is_imported_ends_it_quietly(module, command):
-    program = [sys.executable, "-c", INTERRUPTED_BY_IMPORT.replace("sys.argv[1]", repr(module))]
-    ended = subprocess.run([*program, "-", *command], capture_output=True)
+    interrupted = INTERRUPTED_BY_IMPORT.replace("sys.argv[1]", repr(module))
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + interrupted
+    )
+    ended = subprocess.run([sys.executable, "-c", program, "-", *command], capture_output=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
 
 

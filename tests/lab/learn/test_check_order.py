@@ -7,7 +7,7 @@ import pytest
 from minimal_vllm_lab.check import scheduler_rules
 from minimal_vllm_lab.check.lesson import Broken
 from minimal_vllm_lab.check.scheduler import check_scheduler
-from minimal_vllm_lab.check.search import RAISES, History
+from minimal_vllm_lab.check.search import RAISES, REPEATABLE, History
 from minimal_vllm_lab.learn import check_order as rules
 from minimal_vllm_lab.learn import referee
 from tests.lab.learn.mutants import module_with
@@ -283,7 +283,7 @@ WRONG_METHODS = {
             super().admit_waiting(plan, budget)
 """,
         (),
-        scheduler_rules.PROGRESS,
+        REPEATABLE,
         "",
     ),
 }
