@@ -66,6 +66,7 @@ async def stream(client, url, num_tokens, begun=None):
     except httpx2.TransportError:
         return "cut"
     if response.status_code != 200 or '"error"' in text:
+        print("told:", response.status_code, text[-300:])  # shown if the test fails
         return "told"
     events = [line.removeprefix("data: ") for line in text.splitlines() if line]
     assert events[-1] == "[DONE]"
@@ -84,6 +85,7 @@ async def complete(client, url, num_tokens):
         return "cut"
     if response.status_code != 200:
         assert response.json()["error"]["message"]
+        print("told:", response.status_code, response.text)
         return "told"
     assert response.json()["usage"]["completion_tokens"] == num_tokens
     return "whole"
