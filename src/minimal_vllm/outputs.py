@@ -185,7 +185,8 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     """Sum of the log-probabilities of the generated tokens; None without ``logprobs``."""
     logprobs: FlatLogprobs | None = None
-    """Log-probabilities, one entry per generated token; None without ``logprobs``."""
+    """Log-probabilities, one entry per generated token; None without ``logprobs``. A sequence, not
+    a list: it makes each entry when it is read, and ``list`` of it makes them all."""
     finish_reason: str | None = None
     """Reason for the end: ``"stop"`` (end of sequence, stop token or stop string), ``"length"``,
     ``"abort"`` or ``"error"``; None before."""
@@ -208,7 +209,8 @@ class RequestOutput:
     prompt_token_ids: list[int]
     """Tokens of the prompt."""
     prompt_logprobs: FlatPromptLogprobs | None
-    """Log-probabilities, one entry per prompt token; the first is None. None if not asked for."""
+    """Log-probabilities, one entry per prompt token; the first is None. None if not asked for. A
+    sequence like ``CompletionOutput.logprobs``."""
     outputs: list[CompletionOutput]
     """Completions, one for each of ``n``."""
     finished: bool
