@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, print_table, report
+from minimal_vllm.device.transfer import Fetch
 from minimal_vllm.outputs import FlatLogprobs, TokenLogprobs
 from minimal_vllm.sampling.logprobs import AskedLogprobs, QueuedLogprobs
 
@@ -50,7 +51,7 @@ def make_step(num_requests: int, wanted: int) -> QueuedLogprobs:
     found[:, 0] = torch.randint(VOCAB_SIZE, found[:, 0].shape, generator=random)
     found[:, 1] = torch.rand(found[:, 1].shape, generator=random).log().view(torch.int32)
     found[:, 2] = torch.arange(asked.width)
-    return QueuedLogprobs.of(found, asked)
+    return QueuedLogprobs(Fetch(found), asked)
 
 
 def measure(num_requests: int, wanted: int, num_steps: int) -> LogprobsCost:

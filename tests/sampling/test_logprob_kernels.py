@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from minimal_vllm.device.transfer import Fetch
 from minimal_vllm.sampling import logprobs as plain
 from minimal_vllm.sampling.kernels import logprobs as kernels
 from minimal_vllm.sampling.logprobs import AskedLogprobs, QueuedLogprobs
@@ -26,7 +27,7 @@ def find_both(logits, chosen, wanted):
     logits, chosen = logits.to(DEVICE), torch.tensor(chosen, device=DEVICE)
     asked = AskedLogprobs.of(wanted, logits.shape[1], DEVICE)
     return [
-        QueuedLogprobs.of(each.find_logprobs(logits, chosen, asked), asked).wait()
+        QueuedLogprobs(Fetch(each.find_logprobs(logits, chosen, asked)), asked).wait()
         for each in (kernels, plain)
     ]
 

@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 
+from minimal_vllm.device.transfer import Fetch
 from minimal_vllm.outputs import FlatLogprobs, FlatPromptLogprobs, Logprob
 from minimal_vllm.sampling.logprobs import AskedLogprobs, QueuedLogprobs, find_logprobs
 
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 def positions(logits, chosen, wanted):
     asked = AskedLogprobs.of(wanted, logits.shape[1], CPU)
     found = find_logprobs(logits, torch.tensor(chosen), asked)
-    return [each and each[0] for each in QueuedLogprobs.of(found, asked).wait()]
+    return [each and each[0] for each in QueuedLogprobs(Fetch(found), asked).wait()]
 
 
 def entries(chosen, wanted):

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,7 @@ def _print_json(outputs: Sequence[RequestOutput]) -> None:
 
 
 def _completion_json(completion: CompletionOutput) -> dict[str, Any]:
-    fields = asdict(completion)
+    fields = asdict(replace(completion, logprobs=None))  # asdict would copy them for nothing
     if completion.logprobs is None:
         del fields["logprobs"], fields["cumulative_logprob"]
     else:

@@ -91,7 +91,7 @@ class CudaRunner:
         asked, logprobs = self._asked_logprobs(requests), None
         if asked is not None:
             found = find_logprobs(outputs.logits, outputs.tokens, asked)
-            logprobs = QueuedLogprobs.of(found, asked)
+            logprobs = QueuedLogprobs(Fetch(found), asked)
         return QueuedFlight(Fetch(outputs.tokens), logprobs, prompt_logprobs)
 
     def _launch_mixed(self, plan: Plan) -> tuple[Outputs, list[QueuedPromptLogprobs]]:

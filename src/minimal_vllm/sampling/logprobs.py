@@ -80,11 +80,6 @@ class QueuedLogprobs:
     """``[n, 3, width]``: see ``find_logprobs``."""
     asked: AskedLogprobs
 
-    @classmethod
-    def of(cls, found: Tensor, asked: AskedLogprobs) -> "QueuedLogprobs":
-        """Queue the copy of what ``find_logprobs`` has found."""
-        return cls(Fetch(found), asked)
-
     def wait(self) -> list[FlatLogprobs | None]:
         """Wait until they have arrived, and return one position for each of the ``N`` rows.
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from minimal_vllm.device.transfer import Fetch
 from minimal_vllm.outputs import FlatLogprobs
 from minimal_vllm.sampling.draw import draw, uniforms
 from minimal_vllm.sampling.filters import keep_min_p, keep_top_k, keep_top_p
@@ -93,7 +94,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     asked = AskedLogprobs.of(wanted, logits.shape[1], logits.device)
     raw = logits.clone() if asked else logits
     chosen = choose(logits, rows)
-    logprobs = QueuedLogprobs.of(find_logprobs(raw, chosen, asked), asked).wait() if asked else None
+    logprobs = None
+    if asked:
+        logprobs = QueuedLogprobs(Fetch(find_logprobs(raw, chosen, asked)), asked).wait()
     return Sampled.one_each(chosen.tolist(), logprobs)
 
 

@@ -161,17 +161,16 @@ class Service:
         """Return the token ids of each prompt; refuse one that isn't valid text (400)."""
         tokenizer = self.model.tokenizer
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if not texts:
-            return [prompt for prompt in prompts if not isinstance(prompt, str)]
-        try:
-            encoded = iter(
-                await asyncio.to_thread(
+        encoded: Sequence[list[int]] = ()
+        if texts:
+            try:
+                encoded = await asyncio.to_thread(
                     tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens
                 )
-            )
-        except ValueError as error:
-            raise ApiError(400, str(error)) from error
-        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+            except ValueError as error:
+                raise ApiError(400, str(error)) from error
+        in_order = iter(encoded)
+        return [next(in_order) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def truncate(
         self, prompts: list[list[int]], body: SamplingFields, max_tokens: int | None

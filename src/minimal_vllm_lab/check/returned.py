@@ -28,8 +28,9 @@ def results_in(text: str, names: Iterable[str]) -> dict[str, str]:
         names: functions, and methods as ``Class.method``. Those without a type are left out.
     """
     found: dict[str, str] = {}
+    tree = ast.parse(text)
     for name in names:
-        node: Any = ast.parse(text)
+        node: Any = tree
         for part in name.split("."):
             node = next(each for each in node.body if getattr(each, "name", None) == part)
         if node.returns is not None:
