@@ -6,7 +6,8 @@ from benchmarks.view_frames import write_trace
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.trace.facts import engine_facts
 from minimal_vllm.trace.writer import TraceWriter
-from tests.lab.view.browser import AT_END, page_at, pixels, stop, until
+from minimal_vllm_lab.view.document import DOCS
+from tests.lab.view.browser import AT_END, new_page, page_at, pixels, stop, until
 from tests.lab.view.test_live_page import SMALL, TINY_BUDGET, pause, send, step
 from tests.server.harness import process
 
@@ -263,3 +264,20 @@ def test_experts_and_groups_of_layers_have_charts_in_models_that_have_them(
     with page_at(chromium, replay_url) as page:
         assert not page.is_visible("#experts")
         assert not page.is_visible("#groups")
+
+
+CUT_FORMULAS = """[...document.querySelectorAll(".formula")].filter(
+    (each) => each.scrollWidth > each.clientWidth).map((each) => each.textContent)"""
+
+
+def test_no_formula_of_a_document_is_wider_than_a_phone(chromium, replay_url):
+    page = new_page(chromium, viewport={"width": 390, "height": 844})
+    cut = {}
+    for chapter in sorted((DOCS / "course").glob("*.md")):
+        page.goto(f"{replay_url}/docs/course/{chapter.name}")
+        cut[chapter.name] = page.evaluate(CUT_FORMULAS)
+    page.goto(f"{replay_url}/docs/course/05-paged-attention.md")
+    page.set_viewport_size({"width": 200, "height": 844})
+    assert page.evaluate(CUT_FORMULAS) != []  # it would notice
+    page.close()
+    assert {name: found for name, found in cut.items() if found} == {}
