@@ -1,9 +1,9 @@
-"""Where the time of a decoder layer goes on a GPU, kernel by kernel, in a step of a workload.
+"""Where the time of a decoder layer goes on a GPU, kernel by kernel, in steps of workloads.
 
-python -m benchmarks.gpu_layer [--shape qwen3-8b] [--workload mixed256] [--tensor-parallel-size 2]
-    [--quantization fp8] [--kv-cache-dtype fp8]
+python -m benchmarks.gpu_layer [--shape qwen3-8b] [--workload mixed256 --workload ...]
+    [--tensor-parallel-size 2] [--quantization fp8] [--kv-cache-dtype fp8]
 
-Weights are random. The step is a decode step of the workload's largest batch; in a workload whose
+Weights are random. A workload's step is a decode step of its largest batch; in a workload whose
 outputs have one token, it is a step of prompts. A kernel's time is the time that it adds: it may
 start while the one before it still runs. A pause is time in which the GPU does nothing. Floors are
 those of ``layer_floor``. With several GPUs, rank 0 is profiled, and its sums include the wait for
@@ -55,11 +55,10 @@ first step of a profile doesn't count, since the profiler starts in it."""
 # ---- recording, on a GPU ------------------------------------------------------------------------
 
 
-def record(llm: LLM, requests: Workload, title: str, folder: Path) -> None:
-    """Profile steps of a workload, and write the profiles and the facts to a folder.
+def mark(llm: LLM) -> list[tuple[bool, StepWork]]:
+    """Mark the steps of an engine from now on, and return the list that gets the work of each.
 
-    Raises:
-        ValueError: the workload has no such steps, or too few.
+    The list also says whether a step is a decode step.
     """
     works: list[tuple[bool, StepWork]] = []
     block_size = llm.built.model.block_size
@@ -67,8 +66,29 @@ def record(llm: LLM, requests: Workload, title: str, folder: Path) -> None:
     def note(plan: Plan) -> None:
         works.append((plan.is_steady_decode, work_of(plan, block_size)))
 
-    runner = gpu_runner(llm)
-    mark_runner(runner, note)
+    mark_runner(gpu_runner(llm), note)
+    return works
+
+
+def record(
+    llm: LLM,
+    works: Sequence[tuple[bool, StepWork]],
+    requests: Workload,
+    title: str,
+    folder: Path,
+) -> None:
+    """Profile steps of a workload, and write the profiles and the facts to a folder.
+
+    Args:
+        llm: a marked engine.
+        works: list that ``mark`` returned.
+        requests: the workload.
+        title: what the tables are about.
+        folder: folder for the profiles.
+
+    Raises:
+        ValueError: the workload has no such steps, or too few.
+    """
     _add(llm, requests)
     if any(count > 1 for _, count in requests):
         _run(llm, 1)
@@ -82,7 +102,7 @@ def record(llm: LLM, requests: Workload, title: str, folder: Path) -> None:
     with profiled(folder / SERVED):
         _run(llm, PROFILED)
     work = works[-(PROFILED // 2)][1]
-    with profiled(folder / LAUNCHED), launched_one_by_one(runner):
+    with profiled(folder / LAUNCHED), launched_one_by_one(gpu_runner(llm)):
         _run(llm, ONE_BY_ONE)
     facts = make_facts(llm, work, title, unprofiled)
     (folder / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n")
@@ -191,8 +211,10 @@ def print_profile(profile: Profile) -> None:
 @click.option("--shape", type=click.Choice(list(PRESETS)), default="qwen3-8b", show_default=True)
 @click.option(
     "--workload",
+    "workloads",
     type=click.Choice(list(FIXED_WORKLOADS)),
-    default="mixed256",
+    multiple=True,
+    default=["mixed256"],
     show_default=True,
 )
 @click.option("--quantization", type=click.Choice(list(QUANTIZATIONS)), help="Form of the weights.")
@@ -204,27 +226,32 @@ def print_profile(profile: Profile) -> None:
 )
 def main(
     shape: str,
-    workload: str,
+    workloads: tuple[str, ...],
     quantization: str | None,
     kv_cache_dtype: KvDtype,
     tensor_parallel_size: int,
     read: Path | None,
     folder: Path,
 ) -> None:
-    """Profile the layers of one shape in one workload, or print an earlier profile."""
-    if read is None:
-        cache = f"{kv_cache_dtype}-cache" if kv_cache_dtype != "auto" else None
-        ranks = f"tp{tensor_parallel_size}" if tensor_parallel_size > 1 else None
+    """Profile the layers of one shape in some workloads, or print an earlier profile."""
+    if read is not None:
+        print_profile(read_profile(read))
+        return
+    cache = f"{kv_cache_dtype}-cache" if kv_cache_dtype != "auto" else None
+    ranks = f"tp{tensor_parallel_size}" if tensor_parallel_size > 1 else None
+    raw = dict(PRESETS[shape])
+    if quantization:
+        raw["quantization_config"] = QUANTIZATIONS[quantization]
+    options = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
+    llm = build(raw, options)
+    works = mark(llm)
+    for workload in workloads:
         name = "-".join(filter(None, [shape, workload, quantization, cache, ranks]))
-        raw = dict(PRESETS[shape])
-        if quantization:
-            raw["quantization_config"] = QUANTIZATIONS[quantization]
-        options = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
-        read = folder / f"gpu_layer-{name}"
         title = f"{name}, {torch.cuda.get_device_name()}"
-        record(build(raw, options), FIXED_WORKLOADS[workload](), title, read)
-    print_profile(read_profile(read))
-    print(f"\nTo print this again: python -m benchmarks.gpu_layer --read {read}")
+        place = folder / f"gpu_layer-{name}"
+        record(llm, works, FIXED_WORKLOADS[workload](), title, place)
+        print_profile(read_profile(place))
+        print(f"\nTo print this again: python -m benchmarks.gpu_layer --read {place}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 pytest.importorskip("triton")
 
 from benchmarks import gpu_layer
-from benchmarks.gpu_layer import FACTS, LAUNCHED, SERVED, main, read_profile, record
+from benchmarks.gpu_layer import FACTS, LAUNCHED, SERVED, main, mark, read_profile, record
 from benchmarks.gpu_workloads import build
 from benchmarks.layer_marks import gpu_runner, launched_one_by_one
 from benchmarks.layer_trace import read_steps
@@ -70,7 +70,8 @@ def few_steps():
 def recorded(few_steps, checkpoint, tmp_path_factory):
     _, engine, _ = make_engines(checkpoint("qwen3"))
     folder = tmp_path_factory.mktemp("recorded")
-    record(llm_of(engine), [([1, 2, 3], 9), ([4, 5], 9)], "tiny", folder)
+    llm = llm_of(engine)
+    record(llm, mark(llm), [([1, 2, 3], 9), ([4, 5], 9)], "tiny", folder)
     return folder
 
 
@@ -133,7 +134,8 @@ def test_steps_launched_one_by_one_are_the_last_to_be(checkpoint):
 @interpreted
 def test_prompts_are_profiled_where_outputs_have_one_token(checkpoint, tmp_path):
     _, engine, _ = make_engines(checkpoint("qwen3"))
-    record(llm_of(engine), [([1 + n, 2], 1) for n in range(30)], "tiny", tmp_path)
+    llm = llm_of(engine)
+    record(llm, mark(llm), [([1 + n, 2], 1) for n in range(30)], "tiny", tmp_path)
     facts = json.loads((tmp_path / FACTS).read_text())
     assert facts["title"] == "tiny: 6 requests, 12 tokens"
 
@@ -141,8 +143,9 @@ def test_prompts_are_profiled_where_outputs_have_one_token(checkpoint, tmp_path)
 @interpreted
 def test_too_short_a_workload_is_refused(checkpoint, tmp_path):
     _, engine, _ = make_engines(checkpoint("qwen3"))
+    llm = llm_of(engine)
     with pytest.raises(ValueError, match="too few steps"):
-        record(llm_of(engine), [([1, 2], 3)], "tiny", tmp_path)
+        record(llm, mark(llm), [([1, 2], 3)], "tiny", tmp_path)
 
 
 def test_another_runner_is_refused():
@@ -154,7 +157,7 @@ def test_another_runner_is_refused():
 @pytest.mark.gpu
 def test_every_kernel_of_a_replayed_step_is_known(tmp_path):
     llm = build(TINY, {"num_gpu_blocks_override": 1000, "max_model_len": 1024})
-    record(llm, [([1, 2, 3], 40), ([4], 40)], "tiny", tmp_path)
+    record(llm, mark(llm), [([1, 2, 3], 40), ([4], 40)], "tiny", tmp_path)
     profile = read_profile(tmp_path)
     assert profile.notes == []
     launched = read_steps(gpu_layer._events(tmp_path / LAUNCHED)).steps[-1]
