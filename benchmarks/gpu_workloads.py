@@ -261,7 +261,7 @@ def profiled(path: Path) -> Iterator[None]:
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     _wait_for_gpu()
-    with profile(activities=activities) as recorded:
+    with profile(activities=activities, acc_events=True) as recorded:
         yield
         _wait_for_gpu()
     recorded.export_chrome_trace(str(path))

@@ -159,12 +159,13 @@ def carry_over(
 ) -> tuple[list[Kernel], str | None]:
     """Give replayed kernels the layers and parts of those that were launched one by one.
 
-    A graph replays the kernels that were launched while it was recorded, in the same order.
+    A graph replays the kernels that were launched while it was recorded, in the same order. Copies
+    count as equal, because a graph names them otherwise.
 
     Returns:
         The replayed kernels, and what differs between the two sequences; None if nothing does.
     """
-    before, after = ([kernel.name for kernel in step] for step in (launched, replayed))
+    before, after = ([_comparable(kernel.name) for kernel in step] for step in (launched, replayed))
     marked = [replace(kernel, layer=None, part=UNKNOWN) for kernel in replayed]
     num_equal = 0
     for block in SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
@@ -188,6 +189,11 @@ def carry_over(
         f"that are launched without it; kernel {first} is {_name(after, first)} instead of "
         f"{_name(before, first)}"
     )
+
+
+def _comparable(name: str) -> str:
+    """Return what a kernel has in common with what a graph replays instead of it."""
+    return next((kind for kind in ("memcpy", "memset") if name.lower().startswith(kind)), name)
 
 
 def _with_layers_around(kernels: Sequence[Kernel]) -> list[Kernel]:

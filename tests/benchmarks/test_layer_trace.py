@@ -136,6 +136,14 @@ def test_a_replayed_kernel_that_was_not_launched_is_unknown_but_keeps_its_layer(
     )
 
 
+def test_copies_that_a_graph_names_otherwise_are_the_same():
+    launched = kernels(["Memcpy DtoD (Device -> Device)", "Memset (Device)", "b"], 0, "front")
+    marked, difference = carry_over(launched, kernels(["memcpy32_post", "Memset (Unknown)", "b"]))
+    assert difference is None
+    assert [each.part for each in marked] == ["front"] * 3
+    assert marked[0].name == "memcpy32_post"
+
+
 def test_kernels_that_a_graph_lacks_are_missed():
     _, difference = carry_over(kernels("abc"), kernels("ab"))
     assert difference is not None
