@@ -28,7 +28,7 @@ from benchmarks.contenders import Contender, HuggingFace, Job, Ours, load_huggin
 from benchmarks.floor import MachineRates, attention_floor, measure_rates, weights_floor
 from benchmarks.models import SHAPES, model_folder
 from benchmarks.stopwatch import Sections, Stopwatch
-from minimal_vllm.attention import tiled, tiled_step
+from minimal_vllm.attention import long_prompt, tiled, tiled_step
 from minimal_vllm.model import cpu_modules, linear, packed_linear
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.runner import plain
@@ -48,7 +48,7 @@ def sections_of(ours: Ours) -> Sections:
         "attention: plan": [(tiled.TiledAttention, "plan")],
         WEIGHTS: [(linear, "linear"), (packed_linear.PackedProjection, "multiply")],
         "attention: write to cache": [(cpu_modules.TiledSelfAttention, "store")],
-        GATHER: [(tiled_step.TiledStep, "_gather")],
+        GATHER: [(tiled_step.TiledStep, "_gather"), (long_prompt.LongPrompt, "_gather")],
         ARITHMETIC: [(tiled_step.TiledStep, "__call__")],
         "sampling": [(ours.llm.engine._runner, "sampler")],
         "rest of the model": [(plain.PlainRunner, "launch")],

@@ -7,6 +7,7 @@ import torch
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention import tiled_step
+from minimal_vllm.attention.long_prompt import LongPrompt
 from minimal_vllm.device.threads import OneThread
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.runner import threads
@@ -108,7 +109,13 @@ def test_attention_of_single_tokens_is_computed_by_one_thread_unless_others_spin
         seen.add((tokens, torch.get_num_threads()))
         return attend(self, q, *arguments)
 
+    def watched_prompt(self, *arguments):
+        seen.add(("several", torch.get_num_threads()))
+        attend_prompt(self, *arguments)
+
+    attend_prompt = LongPrompt.attend
     monkeypatch.setattr(tiled_step.TiledStep, "_attend", watched)
+    monkeypatch.setattr(LongPrompt, "attend", watched_prompt)
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     for prompts in ([LONG], [LONG, SHORT]):
         seen.clear()

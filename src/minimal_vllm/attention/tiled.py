@@ -21,7 +21,8 @@ that keys and values are read from RAM only once. A new buffer for all pages of 
 written to RAM and read back, and the operating system would map it anew each time, which takes
 several times as long as the arithmetic.
 
-This file cuts a step into tiles and rounds; ``tiled_step`` computes them.
+This file cuts a step into tiles and rounds; ``tiled_step`` computes them. Long prompts are left to
+``long_prompt``.
 """
 
 from collections.abc import Iterator
@@ -32,19 +33,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimal_vllm.attention.long_prompt import LongPrompt, piece_mask
 from minimal_vllm.attention.tiled_step import (
     ByWindow,
     Round,
+    StepParts,
     TiledStep,
     TileGroup,
     hidden_keys,
 )
 from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
 
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
 PROMPT_TILE = 32
 """Maximum number of tokens per tile of a prompt: enough rows for an efficient matrix product."""
 LEAST_ROUND = 128
 """Minimum number of keys per round: enough columns for an efficient matrix product."""
+LONG_PROMPT = 64
+"""Minimum number of new tokens of a request that are computed in pieces instead of tiles."""
+MOST_KEY_BYTES = 1 << 25
+"""Maximum number of bytes of its keys, and of its values, which are then gathered at once."""
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Bytes of the scratch buffer for a round's keys, and of the one for its values. On a CPU they fit
 into its cache. On a GPU they are large, because each operation costs a kernel launch."""
@@ -82,10 +91,10 @@ class TiledAttention:
         self._block_size = block_size
         self._num_kv_heads = num_kv_heads
         self._device = device
-        page_bytes = block_size * head_dim * torch.float32.itemsize
+        self._page_bytes = block_size * head_dim * torch.float32.itemsize
         self._least_blocks = -(-LEAST_ROUND // block_size)
         self._blocks_at_a_time = max(
-            SCRATCH_BYTES[device.type] // (page_bytes * num_kv_heads), self._least_blocks
+            SCRATCH_BYTES[device.type] // (self._page_bytes * num_kv_heads), self._least_blocks
         )
         num_pages = self._blocks_at_a_time * num_kv_heads
         self._scratch = torch.empty(2, num_pages, block_size * head_dim, device=device)
@@ -94,7 +103,8 @@ class TiledAttention:
         """Prepare to cut the batch into tiles, and their contexts into rounds."""
         return TiledStep(
             self._tensor(batch.slot_mapping),
-            ByWindow(partial(self._plan_groups, batch)),
+            ByWindow(partial(self._plan_parts, batch, self._are_long(batch))),
+            ByWindow(partial(self._plan_parts, batch, np.zeros(len(batch.seq_lens), dtype=bool))),
             ByWindow(partial(self._plan_context_rows, batch)),
             self._scratch,
             self._num_kv_heads,
@@ -114,14 +124,34 @@ class TiledAttention:
         rows = pages * self._block_size + positions % self._block_size
         return self._tensor(rows.reshape(-1))
 
-    def _plan_groups(self, batch: Batch, window: int | None) -> list[TileGroup]:
+    def _are_long(self, batch: Batch) -> BoolArray:
+        """Return which requests are computed in pieces, ``[R]``."""
+        if self._device.type != "cpu":
+            return np.zeros(len(batch.seq_lens), dtype=bool)
+        key_bytes = batch.seq_lens * (self._page_bytes * self._num_kv_heads // self._block_size)
+        return (batch.num_new >= LONG_PROMPT) & (key_bytes <= MOST_KEY_BYTES)
+
+    def _plan_parts(self, batch: Batch, is_long: BoolArray, window: int | None) -> StepParts:
         groups = []
         for requests in (batch.decodes, batch.prefills):
-            if len(requests):
-                longest = int(batch.num_new[requests].max())  # a few tokens, if all are guesses
+            tiled = requests[~is_long[requests]]
+            if len(tiled):
+                longest = int(batch.num_new[tiled].max())  # a few tokens, if all are guesses
                 tile_size = min(longest, PROMPT_TILE)
-                groups.append(self._plan_group(batch, requests, tile_size, window))
-        return groups
+                groups.append(self._plan_group(batch, tiled, tile_size, window))
+        prompts = [self._plan_prompt(batch, each, window) for each in np.flatnonzero(is_long)]
+        return StepParts(groups, prompts)
+
+    def _plan_prompt(self, batch: Batch, request: np.intp, window: int | None) -> LongPrompt:
+        first, end = batch.query_starts[request : request + 2].tolist()
+        oldest, last = batch.positions[[first, end - 1]].tolist()
+        oldest = max(oldest - (window or last + 1) + 1, 0)
+        first_block = oldest // self._block_size
+        blocks = batch.block_tables[request, first_block : last // self._block_size + 1]
+        heads = np.arange(self._num_kv_heads)[:, None]
+        pages = blocks.astype(np.int64) * self._num_kv_heads + heads
+        mask = piece_mask(last + 1 - first_block * self._block_size, window)
+        return LongPrompt(first, end, self._tensor(pages.reshape(-1)), mask, window)
 
     def _plan_group(
         self, batch: Batch, requests: IntArray, tile_size: int, window: int | None

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from minimal_vllm.attention.interface import AttentionOptions
+from minimal_vllm.attention.long_prompt import LongPrompt
 from minimal_vllm.attention.online_softmax import OnlineSoftmax
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.threads import OneThread, threads_spin
@@ -55,6 +56,13 @@ class TileGroup:
     -inf for the others. None: tiles have several tokens or rounds."""
 
 
+class StepParts(NamedTuple):
+    """The parts that a step's attention is computed in."""
+
+    groups: list[TileGroup]
+    prompts: list[LongPrompt]
+
+
 Planned = TypeVar("Planned")
 
 
@@ -79,7 +87,8 @@ class TiledStep:
 
     Args:
         slots: see ``StepAttention``.
-        groups: tiles to compute, by the layers' sliding window.
+        parts: what to compute, by the layers' sliding window.
+        tiles: likewise, without long prompts, for scores with a softcap or sinks.
         context_rows: see ``context_rows``.
         scratch: two buffers, for the keys and for the values of a round.
         num_kv_heads: K, the number of KV heads.
@@ -89,14 +98,16 @@ class TiledStep:
     def __init__(
         self,
         slots: Tensor,
-        groups: ByWindow[list[TileGroup]],
+        parts: ByWindow[StepParts],
+        tiles: ByWindow[StepParts],
         context_rows: ByWindow[Tensor | None],
         scratch: Tensor,
         num_kv_heads: int,
         block_size: int,
     ) -> None:
         self.slots = slots
-        self._groups = groups
+        self._parts = parts
+        self._tiles = tiles
         self.context_rows = context_rows
         """Rows like ``cache_rows`` of all keys that the step's only token attends to, ``[K * n]``
         int64, by the layers' window. None: the step has several tokens, or the token so many keys
@@ -126,7 +137,8 @@ class TiledStep:
         options: AttentionOptions,
     ) -> Tensor:
         """Compute attention over the cache; see ``StepAttention``."""
-        groups = self._groups[options.window]
+        is_plain = options.softcap is None and options.sinks is None
+        groups, prompts = (self._parts if is_plain else self._tiles)[options.window]
         if len(q) == 1:
             with OneThread(self._sleeps):
                 return self._attend(q[None], cache, groups[0], options)
@@ -139,6 +151,8 @@ class TiledStep:
                 attended = self._attend(queries, cache, group, options)
             # A short tile's repeated tokens write the same result to the same row again.
             out.index_copy_(0, tokens, attended)
+        for prompt in prompts:
+            prompt.attend(q, cache, options.scale, out)
         return out
 
     def _attend(
