@@ -28,7 +28,7 @@ def output(request_id, number, finish_reason=None):
 async def read_all(mailbox):
     """Outputs until one waits in vain."""
     outputs = []
-    while mailbox._has_mail.is_set():
+    while mailbox._outputs or mailbox._error:
         outputs.append(await mailbox.get())
     return outputs
 

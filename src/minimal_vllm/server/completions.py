@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, model_validator
 from minimal_vllm.outputs import FlatLogprobs, RequestOutput, TokenLogprobs
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.api_model import field_error
-from minimal_vllm.server.generation import STREAM_TOO, ChunkedAnswer, new_id, respond
+from minimal_vllm.server.chunks import ChunkedAnswer
+from minimal_vllm.server.generation import STREAM_TOO, new_id, respond
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.models import (
     Prompt,
@@ -133,6 +134,7 @@ class CompletionAnswer(ChunkedAnswer):
         self._names = service.token_names(body)
         self._logprobs: dict[int, CompletionLogprobsWriter] = {}
         self._opened: set[int] = set()
+        self._shows_only_text = not (body.return_token_ids or params.asked_logprobs is not None)
 
     def adapt(self, output: RequestOutput) -> RequestOutput:
         """Return the output without the token that the engine generates if none is asked for."""
@@ -163,6 +165,16 @@ class CompletionAnswer(ChunkedAnswer):
             choice.get(name) for name in ("text", "finish_reason", "logprobs", "token_ids")
         )
         return [{"choices": [choice]}] if has_news else []
+
+    def only_text(self, index: int, output: RequestOutput) -> str | None:  # noqa: ARG002
+        """Return the new text if the chunk would show nothing else."""
+        (completion,) = output.outputs
+        return completion.text if self._shows_only_text and not completion.finish_reason else None
+
+    def text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        """Return the chunk that shows nothing but a text."""
+        nothing = {"logprobs": None, "finish_reason": None, "stop_reason": None}
+        return {"choices": [{"index": index, "text": text, **nothing}]}
 
     def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
         """Return the fields of a ``CompletionChoice``; the first one of a choice has the echo."""

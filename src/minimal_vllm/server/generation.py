@@ -6,14 +6,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.outputs import RequestOutput
@@ -23,7 +20,6 @@ from minimal_vllm.server.models import (
     CompletionTokensDetails,
     PromptTokensDetails,
     SamplingFields,
-    StreamOptions,
     Usage,
 )
 from minimal_vllm.server.service import Service
@@ -125,92 +121,6 @@ class Answer(ABC):
         """Return the events that end a stream after an error."""
 
 
-class ChunkedAnswer(Answer):
-    """An answer whose stream consists of chunks of the whole, as OpenAI's older endpoints have it.
-
-    Attributes:
-        chunk_object: the chunks' field ``object``.
-    """
-
-    chunk_object: str
-
-    def __init__(self, service: Service, response_id: str, body: SamplingFields) -> None:
-        super().__init__(service, response_id, body.model)
-        self._options = body.stream_options or StreamOptions()
-        if service.config.enable_force_include_usage:
-            self._options = StreamOptions(include_usage=True, continuous_usage_stats=True)
-        self._begun: set[int] = set()
-
-    def opening(
-        self,
-        index: int,  # noqa: ARG002
-        output: RequestOutput,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
-        """Return the chunks that come before the first text of one choice."""
-        return []
-
-    @abstractmethod
-    def chunks(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
-        """Return the chunks for the new output of one choice, without the envelope."""
-
-    def events(self, index: int, output: RequestOutput, usage: UsageCounter) -> Iterable[bytes]:
-        """Return a chunk's event for each of ``chunks``."""
-        if index not in self._begun:
-            before = self._usage(usage, len(output.outputs[0].token_ids))
-            for fields in self.opening(index, output):
-                yield self._event(fields | before)
-            self._begun.add(index)
-        for fields in self.chunks(index, output):
-            yield self._event(fields | self._usage(usage))
-
-    def _usage(self, usage: UsageCounter, num_new: int = 0) -> dict[str, Any]:
-        """Return the usage that a chunk shows: so far, but without ``num_new`` tokens."""
-        if not self._options.include_usage:
-            return {}
-        if not self._options.continuous_usage_stats:
-            return {"usage": None}
-        return {"usage": _without(usage.usage, num_new)}
-
-    def last_events(self, usage: Usage) -> Iterable[bytes]:
-        """Return the usage, if it is asked for, and ``[DONE]``."""
-        if self._options.include_usage:
-            yield self._event({"choices": [], "usage": usage})
-        yield DONE
-
-    def error_events(self, error: ApiError) -> Iterable[bytes]:
-        """Return the error in OpenAI's body, and ``[DONE]``."""
-        return event(error.body), DONE
-
-    def _event(self, fields: dict[str, Any]) -> bytes:
-        # There is a chunk for each token. The fields that all have in common are written once, and
-        # the others are a dictionary: building and checking a model would take ten times as long.
-        return self._head + to_json(fields)[1:] + b"\n\n"
-
-    @cached_property
-    def _head(self) -> bytes:
-        """The beginning of every chunk's event, up to the first field of its own."""
-        return event({**self.envelope, "object": self.chunk_object})[: -len(b"}\n\n")] + b","
-
-
-def _without(usage: Usage, num_new: int) -> Usage:
-    """Return the usage without some tokens, for a chunk that comes before their text."""
-    return replace(
-        usage,
-        completion_tokens=usage.completion_tokens - num_new,
-        total_tokens=usage.total_tokens - num_new,
-    )
-
-
-def event(content: BaseModel | dict[str, Any], name: str | None = None) -> bytes:
-    """Return a server-sent event, of type ``name`` if that is given, with this JSON as data."""
-    head = f"event: {name}\n".encode() if name else b""
-    return head + b"data: " + to_json(content) + b"\n\n"
-
-
-DONE = b"data: [DONE]\n\n"
-"""The last event of OpenAI's older streams."""
-
-
 def new_id(prefix: str, request: Request, chosen: str | None) -> str:
     """Return the id of an answer, from what the client chose, or else from the HTTP request's."""
     return f"{prefix}-{chosen or request.state.request_id}"
@@ -240,7 +150,7 @@ async def respond(
     outputs = _run(service, requests, usage, answer, body)
     if body.stream:
         first = await anext(outputs)
-        return EventStream(outputs, _events(first, outputs, answer, usage), headers)
+        return EventStream(first, outputs, answer, usage, headers)
     async with aclosing(outputs):
         final = {index: output async for index, output in outputs}
 
@@ -336,45 +246,54 @@ class EventStream(StreamingResponse):
     """Response of server-sent events.
 
     Args:
-        outputs: the engine's outputs; closed when the response ends, for whatever reason.
-        events: the events as bytes.
+        first: the engine's first output.
+        others: its other outputs; closed when the response ends, for whatever reason.
+        answer: makes events of outputs.
+        usage: counts the tokens of the outputs.
         headers: headers of the response.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, outputs: Outputs, events: AsyncGenerator[bytes, None], headers: dict[str, str]
+        self,
+        first: tuple[int, RequestOutput],
+        others: Outputs,
+        answer: Answer,
+        usage: UsageCounter,
+        headers: dict[str, str],
     ) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-cache", **headers})
-        self._outputs = outputs
-        self._events = events
+        super().__init__((), headers={"Cache-Control": "no-cache", **headers})
+        self._first = first
+        self._others = others
+        self._answer = answer
+        self._usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send the events, and close the outputs.
 
         Starlette would look out for a disconnect in another task, but ``CancelOnDisconnect`` does.
+        It would also take the events from a generator, which would add to the cost of each.
         """
-        async with aclosing(self._outputs), aclosing(self._events):
-            await self.stream_response(send)
+        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        async with aclosing(self._others):
+            await send(head)
+            try:
+                await self._send_outputs(send)
+                last = b"".join(self._answer.last_events(self._usage.usage))
+            except Exception as error:
+                if not isinstance(error, (ApiError, *ENGINE_ERRORS)):
+                    logger.exception("request_id=%s: the stream failed", self._answer.response_id)
+                last = b"".join(self._answer.error_events(as_api_error(error)))
+            await send({"type": "http.response.body", "body": last})
 
+    async def _send_outputs(self, send: Send) -> None:
+        """Send the events of each output in one piece, as soon as it is there."""
+        await self._send_output(send, *self._first)
+        async for index, output in self._others:
+            await self._send_output(send, index, output)
 
-async def _events(
-    first: tuple[int, RequestOutput], outputs: Outputs, answer: Answer, usage: UsageCounter
-) -> AsyncGenerator[bytes, None]:
-    try:
-        async for index, output in _chain(first, outputs):
-            # What an output makes is one write, and so is what ends the stream.
-            if events := b"".join(answer.events(index, output, usage)):
-                yield events
-        yield b"".join(answer.last_events(usage.usage))
-    except Exception as error:
-        if not isinstance(error, (ApiError, *ENGINE_ERRORS)):
-            logger.exception("request_id=%s: the stream failed", answer.response_id)
-        yield b"".join(answer.error_events(as_api_error(error)))
-
-
-async def _chain(first: tuple[int, RequestOutput], others: Outputs) -> Outputs:
-    yield first
-    async for each in others:
-        yield each
+    async def _send_output(self, send: Send, index: int, output: RequestOutput) -> None:
+        events = b"".join(self._answer.events(index, output, self._usage))
+        if events:
+            await send({"type": "http.response.body", "body": events, "more_body": True})

@@ -115,10 +115,11 @@ async def serve(
 def _uvicorn_config(service: Service, accept_at_once: int) -> uvicorn.Config:
     # An engine's process, beside others that speak HTTP, spares itself half a second of imports.
     from minimal_vllm.server.app import make_app
+    from minimal_vllm.server.http_protocol import HttpProtocol
 
     return uvicorn.Config(
         make_app(service),
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

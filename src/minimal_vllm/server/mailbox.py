@@ -18,31 +18,34 @@ class Mailbox:
     def __init__(self) -> None:
         self._outputs: dict[str, RequestOutput] = {}
         self._error: Exception | None = None
-        self._has_mail = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     def put(self, output: RequestOutput) -> None:
         """Add an output, or merge it with the unread one of the same request."""
         unread = self._outputs.get(output.request_id)
         self._outputs[output.request_id] = merge(unread, output) if unread else output
-        self._has_mail.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """Raise this error in the reader once it has read all outputs."""
         self._error = self._error or error
-        self._has_mail.set()
+        self._wake()
 
     async def get(self) -> RequestOutput:
         """Wait for an output and return it.
 
         Raises the error that was passed to ``fail``, if there are no more outputs.
         """
-        await self._has_mail.wait()
+        if not self._outputs and not self._error:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         if not self._outputs and self._error:
             raise self._error
-        output = self._outputs.pop(next(iter(self._outputs)))
-        if not self._outputs and not self._error:
-            self._has_mail.clear()
-        return output
+        return self._outputs.pop(next(iter(self._outputs)))
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 def merge(earlier: RequestOutput, later: RequestOutput) -> RequestOutput:

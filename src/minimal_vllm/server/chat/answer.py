@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from minimal_vllm.outputs import CompletionOutput, Logprob, RequestOutput, TokenLogprobs
 from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
 from minimal_vllm.server.chat.request import ChatCompletionRequest
-from minimal_vllm.server.generation import ChunkedAnswer
+from minimal_vllm.server.chunks import ChunkedAnswer
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.message import MessageDelta, ToolCallDelta
 from minimal_vllm.server.models import PromptLogprobs, Usage
@@ -103,6 +103,7 @@ class ChatAnswer(ChunkedAnswer):
         self._body = body
         self._messages = MessageReaders(dialogue, service.model.tokenizer.token_bytes)
         self._names = service.token_names(body)
+        self._shows_only_text = not (dialogue.has_tags or body.return_token_ids or body.logprobs)
 
     def count_reasoning(self, index: int, output: RequestOutput) -> int:
         """Return the number of reasoning tokens in the new output of one choice."""
@@ -137,6 +138,16 @@ class ChatAnswer(ChunkedAnswer):
         if part or any(details.get(name) for name in ("finish_reason", "logprobs", "token_ids")):
             return [{"choices": [{"index": index, "delta": _delta(part), **details}]}]
         return []
+
+    def only_text(self, index: int, output: RequestOutput) -> str | None:  # noqa: ARG002
+        """Return the new text if the chunk would show nothing else."""
+        (completion,) = output.outputs
+        return completion.text if self._shows_only_text and not completion.finish_reason else None
+
+    def text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        """Return the chunk that shows nothing but a text."""
+        nothing = {"logprobs": None, "finish_reason": None, "stop_reason": None, "token_ids": None}
+        return {"choices": [{"index": index, "delta": {"content": text}, **nothing}]}
 
     def _details(self, index: int, completion: CompletionOutput) -> dict[str, Any]:
         """Return the fields of a choice besides its message."""

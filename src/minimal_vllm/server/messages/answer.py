@@ -7,9 +7,10 @@ from pydantic import BaseModel
 
 from minimal_vllm.outputs import CompletionOutput, RequestOutput
 from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
+from minimal_vllm.server.chunks import event
 from minimal_vllm.server.error_forms import AnthropicErrorBody
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.generation import Answer, UsageCounter, event
+from minimal_vllm.server.generation import Answer, UsageCounter
 from minimal_vllm.server.messages.answer_blocks import BlockWriter, Event
 from minimal_vllm.server.messages.request import MessagesRequest
 from minimal_vllm.server.models import Usage

@@ -77,7 +77,8 @@ class NewTokens(NamedTuple):
 class StepOutputs:
     """All that one step has for a process."""
 
-    outputs: Sequence[NewTokens]
+    outputs: Sequence[tuple[Any, ...]]
+    """The fields of ``NewTokens``, as plain tuples, which take a third of the time to encode."""
 
 
 @dataclass(frozen=True, slots=True)

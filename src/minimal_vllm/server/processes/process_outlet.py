@@ -101,7 +101,8 @@ class ProcessOutlet(Outlet):
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Keep a step's outputs until the step has settled."""
         outputs = [
-            NewTokens.of(cast("int", each.call), each.place, each.output) for each in deliveries
+            tuple(NewTokens.of(cast("int", each.call), each.place, each.output))
+            for each in deliveries
         ]
         self._unsent.append(StepOutputs(outputs))
 

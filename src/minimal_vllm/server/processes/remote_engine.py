@@ -146,8 +146,8 @@ class RemoteEngine(EngineClient):
         """Take in a message from the engine's process."""
         match message:
             case StepOutputs():
-                for new in message.outputs:
-                    self._take_tokens(new)
+                for fields in message.outputs:
+                    self._take_tokens(NewTokens(*fields))
             case Counts():
                 self._counts = message
             case CallFailed():

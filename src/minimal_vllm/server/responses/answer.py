@@ -9,8 +9,9 @@ from pydantic import BaseModel
 from minimal_vllm.outputs import RequestOutput
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.chat.dialogue import Dialogue, MessageReaders
+from minimal_vllm.server.chunks import event
 from minimal_vllm.server.errors import ApiError
-from minimal_vllm.server.generation import Answer, UsageCounter, event
+from minimal_vllm.server.generation import Answer, UsageCounter
 from minimal_vllm.server.models import Usage
 from minimal_vllm.server.responses.functions import declared_functions
 from minimal_vllm.server.responses.output_items import (
