@@ -129,3 +129,26 @@ def test_a_prompt_after_guesses_is_no_loss_however_long_it_takes(monkeypatch):
     steps.step(9.0)
     assert steps.losses == [0.0, 0.0, 0.0]
     assert steps.num_rows == [3, 3, 60]
+
+
+def test_a_step_that_something_else_held_up_is_no_loss_and_tells_nothing():
+    now = 0.0
+    scheduler = SpeculatingScheduler(
+        SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
+        BlockPool(32, LRU()),
+        Places(),
+        most_guesses=3,
+        in_passes=True,
+        clock=lambda: now,
+    )
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    scheduler.add(Request("a", array("i", [1, 2, 3]), 3, params, arrival=1))
+    for number in range(40):
+        plan = scheduler.schedule()
+        (entry,) = plan.scheduled
+        now += 1000.0 if number == 30 else 1.0
+        scheduler.update(plan, [[0] * entry.num_logits])  # all guesses are right
+        if number == 30:
+            assert entry.guesses
+            assert not scheduler.allowance.is_used_up
+    assert scheduler.meter.costs.of_step(4, 3) < 2

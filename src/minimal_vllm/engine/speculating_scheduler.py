@@ -108,7 +108,8 @@ class SpeculatingScheduler(Scheduler):
         """Take in the time since the last update, if it tells what rows and guesses cost.
 
         The first of several steps with guesses tells nothing: a draft model catches up in it. Nor
-        does a step that waited for guesses and has none, but that time was lost too.
+        does a step that waited for guesses and has none, but that time was lost too. A step with
+        guesses that took far too long was held up by something else.
         """
         now = self._clock()
         seconds = now - (now if self._updated_at is None else self._updated_at)
@@ -118,10 +119,13 @@ class SpeculatingScheduler(Scheduler):
         longest = max(len(entry.guesses) for entry in plan.scheduled)
         begins = longest > 0 and not self._is_guessing
         self._is_guessing = longest > 0
-        is_typical = not ((begins and self.in_passes) or self.waited(plan))
+        catches_up = begins and self.in_passes
+        num_rows = sum(entry.num_new for entry in plan.scheduled)
+        num_passes = longest if self.in_passes else min(longest, 1)
+        if longest and not catches_up and self.meter.is_far_above(num_rows, num_passes, seconds):
+            return
+        is_typical = not (catches_up or self.waited(plan))
         if is_typical and all(entry.num_logits for entry in plan.scheduled):
-            num_rows = sum(entry.num_new for entry in plan.scheduled)
-            num_passes = longest if self.in_passes else min(longest, 1)
             self.meter.note(num_rows, num_passes, seconds)
         has_lost = longest > 0 or self.waited(plan)
         needed = self._time_without_guesses(plan, sampled) if has_lost else seconds

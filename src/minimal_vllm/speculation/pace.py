@@ -28,6 +28,8 @@ FREE_ROWS = 16.0
 """Assumed cost of an empty step, in rows."""
 GUESSING_ROWS = 4.0
 """Assumed cost of a pass of a draft model, or of having guesses, in rows."""
+HELD_UP = 20
+"""How many times longer than usual, and than expected, is too long for a step."""
 BELIEF = (0.1, 8.0, 8.0)
 """Weights of the assumed costs of a step, a row and a pass among those that are measured."""
 
@@ -105,6 +107,17 @@ class CostMeter:
             self._take_in(np.array(self._noted))
             self._noted.clear()
             self.costs, self.is_fitted = self._fit(), True
+
+    def is_far_above(self, num_rows: int, num_passes: int, seconds: float) -> bool:
+        """Return whether a step took so long that something else must have held it up.
+
+        A kernel that has to be compiled does, for example.
+        """
+        num_steps = float(self._products[0, 0])
+        if not num_steps:
+            return False
+        mean = float(self._times[0]) / num_steps
+        return seconds > HELD_UP * max(mean, self.costs.of_step(num_rows, num_passes))
 
     def _take_in(self, noted: FloatArray) -> None:
         """Add up the products of some steps, ``[n, 4]``; see ``_noted``."""
