@@ -234,10 +234,14 @@ def measure_profile(options: argparse.Namespace, flags: Sequence[str], traffic: 
 
 
 def print_run(run: Run) -> None:
-    """Print the CPU time of a run's tokens."""
+    """Print the CPU time of a run's tokens, below the most important of what the clients saw."""
     rows = [[name, f"{1e6 * used / run.tokens:.1f}"] for name, used in run.cpu.items()]
-    title = f"{run.rate:g} requests/s: CPU time per token"
-    print_table(title, ["", "µs"], rows)
+    title = (
+        f"{run.rate:g} requests/s: {run.tokens_per_second:,.0f} tokens/s, median TTFT "
+        f"{1e3 * run.ttft[0]:.1f} ms, TPOT {1e3 * run.tpot:.1f} ms, p99 of ITL "
+        f"{1e3 * run.itl[1]:.1f} ms"
+    )
+    print_table(title, ["CPU time per token", "µs"], rows)
     for error in run.errors:
         print(f"{run.failed} failed: {error[:500]}")
 
