@@ -19,6 +19,7 @@ from minimal_vllm.model.layers import PLAIN_MODULES, Modules
 from minimal_vllm.model.packed_linear import PACKED_MODULES, can_pack
 from minimal_vllm.model.quantization.convert import Layouts, quantized
 from minimal_vllm.model.quantization.int8 import PackedInt8Weight, can_multiply_int8
+from minimal_vllm.model.quantization.int8_amx import AmxInt8Weight, can_multiply_tiles
 from minimal_vllm.model.quantization_config import Int8OnTheFly, Mxfp4, Quantization
 from minimal_vllm.model.scripted_layer import ScriptedLayer
 from minimal_vllm.plugin import Part, make_part, part_name
@@ -28,7 +29,7 @@ from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.runner import SpeculatingRunner
 
-CPU_LAYOUTS = Layouts(int8=PackedInt8Weight)
+CPU_LAYOUTS = Layouts(int8=AmxInt8Weight if can_multiply_tiles() else PackedInt8Weight)
 """Classes of quantized weights on a CPU with AVX2."""
 
 

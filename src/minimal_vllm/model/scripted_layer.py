@@ -241,7 +241,7 @@ def packed_matrix(projection: Projection) -> torch.ScriptObject | None:
         return projection.packed
     if type(projection) in QUANTIZED and projection.bias is None:
         weight = projection.quantized
-        return weight.packed if type(weight) is PackedInt8Weight else None
+        return weight.packed if isinstance(weight, PackedInt8Weight) else None
     return None
 
 

@@ -85,7 +85,7 @@ class Int8Weight(QuantizedWeight):
 class PackedInt8Weight(Int8Weight):
     """Matrix in 8-bit integers, in the order in which FBGEMM reads them."""
 
-    packed: torch.ScriptObject
+    packed: torch.ScriptObject | None = None
     _multiply: Callable[[Tensor, PackedMatrix, Digits], Tensor]
 
     def after_loading(self) -> None:
@@ -110,6 +110,7 @@ class PackedInt8Weight(Int8Weight):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``x @ weight.T + bias``; see ``QuantizedWeight.product``."""
+        assert self.packed is not None
         product = self._multiply(x.float(), self.packed, DIGITS)
         return (product if bias is None else product.add_(bias)).to(x.dtype)
 
@@ -132,8 +133,7 @@ def multiply_digits(
     largest = x.abs().amax(dim=1, keepdim=True).unsqueeze(2)
     written = two_digits(x.unsqueeze(1), largest, digits)
     products = multiply_integers(written.flatten(0, 1), matrix)
-    high, low = products.view(len(x), 2, products.shape[1]).unbind(1)
-    return torch.add(high, low, alpha=1 / base).mul_(largest.squeeze(2) / digit)
+    return join_digits(products, largest, digit, base)
 
 
 def two_digits(x: Tensor, largest: Tensor, digits: Digits, base: int = BASE) -> Tensor:
@@ -152,6 +152,12 @@ def two_digits(x: Tensor, largest: Tensor, digits: Digits, base: int = BASE) -> 
     rounded = (digits.factors / largest * x).round_()
     rounded[:, 1].sub_(rounded[:, 0], alpha=base)
     return rounded
+
+
+def join_digits(products: Tensor, largest: Tensor, digit: int, base: int) -> Tensor:
+    """Return the product of numbers, ``[T, out]``, from those of their digits, ``[2 T, out]``."""
+    high, low = products.view(len(largest), 2, products.shape[1]).unbind(1)
+    return high.add_(low, alpha=1 / base).mul_(largest.squeeze(2) / digit)
 
 
 def multiply_integers(integers: Tensor, matrix: PackedMatrix, zero: int = DIGIT + 1) -> Tensor:
