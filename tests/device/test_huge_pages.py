@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from minimal_vllm.device import huge_pages
-from minimal_vllm.device.huge_pages import HUGE_PAGE, SETTING, private_memory, use_huge_pages
+from minimal_vllm.device.huge_pages import (
+    DELAY,
+    HUGE_PAGE,
+    PAUSE,
+    SETTING,
+    private_memory,
+    use_huge_pages,
+)
 
 MAPS = """\
 55d0a0000000-55d0a0021000 rw-p 00000000 00:00 0                          [heap]
@@ -49,6 +56,14 @@ def is_collapsing():
     return tuple(map(int, re.findall(r"\d+", release.read_text())[:2])) >= (6, 1)
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """Seconds that were waited for, which took no time."""
+    seconds = []
+    monkeypatch.setattr(huge_pages.time, "sleep", seconds.append)
+    return seconds
+
+
 @pytest.fixture
 def memory():
     own = mmap.mmap(-1, 4 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -76,3 +91,11 @@ def test_nothing_is_done_where_huge_pages_are_not_wanted_or_unknown(setting, tmp
         huge_pages.SETTING.write_text(setting)
     monkeypatch.setattr(huge_pages.ctypes, "CDLL", lambda *_, **__: pytest.fail("it went on"))
     use_huge_pages()
+
+
+@pytest.mark.skipif(not is_collapsing(), reason="needs Linux 6.1")
+def test_pages_are_replaced_late_and_slowly(memory, waits):
+    memory[:] = 1
+    use_huge_pages(DELAY)
+    assert waits[0] == DELAY
+    assert waits[1:].count(PAUSE) == len(waits) - 1 >= 2

@@ -17,7 +17,7 @@ from minimal_vllm.cache.memory import (
     out_of_memory_as_value_error,
 )
 from minimal_vllm.config import EngineConfig, SchedulerConfig
-from minimal_vllm.device.huge_pages import use_huge_pages
+from minimal_vllm.device.huge_pages import DELAY, use_huge_pages
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.backends import (
     choose_attention,
@@ -279,7 +279,7 @@ def _load(
         )
     memory = measure_memory(device, free_at_start).shared_by(ranks.count)
     if device.type == "cpu" and own.num_parameters >= WORTH_HUGE_PAGES:
-        Thread(target=use_huge_pages, name="huge pages", daemon=True).start()
+        Thread(target=use_huge_pages, args=(DELAY,), name="huge pages", daemon=True).start()
     return _LoadedModel(decoder, attention, memory, draft_decoder)
 
 

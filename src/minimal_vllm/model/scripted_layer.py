@@ -241,7 +241,8 @@ def packed_matrix(projection: Projection) -> torch.ScriptObject | None:
         return projection.packed
     if type(projection) in QUANTIZED and projection.bias is None:
         weight = projection.quantized
-        return weight.packed if isinstance(weight, PackedInt8Weight) else None
+        if isinstance(weight, PackedInt8Weight) and hasattr(weight, "packed"):
+            return weight.packed
     return None
 
 

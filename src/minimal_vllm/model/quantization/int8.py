@@ -85,7 +85,7 @@ class Int8Weight(QuantizedWeight):
 class PackedInt8Weight(Int8Weight):
     """Matrix in 8-bit integers, in the order in which FBGEMM reads them."""
 
-    packed: torch.ScriptObject | None = None
+    packed: torch.ScriptObject
     _multiply: Callable[[Tensor, PackedMatrix, Digits], Tensor]
 
     def after_loading(self) -> None:
@@ -110,7 +110,6 @@ class PackedInt8Weight(Int8Weight):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``x @ weight.T + bias``; see ``QuantizedWeight.product``."""
-        assert self.packed is not None
         product = self._multiply(x.float(), self.packed, DIGITS)
         return (product if bias is None else product.add_(bias)).to(x.dtype)
 

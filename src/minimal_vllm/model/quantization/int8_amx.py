@@ -6,7 +6,7 @@ the two digits of 512 tokens, they take a third of the time of FBGEMM's (see ``i
 the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -43,17 +43,26 @@ class Tiles(NamedTuple):
 
 
 class AmxInt8Weight(PackedInt8Weight):
-    """Matrix in 8-bit integers, in the order in which AMX reads them."""
+    """Matrix in 8-bit integers, in the order in which AMX reads them.
+
+    Args:
+        in_size: length of an input vector.
+        parts: output length of each fused projection.
+    """
 
     tiles: Tiles
     _multiply_tiles: Callable[[Tensor, Tiles, Digits], Tensor]
+
+    def __init__(self, in_size: int, parts: Mapping[str, int]) -> None:
+        super().__init__(in_size, parts)
+        self._is_small = self.weight.numel() < SMALL
 
     def after_loading(self) -> None:
         """Replace the weight by one in tiles, and one for few tokens if it is small."""
         integers = torch.ops.onednn.qlinear_prepack(self.weight.data, None)
         self.tiles = Tiles(integers, self.scale.data.view(-1), torch.zeros(1, dtype=torch.int64))
         self._multiply_tiles = scripted(multiply_tiles)
-        if self.weight.numel() < SMALL:
+        if self._is_small:
             super().after_loading()
         else:
             del self.weight
@@ -65,7 +74,7 @@ class AmxInt8Weight(PackedInt8Weight):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``x @ weight.T + bias``; see ``QuantizedWeight.product``."""
-        if len(x) <= FEW_TOKENS and self.packed is not None:
+        if len(x) <= FEW_TOKENS and self._is_small:
             return super().product(x, bias)
         if not len(x):
             return x.new_empty(0, self.out_size)
