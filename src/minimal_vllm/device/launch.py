@@ -32,6 +32,17 @@ def wait_for_previous(EARLY: tl.constexpr):  # noqa: ANN201, N803 - Triton's lan
         gdc_wait()
 
 
+@triton.jit
+def wait_before_next(EARLY: tl.constexpr):  # noqa: ANN201, N803 - Triton's language
+    """Wait for the previous kernel to end, and only then let the next one start.
+
+    The next kernel may read without waiting what the previous one has written.
+    """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
 def launch_options(tensor: Tensor) -> dict[str, Any]:
     """Return the options that let a kernel on this tensor start early, if its GPU supports it."""
     early = is_hopper_or_later(tensor.device)

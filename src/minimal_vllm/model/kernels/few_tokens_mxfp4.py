@@ -16,6 +16,9 @@ the diagonal, and is added at the end::
     16 rows, part 0   ████       ░░░░
     16 rows, part 1   ░░░░       ████
 
+All of a program's weights are on their way to registers before the first of them is unpacked, and
+those of ``down`` before ``inner`` is there: only the router must have ended.
+
 Bytes: the weights of each pair's expert.
 
 Source of the weights' order: Frantar et al. 2024, *Marlin*, https://arxiv.org/abs/2408.11743.
@@ -28,20 +31,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_before_next
 from minimal_vllm.model.kernels.activation import combined, gate_options
 from minimal_vllm.model.kernels.route import nth_expert
-from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
+from minimal_vllm.model.kernels.unpack import AFTER, load_packed, unpacked
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
 MOST_PAIRS = 16
 """Maximum number of pairs of a token and an expert: with more, grouping them pays."""
-BANDS, PARTS = 1, 4
-"""Bands of a program, of 16 rows each, and parts of their columns: 64 rows of a product."""
+BANDS, PARTS = 1, 8
+"""Bands of a program, of 16 rows each, and parts of their columns: 128 rows of a product."""
 DEPTH = 64
 """Columns of each part that are multiplied at a time."""
-WARPS, STAGES = 4, 4
+WARPS = 8
 VECTORS = tl.constexpr(16)
 """Number of vectors of a product, at least that of parts."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
@@ -81,7 +84,8 @@ def weighted_fragments_of_pairs(
     """Return the weighted results of each token's experts, which are still to be added.
 
     Args:
-        inner: ``[T, k, inner]``, contiguous, from ``gated_fragments_of_pairs``.
+        inner: ``[T, k, inner]``, contiguous, from ``gated_fragments_of_pairs``, whose kernel must
+            be the last that was launched.
         logits: ``[T, E]``, contiguous: the router's logits.
         down: matrices ``[out, inner]``.
         normalized: whether a token's weights are scaled to sum to 1.
@@ -110,7 +114,7 @@ def _options(matrices: Fragments, logits: Tensor, x: Tensor) -> dict[str, Any]:
         "bias": x if bias is None else bias, "BIAS": bias is not None,
         "COUNT": count, "COUNTS": triton.next_power_of_2(count), "IN": matrices.in_size,
         "BANDS": BANDS, "PARTS": PARTS, "DEPTH": DEPTH, "WIDE": x.dtype != torch.bfloat16,
-        "num_warps": WARPS, "num_stages": STAGES, **launch_options(x),
+        "num_warps": WARPS, **launch_options(x),
     }  # fmt: skip
 
 
@@ -137,21 +141,20 @@ def _pair_gate_up_kernel(
     SLOPE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait_for_previous(EARLY)
+    wait_before_next(EARLY)
     pair = tl.program_id(1)
     token = pair // PER_TOKEN
     expert, _ = nth_expert(logits + token * COUNT, pair % PER_TOKEN, PER_TOKEN, COUNT, COUNTS, True)
-    result = _product(
-        x + token * IN, words, scales, expert, 2 * INNER, IN, BANDS, PARTS, DEPTH, WIDE
-    )  # fmt: skip
-    gate, up = tl.split(tl.permute(tl.reshape(result, [BANDS, 2, 8]), (0, 2, 1)))
-    gate, up = tl.reshape(gate, [8 * BANDS]), tl.reshape(up, [8 * BANDS])
+    pieces, factors = _load_pieces(words, scales, expert, 2 * INNER, IN, BANDS, PARTS, DEPTH)
     column = tl.program_id(0) * (8 * BANDS) + tl.arange(0, 8 * BANDS)
     is_column = column < INNER
-    if BIAS:
-        bias_of_gate = bias + expert * (2 * INNER) + 2 * column
-        gate += tl.load(bias_of_gate, mask=is_column, other=0.0).to(tl.float32)
-        up += tl.load(bias_of_gate + 1, mask=is_column, other=0.0).to(tl.float32)
+    bias_of_gate = bias + expert * (2 * INNER) + 2 * column
+    gate = _load_bias(bias_of_gate, is_column, BIAS)
+    up = _load_bias(bias_of_gate + 1, is_column, BIAS)
+    result = _product(x + token * IN, pieces, factors, IN, BANDS, PARTS, DEPTH, WIDE)
+    gates, ups = tl.split(tl.permute(tl.reshape(result, [BANDS, 2, 8]), (0, 2, 1)))
+    gate += tl.reshape(gates, [8 * BANDS])
+    up += tl.reshape(ups, [8 * BANDS])
     kind = out.dtype.element_ty
     result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
     tl.store(out + pair * INNER + column, result, mask=is_column)
@@ -179,24 +182,29 @@ def _pair_down_kernel(
     WIDE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    wait_for_previous(EARLY)
     pair = tl.program_id(1)
     token, slot = pair // PER_TOKEN, pair % PER_TOKEN
+    # The kernel of gate and up lets this one start only after the router has ended.
     expert, weight = nth_expert(logits + token * COUNT, slot, PER_TOKEN, COUNT, COUNTS, NORMALIZED)
-    result = _product(
-        inner + pair * IN, words, scales, expert, OUT, IN, BANDS, PARTS, DEPTH, WIDE
-    )  # fmt: skip
-    result = tl.reshape(result, [BANDS * _BAND])
+    pieces, factors = _load_pieces(words, scales, expert, OUT, IN, BANDS, PARTS, DEPTH)
     row = tl.program_id(0) * (BANDS * _BAND) + tl.arange(0, BANDS * _BAND)
     is_row = row < OUT
-    if BIAS:
-        result += tl.load(bias + expert * OUT + row, mask=is_row, other=0.0).to(tl.float32)
+    result = _load_bias(bias + expert * OUT + row, is_row, BIAS)
+    wait_before_next(EARLY)
+    result += _product(inner + pair * IN, pieces, factors, IN, BANDS, PARTS, DEPTH, WIDE)
     tl.store(out + (slot * tokens + token) * OUT + row, result * weight, mask=is_row)
 
 
 @triton.jit
-def _product(
-    x,
+def _load_bias(pointers, exists, BIAS: tl.constexpr):
+    """Load a bias, in float32; without one, return zeros."""
+    if BIAS:
+        return tl.load(pointers, mask=exists, other=0.0).to(tl.float32)
+    return tl.zeros(exists.shape, tl.float32)
+
+
+@triton.jit
+def _load_pieces(
     words,
     scales,
     expert,
@@ -205,30 +213,47 @@ def _product(
     BANDS: tl.constexpr,
     PARTS: tl.constexpr,
     DEPTH: tl.constexpr,
-    WIDE: tl.constexpr,
 ):
-    """Return the product of the program's bands of an expert with a vector, ``[BANDS, 16]``."""
+    """Load all weights of the program's bands of an expert: words and scales of each step."""
     CHUNKS: tl.constexpr = DEPTH // _CHUNK
     ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
     ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
     index = tl.arange(0, BANDS * PARTS)
     band = tl.minimum(tl.program_id(0) * BANDS + index // PARTS, ALL_BANDS - 1)
-    first = (expert * ALL_BANDS + band) * ALL_CHUNKS
-    part = index % PARTS
+    first = ((expert * ALL_BANDS + band) * ALL_CHUNKS)[:, None]
+    chunk = (index % PARTS * CHUNKS)[:, None] + tl.arange(0, CHUNKS)[None, :]
+    pieces, factors = (), ()
+    for start in tl.static_range(0, ALL_CHUNKS, PARTS * CHUNKS):
+        some = start + chunk
+        packed, scale = load_packed(words, scales, first + some, some < ALL_CHUNKS)
+        pieces += (packed,)  # type: ignore[assignment]  # Triton's tuples grow
+        factors += (scale,)  # type: ignore[assignment]  # Triton's tuples grow
+    return pieces, factors
+
+
+@triton.jit
+def _product(
+    x,
+    pieces,
+    factors,
+    IN: tl.constexpr,
+    BANDS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Return the product of the loaded weights with a vector, ``[16 * BANDS]``."""
     vector = tl.arange(0, VECTORS)
-    column = (vector * DEPTH)[:, None] + tl.arange(0, DEPTH)[None, :]
+    own_column = (vector * DEPTH)[:, None] + tl.arange(0, DEPTH)[None, :]
     total = tl.zeros([BANDS * PARTS * _BAND, VECTORS], tl.float32)
-    for start in range(0, ALL_CHUNKS, CHUNKS * PARTS):
-        left = IN - start * _CHUNK
-        exists = (column < left) & (vector < PARTS)[:, None]
-        xs = tl.load(x + start * _CHUNK + column, mask=exists, other=0.0)
-        chunk = start + part * CHUNKS
-        some = (first + chunk)[None, :] + tl.arange(0, CHUNKS)[:, None]
-        remaining = -(chunk - ALL_CHUNKS)[None, :]
-        w = load_fragments(words, scales, some, remaining, BANDS * PARTS, CHUNKS, False, WIDE)
-        w = tl.reshape(w, [BANDS * PARTS * _BAND, DEPTH]).to(xs.dtype)
+    for step in tl.static_range(len(pieces)):
+        column = step * PARTS * DEPTH + own_column
+        exists = (column < IN) & (vector < PARTS)[:, None]
+        xs = tl.load(x + column, mask=exists, other=0.0)
+        w = unpacked(pieces[step], factors[step], WIDE).to(xs.dtype)
         total = tl.dot(w, xs.T, total, input_precision="ieee")
     products = tl.reshape(total, [BANDS, PARTS, _BAND, VECTORS])
     is_own = tl.arange(0, PARTS)[None, :, None, None] == vector[None, None, None, :]
     result = tl.sum(tl.sum(tl.where(is_own, products, 0.0), 3), 1)
+    result = tl.reshape(result, [BANDS * _BAND])
     return result if WIDE else result * AFTER

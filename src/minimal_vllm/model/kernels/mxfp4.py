@@ -20,7 +20,7 @@ from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import combined, gate_options
 from minimal_vllm.model.kernels.grouped import Tiles, find_expert
 from minimal_vllm.model.kernels.route import ExpertLists
-from minimal_vllm.model.kernels.unpack import AFTER, load_fragments
+from minimal_vllm.model.kernels.unpack import AFTER, load_packed, unpacked
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
@@ -165,17 +165,18 @@ def _grouped_fragments_kernel(
     inner = tl.arange(0, DEPTH)
     x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
     band = tl.minimum(tile * BANDS + tl.arange(0, BANDS), ALL_BANDS - 1)
-    chunk = tl.arange(0, CHUNKS)
-    some = ((expert.to(tl.int64) * ALL_BANDS + band) * ALL_CHUNKS)[None, :] + chunk[:, None]
+    chunk = tl.arange(0, CHUNKS)[None, :]
+    first_chunk = ((expert.to(tl.int64) * ALL_BANDS + band) * ALL_CHUNKS)[:, None]
     total = tl.zeros([_BAND * BANDS, ROWS], tl.float32)
     for start in range(0, ALL_CHUNKS, CHUNKS):
         exists = is_row[:, None]
         if IN % DEPTH != 0:
             exists = exists & (inner < IN - start * _CHUNK)[None, :]
         xs = tl.load(x_pointers + start * _CHUNK, mask=exists, other=0.0)
-        left = ALL_CHUNKS - start
-        w = load_fragments(words, scales, some + start, left, BANDS, CHUNKS, ALL_EXIST, WIDE)
-        w = tl.reshape(w, [_BAND * BANDS, DEPTH]).to(xs.dtype)
+        some = first_chunk + (start + chunk)
+        is_chunk = None if ALL_EXIST else some - first_chunk < ALL_CHUNKS
+        packed, scale = load_packed(words, scales, some, is_chunk)
+        w = unpacked(packed, scale, WIDE).to(xs.dtype)
         total = tl.dot(w, xs.T, total, input_precision="ieee")
     if not WIDE:
         total *= AFTER

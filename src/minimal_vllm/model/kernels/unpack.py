@@ -5,7 +5,7 @@ Tensor cores take their first operand from registers. Each thread of a warp hold
 loads its own numbers, 16 bytes of them: the weights of 16 rows and 64 columns lie in memory in the
 order in which 32 threads want them (see ``quantization/mxfp4_fragments``)::
 
-    words [chunks, bands, 32 threads, 4]     ──►  w [16 * bands, 64 * chunks]
+    words [bands, chunks, 32 threads, 4]     ──►  w [16 * bands, 64 * chunks]
     a band: 16 rows                               numbers stay with their thread
     a chunk: 64 columns
 
@@ -29,7 +29,7 @@ https://docs.nvidia.com/cuda/parallel-thread-execution/, for that order.
 import triton
 import triton.language as tl
 
-from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, REST, ROTATIONS
+from minimal_vllm.model.quantization.mxfp4_fragments import BAND, BITS, CHUNK, REST, ROTATIONS
 
 AFTER = tl.constexpr(2.0**64)
 """Factor that is left out of bfloat16 numbers, and applied to their sums."""
@@ -54,8 +54,11 @@ def _assembly() -> str:
     for word, rotations in zip(("$8", "$9", "rest"), ROTATIONS, strict=True):
         for rotation in rotations:
             factor = "$12" if result % 2 else "$10"
+            # Where no bit that is shown wraps around, a shift does, which other units can execute.
+            wraps = rotation > min(BITS)
+            turn = f"shf.l.wrap.b32 pair, {word}," if wraps else "shl.b32 pair,"
             lines += [
-                f"shf.l.wrap.b32 pair, {word}, {word}, {rotation};",
+                f"{turn} {word}, {rotation};",
                 f"and.b32 pair, pair, {_SHOWN:#x};",
                 f"fma.rn.bf16x2 ${result}, pair, {factor}, zero;",
             ]
@@ -69,45 +72,52 @@ _RESULTS = tl.constexpr((tl.bfloat16,) * 8)
 
 
 @triton.jit
-def load_fragments(  # noqa: ANN201 - Triton's language
-    words,
-    scales,
-    some,
-    chunks,
-    BANDS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    ALL_EXIST: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Return 16 rows of each band and 64 columns of each chunk.
+def load_packed(words, scales, some, exists):  # noqa: ANN201 - Triton's language
+    """Load the words and the scales of some pieces; those that don't exist are 0.
+
+    The last dimension is contiguous and the bands come first. So the compiler lets each thread load
+    the 16 bytes that it will unpack.
 
     Args:
         words: pointer to ``Fragments.words``.
         scales: pointer to ``Fragments.scales``.
-        some: ``[CHUNKS, BANDS]``: index of each piece among all experts'.
-        chunks: number of chunks that exist, or numbers, ``[1, BANDS]``. The others are 0.
-        BANDS: number of bands.
-        CHUNKS: number of chunks.
-        ALL_EXIST: whether all chunks exist.
+        some: ``[BANDS, CHUNKS]``: index of each piece among all experts'.
+        exists: whether a piece exists, ``[BANDS, CHUNKS]``. None: all do.
+
+    Returns:
+        ``[BANDS, CHUNKS, 128]`` and ``[BANDS, CHUNKS, 8]``.
+    """
+    words_at = words + some[:, :, None] * 128 + tl.arange(0, 128)[None, None, :]
+    scales_at = scales + some[:, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+    if exists is None:
+        packed, scale = tl.load(words_at), tl.load(scales_at)
+    else:
+        packed = tl.load(words_at, mask=exists[:, :, None], other=0)
+        scale = tl.load(scales_at, mask=exists[:, :, None], other=0)
+    return packed, scale
+
+
+@triton.jit
+def unpacked(packed, scale, WIDE: tl.constexpr):  # noqa: ANN201 - Triton's language
+    """Return 16 rows of each band and 64 columns of each chunk.
+
+    Args:
+        packed: ``[BANDS, CHUNKS, 128]``, from ``load_packed``.
+        scale: ``[BANDS, CHUNKS, 8]``, from ``load_packed``.
         WIDE: whether to return float32; else bfloat16, and in assembly.
 
     Returns:
-        ``[BANDS, 16, 64 * CHUNKS]``.
+        ``[16 * BANDS, 64 * CHUNKS]``.
     """
-    thread, word = tl.arange(0, 32), tl.arange(0, 4)
-    of_thread = some[:, :, None] * 32 + thread[None, None, :]
-    words_at = words + of_thread[:, :, :, None] * 4 + word[None, None, None, :]
-    scales_at = scales + some[:, :, None] * 8 + (thread // 4)[None, None, :]
-    if ALL_EXIST:
-        packed, scale = tl.load(words_at), tl.load(scales_at)
-    else:
-        exists = (tl.arange(0, CHUNKS)[:, None] + some * 0 < chunks)[:, :, None]
-        packed = tl.load(words_at, mask=exists[:, :, :, None], other=0)
-        scale = tl.load(scales_at, mask=exists, other=0)
-    even = _spread(_factor(scale, 0), _factor(scale, 2), CHUNKS, BANDS)
-    odd = _spread(_factor(scale, 1), _factor(scale, 3), CHUNKS, BANDS)
+    BANDS: tl.constexpr = packed.shape[0]
+    CHUNKS: tl.constexpr = packed.shape[1]
+    of_thread = tl.broadcast_to(scale[:, :, :, None], [BANDS, CHUNKS, 8, 4])
+    scale = tl.reshape(of_thread, [BANDS, CHUNKS, 32])
+    packed = tl.reshape(packed, [BANDS, CHUNKS, 32, 4])
+    even = _spread(_factor(scale, 0), _factor(scale, 2))
+    odd = _spread(_factor(scale, 1), _factor(scale, 3))
     if WIDE:
-        first, second = tl.split(tl.reshape(packed, [CHUNKS, BANDS, 32, 2, 2]))
+        first, second = tl.split(tl.reshape(packed, [BANDS, CHUNKS, 32, 2, 2]))
         rest = (first & _REST) | (second & ~_REST)
         r0, r1 = _numbers(first, even, 0, 0), _numbers(first, odd, 0, 1)
         r2, r3 = _numbers(first, even, 0, 2), _numbers(second, odd, 1, 0)
@@ -119,10 +129,10 @@ def load_fragments(  # noqa: ANN201 - Triton's language
         )
     left = tl.join(tl.join(r0, r1), tl.join(r2, r3))
     right = tl.join(tl.join(r4, r5), tl.join(r6, r7))
-    every = tl.reshape(tl.join(left, right), [CHUNKS, BANDS, 8, 4, 2, 2, 2, 2, 2])
-    # chunk, band, row; of the column 2, 32 and 1; half of the band; of the column 8 and 16
-    every = tl.permute(every, (1, 6, 2, 0, 4, 8, 7, 3, 5))
-    return tl.reshape(every, [BANDS, _BAND, _CHUNK * CHUNKS])
+    every = tl.reshape(tl.join(left, right), [BANDS, CHUNKS, 8, 4, 2, 2, 2, 2, 2])
+    # band, row; chunk, of the column 2, 32 and 1; half of the band; of the column 8 and 16
+    every = tl.permute(every, (0, 6, 2, 1, 4, 8, 7, 3, 5))
+    return tl.reshape(every, [BANDS * _BAND, _CHUNK * CHUNKS])
 
 
 @triton.jit
@@ -135,20 +145,22 @@ def _factor(scales, BYTE: tl.constexpr):
 
 
 @triton.jit
-def _spread(first, second, CHUNKS: tl.constexpr, BANDS: tl.constexpr):
+def _spread(first, second):
     """Return the factors of each thread's 4 words, given those of the first two and of the others.
 
-    Both are ``[CHUNKS, BANDS, 32]``, and the result is ``[CHUNKS, BANDS, 32, 4]``.
+    Both are ``[BANDS, CHUNKS, 32]``, and the result is ``[BANDS, CHUNKS, 32, 4]``.
     """
+    BANDS: tl.constexpr = first.shape[0]
+    CHUNKS: tl.constexpr = first.shape[1]
     both = tl.join(first, second)[:, :, :, :, None]
-    return tl.reshape(tl.broadcast_to(both, [CHUNKS, BANDS, 32, 2, 2]), [CHUNKS, BANDS, 32, 4])
+    return tl.reshape(tl.broadcast_to(both, [BANDS, CHUNKS, 32, 2, 2]), [BANDS, CHUNKS, 32, 4])
 
 
 @triton.jit
 def _numbers(words, factors, PLACE: tl.constexpr, INDEX: tl.constexpr):
-    """Return the numbers of both halves of words, ``[CHUNKS, BANDS, 32, 2]``, as float32.
+    """Return the numbers of both halves of words, ``[BANDS, CHUNKS, 32, 2]``, as float32.
 
-    Factors and result are ``[CHUNKS, BANDS, 32, 4]``: neighbors are of both halves.
+    Factors and result are ``[BANDS, CHUNKS, 32, 4]``: neighbors are of both halves.
     """
     ROTATION: tl.constexpr = _ROTATIONS[PLACE][INDEX]
     wrapped = (words >> (32 - ROTATION)) & ((1 << ROTATION) - 1) if ROTATION else 0
