@@ -19,11 +19,15 @@ import torch
 
 from benchmarks.common import RESULTS, print_table, report
 from minimal_vllm.engine.ranks.nccl import NcclRanks
+from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.triton_modules import TritonRMSNorm
 from minimal_vllm.runner.capture import GraphCapture
 
-SIZES = [8 << 10, 64 << 10, 512 << 10, 2 << 20, 4 << 20, 16 << 20, 64 << 20]
+SIZES = [8 << 10, 16 << 10, 64 << 10, 512 << 10, 2 << 20, 4 << 20, 8 << 20, 16 << 20, 128 << 20]
 """Bytes of a rank's part. A token of a model with 4,096 channels has 8 KiB."""
-CALLS, REPLAYS = 100, 9
+SIZE = 4096
+"""Numbers of a token."""
+CALLS, REPLAYS = 50, 7
 """Sums per graph, so many that its launch does not matter; and replays, of which the median
 counts."""
 
@@ -35,15 +39,30 @@ class Duration:
     num_bytes: int
     engine: float
     nccl: float
+    normed: float
+    nccl_normed: float
 
 
 def measure(ranks: NcclRanks, num_bytes: int) -> Duration:
     """Measure the sum of bfloat16 numbers, which all ranks do at the same time."""
-    part = torch.zeros(num_bytes // 2, dtype=torch.bfloat16, device="cuda")
+    part = torch.zeros(num_bytes // 2 // SIZE, SIZE, dtype=torch.bfloat16, device="cuda")
+    norm = TritonRMSNorm("norm", SIZE, 1e-6).to("cuda", torch.bfloat16)
+    residual: Operand = torch.zeros_like(part)
+
+    def add_and_normalize() -> None:
+        nonlocal residual
+        _, residual = norm.forward(ranks.add(part), residual)
+
+    def add_then_normalize() -> None:
+        ranks.add_large(part)
+        norm.forward(part, torch.zeros_like(part))
+
     return Duration(
         num_bytes,
-        _microseconds(ranks, lambda: ranks.add(part)),
+        _microseconds(ranks, lambda: computed(ranks.add(part))),
         _microseconds(ranks, lambda: ranks.add_large(part)),
+        _microseconds(ranks, add_and_normalize),
+        _microseconds(ranks, add_then_normalize),
     )
 
 
@@ -98,8 +117,17 @@ def main(gpus: int, rank: int, meet_in: Path | None, folder: Path) -> None:
     gpu = torch.cuda.get_device_name()
     print_table(
         f"Microseconds of a sum over {gpus} x {gpu}",
-        ["bytes", "the engine's kernel", "NCCL"],
-        [[f"{each.num_bytes:,}", f"{each.engine:.1f}", f"{each.nccl:.1f}"] for each in durations],
+        ["bytes", "our sum", "NCCL's", "our sum and norm", "NCCL's and a norm"],
+        [
+            [
+                f"{each.num_bytes:,}",
+                *(
+                    f"{microseconds:.1f}"
+                    for microseconds in (each.engine, each.nccl, each.normed, each.nccl_normed)
+                ),
+            ]
+            for each in durations
+        ],
     )
     report(
         "gpu_sums", {"gpu": gpu, "gpus": gpus, "sums": [asdict(each) for each in durations]}, folder

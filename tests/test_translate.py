@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 TESTS = [
     "tests/attention/test_kernels.py",
     "tests/model/test_experts.py",
+    "tests/model/test_pushed_norm.py",
     "tests/model/test_pushed_sum.py",
     "tests/model/test_triton_modules.py",
     "tests/model/test_triton_weights.py",
@@ -48,6 +49,6 @@ def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gp
             "_int4_dequantize_kernel",
         ),
         *("_pair_gate_up_kernel", "_pair_down_kernel"),
-        *("_tagged_sum_kernel", "_flagged_sum_kernel"),
+        *("_tagged_sum_kernel", "_flagged_sum_kernel", "_divided_norm_kernel"),
         *("_scan_kernel", "_find_kernel"),
     }

@@ -6,6 +6,7 @@ from threading import Barrier
 import torch
 
 from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.ranks import side_by_side
 
 
 class Meeting:
@@ -34,8 +35,8 @@ class ThreadRanks:
     def add(self, part):
         return sum(self._exchange(part))
 
-    def concatenate(self, part):
-        return torch.cat(self._exchange(part), dim=1)
+    def concatenate(self, part, out=None):
+        return side_by_side(torch.stack(self._exchange(part)), out)
 
     def least(self, number):
         return min(int(each) for each in self._exchange(torch.tensor(number)))

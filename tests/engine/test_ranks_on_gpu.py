@@ -6,13 +6,14 @@ from itertools import product
 
 import pytest
 import torch
-from checkpoints import FAMILIES, QUANTIZED
+from checkpoints import FAMILIES, QUANTIZED, random_weights, write_json, write_weights
 from thread_ranks import in_ranks
 from torch import multiprocessing
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.build import build_engine
+from minimal_vllm.model.deferred import computed
 from minimal_vllm.runner.failures import RankFailedError, RankLostError
 from tests.model.test_divided_quantized import SHAPE, STORED, write
 
@@ -105,43 +106,93 @@ def test_two_gpus_generate_the_tokens_of_one(checkpoint, family, options):
         assert generate(found.engine, params) == generate(expected.engine, params)
 
 
-def sums_of_rank(folder, index, results):
-    """Compare sums with NCCL's, in a process that sees one GPU; the result says what differs."""
+def exchanges_of_rank(folder, index, results):
+    """Compare exchanges with NCCL's, in a process that sees one GPU; say what differs."""
     os.environ["CUDA_VISIBLE_DEVICES"] = str(index)
     from minimal_vllm.engine.ranks.nccl import NcclRanks
 
-    ranks, totals, differing = NcclRanks(folder, index, 2), [], []
+    ranks = NcclRanks(folder, index, 2)
+    results.put([compare(ranks) for compare in (compare_sums, compare_norms, compare_columns)])
 
-    def compare(what, found, part):
-        ranks.add_large(part)
-        differing.extend([] if torch.equal(found, part) else [what])
-        totals.append(found.double().sum().item())
 
+def compare_sums(ranks):
+    """What differs, and sums of the results, which are the same in all ranks."""
+    totals, differing = [], []
     for number, (size, dtype) in enumerate(product(SIZES, (torch.bfloat16, torch.float32))):
-        generator = torch.Generator("cuda").manual_seed(2 * number + index)
+        generator = torch.Generator("cuda").manual_seed(2 * number + ranks.index)
         part = torch.randn(size, device="cuda", generator=generator).to(dtype)
-        compare(f"{size} {dtype}", ranks.add(part.clone()), part)
-    results.put((differing, totals))
+        found = computed(ranks.add(part.clone()))
+        ranks.add_large(part)
+        differing.extend([] if torch.equal(found, part) else [f"{size} {dtype}"])
+        totals.append(found.double().sum().item())
+    return differing, totals
+
+
+def compare_norms(ranks):
+    """The same for sums that end in the residual stream and its norm."""
+    from minimal_vllm.model.triton_modules import PartOfSum, TritonRMSNorm
+
+    totals, differing = [], []
+    for number, (size, dtype) in enumerate(KINDS):
+        own = torch.Generator("cuda").manual_seed(2 * number + ranks.index)
+        same = torch.Generator("cuda").manual_seed(number)
+        norm = TritonRMSNorm("norm", size, 1e-6).to("cuda", dtype)
+        norm.weight.data.normal_(generator=same)
+        for tokens in TOKENS:
+            found = torch.randn(tokens, size, device="cuda", generator=same).to(dtype)
+            expected = found.clone()
+            for _ in range(3):
+                part = torch.randn(tokens, size, device="cuda", generator=own).to(dtype).relu()
+                deferred = ranks.add(part.clone())
+                normed, found = norm.forward(deferred, found)
+                ranks.add_large(part)
+                expected_normed, expected = norm.forward(part, expected)
+                is_equal = isinstance(deferred, PartOfSum) and torch.equal(normed, expected_normed)
+                differing.extend([] if is_equal else [f"{tokens} x {size} {dtype}"])
+                totals.append(normed.double().sum().item())
+            is_equal = torch.equal(computed(found), expected)
+            differing.extend([] if is_equal else [f"stream of {tokens} x {size} {dtype}"])
+    return differing, totals
+
+
+def compare_columns(ranks):
+    """The same for columns that are put side by side."""
+    totals, differing = [], []
+    for rows, size, width in ((1, 75_968, 151_936), (256, 75_968, 151_936), (3, 501, 1001)):
+        generator = torch.Generator("cuda").manual_seed(size)
+        whole = torch.randn(rows, 2 * size, device="cuda", generator=generator).bfloat16()
+        part = whole[:, ranks.index * size : (ranks.index + 1) * size]
+        for _ in range(3):
+            out = torch.zeros(rows, width, dtype=whole.dtype, device="cuda")
+            found = ranks.concatenate(part, out)
+            differing.extend([] if torch.equal(found, whole[:, :width]) else [f"{rows} {size}"])
+        totals.append(found.double().sum().item())
+    return differing, totals
 
 
 SIZES = (5, 4096, 70_000, 2_000_000, 20_000_000)
 """Numbers of parts that are added up in different ways."""
+KINDS = ((4096, torch.bfloat16), (2880, torch.float32), (8192, torch.bfloat16))
+"""Kinds of vectors of which sums end in a norm."""
+TOKENS = (600, 2001, 1023)
+"""Numbers of tokens of sums that end in a norm."""
 
 
 @SEVERAL
-def test_sums_are_those_of_nccl(tmp_path):
+def test_exchanges_have_the_results_of_nccl(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [
-        context.Process(target=sums_of_rank, args=(tmp_path, index, results)) for index in range(2)
+        context.Process(target=exchanges_of_rank, args=(tmp_path, index, results))
+        for index in range(2)
     ]
     for each in ranks:
         each.start()
-    (differing, totals), other = (results.get(timeout=100) for _ in ranks)
+    one, other = (results.get(timeout=100) for _ in ranks)
     for each in ranks:
         each.kill()
-    assert not differing
-    assert other == (differing, totals)
+    assert [differing for differing, _ in one] == [[], [], []]
+    assert one == other
 
 
 @SEVERAL
@@ -152,6 +203,31 @@ def test_two_gpus_guess_the_tokens_of_one(method):
     expected = LLM(**OPTIONS)
     for params in (GREEDY, SamplingParams(max_tokens=24, seed=5, top_p=0.9)):
         assert generate(found.engine, params) == generate(expected.engine, params)
+
+
+@SEVERAL
+def test_two_gpus_divide_the_tokens_of_long_prompts(tmp_path):
+    shape = {**SHAPE, "hidden_size": 2048, "max_position_embeddings": 4096}
+    write_json(tmp_path / "config.json", shape)
+    write_weights(tmp_path, random_weights(shape))
+    steps = {"max_model_len": 3000, "max_num_batched_tokens": 2048, "num_gpu_blocks_override": 400}
+    options = {**OPTIONS, **steps, "skip_tokenizer_init": True}
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, prompt_logprobs=0)
+    prompts = [[(7 * i + n) % 250 for i in range(n)] for n in (2900, 701)]
+    found, expected = (
+        LLM(str(tmp_path), tensor_parallel_size=size, **options).generate(
+            prompts, params, use_tqdm=False
+        )
+        for size in (2, 1)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.outputs[0].token_ids == other.outputs[0].token_ids
+        for token, *both in zip(
+            one.prompt_token_ids, one.prompt_logprobs, other.prompt_logprobs, strict=True
+        ):
+            assert both == [None, None] or both[0][token].logprob == pytest.approx(
+                both[1][token].logprob, abs=1e-3
+            )
 
 
 @SEVERAL

@@ -21,7 +21,7 @@ from minimal_vllm.model.linear import RowLinear
 from minimal_vllm.model.loader import load_model
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.packed_linear import PACKED_MODULES
-from minimal_vllm.model.ranks import Alone
+from minimal_vllm.model.ranks import Alone, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -197,6 +197,15 @@ def test_the_sizes_of_mlps_and_experts_must_be_divisible():
     experts = replace(config.experts, inner_size=21)
     with pytest.raises(ValueError, match="divisor of the model's 21 channels per expert"):
         divide(replace(config, experts=experts), 2)
+
+
+def test_columns_that_the_result_lacks_are_dropped():
+    parts = torch.arange(12.0).view(2, 2, 3)
+    whole = torch.tensor([[0.0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]])
+    assert torch.equal(side_by_side(parts), whole)
+    out = torch.empty(2, 4)
+    assert side_by_side(parts, out) is out
+    assert torch.equal(out, whole[:, :4])
 
 
 def test_one_rank_changes_nothing():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
 
 pytest.importorskip("triton")
 
@@ -25,7 +25,7 @@ from minimal_vllm.model.layers import PLAIN_MODULES
 from minimal_vllm.model.linear import TypedParameter
 from minimal_vllm.model.rope import Rotary
 from minimal_vllm.model.rope_config import RopeConfig
-from minimal_vllm.model.triton_modules import TRITON_MODULES, PartialSums
+from minimal_vllm.model.triton_modules import TRITON_MODULES, DividedStream, PartialSums, PartOfSum
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-6
@@ -152,6 +152,35 @@ def test_a_product_that_gates_at_its_end_equals_one_that_is_gated_behind(
     if DEVICE.type == "cuda":
         assert can_use_gated_product(x, plain.weight, None)
     assert_close(gated_product(x, plain.weight, "silu"), plain.forward(x), DTYPES[dtype])
+
+
+class TwoEqualRanks:
+    """Ranks whose parts are equal, and which divide the tokens between them; see ``RankSums``."""
+
+    def add_now(self, parts, dtype):
+        return 2 * parts.sum(dim=0).to(dtype)
+
+    def add_norm(self, part, residual, weight, eps):
+        whole = residual.stream if isinstance(residual, DividedStream) else residual
+        total = whole + self.add_now(part.parts, part.dtype)
+        normed = rms_norm(total, weight.shape, weight, eps)
+        return normed, DividedStream(total, lambda stream: stream.clone())
+
+
+def test_parts_of_ranks_are_added_up_by_the_norm_or_where_nothing_else_does():
+    stream, first, second = numbers(3, 5, 64)
+    plain, ours = make("norm", "norm", 64, EPS, dtype=torch.float32)
+    residual, expected = stream.clone(), stream.clone()
+    for x in (first, second):
+        normed, residual = ours.forward(PartOfSum(x[None], x.dtype, TwoEqualRanks()), residual)
+        normed_of_plain, expected = plain.forward(2 * x, expected)
+        assert_close(normed, normed_of_plain, 1e-5)
+    assert_close(computed(residual), expected, 1e-5)
+    _, residual = ours.forward(first, residual)  # a sum that was not deferred
+    _, expected = plain.forward(first, expected)
+    assert_close(residual, expected, 1e-5)
+    part = PartOfSum(torch.stack([first, second]), first.dtype, TwoEqualRanks())
+    assert_close(computed(part), 2 * (first + second), 1e-5)
 
 
 def test_a_layer_of_which_no_token_is_wanted_has_nothing_to_add():

@@ -112,7 +112,8 @@ class Decoder(Network):
             wanted_here = wanted if layer is last else None
             x, residual = layer.forward(x, residual, rotation, attend_here, cache, wanted_here)
             if self.tap and number in self.tap.layers:
-                tapped[number] = computed(x) + residual
+                x = computed(x)
+                tapped[number] = x + computed(residual)
         if self.tap:
             self.tap.take(tapped, attend)
         return computed(self.norm.forward(x, residual)[0])

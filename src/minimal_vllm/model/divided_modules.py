@@ -78,8 +78,9 @@ def divided_head(kind: type[AnyLinear], ranks: Ranks, vocab_size: int) -> type[A
 
     class DividedHead(kind):  # type: ignore[valid-type,misc]
         def forward(self, x: Operand, out: Tensor | None = None) -> Tensor:
-            logits = ranks.concatenate(super().forward(x))[:, :vocab_size]
-            return logits.contiguous() if out is None else out.copy_(logits)
+            part = super().forward(x)
+            out = part.new_empty(len(part), vocab_size) if out is None else out
+            return ranks.concatenate(part, out)
 
     return DividedHead
 

@@ -58,7 +58,7 @@ class EagleLayer(nn.Module):
         attend: StepAttention,
         cache: LayerCache,
         wanted: Tensor | None,
-    ) -> tuple[Operand, Tensor]:
+    ) -> tuple[Operand, Operand]:
         """Compute the layer.
 
         Args:
@@ -78,8 +78,8 @@ class EagleLayer(nn.Module):
         x = self.self_attn.forward(both, rotation, attend, cache, wanted)
         if wanted is not None:
             residual = residual[wanted]
-        x, residual = self.post_attention_layernorm.forward(x, residual)
-        return self.mlp.forward(x), residual
+        x, stream = self.post_attention_layernorm.forward(x, residual)
+        return self.mlp.forward(x), stream
 
 
 class EagleHead(Network):
@@ -172,7 +172,7 @@ class EagleHead(Network):
         state = self.states[attend_here.slots]
         rotation = self.rotary.rotation(positions, self.dtype)
         x, residual = self.midlayer.forward(embedded, state, rotation, attend_here, cache, wanted)
-        return computed(x) + residual
+        return computed(x) + computed(residual)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute the logits of the next token; -inf for tokens that the head can't guess."""

@@ -14,7 +14,7 @@ from minimal_vllm.attention.interface import AttentionOptions, StepAttention
 from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
-from minimal_vllm.model.deferred import Operand
+from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.embedding import Embedding
 from minimal_vllm.model.experts import DenseExperts, Experts
 from minimal_vllm.model.layer_config import LayerConfig
@@ -209,12 +209,12 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x: Operand,
-        residual: Tensor | None,
+        residual: Operand | None,
         rotation: Rotation | None,
         attend: StepAttention,
         cache: LayerCache,
         wanted: Tensor | None = None,
-    ) -> tuple[Operand, Tensor]:
+    ) -> tuple[Operand, Operand]:
         """Compute the layer.
 
         Args:
@@ -233,7 +233,7 @@ class DecoderLayer(nn.Module):
         x, residual = self.before_attention.forward(x, residual)
         x = self.complete(self.self_attn.forward(x, rotation, attend, cache, wanted))
         if wanted is not None:
-            residual = residual[wanted]
+            residual = computed(residual)[wanted]
         x, residual = self.before_mlp.forward(self.after_attention.normalize(x), residual)
         x = self.complete(self.mlp.forward(x))
         return self.after_mlp.normalize(x), residual

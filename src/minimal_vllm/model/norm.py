@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = parameter(size, dtype=torch.float32 if exact else None)
         self.eps = eps
 
-    def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
+    def forward(self, x: Operand, residual: Operand | None = None) -> tuple[Operand, Operand]:
         """Add ``x`` to the residual stream and normalize the sum.
 
         Args:
@@ -55,7 +55,7 @@ class RMSNorm(nn.Module):
 class NoNorm(nn.Module):
     """Placeholder where a layer has no norm."""
 
-    def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
+    def forward(self, x: Operand, residual: Operand | None = None) -> tuple[Operand, Operand]:
         """Add ``x`` to the residual stream and return the sum twice; see ``RMSNorm.forward``."""
         residual = add(x, residual)
         return residual, residual
@@ -77,6 +77,6 @@ class Scaled(NoNorm):
         return computed(x) * self.scale
 
 
-def add(x: Operand, residual: Tensor | None) -> Tensor:
+def add(x: Operand, residual: Operand | None) -> Tensor:
     """Return ``residual + x``, computed in place; without a residual stream, return ``x``."""
-    return computed(x) if residual is None else residual.add_(computed(x))
+    return computed(x) if residual is None else computed(residual).add_(computed(x))

@@ -32,8 +32,13 @@ class Ranks(Protocol):
     def add(self, part: Operand) -> Operand:
         """Return the sum of all ranks' tensors of the same shape; may overwrite ``part``."""
 
-    def concatenate(self, part: Tensor) -> Tensor:
-        """Return all ranks' ``[N, size]`` side by side, ``[N, count * size]``."""
+    def concatenate(self, part: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return all ranks' ``[N, size]`` side by side, ``[N, count * size]``.
+
+        Args:
+            part: this rank's columns.
+            out: memory for the result, which may lack some of the last columns.
+        """
 
     def least(self, number: int) -> int:
         """Return the smallest of all ranks' numbers."""
@@ -55,9 +60,9 @@ class Alone:
         """Return ``part``."""
         return part
 
-    def concatenate(self, part: Tensor) -> Tensor:
-        """Return ``part``."""
-        return part
+    def concatenate(self, part: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return ``part``, or write its columns to ``out``."""
+        return part if out is None else side_by_side(part[None], out)
 
     def least(self, number: int) -> int:
         """Return ``number``."""
@@ -68,6 +73,23 @@ class Alone:
 
     def give_up(self) -> None:
         """Do nothing."""
+
+
+def side_by_side(parts: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the columns of all ranks; see ``Ranks.concatenate``.
+
+    Args:
+        parts: ``[ranks, N, size]``.
+        out: see ``Ranks.concatenate``.
+    """
+    if out is None:
+        return parts.transpose(0, 1).flatten(1)
+    first = 0
+    for part in parts:
+        num_columns = min(part.shape[1], out.shape[1] - first)
+        out[:, first : first + num_columns] = part[:, :num_columns]
+        first += num_columns
+    return out
 
 
 ALONE = Alone()

@@ -167,12 +167,12 @@ class ScriptedLayer(DecoderLayer):
     def forward(
         self,
         x: Operand,
-        residual: Tensor | None,
+        residual: Operand | None,
         rotation: Rotation | None,
         attend: StepAttention,
         cache: LayerCache,
         wanted: Tensor | None = None,
-    ) -> tuple[Operand, Tensor]:
+    ) -> tuple[Operand, Operand]:
         """Compute the layer; see ``DecoderLayer.forward``."""
         x = computed(x)
         # Products that are large enough for several threads outweigh their calls.
@@ -181,8 +181,9 @@ class ScriptedLayer(DecoderLayer):
             context = context_of(rotation, attend, self.self_attn)
             if context and self._heads and self._weights and cache.key.dtype == torch.float32:
                 keys, values = (each.view(-1, self.self_attn.head_dim) for each in cache)
+                stream = None if residual is None else computed(residual)
                 return scripted(decode_layer)(
-                    x, residual, keys, values, context, self._heads, self._weights
+                    x, stream, keys, values, context, self._heads, self._weights
                 )
         return super().forward(x, residual, rotation, attend, cache, wanted)
 

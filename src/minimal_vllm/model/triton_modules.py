@@ -1,12 +1,14 @@
 """A decoder's modules on a GPU, implemented with our own Triton kernels.
 
-Each computes what its base class computes. Two results are deferred (see ``deferred``): the norm of
-a single token, which the next projection computes on the fly; and a product whose inner sum is
-split into parts, which the next norm adds up.
+Each computes what its base class computes. Some results are deferred (see ``deferred``): the norm
+of a single token, which the next projection computes on the fly; a product whose inner sum is split
+into parts, which the next norm adds up; and parts of several ranks, for which it does the same.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, mm
@@ -76,6 +78,50 @@ class PartialSums:
         return self.parts.sum(dim=0).to(self.dtype)
 
 
+class RankSums(Protocol):
+    """What a deferred sum asks of the ranks."""
+
+    def add_now(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the sum of all ranks' parts, in a dtype; may overwrite ``parts``."""
+
+    def add_norm(
+        self, part: "PartOfSum", residual: Operand, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Operand]:
+        """Add a sum to the residual stream; return the stream's norm and the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfSum:
+    """A rank's part of a sum over ranks, deferred: the norm after it may add up all parts.
+
+    It can be computed once.
+    """
+
+    parts: Tensor
+    """``[parts, T, hidden]``, contiguous, whose sum is the rank's part."""
+    dtype: torch.dtype
+    """Dtype of the sum."""
+    ranks: RankSums
+
+    def compute(self) -> Tensor:
+        """Return the sum of all ranks' parts, ``[T, hidden]``."""
+        return self.ranks.add_now(self.parts, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class DividedStream:
+    """Residual stream of which each rank keeps up its own share of the tokens."""
+
+    stream: Tensor
+    """``[T, hidden]``, of which only the rank's share is right."""
+    gather: Callable[[Tensor], Tensor]
+    """Puts all ranks' shares together."""
+
+    def compute(self) -> Tensor:
+        """Return the whole stream."""
+        return self.gather(self.stream)
+
+
 class TritonLinear(Linear):
     """Projection by our own kernel for a single token, and by the library's for more."""
 
@@ -141,10 +187,13 @@ class TritonGatedLinear(GatedLinear):
 class TritonRMSNorm(RMSNorm):
     """Norm that adds to the residual stream and normalizes it in one pass over memory."""
 
-    def forward(self, x: Operand, residual: Tensor | None = None) -> tuple[Operand, Tensor]:
+    def forward(self, x: Operand, residual: Operand | None = None) -> tuple[Operand, Operand]:
         """Add ``x`` to the residual stream and normalize the sum; see ``RMSNorm.forward``."""
         if residual is None:
             return self._begin(computed(x))
+        if isinstance(x, PartOfSum):
+            return x.ranks.add_norm(x, residual, self.weight, self.eps)
+        residual = computed(residual)
         if can_use_matvec(residual) and not isinstance(x, PartialSums):
             total = torch.empty_like(residual)
             return Normed(residual, computed(x), total, self.weight, self.eps), total

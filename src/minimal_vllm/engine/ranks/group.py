@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.ranks import side_by_side
 from minimal_vllm.runner.failures import RankLostError
 
 _Store: Any = dist.FileStore  # type: ignore[attr-defined]
@@ -61,13 +62,13 @@ class GlooRanks:
             self._group.allreduce([total], self._sum).wait()
         return total
 
-    def concatenate(self, part: Tensor) -> Tensor:
+    def concatenate(self, part: Tensor, out: Tensor | None = None) -> Tensor:
         """Return all ranks' columns side by side; see ``Ranks.concatenate``."""
         parts = part.new_empty(self.count, *part.shape)
         with raising_losses():
             parts_of_all = [list(parts.unbind())]
             self._group.allgather(parts_of_all, [part.contiguous()], self._gather).wait()
-        return parts.transpose(0, 1).flatten(1)
+        return side_by_side(parts, out)
 
     def least(self, number: int) -> int:
         """Return the smallest of all ranks' numbers."""

@@ -14,9 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minimal_vllm.engine.ranks.group import LONGEST_STEP, open_store, raising_losses
-from minimal_vllm.engine.ranks.pushed_sums import PushedSums, shared_memories
+from minimal_vllm.engine.ranks.pushed_norms import NormSizes, PushedNorms
+from minimal_vllm.engine.ranks.pushed_sums import PushedSums, memory_bytes, shared_memories
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.triton_modules import PartialSums
+from minimal_vllm.model.kernels.pushed_norm import rows_of_rank
+from minimal_vllm.model.ranks import side_by_side
+from minimal_vllm.model.triton_modules import DividedStream, PartialSums, PartOfSum
 from minimal_vllm.runner.failures import RankLostError
 
 _Group: Any = getattr(dist, "ProcessGroupNCCL", None)  # PyTorch for CPUs doesn't have it
@@ -60,31 +63,62 @@ class NcclRanks:
             self._group = _Group(self._store, index, count, options)
             self.least(0)  # connects, which CUDA graphs can't record
         atexit.register(_keep, weakref.ref(self._group))
-        self._small = self._pushed_sums(folder) if count > 1 else None
+        self._small: PushedSums | None = None
+        self._norms: PushedNorms | None = None
+        if count > 1:
+            self._share_memory(folder)
 
-    def add(self, part: Operand) -> Tensor:
+    def add(self, part: Operand) -> Operand:
         """Return the sum of all ranks' tensors, which may overwrite ``part``; see ``Ranks.add``."""
-        if self._small is not None:
-            # A product whose inner sum was split is added up on the way.
-            parts = part.parts if isinstance(part, PartialSums) else computed(part)[None]
-            dtype = part.dtype if isinstance(part, PartialSums) else parts.dtype
-            if self._small.fits(parts, dtype):
-                return self._small.add(parts.contiguous(), dtype)
-        total = computed(part).contiguous()
+        # A product whose inner sum was split is added up on the way.
+        parts = part.parts if isinstance(part, PartialSums) else computed(part)[None]
+        dtype = part.dtype if isinstance(part, PartialSums) else parts.dtype
+        parts = parts.contiguous()
+        if self._norms is not None and self._norms.fits(parts, dtype):
+            return PartOfSum(parts, dtype, self)
+        return self.add_now(parts, dtype)
+
+    def add_now(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the sum of all ranks' parts; see ``RankSums.add_now``."""
+        if self._small is not None and self._small.fits(parts, dtype):
+            return self._small.add(parts, dtype)
+        total = (parts[0] if len(parts) == 1 else parts.sum(dim=0)).to(dtype)
         self.add_large(total)
         return total
+
+    def add_norm(
+        self, part: PartOfSum, residual: Operand, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Operand]:
+        """Add the sum to the residual stream and normalize it; see ``RankSums.add_norm``."""
+        if self._norms is None:
+            raise RuntimeError("a sum was deferred that can't be")
+        stream = residual.stream if isinstance(residual, DividedStream) else computed(residual)
+        normed = self._norms.add(part.parts, stream, weight, eps)
+        return normed, DividedStream(stream, self._gather_rows)
 
     def add_large(self, part: Tensor) -> None:
         """Add all ranks' tensors, in place, by NCCL."""
         with raising_losses():
             self._group.allreduce([part], self._sum)
 
-    def concatenate(self, part: Tensor) -> Tensor:
+    def concatenate(self, part: Tensor, out: Tensor | None = None) -> Tensor:
         """Return all ranks' columns side by side; see ``Ranks.concatenate``."""
         parts = part.new_empty(self.count, *part.shape)
         with raising_losses():
             self._group._allgather_base(parts, part.contiguous(), self._gather)
-        return parts.transpose(0, 1).flatten(1)
+        return side_by_side(parts, out)
+
+    def _gather_rows(self, stream: Tensor) -> Tensor:
+        """Return a stream of which each rank has a share of the tokens."""
+        tokens, size = stream.shape
+        rows = rows_of_rank(tokens, self.count)
+        own = stream.new_zeros(rows, size)
+        share = stream[self.index * rows : (self.index + 1) * rows]
+        own[: len(share)] = share
+        whole = stream.new_empty(self.count * rows, size)
+        with raising_losses():
+            self._group._allgather_base(whole, own, self._gather)
+        return whole[:tokens]
 
     def least(self, number: int) -> int:
         """Return the smallest of all ranks' numbers."""
@@ -99,14 +133,15 @@ class NcclRanks:
         """End all exchanges, those in progress too; may be called by another thread, and again."""
         if not self._is_lost:
             self._is_lost = True
-            if self._small is not None:
-                self._small.give_up()
+            for sums in (self._small, self._norms):
+                if sums is not None:
+                    sums.give_up()
             # NCCL's kernels end at once. But it then waits for the end of all CUDA graphs that have
             # one of them.
             Thread(target=self._group.abort, name="giving up", daemon=True).start()
 
-    def _pushed_sums(self, folder: Path) -> PushedSums | None:
-        """Return the way to add small tensors; None if the GPUs can't write each other's memory.
+    def _share_memory(self, folder: Path) -> None:
+        """Prepare sums in kernels of our own, if the GPUs can write each other's memory.
 
         PyTorch counts a process's exchanges of memory, and the counts of all ranks must agree. So
         only a process's first engine can make one with the new processes of its other ranks.
@@ -114,15 +149,20 @@ class NcclRanks:
         global _has_shared
         memories: list[Tensor] = []
         if not self.least(int(not _has_shared)):
-            return None
+            return
         _has_shared = True
+        sizes = NormSizes(self.count)
+        for_sums, for_norms = memory_bytes(self.count), sum(sizes.parts)
         try:
-            memories, self._kept = shared_memories(folder, self._store, self.index, self.count)
+            memories, self._kept = shared_memories(
+                for_sums + for_norms, folder, self._store, self.index, self.count
+            )
         except RuntimeError as error:
             logger.warning("Small sums over GPUs are slow here, because they use NCCL: %s", error)
         if not self.least(int(bool(memories))):  # after which all memories are filled with zeros
-            return None
-        return PushedSums(memories, self.index)
+            return
+        self._small = PushedSums([each[:for_sums] for each in memories], self.index)
+        self._norms = PushedNorms([each[for_sums:] for each in memories], self.index, sizes)
 
 
 def _keep(group: "weakref.ref[Any]") -> None:

@@ -50,6 +50,7 @@ class PushedSums:
         own = memories[index].new_zeros
         self._num_tagged = own(TAGGED_PROGRAMS, dtype=torch.int32)
         self._num_flagged = own(FLAGGED_PROGRAMS, dtype=torch.int32)
+        self._beside = stream_beside(memories[index])
         self._most_tagged, self._most_bytes = _slot_sizes(len(memories))
 
     def fits(self, parts: Tensor, dtype: torch.dtype) -> bool:
@@ -73,13 +74,29 @@ class PushedSums:
 
         Only copies are used, which the GPU makes while the sum's kernel runs.
         """
-        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            for places, numbers, shift in (
-                (self._words, self._num_tagged, 32),
-                (self._flags, self._num_flagged, 0),
-            ):
-                place, far_ahead = places[self.index], numbers[:1].cpu() + (1 << 30)
-                place.copy_((far_ahead.to(place.dtype) << shift).expand(place.shape))
+        with torch.cuda.stream(self._beside):
+            jump_ahead(self._words[self.index], self._num_tagged, 32)
+            jump_ahead(self._flags[self.index], self._num_flagged)
+
+
+def jump_ahead(place: Tensor, numbers: Tensor, shift: int = 0) -> None:
+    """Write marks of a sum that is far ahead, so that no sum waits for a rank.
+
+    Args:
+        place: flags or words that this rank waits for.
+        numbers: number of the last sum of each program.
+        shift: number of bits of a word below its tag.
+    """
+    far_ahead = numbers[:1].cpu() + (1 << 30)
+    place.copy_((far_ahead.to(place.dtype) << shift).expand(place.shape))
+
+
+def stream_beside(tensor: Tensor) -> torch.cuda.Stream | None:
+    """Return a stream for copies beside kernels that wait; None on a CPU, for tests.
+
+    It must exist before a kernel waits, because making one may wait for the kernel.
+    """
+    return torch.cuda.Stream() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
 
 
 def memory_bytes(count: int) -> int:
@@ -100,10 +117,13 @@ def _slot_sizes(count: int) -> tuple[int, int]:
     return tagged // ALIGNMENT * ALIGNMENT, flagged // ALIGNMENT * ALIGNMENT
 
 
-def shared_memories(folder: Path, store: Any, index: int, count: int) -> tuple[list[Tensor], Any]:
-    """Return the memory of each rank for ``PushedSums``, and an object that keeps it alive.
+def shared_memories(
+    size: int, folder: Path, store: Any, index: int, count: int
+) -> tuple[list[Tensor], Any]:
+    """Return memory of each rank that all can write, and an object that keeps it alive.
 
     Args:
+        size: bytes of each.
         folder: folder through which the ranks have found each other; names the group.
         store: their store.
         index: number of this rank.
@@ -114,7 +134,6 @@ def shared_memories(folder: Path, store: Any, index: int, count: int) -> tuple[l
     os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
     name: Any = folder.name
     device = torch.device("cuda", torch.cuda.current_device())
-    size = memory_bytes(count)
     group = ProcessGroup(store, index, count)
     _register_process_group(name, group)
     try:

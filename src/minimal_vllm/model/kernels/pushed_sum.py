@@ -101,7 +101,7 @@ def _tagged_sum_kernel(
     first_slot = (number & 1) * (RANKS * SLOT)
     place = program * BLOCK + tl.arange(0, BLOCK)
     exists = place < SIZE
-    own = _own(parts, place, SIZE, PARTS).to(total.dtype.element_ty).to(tl.float32)
+    own = own_part(parts, place, exists, SIZE, PARTS).to(total.dtype.element_ty).to(tl.float32)
     bits = own.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
     word = bits | (number.to(tl.int64) << 32)
     for other in tl.static_range(RANKS):
@@ -151,15 +151,15 @@ def _flagged_sum_kernel(
     if program * BLOCK < SIZE:
         for start in range(program * BLOCK, SIZE, PROGRAMS * BLOCK):
             place = start + tl.arange(0, BLOCK)
-            own = _own(parts, place, SIZE, PARTS).to(total.dtype.element_ty)
+            own = own_part(parts, place, place < SIZE, SIZE, PARTS).to(total.dtype.element_ty)
             for other in tl.static_range(RANKS):
                 if other != RANK:
                     slot = slots[other] + first_slot + RANK * SLOT
                     tl.store(slot + place, own, mask=place < SIZE)
-        _meet(flags, program, number, RANK, RANKS, PROGRAMS)
+        meet(flags, program, number, RANK, RANKS, PROGRAMS)
         for start in range(program * BLOCK, SIZE, PROGRAMS * BLOCK):
             place = start + tl.arange(0, BLOCK)
-            own = _own(parts, place, SIZE, PARTS).to(total.dtype.element_ty)
+            own = own_part(parts, place, place < SIZE, SIZE, PARTS).to(total.dtype.element_ty)
             added = _added(own, slots[RANK] + first_slot, place, SIZE, SLOT, RANK, RANKS)
             tl.store(total + place, added.to(total.dtype.element_ty), mask=place < SIZE)
     tl.debug_barrier()  # all threads have read the number
@@ -167,7 +167,7 @@ def _flagged_sum_kernel(
 
 
 @triton.jit
-def _meet(
+def meet(  # noqa: ANN201 - Triton's language
     flags,
     program,
     number,
@@ -213,9 +213,9 @@ def _added(
 
 
 @triton.jit
-def _own(parts, place, SIZE, PARTS: tl.constexpr):
+def own_part(parts, place, exists, SIZE, PARTS: tl.constexpr):  # noqa: ANN201 - Triton's language
     """Return the sum of a rank's own parts at some places, in float32."""
     own = tl.zeros(place.shape, tl.float32)
     for part in tl.static_range(PARTS):
-        own += tl.load(parts + part * SIZE + place, mask=place < SIZE, other=0.0).to(tl.float32)
+        own += tl.load(parts + part * SIZE + place, mask=exists, other=0.0).to(tl.float32)
     return own

@@ -1,0 +1,121 @@
+"""The kernel that adds a sum over ranks to the residual stream. Here, ranks are processes that
+share memory, in which Triton's interpreter runs the kernel."""
+
+import pytest
+import torch
+from torch import multiprocessing
+
+pytest.importorskip("triton")
+
+from minimal_vllm.engine.ranks.pushed_norms import NormSizes, PushedNorms
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALVES = pytest.mark.gpu  # the interpreter truncates numbers of 16 bits
+SIZE, EPS = 48, 1e-5
+MOST = 36 * SIZE * 4
+"""Bytes of 36 vectors."""
+TOKENS = [5, 30, 1, 12, 35, 13, 29, 12, 2]
+"""Numbers of tokens of sums that follow each other."""
+
+
+def part(rank, index, num_parts=1, size=SIZE):
+    generator = torch.Generator().manual_seed(100 * rank + index)
+    return torch.randn(num_parts, TOKENS[index], size, generator=generator).relu()  # zeros, too
+
+
+def stream(index, size=SIZE):
+    return part(77, index, size=size)[0]
+
+
+def weight(size=SIZE):
+    return torch.linspace(0.5, 2, size)
+
+
+def expected(count, index, num_parts=1):
+    """The stream and its norm, computed by plain operations."""
+    total = stream(index) + sum(part(rank, index, num_parts).sum(0) for rank in range(count))
+    return total, torch.nn.functional.rms_norm(total, (SIZE,), weight(), EPS)
+
+
+def memories_of(sizes):
+    return [torch.zeros(sum(sizes.parts), dtype=torch.uint8) for _ in range(sizes.count)]
+
+
+def share(count, rank, tokens):
+    """The tokens whose stream a rank keeps up, if they are divided."""
+    rows = -(-tokens // count)
+    return slice(rank * rows, min((rank + 1) * rows, tokens))
+
+
+def add_all(memories, rank, sizes, num_parts, first_number, results):
+    """What a rank's process does: add parts of all sizes, one after the other."""
+    torch.set_num_threads(1)
+    norms = PushedNorms(memories, rank, sizes)
+    norms._exchanges.fill_(first_number)
+    found = []
+    for index in range(len(TOKENS)):
+        parts, residual = part(rank, index, num_parts), stream(index)
+        normed = norms.add(parts, residual, weight(), EPS)
+        found.append((residual.tolist(), normed.tolist()))
+    results.put((rank, found))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel needs memory of a GPU")
+@pytest.mark.parametrize(
+    ("count", "num_parts", "first_number"), [(2, 1, 0), (2, 2, 2**31 - 6), (3, 1, 0)]
+)
+def test_all_ranks_have_the_norm_of_the_stream_with_the_sum(count, num_parts, first_number):
+    sizes = NormSizes(count, most=MOST, programs=4)
+    memories = memories_of(sizes)
+    for rank, each in enumerate(memories):
+        each.share_memory_()
+        PushedNorms(memories, rank, sizes)._flags[rank].fill_(first_number)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [
+        context.Process(
+            target=add_all, args=(memories, rank, sizes, num_parts, first_number, results)
+        )
+        for rank in range(count)
+    ]
+    for each in ranks:
+        each.start()
+    found = dict(results.get(timeout=120) for _ in ranks)
+    for each in ranks:
+        each.join()
+    for index, tokens in enumerate(TOKENS):
+        total, normed = expected(count, index, num_parts)
+        for rank in range(count):
+            own = share(count, rank, tokens)
+            residual, norm = (torch.tensor(each) for each in found[rank][index])
+            torch.testing.assert_close(residual[own], total[own])
+            torch.testing.assert_close(norm, normed)
+            assert found[rank][index][1] == found[0][index][1], "ranks differ in a bit"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=HALVES)])
+def test_the_last_rank_need_not_wait(dtype):
+    index, sizes = 4, NormSizes(2, most=MOST, programs=4)
+    memories = [each.to(DEVICE) for each in memories_of(sizes)]
+    parts = [part(rank, index).to(DEVICE, dtype) for rank in range(2)]
+    residual, own_weight = (each.to(DEVICE, dtype) for each in (stream(index), weight()))
+    total = residual + sum(each.float() for each in parts)[0].to(dtype)
+    for rank, norms in enumerate(PushedNorms(memories, rank, sizes) for rank in range(2)):
+        norms._flags[rank].fill_(9)  # nobody waits, so the first has a wrong result
+        found = residual.clone()
+        normed = norms.add(parts[rank], found, own_weight, EPS)
+    own = share(2, 1, TOKENS[index])
+    torch.testing.assert_close(found[own], total[own])
+    expected = torch.nn.functional.rms_norm(total.float(), (SIZE,), own_weight.float(), EPS)
+    torch.testing.assert_close(normed[own], expected[own].to(dtype))
+
+
+@pytest.mark.gpu
+def test_sums_whose_rank_is_gone_can_be_given_up():
+    index, sizes = 4, NormSizes(2, most=MOST)
+    norms = PushedNorms([each.to(DEVICE) for each in memories_of(sizes)], 0, sizes)
+    for _ in range(3):  # the later ones must not wait, either
+        residual, own_weight = stream(index).to(DEVICE), weight().to(DEVICE)
+        norms.add(part(0, index).to(DEVICE), residual, own_weight, EPS)
+    norms.give_up()
+    torch.cuda.synchronize()
