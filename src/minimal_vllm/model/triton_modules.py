@@ -79,7 +79,7 @@ class PartialSums:
 
 
 class RankSums(Protocol):
-    """What a deferred sum asks of the ranks."""
+    """Sums over the ranks, at once or as a part of the norm that follows."""
 
     def add_now(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the sum of all ranks' parts, in a dtype; may overwrite ``parts``."""

@@ -29,7 +29,7 @@ FREE_ROWS = 16.0
 GUESSING_ROWS = 4.0
 """Assumed cost of a pass of a draft model, or of having guesses, in rows."""
 HELD_UP = 20
-"""How many times longer than usual, and than expected, is too long for a step."""
+"""Factor of the usual duration, and of the expected one, above which a step was held up."""
 BELIEF = (0.1, 8.0, 8.0)
 """Weights of the assumed costs of a step, a row and a pass among those that are measured."""
 

@@ -1,5 +1,9 @@
 """8-bit integers in AMX's tiles against those that FBGEMM multiplies, whose sums are the same."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -88,3 +92,14 @@ def test_a_model_generates_the_same_tokens(tmp_path, monkeypatch):
 
 def test_a_cpu_with_amx_uses_it():
     assert backends.CPU_LAYOUTS.int8 is AmxInt8Weight
+
+
+def test_products_that_overflow_on_a_cpu_taken_for_an_older_one_are_not_used():
+    program = (
+        "from minimal_vllm.model.quantization import int8_amx as a; print(a.can_multiply_tiles())"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "False\n"

@@ -16,6 +16,7 @@ from minimal_vllm.model.quantization.int8 import (
     BASE,
     DIGIT,
     DIGITS,
+    LARGEST,
     Digits,
     PackedInt8Weight,
     can_multiply_int8,
@@ -116,8 +117,18 @@ def multiply_by_tiles(integers: Tensor, tiles: Tiles) -> Tensor:
 def can_multiply_tiles() -> bool:
     """Return whether this CPU has AMX, the system lets it be used, and PyTorch's products use it.
 
-    Without AMX, oneDNN's product of these integers is slow, and on older CPUs it overflows.
+    Without AMX, oneDNN's product of these integers is slow, and on older CPUs it overflows. It
+    takes a CPU for an older one if the environment says so (``ONEDNN_MAX_CPU_ISA``).
     """
     if not (torch._C._has_mkldnn and can_multiply_int8()):
         return False
-    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() and _sums_are_exact()
+
+
+def _sums_are_exact() -> bool:
+    """Return whether the largest integers don't overflow in oneDNN's product."""
+    weight = torch.full((16, 64), LARGEST, dtype=torch.int8)
+    integers = torch.ops.onednn.qlinear_prepack(weight, None)
+    tiles = Tiles(integers, torch.ones(16), torch.zeros(1, dtype=torch.int64))
+    product = multiply_by_tiles(torch.full((2, 64), float(DIGIT)), tiles)
+    return bool((product == DIGIT * LARGEST * 64).all())
