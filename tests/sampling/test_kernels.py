@@ -173,6 +173,13 @@ def test_of_equal_peaks_the_first_is_taken_also_across_chunks():
     assert run_kernels(logits, [row(temperature=0.0)]) == [50]
 
 
+@pytest.mark.parametrize("temperature", [1e-44, 1e-38, 1e-30])
+def test_the_smallest_temperatures_take_the_peak(temperature):
+    logits = torch.zeros(1, 5000, device=DEVICE)
+    logits[0, 4500] = 1e-3
+    assert run_kernels(logits, [row(temperature=temperature)]) == [4500]
+
+
 def test_rows_that_cannot_be_sampled_get_no_token_and_harm_nobody():
     rows = [*make_rows(8), row(**QWEN3), row(**QWEN3), row(**QWEN3), row(**QWEN3)]
     logits = random_logits(len(rows), 5000, seed=2)

@@ -39,6 +39,8 @@ GOLDEN_GAMMA = tl.constexpr(draw.GOLDEN_GAMMA)
 MIX_1 = tl.constexpr(draw.MIX_1)
 MIX_2 = tl.constexpr(draw.MIX_2)
 UNIFORM_STEP = tl.constexpr(draw.UNIFORM_STEP)
+LARGEST = tl.constexpr(3e38)
+"""Bound of what logits are multiplied with: zero times infinity would not be a number."""
 CHUNK = 4096
 """Tokens of the vocabulary per program."""
 
@@ -209,8 +211,10 @@ def _kept_weights(values, token, peak, temperature, limit, HAS_LIMIT: tl.constex
         gap = gaps(values, peak, temperature)
         return tl.where(is_kept(gap, token, limit), integer_weights(gap), 0)
     else:  # noqa: RET505 - the compiler wants it so
-        # No gaps are compared, so the faster division, off by a bit or two, is good enough.
-        return integer_weights((peak - values) / tl.minimum(temperature, MAX_TEMPERATURE))
+        # No gaps are compared, so a product, off by a bit or two, is good enough. It is faster than
+        # to divide each logit.
+        per_degree = tl.minimum(1.0 / tl.minimum(temperature, MAX_TEMPERATURE), LARGEST)
+        return integer_weights((peak - values) * per_degree)
 
 
 @triton.jit
