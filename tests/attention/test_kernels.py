@@ -157,13 +157,19 @@ def test_every_head_size_agrees(head_dim):
     torch.testing.assert_close(run_kernels(case), run_reference(case))
 
 
-@pytest.mark.parametrize("num_tokens", [600, 5 * 64 + 1])  # ten pieces and six: four at a time
-def test_more_pieces_than_are_merged_at_once_are_all_merged(num_tokens):
-    case = make_case([(num_tokens, 1)], heads=(2, 1))
-    attention = make_attention(case)
+@pytest.mark.parametrize("num_tokens", [600, 5 * 64 + 1])  # ten pieces and six
+@pytest.mark.parametrize(
+    ("heads", "options"),
+    [((2, 1), None), ((3, 1), None), ((8, 1), None), ((16, 1), 300), ((2, 1), "sinks")],
+)
+def test_more_pieces_than_are_merged_at_once_are_all_merged(num_tokens, heads, options):
+    case, options = make_case([(num_tokens, 1)], heads=heads), UNUSUAL.get(options, options)
+    attention = make_attention(case, options)
     decode = attention.plan(on_device(case).batch).decode
-    assert decode[None].pieces.first_piece.tolist() == [0, num_tokens // 64 + 1]
-    torch.testing.assert_close(run_kernels(case), run_reference(case))
+    if options != 300:
+        (work,) = decode.values()
+        assert work.pieces.first_piece.tolist() == [0, num_tokens // 64 + 1]
+    torch.testing.assert_close(run_kernels(case, options), run_reference(case, options))
 
 
 @pytest.mark.gpu

@@ -12,6 +12,9 @@ because the end of a kernel must imply that all earlier kernels have ended.
 A kernel may read the step's attention plan without waiting. Between the kernels that make the plan
 and the layers that read it runs the embedding, a PyTorch kernel with a normal launch: it starts
 after all earlier kernels have ended. The plan is not changed until these layers have ended.
+
+A kernel that calls ``wait_before_next`` instead lets the next one start later. But the next one may
+then also read what the kernels before it wrote, and waits only before it reads its results.
 """
 
 from typing import Any

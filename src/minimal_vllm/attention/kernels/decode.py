@@ -47,6 +47,7 @@ from minimal_vllm.attention.kernels.softmax import (
     as_factor,
     empty_softmax,
     leave_part,
+    merge_compactly,
     merge_parts,
     take_keys,
     take_sinks,
@@ -59,6 +60,9 @@ LEAST_ROWS = 16
 head dimensions are padded to it."""
 AT_ONCE = tl.constexpr(4)
 """Number of partial results that are loaded and merged together."""
+MERGED_ROWS = 32
+"""Number of partial results of single heads that are loaded and merged together, if nothing else is
+merged."""
 MOST_LOOKED_UP_AHEAD = 32
 """Maximum number of requests for which the block table is read one tile ahead of the keys (a third
 stage of the loop), which removes one wait from the chain of loads. With more requests, the
@@ -81,7 +85,7 @@ class Partials(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SharedPart:
-    """Results of the ``shared`` kernel over prefixes that several requests share."""
+    """Results of the ``shared`` kernel, the one launched before, over prefixes that are shared."""
 
     partials: Partials
     """``[parts * R, H, D]``: part ``s`` of request ``r`` is in row ``s * R + r``."""
@@ -159,16 +163,27 @@ def decode_attention(
         S=block_size,
         ROWS=max(LEAST_ROWS, triton.next_power_of_2(group * work.most_queries)),
         DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
-        KEYS=32 if q.dtype == torch.float32 else 64,
+        KEYS=_num_keys(q, work),
         SHARED_PARTS=shared.num_parts if shared else 0,
         WINDOWED=options.window is not None,
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         SINKS=options.sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        MERGED=_rows_to_merge(work, options, group),
         num_warps=4,
         num_stages=_num_stages(len(work.token), cache),
         **launch_options(q),
     )
+
+
+def _num_keys(q: Tensor, work: DecodeWork) -> int:
+    """Return the number of keys per tile: the fastest on an H200.
+
+    Smaller tiles let more programs run at once. That pays if many requests have a few tokens of
+    their own, as behind a shared prefix. Long contexts take a tenth longer with small tiles.
+    """
+    are_short = work.shared is not None and len(work.token) > MOST_LOOKED_UP_AHEAD
+    return 32 if are_short or q.dtype == torch.float32 else 64
 
 
 def _num_stages(num_requests: int, cache: LayerCache) -> int:
@@ -176,6 +191,17 @@ def _num_stages(num_requests: int, cache: LayerCache) -> int:
     if cache.key.itemsize == 1:
         return 4
     return 3 if num_requests <= MOST_LOOKED_UP_AHEAD else 2
+
+
+def _rows_to_merge(work: DecodeWork, options: AttentionOptions, group: int) -> int:
+    """Return the rows of the tile in which pieces are merged; 0: those of the matrix product.
+
+    With many requests, few contexts are cut, and a tile takes registers from all programs.
+    """
+    needs_more = work.shared is not None or options.sinks is not None or work.counts is not None
+    if needs_more or len(work.token) > MOST_LOOKED_UP_AHEAD:
+        return 0
+    return max(MERGED_ROWS, 1 << (group - 1).bit_length())
 
 
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
@@ -219,6 +245,7 @@ def _decode_kernel(
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
+    MERGED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     head, piece = tl.program_id(0), tl.program_id(1)
@@ -243,24 +270,21 @@ def _decode_kernel(
     is_row = row < G * count
     is_real = is_row[:, None] & (dim < D)[None, :]
     end = tl.where(piece == first + num_pieces - 1, seq_len + count - 1, start + length)
-    wait_for_previous(EARLY)  # up to here only the plan was read
+    wait_for_previous(EARLY and SHARED_PARTS == 0)  # up to here only the plan was read
     q_offsets = (q_row * q_stride + heads * D)[:, None] + dim[None, :]
     q_tile = as_factor(tl.load(q + q_offsets, mask=is_real, other=0.0), cache)
-
     softmax = empty_softmax(ROWS, DIMS)
     for tile in range(start, end, KEYS):
         position = tile + tl.arange(0, KEYS)
-        exists = position < end
-        block = tl.load(table + position // S, mask=exists, other=0).to(tl.int64)
-        slot = (block * K + head) * (S * D) + (position % S) * D
-        offsets = slot[:, None] + dim[None, :]
-        is_key = exists[:, None] & (dim < D)[None, :]
-        visible = exists[None, :]
+        visible = (position < end)[None, :]
+        is_key = (position < end)[:, None] & (dim < D)[None, :]
+        offsets = _slots(table, position, end, head, K, S)[:, None] * D + dim[None, :]
         if QUERIES > 1:
             visible = visible & _is_seen(row_end[:, None] - position[None, :], window, WINDOWED)
         softmax = take_keys(
             q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION, SOFTCAP
         )
+    wait_for_previous(EARLY and SHARED_PARTS > 0)  # the shared kernel has waited for q and cache
     # ---- a cut context: store the partial result; the last program merges all of them ------------
     arrived = num_pieces - 1
     arrival = arrivals + request * K + head
@@ -271,21 +295,53 @@ def _decode_kernel(
         return
     if num_pieces > 1:
         tl.store(arrival, 0)
+        if MERGED:
+            _merge_all(partials, out, token + request, first, num_pieces, K, G, D, DIMS, MERGED)
+            return
         softmax = merge_parts(
             partials, first * (QUERIES * K * G) + part_row, QUERIES * K * G, num_pieces,
             is_row, empty_softmax(ROWS, DIMS), D, AT_ONCE,
         )  # fmt: skip
     if SHARED_PARTS:
-        num_shared = tl.where(own > 0, SHARED_PARTS, 0)
         softmax = merge_parts(
-            shared, request * (K * G) + heads, num_requests * (K * G), num_shared,
-            is_row, softmax, D, AT_ONCE,
+            shared, request * (K * G) + heads, num_requests * (K * G),
+            tl.where(own > 0, SHARED_PARTS, 0), is_row, softmax, D, AT_ONCE,
         )  # fmt: skip
     if SINKS:
         softmax = take_sinks(sinks, heads, is_row, softmax)
     result = softmax.acc / softmax.total[:, None]
     offsets = (q_row * (K * G * D) + heads * D)[:, None] + dim[None, :]
     tl.store(out + offsets, result.to(out.dtype.element_ty), mask=is_real)
+
+
+@triton.jit
+def _slots(table, position, end, head, K: tl.constexpr, S: tl.constexpr):
+    """Return where in the cache a kv head's keys at some positions are, in keys."""
+    block = tl.load(table + position // S, mask=position < end, other=0).to(tl.int64)
+    return (block * K + head) * S + position % S
+
+
+@triton.jit
+def _merge_all(
+    partials,
+    out,
+    token,
+    first,
+    num_pieces,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merge the pieces of a context, and write the results of this program's query heads."""
+    head = tl.program_id(0)
+    result = merge_compactly(
+        partials, first * (K * G) + head * G, K * G, num_pieces, G, D, DIMS, ROWS
+    )
+    member, dim = tl.arange(0, result.shape[0])[:, None], tl.arange(0, DIMS)[None, :]
+    place = out + ((tl.load(token).to(tl.int64) * K + head) * G + member) * D + dim
+    tl.store(place, result.to(out.dtype.element_ty), mask=(member < G) & (dim < D))
 
 
 @triton.jit

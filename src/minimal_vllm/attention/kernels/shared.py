@@ -11,8 +11,10 @@ et al., *Hydragen*, 2024; Ye et al., *Cascade inference*, 2024)::
               shared    own
 
 A softmax over shared and own keys is the merge of the two softmaxes. The decode kernel does it, as
-it merges the pieces of a request's own context. Bytes: the shared prefix once per tile and kv head
-(from the L2 cache except for the first tile), instead of once per request.
+it merges the pieces of a request's own context. It starts while this kernel runs, and reads the own
+keys meanwhile: this kernel is bound by arithmetic, and that one by memory. Bytes: the shared prefix
+once per tile and kv head (from the L2 cache except for the first tile), instead of once per
+request.
 """
 
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials, SharedPa
 from minimal_vllm.attention.kernels.pieces import PADDING
 from minimal_vllm.attention.kernels.softmax import LOG2_E, as_factor, empty_softmax, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_before_next
 
 TILE_ROWS = 64
 """Query heads per tile: the number of rows that the tensor cores of Hopper multiply at once."""
@@ -143,7 +145,7 @@ def _shared_kernel(
     head, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     one = tl.load(members + tile * MEMBERS)  # any member: what is read here is the same for all
     if one < 0:  # the tile is empty
-        wait_for_previous(EARLY)
+        wait_before_next(EARLY)
         return
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     member = tl.load(members + tile * MEMBERS + row // G, mask=row < MEMBERS * G, other=PADDING)
@@ -156,7 +158,8 @@ def _shared_kernel(
     start = part * length
     end = tl.minimum(start + length, shared)
     table = block_tables + tl.load(table_row + one).to(tl.int64) * table_stride
-    wait_for_previous(EARLY)  # up to here only the plan was read
+    # Up to here only the plan was read. The decode kernel, which is next, reads the same queries.
+    wait_before_next(EARLY)
     q_tile = tl.load(
         q + q_row[:, None] * q_stride + heads[:, None] * D + dim[None, :], mask=is_real, other=0.0
     )

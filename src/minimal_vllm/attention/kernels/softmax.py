@@ -221,3 +221,59 @@ def merge_parts(  # noqa: ANN201 - Triton's language
                 tl.where(exists, merged.acc, softmax.acc),
             )
     return softmax
+
+
+@triton.jit
+def merge_compactly(  # noqa: ANN201 - Triton's language
+    partials,
+    index,
+    stride,
+    count,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    DIMS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merge ``count`` partial results of some query heads, and of nothing else.
+
+    A tile of ``ROWS`` rows holds many parts of these heads, which are loaded together. With
+    ``merge_parts``, whose rows are those of a matrix product, most rows would be empty.
+
+    Args:
+        partials: as in ``merge_part``.
+        index: index of the first part of the first head.
+        stride: as in ``merge_parts``.
+        count: number of parts.
+        G: number of heads, whose rows lie side by side.
+        D: numbers per row.
+        DIMS: ``D`` or the next power of two.
+        ROWS: rows of the tile, a power of two.
+
+    Returns:
+        ``[GROUP, DIMS]`` float32: the results; ``GROUP`` is ``G`` or the next power of two.
+    """
+    GROUP: tl.constexpr = 1 << (G - 1).bit_length()
+    PARTS: tl.constexpr = ROWS // GROUP
+    part, head = tl.arange(0, ROWS) // GROUP, tl.arange(0, ROWS) % GROUP
+    dim = tl.arange(0, DIMS)
+    peak = tl.full([GROUP], -float("inf"), tl.float32)
+    total = tl.zeros([GROUP], tl.float32)
+    acc = tl.zeros([GROUP, DIMS], tl.float32)
+    for start in range(0, count, PARTS):
+        exists = (start + part < count) & (head < G)
+        row = index + (start + part) * stride + head
+        lse = tl.load(partials.lse + row, mask=exists, other=-float("inf"), cache_modifier=".cg")
+        values = tl.load(
+            partials.out + row[:, None] * D + dim[None, :],
+            mask=exists[:, None] & (dim < D)[None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        lse = tl.reshape(lse, [PARTS, GROUP])
+        new_peak = tl.maximum(peak, tl.max(lse, 0))
+        safe_peak = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # of a head of padding
+        weights = tl.exp2(lse - safe_peak[None, :])
+        fade = tl.exp2(peak - safe_peak)
+        total = total * fade + tl.sum(weights, 0)
+        weighted = tl.reshape(values, [PARTS, GROUP, DIMS]) * weights[:, :, None]
+        acc = acc * fade[:, None] + tl.sum(weighted, 0)
+        peak = new_peak
+    return acc / total[:, None]
