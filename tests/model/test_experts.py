@@ -126,6 +126,7 @@ def test_the_kernels_compute_what_the_plain_experts_compute(sizes, num_tokens, d
     [
         ({}, 5),
         ({}, 9),
+        ({}, 60),
         ({"count": 5, "per_token": 1, "inner": 96, "hidden": 160}, 1),
         ({"count": 5, "per_token": 1, "inner": 96, "hidden": 160}, 20),
     ],

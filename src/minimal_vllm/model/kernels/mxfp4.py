@@ -24,6 +24,8 @@ from minimal_vllm.model.kernels.unpack import AFTER, load_packed, unpacked
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
+HALVED = 64
+"""Rows of the tiles of which half are multiplied where a block has no more than half of them."""
 MOST_REGISTERS = 128
 """Maximum number of a thread's registers with 64 rows: 4 programs then fit into an SM."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
@@ -108,6 +110,7 @@ def _launch(
         COLUMNS=tiles.columns,
         DEPTH=tiles.depth,
         GATED=gate is not None,
+        HALVES=tiles.rows == HALVED,
         **gate_options(gate or "silu"),  # without a gate, they are not read
         WIDE=x.dtype != torch.bfloat16,
         num_warps=tiles.warps,
@@ -138,6 +141,7 @@ def _grouped_fragments_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GATED: tl.constexpr,
+    HALVES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     LIMIT: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -145,22 +149,65 @@ def _grouped_fragments_kernel(
     EARLY: tl.constexpr,
 ):
     wait_for_previous(EARLY)
-    HEIGHT: tl.constexpr = 2 * OUT if GATED else OUT
-    BANDS: tl.constexpr = (2 * COLUMNS if GATED else COLUMNS) // _BAND
-    CHUNKS: tl.constexpr = DEPTH // _CHUNK
-    ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
-    ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
     COLUMN_TILES: tl.constexpr = (OUT + COLUMNS - 1) // COLUMNS
-    ALL_EXIST: tl.constexpr = ALL_CHUNKS % CHUNKS == 0
     tile = tl.program_id(0) % COLUMN_TILES
     block = tl.program_id(0) // COLUMN_TILES
     expert, first, count = find_expert(counts, block, COUNT, COUNTS, ROWS)
     if expert == COUNT:
         return
+    members += expert * tokens
+    if HALVES and count - first <= ROWS // 2:
+        _multiply(
+            x, weights, members, out, tokens, words, scales, bias, expert, first, count, tile,
+            BIAS, PER_TOKEN, IN, OUT, ROWS // 2, COLUMNS, DEPTH, GATED,
+            ACTIVATION, LIMIT, SLOPE, WIDE,
+        )  # fmt: skip
+    else:
+        _multiply(
+            x, weights, members, out, tokens, words, scales, bias, expert, first, count, tile,
+            BIAS, PER_TOKEN, IN, OUT, ROWS, COLUMNS, DEPTH, GATED,
+            ACTIVATION, LIMIT, SLOPE, WIDE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _multiply(
+    x,
+    weights,
+    members,
+    out,
+    tokens,
+    words,
+    scales,
+    bias,
+    expert,
+    first,
+    count,
+    tile,
+    BIAS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Compute a tile of columns for an expert's pairs from place ``first`` on, ``ROWS`` of them."""
+    HEIGHT: tl.constexpr = 2 * OUT if GATED else OUT
+    BANDS: tl.constexpr = (2 * COLUMNS if GATED else COLUMNS) // _BAND
+    CHUNKS: tl.constexpr = DEPTH // _CHUNK
+    ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
+    ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
+    ALL_EXIST: tl.constexpr = ALL_CHUNKS % CHUNKS == 0
     place = first + tl.arange(0, ROWS)
     is_row = place < count
     # Rows that don't exist are not read: a tile of rows is read as often as there are columns.
-    pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
+    pair = tl.load(members + tl.minimum(place, count - 1))
     row = pair // PER_TOKEN if GATED else pair
     inner = tl.arange(0, DEPTH)
     x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
