@@ -28,7 +28,7 @@ from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.mxfp4 import gated_fragment_product, weighted_fragment_product
 from minimal_vllm.model.kernels.norm import add_norm
-from minimal_vllm.model.kernels.route import route_and_list
+from minimal_vllm.model.kernels.route import route, route_and_list
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.experts import QuantizedExperts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
@@ -168,9 +168,9 @@ class TritonMxfp4Experts(Mxfp4Experts):
             x = add_norm(x.total, None, x.weight, x.eps)[1]
         x = computed(x)
         if len(x) * per_token <= MOST_PAIRS:
-            inner = gated_fragments_of_pairs(x, logits, per_token, gate_up, self.gate)
-            parts = weighted_fragments_of_pairs(inner, logits, down, normalized=normalized)
-            return PartialSums(parts, x.dtype)
+            experts, weights = route(logits, per_token, normalized=normalized)
+            inner = gated_fragments_of_pairs(x, experts, gate_up, self.gate)
+            return PartialSums(weighted_fragments_of_pairs(inner, experts, weights, down), x.dtype)
         _, weights, lists = route_and_list(logits, per_token, normalized=normalized)
         inner = gated_fragment_product(x, lists, per_token, gate_up, self.gate)
         return PartialSums(weighted_fragment_product(inner, weights, lists, down), x.dtype)

@@ -1,8 +1,7 @@
 """Experts in MXFP4 of a few tokens: each pair of a token and an expert reads the expert's weights.
 
 As in ``few_tokens``, but weights are unpacked in registers and multiplied by tensor cores, as in
-``mxfp4``; the vector units are busy with unpacking. And the router's choice needs no kernel of its
-own: a program counts the experts that its token prefers to each (see ``route.nth_expert``)::
+``mxfp4``; the vector units are busy with unpacking::
 
     gate, up   program (bands, pair)    inner[pair] = act(gate x) * up x
     down       program (bands, pair)    y[n, token] = weight * down inner    for the token's n-th
@@ -17,7 +16,7 @@ the diagonal, and is added at the end::
     16 rows, part 1   ░░░░       ████
 
 All of a program's weights are on their way to registers before the first of them is unpacked, and
-those of ``down`` before ``inner`` is there: only the router must have ended.
+those of ``down`` before ``inner`` is there: only the experts must have been chosen.
 
 Bytes: the weights of each pair's expert.
 
@@ -33,7 +32,6 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_before_next
 from minimal_vllm.model.kernels.activation import combined, gate_options
-from minimal_vllm.model.kernels.route import nth_expert
 from minimal_vllm.model.kernels.unpack import AFTER, load_packed, unpacked
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
@@ -50,45 +48,38 @@ VECTORS = tl.constexpr(16)
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
 
 
-def gated_fragments_of_pairs(
-    x: Tensor,
-    logits: Tensor,
-    per_token: int,
-    gate_up: Fragments,
-    gate: Gate,
-) -> Tensor:
+def gated_fragments_of_pairs(x: Tensor, experts: Tensor, gate_up: Fragments, gate: Gate) -> Tensor:
     """Return ``activation(gate(x)) * up(x)`` for each pair of a token and one of its experts.
 
     Args:
         x: ``[T, in]``, contiguous.
-        logits: ``[T, E]``, contiguous: the router's logits.
-        per_token: number of experts to choose for a token, k.
+        experts: ``[T, k]`` int32: experts of each token.
         gate_up: matrices ``[2 * inner, in]``.
         gate: way to combine gate and up.
 
     Returns:
-        ``[T, k, inner]``: for each token, its best expert's first.
+        ``[T, k, inner]``.
     """
-    inner = gate_up.out_size // 2
-    out = x.new_empty(len(x), per_token, inner)
-    _pair_gate_up_kernel[_grid(gate_up, len(x) * per_token)](
-        x, logits, out, **_options(gate_up, logits, x),
+    (tokens, per_token), inner = experts.shape, gate_up.out_size // 2
+    out = x.new_empty(tokens, per_token, inner)
+    _pair_gate_up_kernel[_grid(gate_up, tokens * per_token)](
+        x, experts, out, **_options(gate_up, x),
         PER_TOKEN=per_token, INNER=inner, **gate_options(gate),
     )  # fmt: skip
     return out
 
 
 def weighted_fragments_of_pairs(
-    inner: Tensor, logits: Tensor, down: Fragments, *, normalized: bool
+    inner: Tensor, experts: Tensor, weights: Tensor, down: Fragments
 ) -> Tensor:
     """Return the weighted results of each token's experts, which are still to be added.
 
     Args:
         inner: ``[T, k, inner]``, contiguous, from ``gated_fragments_of_pairs``, whose kernel must
             be the last that was launched.
-        logits: ``[T, E]``, contiguous: the router's logits.
+        experts: ``[T, k]`` int32: experts of each token.
+        weights: ``[T, k]`` float32: factors of their results.
         down: matrices ``[out, inner]``.
-        normalized: whether a token's weights are scaled to sum to 1.
 
     Returns:
         ``[k, T, out]`` float32: the result of each token's n-th expert.
@@ -96,8 +87,8 @@ def weighted_fragments_of_pairs(
     tokens, per_token, _ = inner.shape
     out = inner.new_empty(per_token, tokens, down.out_size, dtype=torch.float32)
     _pair_down_kernel[_grid(down, tokens * per_token)](
-        inner, logits, out, tokens, **_options(down, logits, inner),
-        PER_TOKEN=per_token, NORMALIZED=normalized, OUT=down.out_size,
+        inner, experts, weights, out, tokens, **_options(down, inner),
+        PER_TOKEN=per_token, OUT=down.out_size,
     )  # fmt: skip
     return out
 
@@ -106,13 +97,13 @@ def _grid(matrices: Fragments, pairs: int) -> tuple[int, int]:
     return triton.cdiv(matrices.out_size, BAND * BANDS), pairs
 
 
-def _options(matrices: Fragments, logits: Tensor, x: Tensor) -> dict[str, Any]:
-    """Return what both kernels are given: the matrices, number of experts, tile and launch."""
-    count, bias = logits.shape[1], matrices.bias
+def _options(matrices: Fragments, x: Tensor) -> dict[str, Any]:
+    """Return what both kernels are given: the matrices, tile and launch."""
+    bias = matrices.bias
     return {
         "words": matrices.words, "scales": matrices.scales,
         "bias": x if bias is None else bias, "BIAS": bias is not None,
-        "COUNT": count, "COUNTS": triton.next_power_of_2(count), "IN": matrices.in_size,
+        "IN": matrices.in_size,
         "BANDS": BANDS, "PARTS": PARTS, "DEPTH": DEPTH, "WIDE": x.dtype != torch.bfloat16,
         "num_warps": WARPS, **launch_options(x),
     }  # fmt: skip
@@ -121,14 +112,12 @@ def _options(matrices: Fragments, logits: Tensor, x: Tensor) -> dict[str, Any]:
 @triton.jit
 def _pair_gate_up_kernel(
     x,
-    logits,
+    experts,
     out,
     words,
     scales,
     bias,
     BIAS: tl.constexpr,
-    COUNT: tl.constexpr,
-    COUNTS: tl.constexpr,
     PER_TOKEN: tl.constexpr,
     IN: tl.constexpr,
     INNER: tl.constexpr,
@@ -143,15 +132,14 @@ def _pair_gate_up_kernel(
 ):
     wait_before_next(EARLY)
     pair = tl.program_id(1)
-    token = pair // PER_TOKEN
-    expert, _ = nth_expert(logits + token * COUNT, pair % PER_TOKEN, PER_TOKEN, COUNT, COUNTS, True)
+    expert = tl.load(experts + pair).to(tl.int64)
     pieces, factors = _load_pieces(words, scales, expert, 2 * INNER, IN, BANDS, PARTS, DEPTH)
     column = tl.program_id(0) * (8 * BANDS) + tl.arange(0, 8 * BANDS)
     is_column = column < INNER
     bias_of_gate = bias + expert * (2 * INNER) + 2 * column
     gate = _load_bias(bias_of_gate, is_column, BIAS)
     up = _load_bias(bias_of_gate + 1, is_column, BIAS)
-    result = _product(x + token * IN, pieces, factors, IN, BANDS, PARTS, DEPTH, WIDE)
+    result = _product(x + pair // PER_TOKEN * IN, pieces, factors, IN, BANDS, PARTS, DEPTH, WIDE)
     gates, ups = tl.split(tl.permute(tl.reshape(result, [BANDS, 2, 8]), (0, 2, 1)))
     gate += tl.reshape(gates, [8 * BANDS])
     up += tl.reshape(ups, [8 * BANDS])
@@ -163,17 +151,15 @@ def _pair_gate_up_kernel(
 @triton.jit(do_not_specialize=["tokens"])
 def _pair_down_kernel(
     inner,
-    logits,
+    experts,
+    weights,
     out,
     tokens,
     words,
     scales,
     bias,
     BIAS: tl.constexpr,
-    COUNT: tl.constexpr,
-    COUNTS: tl.constexpr,
     PER_TOKEN: tl.constexpr,
-    NORMALIZED: tl.constexpr,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     BANDS: tl.constexpr,
@@ -184,8 +170,8 @@ def _pair_down_kernel(
 ):
     pair = tl.program_id(1)
     token, slot = pair // PER_TOKEN, pair % PER_TOKEN
-    # The kernel of gate and up lets this one start only after the router has ended.
-    expert, weight = nth_expert(logits + token * COUNT, slot, PER_TOKEN, COUNT, COUNTS, NORMALIZED)
+    # The kernel of gate and up lets this one start only after the experts have been chosen.
+    expert, weight = tl.load(experts + pair).to(tl.int64), tl.load(weights + pair)
     pieces, factors = _load_pieces(words, scales, expert, OUT, IN, BANDS, PARTS, DEPTH)
     row = tl.program_id(0) * (BANDS * _BAND) + tl.arange(0, BANDS * _BAND)
     is_row = row < OUT

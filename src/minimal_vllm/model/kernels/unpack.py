@@ -114,8 +114,8 @@ def unpacked(packed, scale, WIDE: tl.constexpr):  # noqa: ANN201 - Triton's lang
     of_thread = tl.broadcast_to(scale[:, :, :, None], [BANDS, CHUNKS, 8, 4])
     scale = tl.reshape(of_thread, [BANDS, CHUNKS, 32])
     packed = tl.reshape(packed, [BANDS, CHUNKS, 32, 4])
-    even = _spread(_factor(scale, 0), _factor(scale, 2))
-    odd = _spread(_factor(scale, 1), _factor(scale, 3))
+    even = _spread(_factor(scale, 0), _factor(scale, 2), BANDS, CHUNKS)
+    odd = _spread(_factor(scale, 1), _factor(scale, 3), BANDS, CHUNKS)
     if WIDE:
         first, second = tl.split(tl.reshape(packed, [BANDS, CHUNKS, 32, 2, 2]))
         rest = (first & _REST) | (second & ~_REST)
@@ -145,13 +145,11 @@ def _factor(scales, BYTE: tl.constexpr):
 
 
 @triton.jit
-def _spread(first, second):
+def _spread(first, second, BANDS: tl.constexpr, CHUNKS: tl.constexpr):
     """Return the factors of each thread's 4 words, given those of the first two and of the others.
 
     Both are ``[BANDS, CHUNKS, 32]``, and the result is ``[BANDS, CHUNKS, 32, 4]``.
     """
-    BANDS: tl.constexpr = first.shape[0]
-    CHUNKS: tl.constexpr = first.shape[1]
     both = tl.join(first, second)[:, :, :, :, None]
     return tl.reshape(tl.broadcast_to(both, [BANDS, CHUNKS, 32, 2, 2]), [BANDS, CHUNKS, 32, 4])
 
