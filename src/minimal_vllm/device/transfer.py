@@ -7,6 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+COPIES = 4
+"""Number of copies that a ``Sender`` can have on their way without waiting."""
+
 
 def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     """Return a contiguous copy of the array on the device.
@@ -21,10 +24,35 @@ def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def send_into(array: npt.NDArray[Any], memory: Tensor) -> None:
-    """Overwrite memory of the device with an array of the same size; see ``send``."""
-    tensor = torch.from_numpy(array)
-    memory.copy_(tensor.pin_memory() if memory.is_cuda else tensor, non_blocking=True)
+class Sender:
+    """Overwrites memory of the device again and again, without waiting for it.
+
+    Memory for the copies is allocated only once, since each allocation takes the CPU some time.
+
+    Args:
+        memory: memory of the device.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self._memory = memory
+        self._next = 0
+        self._copies = [
+            torch.empty_like(memory, device="cpu", pin_memory=memory.is_cuda) for _ in range(COPIES)
+        ]
+        self._arrived: list[torch.cuda.Event] = []
+        """When each copy was last sent; nothing on a CPU."""
+        if memory.is_cuda:
+            self._arrived = [torch.cuda.Event() for _ in range(COPIES)]  # type: ignore[no-untyped-call]
+
+    def send(self, array: npt.NDArray[Any]) -> None:
+        """Queue the transfer of an array of the memory's size. The array may change afterwards."""
+        index, self._next = self._next, (self._next + 1) % COPIES
+        if self._arrived:
+            self._arrived[index].synchronize()  # long ago, if a step or two are in flight
+        self._copies[index].numpy()[:] = array
+        self._memory.copy_(self._copies[index], non_blocking=True)
+        if self._arrived:
+            self._arrived[index].record()
 
 
 class Fetch:

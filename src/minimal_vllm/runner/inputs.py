@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minimal_vllm.attention.kernels.prefill import PIECE_COLUMNS
 from minimal_vllm.attention.triton_backend import TritonAttention
-from minimal_vllm.device.transfer import send, send_into
+from minimal_vllm.device.transfer import Sender, send
 from minimal_vllm.runner.shapes import MAX_PROMPTS, StepShape
 from minimal_vllm.runner.step import MixedInputs
 from minimal_vllm.runner.table import RowTable
@@ -46,6 +46,7 @@ class InputMemory:
             end += len(unset_regions[-1])
         self._unset = np.concatenate(unset_regions)
         self._numbers = send(self._unset, device).clone()
+        self._sender = Sender(self._numbers)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a region, int32; its address never changes."""
@@ -56,7 +57,7 @@ class InputMemory:
         numbers = self._unset.copy()
         for name, array in values.items():
             numbers[self._spans[name]][: array.size] = array.reshape(-1)
-        send_into(numbers, self._numbers)
+        self._sender.send(numbers)
 
 
 class StepInputs:

@@ -1,0 +1,17 @@
+import numpy as np
+import pytest
+import torch
+
+from minimal_vllm.device.transfer import COPIES, Sender, send
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_sent_again_and_again_arrives_in_order(device):
+    memory = send(np.zeros(1000, dtype=np.int32), torch.device(device)).clone()
+    sender, numbers, sums = Sender(memory), np.zeros(1000, dtype=np.int32), []
+    for value in range(3 * COPIES):
+        numbers[:] = value
+        sender.send(numbers)
+        numbers[:] = -1  # the array is the caller's again
+        sums.append(memory.sum())
+    assert [int(each) for each in sums] == [1000 * value for value in range(3 * COPIES)]
