@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 TESTS = [
     "tests/attention/test_kernels.py",
     "tests/model/test_experts.py",
+    "tests/model/test_pushed_columns.py",
     "tests/model/test_pushed_norm.py",
     "tests/model/test_pushed_sum.py",
     "tests/model/test_triton_modules.py",
@@ -49,6 +50,7 @@ def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gp
             "_int4_dequantize_kernel",
         ),
         *("_pair_gate_up_kernel", "_pair_down_kernel"),
-        *("_tagged_sum_kernel", "_flagged_sum_kernel", "_divided_norm_kernel"),
+        *("_tagged_sum_kernel", "_flagged_sum_kernel"),
+        *("_whole_norm_kernel", "_divided_norm_kernel", "_pushed_columns_kernel"),
         *("_scan_kernel", "_find_kernel"),
     }

@@ -12,8 +12,8 @@ from minimal_vllm.engine.ranks.pushed_norms import NormSizes, PushedNorms
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALVES = pytest.mark.gpu  # the interpreter truncates numbers of 16 bits
 SIZE, EPS = 48, 1e-5
-MOST = 36 * SIZE * 4
-"""Bytes of 36 vectors."""
+WHOLE, MOST = 12 * SIZE * 4, 36 * SIZE * 4
+"""Bytes of 12 vectors, and of 36."""
 TOKENS = [5, 30, 1, 12, 35, 13, 29, 12, 2]
 """Numbers of tokens of sums that follow each other."""
 
@@ -51,7 +51,7 @@ def add_all(memories, rank, sizes, num_parts, first_number, results):
     """What a rank's process does: add parts of all sizes, one after the other."""
     torch.set_num_threads(1)
     norms = PushedNorms(memories, rank, sizes)
-    norms._exchanges.fill_(first_number)
+    norms._notes[0].fill_(first_number)
     found = []
     for index in range(len(TOKENS)):
         parts, residual = part(rank, index, num_parts), stream(index)
@@ -65,7 +65,7 @@ def add_all(memories, rank, sizes, num_parts, first_number, results):
     ("count", "num_parts", "first_number"), [(2, 1, 0), (2, 2, 2**31 - 6), (3, 1, 0)]
 )
 def test_all_ranks_have_the_norm_of_the_stream_with_the_sum(count, num_parts, first_number):
-    sizes = NormSizes(count, most=MOST, programs=4)
+    sizes = NormSizes(count, WHOLE * (count - 1), MOST, programs=4)
     memories = memories_of(sizes)
     for rank, each in enumerate(memories):
         each.share_memory_()
@@ -86,7 +86,7 @@ def test_all_ranks_have_the_norm_of_the_stream_with_the_sum(count, num_parts, fi
     for index, tokens in enumerate(TOKENS):
         total, normed = expected(count, index, num_parts)
         for rank in range(count):
-            own = share(count, rank, tokens)
+            own = share(count, rank, tokens) if tokens > 12 else slice(None)
             residual, norm = (torch.tensor(each) for each in found[rank][index])
             torch.testing.assert_close(residual[own], total[own])
             torch.testing.assert_close(norm, normed)
@@ -94,28 +94,46 @@ def test_all_ranks_have_the_norm_of_the_stream_with_the_sum(count, num_parts, fi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=HALVES)])
-def test_the_last_rank_need_not_wait(dtype):
-    index, sizes = 4, NormSizes(2, most=MOST, programs=4)
+@pytest.mark.parametrize("index", [3, 4], ids=["whole", "divided"])
+def test_the_last_rank_need_not_wait(index, dtype):
+    sizes = NormSizes(2, WHOLE * dtype.itemsize // 4, MOST * dtype.itemsize // 4, programs=4)
     memories = [each.to(DEVICE) for each in memories_of(sizes)]
     parts = [part(rank, index).to(DEVICE, dtype) for rank in range(2)]
     residual, own_weight = (each.to(DEVICE, dtype) for each in (stream(index), weight()))
     total = residual + sum(each.float() for each in parts)[0].to(dtype)
     for rank, norms in enumerate(PushedNorms(memories, rank, sizes) for rank in range(2)):
         norms._flags[rank].fill_(9)  # nobody waits, so the first has a wrong result
+        norms._is_over.fill_(1)
         found = residual.clone()
         normed = norms.add(parts[rank], found, own_weight, EPS)
-    own = share(2, 1, TOKENS[index])
+    own = share(2, 1, TOKENS[index]) if norms.divides(parts[0], dtype) else slice(None)
     torch.testing.assert_close(found[own], total[own])
     expected = torch.nn.functional.rms_norm(total.float(), (SIZE,), own_weight.float(), EPS)
     torch.testing.assert_close(normed[own], expected[own].to(dtype))
 
 
 @pytest.mark.gpu
-def test_sums_whose_rank_is_gone_can_be_given_up():
-    index, sizes = 4, NormSizes(2, most=MOST)
-    norms = PushedNorms([each.to(DEVICE) for each in memories_of(sizes)], 0, sizes)
-    for _ in range(3):  # the later ones must not wait, either
-        residual, own_weight = stream(index).to(DEVICE), weight().to(DEVICE)
-        norms.add(part(0, index).to(DEVICE), residual, own_weight, EPS)
-    norms.give_up()
-    torch.cuda.synchronize()
+def test_ranks_that_are_streams_of_one_gpu_have_the_norm_of_the_stream_with_the_sum():
+    sizes, streams = NormSizes(2, WHOLE, MOST, programs=4), [torch.cuda.Stream() for _ in range(2)]
+    for waits in (False, True):  # kernels must have been loaded before one waits for the other
+        memories = [each.to(DEVICE) for each in memories_of(sizes)]
+        ranks = [PushedNorms(memories, rank, sizes) for rank in range(2)]
+        for norms in ranks:
+            norms._flags[norms._index].fill_(0 if waits else 1000)
+            norms._is_over.fill_(0 if waits else 1)
+        for index, tokens in enumerate(TOKENS):
+            parts = [part(rank, index).to(DEVICE) for rank in range(2)]
+            own_weight, residuals = weight().to(DEVICE), [stream(index).to(DEVICE) for _ in "12"]
+            torch.cuda.synchronize()
+            normed = []
+            for rank, norms in enumerate(ranks):
+                with torch.cuda.stream(streams[rank]):
+                    normed.append(norms.add(parts[rank], residuals[rank], own_weight, EPS).clone())
+            torch.cuda.synchronize()
+            if waits:
+                total, expected_norm = expected(2, index)
+                assert torch.equal(*normed)
+                torch.testing.assert_close(normed[0].cpu(), expected_norm)
+                for rank in range(2):
+                    own = share(2, rank, tokens) if tokens > 12 else slice(None)
+                    torch.testing.assert_close(residuals[rank].cpu()[own], total[own])

@@ -74,7 +74,9 @@ class NcclRanks:
         parts = part.parts if isinstance(part, PartialSums) else computed(part)[None]
         dtype = part.dtype if isinstance(part, PartialSums) else parts.dtype
         parts = parts.contiguous()
-        if self._norms is not None and self._norms.fits(parts, dtype):
+        # The next product adds and normalizes a single token by itself.
+        is_several = len(parts[0]) > 1
+        if is_several and self._norms is not None and self._norms.fits(parts, dtype):
             return PartOfSum(parts, dtype, self)
         return self.add_now(parts, dtype)
 
@@ -92,9 +94,13 @@ class NcclRanks:
         """Add the sum to the residual stream and normalize it; see ``RankSums.add_norm``."""
         if self._norms is None:
             raise RuntimeError("a sum was deferred that can't be")
-        stream = residual.stream if isinstance(residual, DividedStream) else computed(residual)
+        is_divided = self._norms.divides(part.parts, part.dtype)
+        if is_divided and isinstance(residual, DividedStream):
+            stream = residual.stream
+        else:
+            stream = computed(residual)
         normed = self._norms.add(part.parts, stream, weight, eps)
-        return normed, DividedStream(stream, self._gather_rows)
+        return normed, DividedStream(stream, self._gather_rows) if is_divided else stream
 
     def add_large(self, part: Tensor) -> None:
         """Add all ranks' tensors, in place, by NCCL."""
@@ -103,6 +109,8 @@ class NcclRanks:
 
     def concatenate(self, part: Tensor, out: Tensor | None = None) -> Tensor:
         """Return all ranks' columns side by side; see ``Ranks.concatenate``."""
+        if out is not None and self._norms is not None and self._norms.fits_columns(part):
+            return self._norms.concatenate(part.contiguous(), out)
         parts = part.new_empty(self.count, *part.shape)
         with raising_losses():
             self._group._allgather_base(parts, part.contiguous(), self._gather)

@@ -1,4 +1,7 @@
-"""Sums over a few GPUs that end in the residual stream and its norm; see the kernel."""
+"""Sums over a few GPUs that end in the residual stream and its norm, and columns of all of them.
+
+See ``pushed_norm`` and ``pushed_columns`` for how they are computed.
+"""
 
 from dataclasses import dataclass
 
@@ -6,10 +9,17 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.engine.ranks.pushed_sums import jump_ahead, stream_beside
-from minimal_vllm.model.kernels.pushed_norm import DividedPlaces, divided_norm, rows_of_rank
+from minimal_vllm.model.kernels.pushed_columns import pushed_columns
+from minimal_vllm.model.kernels.pushed_norm import (
+    DividedPlaces,
+    WholePlaces,
+    divided_norm,
+    rows_of_rank,
+    whole_norm,
+)
 
-LEAST_BYTES = 4 << 20
-"""Bytes of a tensor whose tokens are not divided: up to them, a single exchange is faster."""
+MOST_WHOLE_BYTES = 4 << 20
+"""Maximum number of bytes that a rank sends for a sum whose tokens are not divided."""
 MOST_BYTES = 128 << 20
 """Maximum number of bytes of a rank's tensor: 16,384 tokens with 4,096 numbers of 16 bits."""
 LONGEST_VECTOR = 16384
@@ -18,6 +28,8 @@ PROGRAMS = 256
 """Number of programs: so many that all of them run at once."""
 ALIGNMENT = 16
 """Slots have a multiple of so many bytes, which threads load at once."""
+BITS = {2: torch.int16, 4: torch.int32}
+"""Integers with as many bytes as a number."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +38,38 @@ class NormSizes:
 
     Args:
         count: number of ranks.
-        least: see ``LEAST_BYTES``.
+        most_whole: see ``MOST_WHOLE_BYTES``.
         most: see ``MOST_BYTES``.
         programs: see ``PROGRAMS``.
     """
 
     count: int
-    least: int = LEAST_BYTES
+    most_whole: int = MOST_WHOLE_BYTES
     most: int = MOST_BYTES
     programs: int = PROGRAMS
 
     @property
-    def slot(self) -> int:
+    def whole_slot(self) -> int:
+        """Bytes of a slot for a tensor whose tokens are not divided."""
+        return self.most_whole // max(self.count - 1, 1) // ALIGNMENT * ALIGNMENT
+
+    @property
+    def divided_slot(self) -> int:
         """Bytes of a slot for a rank's share of a tensor."""
         return self.most // self.count // ALIGNMENT * ALIGNMENT
 
     @property
     def parts(self) -> list[int]:
-        """Bytes of flags, of slots, and of norms."""
-        return [self.count * self.programs * 4, (self.count - 1) * self.slot, self.most]
+        """Bytes of flags, of the slots of both kinds, and of norms."""
+        whole = 3 * self.count * self.whole_slot
+        divided = (self.count - 1) * self.divided_slot
+        return [self.count * self.programs * 4, whole, divided, self.most]
 
 
 class PushedNorms:
     """Sums over the GPUs of one host, added to the residual stream and normalized.
+
+    All sums have vectors of the same length and dtype.
 
     Args:
         memories: memory of each rank, ``[sum(sizes.parts)]`` uint8, filled with zeros. All ranks
@@ -60,40 +81,66 @@ class PushedNorms:
     def __init__(self, memories: list[Tensor], index: int, sizes: NormSizes) -> None:
         self._index, self._sizes = index, sizes
         self._parts = [torch.split(each, sizes.parts) for each in memories]
-        self._flags = tuple(flags.view(torch.int32) for flags, _, _ in self._parts)
-        self._exchanges = memories[index].new_zeros(sizes.programs, dtype=torch.int32)
+        self._flags = tuple(flags.view(torch.int32) for flags, *_ in self._parts)
+        notes = memories[index].new_zeros(3 * sizes.programs + 1, dtype=torch.int32)
+        self._is_over, *self._notes = torch.split(notes, [1, *[sizes.programs] * 3])
         self._beside = stream_beside(memories[index])
-        self._places: dict[torch.dtype, DividedPlaces] = {}
+        self._kind: tuple[int, torch.dtype] | None = None
 
     def fits(self, parts: Tensor, dtype: torch.dtype) -> bool:
-        """Return whether the sum of parts, in a dtype, is one that ``add`` should compute."""
+        """Return whether the sum of parts, in a dtype, can be computed by ``add``."""
         if parts.dim() != 3 or parts.shape[2] > LONGEST_VECTOR:
             return False
         _, tokens, size = parts.shape
-        vector = size * dtype.itemsize
-        share = rows_of_rank(tokens, self._sizes.count) * vector
-        return tokens * vector > self._sizes.least and share <= self._sizes.slot
+        share = rows_of_rank(tokens, self._sizes.count) * size * dtype.itemsize
+        return self._kind in (None, (size, dtype)) and share <= self._sizes.divided_slot
+
+    def divides(self, parts: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether the tokens of a tensor that fits are divided among the ranks."""
+        return parts[0].numel() * dtype.itemsize > self._sizes.whole_slot
 
     def add(self, parts: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Add a sum that fits to the residual stream, and return the stream's norm.
+        """Add the sum of parts that fit to the residual stream; return the stream's norm.
 
-        The norm is kept until the next sum. In the stream, only the tokens of this rank are right.
+        The norm is kept until the next sum. If tokens are divided, only those of this rank are
+        right in the stream.
         """
-        places = self._places_of(residual.dtype)
-        return divided_norm(parts, residual, weight, eps, places, self._index)
+        self._set_kind(parts.shape[2], residual.dtype)
+        if self.divides(parts, residual.dtype):
+            return divided_norm(parts, residual, weight, eps, self._divided, self._index)
+        return whole_norm(parts, residual, weight, eps, self._whole, self._index)
+
+    def fits_columns(self, part: Tensor) -> bool:
+        """Return whether ``concatenate`` has room for so many columns of a rank."""
+        return part.numel() * part.itemsize <= self._sizes.divided_slot
+
+    def concatenate(self, part: Tensor, out: Tensor) -> Tensor:
+        """Put all ranks' columns side by side; see ``pushed_columns``."""
+        slots = tuple(divided.view(out.dtype) for _, _, divided, _ in self._parts)
+        exchanges, *_ = self._notes
+        return pushed_columns(part, out, slots, self._flags, exchanges, self._index)
 
     def give_up(self) -> None:
         """Let sums that wait for a rank end; see ``PushedSums.give_up``."""
+        exchanges, _, _ = self._notes
         with torch.cuda.stream(self._beside):
-            jump_ahead(self._flags[self._index], self._exchanges)
+            jump_ahead(self._flags[self._index], exchanges)
+            self._is_over.copy_(torch.ones(1, dtype=torch.int32))
 
-    def _places_of(self, dtype: torch.dtype) -> DividedPlaces:
-        if dtype not in self._places:
-            _, slots, normed = zip(*self._parts, strict=True)
-            self._places[dtype] = DividedPlaces(
-                tuple(each.view(dtype) for each in slots),
-                tuple(each.view(dtype) for each in normed),
-                self._flags,
-                self._exchanges,
-            )
-        return self._places[dtype]
+    def _set_kind(self, size: int, dtype: torch.dtype) -> None:
+        """Prepare sums of the first vectors' kind."""
+        if self._kind is not None:
+            return
+        self._kind = size, dtype
+        _, whole, divided, normed = zip(*self._parts, strict=True)
+        exchanges, turns, last = self._notes
+        bits = BITS[dtype.itemsize]
+        self._whole = WholePlaces(
+            tuple(each.view(bits) for each in whole), turns, last, self._is_over
+        )
+        self._divided = DividedPlaces(
+            tuple(each.view(dtype) for each in divided),
+            tuple(each.view(dtype) for each in normed),
+            self._flags,
+            exchanges,
+        )
