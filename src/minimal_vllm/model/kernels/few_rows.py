@@ -141,9 +141,11 @@ def _few_rows_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.arange(0, TOKENS)
     inner = part * (IN // PARTS) + tl.arange(0, DEPTH)
-    # What is beyond the last row or token is computed like the last, and not stored.
+    # What is beyond the last row is computed like the last, and not stored. Tokens beyond the last
+    # are zeros: if they were the last token, all programs would read the same bytes over and over.
+    is_token = (token < tokens)[None, :]
     weights_at = weight + tl.minimum(row, OUT - 1).to(tl.int64)[:, None] * IN + inner[None, :]
-    inputs_at = x + tl.minimum(token, tokens - 1)[None, :] * IN + inner[:, None]
+    inputs_at = x + token[None, :] * IN + inner[:, None]
     BEGIN: tl.constexpr = DEPTH if STARTS_EARLY else 0
     if STARTS_EARLY:  # weights never change
         first = tl.load(weights_at)
@@ -153,14 +155,14 @@ def _few_rows_kernel(
     total = tl.zeros([ROWS, TOKENS], tl.float32)
     up_total = tl.zeros([ROWS, TOKENS], tl.float32)
     for start in range(BEGIN, IN // PARTS, DEPTH):
-        inputs = tl.load(inputs_at + start)
+        inputs = tl.load(inputs_at + start, mask=is_token, other=0.0)
         weights = tl.load(weights_at + start)
         total = tl.dot(weights, inputs, total, input_precision=PRECISION)
         if GATES:
             weights = tl.load(weights_at + (OUT * IN + start))
             up_total = tl.dot(weights, inputs, up_total, input_precision=PRECISION)
     if STARTS_EARLY:  # last, so that all other weights are on their way meanwhile
-        inputs = tl.load(inputs_at)
+        inputs = tl.load(inputs_at, mask=is_token, other=0.0)
         total = tl.dot(first, inputs, total, input_precision=PRECISION)
         if GATES:
             up_total = tl.dot(first_up, inputs, up_total, input_precision=PRECISION)
@@ -172,4 +174,4 @@ def _few_rows_kernel(
             up_total += tl.load(bias + OUT + row, mask=row < OUT, other=0.0).to(tl.float32)[:, None]
         result = gated(result, up_total.to(y.dtype.element_ty), ACTIVATION)
     at = (part * tokens + token)[None, :] * OUT + row[:, None]
-    tl.store(y + at, result, mask=(row < OUT)[:, None] & (token < tokens)[None, :])
+    tl.store(y + at, result, mask=(row < OUT)[:, None] & is_token)
