@@ -98,6 +98,16 @@ def test_16_bit_queries_read_a_cache_in_fp8_as_the_reference_does(head_dim, wind
     torch.testing.assert_close(run_kernels(case, window), expected, atol=1.6e-2, rtol=1.6e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("head_dim", [96, 128, 256])
+def test_many_requests_read_a_cache_in_fp8_as_the_reference_does(head_dim, window):
+    lengths = [(70 * index, 1) for index in range(14)]  # times 12 is more than an H200's SMs
+    case = in_fp8(make_case(lengths, heads=(24, 12), head_dim=head_dim, dtype=torch.bfloat16))
+    expected = run_reference(case, window)
+    torch.testing.assert_close(run_kernels(case, window), expected, atol=1.6e-2, rtol=1.6e-2)
+
+
 @pytest.mark.gpu  # the interpreter takes a minute
 @pytest.mark.parametrize("num_tokens", [1, 5])  # the decode kernel's and the prefill kernel's
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

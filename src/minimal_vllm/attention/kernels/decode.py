@@ -54,6 +54,7 @@ from minimal_vllm.attention.kernels.softmax import (
 )
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.properties import num_sms
 
 LEAST_ROWS = 16
 """Minimum number of rows and columns of a matrix product on tensor cores. G query heads and small
@@ -164,13 +165,14 @@ def decode_attention(
         ROWS=max(LEAST_ROWS, triton.next_power_of_2(group * work.most_queries)),
         DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
         KEYS=_num_keys(q, work),
+        READS_ALL=cache.key.itemsize == 1,
         SHARED_PARTS=shared.num_parts if shared else 0,
         WINDOWED=options.window is not None,
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         SINKS=options.sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         MERGED=_rows_to_merge(work, options, group),
-        num_warps=4,
+        num_warps=_num_warps(len(work.token), cache),
         num_stages=_num_stages(len(work.token), cache),
         **launch_options(q),
     )
@@ -184,6 +186,17 @@ def _num_keys(q: Tensor, work: DecodeWork) -> int:
     """
     are_short = work.shared is not None and len(work.token) > MOST_LOOKED_UP_AHEAD
     return 32 if are_short or q.dtype == torch.float32 else 64
+
+
+def _num_warps(num_requests: int, cache: LayerCache) -> int:
+    """Return the warps of a program: the fastest on an H200.
+
+    Keys in FP8 are read so fast that programs would mostly wait for their own warps. With few
+    requests, they mostly wait for memory.
+    """
+    num_programs = num_requests * cache.key.shape[1]
+    has_many = num_programs >= num_sms(cache.key.device)
+    return 2 if cache.key.itemsize == 1 and cache.key.shape[3] <= 128 and has_many else 4
 
 
 def _num_stages(num_requests: int, cache: LayerCache) -> int:
@@ -240,6 +253,7 @@ def _decode_kernel(
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
+    READS_ALL: tl.constexpr,
     SHARED_PARTS: tl.constexpr,
     WINDOWED: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -277,8 +291,7 @@ def _decode_kernel(
     for tile in range(start, end, KEYS):
         position = tile + tl.arange(0, KEYS)
         visible = (position < end)[None, :]
-        is_key = (position < end)[:, None] & (dim < D)[None, :]
-        offsets = _slots(table, position, end, head, K, S)[:, None] * D + dim[None, :]
+        offsets, is_key = _find_keys(table, position, end, head, dim, K, S, D, READS_ALL)
         if QUERIES > 1:
             visible = visible & _is_seen(row_end[:, None] - position[None, :], window, WINDOWED)
         softmax = take_keys(
@@ -315,13 +328,6 @@ def _decode_kernel(
 
 
 @triton.jit
-def _slots(table, position, end, head, K: tl.constexpr, S: tl.constexpr):
-    """Return where in the cache a kv head's keys at some positions are, in keys."""
-    block = tl.load(table + position // S, mask=position < end, other=0).to(tl.int64)
-    return (block * K + head) * S + position % S
-
-
-@triton.jit
 def _merge_all(
     partials,
     out,
@@ -342,6 +348,29 @@ def _merge_all(
     member, dim = tl.arange(0, result.shape[0])[:, None], tl.arange(0, DIMS)[None, :]
     place = out + ((tl.load(token).to(tl.int64) * K + head) * G + member) * D + dim
     tl.store(place, result.to(out.dtype.element_ty), mask=(member < G) & (dim < D))
+
+
+@triton.jit
+def _find_keys(
+    table,
+    position,
+    end,
+    head,
+    dim,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    D: tl.constexpr,
+    READS_ALL: tl.constexpr,
+):
+    """Return the offsets of keys from the start of the cache, ``[keys, dims]``, and which exist.
+
+    A mask takes too long if keys are in FP8. Beyond the end, the last key is then read again.
+    """
+    exists = (position < end) | READS_ALL
+    place = tl.minimum(position, end - 1) if READS_ALL else position
+    block = tl.load(table + place // S, mask=exists, other=0).to(tl.int64)
+    slot = (block * K + head) * (S * D) + (place % S) * D
+    return slot[:, None] + dim[None, :], exists[:, None] & (dim < D)[None, :]
 
 
 @triton.jit

@@ -105,13 +105,30 @@ def take_keys(  # noqa: ANN201 - Triton's language
     fade = tl.exp2(softmax.peak - safe_peak)
     total = softmax.total * fade + tl.sum(weights, 1)
     values = tl.load(cache.value + offsets, mask=is_key, other=0.0).to(q_tile.dtype)
-    if cache.value.dtype.element_ty == tl.float8e4nv:
-        # Changes nothing, but keeps Triton from transposing the bytes before it converts them: it
-        # would do so one by one, and a GPU has instructions to transpose 16-bit numbers.
-        values = tl.where(is_key, values, 0.0)
+    if cache.value.dtype.element_ty == tl.float8e4nv and values.dtype == tl.float16:
+        values = _converted(values)
     acc = softmax.acc * fade[:, None]
     acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
     return Softmax(peak, total, acc)
+
+
+@triton.jit
+def _converted(values):
+    """Return values that were converted from FP8 to float16 as they are.
+
+    This keeps Triton from transposing the bytes before it converts them: it would do so one by one,
+    and a GPU has instructions to transpose 16-bit numbers. It moves a change of layout across an
+    operation only if that has no operand like the second one here, which the assembly ignores.
+    """
+    place = tl.arange(0, values.shape[0])[:, None] + tl.arange(0, values.shape[1])[None, :]
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;",
+        "=r,r,r",
+        [values, place.to(tl.int16)],
+        dtype=tl.float16,
+        is_pure=True,
+        pack=2,
+    )
 
 
 @triton.jit
