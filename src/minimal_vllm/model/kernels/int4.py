@@ -1,21 +1,23 @@
-"""Products with weights in 4-bit integers, which become numbers in registers.
+"""Products of one token with weights in 4-bit integers, which become numbers in registers.
 
 With a single token, a product takes as long as reading the weights, here a quarter of 16-bit ones.
 So a GPU has a quarter of the time for each: about three instructions. Making a float of an integer
-takes most of them. But the bits of an integer *are* a float, a subnormal one, wherever they lie in
-its 23 bits of mantissa::
+takes most of them. But the bits of an integer *are* a float16 number, a subnormal one, wherever
+they lie in its 10 bits of mantissa. So one instruction makes two numbers, and one multiplies them::
 
-    word              7777 6666 5555 4444 3333 2222 1111 0000    eight numbers
-    word & 15 << 8    0000 0000 0000 0000 0000 2222 0000 0000    as a float, 2222 · 2**(8 - 149)
+    word                    7777 6666 5555 4444 3333 2222 1111 0000    eight numbers
+    word & 0x000F000F       .... .... .... 4444 .... .... .... 0000    as float16, n * 2**-24
+    word & 0x00F000F0       .... .... 5555 .... .... .... 1111 ....    as float16, n * 2**-20
 
-GPUs multiply subnormal numbers as fast as others and as exactly. The powers of 2 are made up for by
-the inputs, once for all rows, and by the result. Numbers 5 to 7 are shifted to the right first.
+Numbers 2, 3, 6 and 7 are shifted to the right first. GPUs multiply subnormal numbers as fast as
+others and as exactly. The powers of 2 are made up for by the inputs, once for all rows, and by the
+result; see ``pairs``, also for what happens to the range of the inputs.
 
 A program multiplies some rows, in runs of 32 columns (see ``quantization/int4`` for the layout)::
 
     packed [out, in / 8]   tile [ROWS, RUNS, 4]     a thread has the 4 words of a run, of each row
     scale  [out, groups]        [ROWS, RUNS]        applied to the sum over a run
-    x      [in]                 [RUNS, 4]           the inputs of the numbers at the same bits
+    x      [in]                 [RUNS, 4, 4]        the pairs of inputs that belong to such numbers
 
 The zero point is subtracted from the sum: ``scale * (sum of number * x - zero * sum of x)``.
 
@@ -34,6 +36,12 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
+from minimal_vllm.model.kernels.pairs import (
+    four_of,
+    pair_of_halves,
+    powers_of_2,
+    sum_of_pairs,
+)
 from minimal_vllm.model.quantization.int4 import (
     BITS,
     PER_WORD,
@@ -44,23 +52,51 @@ from minimal_vllm.model.quantization.int4 import (
 )
 
 ROWS = 8
-"""Rows that a program of the product with a single token multiplies at a time; half as many of each
-half if it is gated."""
+"""Rows that a program of the product with a single token multiplies at a time, and as many of the
+other half if it is gated. Twice as many if a program's rows are longer than its tile."""
 RUNS = 128
 """Runs of each row that such a program loads at a time."""
-PROGRAMS_PER_SM = 4
-"""Such programs that an SM runs at once."""
+WARPS = 8
+MOST_REGISTERS = 128
+"""Maximum number of a thread's registers: 2 programs then fit into an SM."""
 _BITS, _PER_WORD = tl.constexpr(BITS), tl.constexpr(PER_WORD)
 _RUN, _WORDS = tl.constexpr(RUN), tl.constexpr(WORDS)
 _ZERO = tl.constexpr(SYMMETRIC_ZERO)
 _MASK = tl.constexpr(15)
-_TWO = tl.constexpr(2.0)
-_IN_MANTISSA = tl.constexpr(5)
-"""Numbers of a word that lie in a float's mantissa."""
-_SUBNORMAL = tl.constexpr(149)
-"""The smallest subnormal number is 2 to the power of minus this."""
-_RAISED = tl.constexpr(100)
-"""Power of 2 by which inputs are multiplied, so that products are normal numbers again."""
+_RAISED = tl.constexpr(2.0**13)
+"""Factor of inputs that are multiplied with ``n * 2**-24``. Those of ``n * 2**-20`` are a 16th."""
+_LOWERED = tl.constexpr(2.0**11)
+"""Factor that is then missing in the products."""
+
+
+def _assembly() -> str:
+    """Return the program that multiplies a run of weights with a run of inputs.
+
+    Operand 0 is the sum, 1 to 4 are the words. Operand ``5 + 4 * place + word`` has the inputs of a
+    word's numbers ``place`` and ``place + 4``.
+    """
+    lines = [
+        ".reg .b32 word, pair, sum0, sum1;",
+        ".reg .b16 low, high;",
+        ".reg .f32 one, other;",
+    ]
+    for word in range(WORDS):
+        total = f"sum{word // 2}"
+        lines.append(f"mov.b32 word, ${1 + word};")
+        for place in range(4):
+            if place == 2:
+                lines.append("shr.b32 word, word, 8;")
+            inputs = f"${5 + 4 * place + word}"
+            lines.append(f"and.b32 pair, word, {'0x00F000F0' if place % 2 else '0x000F000F'};")
+            if word % 2 == 0 and place == 0:
+                lines.append(f"mul.rn.f16x2 {total}, pair, {inputs};")
+            else:
+                lines.append(f"fma.rn.f16x2 {total}, pair, {inputs}, {total};")
+    return "{" + "\n".join([*lines, *sum_of_pairs("$0", ["sum0", "sum1"])]) + "}"
+
+
+_MULTIPLY = tl.constexpr(_assembly())
+_OPERANDS = tl.constexpr(",".join(["=&f"] + ["r"] * 20))
 
 
 def int4_matvec(
@@ -99,7 +135,8 @@ def int4_matvec(
         RUNS=min(RUNS, triton.next_power_of_2(runs)),
         BIAS=bias is not None, NORM=norm is not None, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
-        num_warps=warps, **launch_options(residual),
+        WIDE=residual.itemsize > 2, num_warps=warps,
+        maxnreg=MOST_REGISTERS if residual.itemsize == 2 else None, **launch_options(residual),
     )  # fmt: skip
     return y
 
@@ -111,9 +148,15 @@ def _tiles(out_size: int, runs: int, sms: int, gated: bool) -> tuple[int, int, i
     which it then has in registers, are prepared once for all of them.
     """
     if runs > RUNS:
-        return ROWS, 1, 8
-    rows = ROWS // 2 if gated else ROWS
-    return rows, triton.cdiv(triton.cdiv(out_size, rows), PROGRAMS_PER_SM * sms), 4
+        return 2 * ROWS, 1, WARPS
+    if not gated and out_size <= 2 * sms * 2 * ROWS:
+        return (
+            ROWS,
+            1,
+            WARPS // 2,
+        )  # larger ones, which start early, made the attention before slower
+    programs = (2 if gated else 4) * sms
+    return ROWS, triton.cdiv(triton.cdiv(out_size, ROWS), programs), WARPS
 
 
 def tensors_of(weight: Int4Weight, *, ordered: bool = True) -> dict[str, Any]:
@@ -135,11 +178,23 @@ class _Tile(NamedTuple):
     """Some rows' runs, in registers."""
 
     words: tl.tensor
-    """``[ROWS, RUNS, 4]`` int32."""
+    """``[ROWS, RUNS, 2, 2]`` int32."""
     scales: tl.tensor
     """``[ROWS, RUNS]`` float32."""
     zeros: tl.tensor
     """``[ROWS, RUNS]`` float32."""
+
+
+class _Inputs(NamedTuple):
+    """The inputs of some runs, in registers."""
+
+    numbers: tl.tensor
+    """``[RUNS, 4, 4]`` int32: pairs of inputs, by their numbers' place in a word, and the word.
+    Wide inputs are ``[RUNS, 8, 4]`` float32."""
+    sums: tl.tensor
+    """``[RUNS]`` float32: the sum over each run."""
+    factors: tl.tensor
+    """``[RUNS]`` float32: factor of all products and of the sum."""
 
 
 @triton.jit
@@ -167,6 +222,7 @@ def _int4_matvec_kernel(
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    WIDE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     GATES: tl.constexpr = ACTIVATION is not None
@@ -178,7 +234,7 @@ def _int4_matvec_kernel(
         first_up = _load(packed, scale, zero, OUT + row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
     wait_for_previous(EARLY)
     inputs, squares = _input(
-        residual, x, new_residual, norm_weight, order, 0, IN, RUNS, NORM, ADDS, ORDERED
+        residual, x, new_residual, norm_weight, order, 0, IN, RUNS, NORM, ADDS, ORDERED, WIDE
     )
     # A norm is one factor for the whole vector, so it can be applied after the product.
     factor = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
@@ -191,21 +247,32 @@ def _int4_matvec_kernel(
             after_up = _load(
                 packed, scale, zero, OUT + row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS
             )
-        products = _product(first, inputs)
-        up_products = _product(first_up, inputs) if GATES else products
+        products = _product(first, inputs, WIDE)
+        up_products = _product(first_up, inputs, WIDE) if GATES else products
         # The rest of long rows, of which there is one tile.
         for start in tl.static_range(RUNS, IN // _RUN, RUNS):
             weights = _load(packed, scale, zero, row, is_row, start, IN, RUNS, GROUP, ZEROS)
             some, square = _input(
-                residual, x, new_residual, norm_weight, order, start, IN, RUNS, NORM, ADDS, ORDERED
+                residual,
+                x,
+                new_residual,
+                norm_weight,
+                order,
+                start,
+                IN,
+                RUNS,
+                NORM,
+                ADDS,
+                ORDERED,
+                WIDE,
             )
             squares += square
-            products += _product(weights, some)
+            products += _product(weights, some, WIDE)
             if GATES:
                 weights = _load(
                     packed, scale, zero, OUT + row, is_row, start, IN, RUNS, GROUP, ZEROS
                 )
-                up_products += _product(weights, some)
+                up_products += _product(weights, some, WIDE)
         if NORM and IN > RUNS * _RUN:
             factor = tl.rsqrt(tl.sum(squares) / IN + eps)
         result = tl.sum(products, 1) * factor
@@ -248,7 +315,7 @@ def _load(
     zeros = tl.full([ROWS, RUNS], _ZERO, tl.float32)
     if ZEROS:
         zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.float32)
-    return _Tile(tl.reshape(words, [ROWS, RUNS, _WORDS]), scales, zeros)
+    return _Tile(tl.reshape(words, [ROWS, RUNS, 2, 2]), scales, zeros)
 
 
 @triton.jit
@@ -264,10 +331,11 @@ def _input(
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
     ORDERED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """Return the inputs of the runs from ``start`` on, times the norm's weight; and their squares.
+    """Return the ``_Inputs`` of the runs from ``start`` on, times the norm's weight; their squares.
 
-    Inputs are ``[RUNS, 8, 4]``: a run's, by their numbers' place in a word, and the word.
+    The squares are those of the residual stream.
     """
     column = start * _RUN + tl.arange(0, RUNS * _RUN)
     exists = column < IN
@@ -282,27 +350,53 @@ def _input(
     squares = wide * wide
     if NORM:
         wide *= tl.load(norm_weight + column, mask=exists, other=0.0).to(tl.float32)
-    return tl.reshape(wide, [RUNS, _PER_WORD, _WORDS]), squares
+    wide = tl.reshape(wide, [RUNS, _RUN])
+    if WIDE:
+        numbers = tl.reshape(wide, [RUNS, _PER_WORD, _WORDS])
+        sums, factors = tl.sum(wide, 1), tl.full([RUNS], 1.0, tl.float32)
+    else:
+        factors, inverse = powers_of_2(tl.max(tl.abs(wide), 1))
+        halves = (wide * (inverse * _RAISED)[:, None]).to(tl.float16)
+        sums = tl.sum(halves.to(tl.float32), 1) / _RAISED
+        is_odd = (tl.arange(0, _RUN) // _WORDS % 2)[None, :] == 1
+        halves *= tl.where(is_odd, 1 / 16, 1.0).to(tl.float16)
+        # run, number's place / 4, place % 4, word
+        halves = tl.reshape(halves, [RUNS, 2, 4, _WORDS])
+        first, second = tl.split(tl.permute(halves, (0, 2, 3, 1)))
+        numbers = pair_of_halves(first, second)
+    return _Inputs(numbers, sums, factors), squares
 
 
 @triton.jit
-def _product(tile, inputs):
+def _product(tile, inputs, WIDE: tl.constexpr):
     """Return the product of each run of a ``_Tile`` with its inputs, ``[ROWS, RUNS]``."""
     ROWS: tl.constexpr = tile.words.shape[0]
     RUNS: tl.constexpr = tile.words.shape[1]
-    place = tl.arange(0, _PER_WORD)
-    bit = place % _IN_MANTISSA * _BITS
-    words = tl.reshape(tile.words, [ROWS, RUNS, 1, _WORDS])
-    high = (place >= _IN_MANTISSA)[None, None, :, None]
-    words = tl.where(high, words >> _IN_MANTISSA * _BITS, words)
-    numbers = (words & (15 << bit)[None, None, :, None]).to(tl.float32, bitcast=True)
-    raised = inputs * _power_of_2(-bit + _RAISED)[None, :, None]
-    sums = tl.sum(tl.reshape(numbers * raised[None], [ROWS, RUNS, _RUN]), 2)
-    all_inputs = tl.sum(tl.reshape(inputs, [RUNS, _RUN]), 1)
-    exact = sums * _TWO ** (_SUBNORMAL - _RAISED) - tile.zeros * all_inputs[None, :]
-    return tile.scales * exact
+    if WIDE:
+        words = tl.reshape(tile.words, [ROWS, RUNS, 1, _WORDS])
+        shift = (tl.arange(0, _PER_WORD) * _BITS)[None, None, :, None]
+        products = ((words >> shift) & _MASK).to(tl.float32) * inputs.numbers[None]
+        sums = tl.sum(tl.reshape(products, [ROWS, RUNS, _RUN]), 2)
+    else:
+        sums = _sum_of_products(tile.words, inputs.numbers) * _LOWERED
+    return tile.scales * inputs.factors * (sums - tile.zeros * inputs.sums)
 
 
 @triton.jit
-def _power_of_2(exponent):
-    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+def _sum_of_products(words, pairs):
+    """Return the products of runs, ``[ROWS, RUNS, 2, 2]`` words, with pairs, ``[RUNS, 4, 4]``."""
+    RUNS: tl.constexpr = pairs.shape[0]
+    w0, w1, w2, w3 = four_of(words)
+    of0, of1, of2, of3 = four_of(tl.reshape(pairs, [RUNS, 4, 2, 2]))
+    a0, b0, c0, d0 = four_of(tl.reshape(of0, [1, RUNS, 2, 2]))
+    a1, b1, c1, d1 = four_of(tl.reshape(of1, [1, RUNS, 2, 2]))
+    a2, b2, c2, d2 = four_of(tl.reshape(of2, [1, RUNS, 2, 2]))
+    a3, b3, c3, d3 = four_of(tl.reshape(of3, [1, RUNS, 2, 2]))
+    return tl.inline_asm_elementwise(
+        _MULTIPLY,
+        _OPERANDS,
+        [w0, w1, w2, w3, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
