@@ -13,7 +13,9 @@ and another launch would cost more. At the end of the product, a program can app
 feed-forward network: it then multiplies with the rows for ``gate`` and those for ``up``.
 
 Weights in FP8 are read in half the time. Their scales cost next to nothing: that of a row is one
-more factor of its result, and those of a block's columns are multiplied into the vector.
+more factor of its result, and those of a block's columns are multiplied into the vector. Behind a
+norm, there is too little time to make a float32 number of each weight. So they become pairs of
+float16 numbers, with one instruction for two, and are multiplied as such; see ``pairs``.
 
 With two or more tokens tensor cores win (see ``few_rows``): here each weight would be converted to
 float32 once per token.
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
+from minimal_vllm.model.kernels.pairs import four_of, powers_of_2, sum_of_pairs
 
 FEW_ROWS = 1024
 """Number of rows of a matrix up to which two tiles of columns, one of them partly empty, are read
@@ -37,8 +40,36 @@ as one: all weights are then loaded before the previous kernel has ended. With m
 programs, which are twice as large, would not all run at once."""
 LOADED = 16
 """Bytes that a thread loads at once."""
+MOST_REGISTERS = 128
+"""Maximum number of a thread's registers where pairs are multiplied. 4 programs of 4 warps then fit
+into an SM."""
 FP8_ROWS = 8
 """Rows per program of a weight in FP8; half as many of each half if there is a gate."""
+
+
+def _assembly() -> str:
+    """Return the program that multiplies 16 weights in FP8 with 16 numbers in float16.
+
+    Operand 0 is the sum. Each of the operands 1 to 4 has 4 weights, and each of 5 to 12 has 2
+    numbers of the vector.
+    """
+    lines = [".reg .b32 pair, sum;", ".reg .b16 low, high;", ".reg .f32 one, other;"]
+    for index in range(8):
+        vector = f"${5 + index}"
+        if index % 2 == 0:
+            lines.append(f"mov.b32 {{low, high}}, ${1 + index // 2};")
+        lines += [
+            f"cvt.rn.f16x2.e4m3x2 pair, {'high' if index % 2 else 'low'};",
+            f"fma.rn.f16x2 sum, pair, {vector}, sum;"
+            if index
+            else f"mul.rn.f16x2 sum, pair, {vector};",
+        ]
+    return "{" + "\n".join([*lines, *sum_of_pairs("$0", ["sum"])]) + "}"
+
+
+_MULTIPLY = tl.constexpr(_assembly())
+_OPERANDS = tl.constexpr(",".join(["=&f"] + ["r"] * 12))
+_TO_PAIR = tl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
 
 
 def can_use_matvec(x: Tensor) -> bool:
@@ -105,7 +136,7 @@ def matvec(
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
-        PIECE=min(LOADED // weight.itemsize, columns),
+        PIECE=min(LOADED // weight.itemsize, columns), HALVES=False,
         BIAS=bias is not None, NORM=False, ADDS=False,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         **scale_options(scales, x, in_size), num_warps=warps, **launch_options(x),
@@ -154,15 +185,16 @@ def add_norm_matvec(
         out_size //= 2
     y = residual.new_empty(1, out_size)
     rows, columns, warps = _tile(weight, gated=activation is not None)
+    halves = weight.itemsize == 1 and residual.itemsize == 2 and in_size % LOADED == 0
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         residual, residual if x is None else x, total, norm_weight, weight,
         weight if bias is None else bias, y, eps,
         OUT=out_size, IN=in_size, ROWS=rows, COLUMNS=columns,
-        PIECE=min(LOADED // weight.itemsize, columns),
+        PIECE=min(LOADED // weight.itemsize, columns), HALVES=halves,
         BIAS=bias is not None, NORM=True, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         **scale_options(scales, residual, in_size), num_warps=warps,
-        **launch_options(residual),
+        maxnreg=MOST_REGISTERS if halves else None, **launch_options(residual),
     )  # fmt: skip
     return y
 
@@ -196,6 +228,7 @@ def _matvec_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PIECE: tl.constexpr,
+    HALVES: tl.constexpr,
     BIAS: tl.constexpr,
     NORM: tl.constexpr,
     ADDS: tl.constexpr,
@@ -209,8 +242,10 @@ def _matvec_kernel(
     is_row = row < OUT
     GATES: tl.constexpr = ACTIVATION is not None
     # Weights never change: load the first ones before the previous kernel has ended.
-    first = _load_weights(weight, row, 0, OUT, IN, ROWS, COLUMNS)
-    first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, ROWS, COLUMNS) if GATES else first
+    first = _load_weights(weight, row, 0, OUT, IN, ROWS, COLUMNS, HALVES)
+    first_up = first
+    if GATES:
+        first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, ROWS, COLUMNS, HALVES)
     wait_for_previous(EARLY)
     squares = tl.zeros([COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS // PIECE], tl.float32)
@@ -227,17 +262,21 @@ def _matvec_kernel(
         if NORM:
             squares += wide * wide
             wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
-        rows = first if start == 0 else _load_weights(weight, row, start, OUT, IN, ROWS, COLUMNS)
+        rows = (
+            first
+            if start == 0
+            else _load_weights(weight, row, start, OUT, IN, ROWS, COLUMNS, HALVES)
+        )
         vector = scaled(wide, scales, first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS)
-        products += _piecewise(rows, vector, PIECE)
+        products += _piecewise(rows, vector, PIECE, HALVES)
         if GATES:
             ups = first_up
             if start > 0:
-                ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, ROWS, COLUMNS)
+                ups = _load_weights(weight + OUT * IN, row, start, OUT, IN, ROWS, COLUMNS, HALVES)
             vector = scaled(
                 wide, scales, OUT + first_row, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
             )
-            up_products += _piecewise(ups, vector, PIECE)
+            up_products += _piecewise(ups, vector, PIECE, HALVES)
     # A norm is one factor for the whole vector, so it can be applied after the product.
     scale = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
     result = tl.sum(products, 1) * scale * row_scale(scales, row, is_row, SCALES)
@@ -261,23 +300,58 @@ def _load_weights(
     IN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
-    column = start + tl.arange(0, COLUMNS)
-    offsets = row.to(tl.int64)[:, None] * IN + column[None, :]
+    """Return some rows' weights, ``[ROWS, COLUMNS]``; for ``HALVES`` 4 of them in an int32."""
+    PER: tl.constexpr = 4 if HALVES else 1
+    if HALVES:
+        weight = weight.to(tl.pointer_type(tl.int32))
+    column = start // PER + tl.arange(0, COLUMNS // PER)
+    offsets = row.to(tl.int64)[:, None] * (IN // PER) + column[None, :]
     if OUT % ROWS == 0 and IN % COLUMNS == 0:  # a mask would cost time
         return tl.load(weight + offsets)
-    return tl.load(weight + offsets, mask=(row < OUT)[:, None] & (column < IN)[None, :], other=0.0)
+    exists = (row < OUT)[:, None] & (column < IN // PER)[None, :]
+    return tl.load(weight + offsets, mask=exists, other=0 if HALVES else 0.0)
 
 
 @triton.jit
-def _piecewise(weights, vector, PIECE: tl.constexpr):
-    """Return the products of some rows with a vector, ``[1, COLUMNS]``, summed over pieces.
+def _piecewise(weights, vector, PIECE: tl.constexpr, HALVES: tl.constexpr):
+    """Return the products of some rows with a vector, ``[COLUMNS]``, summed over pieces.
 
     A piece is what a thread loads at once, 16 bytes, so that it needs one register for each.
     """
     ROWS: tl.constexpr = weights.shape[0]
-    PIECES: tl.constexpr = weights.shape[1] // PIECE
-    return tl.sum(tl.reshape(weights.to(tl.float32) * vector, [ROWS, PIECES, PIECE]), 2)
+    PIECES: tl.constexpr = vector.shape[0] // PIECE
+    if HALVES:
+        pieces = tl.reshape(vector, [PIECES, PIECE])
+        factors, inverse = powers_of_2(tl.max(tl.abs(pieces), 1))
+        pairs = tl.reshape(pieces * inverse[:, None], [PIECES, PIECE // 2, 2])
+        words = tl.reshape(weights, [ROWS, PIECES, 2, 2])
+        return _sum_of_products(words, pairs) * factors[None, :]
+    else:  # noqa: RET505 - the compiler wants it so
+        return tl.sum(tl.reshape(weights.to(tl.float32) * vector, [ROWS, PIECES, PIECE]), 2)
+
+
+@triton.jit
+def _sum_of_products(words, pairs):
+    """Return the products of pieces, ``[ROWS, PIECES, 2, 2]`` words, and ``[PIECES, 8, 2]``."""
+    PIECES: tl.constexpr = pairs.shape[0]
+    first, second = tl.split(pairs)
+    vector = tl.inline_asm_elementwise(
+        _TO_PAIR, "=r,f,f", [first, second], dtype=tl.int32, is_pure=True, pack=1
+    )
+    even, odd = tl.split(tl.reshape(vector, [1, PIECES, 2, 2, 2]))
+    w0, w1, w2, w3 = four_of(words)
+    v0, v2, v4, v6 = four_of(even)
+    v1, v3, v5, v7 = four_of(odd)
+    return tl.inline_asm_elementwise(
+        _MULTIPLY,
+        _OPERANDS,
+        [w0, w1, w2, w3, v0, v1, v2, v3, v4, v5, v6, v7],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -291,12 +365,12 @@ def scaled(  # noqa: ANN201 - Triton's language
     SCALE_ROWS: tl.constexpr,
     SCALE_COLUMNS: tl.constexpr,
 ):
-    """Return some columns of the vector, ``[1, COLUMNS]``, times the scales of their blocks."""
+    """Return some columns of the vector times the scales of their blocks."""
     if SCALES == "blocks":
         BLOCKS: tl.constexpr = (IN + SCALE_COLUMNS - 1) // SCALE_COLUMNS
         block = row // SCALE_ROWS * BLOCKS + column // SCALE_COLUMNS
         vector = vector * tl.load(scales + block, mask=column < IN, other=0.0)
-    return vector[None, :]
+    return vector
 
 
 @triton.jit
