@@ -36,12 +36,7 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.device.properties import num_sms
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
-from minimal_vllm.model.kernels.pairs import (
-    four_of,
-    pair_of_halves,
-    powers_of_2,
-    sum_of_pairs,
-)
+from minimal_vllm.model.kernels.pairs import four_of, pair_of_halves, powers_of_2, sum_of_pairs
 from minimal_vllm.model.quantization.int4 import (
     BITS,
     PER_WORD,
