@@ -293,4 +293,4 @@ def merge_compactly(  # noqa: ANN201 - Triton's language
         weighted = tl.reshape(values, [PARTS, GROUP, DIMS]) * weights[:, :, None]
         acc = acc * fade[:, None] + tl.sum(weighted, 0)
         peak = new_peak
-    return acc / total[:, None]
+    return acc / tl.where(total > 0, total, 1.0)[:, None]  # that of a head of padding is 0
