@@ -1,10 +1,16 @@
 """Chunks that are written without h11 are those that it writes, and nothing else is changed."""
 
+import asyncio
+
 import h11
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-from minimal_vllm.server.http_protocol import ChunkingConnection
+from minimal_vllm.server.http_protocol import ChunkingConnection, HttpProtocol
 
 REQUESTS = [
     b"POST / HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -51,3 +57,16 @@ EXCHANGE = st.tuples(
 @given(st.lists(EXCHANGE, max_size=3))
 def test_each_byte_and_each_state_is_that_of_h11(exchanges):
     assert answers(ChunkingConnection, exchanges) == answers(h11.Connection, exchanges)
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 20_000, 70_000])
+def test_a_head_may_be_as_long_as_with_uvicorn(size):
+    async def reaction(protocol):
+        connection = protocol(Config(None, log_config=None, lifespan="off"), ServerState(), {}).conn
+        connection.receive_data(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * size)
+        try:
+            return connection.next_event()
+        except h11.RemoteProtocolError as error:
+            return error.error_status_hint
+
+    assert asyncio.run(reaction(HttpProtocol)) == asyncio.run(reaction(H11Protocol))

@@ -1,4 +1,4 @@
-"""Streams of chunks, as OpenAI's older endpoints have them, and the bytes of an event."""
+"""Streams of chunks, the format of OpenAI's older endpoints, and the bytes of an event."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ from minimal_vllm.server.service import Service
 
 
 class ChunkedAnswer(Answer):
-    """An answer whose stream consists of chunks of the whole, as OpenAI's older endpoints have it.
+    """An answer that is streamed as chunks, in the format of OpenAI's older endpoints.
 
     Attributes:
-        chunk_object: the chunks' field ``object``.
+        chunk_object: value of the chunks' field ``object``.
     """
 
     chunk_object: str
@@ -38,7 +38,7 @@ class ChunkedAnswer(Answer):
         index: int,  # noqa: ARG002
         output: RequestOutput,  # noqa: ARG002
     ) -> list[dict[str, Any]]:
-        """Return the chunks that come before the first text of one choice."""
+        """Return the chunks that precede the first text of one choice."""
         return []
 
     @abstractmethod
@@ -47,14 +47,18 @@ class ChunkedAnswer(Answer):
 
     @abstractmethod
     def only_text(self, index: int, output: RequestOutput) -> str | None:
-        """Return the text of the new output if ``chunks`` would show nothing else; else None."""
+        """Return the new text if ``chunks`` would contain nothing else, else None."""
 
     @abstractmethod
     def text_chunk(self, index: int, text: str) -> dict[str, Any]:
-        """Return the chunk that shows nothing but a text."""
+        """Return the chunk that contains only a text."""
 
     def events(self, index: int, output: RequestOutput, usage: UsageCounter) -> Iterable[bytes]:
-        """Return a chunk's event for each of ``chunks``."""
+        """Return the events of one choice's new output, one per chunk.
+
+        Most chunks contain only a text. Their events take a shorter way, since there is one for
+        each token.
+        """
         if index in self._begun and not self._options.continuous_usage_stats:
             text = self.only_text(index, output)
             if text is not None:
@@ -64,6 +68,7 @@ class ChunkedAnswer(Answer):
     def _all_events(
         self, index: int, output: RequestOutput, usage: UsageCounter
     ) -> Iterable[bytes]:
+        """Yield the events of any new output."""
         if index not in self._begun:
             before = self._usage(usage, len(output.outputs[0].token_ids))
             for fields in self.opening(index, output):
@@ -73,7 +78,7 @@ class ChunkedAnswer(Answer):
             yield self._event(fields | self._usage(usage))
 
     def _usage(self, usage: UsageCounter, num_new: int = 0) -> dict[str, Any]:
-        """Return the usage that a chunk shows: so far, but without ``num_new`` tokens."""
+        """Return a chunk's field ``usage``: the usage so far, except for ``num_new`` tokens."""
         if not self._options.include_usage:
             return {}
         if not self._options.continuous_usage_stats:
@@ -81,33 +86,33 @@ class ChunkedAnswer(Answer):
         return {"usage": _without(usage.usage, num_new)}
 
     def last_events(self, usage: Usage) -> Iterable[bytes]:
-        """Return the usage, if it is asked for, and ``[DONE]``."""
+        """Yield the usage, if it is asked for, and ``[DONE]``."""
         if self._options.include_usage:
             yield self._event({"choices": [], "usage": usage})
         yield DONE
 
     def error_events(self, error: ApiError) -> Iterable[bytes]:
-        """Return the error in OpenAI's body, and ``[DONE]``."""
+        """Return an event with OpenAI's error body, and ``[DONE]``."""
         return event(error.body), DONE
 
     def _text_event(self, index: int, text: str) -> bytes:
-        """Return the event of a ``text_chunk``; all but the text is written once for a choice."""
+        """Return the event of a ``text_chunk``. Only the text is encoded again for each one."""
         around = self._around_texts.get(index)
         if around is None:
             usage = {"usage": None} if self._options.include_usage else {}
-            whole = self._event(self.text_chunk(index, PLACE) | usage)
-            before, _, after = whole.rpartition(to_json(PLACE))
+            whole = self._event(self.text_chunk(index, PLACEHOLDER) | usage)
+            before, _, after = whole.rpartition(to_json(PLACEHOLDER))
             around = self._around_texts[index] = before, after
         return around[0] + to_json(text) + around[1]
 
     def _event(self, fields: dict[str, Any]) -> bytes:
-        # The fields that all chunks have in common are written once, and the others are a
-        # dictionary: building and checking a model would take ten times as long.
+        # The fields that all chunks share are encoded once. The others are a dictionary, because
+        # building and validating a model would take ten times as long.
         return self._head + to_json(fields)[1:] + b"\n\n"
 
     @cached_property
     def _head(self) -> bytes:
-        """The beginning of every chunk's event, up to the first field of its own."""
+        """The beginning of every chunk's event, up to the fields that differ."""
         return event({**self.envelope, "object": self.chunk_object})[: -len(b"}\n\n")] + b","
 
 
@@ -128,5 +133,5 @@ def event(content: BaseModel | dict[str, Any], name: str | None = None) -> bytes
 
 DONE = b"data: [DONE]\n\n"
 """The last event of OpenAI's older streams."""
-PLACE = "\0"
-"""Text in whose place others are put; no name of a model holds it."""
+PLACEHOLDER = "\0"
+"""Text that stands for the chunk's text in an encoded event. No other field contains it."""

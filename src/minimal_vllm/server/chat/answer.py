@@ -140,12 +140,12 @@ class ChatAnswer(ChunkedAnswer):
         return []
 
     def only_text(self, index: int, output: RequestOutput) -> str | None:  # noqa: ARG002
-        """Return the new text if the chunk would show nothing else."""
+        """Return the new text if the chunk would contain nothing else, else None."""
         (completion,) = output.outputs
         return completion.text if self._shows_only_text and not completion.finish_reason else None
 
     def text_chunk(self, index: int, text: str) -> dict[str, Any]:
-        """Return the chunk that shows nothing but a text."""
+        """Return the chunk that contains only a text."""
         nothing = {"logprobs": None, "finish_reason": None, "stop_reason": None, "token_ids": None}
         return {"choices": [{"index": index, "delta": {"content": text}, **nothing}]}
 
