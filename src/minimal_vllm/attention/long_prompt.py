@@ -1,19 +1,18 @@
 """Attention of a long prompt on a CPU, in pieces that PyTorch's own kernel computes.
 
-Between two matrix products, attention scales, masks and exponentiates each score. As operations of
-their own these take most of the time, so PyTorch has a kernel that does all of it for a few scores
-at a time, while they are in the processor's cache (``scaled_dot_product_attention``). It wants one
-request's keys in order, and would compute the scores of all keys, also of those that a token
-doesn't see. So the request's pages are gathered, and a piece of the prompt is given only the keys
-up to its end::
+Between its two matrix products, attention scales, masks and exponentiates each score. As separate
+operations, these take most of the time. PyTorch's kernel does all of it for a few scores at a time,
+while they are in the processor's cache (``scaled_dot_product_attention``). It needs one request's
+keys in order, and computes the scores of all of them, even those that a token doesn't see. So the
+request's pages are gathered, and each piece of the prompt gets only the keys up to its end::
 
                      keys →
     tokens 0–63      ██░             ░ masked: later keys of the same piece
     tokens 64–127    ████░
     tokens 128–191   ██████░
 
-Seen from their last token and their last key, all pieces have the same mask. Short prompts are
-better off in tiles, many of which share an operation (see ``tiled``).
+Aligned at its last token and last key, each piece has the same mask. Short prompts are faster in
+tiles, many of which share an operation (see ``tiled``).
 """
 
 from dataclasses import dataclass

@@ -18,11 +18,11 @@ with the online softmax (see ``online_softmax``); a few short contexts take only
 
 A round's pages are gathered into a scratch buffer small enough to stay in the processor's cache, so
 that keys and values are read from RAM only once. A new buffer for all pages of a batch would be
-written to RAM and read back, and the operating system would map it anew each time, which takes
+written to RAM and read back, and the operating system would have to map it each time, which takes
 several times as long as the arithmetic.
 
-This file cuts a step into tiles and rounds; ``tiled_step`` computes them. Long prompts are left to
-``long_prompt``.
+This file cuts a step into tiles and rounds; ``tiled_step`` computes them. ``long_prompt`` computes
+long prompts.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ LEAST_ROUND = 128
 LONG_PROMPT = 64
 """Minimum number of new tokens of a request that are computed in pieces instead of tiles."""
 MOST_KEY_BYTES = 1 << 25
-"""Maximum number of bytes of its keys, and of its values, which are then gathered at once."""
+"""Maximum bytes of a long prompt's keys, and of its values, because all are gathered at once."""
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Bytes of the scratch buffer for a round's keys, and of the one for its values. On a CPU they fit
 into its cache. On a GPU they are large, because each operation costs a kernel launch."""

@@ -79,9 +79,8 @@ def out_of_memory_as_value_error() -> Iterator[None]:
 
         cause = str(error).partition("\n")[0]
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if (
-            not is_memory and "can't allocate memory" not in cause
-        ):  # PyTorch has no type for it on a CPU
+        # On a CPU, PyTorch raises a RuntimeError, which only its message tells from others.
+        if not is_memory and "can't allocate memory" not in cause:
             raise
         raise ValueError(
             f"there is not enough memory for the model and its KV cache ({cause}): lower "

@@ -1,4 +1,4 @@
-"""Transfers between the CPU and a GPU during which neither waits for the other."""
+"""Transfers between the CPU and a GPU in which neither waits for the other."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 COPIES = 4
-"""Number of copies that a ``Sender`` can have on their way without waiting."""
+"""Maximum number of copies that a ``Sender`` has in flight without waiting."""
 
 
 def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -25,12 +25,13 @@ def send(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Sender:
-    """Overwrites memory of the device again and again, without waiting for it.
+    """Overwrites a tensor on the device again and again, without waiting for the device.
 
-    Memory for the copies is allocated only once, since each allocation takes the CPU some time.
+    The pinned memory for the copies is allocated only once, since each allocation takes the CPU
+    some time.
 
     Args:
-        memory: memory of the device.
+        memory: tensor on the device.
     """
 
     def __init__(self, memory: Tensor) -> None:
@@ -40,15 +41,16 @@ class Sender:
             torch.empty_like(memory, device="cpu", pin_memory=memory.is_cuda) for _ in range(COPIES)
         ]
         self._arrived: list[torch.cuda.Event] = []
-        """When each copy was last sent; nothing on a CPU."""
+        """Event for each copy, recorded after its last transfer; empty on a CPU."""
         if memory.is_cuda:
             self._arrived = [torch.cuda.Event() for _ in range(COPIES)]  # type: ignore[no-untyped-call]
 
     def send(self, array: npt.NDArray[Any]) -> None:
-        """Queue the transfer of an array of the memory's size. The array may change afterwards."""
+        """Queue the transfer of an array of the tensor's size. The array may change afterward."""
         index, self._next = self._next, (self._next + 1) % COPIES
         if self._arrived:
-            self._arrived[index].synchronize()  # long ago, if a step or two are in flight
+            # The transfer ended long ago, if only a step or two are in flight.
+            self._arrived[index].synchronize()
         self._copies[index].numpy()[:] = array
         self._memory.copy_(self._copies[index], non_blocking=True)
         if self._arrived:

@@ -1,14 +1,14 @@
-"""Waking a GPU up while Python is busy with something else."""
+"""Initializing a GPU's driver while Python does other work."""
 
 from ctypes import CDLL, byref, c_void_p
 from threading import Thread
 
 
 def wake_gpu() -> None:
-    """Let a thread initialize the driver and make the first GPU's context, if there is a GPU.
+    """Start a thread that initializes the driver and makes the first GPU's context.
 
-    This takes 0.4 s, in which the thread doesn't keep others from running Python code. PyTorch then
-    finds the driver initialized, and uses the same context.
+    Without a GPU, the thread ends at once. Otherwise it takes 0.4 s, in which other threads can run
+    Python code. PyTorch then finds the driver initialized, and uses the same context.
     """
     Thread(target=_initialize, name="waker", daemon=True).start()
 

@@ -25,6 +25,7 @@ from minimal_vllm.model.scripted_layer import ScriptedLayer
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
+from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.runner import SpeculatingRunner
@@ -77,53 +78,45 @@ def choose_modules(
 
 
 def choose_attention(
-    name: Part,
-    config: ModelConfig,
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_num_seqs: int,
-    most_guessed: int = 0,
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> Attention:
-    """Make a model's attention: a built-in implementation, or the user's class.
+    """Make the attention of a model or of its draft: a built-in implementation, or the user's.
 
     Args:
-        name: value of ``EngineConfig.attention_backend``.
-        config: hyperparameters of the model.
-        block_size: number of tokens per KV block.
+        config: the user's configuration.
+        model: hyperparameters of the model.
         dtype: dtype of queries and KV cache.
         device: device of queries and KV cache.
-        max_num_seqs: maximum number of requests in a step.
-        most_guessed: maximum number of tokens in a step with guesses; 0: there are none.
 
     Raises:
         ValueError: the implementation can't run on the device, or the user's class doesn't have the
             interface ``Attention``.
     """
-    match backend_name(name, device):
+    match backend_name(config.attention_backend, device):
         case "reference":
             return ReferenceAttention(device)
         case "tiled":
-            return TiledAttention(block_size, config.num_kv_heads, config.head_dim, device)
+            return TiledAttention(config.block_size, model.num_kv_heads, model.head_dim, device)
         case "triton":
             _check_gpu(device)
             from minimal_vllm.attention.triton_backend import TritonAttention
 
+            guesses, most = config.speculative_config, config.max_num_seqs
             return TritonAttention(
-                windows=frozenset(layer.window for layer in config.layers),
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                max_num_seqs=max_num_seqs,
+                windows=frozenset(layer.window for layer in model.layers),
+                num_heads=model.num_heads,
+                num_kv_heads=model.num_kv_heads,
+                head_dim=model.head_dim,
+                max_num_seqs=most,
                 num_sms=num_sms(device),
                 device=device,
                 dtype=dtype,
-                plain=config.has_plain_attention,
-                num_layers=sum(layer.window is None for layer in config.layers),
-                most_guessed=most_guessed,
+                plain=model.has_plain_attention,
+                num_layers=sum(layer.window is None for layer in model.layers),
+                most_guessed=most_places(most, guesses.most_guesses) if guesses else 0,
             )
         case _:
-            return make_part(name, Attention, device)
+            return make_part(config.attention_backend, Attention, device)
 
 
 def _check_gpu(device: torch.device) -> None:

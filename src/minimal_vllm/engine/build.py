@@ -46,7 +46,7 @@ from minimal_vllm.engine.sizing import (
     read_model_config,
 )
 from minimal_vllm.engine.warm_up import warm_up
-from minimal_vllm.engine.watched_experts import ExpertTally, TellsExperts, make_tally
+from minimal_vllm.engine.watched_experts import ExpertReporter, ExpertTally, make_tally
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.decoder import Decoder
 from minimal_vllm.model.divided_config import divide
@@ -63,7 +63,6 @@ from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.put_off import PutsOff
-from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -217,7 +216,7 @@ def build_engine(
         warm_up(runner, scheduler_config, num_blocks, limits)
     admission = Admission(limits, files.tokenizer, config.seed)
     pool = make_pool(config, num_blocks)
-    watchers = [TellsExperts(observers, tally)] if tally else observers
+    watchers = [ExpertReporter(observers, tally)] if tally else observers
     on_gpu = uses_own_kernels(config, device)
     engine = make_engine(
         make_scheduler(
@@ -248,7 +247,7 @@ def _load(
     """Check that the rank's weights fit, load them, and measure the memory that is left."""
     free_at_start = gpu_free(device)
     draft = find_draft(config, files.config, files.tokenizer, model_len)
-    own, speculative = divide(files.config, ranks.count), config.speculative_config
+    own = divide(files.config, ranks.count)
     check_weights_fit(own, dtype, measure_memory(device).shared_by(ranks.count))
     decoder = _load_decoder(
         config,
@@ -261,15 +260,7 @@ def _load(
         tally=tally,
         progress=progress,
     )
-    attention = choose_attention(
-        config.attention_backend,
-        own,
-        config.block_size,
-        dtype,
-        device,
-        config.max_num_seqs,
-        most_places(config.max_num_seqs, speculative.most_guesses) if speculative else 0,
-    )
+    attention = choose_attention(config, own, dtype, device)
     draft_decoder: Network | None = None
     if isinstance(draft, EagleFiles):
         draft_decoder = load_head(config, draft, decoder, model_len)

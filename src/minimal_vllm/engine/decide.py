@@ -1,7 +1,7 @@
-"""Decisions that depend on the time, so that ranks would not make them alike.
+"""Decisions that could differ between ranks, because they depend on the time or on a user's code.
 
-All else that an engine decides follows from its requests and their tokens, which all ranks have.
-So rank 0 alone looks at the clock or asks a user's guesser. It tells the other ranks the result.
+All other decisions follow from the requests and their tokens, which all ranks have. So only rank 0
+reads the clock or asks a user's guesser, and sends the result to the other ranks.
 """
 
 from collections.abc import Callable, Sequence

@@ -18,7 +18,6 @@ from minimal_vllm.model.hub import resolve_model
 from minimal_vllm.model.network import Network
 from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.runner.interface import CachedModel
-from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.eagle_model import EagleModel
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -107,16 +106,7 @@ def make_draft_model(
         dtype=choose_kv_dtype(config, dtype),
         device=device,
     )
-    speculative = config.speculative_config
-    attention = choose_attention(
-        config.attention_backend,
-        draft,
-        config.block_size,
-        dtype,
-        device,
-        config.max_num_seqs,
-        most_places(config.max_num_seqs, speculative.most_guesses) if speculative else 0,
-    )
+    attention = choose_attention(config, draft, dtype, device)
     model = CachedModel(decoder, attention, caches, groups, config.block_size, device)
     num_groups, most_tokens = len(limits.windows), limits.max_num_batched_tokens
     if isinstance(decoder, EagleHead) and isinstance(target.decoder, Decoder):

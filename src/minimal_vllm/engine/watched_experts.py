@@ -1,7 +1,7 @@
-"""Counting the experts that a step uses, while somebody watches.
+"""Counting the experts that a step uses, if an observer reads their number.
 
-Who wants to know says so (``Listener.reads_experts``). Only then is the model built of mixtures of
-experts that note what their routers choose; otherwise nothing here runs.
+An observer asks for it with ``Listener.reads_experts``. Only then is the model built of mixtures of
+experts that note what their routers choose. Otherwise nothing in this file runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class WatchedMoE(MoE):
 
 @contextmanager
 def unwatched(model: nn.Module) -> Iterator[None]:
-    """Leave what was noted as it is, whatever the model computes meanwhile."""
+    """Restore afterward what was noted before, whatever the model computes meanwhile."""
     noted = [(each, each.used.clone()) for each in model.modules() if isinstance(each, WatchedMoE)]
     yield
     for each, used in noted:
@@ -74,11 +74,11 @@ class ExpertTally:
         return counts
 
 
-class TellsExperts(Listener):
-    """Passes all records on, with the numbers of experts in those of steps.
+class ExpertReporter(Listener):
+    """Passes records on to observers, and adds the numbers of used experts to those of steps.
 
     Args:
-        observers: who gets the records; only a ``Listener`` gets those that aren't of steps.
+        observers: observers that get the records of steps; a ``Listener`` gets all records.
         tally: the numbers.
     """
 
@@ -100,8 +100,8 @@ def make_tally(
 ) -> ExpertTally | None:
     """Return a tally if the model has experts, and an observer reads how many a step uses.
 
-    On a GPU nothing is counted: a step is launched before the one before it has ended, so its
-    numbers could not be told from those of its neighbors without waiting.
+    On a GPU nothing is counted: steps overlap, so their numbers could only be separated by waiting
+    for each step.
     """
     is_read = any(isinstance(each, Listener) and each.reads_experts for each in observers)
     if model.experts is None or device.type != "cpu" or not is_read:

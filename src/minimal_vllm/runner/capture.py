@@ -8,10 +8,13 @@ the same addresses.
 Source: CUDA Programming Guide, https://docs.nvidia.com/cuda/cuda-programming-guide/, "CUDA Graphs".
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 import torch
+from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 class Graph(Protocol):
@@ -50,3 +53,16 @@ class GraphCapture:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph
+
+
+def with_bar(recordings: Iterable[T], total: int, title: str, *, progress: bool) -> Iterable[T]:
+    """Return the recordings, to be iterated over with a progress bar.
+
+    Args:
+        recordings: items, one for each graph.
+        total: number of graphs.
+        title: text beside the bar.
+        progress: whether to show the bar on standard error, if that is a terminal.
+    """
+    disable = None if progress else True  # None: unless standard error is a terminal
+    return tqdm(recordings, desc=title, total=total, disable=disable)

@@ -14,11 +14,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from minimal_vllm.attention.kernels.shared import SharedWork
 from minimal_vllm.device.transfer import send
-from minimal_vllm.runner.capture import Graph
+from minimal_vllm.runner.capture import Graph, with_bar
 from minimal_vllm.runner.inputs import StepInputs
 from minimal_vllm.runner.shapes import (
     FEW_DECODES,
@@ -197,8 +196,7 @@ class Graphs:
         """Record all shapes, but for steady steps with shared prefixes."""
         self.record_largest()
         total = len(self._mixed_shapes()) + 2 * len(self._batch_sizes)
-        hidden = None if progress else True
-        for _ in tqdm(self.recordings(), desc="Recording graphs", total=total, disable=hidden):
+        for _ in with_bar(self.recordings(), total, "Recording graphs", progress=progress):
             pass
 
     def record_largest(self) -> None:

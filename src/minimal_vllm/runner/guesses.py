@@ -8,14 +8,13 @@ the next step needs no more from the CPU than after any other.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minimal_vllm.model.eagle import EagleHead
+from minimal_vllm.runner.capture import Graph, with_bar
 from minimal_vllm.runner.graphs import Capture
 from minimal_vllm.runner.inputs import PENDING, InputMemory
 from minimal_vllm.runner.kernels.accept import accept
@@ -23,9 +22,6 @@ from minimal_vllm.runner.kernels.rows import JUST_SAMPLED, PlaceInputs
 from minimal_vllm.runner.shapes import extremes_first, next_size, place_counts
 from minimal_vllm.runner.step import GpuStep, LocatedTokens, Outputs
 from minimal_vllm.step.batch import IntArray, enumerate_runs
-
-if TYPE_CHECKING:
-    from minimal_vllm.runner.capture import Graph
 
 
 class PlaceSteps:
@@ -133,8 +129,8 @@ class PlaceSteps:
         """Record all sizes, the largest first, because the others fit into its memory."""
         if self._capture is None:
             return
-        hidden = None if progress else True
-        for size in tqdm(self._sizes[::-1], desc="Recording graphs of guesses", disable=hidden):
+        sizes, title = self._sizes[::-1], "Recording graphs of guesses"
+        for size in with_bar(sizes, len(sizes), title, progress=progress):
             self._graphs[size] = self._capture.record(partial(self._compute, size))
 
     def _compute(self, size: int, short: GpuStep | None = None) -> None:

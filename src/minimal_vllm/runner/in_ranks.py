@@ -1,4 +1,4 @@
-"""A runner for one of several ranks, where no failure can be survived."""
+"""A runner for one of several ranks, in which every failure is fatal."""
 
 from dataclasses import dataclass
 

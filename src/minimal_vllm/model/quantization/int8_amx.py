@@ -1,9 +1,8 @@
 """Products of 8-bit integers on a CPU with AMX, which multiplies them in tiles of 16 rows.
 
-AMX (https://en.wikipedia.org/wiki/Advanced_Matrix_Extensions) belongs to Intel's server CPUs since
-2023. Of PyTorch's products, those of oneDNN (https://github.com/uxlfoundation/oneDNN) use it. For
-the two digits of 512 tokens, they take a third of the time of FBGEMM's (see ``int8``). The sums are
-the same.
+Intel's server CPUs have AMX (https://en.wikipedia.org/wiki/Advanced_Matrix_Extensions) since 2023.
+Of PyTorch's products, those of oneDNN (https://github.com/uxlfoundation/oneDNN) use it. For the two
+digits of 512 tokens, they take a third of the time of FBGEMM's (see ``int8``), with the same sums.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +25,9 @@ from minimal_vllm.model.quantization.int8 import (
 from minimal_vllm.model.scripted import scripted
 
 SMALL = 2_000_000
-"""Number of integers below which a matrix is also packed for FBGEMM: a product of one token takes
-oneDNN 20 µs longer, which is a tenth or more of it. Only small models have only such matrices."""
+"""Number of integers below which a matrix is also packed for FBGEMM. For one token, a product by
+oneDNN takes 20 µs longer, which is at least a tenth of such a matrix's time. Only small models have
+only small matrices."""
 FEW_TOKENS = 2
 """Number of tokens up to which a small matrix is multiplied by FBGEMM."""
 
@@ -36,7 +36,7 @@ class Tiles(NamedTuple):
     """A matrix of 8-bit integers, and the scales of its rows."""
 
     integers: Tensor
-    """In an order that only oneDNN knows."""
+    """The matrix in oneDNN's own layout."""
     scale: Tensor
     """``[out]`` float32."""
     zero: Tensor
@@ -59,7 +59,7 @@ class AmxInt8Weight(PackedInt8Weight):
         self._is_small = self.weight.numel() < SMALL
 
     def after_loading(self) -> None:
-        """Replace the weight by one in tiles, and one for few tokens if it is small."""
+        """Pack the weight into tiles and, if it is small, for FBGEMM as well."""
         integers = torch.ops.onednn.qlinear_prepack(self.weight.data, None)
         self.tiles = Tiles(integers, self.scale.data.view(-1), torch.zeros(1, dtype=torch.int64))
         self._multiply_tiles = scripted(multiply_tiles)
@@ -117,8 +117,8 @@ def multiply_by_tiles(integers: Tensor, tiles: Tiles) -> Tensor:
 def can_multiply_tiles() -> bool:
     """Return whether this CPU has AMX, the system lets it be used, and PyTorch's products use it.
 
-    Without AMX, oneDNN's product of these integers is slow, and on older CPUs it overflows. It
-    takes a CPU for an older one if the environment says so (``ONEDNN_MAX_CPU_ISA``).
+    Without AMX, oneDNN's product of these integers is slow, and on older CPUs it overflows. The
+    environment variable ``ONEDNN_MAX_CPU_ISA`` makes oneDNN treat a CPU as an older one.
     """
     if not (torch._C._has_mkldnn and can_multiply_int8()):
         return False

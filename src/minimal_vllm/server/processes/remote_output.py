@@ -32,7 +32,7 @@ class OutputBuilder:
         self._name_tokens(new.prompt_logprobs.known if new.prompt_logprobs else None)
         completion = CompletionOutput(
             index=0,
-            text=self._text(new) if self._detokenizer else new.text,
+            text=self._text(new),
             token_ids=new.token_ids,
             logprobs=new.logprobs,
             finish_reason=new.finish_reason,
@@ -49,6 +49,7 @@ class OutputBuilder:
         )
 
     def _text(self, new: NewTokens) -> str:
+        """Return the new text; the engine's process has made it if it looks for stop strings."""
         if self._detokenizer is None:
             return new.text
         shown = new.token_ids[:-1] if self._hides_last_token(new) else new.token_ids
