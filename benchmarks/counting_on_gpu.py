@@ -11,7 +11,7 @@ from minimal_vllm.llm import LLM
 from minimal_vllm.runner.table import TOKEN, RowTable
 from minimal_vllm.speculation.cuda_draft import QueuedGuesses
 from minimal_vllm.speculation.draft_cache import Draft
-from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.interface import Placeholders
 from minimal_vllm.step.plan import Plan
 
 
@@ -49,4 +49,4 @@ def let_count_on_gpu(llm: LLM) -> None:
     runner: Any = llm.engine._runner
     scheduler: Any = llm.engine.scheduler
     runner._draft = CountingOnGpu(runner._step.table)
-    scheduler.guesser, scheduler._may_follow = Places(), True
+    scheduler.guesser, scheduler._may_follow = Placeholders(), True

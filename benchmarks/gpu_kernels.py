@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.common import RESULTS, print_table, report
-from benchmarks.kernel_timing import Bench, Shape, Timing, floor_of
+from benchmarks.kernel_timing import Bench, Shape, Timing, floor_gpu, floor_of
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.decode import DecodeWork, decode_attention
 from minimal_vllm.attention.kernels.prefill import prefill_attention
@@ -382,7 +382,7 @@ def main(heads: int, kv_heads: int, head_dim: int, hidden: int, inner: int, fold
     shape = Shape(heads, kv_heads, head_dim, hidden, inner)
     timings = list(all_timings(Bench(shape, torch.device("cuda"), scale=1)))
     print_table(
-        "Kernels",
+        f"Kernels, with the floors of an {floor_gpu().upper()}",
         ["kernel", "work", "µs", "floor", "floor / µs"],
         [
             [

@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.common import RESULTS, print_table
 from benchmarks.gpu_workloads import QUANTIZATIONS, KvDtype, build, profiled
+from benchmarks.kernel_timing import floor_gpu
 from benchmarks.layer_floor import Precision, StepWork, head_floor, layer_floors, work_of
 from benchmarks.layer_marks import gpu_runner, launched_one_by_one, mark_runner
 from benchmarks.layer_table import (
@@ -131,7 +132,7 @@ def make_facts(llm: LLM, work: StepWork, title: str, unprofiled: float) -> Facts
     kinds = [kind_of(layer) for layer in decoder.config.layers]
     sizes = f"{len(work.contexts)} requests, {work.num_tokens:,} tokens"
     return Facts(
-        f"{title}: {sizes}",
+        f"{title}: {sizes}; floors of an {floor_gpu().upper()}",
         kinds,
         {kind: layer_floors(decoder, kinds.index(kind), work, precision) for kind in kinds},
         head_floor(decoder, work, precision),

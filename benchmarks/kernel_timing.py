@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_workloads import COPY, PRODUCT, this_gpu
+from benchmarks.gpu_workloads import COPY, PRODUCT, Gpu, this_gpu
 from minimal_vllm_lab.sim.hardware import GPUS
 
 L2_CACHE = 60e6
@@ -86,9 +86,14 @@ class Bench:
         return median(times)
 
 
+def floor_gpu() -> Gpu:
+    """Return the GPU whose rates floors assume: this one if its rates were measured, or an H200."""
+    return this_gpu() or "h200"
+
+
 def floor_of(num_bytes: float, flops: float) -> float:
-    """Return the minimum time for some bytes and FLOPs in microseconds."""
-    name = this_gpu() or "h200"  # the achieved rates of other GPUs have not been measured
+    """Return the minimum time for some bytes and FLOPs in microseconds, on the ``floor_gpu``."""
+    name = floor_gpu()
     gpu = GPUS[name]
     bytes_per_second = gpu.bandwidth * 1e12 * COPY[name]
     return max(num_bytes / bytes_per_second, flops / (gpu.tflops * 1e12 * PRODUCT)) * 1e6

@@ -33,7 +33,7 @@ from minimal_vllm.engine.parts import make_speculating_scheduler
 from minimal_vllm.routing import ROUTERS
 from minimal_vllm.speculation.draft_cache import DraftCache
 from minimal_vllm.speculation.eagle_cache import EagleCache
-from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.interface import Placeholders
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import Achieved, GuessingConfig, SimulationConfig
 from minimal_vllm_lab.sim.cost_model import LinearCostModel
@@ -125,7 +125,7 @@ def make_on_cpu(batch: int, method: str, right: float | None, most: int) -> Repl
         costs,
         (),
         lambda limits, pool, clock: make_speculating_scheduler(
-            config, limits, pool, Places(), clock
+            config, limits, pool, Placeholders(), clock
         ),
         guesses=guesses,
     )

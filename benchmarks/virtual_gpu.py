@@ -25,7 +25,7 @@ from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.speculation.draft_cache import DraftCache
 from minimal_vllm.speculation.eagle_cache import EagleCache
-from minimal_vllm.speculation.interface import EaglePlaces, Places
+from minimal_vllm.speculation.interface import EaglePlaceholders, Placeholders
 from minimal_vllm.step.plan import Plan, ScheduledRequest
 from minimal_vllm_lab.sim.cost_model import CostModel
 from minimal_vllm_lab.sim.guesses import is_lucky
@@ -185,7 +185,7 @@ def make_engine(
     gpu, pool = VirtualGpu(costs, right, drafting), BlockPool(num_blocks, LRU())
     scheduler: SchedulerInterface = Scheduler(limits, pool)
     if speculative is not None:
-        places = EaglePlaces() if speculative.guesser == "eagle3" else Places()
+        places = EaglePlaceholders() if speculative.guesser == "eagle3" else Placeholders()
         clock: Callable[[], float] = partial(getattr, gpu, "now")
         scheduler = make_speculating_scheduler(
             speculative, limits, pool, places, clock, on_gpu=True

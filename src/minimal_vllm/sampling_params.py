@@ -170,7 +170,7 @@ class SamplingParams:
 
     @property
     def asked_logprobs(self) -> int | list[int] | None:
-        """Return of what each output token has log-probabilities: so many top tokens, or ids."""
+        """Return the number of top tokens, or the ids, whose log-probabilities are asked for."""
         return self.logprob_token_ids or self.logprobs
 
     @property

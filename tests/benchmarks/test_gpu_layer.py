@@ -137,7 +137,7 @@ def test_prompts_are_profiled_where_outputs_have_one_token(checkpoint, tmp_path)
     llm = llm_of(engine)
     record(llm, mark(llm), [([1 + n, 2], 1) for n in range(30)], "tiny", tmp_path)
     facts = json.loads((tmp_path / FACTS).read_text())
-    assert facts["title"] == "tiny: 6 requests, 12 tokens"
+    assert facts["title"] == "tiny: 6 requests, 12 tokens; floors of an H200"
 
 
 @interpreted

@@ -5,7 +5,7 @@ import numpy as np
 from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.speculation.eagle_cache import EagleCache
-from minimal_vllm.speculation.interface import EaglePlaces
+from minimal_vllm.speculation.interface import EaglePlaceholders
 from tests.engine.traffic import (
     EOS,
     GARBAGE,
@@ -113,10 +113,12 @@ class FakeHead(FakeRunner):
 
 def head_scheduler(config, pool):
     """A scheduler whose guesses come from a head."""
-    return SpeculatingScheduler(config, pool, EaglePlaces(), 3, in_passes=True, clock=lambda: 0.0)
+    return SpeculatingScheduler(
+        config, pool, EaglePlaceholders(), 3, in_passes=True, clock=lambda: 0.0
+    )
 
 
 def following_head_scheduler(config, pool):
     """The same on a GPU, where guesses may follow guesses in flight."""
     options = {"in_passes": True, "may_follow": True, "clock": lambda: 0.0}
-    return AlternatingScheduler(config, pool, EaglePlaces(), 3, most_tokens=9, **options)
+    return AlternatingScheduler(config, pool, EaglePlaceholders(), 3, most_tokens=9, **options)

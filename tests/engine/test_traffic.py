@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minimal_vllm.config import SchedulerConfig
 from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.speculation.eagle_cache import EagleCache
-from minimal_vllm.speculation.interface import EaglePlaces, Places
+from minimal_vllm.speculation.interface import EaglePlaceholders, Placeholders
 from tests.engine.fake_head import FakeHead, following_head_scheduler, head_scheduler
 from tests.engine.traffic import (
     Traffic,
@@ -102,7 +102,7 @@ def test_a_head_that_kept_the_keys_of_its_guesses_would_be_noticed(monkeypatch):
 
 
 def test_a_head_that_guessed_before_the_model_computed_would_be_noticed(monkeypatch):
-    monkeypatch.setattr(EaglePlaces, "propose", Places.propose)
+    monkeypatch.setattr(EaglePlaceholders, "propose", Placeholders.propose)
     with pytest.raises(AssertionError):
         guess_in_random_traffic(100)
 

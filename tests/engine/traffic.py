@@ -28,7 +28,7 @@ from minimal_vllm.runner.plain import Landed
 from minimal_vllm.sampling.row import NO_TOKEN
 from minimal_vllm.sampling.sampler import Sampled
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.speculation.interface import CheckedGuesser, Places
+from minimal_vllm.speculation.interface import CheckedGuesser, Placeholders
 from minimal_vllm.step.batch import build_batches
 from minimal_vllm.step.plan import Plan
 from minimal_vllm.step.request import Status
@@ -247,7 +247,7 @@ def alternating_scheduler(config, pool):
 def drafting_scheduler(config, pool):
     """A scheduler for a model that guesses on the GPU, which may follow guesses with guesses."""
     options = {"in_passes": True, "may_follow": True, "clock": lambda: 0.0}
-    return AlternatingScheduler(config, pool, Places(), 3, most_tokens=9, **options)
+    return AlternatingScheduler(config, pool, Placeholders(), 3, most_tokens=9, **options)
 
 
 class Traffic:
@@ -270,7 +270,7 @@ class Traffic:
         self.runner = runner(
             num_blocks, self.config.block_size, self.config.windows, async_scheduling
         )
-        if type(getattr(self.scheduler, "guesser", None)) is Places:
+        if type(getattr(self.scheduler, "guesser", None)) is Placeholders:
             self.runner.guesser = FakeGuesser()
         self.records = []
         self.engine = Engine(

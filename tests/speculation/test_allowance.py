@@ -8,7 +8,7 @@ from minimal_vllm.engine.alternating_scheduler import AlternatingScheduler
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.speculation.allowance import MEMORY, SHARE, Allowance
-from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.interface import Placeholders
 from minimal_vllm.speculation.pace import Costs
 from minimal_vllm.step.request import FinishReason, Request
 
@@ -46,7 +46,7 @@ def test_none_are_begun_without_an_allowance_but_those_that_are_right_go_on():
     scheduler = SpeculatingScheduler(
         SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
         BlockPool(32, LRU()),
-        Places(),
+        Placeholders(),
         most_guesses=3,
         in_passes=True,
         clock=lambda: float(next(ticks)),
@@ -77,7 +77,7 @@ class LateSteps:
         self.scheduler = scheduler = AlternatingScheduler(
             SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
             BlockPool(32, LRU()),
-            Places(),
+            Placeholders(),
             most_guesses=3,
             most_tokens=8,
             clock=lambda: self.now,
@@ -136,7 +136,7 @@ def test_a_step_that_something_else_held_up_is_no_loss_and_tells_nothing():
     scheduler = SpeculatingScheduler(
         SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
         BlockPool(32, LRU()),
-        Places(),
+        Placeholders(),
         most_guesses=3,
         in_passes=True,
         clock=lambda: now,

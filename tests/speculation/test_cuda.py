@@ -23,7 +23,7 @@ from minimal_vllm.speculation.cuda import SpeculatingCudaRunner
 from minimal_vllm.speculation.cuda_draft import CudaDraftModel
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.eagle_model import EagleModel
-from minimal_vllm.speculation.interface import CheckedGuesser, EaglePlaces, Places
+from minimal_vllm.speculation.interface import CheckedGuesser, EaglePlaceholders, Placeholders
 from minimal_vllm.speculation.pace import CostMeter, Costs
 from minimal_vllm.speculation.rows import count_kept
 from minimal_vllm.step.plan import Plan, ScheduledRequest
@@ -176,9 +176,9 @@ def make_guessing(folder, *, captured=True, drafting=False, head=None, **options
     guess_steps.record(progress=False)
     draft, guesser = None, CheckedGuesser(Knowing(), 10**6)
     if drafting:
-        draft, guesser = make_draft(folder, old._step.table, capture, options), Places()
+        draft, guesser = make_draft(folder, old._step.table, capture, options), Placeholders()
     if head is not None:
-        draft, guesser = make_eagle(folder, head, old._step, capture), EaglePlaces()
+        draft, guesser = make_eagle(folder, head, old._step, capture), EaglePlaceholders()
     engine._runner = SpeculatingCudaRunner(old._step, old._graphs, guess_steps, draft)
     engine.scheduler = AlternatingScheduler(
         engine.scheduler.config,

@@ -15,7 +15,12 @@ from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
 from minimal_vllm.runner.shapes import most_places
 from minimal_vllm.speculation.allowance import HEAD_SHARE, SHARE
-from minimal_vllm.speculation.interface import CheckedGuesser, EaglePlaces, Guesser, Places
+from minimal_vllm.speculation.interface import (
+    CheckedGuesser,
+    EaglePlaceholders,
+    Guesser,
+    Placeholders,
+)
 from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm.trace.step_record import Observer
 
@@ -140,9 +145,9 @@ def make_guesser(config: SpeculativeConfig, vocab_size: int) -> Guesser:
     """
     match config.guesser:
         case "draft_model":
-            return Places()
+            return Placeholders()
         case "eagle3":
-            return EaglePlaces()
+            return EaglePlaceholders()
         case "ngram":
             return CheckedGuesser(NgramGuesser(*config.lookup_lengths), vocab_size)
         case _:

@@ -105,11 +105,12 @@ class SpeculatingScheduler(Scheduler):
         super().reset()
 
     def _note_cost(self, plan: Plan, sampled: Sequence[Sequence[int]]) -> None:
-        """Take in the time since the last update, if it tells what rows and guesses cost.
+        """Learn from the time since the last update what rows and guesses cost.
 
-        The first of several steps with guesses tells nothing: a draft model catches up in it. Nor
-        does a step that waited for guesses and has none, but that time was lost too. A step with
-        guesses that took far too long was held up by something else.
+        Two kinds of steps are not typical: the first of several with guesses, in which a draft
+        model catches up, and one that waited for guesses and has none. Nothing is learned from
+        them, but the time that they lost counts. A step with guesses that took far too long was
+        held up by something else, and is ignored.
         """
         now = self._clock()
         seconds = now - (now if self._updated_at is None else self._updated_at)
@@ -188,7 +189,7 @@ class SpeculatingScheduler(Scheduler):
         return counts
 
     def acceptance_of(self, request: Request) -> Acceptance:
-        """Return what is known of a request; of a new one, what is typical."""
+        """Return a request's acceptance; that of a new one starts at the typical rate."""
         known = self._acceptance.get(request)
         if known is None:
             known = self._acceptance[request] = Acceptance(self._typical.rate)

@@ -16,7 +16,7 @@ from minimal_vllm.step.plan import ScheduledRequest
 
 
 class EagleModel(DraftModel):
-    """Guesses with a head; see ``DraftModel``, and ``EaglePlaces`` for when it guesses.
+    """Guesses with a head; see ``DraftModel``, and ``EaglePlaceholders`` for when it guesses.
 
     Args:
         head: the head.

@@ -85,13 +85,13 @@ class CheckedGuesser:
         self._has_failed = True
 
 
-class Places:
-    """A guesser that leaves the guesses to the runner, and has a 0 in the place of each."""
+class Placeholders:
+    """Guesser that proposes a 0 for each guess, because the runner's draft model will make it."""
 
     def propose(
         self, entries: Sequence[ScheduledRequest], counts: Sequence[int]
     ) -> list[list[int]]:
-        """Return as many zeros as there may be guesses."""
+        """Return a zero for each guess that may be made."""
         del entries
         return [[0] * count for count in counts]
 
@@ -99,17 +99,18 @@ class Places:
         """Do nothing: nothing is remembered."""
 
 
-class EaglePlaces(Places):
-    """Places for the guesses of an EAGLE-3 head, which reads what the model has computed.
+class EaglePlaceholders(Placeholders):
+    """Placeholders for the guesses of an EAGLE-3 head, which reads what the model has computed.
 
-    So there are none for a request that computes several tokens, since the state before the last is
-    not there yet; nor in the step that admits it, which may compute the blocks that it shares.
+    A request gets none in a step that computes several of its tokens, because the hidden state
+    before the last one doesn't exist yet. It gets none in the step that admits it either, because
+    blocks that it shares may be computed in the same step.
     """
 
     def propose(
         self, entries: Sequence[ScheduledRequest], counts: Sequence[int]
     ) -> list[list[int]]:
-        """Return as many zeros as there may be guesses."""
+        """Return a zero for each guess that may be made."""
         can_guess = [
             entry.num_new == 1 and entry.start > 0 and not entry.cached_blocks for entry in entries
         ]

@@ -33,7 +33,7 @@ from minimal_vllm.model.weight_bytes import weight_bytes
 from minimal_vllm.routing import ROUTERS
 from minimal_vllm.speculation.draft_cache import DraftCache
 from minimal_vllm.speculation.eagle_cache import EagleCache
-from minimal_vllm.speculation.interface import EaglePlaces, Places
+from minimal_vllm.speculation.interface import EaglePlaceholders, Placeholders
 from minimal_vllm.trace.step_record import Observer
 from minimal_vllm_lab.sim.cluster import Cluster
 from minimal_vllm_lab.sim.config import Achieved, SimulationConfig
@@ -111,7 +111,7 @@ class Design:
         speculative = self.engine.speculative_config
         if speculative is None:
             return make_scheduler(self.engine, limits, pool)
-        places = EaglePlaces() if speculative.guesser == "eagle3" else Places()
+        places = EaglePlaceholders() if speculative.guesser == "eagle3" else Placeholders()
         return make_speculating_scheduler(speculative, limits, pool, places, clock, on_gpu=True)
 
     def _make_guesses(self) -> DrawnGuesses | None:

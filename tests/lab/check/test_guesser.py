@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.interface import Placeholders
 from minimal_vllm.speculation.ngram import NgramGuesser
 from minimal_vllm_lab.check import guesser as rules
 from minimal_vllm_lab.check.guesser import check_guesser
@@ -253,7 +253,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("guesser", [Ngram, LastToken, Follower, Places])
+@pytest.mark.parametrize("guesser", [Ngram, LastToken, Follower, Placeholders])
 def test_guessers_that_may_be_as_wrong_as_they_like_pass(guesser):
     assert check_guesser(guesser) is None
 

@@ -30,10 +30,11 @@ def test_a_free_part_of_the_load_is_fitted_as_free():
 
 
 def test_no_cost_is_negative_even_if_that_would_fit_better():
+    # The more requests, the faster.
     records = [
         replace(each, started=float(each.step), run_seconds=1 / (1 + len(each.scheduled)))
         for each in record()
-    ]  # the more requests, the faster
+    ]
     fitted = fit_cost_model(records)
     assert min(vars(fitted).values()) >= 0
     assert fitted.per_step > 0

@@ -16,7 +16,7 @@ from minimal_vllm.cache.eviction import EVICTION_STRATEGIES
 from minimal_vllm.config import SpeculativeConfig
 from minimal_vllm.engine import speculating_scheduler
 from minimal_vllm.engine.parts import make_speculating_scheduler
-from minimal_vllm.speculation.interface import Places
+from minimal_vllm.speculation.interface import Placeholders
 from minimal_vllm_lab.sim.fit import fit_cost_model
 from minimal_vllm_lab.sim.guesses import DrawnGuesses, is_lucky
 from minimal_vllm_lab.sim.job import Job
@@ -136,7 +136,7 @@ def test_every_step_with_guesses_is_the_engine_s_own(num_blocks, options, monkey
         COSTS,
         [simulated.append],
         lambda limits, pool, clock: make_speculating_scheduler(
-            speculative, limits, pool, Places(), clock
+            speculative, limits, pool, Placeholders(), clock
         ),
         guesses=DrawnGuesses([0.6], seed=5),
     )

@@ -356,9 +356,8 @@ def test_a_request_under_the_pointer_shows_its_blocks_and_what_it_did(page, serv
     until(page, f"{shown}.join() === '{','.join(map(str, tables[first]))}'")
     assert re.search(rf"#{first} .*\nstep \d+: \d+ tokens of its prompt", page.inner_text("#tip"))
     page.evaluate(f"view.select({{ arrival: {last}, block: null }})")
-    until(
-        page, f"{shown}.join() === '{','.join(map(str, tables[last]))}'"
-    )  # the pointer lies still
+    # The pointer lies still.
+    until(page, f"{shown}.join() === '{','.join(map(str, tables[last]))}'")
     page.keyboard.press("Escape")
     page.hover("#where")
     until(page, "view.pointed.arrival === null")

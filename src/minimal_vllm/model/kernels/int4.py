@@ -145,11 +145,8 @@ def _tiles(out_size: int, runs: int, sms: int, gated: bool) -> tuple[int, int, i
     if runs > RUNS:
         return 2 * ROWS, 1, WARPS
     if not gated and out_size <= 2 * sms * 2 * ROWS:
-        return (
-            ROWS,
-            1,
-            WARPS // 2,
-        )  # larger ones, which start early, made the attention before slower
+        # Larger programs, which start early, made the attention before them slower.
+        return ROWS, 1, WARPS // 2
     programs = (2 if gated else 4) * sms
     return ROWS, triton.cdiv(triton.cdiv(out_size, ROWS), programs), WARPS
 
