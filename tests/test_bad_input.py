@@ -122,7 +122,7 @@ def test_contradictory_or_unknown_params_do_not_come_into_being(params):
         {"prompt_logprobs": 20, "logprobs": 20},
     ],
 )
-def test_extreme_params_harm_nobody_beside(llm, good_tokens, params):
+def test_extreme_params_do_not_change_other_requests(llm, good_tokens, params):
     outputs = llm.generate([GOOD_PROMPT, GOOD_PROMPT], [SamplingParams(**params), GOOD])
     assert outputs[0].finished
     assert outputs[1].outputs[0].token_ids == good_tokens

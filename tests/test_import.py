@@ -17,7 +17,7 @@ print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
 @pytest.mark.parametrize(
     ("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
 )
-def test_openmp_is_told_before_torch_that_its_threads_should_not_spin(given, expected):
+def test_openmp_gets_its_wait_policy_before_torch_is_imported(given, expected):
     others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     printed = subprocess.check_output(
         [sys.executable, "-c", PROGRAM], env=others | given, text=True

@@ -82,7 +82,7 @@ def test_great_scores_neither_overflow_nor_vanish(size):
     torch.testing.assert_close(run_tiled(case), run_reference(case), atol=1e-4, rtol=1e-4)
 
 
-def test_one_requests_nan_reaches_nobody_else():
+def test_one_requests_nan_changes_no_other_request():
     lengths = MIXES["chunks beside decodes"]
     case = make_case(lengths)
     expected = run_reference(case)

@@ -136,7 +136,7 @@ def test_a_replayed_kernel_that_was_not_launched_is_unknown_but_keeps_its_layer(
     )
 
 
-def test_copies_that_a_graph_names_otherwise_are_the_same():
+def test_copies_that_a_graph_names_differently_count_as_equal():
     launched = kernels(["Memcpy DtoD (Device -> Device)", "Memset (Device)", "b"], 0, "front")
     marked, difference = carry_over(launched, kernels(["memcpy32_post", "Memset (Unknown)", "b"]))
     assert difference is None

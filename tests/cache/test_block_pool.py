@@ -136,7 +136,7 @@ def test_the_newest_of_two_equal_blocks_is_found():
     assert pool.take_evicted() == [3, 2]
 
 
-def test_an_equal_block_that_nobody_uses_becomes_free():
+def test_an_older_block_of_equal_content_becomes_free_if_unreferenced():
     pool = make_pool(3)
     pool.release(compute(pool, "a", 1))
     compute(pool, "a", 1)

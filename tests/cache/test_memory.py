@@ -82,7 +82,7 @@ def test_of_a_gpu_what_went_since_the_start_is_this_processs(monkeypatch):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     ],
 )
-def test_running_out_of_memory_is_told_in_a_sentence(error):
+def test_running_out_of_memory_is_an_error_of_one_sentence(error):
     with (
         pytest.raises(ValueError, match=r"not enough memory .*allocate.*: lower") as caught,
         out_of_memory_as_value_error(),

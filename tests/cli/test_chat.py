@@ -70,7 +70,7 @@ def test_the_history_comes_from_the_prefix_cache(run):
     assert "12 tokens in" in second
 
 
-def test_a_conversation_that_no_longer_fits_says_so_and_can_begin_anew(run, llm):
+def test_a_conversation_that_no_longer_fits_says_so_and_can_start_over(run, llm):
     long = "x" * 100
     result = run(
         "chat", *GREEDY, "--max-model-len=100", stdin=f"{long}\nthe\n{long}\n/reset\nthe\n"

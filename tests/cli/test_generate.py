@@ -87,7 +87,7 @@ def test_json_has_the_logprobs_that_were_asked_for(run):
     assert [each is None for each in line["prompt_logprobs"]][:2] == [True, False]
 
 
-def test_logprobs_that_nobody_would_see_are_refused(run):
+def test_logprobs_without_json_are_rejected(run):
     result = run("generate", "--logprobs=2", PROMPT)
     assert result.exit_code == 2
     assert "need --json" in result.stderr

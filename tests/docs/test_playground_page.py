@@ -108,7 +108,7 @@ def test_a_scheduler_is_edited_and_seen(page):
     assert "class Scheduler:" in page.input_value("#playground-code")
 
 
-def test_a_mistake_is_told_with_its_line_which_is_selected(page):
+def test_a_mistake_is_reported_and_its_line_is_selected(page):
     write(
         page,
         "from minimal_vllm.engine.scheduler import Scheduler\n\n"

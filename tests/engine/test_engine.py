@@ -120,7 +120,7 @@ def test_a_list_that_was_changed_in_place_is_checked_and_copied(engine):
     assert not engine.has_unfinished_requests
 
 
-def test_a_step_that_only_preempts_is_told_like_any_other():
+def test_a_step_that_only_preempts_is_recorded_like_any_other():
     """Ahead of A's last token, B finds no block, and no request is left to compute."""
     traffic = Traffic(3, block_size=3, max_model_len=9, async_scheduling=True)
     traffic.add([1, 2, 3], "A", max_tokens=2, ignore_eos=True)

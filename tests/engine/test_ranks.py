@@ -275,13 +275,13 @@ def test_a_process_that_can_not_start_is_an_error(checkpoint, monkeypatch):
     assert re.fullmatch("minimal-vllm: error: rank 1 .* ended with status 1\n", result.stderr)
 
 
-def test_a_rank_that_nobody_meets_gives_up(tmp_path, monkeypatch):
+def test_a_rank_that_finds_no_other_fails_after_a_timeout(tmp_path, monkeypatch):
     monkeypatch.setattr(group, "TIME_TO_MEET", timedelta(seconds=0.2))
     with pytest.raises(RankLostError):
         GlooRanks(tmp_path, 0, 2)
 
 
-def test_what_can_not_be_is_refused_before_a_process_starts(checkpoint, monkeypatch):
+def test_impossible_options_are_rejected_before_a_process_starts(checkpoint, monkeypatch):
     path = str(checkpoint("llama"))
     monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(ValueError, match="a divisor or a multiple of the model's 2 key-value"):

@@ -240,7 +240,7 @@ def test_unchunked_prompts_wait_for_a_step_that_holds_them_and_are_not_overtaken
 # ---- admission and preemption -------------------------------------------------------------------
 
 
-def test_nobody_is_admitted_who_would_leave_a_running_one_no_block_to_grow():
+def test_no_request_is_admitted_that_would_leave_a_running_one_no_block_to_grow():
     traffic = make_traffic(4)
     add(traffic, "a", 4)
     add(traffic, "b", 8, first=1)

@@ -114,7 +114,7 @@ def test_the_models_length_is_the_limit(model):
         sizing.choose_model_len(config(max_model_len=513), model)
 
 
-def test_a_length_nobody_asked_for_is_lowered_to_what_the_pool_holds(caplog):
+def test_a_default_length_is_lowered_to_what_the_pool_holds(caplog):
     lowered = sizing.choose_scheduler_config(config(), ONE, 512, 2048, num_blocks=4)
     assert lowered.max_model_len == 64
     assert "lowering max_model_len from 512" in caplog.text
@@ -181,7 +181,7 @@ def test_the_token_budget_suits_the_other_limits(options, model_len, device, exp
     assert sizing.choose_batched_tokens(config(**options), model_len, device.type) == expected
 
 
-def test_a_large_gpu_computes_more_at_once_unless_told_otherwise():
+def test_a_large_gpu_has_a_larger_token_budget_by_default():
     def choose(**options):
         return sizing.choose_batched_tokens(config(**options), 512, "cuda", memory=80 * 2**30)
 

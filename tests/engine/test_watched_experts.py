@@ -82,14 +82,14 @@ def test_observers_who_get_steps_only_get_the_same_records_of_them(checkpoint):
     assert all(each.experts_used for each in steps)
 
 
-def test_tokens_are_the_same_when_somebody_watches(checkpoint):
+def test_tokens_are_the_same_with_an_observer(checkpoint):
     llms = [make_llm(checkpoint("qwen3-moe"), *observers) for observers in ([], [Reader()])]
     outputs = [llm.generate(PROMPTS, PARAMS, use_tqdm=False) for llm in llms]
     tokens = [[each.outputs[0].token_ids for each in several] for several in outputs]
     assert tokens[0] == tokens[1]
 
 
-def test_nothing_is_counted_if_nobody_reads_it(checkpoint):
+def test_nothing_is_counted_if_no_observer_reads_it(checkpoint):
     steps = []
     llm = make_llm(checkpoint("qwen3-moe"), steps.append)
     llm.generate(PROMPTS[:1], PARAMS, use_tqdm=False)

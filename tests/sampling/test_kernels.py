@@ -180,7 +180,7 @@ def test_the_smallest_temperatures_take_the_peak(temperature):
     assert run_kernels(logits, [row(temperature=temperature)]) == [4500]
 
 
-def test_rows_that_cannot_be_sampled_get_no_token_and_harm_nobody():
+def test_rows_that_cannot_be_sampled_get_no_token_and_change_no_other_row():
     rows = [*make_rows(8), row(**QWEN3), row(**QWEN3), row(**QWEN3), row(**QWEN3)]
     logits = random_logits(len(rows), 5000, seed=2)
     expected = tokens_of(sample(logits.clone(), rows))

@@ -40,7 +40,7 @@ def test_rows_get_as_many_as_each_wants_and_none_if_they_ask_for_none():
     assert [position and len(position) for position in rows] == [1, None, 4, 3, None]
 
 
-def test_nobody_asks_for_nothing():
+def test_without_a_request_for_logprobs_there_is_nothing_to_compute():
     assert AskedLogprobs.of([None, None], 4, CPU) is None
 
 

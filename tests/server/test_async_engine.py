@@ -180,7 +180,7 @@ def test_a_reader_that_stops_early_aborts_the_rest():
     asyncio.run(run())
 
 
-def test_a_slow_reader_holds_nobody_back_and_misses_nothing():
+def test_a_slow_reader_delays_no_other_and_misses_nothing():
     async def run():
         async with started() as service:
             slow = service.engine.generate([request("slow", MEDIUM)])

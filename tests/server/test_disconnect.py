@@ -145,7 +145,7 @@ def test_200_clients_that_vanish_in_mid_stream_leave_nothing_behind():
     asyncio.run(run())
 
 
-def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
+def test_a_client_that_does_not_read_delays_no_other_and_misses_nothing():
     async def run():
         gate = Gate()
         service = make_demo_service(gate)
@@ -175,7 +175,7 @@ def test_a_client_that_does_not_read_holds_nobody_back_and_misses_nothing():
     asyncio.run(run())
 
 
-def test_a_client_that_never_reads_is_given_up(monkeypatch):
+def test_a_client_that_never_reads_is_disconnected(monkeypatch):
     async def run():
         gate = Gate()
         service = make_demo_service(gate)

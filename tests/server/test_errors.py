@@ -297,7 +297,7 @@ def test_a_huge_body_is_a_413_whether_or_not_it_is_announced(server):
         assert "longer than 10,485,760 bytes" in error_of(response)["message"]
 
 
-def test_a_body_that_is_cut_off_harms_nobody(server):
+def test_a_body_that_is_cut_off_affects_no_other_request(server):
     request = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{"
     address = httpx2.URL(server.url)
     with socket.create_connection((address.host, address.port)) as connection:

@@ -42,7 +42,7 @@ def test_options_go_before_the_template():
     assert choose_formats(ServerConfig(tool_call_parser="none"), TOOL_TEMPLATE).tool_calls is None
 
 
-def test_a_server_without_options_tells_what_it_recognized_and_uses_it(tool_checkpoint):
+def test_a_server_without_options_reports_and_uses_the_formats_that_it_recognized(tool_checkpoint):
     with process(tool_checkpoint, f"--served-model-name={TOOL_MODEL}") as server:
         assert "Tool calls    hermes, as the chat template shows" in server.summary
         assert "Reasoning     qwen3, as the chat template shows" in server.summary

@@ -60,7 +60,7 @@ def test_each_request_s_tokens_come_once_in_their_order_whenever_one_reads(event
     asyncio.run(run())
 
 
-def test_the_end_is_told_with_what_came_before_it():
+def test_the_end_is_merged_with_unread_outputs_before_it():
     async def run():
         mailbox = Mailbox()
         mailbox.put(output("a", 0))

@@ -12,7 +12,7 @@ def pace():
     return Pace()
 
 
-def test_nothing_holds_an_engine_back_that_nobody_told_to_wait(pace):
+def test_by_default_an_engine_never_waits(pace):
     pace.step_begins()
     assert pace.seconds_to_wait() == 0
 

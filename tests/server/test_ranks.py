@@ -36,7 +36,7 @@ def test_a_server_tells_its_clients_that_a_rank_was_killed_and_ends(server):
         assert "was killed by signal 9" in log
 
 
-def test_a_server_ends_if_a_rank_is_killed_while_nobody_asks():
+def test_a_server_without_requests_ends_if_a_rank_is_killed():
     with process("--tensor-parallel-size=2") as several:
         rank_of(several).kill()
         status, log = several.wait()

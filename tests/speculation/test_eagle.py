@@ -192,7 +192,7 @@ def test_the_built_in_head_is_not_for_other_models(checkpoint):
 
 
 @pytest.mark.parametrize("changes", [{"method": "draft_model"}, {}])
-def test_a_head_given_as_a_draft_model_is_told_apart(checkpoint, changes):
+def test_a_head_given_as_a_draft_model_is_rejected(checkpoint, changes):
     config = {"model": str(EAGLE_HEAD_DIR), "num_speculative_tokens": 2, **changes}
     with pytest.raises(ValueError, match="with the method eagle3"):
         make(checkpoint("llama"), speculative_config=config)

@@ -45,7 +45,7 @@ class Forgetful(ast.NodeTransformer):
 
 
 @pytest.mark.parametrize(("name", "function"), RESULTS, ids=[each for _, each in RESULTS])
-def test_a_forgotten_return_in_an_exercise_is_told(name, function, tmp_path):
+def test_a_forgotten_return_in_an_exercise_is_reported(name, function, tmp_path):
     text = solution(name)
     forgotten = ast.unparse(Forgetful(function).visit(ast.parse(text)))
     module = module_with(name, (text, forgotten), folder=tmp_path)
@@ -87,7 +87,7 @@ class NoScheduler(Scheduler):
         ("scheduler", NoScheduler, "schedule"),
     ],
 )
-def test_a_forgotten_return_in_a_part_is_told(suite, part, name):
+def test_a_forgotten_return_in_a_part_is_reported(suite, part, name):
     lesson = SUITES[suite].check(part)
     assert lesson.rule is RESULT
     assert lesson.found.startswith(f"{name} returns None (test_returned.py, line ")

@@ -68,7 +68,7 @@ def test_an_answer_goes_on_with_the_passage_of_its_prompt():
     assert any(text in f" {passage}" * 9 for passage in read_passages())
 
 
-def test_a_window_has_its_blocks_released_and_priorities_are_told():
+def test_a_window_releases_blocks_and_priorities_are_recorded():
     windowed = play(PlaygroundSettings(sliding_window=8, num_gpu_blocks_override=40))
     assert any(
         entry.passed_blocks for step in those(StepRecord, windowed) for entry in step.scheduled
@@ -107,7 +107,7 @@ CALL = "super().admit_waiting(plan, budget)"
         ("        pass\ndel MyScheduler", "has no class MyScheduler", None),
     ],
 )
-def test_a_mistake_ends_the_run_and_is_told_with_its_line(tmp_path, body, message, line):
+def test_a_mistake_ends_the_run_and_is_reported_with_its_line(tmp_path, body, message, line):
     run = play(BUSY, write(tmp_path, body))
     assert message in run.complaint.message
     assert run.complaint.line == line

@@ -122,7 +122,7 @@ def test_the_tour_can_be_taken_again_and_left_at_any_stop(chromium, url):
         until(page, f"[...{STATE}.requests.keys()].every((id) => id.startsWith('demo-'))")
 
 
-def test_a_page_that_is_opened_during_a_tour_begins_it_anew(chromium, url):
+def test_a_page_that_is_opened_during_a_tour_restarts_it(chromium, url):
     with page_at(chromium, url) as page:
         until(page, "view.player.isLive")
         page.keyboard.press("g")

@@ -212,7 +212,7 @@ def test_whatever_is_killed_whenever_each_client_hears_of_it(seed):
         assert_nothing_is_left(server, children)
 
 
-def test_if_the_engine_s_process_is_killed_its_clients_are_told_and_nothing_runs_on():
+def test_if_the_engine_s_process_is_killed_its_clients_get_errors_and_nothing_runs_on():
     with process("--api-server-count=2") as server:
         engine, children = processes(server)
         ends = asyncio.run(under_load(server, 1500, engine.kill))
