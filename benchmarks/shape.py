@@ -3,7 +3,7 @@
 python -m benchmarks.shape
 
 Prints how much code ``LLM()`` imports, with kernels counted separately; the longest functions and
-files; and the length of the evening's tour in ``ARCHITECTURE.md``.
+files; and the length of the one-evening tour in ``ARCHITECTURE.md``.
 ``tests/benchmarks/test_shape.py`` enforces the limits, and compares the documents with these
 numbers.
 
@@ -145,9 +145,9 @@ def longest_files() -> list[Place]:
 
 
 def tour() -> list[Path]:
-    """Return the files of the evening's tour in ``ARCHITECTURE.md``, in order."""
+    """Return the files of the one-evening tour in ``ARCHITECTURE.md``, in order."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    section = text.partition("## The tour of an evening")[2].partition("\n## ")[0]
+    section = text.partition("## A tour for one evening")[2].partition("\n## ")[0]
     names = re.findall(r"^\| `([\w/]+\.py)`", section, re.M)
     return [PACKAGE / name for name in names]
 
@@ -162,7 +162,7 @@ def main() -> None:
         "  of these, kernels": size_of(filter(is_kernel, imported)),
         "minimal_vllm": size_of((SOURCES / "minimal_vllm").rglob("*.py")),
         "minimal_vllm_lab": size_of((SOURCES / "minimal_vllm_lab").rglob("*.py")),
-        "the evening's tour": size_of(tour()),
+        "the one-evening tour": size_of(tour()),
     }
     print(f"{'':20} files   code  all lines")
     for name, size in rows.items():

@@ -93,15 +93,15 @@ def test_every_row_of_the_index_leads_somewhere():
     assert [row for row in rows("Where to find it") if " in `" not in row[1]] == []
 
 
-def test_the_way_of_a_request_leads_through_functions_that_exist():
+def test_the_path_of_a_request_leads_through_functions_that_exist():
     defined = {name for path in PACKAGE.rglob("*.py") for name in defined_names(path)}
-    methods = re.findall(r"\b[A-Z]\w+\.\w+", section("The way of a request"))
+    methods = re.findall(r"\b[A-Z]\w+\.\w+", section("The path of a request"))
     assert len(methods) > 15
     assert [name for name in methods if name not in defined] == []
 
 
-def test_each_function_on_the_way_of_a_request_is_in_the_file_beside_it():
-    steps = re.findall(r"([A-Z]\w+\.\w+).*?  ([\w/]+\.py)", section("The way of a request"))
+def test_each_function_on_the_path_of_a_request_is_in_the_file_beside_it():
+    steps = re.findall(r"([A-Z]\w+\.\w+).*?  ([\w/]+\.py)", section("The path of a request"))
     assert len(steps) > 12
     for name, file in steps:
         if not file.startswith("attention/tiled"):  # has the fastest class of an interface
@@ -149,11 +149,11 @@ def test_a_reading_order_names_files_of_its_room(room, name):
     assert (room / f"{name}.py").is_file() or (room / name).is_dir()
 
 
-TOUR = re.findall(rf"^\| `({FILE})`", section("The tour of an evening"), re.M)
+TOUR = re.findall(rf"^\| `({FILE})`", section("A tour for one evening"), re.M)
 
 
 def test_the_tour_is_as_short_as_the_page_says():
-    most = re.search(r"at most ([\d,]+) lines", section("The tour of an evening"))[1]
+    most = re.search(r"at most ([\d,]+) lines", section("A tour for one evening"))[1]
     lines = sum(len(find(file).read_text("utf-8").splitlines()) for file in TOUR)
     assert len(TOUR) == len(set(TOUR)) > 10
     assert lines <= int(most.replace(",", ""))
