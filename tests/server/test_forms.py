@@ -1,6 +1,7 @@
 """Forms of the output beside what clients combine them with: stop strings, tools, loose schemas."""
 
 import json
+from functools import reduce
 
 import jsonschema
 import pytest
@@ -90,6 +91,22 @@ def test_one_tool_that_can_not_be_enforced_spoils_no_other(tool_server, paramete
         options = {"tool_choice": choice, "parallel_tool_calls": False}
         (call,) = choice_of(tool_server, tools=tools, **options)["message"]["tool_calls"]
         assert json.loads(call["function"]["arguments"]).keys() <= {"s", "p"}
+
+
+NO_SCHEMAS = [
+    {"properties": {"a": {}}, "minProperties": "x"},
+    {"properties": {"a": {"type": "string", "format": ["date"]}}},
+    {"not": reduce(lambda schema, _: {"not": schema}, range(850), {})},
+]
+
+
+@pytest.mark.parametrize("parameters", NO_SCHEMAS)
+def test_parameters_that_are_no_schema_are_refused(tool_server, parameters):
+    for options in ({"tool_choice": "auto"}, {"tool_choice": "required"}):
+        tools = [tool("f", parameters, strict=True)]
+        response = tool_server.post(CHAT, messages=HELLO, tools=tools, **options)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].startswith("tools can't be used: ")
 
 
 @pytest.mark.parametrize("switch", [{}, {"disable_additional_properties": True}])

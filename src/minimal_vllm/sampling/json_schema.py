@@ -61,7 +61,8 @@ def prepare_schema(schema: str | Schema, *, close_all: bool = False) -> Schema:
     copy.pop("x-guidance", None)
     nodes = [node for _, node in subschemas(copy)]
     for node in nodes:
-        if "format" in node and node["format"] not in ENFORCED_FORMATS:
+        name = node.get("format")
+        if isinstance(name, str) and name not in ENFORCED_FORMATS:
             del node["format"]
     if close_all or not any(map(_is_combined, nodes)):
         for node in nodes:
@@ -104,9 +105,12 @@ def _is_combined(node: Schema) -> bool:
 def _can_be_closed(node: Schema) -> bool:
     """Return whether the properties that an object names suffice for what it requires."""
     named, required = node.get("properties"), node.get("required", [])
+    fewest = node.get("minProperties", 0)
     if not isinstance(named, dict) or not isinstance(required, list):
         return False
-    return set(map(str, required)) <= named.keys() and node.get("minProperties", 0) <= len(named)
+    if not isinstance(fewest, int | float):
+        return False
+    return set(map(str, required)) <= named.keys() and fewest <= len(named)
 
 
 def _close(node: Schema) -> None:

@@ -13,6 +13,7 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.server.api_model import field_error
 from minimal_vllm.server.chunks import ChunkedAnswer
 from minimal_vllm.server.generation import STREAM_TOO, new_id, respond
+from minimal_vllm.server.json_body import JsonRoute
 from minimal_vllm.server.logprobs import TokenNames, best_tokens, finite, prompt_logprobs
 from minimal_vllm.server.models import (
     Prompt,
@@ -302,7 +303,7 @@ class CompletionLogprobsWriter:
 
 def make_router(service: Service) -> APIRouter:
     """Return a router with this one route."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM_TOO)
     async def create_completion(request: Request, body: CompletionRequest) -> Response:

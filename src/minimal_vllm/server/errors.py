@@ -88,6 +88,8 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case HTTPException(__cause__=ApiError() as cause):  # raised while FastAPI read the body
+            return cause
         case RequestValidationError() | ValidationError() | SettingsError():
             return _from_validation(error.errors())
         case HTTPException(status_code=400, __cause__=Exception() as cause):  # FastAPI's reader

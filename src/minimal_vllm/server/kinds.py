@@ -1,5 +1,6 @@
 """Unions of JSON objects that are distinguished by their field ``type``."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,7 +29,9 @@ class UnsupportedKind(HistoryModel):
     def _refuse(cls, data: Any) -> Any:
         kind = type_of(data)
         hint = cls.hints.get(str(kind), f"use {cls.supported}")
-        raise field_error("type", f"{cls.noun} of the type {kind!r} are not supported here: {hint}")
+        raise field_error(
+            "type", f"{cls.noun} of the type {reprlib.repr(kind)} are not supported here: {hint}"
+        )
 
 
 def type_of(value: Any) -> Any:

@@ -10,6 +10,7 @@ from minimal_vllm.server.api_model import ApiModel
 from minimal_vllm.server.chat.prompt import render_chat
 from minimal_vllm.server.chat.request import ChatFields
 from minimal_vllm.server.errors import ApiError
+from minimal_vllm.server.json_body import JsonRoute
 from minimal_vllm.server.models import TokenIds
 from minimal_vllm.server.service import Service
 
@@ -68,7 +69,7 @@ class Text(BaseModel):
 
 def make_router(service: Service) -> APIRouter:
     """Return a router with these routes."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
     tokenizer = service.model.tokenizer
 
     @router.post("/tokenize")

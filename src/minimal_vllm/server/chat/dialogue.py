@@ -176,7 +176,10 @@ def _choose_constraint(body: ChatCompletionRequest, tools: ToolFormat | None) ->
     answer = None
     if asked is not None:
         answer = _grammar_of(asked)
-    params = tools.constraint(answer)
+    try:
+        params = tools.constraint(answer)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ApiError(400, f"tools can't be used: {error}", param="tools") from error
     if params is None:
         return None
     schemas = {

@@ -13,6 +13,7 @@ from minimal_vllm.server.chat.prompt import render_chat
 from minimal_vllm.server.chat.request import ChatCompletionRequest
 from minimal_vllm.server.engine_client import EngineRequest
 from minimal_vllm.server.generation import STREAM_TOO, new_id, respond
+from minimal_vllm.server.json_body import JsonRoute
 from minimal_vllm.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def log_dropped(response_id: str, keys: Iterable[str]) -> None:
 
 def make_router(service: Service) -> APIRouter:
     """Return a router with this one route."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM_TOO)
     async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:

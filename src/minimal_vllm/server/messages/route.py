@@ -11,6 +11,7 @@ from minimal_vllm.server.chat.prompt import render_chat
 from minimal_vllm.server.chat.route import log_dropped
 from minimal_vllm.server.error_forms import AnthropicErrorBody
 from minimal_vllm.server.generation import STREAM_TOO, new_id, respond
+from minimal_vllm.server.json_body import JsonRoute
 from minimal_vllm.server.messages.answer import MessageObject, MessagesAnswer
 from minimal_vllm.server.messages.request import CountTokensRequest, MessagesRequest
 from minimal_vllm.server.messages.translate import to_chat
@@ -32,7 +33,7 @@ class TokenCount(BaseModel):
 
 def make_router(service: Service) -> APIRouter:
     """Return a router with these routes."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(route_class=JsonRoute, responses=ERRORS)
 
     @router.post("/v1/messages", response_model=MessageObject, responses=STREAM_TOO)
     async def create_message(request: Request, body: MessagesRequest) -> Response:
