@@ -147,10 +147,10 @@ def run_claim(claim: Claim, config: SimulationConfig, measure: Measure) -> Itera
     as ``measured``.
 
     Args:
-        claim: Claim to check.
-        config: Configuration from ``settings``, with all automatic choices made by
+        claim: claim to check.
+        config: configuration from ``settings``, with all automatic choices made by
             ``Stage.settle``.
-        measure: Serves the workload and returns the numbers.
+        measure: serves the workload and returns the numbers.
     """
     full = measure(config, ())
     yield {"system": ALL_ON, "measured": claim.measured(full, full), **full}

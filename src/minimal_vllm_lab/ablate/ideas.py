@@ -65,9 +65,9 @@ def without(idea: Idea, config: EngineConfig, max_model_len: int) -> EngineConfi
     """Return the configuration with an idea switched off.
 
     Args:
-        idea: Idea to switch off.
-        config: Configuration with the idea.
-        max_model_len: Maximum length of a request in tokens, as the engine with ``config`` has
+        idea: idea to switch off.
+        config: configuration with the idea.
+        max_model_len: maximum length of a request in tokens, as the engine with ``config`` has
             it. Without chunked prefill, the token budget of a step is raised to this length.
     """
     changed = replace(config, **idea.changes)

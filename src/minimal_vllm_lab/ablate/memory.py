@@ -132,10 +132,10 @@ def count_slots(
     """Return the current use of the slots.
 
     Args:
-        running: Running requests.
-        block_size: Tokens per block.
-        num_blocks: Number of blocks in the pool.
-        num_groups: Number of groups of layers; a token has a slot in each.
+        running: running requests.
+        block_size: tokens per block.
+        num_blocks: number of blocks in the pool.
+        num_groups: number of groups of layers; a token has a slot in each.
     """
     blocks: set[int] = set()
     reserved = never_used = 0

@@ -33,11 +33,11 @@ def plot_study(results: Sequence[Fields], path: Path) -> None:
     """Plot each number in its own panel, with one bar per variant.
 
     Args:
-        results: Results of the variants; the first is the one with all ideas.
-        path: File to write; its suffix selects the format.
+        results: results of the variants; the first is the one with all ideas.
+        path: file to write; its suffix selects the format.
 
     Raises:
-        ValueError: If the format is not supported.
+        ValueError: the format is not supported.
     """
     names = [each["idea"] for each in results]
     labels = [name if index == 0 else f"no {name}" for index, name in enumerate(names)]

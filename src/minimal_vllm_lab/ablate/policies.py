@@ -65,7 +65,7 @@ class ContiguousPool(BlockPool):
         """Allocate ``count`` adjacent blocks from the first gap that is wide enough.
 
         Raises:
-            ValueError: If no gap is wide enough.
+            ValueError: no gap is wide enough.
         """
         gap = next((gap for gap in self._gaps if len(gap) >= count), None)
         if gap is None:

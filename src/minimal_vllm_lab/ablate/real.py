@@ -53,7 +53,7 @@ def settle(config: EngineConfig) -> EngineConfig:
     All variants then have the same device, pool size, maximum length and token budget.
 
     Raises:
-        ValueError: If the engine can't be built, see ``build_engine``, or the weights of a
+        ValueError: the engine can't be built, see ``build_engine``, or the weights of a
             preset are requested.
     """
     with model_folder(config) as found:
@@ -97,12 +97,12 @@ def really_run(
     """Build the engine, serve the workload and return the measured numbers.
 
     Args:
-        config: Engine and workload.
-        clock: Determines when requests arrive and how long they take.
-        writers: Write traces of everything after the warm-up.
+        config: engine and workload.
+        clock: determines when requests arrive and how long they take.
+        writers: write traces of everything after the warm-up.
 
     Raises:
-        ValueError: If the engine can't be built, or a request failed.
+        ValueError: the engine can't be built, or a request failed.
     """
     count, watch, gate = StepCount(), MemoryWatch(), Gate(writers)
     with model_folder(config.engine) as engine:
@@ -135,13 +135,13 @@ def drive(engine: Engine, jobs: Sequence[Job], watch: MemoryWatch, clock: Clock)
     """Serve all jobs, each from its arrival on; return an outcome for each.
 
     Args:
-        engine: Engine without unfinished requests.
-        jobs: Requests in order of arrival.
-        watch: Takes samples of the engine's memory.
-        clock: Determines when requests arrive and how long they take.
+        engine: engine without unfinished requests.
+        jobs: requests in order of arrival.
+        watch: takes samples of the engine's memory.
+        clock: determines when requests arrive and how long they take.
 
     Raises:
-        ValueError: If a request failed.
+        ValueError: a request failed.
     """
     start = clock.now()
     outcomes = [Outcome(len(job.prompt), start + job.arrival) for job in jobs]
@@ -190,7 +190,7 @@ def model_folder(config: EngineConfig) -> Iterator[EngineConfig]:
     For a preset, a temporary folder with its config.json is made.
 
     Raises:
-        ValueError: If the weights of a preset are requested.
+        ValueError: the weights of a preset are requested.
     """
     preset = PRESETS.get(config.model.lower())
     if preset is None:

@@ -36,8 +36,8 @@ def run_simulated(config: SimulationConfig, writers: Sequence[TraceWriter] = ())
     """Simulate one engine; return the numbers that a real engine would give.
 
     Args:
-        config: Engine and workload.
-        writers: Write traces of the simulation.
+        config: engine and workload.
+        writers: write traces of the simulation.
 
     Raises:
         ValueError: See ``make_design``.

@@ -34,7 +34,7 @@ def this_machine(*, cpu_time: bool) -> Stage:
     """Return the stage for the real engine, which imports torch.
 
     Args:
-        cpu_time: Whether to measure the CPU time of this process instead of real time.
+        cpu_time: whether to measure the CPU time of this process instead of real time.
     """
     from minimal_vllm_lab.ablate.clock import CpuClock, WallClock
     from minimal_vllm_lab.ablate.real import really_run, settle, use_one_thread
@@ -59,12 +59,12 @@ def possible_ideas(config: EngineConfig, chosen: Sequence[str], *, simulated: bo
     """Return the names of the ideas to switch off, in their fixed order.
 
     Args:
-        config: Configuration with all automatic choices made, see ``Stage.settle``.
-        chosen: Names chosen by the user. Empty: all ideas that are on.
-        simulated: Whether the engine is simulated.
+        config: configuration with all automatic choices made, see ``Stage.settle``.
+        chosen: names chosen by the user. Empty: all ideas that are on.
+        simulated: whether the engine is simulated.
 
     Raises:
-        ValueError: If a chosen idea is not on in this configuration.
+        ValueError: a chosen idea is not on in this configuration.
     """
     possible = [name for name in IDEAS if _is_on(name, config, simulated)]
     for name in chosen:
@@ -97,12 +97,12 @@ def run_study(
     """Yield (variant's name, result) pairs: all ideas on, then without each idea, repeatedly.
 
     Args:
-        config: Configuration with the workload and all automatic choices made, see
+        config: configuration with the workload and all automatic choices made, see
             ``Stage.settle``.
-        names: Names of the ideas to switch off.
-        measure: Serves the workload and returns the numbers.
-        repeats: Number of times to run all variants.
-        writers: Trace writers by variant. They write the first repetition only.
+        names: names of the ideas to switch off.
+        measure: serves the workload and returns the numbers.
+        repeats: number of times to run all variants.
+        writers: trace writers by variant. They write the first repetition only.
     """
     variants = {ALL_ON: config} | {name: config_without(config, IDEAS[name]) for name in names}
     for repeat in range(repeats):
@@ -136,8 +136,8 @@ def config_without(config: SimulationConfig, idea: Idea) -> SimulationConfig:
     """Return a configuration with an idea switched off.
 
     Args:
-        config: Configuration with all automatic choices made, see ``Stage.settle``.
-        idea: Idea to switch off.
+        config: configuration with all automatic choices made, see ``Stage.settle``.
+        idea: idea to switch off.
     """
     max_model_len = config.engine.max_model_len
     assert max_model_len is not None  # noqa: S101 - settled configurations have one

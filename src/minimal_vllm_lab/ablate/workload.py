@@ -15,7 +15,7 @@ def fitting_jobs(config: SimulationConfig, vocab_size: int, max_model_len: int) 
     output is shortened to fit: heavy-tailed lengths can exceed any model's maximum.
 
     Raises:
-        ValueError: If the workload is invalid, or has conversations. Their later prompts depend
+        ValueError: the workload is invalid, or has conversations. Their later prompts depend
             on answers, so they can only be simulated.
     """
     if config.synthetic.num_turns > 1:

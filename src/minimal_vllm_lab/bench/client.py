@@ -38,8 +38,8 @@ class Client:
     """Client that sends requests to one endpoint of one server.
 
     Attributes:
-        model: Model name that requests give.
-        token_ids: Token ids that prompts are made of; a symbol of a prompt is an index into
+        model: model name that requests give.
+        token_ids: token ids that prompts are made of; a symbol of a prompt is an index into
             this list. None if only text can be sent; a symbol is then an index of ``WORDS``.
     """
 
@@ -53,7 +53,7 @@ class Client:
         """Ask the server for the model's name and for token ids to build prompts from.
 
         Raises:
-            ValueError: If no server answers, or it lists no models.
+            ValueError: no server answers, or it lists no models.
         """
         if not self.model:
             self.model = await self._first_model()
@@ -154,7 +154,7 @@ def read_guesses(metrics: str) -> GuessCounts:
         metrics: A server's metrics, in Prometheus' text format.
 
     Raises:
-        ValueError: If they are not in this format.
+        ValueError: they are not in this format.
     """
     counts = GuessCounts()
     for family in text_string_to_metric_families(metrics):
@@ -241,12 +241,12 @@ async def send_all(
     """Send each request at its time and wait for all of them; return their outcomes.
 
     Args:
-        client: Sends the requests.
-        requests: Requests to send.
-        times: Time to send each request at, in seconds from now; see ``arrival_times``.
-        max_concurrency: Maximum number of requests in progress. Others wait, first come first
+        client: sends the requests.
+        requests: requests to send.
+        times: time to send each request at, in seconds from now; see ``arrival_times``.
+        max_concurrency: maximum number of requests in progress. Others wait, first come first
             served. Default: no limit.
-        on_end: Called with each outcome.
+        on_end: called with each outcome.
     """
     begun = time.perf_counter()
     free = asyncio.Semaphore(max_concurrency or len(requests))

@@ -164,7 +164,7 @@ def parse_percentiles(text: str) -> list[float]:
     """Parse ``"50,99.9"`` to ``[50.0, 99.9]``.
 
     Raises:
-        ValueError: If the text is not a list of numbers between 0 and 100.
+        ValueError: the text is not a list of numbers between 0 and 100.
     """
     try:
         percentiles = [float(each) for each in text.split(",")]

@@ -17,16 +17,16 @@ def run_throughput(llm: LLM, workload: Workload, n: int, *, detokenize: bool) ->
     """Complete the workload's requests in one continuous batch.
 
     Args:
-        llm: Engine to measure.
-        workload: Requests.
-        n: Number of outputs per request.
-        detokenize: Whether to turn output tokens into text.
+        llm: engine to measure.
+        workload: requests.
+        n: number of outputs per request.
+        detokenize: whether to turn output tokens into text.
 
     Returns:
         Result fields, including the numbers of prompt and output tokens.
 
     Raises:
-        ValueError: If a request exceeds the model's context, or failed.
+        ValueError: a request exceeds the model's context, or failed.
     """
     requests = make_requests(workload, llm.built.files.config.vocab_size)
     begun = time.perf_counter()
@@ -47,12 +47,12 @@ def run_latency(
     """Complete the same batch repeatedly and time each repetition.
 
     Args:
-        llm: Engine to measure.
-        workload: Requests of the batch.
-        n: Number of outputs per request.
-        detokenize: Whether to turn output tokens into text.
-        num_warmups: Number of repetitions that are not measured.
-        num_iters: Number of measured repetitions.
+        llm: engine to measure.
+        workload: requests of the batch.
+        n: number of outputs per request.
+        detokenize: whether to turn output tokens into text.
+        num_warmups: number of repetitions that are not measured.
+        num_iters: number of measured repetitions.
 
     Returns:
         Result fields.

@@ -13,7 +13,7 @@ def check_format(path: str) -> None:
     """Check that a plot can be written to this path.
 
     Raises:
-        ValueError: If the suffix is not a supported format, or the folder does not exist.
+        ValueError: the suffix is not a supported format, or the folder does not exist.
     """
     known = Figure().canvas.get_supported_filetypes()
     if Path(path).suffix.removeprefix(".").lower() not in known:
@@ -26,9 +26,9 @@ def plot_latencies(results: Sequence[Fields], load: Load, path: str) -> None:
     """Plot each latency in its own panel: median and percentiles over the rates.
 
     Args:
-        results: Results at finite rates.
-        load: Selects the latencies and percentiles.
-        path: File to write.
+        results: results at finite rates.
+        load: selects the latencies and percentiles.
+        path: file to write.
     """
     names = load.percentile_metrics.split(",")
     statistics = ["median", *(f"p{each:g}" for each in load.percentiles)]

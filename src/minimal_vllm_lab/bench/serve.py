@@ -27,7 +27,7 @@ async def run_serve(workload: Workload, load: Load) -> list[Fields]:
         Result of each run, with vLLM's fields and those of ``serve_details``.
 
     Raises:
-        ValueError: If no server answers, or a run completed no request.
+        ValueError: no server answers, or a run completed no request.
     """
     async with connect(load) as client:
         if load.num_warmups:

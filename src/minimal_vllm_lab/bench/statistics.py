@@ -87,11 +87,11 @@ def serve_result(
     """Return the result fields of one run against a server.
 
     Args:
-        outcomes: Outcomes of all requests.
-        duration: Time in seconds from the first request to the last token.
-        slo: Objective that good requests meet. None: goodput is not reported.
-        metrics: Latencies whose distribution is reported.
-        percentiles: Percentiles to report, between 0 and 100.
+        outcomes: outcomes of all requests.
+        duration: time in seconds from the first request to the last token.
+        slo: objective that good requests meet. None: goodput is not reported.
+        metrics: latencies whose distribution is reported.
+        percentiles: percentiles to report, between 0 and 100.
     """
     completed = [each for each in outcomes if not each.error]
     num_input = sum(each.prompt_len for each in completed)
@@ -154,9 +154,9 @@ def throughput_result(num_requests: int, num_tokens: int, elapsed: float) -> Fie
     """Return the result fields of ``bench throughput``.
 
     Args:
-        num_requests: Number of requests.
-        num_tokens: Number of prompt and output tokens.
-        elapsed: Duration in seconds.
+        num_requests: number of requests.
+        num_tokens: number of prompt and output tokens.
+        elapsed: duration in seconds.
     """
     return {
         "elapsed_time": elapsed,

@@ -21,9 +21,9 @@ def make_requests(workload: Workload, num_symbols: int, run: int = 0) -> list[Sa
     """Draw the requests of one run.
 
     Args:
-        workload: Number of requests, their lengths and their shared prefixes.
-        num_symbols: Number of different symbols.
-        run: Number of the run. Runs of one benchmark have the same lengths but other prompts,
+        workload: number of requests, their lengths and their shared prefixes.
+        num_symbols: number of different symbols.
+        run: number of the run. Runs of one benchmark have the same lengths but other prompts,
             so that no run finds its prompts in a prefix cache.
     """
     if workload.dataset_name == "random":

@@ -29,16 +29,16 @@ def find_rate(
     that is more.
 
     Args:
-        design: Design of each engine.
-        config: Number of engines, and their workload.
-        slo: Service level objective.
-        attainment: Fraction of requests that must meet the objective, from 0 to 1.
+        design: design of each engine.
+        config: number of engines, and their workload.
+        slo: service level objective.
+        attainment: fraction of requests that must meet the objective, from 0 to 1.
 
     Returns:
         The rate in requests per second, and the report of its simulation.
 
     Raises:
-        ValueError: If no rate meets the objective, every rate meets it, or the workload sets
+        ValueError: no rate meets the objective, every rate meets it, or the workload sets
             its own rate.
     """
     if config.traffic.workload != "synthetic" or config.traffic.request_rate:
@@ -63,14 +63,14 @@ def bisect(simulate_at: Callable[[float], Report], attainment: float) -> tuple[f
     """Find the highest rate that reaches the attainment, by doubling or halving, then bisecting.
 
     Args:
-        simulate_at: Simulates a rate in requests per second.
-        attainment: Fraction of requests that must meet the objective, from 0 to 1.
+        simulate_at: simulates a rate in requests per second.
+        attainment: fraction of requests that must meet the objective, from 0 to 1.
 
     Returns:
         The rate in requests per second, and its report.
 
     Raises:
-        ValueError: If no rate reaches the attainment, or every rate does.
+        ValueError: no rate reaches the attainment, or every rate does.
     """
     held: tuple[float, Report] | None = None
     failed: float | None = None

@@ -19,9 +19,9 @@ class Cluster:
     they are done.
 
     Args:
-        replicas: Idle replicas.
-        router: Chooses the replica for each request.
-        metrics: Records each request that ends or is rejected.
+        replicas: idle replicas.
+        router: chooses the replica for each request.
+        metrics: records each request that ends or is rejected.
     """
 
     def __init__(self, replicas: list[Replica], router: Router[int], metrics: Metrics) -> None:

@@ -40,11 +40,11 @@ class RooflineCostModel:
     """Roofline of a decoder's step on a GPU, kernel by kernel.
 
     Args:
-        model: Model whose weights are read.
-        gpu: Datasheet of the GPU.
-        achieved: Fractions of the datasheet's rates that are achieved.
-        itemsize: Bytes per weight and per activation.
-        kv_itemsize: Bytes per number in the KV cache.
+        model: model whose weights are read.
+        gpu: datasheet of the GPU.
+        achieved: fractions of the datasheet's rates that are achieved.
+        itemsize: bytes per weight and per activation.
+        kv_itemsize: bytes per number in the KV cache.
     """
 
     def __init__(
@@ -196,6 +196,6 @@ class LinearCostModel:
         """Read a file written by ``save``.
 
         Raises:
-            ValueError: If the file is malformed; the message names what is wrong.
+            ValueError: the file is malformed; the message names what is wrong.
         """
         return cls(**read_json(path))

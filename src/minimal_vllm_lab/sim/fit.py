@@ -23,7 +23,7 @@ def fit_cost_model(records: Iterable[StepRecord]) -> LinearCostModel:
     since the previous step's end counts.
 
     Raises:
-        ValueError: If there are too few steps for a fit.
+        ValueError: there are too few steps for a fit.
     """
     steps = list(records)
     seconds = np.array(list(_own_seconds(steps)))
@@ -43,8 +43,8 @@ def read_cost_model(path: Path) -> LinearCostModel:
     """Read coefficients from a JSON file, or fit them to the steps of a ``.jsonl`` trace.
 
     Raises:
-        OSError: If the trace can't be read.
-        ValueError: If the file is malformed; the message names what is wrong.
+        OSError: the trace can't be read.
+        ValueError: the file is malformed; the message names what is wrong.
     """
     if path.suffix != ".jsonl":
         return LinearCostModel.load(path)
@@ -68,7 +68,7 @@ def _least_squares(rows: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") ->
     While a coefficient is negative, the most negative one is fixed at 0 and the rest fitted again.
 
     Args:
-        rows: Array of shape [steps, coefficients].
+        rows: array of shape [steps, coefficients].
     """
     scale = np.abs(rows).max(axis=0)  # magnitudes differ widely between columns
     scale[scale == 0] = 1

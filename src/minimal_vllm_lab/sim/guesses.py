@@ -22,7 +22,7 @@ class NoGuesses:
     """Speculation that is off: a step yields one token for each request that samples.
 
     Args:
-        answer: Returns the next token of a request.
+        answer: returns the next token of a request.
     """
 
     def __init__(self, answer: Callable[[SimulatedRequest], int]) -> None:
@@ -45,9 +45,9 @@ class DrawnGuesses(NoGuesses):
     two variants of a simulation have the same luck.
 
     Args:
-        rates: Probability that a guess is right if those before it are, by its position in the row
+        rates: probability that a guess is right if those before it are, by its position in the row
             of guesses; the last one also holds for later positions.
-        seed: Seed of the luck.
+        seed: seed of the luck.
     """
 
     def __init__(self, rates: Sequence[float], seed: int) -> None:
@@ -74,10 +74,10 @@ def is_lucky(chance: float, seed: int, number: int, index: int) -> bool:
     """Return whether the guess at a token of an answer is right.
 
     Args:
-        chance: Probability that it is.
-        seed: Seed of the simulation.
-        number: Number of the request.
-        index: Index of the token in the answer.
+        chance: probability that it is.
+        seed: seed of the simulation.
+        number: number of the request.
+        index: index of the token in the answer.
     """
     digest = blake2b(f"{seed} {number} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < chance * 2**64
@@ -87,10 +87,10 @@ class DraftGuesses(DrawnGuesses):
     """Guesses of a draft model, whose passes take time.
 
     Args:
-        rates: See ``DrawnGuesses``.
-        seed: See ``DrawnGuesses``.
-        cost_model: Predicts the duration of a pass.
-        cache: Says which tokens each pass computes, as in the engine.
+        rates: see ``DrawnGuesses``.
+        seed: see ``DrawnGuesses``.
+        cost_model: predicts the duration of a pass.
+        cache: says which tokens each pass computes, as in the engine.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ def read_rates(path: Path) -> list[float]:
         A fraction for each position in a row of guesses.
 
     Raises:
-        OSError: If the trace can't be read.
-        ValueError: If it is broken, or no guess of it was decided on.
+        OSError: the trace can't be read.
+        ValueError: it is broken, or no guess of it was decided on.
     """
     right, wrong = Counter[int](), Counter[int]()
     with open_trace(path) as (_, lines):

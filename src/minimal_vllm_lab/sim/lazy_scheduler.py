@@ -25,9 +25,9 @@ class LazyScheduler(Scheduler):
     """Scheduler that decides like ``Scheduler``, but leaves sleeping requests out of its plans.
 
     Args:
-        config: Configuration of the scheduler.
-        pool: Pool of KV blocks.
-        may_sleep: If False, no request sleeps, no step is steady, and plans are complete.
+        config: configuration of the scheduler.
+        pool: pool of KV blocks.
+        may_sleep: if False, no request sleeps, no step is steady, and plans are complete.
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, *, may_sleep: bool) -> None:
@@ -50,8 +50,8 @@ class LazyScheduler(Scheduler):
         """Schedule the requests that are awake, and reserve one token of the budget per sleeper.
 
         Args:
-            plan: Plan to add to.
-            budget: Maximum number of tokens to schedule.
+            plan: plan to add to.
+            budget: maximum number of tokens to schedule.
 
         Returns:
             The rest of the budget.
@@ -152,7 +152,7 @@ class LazyScheduler(Scheduler):
         """Check the scheduler's invariants, after waking all requests.
 
         Raises:
-            InvariantError: If an invariant does not hold; the message names the request or
+            InvariantError: an invariant does not hold; the message names the request or
                 block.
         """
         self._due.clear()

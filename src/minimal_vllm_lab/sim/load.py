@@ -58,9 +58,9 @@ def load_of_plan(plan: Plan, num_asleep: int = 0, asleep_context: int = 0) -> St
     """Return the load of a plan, plus that of sleeping decodes, which the plan leaves out.
 
     Args:
-        plan: Plan of the engine's scheduler or of the lazy one.
-        num_asleep: Number of decodes that the plan leaves out.
-        asleep_context: Total length of their contexts in tokens, including the decoded tokens.
+        plan: plan of the engine's scheduler or of the lazy one.
+        num_asleep: number of decodes that the plan leaves out.
+        asleep_context: total length of their contexts in tokens, including the decoded tokens.
     """
     entries = [(entry.start, entry.num_new) for entry in plan.scheduled]
     num_tokens, kv_tokens, attended = _add_up(entries)
@@ -91,9 +91,9 @@ def count_shared(
     save too little time to be worth a kernel.
 
     Args:
-        decoding: Requests of a step that only decodes.
-        block_size: Tokens per KV block.
-        windows: Sliding window of each group of layers.
+        decoding: requests of a step that only decodes.
+        block_size: tokens per KV block.
+        windows: sliding window of each group of layers.
     """
     from minimal_vllm.step.shared_prefix import group_by_beginning  # needs numpy
 

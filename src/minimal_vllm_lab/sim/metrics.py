@@ -94,7 +94,7 @@ class Metrics:
     Its memory grows by up to 24 bytes per completed request, and by nothing else.
 
     Args:
-        slo: Objective that good requests meet; None: good requests are not counted.
+        slo: objective that good requests meet; None: good requests are not counted.
     """
 
     def __init__(self, slo: Slo | None) -> None:

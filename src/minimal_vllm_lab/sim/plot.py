@@ -22,13 +22,13 @@ def plot_outcomes(outcomes: Sequence[dict[str, Any]], swept: Sequence[str], path
     """Plot each number in its own panel, over the option that was swept last.
 
     Args:
-        outcomes: Results of the variants, each with its values of the swept options, or with an
+        outcomes: results of the variants, each with its values of the swept options, or with an
             ``error``.
-        swept: Names of the swept options. Each combination of the others' values is a line.
-        path: File to write; its suffix selects the format.
+        swept: names of the swept options. Each combination of the others' values is a line.
+        path: file to write; its suffix selects the format.
 
     Raises:
-        ValueError: If no variant could be simulated, or the format is not supported.
+        ValueError: no variant could be simulated, or the format is not supported.
     """
     good = [each for each in outcomes if "error" not in each]
     if not good:

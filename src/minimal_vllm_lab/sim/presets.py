@@ -107,13 +107,13 @@ def read_model_shape(model: str, revision: str | None, download_dir: str | None)
     """Read the configuration of a model, without its weights.
 
     Args:
-        model: Name of a preset, path of a config.json or of a checkpoint's folder, or
+        model: name of a preset, path of a config.json or of a checkpoint's folder, or
             repository on the Hugging Face Hub.
-        revision: Revision on the hub. Default: the main branch.
-        download_dir: Folder for downloads. Default: Hugging Face's cache.
+        revision: revision on the hub. Default: the main branch.
+        download_dir: folder for downloads. Default: Hugging Face's cache.
 
     Raises:
-        ValueError: If ``model`` is none of these, or its architecture is not supported.
+        ValueError: ``model`` is none of these, or its architecture is not supported.
     """
     if model.lower() in PRESETS:
         return ModelConfig.from_dict(PRESETS[model.lower()])

@@ -44,11 +44,11 @@ def recorded_jobs(path: Path, seed: int) -> Iterator[Job]:
     """Yield the requests of a file of JSON lines.
 
     Args:
-        path: File with one ``RecordedRequest`` per line.
-        seed: Seed of the random tokens.
+        path: file with one ``RecordedRequest`` per line.
+        seed: seed of the random tokens.
 
     Raises:
-        ValueError: If a line is invalid; the message names the line and what is wrong.
+        ValueError: a line is invalid; the message names the line and what is wrong.
     """
     random = np.random.default_rng(seed)
     last_arrival = 0.0

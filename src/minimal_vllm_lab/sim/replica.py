@@ -71,16 +71,16 @@ class Replica:
     ``LazyScheduler``).
 
     Args:
-        config: Configuration of the scheduler.
-        pool: Empty block pool.
-        cost_model: Predicts the duration of steps.
-        observers: Called with the engine's own records, in simulated seconds. Observers see
+        config: configuration of the scheduler.
+        pool: empty block pool.
+        cost_model: predicts the duration of steps.
+        observers: called with the engine's own records, in simulated seconds. Observers see
             every step in full, so with observers no request sleeps.
-        make_scheduler: Makes a scheduler that plans every step in full, such as the user's own,
+        make_scheduler: makes a scheduler that plans every step in full, such as the user's own,
             from its configuration, the pool and the simulated clock. Default: the lazy scheduler.
-        cascade: Whether steps that only decode read a shared prefix once for all requests.
-        answer: Returns the next token of a request. Default: its ``output_token``, always.
-        guesses: Says how many guesses are right, and how long guessing takes. Default: there are
+        cascade: whether steps that only decode read a shared prefix once for all requests.
+        answer: returns the next token of a request. Default: its ``output_token``, always.
+        guesses: says how many guesses are right, and how long guessing takes. Default: there are
             none, and a step yields one token for each request that samples.
     """
 
@@ -122,7 +122,7 @@ class Replica:
         """Add a request that arrives now to the waiting requests, also during a step.
 
         Raises:
-            ValueError: If the engine rejects the request.
+            ValueError: the engine rejects the request.
         """
         self.scheduler.add(request)
         self._now = request.arrived

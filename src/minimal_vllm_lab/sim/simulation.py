@@ -89,10 +89,10 @@ class Design:
         """Return an idle engine of this design.
 
         Args:
-            observers: Called with the records of its steps and requests.
+            observers: called with the records of its steps and requests.
 
         Raises:
-            ValueError: If a custom class can't be imported or does not fit.
+            ValueError: a custom class can't be imported or does not fit.
         """
         engine = self.engine
         return Replica(
@@ -134,7 +134,7 @@ def make_design(config: SimulationConfig) -> Design:
     No GPU is needed.
 
     Raises:
-        ValueError: If an option is not supported, or the model does not fit into the GPU's
+        ValueError: an option is not supported, or the model does not fit into the GPU's
             memory.
     """
     engine, gpu = config.engine, GPUS[config.fleet.gpu]
@@ -189,7 +189,7 @@ def _read_draft(
     """Return the shape of the draft model or head; None if neither guesses.
 
     Raises:
-        ValueError: If it can't guess for the model, or its passes can't be simulated.
+        ValueError: it can't guess for the model, or its passes can't be simulated.
     """
     speculative = config.engine.speculative_config
     if speculative is None or speculative.guesser == "ngram":
@@ -225,7 +225,7 @@ def _acceptance(config: SimulationConfig) -> Sequence[float]:
     """Return the probability of a right guess at each position.
 
     Raises:
-        ValueError: If speculative decoding is on and the probability is not given, or the trace
+        ValueError: speculative decoding is on and the probability is not given, or the trace
             can't be read.
     """
     guessing = config.guessing
@@ -250,7 +250,7 @@ def make_jobs(config: SimulationConfig) -> Iterator[Job]:
     """Return the requests of the workload in order of arrival; they are the same on each call.
 
     Raises:
-        ValueError: If burstiness is set although all requests arrive at once.
+        ValueError: burstiness is set although all requests arrive at once.
     """
     traffic = config.traffic
     if traffic.burstiness != 1 and not traffic.request_rate:
@@ -277,14 +277,14 @@ def simulate(
     """Run a simulation to its end.
 
     Args:
-        design: Design of each engine, see ``make_design``.
-        config: Number of engines, and their workload.
-        slo: Objective that good requests meet. Default: good requests are not counted.
-        observers_of: Returns the observers of the replica with a given index. Default: none.
-        jobs: Requests in order of arrival. Default: those of the configured traffic.
+        design: design of each engine, see ``make_design``.
+        config: number of engines, and their workload.
+        slo: objective that good requests meet. Default: good requests are not counted.
+        observers_of: returns the observers of the replica with a given index. Default: none.
+        jobs: requests in order of arrival. Default: those of the configured traffic.
 
     Raises:
-        ValueError: If the workload, or its file, is invalid.
+        ValueError: the workload, or its file, is invalid.
     """
     fleet, metrics = config.fleet, Metrics(slo)
     replicas = [design.make_replica(observers_of(index)) for index in range(fleet.replicas)]

@@ -11,7 +11,7 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     """Parse ``eviction-policy=lru,lfu`` to the name of an option and its values.
 
     Raises:
-        ValueError: If the text does not have this form.
+        ValueError: the text does not have this form.
     """
     name, separator, values = text.partition("=")
     nonempty = [value for value in values.split(",") if value]
@@ -28,11 +28,11 @@ def variants(
     """Yield each combination of the swept values, and the configuration with these values.
 
     Args:
-        config: Configuration to vary.
-        sweeps: Names of options, each with its values.
+        config: configuration to vary.
+        sweeps: names of options, each with its values.
 
     Raises:
-        ValueError: If there is no such option, a value is invalid, or an option has no effect.
+        ValueError: there is no such option, a value is invalid, or an option has no effect.
     """
     names = [name for name, _ in sweeps]
     for values in product(*(choices for _, choices in sweeps)):
@@ -44,11 +44,11 @@ def override(config: SimulationConfig, choice: Mapping[str, str]) -> SimulationC
     """Return the configuration with other values for some fields of any of its sections.
 
     Args:
-        config: Configuration to change.
-        choice: Field name -> value.
+        config: configuration to change.
+        choice: field name -> value.
 
     Raises:
-        ValueError: If there is no such field, a value is invalid, or a field has no effect on
+        ValueError: there is no such field, a value is invalid, or a field has no effect on
             this workload.
     """
     for name, value in choice.items():
@@ -62,7 +62,7 @@ def check_effect(config: SimulationConfig, section: str, names: Iterable[str]) -
     """Check that setting these fields of a section makes a difference.
 
     Raises:
-        ValueError: If it makes none.
+        ValueError: it makes none.
     """
     options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
     if options and section == "synthetic" and config.traffic.workload != "synthetic":

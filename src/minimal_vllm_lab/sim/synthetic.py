@@ -45,8 +45,8 @@ class _Conversation:
         """Return the request for the next turn, or None after the last.
 
         Args:
-            history: All tokens of the conversation until now; the prompt begins with them.
-            now: Time of the last answer in seconds.
+            history: all tokens of the conversation until now; the prompt begins with them.
+            now: time of the last answer in seconds.
         """
         turn = next(self._turns, None)
         if turn is None:
@@ -59,9 +59,9 @@ def synthetic_jobs(config: SyntheticConfig, seed: int, arrivals: Iterable[float]
     """Yield the first request of each conversation, drawn when the iterator reaches it.
 
     Args:
-        config: Shape of the traffic.
-        seed: Seed of everything but the arrivals.
-        arrivals: Start times of conversations in seconds.
+        config: shape of the traffic.
+        seed: seed of everything but the arrivals.
+        arrivals: start times of conversations in seconds.
     """
     random = np.random.default_rng(seed)
     prefixes = [_tokens(random, config.prefix_len) for _ in range(config.num_prefixes)]

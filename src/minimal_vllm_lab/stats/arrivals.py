@@ -19,11 +19,11 @@ def arrival_times(
     different speeds.
 
     Args:
-        rate: Requests per second. If infinite, all requests arrive at time 0.
-        burstiness: Shape of the gamma distribution. 1 is a Poisson process; a smaller value
+        rate: requests per second. If infinite, all requests arrive at time 0.
+        burstiness: shape of the gamma distribution. 1 is a Poisson process; a smaller value
             gives bursts; a larger one gives more regular arrivals.
-        seed: Seed of the random numbers.
-        stretched_to: Number of times to return, stretched as vLLM does it: the last one is
+        seed: seed of the random numbers.
+        stretched_to: number of times to return, stretched as vLLM does it: the last one is
             ``stretched_to / rate``, so that two seeds offer the same load. Default: an endless
             sequence, not stretched.
     """

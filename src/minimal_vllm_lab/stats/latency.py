@@ -14,10 +14,10 @@ def distribution(
     """Return mean, median, standard deviation and percentiles in ms, by keys like ``p99_ttft_ms``.
 
     Args:
-        name: Name of the latency, such as ``ttft``.
-        seconds: Measured values. If there are none, each statistic is None.
-        percentiles: Percentiles to compute, between 0 and 100.
-        counts: How often each value was seen. With counts, a percentile is one of the values.
+        name: name of the latency, such as ``ttft``.
+        seconds: measured values. If there are none, each statistic is None.
+        percentiles: percentiles to compute, between 0 and 100.
+        counts: how often each value was seen. With counts, a percentile is one of the values.
             Default: each value was seen once, and percentiles are interpolated.
     """
     names = ["mean", "median", "std", *(f"p{each:g}" for each in percentiles)]

@@ -23,7 +23,7 @@ class Slo:
         """Parse limits such as ``ttft:500,tpot:50``, in ms, as in ``vllm bench serve --goodput``.
 
         Raises:
-            ValueError: If the text is not a list of known names with positive limits.
+            ValueError: the text is not a list of known names with positive limits.
         """
         try:
             pairs = [part.split(":") for part in text.replace(",", " ").split()]

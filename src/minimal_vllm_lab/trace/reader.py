@@ -30,8 +30,8 @@ def open_trace(path: Path) -> Iterator[tuple[Header, Iterator[Line]]]:
     process leaves it, is skipped.
 
     Raises:
-        OSError: If the file can't be read.
-        TraceError: If the file is not a trace, is of another version, is broken or lacks lines.
+        OSError: the file can't be read.
+        TraceError: the file is not a trace, is of another version, is broken or lacks lines.
             Also raised while lines are read.
     """
     with path.open("rb") as file:
@@ -71,7 +71,7 @@ class _Order:
         """Check the next line.
 
         Raises:
-            ValueError: If this line can't come next.
+            ValueError: this line can't come next.
         """
         match line:
             case RequestRecord():

@@ -16,7 +16,7 @@ class Viewer:
     """The queue of one viewer. It belongs to the event loop.
 
     Attributes:
-        ended: True if no more lines will be queued, because the feed was closed or the viewer was
+        ended: true if no more lines will be queued, because the feed was closed or the viewer was
             too slow.
     """
 

@@ -52,7 +52,7 @@ class LiveView(Listener):
         pace: the pace of the engine.
         traffic: the demo traffic, or None.
         prompts: sends what viewers type.
-        touring: True while a viewer takes the tour, or the next viewer will begin it.
+        touring: true while a viewer takes the tour, or the next viewer will begin it.
     """
 
     reads_experts = True

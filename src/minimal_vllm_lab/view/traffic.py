@@ -47,7 +47,7 @@ class Traffic:
 
     Attributes:
         settings: rate and lengths.
-        is_held: True if no requests are made until it is set to False.
+        is_held: true if no requests are made until it is set to False.
     """
 
     def __init__(
