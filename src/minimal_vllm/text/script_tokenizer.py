@@ -42,14 +42,19 @@ def make_script_tokenizer(tokenizer: Tokenizer, template: ChatTemplate | None) -
         return ScriptTokenizer(tokenizer, template)
     from transformers import PreTrainedTokenizerFast
 
-    sources = template.sources if template else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend,
         name_or_path=str(tokenizer.folder),
-        chat_template=sources.get("default") if len(sources) < 2 else sources,
+        chat_template=_sources_of(template),
         **tokenizer.special_tokens,
         **{name: tokenizer.config[name] for name in COPIED_CONFIG if name in tokenizer.config},
     )
+
+
+def _sources_of(template: ChatTemplate | None) -> str | dict[str, str] | None:
+    """Return a template's source as Hugging Face's tokenizers hold it: several by their names."""
+    sources = template.sources if template else {}
+    return sources.get("default") if len(sources) < 2 else sources
 
 
 class Encoding(UserDict[str, Any]):
@@ -78,8 +83,7 @@ class ScriptTokenizer:
         self.special_tokens_map = dict(tokenizer.special_tokens)
         self.all_special_ids = sorted(tokenizer.special_token_ids)
         self.all_special_tokens = self.convert_ids_to_tokens(self.all_special_ids)
-        sources = template.sources if template else {}
-        self.chat_template = sources.get("default") if len(sources) < 2 else sources
+        self.chat_template = _sources_of(template)
 
     def __getattr__(self, name: str) -> Any:
         """Return a special token, such as ``eos_token``, or its id, such as ``eos_token_id``."""
