@@ -17,6 +17,8 @@ ROWS = 1024
 """Rows and columns of the matrices in the measured product."""
 COPIED_BYTES = 1 << 28
 """Bytes of the measured copy."""
+ATTEMPTS = 8
+"""Number of measurements, of which the fastest counts."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ def measure_rates(dtype: torch.dtype) -> MachineRates:
     )
 
 
-def _best_seconds(operation: Callable[[], object], attempts: int = 8) -> float:
+def _best_seconds(operation: Callable[[], object]) -> float:
     seconds = []
-    for _ in range(attempts):
+    for _ in range(ATTEMPTS):
         begun = time.perf_counter()
         operation()
         seconds.append(time.perf_counter() - begun)

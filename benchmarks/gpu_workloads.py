@@ -133,7 +133,6 @@ def run_once(
     llm: LLM,
     requests: Workload,
     arrivals: Sequence[float],
-    temperature: float = 0.6,
     logprobs: int | None = None,
 ) -> tuple[float, list[float]]:
     """Run a workload with an empty prefix cache.
@@ -144,9 +143,7 @@ def run_once(
     llm.engine.reset()
     prompts = [prompt for prompt, _ in requests]
     params = [
-        SamplingParams(
-            temperature=temperature, max_tokens=count, ignore_eos=True, logprobs=logprobs
-        )
+        SamplingParams(temperature=0.6, max_tokens=count, ignore_eos=True, logprobs=logprobs)
         for _, count in requests
     ]
     gc.collect()  # garbage of an earlier run must not be collected during this one
@@ -236,7 +233,7 @@ def build(shape: dict[str, Any], options: dict[str, Any], device: str = "cuda") 
         return LLM(folder, load_format="dummy", skip_tokenizer_init=True, device=device, **options)
 
 
-def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
+def record_profile(llm: LLM, path: Path) -> None:
     """Profile a few decode steps of 64 requests, to be viewed at https://ui.perfetto.dev."""
     llm.engine.reset()
     params = SamplingParams(max_tokens=64, ignore_eos=True)
@@ -245,7 +242,7 @@ def record_profile(llm: LLM, path: Path, num_steps: int = 6) -> None:
     for _ in range(16):
         llm.engine.step()
     with profiled(path):
-        for _ in range(num_steps):
+        for _ in range(6):
             llm.engine.step()
     llm.engine.reset()
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 
 from minimal_vllm.attention.interface import AttentionOptions
+from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm_lab.check.paged_case import make_case, run_case
+from minimal_vllm_lab.check.paged_case import make_case
 
 __all__ = [
     "UNUSUAL",
@@ -36,13 +37,23 @@ UNUSUAL = {
 
 
 def run(attention, case, options=None, plan=None):
-    """Run attention with a window, or with any ``AttentionOptions``."""
+    """Write the new keys and values to a copy of the cache, and run attention.
+
+    Args:
+        attention: the backend.
+        case: the inputs. They are not changed.
+        options: a window, or any ``AttentionOptions``.
+        plan: replaces ``attention.plan``.
+    """
     if not isinstance(options, AttentionOptions):
         options = AttentionOptions(case.q.shape[-1] ** -0.5, options)
     if options.sinks is not None:
         sinks = options.sinks[: case.q.shape[1]].to(case.q)
         options = replace(options, sinks=sinks)
-    return run_case(attention, case, options, plan)
+    cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
+    attend = (plan or attention.plan)(case.batch)
+    write_to_cache(case.k, case.v, cache, attend.slots)
+    return attend(case.q, case.k, case.v, cache, options)
 
 
 def in_fp8(case):

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MOST_LISTED = 8
+"""Maximum number of tensors that an error names."""
 NOT_NEEDED = (".input_scale", ".activation_scale", ".weight_shape", ".k_scale", ".v_scale")
 """Last parts of tensor names in quantized checkpoints that no parameter is filled from: shapes,
 which config.json implies; fixed scales of activations, which get a scale per token here; and scales
@@ -278,7 +280,7 @@ def _bytes_of(destination: Tensor) -> tuple[str, ...] | None:
     return ("U8",) if destination.dtype == torch.uint8 else None
 
 
-def _listing(names: list[str], most: int = 8) -> str:
-    shown = sorted(names)[:most]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
+def _listing(names: list[str]) -> str:
+    shown = sorted(names)[:MOST_LISTED]
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
     return ", ".join(shown) + more

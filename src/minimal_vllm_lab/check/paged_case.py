@@ -1,15 +1,13 @@
 """Random attention inputs over scattered blocks, in which every unused slot is poisoned."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 import torch
 from torch import Tensor
 
-from minimal_vllm.attention.interface import Attention, AttentionOptions, StepAttention
-from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.batch import Batch, build_batch
@@ -81,26 +79,3 @@ def make_case(
         cache=cache,
         dense=dense,
     )
-
-
-def run_case(
-    attention: Attention,
-    case: PagedCase,
-    options: AttentionOptions,
-    plan: Callable[[Batch], StepAttention] | None = None,
-) -> Tensor:
-    """Write the new keys and values to a copy of the cache, and run attention.
-
-    Args:
-        attention: the backend.
-        case: the inputs. They are not changed.
-        options: scale, window, softcap and sinks.
-        plan: replaces ``attention.plan``. Default: ``attention.plan``.
-
-    Returns:
-        ``[T, H, D]``, the result of the attention.
-    """
-    cache = LayerCache(case.cache.key.clone(), case.cache.value.clone())
-    attend = (plan or attention.plan)(case.batch)
-    write_to_cache(case.k, case.v, cache, attend.slots)
-    return attend(case.q, case.k, case.v, cache, options)
