@@ -134,12 +134,22 @@ def _choose(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor
     """Return each row's token, int64 ``[N]``: the most probable one, or a random one."""
     random = [i for i, row in enumerate(rows) if not row.params.greedy]
     if not random:
-        return logits.argmax(dim=-1)
+        return most_probable(logits)
     if len(random) == len(rows):
         return _choose_randomly(logits, peak, rows)
-    chosen = logits.argmax(dim=-1)
+    chosen = most_probable(logits)
     chosen[random] = _choose_randomly(logits[random], peak[random], [rows[i] for i in random])
     return chosen
+
+
+def most_probable(logits: Tensor) -> Tensor:
+    """Return the first of each row's largest logits, or the first NaN, int64 ``[N]``.
+
+    On a CPU, PyTorch compares one number at a time, and NumPy many.
+    """
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.argmax(dim=-1)
 
 
 def _choose_randomly(logits: Tensor, peak: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
