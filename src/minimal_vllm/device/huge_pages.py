@@ -29,7 +29,7 @@ PAUSE = 0.03
 """Seconds to wait after each page: ten times as long as its replacement takes."""
 
 
-def use_huge_pages(delay: float = 0.0) -> None:
+def use_huge_pages(delay: float = 0.0, pause: float = PAUSE) -> None:
     """Replace pages of this process's own memory by huge ones, where the system can.
 
     The contents of the memory don't change. Each page takes several milliseconds, so call this in a
@@ -38,6 +38,7 @@ def use_huge_pages(delay: float = 0.0) -> None:
 
     Args:
         delay: seconds to wait before the first page.
+        pause: seconds to wait after each page.
     """
     if not SETTING.exists() or "[never]" in SETTING.read_text():
         return
@@ -51,7 +52,7 @@ def use_huge_pages(delay: float = 0.0) -> None:
         for page in range(first, end - HUGE_PAGE + 1, HUGE_PAGE):
             is_done = libc.madvise(page, HUGE_PAGE, MADV_COLLAPSE) == 0
             if is_done or ctypes.get_errno() != errno.EINVAL:  # EINVAL: the range holds no memory
-                time.sleep(PAUSE)
+                time.sleep(pause)
 
 
 def private_memory(maps: str) -> Iterator[tuple[int, int]]:
