@@ -21,7 +21,7 @@ from minimal_vllm.model.packed_linear import (
     can_pack,
     relative_error,
 )
-from minimal_vllm.model.scripted_layer import ScriptedLayer
+from minimal_vllm.model.scripted_layers import ScriptedLayers
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="needs FBGEMM")
 
@@ -147,4 +147,4 @@ def test_reference_attention_has_plain_modules_beside_it():
     cpu = torch.device("cpu")
     assert backends.choose_modules("reference", None, torch.float32, cpu) is PLAIN_MODULES
     fast = backends.choose_modules("auto", None, torch.float32, cpu)
-    assert fast == replace(with_fewer_calls(packed_linear.PACKED_MODULES), layer=ScriptedLayer)
+    assert fast == replace(with_fewer_calls(packed_linear.PACKED_MODULES), layers=ScriptedLayers)

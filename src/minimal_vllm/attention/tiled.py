@@ -40,6 +40,7 @@ from minimal_vllm.attention.tiled_step import (
     StepParts,
     TiledStep,
     TileGroup,
+    TokenContexts,
     hidden_keys,
 )
 from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
@@ -105,24 +106,33 @@ class TiledAttention:
             self._tensor(batch.slot_mapping),
             ByWindow(partial(self._plan_parts, batch, self._are_long(batch))),
             ByWindow(partial(self._plan_parts, batch, np.zeros(len(batch.seq_lens), dtype=bool))),
-            ByWindow(partial(self._plan_context_rows, batch)),
+            ByWindow(partial(self._plan_contexts, batch)),
             self._scratch,
             self._num_kv_heads,
             self._block_size,
         )
 
-    def _plan_context_rows(self, batch: Batch, window: int | None) -> Tensor | None:
-        """Return the rows of the only token's keys; see ``TiledStep.context_rows``."""
-        if len(batch.positions) > 1:
+    def _plan_contexts(self, batch: Batch, window: int | None) -> TokenContexts | None:
+        """Return the contexts of all tokens; see ``TiledStep.contexts``."""
+        last = batch.positions[:, None]
+        first = np.maximum(last - (window or 2**62) + 1, 0)
+        longest = int((last - first).max()) + 1
+        if len(last) * longest > self._blocks_at_a_time * self._block_size:
             return None
-        end = int(batch.positions[0]) + 1
-        positions = np.arange(max(end - (window or end), 0), end)
-        if len(positions) > self._blocks_at_a_time * self._block_size:
-            return None
-        block = batch.block_tables[0, positions // self._block_size].astype(np.int64)
-        pages = block * self._num_kv_heads + np.arange(self._num_kv_heads)[:, None]
-        rows = pages * self._block_size + positions % self._block_size
-        return self._tensor(rows.reshape(-1))
+        positions = first + np.arange(longest)
+        is_over = torch.from_numpy(positions > last).to(self._device)
+        positions = np.minimum(positions, last)
+        request = np.repeat(np.arange(len(batch.num_new)), batch.num_new)
+        blocks = batch.block_tables[request[:, None], positions // self._block_size]
+        heads = np.arange(self._num_kv_heads)[:, None]
+        pages = blocks[:, None].astype(np.int64) * self._num_kv_heads + heads
+        rows = pages * self._block_size + (positions % self._block_size)[:, None]
+        bias = torch.zeros(is_over.shape, device=self._device).masked_fill_(is_over, -torch.inf)
+        return TokenContexts(
+            self._tensor(rows[:, :, -1].reshape(-1)),
+            self._tensor(rows.reshape(-1)),
+            bias[:, None, None] if len(last) > 1 else None,
+        )
 
     def _are_long(self, batch: Batch) -> BoolArray:
         """Return which requests are computed in pieces, ``[R]``."""

@@ -63,6 +63,19 @@ class StepParts(NamedTuple):
     prompts: list[LongPrompt]
 
 
+class TokenContexts(NamedTuple):
+    """All keys that each of a few tokens attends to, in one gather."""
+
+    new_rows: Tensor
+    """``[T * K]`` int64: rows of the tokens' own keys; see ``TiledStep.cache_rows``."""
+    rows: Tensor
+    """``[T * K * n]`` int64: likewise of all keys that each token attends to, head by head. A
+    shorter context repeats its last key."""
+    bias: Tensor | None
+    """``[T, 1, 1, n]`` float32: -inf for keys that are repeated, and 0 for the others. None: there
+    is only one token."""
+
+
 Planned = TypeVar("Planned")
 
 
@@ -89,7 +102,7 @@ class TiledStep:
         slots: see ``StepAttention``.
         parts: what to compute, by the layers' sliding window.
         tiles: likewise, without long prompts, for scores with a softcap or sinks.
-        context_rows: see ``context_rows``.
+        contexts: see ``contexts``.
         scratch: two buffers, for the keys and for the values of a round.
         num_kv_heads: K, the number of KV heads.
         block_size: S, the number of tokens per KV block.
@@ -100,7 +113,7 @@ class TiledStep:
         slots: Tensor,
         parts: ByWindow[StepParts],
         tiles: ByWindow[StepParts],
-        context_rows: ByWindow[Tensor | None],
+        contexts: ByWindow[TokenContexts | None],
         scratch: Tensor,
         num_kv_heads: int,
         block_size: int,
@@ -108,10 +121,9 @@ class TiledStep:
         self.slots = slots
         self._parts = parts
         self._tiles = tiles
-        self.context_rows = context_rows
-        """Rows like ``cache_rows`` of all keys that the step's only token attends to, ``[K * n]``
-        int64, by the layers' window. None: the step has several tokens, or the token so many keys
-        that they should be read in rounds."""
+        self.contexts = contexts
+        """Contexts of all tokens, by the layers' window. None: they have so many keys that they
+        should be read in rounds."""
         self._scratch = scratch
         self._num_kv_heads = num_kv_heads
         self._block_size = block_size

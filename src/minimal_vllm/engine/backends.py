@@ -21,7 +21,7 @@ from minimal_vllm.model.quantization.convert import Layouts, quantized
 from minimal_vllm.model.quantization.int8 import PackedInt8Weight, can_multiply_int8
 from minimal_vllm.model.quantization.int8_amx import AmxInt8Weight, can_multiply_tiles
 from minimal_vllm.model.quantization_config import Int8OnTheFly, Mxfp4, Quantization
-from minimal_vllm.model.scripted_layer import ScriptedLayer
+from minimal_vllm.model.scripted_layers import ScriptedLayers
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
@@ -63,7 +63,7 @@ def choose_modules(
         is_packed = can_be_packed and is_dense  # the projections are
         modules = PACKED_MODULES if is_packed else PLAIN_MODULES
         if device.type == "cpu" and backend == "tiled":
-            modules = replace(with_fewer_calls(modules), layer=ScriptedLayer)
+            modules = replace(with_fewer_calls(modules), layers=ScriptedLayers)
             layouts = CPU_LAYOUTS if can_multiply_int8() else layouts
     else:
         _check_gpu(device)

@@ -4,13 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimal_vllm.attention.interface import StepAttention
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
-from minimal_vllm.model.layers import PLAIN_MODULES, Modules, make_norm
+from minimal_vllm.model.layer_stack import Layers
+from minimal_vllm.model.layers import PLAIN_MODULES, DecoderLayer, Modules, make_norm
 from minimal_vllm.model.network import Network, allocate
 from minimal_vllm.model.rope import Rotary
 
@@ -66,9 +67,8 @@ class Decoder(Network):
             self.embed_tokens = modules.embedding(
                 config.vocab_rows, config.hidden_size, config.embedding_scale
             )
-            self.layers = nn.ModuleList(
-                modules.layer(config, layer, modules) for layer in config.layers
-            )
+            make_layers = modules.layers or Layers
+            self.layers = make_layers(DecoderLayer(config, each, modules) for each in config.layers)
             self.norm = make_norm(modules, "norm", config.hidden_size, config)
             make_head = modules.head or modules.linear
             self.lm_head = make_head(config.hidden_size, {"lm_head": config.vocab_rows}, False)
@@ -99,23 +99,20 @@ class Decoder(Network):
 
         Positions must be below ``max_positions``. The hidden states are normalized.
         """
-        x, residual = self.embed_tokens.forward(input_ids), None
-        rotations = {
+        by_rotary = {
             rotary: rotary.rotation(positions, self.dtype) for rotary in self.rotaries.values()
         }
-        last, tapped = self.layers[-1], dict[int, Tensor]()
-        for number, (layer, rotary, cache, attend_here) in enumerate(
-            zip(self.layers, self.rotary_of_layer, caches, attend, strict=True), start=1
-        ):
-            rotation = rotations[rotary] if rotary else None
-            # Only the last layer may drop tokens: later layers need keys and values of all tokens.
-            wanted_here = wanted if layer is last else None
-            x, residual = layer.forward(x, residual, rotation, attend_here, cache, wanted_here)
-            if self.tap and number in self.tap.layers:
-                x = computed(x)
-                tapped[number] = x + computed(residual)
+        rotations = [by_rotary[rotary] if rotary else None for rotary in self.rotary_of_layer]
+        x, residual, hidden = self.layers.forward(
+            self.embed_tokens.forward(input_ids),
+            rotations,
+            attend,
+            caches,
+            wanted,
+            kept=self.tap.layers if self.tap else (),
+        )
         if self.tap:
-            self.tap.take(tapped, attend)
+            self.tap.take(hidden, attend)
         return computed(self.norm.forward(x, residual)[0])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ Parameters are not initialized here; the loader fills them. Modules call each ot
 directly: unlike ``nn.Module.__call__``, it is typed and does not look for hooks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -293,8 +293,8 @@ class Modules:
     """Makes a layer's attention; its projections and norms come from the same ``Modules``."""
     mlp: "Callable[[ModelConfig, LayerConfig, Modules], MLP | MoE]" = feed_forward
     """Makes a layer's feed-forward network; its parts come from the same ``Modules``."""
-    layer: "Callable[[ModelConfig, LayerConfig, Modules], DecoderLayer]" = DecoderLayer
-    """Makes a layer; its parts come from the same ``Modules``."""
+    layers: Callable[[Iterable[DecoderLayer]], nn.ModuleList] | None = None
+    """Makes the stack of layers. Default: ``layer_stack.Layers``."""
     experts: Callable[[ModelConfig], Experts] = DenseExperts
     """Makes the experts of a layer that has a mixture of them."""
     convert: Callable[[str, Projection], Projection] = _keep

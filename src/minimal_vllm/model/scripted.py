@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     PackedMatrix = torch.ScriptObject
@@ -21,13 +22,16 @@ else:  # the type's name in TorchScript
     PackedMatrix = torch.classes.quantized.LinearPackedParamsBase
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Module = TypeVar("Module", bound=nn.Module)
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Any:
+def _compile(function: Callable[..., Any] | nn.Module) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(function)
+
+
+_compile_once = cache(_compile)
 
 
 def scripted(function: Function) -> Function:
@@ -35,5 +39,14 @@ def scripted(function: Function) -> Function:
 
     It is compiled on the first call, and shared by all callers.
     """
-    compiled: Function = _compiled(function)
+    compiled: Function = _compile_once(function)
+    return compiled
+
+
+def scripted_module(module: Module) -> Module:
+    """Return a module that computes the same as ``module`` with less overhead.
+
+    Its attributes are converted for TorchScript once, while arguments are converted in each call.
+    """
+    compiled: Module = _compile(module)
     return compiled
