@@ -8,6 +8,7 @@ from torch import multiprocessing
 pytest.importorskip("triton")
 
 from minimal_vllm.model.kernels.pushed_columns import pushed_columns
+from minimal_vllm.model.kernels.pushed_sum import Farewell
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROGRAMS = 3
@@ -24,9 +25,10 @@ def exchange_all(slots, flags, rank, count, results):
     """What a rank's process does."""
     torch.set_num_threads(1)
     exchanges, found = torch.zeros(PROGRAMS, dtype=torch.int32), []
+    farewell = Farewell.on(DEVICE)
     for index, (rows, size, width) in enumerate(SHAPES):
         out = torch.zeros(rows, width + size * (count - 2))
-        pushed_columns(columns(rank, index), out, slots, flags, exchanges, rank)
+        pushed_columns(columns(rank, index), out, slots, flags, exchanges, farewell, rank)
         found.append(out.tolist())
     results.put((rank, found))
 
@@ -57,9 +59,11 @@ def test_all_ranks_have_all_columns(count):
 
 def test_the_last_rank_need_not_wait():
     slots = tuple(torch.zeros(80, device=DEVICE) for _ in range(2))
-    flags = tuple(torch.full((2 * PROGRAMS,), 9, dtype=torch.int32, device=DEVICE) for _ in "12")
-    for rank in range(2):  # of which the first has a wrong result
+    flags = tuple(torch.zeros(2 * PROGRAMS, dtype=torch.int32, device=DEVICE) for _ in "12")
+    farewell = Farewell.on(DEVICE)
+    farewell.places[0].fill_(1)
+    for rank in range(2):  # nobody waits, so the first has a wrong result
         out = torch.zeros(1, 140, device=DEVICE)
         exchanges = torch.zeros(PROGRAMS, dtype=torch.int32, device=DEVICE)
-        pushed_columns(columns(rank, 0).to(DEVICE), out, slots, flags, exchanges, rank)
+        pushed_columns(columns(rank, 0).to(DEVICE), out, slots, flags, exchanges, farewell, rank)
     assert torch.equal(out.cpu(), torch.cat([columns(0, 0), columns(1, 0)], dim=1))

@@ -8,6 +8,7 @@ from torch import multiprocessing
 pytest.importorskip("triton")
 
 from minimal_vllm.engine.ranks.pushed_norms import NormSizes, PushedNorms
+from minimal_vllm.model.kernels.pushed_sum import Farewell
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALVES = pytest.mark.gpu  # the interpreter truncates numbers of 16 bits
@@ -41,6 +42,13 @@ def memories_of(sizes):
     return [torch.zeros(sum(sizes.parts), dtype=torch.uint8) for _ in range(sizes.count)]
 
 
+def farewell(is_said):
+    """A farewell that the kernels have found already, or none."""
+    places = Farewell.on(DEVICE).places
+    places[0].fill_(is_said)
+    return Farewell(places)
+
+
 def share(count, rank, tokens):
     """The tokens whose stream a rank keeps up, if they are divided."""
     rows = -(-tokens // count)
@@ -50,7 +58,7 @@ def share(count, rank, tokens):
 def add_all(memories, rank, sizes, num_parts, first_number, results):
     """What a rank's process does: add parts of all sizes, one after the other."""
     torch.set_num_threads(1)
-    norms = PushedNorms(memories, rank, sizes)
+    norms = PushedNorms(memories, rank, sizes, farewell(False))
     norms._notes[0].fill_(first_number)
     found = []
     for index in range(len(TOKENS)):
@@ -69,7 +77,7 @@ def test_all_ranks_have_the_norm_of_the_stream_with_the_sum(count, num_parts, fi
     memories = memories_of(sizes)
     for rank, each in enumerate(memories):
         each.share_memory_()
-        PushedNorms(memories, rank, sizes)._flags[rank].fill_(first_number)
+        PushedNorms(memories, rank, sizes, farewell(False))._flags[rank].fill_(first_number)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [
@@ -101,9 +109,8 @@ def test_the_last_rank_need_not_wait(index, dtype):
     parts = [part(rank, index).to(DEVICE, dtype) for rank in range(2)]
     residual, own_weight = (each.to(DEVICE, dtype) for each in (stream(index), weight()))
     total = residual + sum(each.float() for each in parts)[0].to(dtype)
-    for rank, norms in enumerate(PushedNorms(memories, rank, sizes) for rank in range(2)):
-        norms._flags[rank].fill_(9)  # nobody waits, so the first has a wrong result
-        norms._is_over.fill_(1)
+    for rank in range(2):  # nobody waits, so the first has a wrong result
+        norms = PushedNorms(memories, rank, sizes, farewell(True))
         found = residual.clone()
         normed = norms.add(parts[rank], found, own_weight, EPS)
     own = share(2, 1, TOKENS[index]) if norms.divides(parts[0], dtype) else slice(None)
@@ -117,10 +124,7 @@ def test_ranks_that_are_streams_of_one_gpu_have_the_norm_of_the_stream_with_the_
     sizes, streams = NormSizes(2, WHOLE, MOST, programs=4), [torch.cuda.Stream() for _ in range(2)]
     for waits in (False, True):  # kernels must have been loaded before one waits for the other
         memories = [each.to(DEVICE) for each in memories_of(sizes)]
-        ranks = [PushedNorms(memories, rank, sizes) for rank in range(2)]
-        for norms in ranks:
-            norms._flags[norms._index].fill_(0 if waits else 1000)
-            norms._is_over.fill_(0 if waits else 1)
+        ranks = [PushedNorms(memories, rank, sizes, farewell(not waits)) for rank in range(2)]
         for index, tokens in enumerate(TOKENS):
             parts = [part(rank, index).to(DEVICE) for rank in range(2)]
             own_weight, residuals = weight().to(DEVICE), [stream(index).to(DEVICE) for _ in "12"]

@@ -1,6 +1,8 @@
 """The kernel that adds up what ranks write into each other's memory. Here, ranks are processes that
 share memory, in which Triton's interpreter runs the kernel."""
 
+import time
+
 import pytest
 import torch
 from torch import multiprocessing
@@ -8,6 +10,7 @@ from torch import multiprocessing
 pytest.importorskip("triton")
 
 from minimal_vllm.engine.ranks.pushed_sums import MOST_TAGGED, PushedSums, memory_bytes
+from minimal_vllm.model.kernels.pushed_sum import Farewell
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALVES = pytest.mark.gpu  # the interpreter truncates numbers of 16 bits
@@ -23,7 +26,7 @@ def part(rank, index, size):
 def add_all(memories, rank, first_number, results):
     """What a rank's process does: add parts of all sizes, one after the other."""
     torch.set_num_threads(1)
-    sums = PushedSums(memories, rank)
+    sums = PushedSums(memories, rank, farewell(False))
     for each in (sums._num_tagged, sums._num_flagged):
         each.fill_(first_number)
     results.put((rank, [add(sums, part(rank, *each)).tolist() for each in enumerate(SIZES)]))
@@ -39,7 +42,7 @@ def test_all_ranks_have_the_sum_in_the_order_of_ranks(count, first_number):
     memories = memories_of(count)
     for rank, each in enumerate(memories):
         each.share_memory_()
-        sums = PushedSums(memories, rank)
+        sums = PushedSums(memories, rank, farewell(False))
         sums._flags[rank].fill_(first_number)
         sums._words[rank].fill_(first_number << 32)
     context = multiprocessing.get_context("spawn")
@@ -64,10 +67,9 @@ def test_all_ranks_have_the_sum_in_the_order_of_ranks(count, first_number):
 @pytest.mark.parametrize("size", [5000, MOST_TAGGED + 1], ids=["tagged", "flagged"])
 def test_the_last_rank_need_not_wait(size, dtype):
     memories = [each.to(DEVICE) for each in memories_of(2)]
-    first, last = (PushedSums(memories, index) for index in range(2))
+    first, last = (PushedSums(memories, index, farewell(index == 0)) for index in range(2))
     parts = [part(index, 0, size).to(DEVICE, dtype) for index in range(2)]
     expected = (parts[0].float() + parts[1].float()).to(dtype)
-    let_pass(first)
     add(first, parts[0])  # of which the result is wrong, because nobody has sent the other part
     assert torch.equal(add(last, parts[1]), expected)
 
@@ -75,9 +77,8 @@ def test_the_last_rank_need_not_wait(size, dtype):
 @pytest.mark.parametrize("size", [5000, MOST_TAGGED + 1], ids=["tagged", "flagged"])
 def test_parts_of_a_rank_s_tensor_are_added_up_first(size):
     memories = [each.to(DEVICE) for each in memories_of(2)]
-    first, last = (PushedSums(memories, index) for index in range(2))
+    first, last = (PushedSums(memories, index, farewell(index == 0)) for index in range(2))
     parts = [torch.stack([part(2 * i + j, 0, size) for j in range(2)]).to(DEVICE) for i in range(2)]
-    let_pass(first)
     first.add(parts[0], torch.float32)
     assert torch.equal(last.add(parts[1], torch.float32), parts[0].sum(0) + parts[1].sum(0))
 
@@ -86,17 +87,30 @@ def add(sums, part):
     return sums.add(part[None], part.dtype)
 
 
-def let_pass(sums):
-    """Let a rank's first sums not wait for others."""
-    sums._flags[sums.index].fill_(9)
-    sums._words[sums.index].fill_(9 << 32)
+def farewell(is_said):
+    """A farewell that the kernels have found already, or none."""
+    places = Farewell.on(DEVICE).places
+    places[0].fill_(is_said)
+    return Farewell(places)
+
+
+@pytest.mark.parametrize("size", [100, MOST_TAGGED + 1])
+def test_no_sum_waits_after_a_rank_is_gone(size):
+    sums = PushedSums([each.to(DEVICE) for each in memories_of(2)], 0, farewell(True))
+    for _ in range(3):
+        add(sums, torch.ones(size, device=DEVICE))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [100, MOST_TAGGED + 1])
-def test_sums_whose_rank_is_gone_can_be_given_up(size):
-    sums = PushedSums([each.to(DEVICE) for each in memories_of(2)], 0)
-    for _ in range(3):  # the later ones must not wait, either
+def test_sums_that_wait_for_a_rank_that_is_gone_end(size):
+    none_yet = farewell(False)
+    sums = PushedSums([each.to(DEVICE) for each in memories_of(2)], 0, none_yet)
+    for _ in range(3):
         add(sums, torch.ones(size, device=DEVICE))
-    sums.give_up()
+    waiting = torch.cuda.Event()
+    waiting.record()
+    time.sleep(0.1)
+    assert not waiting.query()
+    none_yet.say()
     torch.cuda.synchronize()

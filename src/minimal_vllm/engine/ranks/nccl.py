@@ -18,6 +18,7 @@ from minimal_vllm.engine.ranks.pushed_norms import NormSizes, PushedNorms
 from minimal_vllm.engine.ranks.pushed_sums import PushedSums, memory_bytes, shared_memories
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.kernels.pushed_norm import rows_of_rank
+from minimal_vllm.model.kernels.pushed_sum import Farewell
 from minimal_vllm.model.ranks import side_by_side
 from minimal_vllm.model.triton_modules import DividedStream, PartialSums, PartOfSum
 from minimal_vllm.runner.failures import RankLostError
@@ -28,6 +29,8 @@ _GatherOptions: Any = dist.distributed_c10d.AllgatherOptions  # type: ignore[att
 
 
 logger = logging.getLogger(__name__)
+SECONDS_TO_END = 2.0
+"""Maximum time that a process waits for the end of a group before it ends itself."""
 _has_shared = False
 """Whether GPUs have exchanged memory with this process."""
 
@@ -54,7 +57,7 @@ class NcclRanks:
         self.index = index
         self.count = count
         self._store = open_store(folder, count)
-        self._is_lost = False
+        self._farewell = Farewell.on(torch.device("cuda"))
         options = _Group.Options()
         options._timeout = LONGEST_STEP
         self._sum, self._gather = _SumOptions(), _GatherOptions()
@@ -63,6 +66,8 @@ class NcclRanks:
             self._group = _Group(self._store, index, count, options)
             self.least(0)  # connects, which CUDA graphs can't record
         atexit.register(_keep, weakref.ref(self._group))
+        self._end = weakref.finalize(self, _abort, self._group)
+        self._end.atexit = False
         self._small: PushedSums | None = None
         self._norms: PushedNorms | None = None
         if count > 1:
@@ -134,19 +139,13 @@ class NcclRanks:
 
     def raise_if_lost(self) -> None:
         """Raise a ``RankLostError`` if ``give_up`` was called."""
-        if self._is_lost:
+        if self._farewell.is_said:
             raise RankLostError("another rank has ended")
 
     def give_up(self) -> None:
         """End all exchanges, those in progress too; may be called by another thread, and again."""
-        if not self._is_lost:
-            self._is_lost = True
-            for sums in (self._small, self._norms):
-                if sums is not None:
-                    sums.give_up()
-            # NCCL's kernels end at once. But it then waits for the end of all CUDA graphs that have
-            # one of them.
-            Thread(target=self._group.abort, name="giving up", daemon=True).start()
+        self._farewell.say()
+        self._end()
 
     def _share_memory(self, folder: Path) -> None:
         """Prepare sums in kernels of our own, if the GPUs can write each other's memory.
@@ -169,8 +168,22 @@ class NcclRanks:
             logger.warning("Small sums over GPUs are slow here, because they use NCCL: %s", error)
         if not self.least(int(bool(memories))):  # after which all memories are filled with zeros
             return
-        self._small = PushedSums([each[:for_sums] for each in memories], self.index)
-        self._norms = PushedNorms([each[for_sums:] for each in memories], self.index, sizes)
+        own = [each[:for_sums] for each in memories]
+        self._small = PushedSums(own, self.index, self._farewell)
+        others = [each[for_sums:] for each in memories]
+        self._norms = PushedNorms(others, self.index, sizes, self._farewell)
+
+
+def _abort(group: Any) -> None:
+    """End a group and its exchanges, in progress or not, in another thread.
+
+    NCCL's kernels end at once. But it then waits for the end of all CUDA graphs that have one of
+    them. So would the group's destructor, which must not run before.
+    """
+    thread = Thread(target=group.abort, name="end of a group", daemon=True)
+    thread.start()
+    # A thread that still runs at the very end would abort the process.
+    atexit.register(thread.join, SECONDS_TO_END)
 
 
 def _keep(group: "weakref.ref[Any]") -> None:

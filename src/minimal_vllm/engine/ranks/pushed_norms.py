@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minimal_vllm.engine.ranks.pushed_sums import jump_ahead, stream_beside
 from minimal_vllm.model.kernels.pushed_columns import pushed_columns
 from minimal_vllm.model.kernels.pushed_norm import (
     DividedPlaces,
@@ -17,6 +16,7 @@ from minimal_vllm.model.kernels.pushed_norm import (
     rows_of_rank,
     whole_norm,
 )
+from minimal_vllm.model.kernels.pushed_sum import Farewell
 
 MOST_WHOLE_BYTES = 4 << 20
 """Maximum number of bytes that a rank sends for a sum whose tokens are not divided."""
@@ -76,15 +76,16 @@ class PushedNorms:
             can write it.
         index: number of this rank.
         sizes: sizes of its parts.
+        farewell: whether a rank is gone; see ``tagged_sum``.
     """
 
-    def __init__(self, memories: list[Tensor], index: int, sizes: NormSizes) -> None:
-        self._index, self._sizes = index, sizes
+    def __init__(
+        self, memories: list[Tensor], index: int, sizes: NormSizes, farewell: Farewell
+    ) -> None:
+        self._index, self._sizes, self._farewell = index, sizes, farewell
         self._parts = [torch.split(each, sizes.parts) for each in memories]
         self._flags = tuple(flags.view(torch.int32) for flags, *_ in self._parts)
-        notes = memories[index].new_zeros(3 * sizes.programs + 1, dtype=torch.int32)
-        self._is_over, *self._notes = torch.split(notes, [1, *[sizes.programs] * 3])
-        self._beside = stream_beside(memories[index])
+        self._notes = memories[index].new_zeros(3, sizes.programs, dtype=torch.int32)
         self._kind: tuple[int, torch.dtype] | None = None
 
     def fits(self, parts: Tensor, dtype: torch.dtype) -> bool:
@@ -118,14 +119,7 @@ class PushedNorms:
         """Put all ranks' columns side by side; see ``pushed_columns``."""
         slots = tuple(divided.view(out.dtype) for _, _, divided, _ in self._parts)
         exchanges, *_ = self._notes
-        return pushed_columns(part, out, slots, self._flags, exchanges, self._index)
-
-    def give_up(self) -> None:
-        """Let sums that wait for a rank end; see ``PushedSums.give_up``."""
-        exchanges, _, _ = self._notes
-        with torch.cuda.stream(self._beside):
-            jump_ahead(self._flags[self._index], exchanges)
-            self._is_over.copy_(torch.ones(1, dtype=torch.int32))
+        return pushed_columns(part, out, slots, self._flags, exchanges, self._farewell, self._index)
 
     def _set_kind(self, size: int, dtype: torch.dtype) -> None:
         """Prepare sums of the first vectors' kind."""
@@ -136,11 +130,12 @@ class PushedNorms:
         exchanges, turns, last = self._notes
         bits = BITS[dtype.itemsize]
         self._whole = WholePlaces(
-            tuple(each.view(bits) for each in whole), turns, last, self._is_over
+            tuple(each.view(bits) for each in whole), turns, last, self._farewell
         )
         self._divided = DividedPlaces(
             tuple(each.view(dtype) for each in divided),
             tuple(each.view(dtype) for each in normed),
             self._flags,
             exchanges,
+            self._farewell,
         )

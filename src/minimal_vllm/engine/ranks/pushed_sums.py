@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import (
 from minimal_vllm.model.kernels.pushed_sum import (
     FLAGGED_PROGRAMS,
     TAGGED_PROGRAMS,
+    Farewell,
     flagged_sum,
     tagged_sum,
 )
@@ -38,10 +39,11 @@ class PushedSums:
         memories: memory of each rank, ``[memory_bytes(ranks)]`` uint8, filled with zeros. All ranks
             can write it.
         index: number of this rank.
+        farewell: whether a rank is gone; see ``tagged_sum``.
     """
 
-    def __init__(self, memories: list[Tensor], index: int) -> None:
-        self.index = index
+    def __init__(self, memories: list[Tensor], index: int, farewell: Farewell) -> None:
+        self.index, self._farewell = index, farewell
         sizes = _sizes(len(memories))
         parts = [torch.split(each, list(sizes)) for each in memories]
         self._words = tuple(words.view(torch.int64) for words, _, _ in parts)
@@ -50,7 +52,6 @@ class PushedSums:
         own = memories[index].new_zeros
         self._num_tagged = own(TAGGED_PROGRAMS, dtype=torch.int32)
         self._num_flagged = own(FLAGGED_PROGRAMS, dtype=torch.int32)
-        self._beside = stream_beside(memories[index])
         self._most_tagged, self._most_bytes = _slot_sizes(len(memories))
 
     def fits(self, parts: Tensor, dtype: torch.dtype) -> bool:
@@ -65,38 +66,11 @@ class PushedSums:
             dtype: dtype of the tensor, to which the sum of its parts is rounded.
         """
         if parts[0].numel() <= self._most_tagged:
-            return tagged_sum(parts, dtype, self._words, self._num_tagged, self.index)
+            return tagged_sum(
+                parts, dtype, self._words, self._num_tagged, self._farewell, self.index
+            )
         slots = tuple(each.view(dtype) for each in self._slots)
-        return flagged_sum(parts, slots, self._flags, self._num_flagged, self.index)
-
-    def give_up(self) -> None:
-        """Let sums that wait for a rank end, with any result; may be called by another thread.
-
-        Only copies are used, which the GPU makes while the sum's kernel runs.
-        """
-        with torch.cuda.stream(self._beside):
-            jump_ahead(self._words[self.index], self._num_tagged, 32)
-            jump_ahead(self._flags[self.index], self._num_flagged)
-
-
-def jump_ahead(place: Tensor, numbers: Tensor, shift: int = 0) -> None:
-    """Write marks of a sum that is far ahead, so that no sum waits for a rank.
-
-    Args:
-        place: flags or words that this rank waits for.
-        numbers: number of the last sum of each program.
-        shift: number of bits of a word below its tag.
-    """
-    far_ahead = numbers[:1].cpu() + (1 << 30)
-    place.copy_((far_ahead.to(place.dtype) << shift).expand(place.shape))
-
-
-def stream_beside(tensor: Tensor) -> torch.cuda.Stream | None:
-    """Return a stream for copies beside kernels that wait; None on a CPU, for tests.
-
-    It must exist before a kernel waits, because making one may wait for the kernel.
-    """
-    return torch.cuda.Stream() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
+        return flagged_sum(parts, slots, self._flags, self._num_flagged, self._farewell, self.index)
 
 
 def memory_bytes(count: int) -> int:

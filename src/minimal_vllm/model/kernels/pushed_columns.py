@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.pushed_sum import meet
+from minimal_vllm.model.kernels.pushed_sum import Farewell, meet, slot_of
 
 BLOCK = 4096
 """Numbers that a program sends at a time."""
@@ -26,6 +26,7 @@ def pushed_columns(
     slots: tuple[Tensor, ...],
     flags: tuple[Tensor, ...],
     exchanges: Tensor,
+    farewell: Farewell,
     rank: int,
 ) -> Tensor:
     """Put all ranks' columns side by side, and return them.
@@ -37,13 +38,14 @@ def pushed_columns(
             all can write. ``part`` has at most ``slot`` numbers.
         flags: one for each rank and program, ``[ranks * programs]`` int32.
         exchanges: ``[programs]`` int32: how many exchanges this rank has made; written.
+        farewell: whether a rank is gone; see ``tagged_sum``.
         rank: number of this rank.
     """
     programs, ranks = len(exchanges), len(slots)
     _pushed_columns_kernel[(programs,)](
-        part, out, slots, flags, exchanges, len(part),
-        SIZE=part.shape[1], WIDTH=out.shape[1], SLOT=len(slots[0]) // (ranks - 1), RANK=rank,
-        RANKS=ranks, PROGRAMS=programs, BLOCK=BLOCK, num_warps=8, **launch_options(part),
+        part, out, slots, flags, exchanges, farewell.places, len(part), part.shape[1],
+        out.shape[1], SLOT=len(slots[0]) // (ranks - 1), RANK=rank, RANKS=ranks, PROGRAMS=programs,
+        BLOCK=BLOCK, num_warps=8, **launch_options(part),
     )  # fmt: skip
     return out
 
@@ -55,9 +57,10 @@ def _pushed_columns_kernel(
     slots,
     flags,
     exchanges,
+    farewell,
     rows,
-    SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    size,
+    width,
     SLOT: tl.constexpr,
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
@@ -65,32 +68,31 @@ def _pushed_columns_kernel(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    BLOCKS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
+    blocks = tl.cdiv(size, BLOCK)
     wait_for_previous(EARLY)
     number = tl.load(exchanges + program)
-    meet(flags, program, number + 1, RANK, RANKS, PROGRAMS)
-    for block in range(program, rows * BLOCKS, PROGRAMS):
-        row = block // BLOCKS
-        column = block % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-        exists = (column < SIZE) & (RANK * SIZE + column < WIDTH)
-        place = row * SIZE + column
+    meet(flags, program, number + 1, farewell, RANK, RANKS, PROGRAMS)
+    for block in range(program, rows * blocks, PROGRAMS):
+        row = block // blocks
+        column = block % blocks * BLOCK + tl.arange(0, BLOCK)
+        exists = (column < size) & (RANK * size + column < width)
+        place = row * size + column
         numbers = tl.load(part + place, mask=exists)
-        tl.store(out + row * WIDTH + RANK * SIZE + column, numbers, mask=exists)
+        tl.store(out + row * width + RANK * size + column, numbers, mask=exists)
         for other in tl.static_range(RANKS):
             if other != RANK:
-                slot = slots[other] + (RANK - (other < RANK)) * SLOT
-                tl.store(slot + place, numbers, mask=exists)
-    meet(flags, program, number + 2, RANK, RANKS, PROGRAMS)
-    for block in range(program, rows * BLOCKS, PROGRAMS):
-        row = block // BLOCKS
-        column = block % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+                tl.store(slot_of(slots, other, RANK, SLOT) + place, numbers, mask=exists)
+    meet(flags, program, number + 2, farewell, RANK, RANKS, PROGRAMS)
+    for block in range(program, rows * blocks, PROGRAMS):
+        row = block // blocks
+        column = block % blocks * BLOCK + tl.arange(0, BLOCK)
         for other in tl.static_range(RANKS):
             if other != RANK:
-                exists = (column < SIZE) & (other * SIZE + column < WIDTH)
-                sent = slots[RANK] + (other - (other > RANK)) * SLOT + row * SIZE + column
+                exists = (column < size) & (other * size + column < width)
+                sent = slot_of(slots, RANK, other, SLOT) + row * size + column
                 # from the L2 cache, into which the others write
                 numbers = tl.load(sent, mask=exists, cache_modifier=".cg")
-                tl.store(out + row * WIDTH + other * SIZE + column, numbers, mask=exists)
+                tl.store(out + row * width + other * size + column, numbers, mask=exists)
     tl.debug_barrier()  # all threads have read the number
     tl.store(exchanges + program, number + 2)

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.pushed_sum import meet, own_part
+from minimal_vllm.model.kernels.pushed_sum import Farewell, given_up, meet, own_part, slot_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class WholePlaces:
     """``[programs]`` int32: which set is next."""
     last: Tensor
     """``[programs]`` int32: number of tokens of the last sum."""
-    is_over: Tensor
-    """``[1]`` int32; 1: a rank is gone, and nobody must wait."""
+    farewell: Farewell
+    """Whether a rank is gone; see ``tagged_sum``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class DividedPlaces:
     """One for each rank and program, ``[ranks * programs]`` int32."""
     exchanges: Tensor
     """``[programs]`` int32: how many exchanges this rank has made, two for each sum."""
+    farewell: Farewell
+    """Whether a rank is gone; see ``tagged_sum``."""
 
 
 def whole_norm(
@@ -83,8 +85,8 @@ def whole_norm(
     ranks, programs = len(places.slots), len(places.turns)
     normed = residual.new_empty(tokens, size)
     _whole_norm_kernel[(programs,)](
-        parts, residual, weight, normed, places.slots, places.turns, places.last, places.is_over,
-        tokens, eps,
+        parts, residual, weight, normed, places.slots, places.turns, places.last,
+        places.farewell.places, tokens, eps,
         PARTS=len(parts), SIZE=size, SLOT=len(places.slots[0]) // (3 * ranks), RANK=rank,
         RANKS=ranks, PROGRAMS=programs, BLOCK=triton.next_power_of_2(size),
         num_warps=_num_warps(size), **launch_options(parts),
@@ -112,8 +114,8 @@ def divided_norm(
     ranks, programs = len(places.flags), len(places.exchanges)
     normed = tuple(each[: residual.numel()].view(tokens, size) for each in places.normed)
     _divided_norm_kernel[(programs,)](
-        parts, residual, weight, normed, places.slots, places.flags, places.exchanges, tokens,
-        rows_of_rank(tokens, ranks), eps,
+        parts, residual, weight, normed, places.slots, places.flags, places.exchanges,
+        places.farewell.places, tokens, rows_of_rank(tokens, ranks), eps,
         PARTS=len(parts), SIZE=size, SLOT=len(places.slots[0]) // (ranks - 1), RANK=rank,
         RANKS=ranks, PROGRAMS=programs, BLOCK=triton.next_power_of_2(size),
         num_warps=_num_warps(size), **launch_options(parts),
@@ -139,7 +141,7 @@ def _whole_norm_kernel(
     slots,
     turns,
     last,
-    is_over,
+    farewell,
     tokens,
     eps,
     PARTS: tl.constexpr,
@@ -183,7 +185,7 @@ def _whole_norm_kernel(
                 added += _without_zeros(own, kind)
             else:
                 sent = slots[RANK] + current + other * SLOT + place
-                added += _received(sent, exists, is_over).to(kind, bitcast=True).to(tl.float32)
+                added += _received(sent, exists, farewell).to(kind, bitcast=True).to(tl.float32)
         value, result = _added_and_normed(stream, added, scale, eps, SIZE)
         tl.store(residual + place, value, mask=exists)
         tl.store(normed + place, result, mask=exists)
@@ -201,11 +203,13 @@ def _without_zeros(numbers, kind: tl.constexpr):
 
 
 @triton.jit
-def _received(place, exists, is_over):
+def _received(place, exists, farewell):
     """Return the bits of numbers at some places, once none is 0 or a rank is gone."""
     bits = tl.load(place, mask=exists, other=1, volatile=True)
-    while tl.max((bits == 0).to(tl.int32)) > tl.load(is_over, volatile=True):
+    rounds = 0
+    while tl.max((bits == 0).to(tl.int32)) > given_up(farewell, rounds):
         bits = tl.load(place, mask=exists, other=1, volatile=True)
+        rounds += 1
     return bits
 
 
@@ -228,6 +232,7 @@ def _divided_norm_kernel(
     slots,
     flags,
     exchanges,
+    farewell,
     tokens,
     rows,
     eps,
@@ -249,12 +254,12 @@ def _divided_norm_kernel(
     if program < rows:
         for other in tl.static_range(RANKS):
             if other != RANK:
-                slot = slots[other] + (RANK - (other < RANK)) * SLOT
+                slot = slot_of(slots, other, RANK, SLOT)
                 for row in range(program, min(rows, tokens - other * rows), PROGRAMS):
                     place = (other * rows + row) * SIZE + column
                     own = own_part(parts, place, exists, tokens * SIZE, PARTS)
                     tl.store(slot + row * SIZE + column, own.to(slot.dtype.element_ty), mask=exists)
-        meet(flags, program, number + 1, RANK, RANKS, PROGRAMS)
+        meet(flags, program, number + 1, farewell, RANK, RANKS, PROGRAMS)
         for row in range(program, min(rows, tokens - RANK * rows), PROGRAMS):
             place = (RANK * rows + row) * SIZE + column
             stream = tl.load(residual + place, mask=exists, other=0.0)
@@ -264,13 +269,13 @@ def _divided_norm_kernel(
                     own = own_part(parts, place, exists, tokens * SIZE, PARTS)
                     added += own.to(stream.dtype).to(tl.float32)
                 else:  # from the L2 cache, into which the others write
-                    sent = slots[RANK] + (other - (other > RANK)) * SLOT + row * SIZE + column
+                    sent = slot_of(slots, RANK, other, SLOT) + row * SIZE + column
                     numbers = tl.load(sent, mask=exists, other=0.0, cache_modifier=".cg")
                     added += numbers.to(tl.float32)
             value, result = _added_and_normed(stream, added, scale, eps, SIZE)
             tl.store(residual + place, value, mask=exists)
             for other in tl.static_range(RANKS):
                 tl.store(normed[other] + place, result, mask=exists)
-        meet(flags, program, number + 2, RANK, RANKS, PROGRAMS)
+        meet(flags, program, number + 2, farewell, RANK, RANKS, PROGRAMS)
     tl.debug_barrier()  # all threads have read the number
     tl.store(exchanges + program, number + 2)
