@@ -99,6 +99,7 @@ PRESETS = {
     "llama-3.2-1b": _llama3(16, 2048, 8192, 32, tied=True),
     "llama-3.2-3b": _llama3(28, 3072, 8192, 24, tied=True),
     "llama-3.1-8b": _llama3(32, 4096, 14336, 32, tied=False),
+    "llama-3.3-70b": _llama3(80, 8192, 28672, 64, tied=False),
 }
 """Fields of each model's config.json that a simulation needs."""
 
