@@ -1,16 +1,18 @@
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
-from checkpoints import FAMILIES, tensor_shapes
+from checkpoints import FAMILIES, QUANTIZED, tensor_shapes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.layer_config import LayerConfig
 from minimal_vllm.model.registry import FAMILIES as ARCHITECTURES
 from minimal_vllm.model.registry import MULTIMODAL
+from minimal_vllm.model.rope import rope_table
 from minimal_vllm.model.rope_config import Llama3Scaling, RopeConfig, YarnScaling
 
 LLAMA = FAMILIES["llama"]
@@ -297,3 +299,57 @@ def test_config_and_hub_import_no_torch():
         "minimal_vllm.model.hub; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- configs that are wrong in any place ---------------------------------------------------------
+
+WRONG = (None, True, -1, 0, 1.5, math.inf, math.nan, "x", ["x"], [[1]], {"a": 1}, {"a": {"b": []}})
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True},
+            "input_activations": None,
+        }
+    },
+    "transform_config": {"config_groups": {"R1": {"apply": [{"location": "weight_input"}]}}},
+    "ignore": ["lm_head", "re:.*mlp"],
+}
+FP8 = {"quant_method": "fp8", "modules_to_not_convert": ["a"], "weight_block_size": [128, 128]}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "gptq"}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": ["a"]}
+WHOLE = {
+    **FAMILIES,
+    **QUANTIZED,
+    **{
+        each["quant_method"]: {**FAMILIES["llama"], "quantization_config": each}
+        for each in (COMPRESSED, FP8, GPTQ, AWQ)
+    },
+}
+
+
+def with_other_values(value):
+    """Yield copies of a JSON value in which one place has a wrong value."""
+    yield from WRONG
+    if isinstance(value, dict):
+        for key in value:
+            yield from ({**value, key: other} for other in with_other_values(value[key]))
+    elif isinstance(value, list) and value:
+        yield from ([other, *value[1:]] for other in with_other_values(value[0]))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_wrong_value_in_any_place_is_refused_in_one_line(name):
+    ModelConfig.from_dict(WHOLE[name])
+    for raw in with_other_values(WHOLE[name]):
+        if not isinstance(raw, dict):
+            continue
+        try:
+            config, complaint = ModelConfig.from_dict(raw), ""
+        except ValueError as error:
+            config, complaint = None, str(error)
+        assert "\n" not in complaint
+        for rope in {config.rope, config.local_rope or config.rope} if config else ():
+            assert rope_table(rope, config.head_dim, 2).isfinite().all()

@@ -61,7 +61,18 @@ READ = {
         GptqInt4(None, symmetric=False, ordered=True, zero_offset=0),
     ),
 }
+
+
+def transformed(location):
+    transforms = {
+        "R": {"type": "hadamard", "apply": [{"location": location, "targets": ["Linear"]}]}
+    }
+    stored = compressed("pack-quantized", **INT4, strategy="channel")
+    return stored | {"transform_config": {"config_groups": transforms}}
+
+
 REFUSED = {
+    "transforms": (transformed("input"), "a transform of activations is not supported"),
     "no method": (
         {"bits": 4},
         "quant_method = None is not supported; choose a checkpoint in 'fp8'",
@@ -93,6 +104,10 @@ REFUSED = {
 def test_published_settings_are_understood(name):
     raw, stored = READ[name]
     assert read_quantization(raw).format == stored
+
+
+def test_transforms_that_are_merged_into_the_weights_change_nothing():
+    assert read_quantization(transformed("weight_output")).format == PackedInt4(None, True)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -1,7 +1,8 @@
 """Reading single values of a config.json, with errors that name the key and what it must be."""
 
 from collections.abc import Mapping
-from typing import Any
+from math import isfinite
+from typing import Any, TypeGuard
 
 
 def integer(
@@ -23,12 +24,17 @@ def positive(raw: Mapping[str, Any], key: str) -> float:
     """Return the number under ``key``.
 
     Raises:
-        ValueError: the number is missing or not positive.
+        ValueError: the number is missing, infinite or not positive.
     """
     value = raw.get(key)
-    if not isinstance(value, int | float) or not value > 0:
+    if not is_number(value) or not value > 0:
         raise _wrong(raw, key, "a positive number")
     return float(value)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a JSON value is a finite number; ``true`` and ``false`` are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def flag(raw: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
@@ -53,6 +59,42 @@ def entries(raw: Mapping[str, Any], key: str, at_least: int) -> list[Any]:
     if not isinstance(value, list) or len(value) < at_least:
         raise _wrong(raw, key, f"a list with an entry for each of the {at_least} layers")
     return value
+
+
+def mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object under ``key``, or an empty one if it is missing or null.
+
+    Raises:
+        ValueError: the value is not an object.
+    """
+    value = raw.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise _wrong(raw, key, "an object")
+    return value
+
+
+def values(raw: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the list under ``key``, or an empty one if it is missing or null.
+
+    Raises:
+        ValueError: the value is not a list.
+    """
+    value = raw.get(key) or []
+    if not isinstance(value, list):
+        raise _wrong(raw, key, "a list")
+    return value
+
+
+def names(raw: Mapping[str, Any], key: str) -> list[str]:
+    """Return the list of names under ``key``, or an empty one if it is missing or null.
+
+    Raises:
+        ValueError: the value is not a list of names.
+    """
+    listed = values(raw, key)
+    if not all(isinstance(name, str) for name in listed):
+        raise _wrong(raw, key, "a list of names")
+    return listed
 
 
 def token_ids(value: object) -> tuple[int, ...]:

@@ -102,6 +102,6 @@ def _listed_as_sliding(raw: Mapping[str, Any], num_layers: int) -> list[bool]:
             f"config.json: layer_types has {len(layer_types)} entries for {num_layers} layers"
         )
     for layer_type in layer_types:
-        if layer_type not in sliding:
+        if not isinstance(layer_type, str) or layer_type not in sliding:
             raise ValueError(f"config.json: layer type {layer_type!r} is not supported")
     return [sliding[layer_type] for layer_type in layer_types]

@@ -23,6 +23,7 @@ from minimal_vllm.model.network import Network
 from minimal_vllm.model.norm import RMSNorm
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Matrices
 from minimal_vllm.model.quantization.weight import QuantizedWeight
+from minimal_vllm.model.quantization_config import GptqInt4
 from minimal_vllm.model.registry import FAMILIES
 from minimal_vllm.model.safetensors_file import FLOATS, SafetensorsTensor, read_header
 from minimal_vllm.model.stored_tensor import Destination, StoredTensor
@@ -81,6 +82,8 @@ def load_model(
     stored = _stored_tensors(checkpoint, config)
     model = Decoder(config, dtype, device, max_positions, modules)
     destinations = checkpoint_tensors(model)
+    if config.quantization and isinstance(config.quantization.format, GptqInt4):
+        stored = _without_zero_biases(stored, destinations)
     stored = _matching(checkpoint, stored, model, modules, share)
     total = sum(tensor.num_bytes for tensor in stored.values())
     with tqdm(
@@ -218,6 +221,26 @@ def _safetensors(files: list[Path], config: ModelConfig) -> dict[str, Safetensor
             ", ".join(f"{module} ({count})" for module, count in sorted(skipped.items())),
         )
     return stored
+
+
+def _without_zero_biases(
+    stored: Mapping[str, StoredTensor], destinations: Mapping[str, Tensor | Destination]
+) -> dict[str, StoredTensor]:
+    """Return the tensors of a checkpoint without biases of zeros that the model doesn't have.
+
+    AutoGPTQ used to write a bias for each projection, whether it had one or not.
+    """
+    return {
+        name: tensor
+        for name, tensor in stored.items()
+        if name in destinations or not name.endswith(".bias") or not _is_zero(tensor)
+    }
+
+
+def _is_zero(stored: StoredTensor) -> bool:
+    numbers = torch.empty(stored.shape)
+    stored.copy_to(numbers)
+    return not numbers.any()
 
 
 def _matching(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any, ClassVar
 
-from minimal_vllm.model.json_fields import flag
+from minimal_vllm.model.json_fields import flag, mapping, names, values
 
 Raw = Mapping[str, Any]
 
@@ -178,7 +178,7 @@ def read_quantization(raw: Raw | None) -> Quantization | None:
 def quantization_of(config_json: Raw) -> Quantization | None:
     """Return the quantization that a config.json describes, under either of its names."""
     return read_quantization(
-        config_json.get("quantization_config") or config_json.get("compression_config")
+        mapping(config_json, "quantization_config") or mapping(config_json, "compression_config")
     )
 
 
@@ -210,7 +210,7 @@ def choose_quantization(asked: str | None, found: Quantization | None) -> Quanti
 def _read_fp8(raw: Raw) -> Quantization:
     """Read transformers' and AutoFP8's format."""
     _expect(raw, "fmt", ("e4m3", "float8_e4m3fn"), default="e4m3")
-    skipped = raw.get("modules_to_not_convert") or raw.get("ignored_layers") or ()
+    skipped = names(raw, "modules_to_not_convert") or names(raw, "ignored_layers")
     ignored = tuple(rf"(.*\.)?{re.escape(name)}(\..*)?" for name in skipped)
     block = raw.get("weight_block_size")
     if block is None:
@@ -227,24 +227,37 @@ def _blocks(block: object) -> Fp8Blocks:
 
 
 def _read_compressed_tensors(raw: Raw) -> Quantization:
-    groups = raw.get("config_groups")
-    if not isinstance(groups, Mapping) or len(groups) != 1:
+    groups = mapping(raw, "config_groups")
+    if len(groups) != 1:
         raise _unsupported(
-            f"a quantization with {len(groups or ())} config_groups",
+            f"a quantization with {len(groups)} config_groups",
             "choose a checkpoint whose layers are all quantized in one way",
         )
-    (group,) = groups.values()
-    if list(group.get("targets", [])) != ["Linear"]:
-        raise _unsupported(f"targets = {group.get('targets')!r}", "only ['Linear'] is")
+    (name,) = groups
+    group = mapping(groups, name)
+    _expect(group, "targets", (["Linear"],))
+    _expect(group, "output_activations", (None,), default=None)
+    _refuse_transforms(raw)
     storage = group.get("format") or raw.get("format")
-    weights, activations = group.get("weights") or {}, group.get("input_activations")
-    if storage not in _COMPRESSED_FORMATS:
+    if not isinstance(storage, str) or storage not in _COMPRESSED_FORMATS:
         instead = f"choose a checkpoint in {_listing(_COMPRESSED_FORMATS)}"
         raise _unsupported(f"the format {storage!r} of compressed-tensors", instead)
-    ignored = tuple(_ignored_pattern(str(name)) for name in raw.get("ignore") or ())
+    weights, activations = mapping(group, "weights"), mapping(group, "input_activations")
+    ignored = tuple(map(_ignored_pattern, names(raw, "ignore")))
     return Quantization(
         "compressed-tensors", _COMPRESSED_FORMATS[storage](weights, activations), ignored
     )
+
+
+def _refuse_transforms(raw: Raw) -> None:
+    """Check that no activations are multiplied by Hadamard matrices; stored weights may be."""
+    groups = mapping(mapping(raw, "transform_config"), "config_groups")
+    for name in groups:
+        for transform in values(mapping(groups, name), "apply"):
+            if not str(mapping({"apply": transform}, "apply").get("location")).startswith(
+                "weight_"
+            ):
+                raise _unsupported("a transform of activations", "choose a checkpoint without it")
 
 
 def _ignored_pattern(name: str) -> str:
@@ -252,13 +265,20 @@ def _ignored_pattern(name: str) -> str:
 
     The library matches the beginning of a name with a pattern.
     """
-    return f"(?:{name.removeprefix('re:')}).*" if name.startswith("re:") else re.escape(name)
+    if not name.startswith("re:"):
+        return re.escape(name)
+    pattern = name.removeprefix("re:")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise _unsupported(f"the pattern {name!r} in ignore", str(error)) from error
+    return f"(?:{pattern}).*"
 
 
-def _read_float_quantized(weights: Raw, activations: Raw | None) -> WeightFormat:
+def _read_float_quantized(weights: Raw, activations: Raw) -> WeightFormat:
     _expect(weights, "num_bits", (8,))
     _expect(weights, "type", ("float",))
-    if activations is not None:
+    if activations:
         _expect(activations, "num_bits", (8,))
         _expect(activations, "type", ("float",))
     strategy = _expect(weights, "strategy", ("tensor", "channel", "block"))
@@ -267,10 +287,10 @@ def _read_float_quantized(weights: Raw, activations: Raw | None) -> WeightFormat
     return Fp8Rows(scales=1 if strategy == "tensor" else None)
 
 
-def _read_pack_quantized(weights: Raw, activations: Raw | None) -> WeightFormat:
+def _read_pack_quantized(weights: Raw, activations: Raw) -> WeightFormat:
     _expect(weights, "num_bits", (4,))
     _expect(weights, "type", ("int",))
-    if activations is not None:
+    if activations:
         raise _unsupported(
             "quantized activations beside 4-bit weights", "choose a checkpoint in W4A16"
         )
@@ -283,7 +303,7 @@ def _read_pack_quantized(weights: Raw, activations: Raw | None) -> WeightFormat:
     return PackedInt4(group_size, symmetric, ordered=ordered in ("group", True))
 
 
-_COMPRESSED_FORMATS: dict[str, Callable[[Raw, Raw | None], WeightFormat]] = {
+_COMPRESSED_FORMATS: dict[str, Callable[[Raw, Raw], WeightFormat]] = {
     "float-quantized": _read_float_quantized,
     "pack-quantized": _read_pack_quantized,
 }
@@ -294,7 +314,7 @@ def _read_awq(raw: Raw) -> Quantization:
     _expect({"version": str(raw.get("version", "gemm")).lower()}, "version", ("gemm",))
     _expect(raw, "zero_point", (True,), default=True)
     stored = AwqInt4(_group_size(raw), symmetric=False)
-    skipped = raw.get("modules_to_not_convert") or ()
+    skipped = names(raw, "modules_to_not_convert")
     return Quantization("awq", stored, tuple(f".*{re.escape(name)}.*" for name in skipped))
 
 
@@ -302,8 +322,8 @@ def _read_gptq(raw: Raw) -> Quantization:
     _expect(raw, "bits", (4,))
     _expect(raw, "dynamic", (None, {}), default=None)
     _expect(raw, "modules_in_block_to_quantize", (None, []), default=None)
-    named = raw.get("checkpoint_format", raw.get("format"))
-    stored = _expect({"checkpoint_format": named or "gptq"}, "checkpoint_format", _GPTQ_OFFSETS)
+    named = raw.get("checkpoint_format", raw.get("format")) or "gptq"
+    stored = _expect({"checkpoint_format": named}, "checkpoint_format", tuple(_GPTQ_OFFSETS))
     # Symmetric checkpoints store their zero points too, but those are all 8.
     return Quantization(
         "gptq",
@@ -320,7 +340,7 @@ _GPTQ_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 
 
 def _read_mxfp4(raw: Raw) -> Quantization:
-    kept = [name for name in raw.get("modules_to_not_convert") or () if "experts" in str(name)]
+    kept = [name for name in names(raw, "modules_to_not_convert") if "experts" in name]
     if kept:
         raise _unsupported(
             f"modules_to_not_convert with {kept[0]!r}",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from minimal_vllm.model.json_fields import positive
+from minimal_vllm.model.json_fields import flag, integer, is_number, positive
 from minimal_vllm.model.registry import Family, Pairs
 
 
@@ -92,6 +92,9 @@ SCALINGS: dict[str, type[RopeScaling] | None] = {
 
 _HAVE_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 """Values of ``rope_type`` that need ``original_max_position_embeddings``."""
+
+_MAY_BE_ZERO = ("mscale", "mscale_all_dim")
+"""Parameters that need not be positive: zero stands for the default."""
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 """Keys of ``rope_parameters`` in architectures whose layers with a window have their own."""
@@ -182,8 +185,10 @@ def _read_rope(
     share = _rotated_share(parameters, raw, family)
     if rope_type in _HAVE_ORIGINAL_LENGTH:
         key = "original_max_position_embeddings"
-        trained_length = parameters.get(key, raw["max_position_embeddings"])
+        trained_length = parameters.get(key, integer(raw, "max_position_embeddings"))
         parameters[key] = raw.get(key, trained_length)
+        if positive(parameters, key) <= 1:
+            raise ValueError(f"config.json: {key} is {parameters[key]}, but must be more than 1")
     growth = None
     if "llama_4_scaling_beta" in family.options and "llama_4_scaling_beta" in parameters:
         beta = positive(parameters, "llama_4_scaling_beta")
@@ -197,7 +202,7 @@ def _read_rope(
     }
     if rope_type == "longrope" and "factor" not in parameters:
         original = positive(parameters, "original_max_position_embeddings")
-        parameters["factor"] = raw["max_position_embeddings"] / original
+        parameters["factor"] = integer(raw, "max_position_embeddings") / original
     return RopeConfig(base, _scaling(rope_type, parameters), share, family.rotary_pairs, growth)
 
 
@@ -247,17 +252,20 @@ def _scaling(rope_type: str, parameters: Mapping[str, Any]) -> RopeScaling | Non
     for name, field in known.items():
         if name in ("short_factor", "long_factor"):
             parameters = {**parameters, name: _factors(parameters, name)}
-        elif field.default is MISSING:
+        elif name == "truncate":
+            flag(parameters, name, default=True)
+        elif name in _MAY_BE_ZERO:
+            if not is_number(parameters.get(name, 0)):
+                raise ValueError(f"config.json: rope parameter {name!r} must be a number")
+        elif field.default is MISSING or name in parameters:
             positive(parameters, name)
-        elif not isinstance(parameters.get(name), int | float | None):
-            raise ValueError(f"config.json: rope parameter {name!r} must be a number")
     return scaling(**parameters) if scaling else None
 
 
 def _factors(parameters: Mapping[str, Any], name: str) -> tuple[float, ...]:
     factors = parameters.get(name)
     are_numbers = isinstance(factors, list) and all(
-        isinstance(each, int | float) and each > 0 for each in factors
+        is_number(each) and each > 0 for each in factors
     )
     if not isinstance(factors, list) or not are_numbers:
         raise ValueError(f"config.json: rope parameter {name!r} must be a list of positive numbers")

@@ -25,7 +25,7 @@ class ClampedGate:
 Gate = Activation | ClampedGate
 """Way to combine gate and up: ``activation(gate) * up``, or a clamped gate."""
 
-_ACTIVATIONS: dict[object, Activation] = {
+_ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -96,7 +96,7 @@ def read_activation(raw: Mapping[str, Any], key: str) -> Activation:
         ValueError: it is not supported.
     """
     name = raw.get(key, "silu")
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ValueError(
             f"config.json: {key} = {name!r} is not supported; only "
             f"{', '.join(map(repr, _ACTIVATIONS))} are"

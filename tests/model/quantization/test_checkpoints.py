@@ -92,6 +92,15 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named(tmp_path, name):
         load(misfit)
 
 
+def test_a_bias_that_the_model_lacks_may_be_stored_if_it_is_zero(tmp_path):
+    config, tensors, _ = read_fixture("gptq")
+    name = "model.layers.0.mlp.up_proj.bias"
+    zeros = torch.zeros(config["intermediate_size"])
+    load(write_fixture(tmp_path / "zeros", config, {**tensors, name: zeros}))
+    with pytest.raises(ValueError, match=f"unexpected: {name}$"):
+        load(write_fixture(tmp_path / "ones", config, {**tensors, name: zeros + 1}))
+
+
 def test_fused_projections_with_different_orders_are_refused(tmp_path):
     config, tensors, _ = read_fixture("gptq-ordered")
     name = "model.layers.0.self_attn.k_proj.g_idx"
