@@ -15,8 +15,9 @@ the diagonal, and is added at the end::
     16 rows, part 0   ████       ░░░░
     16 rows, part 1   ░░░░       ████
 
-All of a program's weights are on their way to registers before the first of them is unpacked, and
-those of ``down`` before ``inner`` is there: only the experts must have been chosen.
+All of a program's weights and its whole vector are on their way to registers before the first
+weight is unpacked. So nothing waits for memory between two products. The weights of ``down`` are
+even loaded before ``inner`` is there: only the experts must have been chosen.
 
 Bytes: the weights of each pair's expert.
 
@@ -38,11 +39,10 @@ from minimal_vllm.model.supported import Gate
 
 MOST_PAIRS = 16
 """Maximum number of pairs of a token and an expert: with more, grouping them pays."""
-BANDS, PARTS = 1, 8
-"""Bands of a program, of 16 rows each, and parts of their columns: 128 rows of a product."""
-DEPTH = 64
-"""Columns of each part that are multiplied at a time."""
-WARPS = 8
+PARTS = tl.constexpr(8)
+"""Parts of a band's columns: a band has 16 rows, so that a product has 128."""
+WARPS, MOST_REGISTERS = 8, 64
+"""Warps of a program, and registers of a thread: 4 programs then fit into an SM."""
 VECTORS = tl.constexpr(16)
 """Number of vectors of a product, at least that of parts."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
@@ -94,7 +94,7 @@ def weighted_fragments_of_pairs(
 
 
 def _grid(matrices: Fragments, pairs: int) -> tuple[int, int]:
-    return triton.cdiv(matrices.out_size, BAND * BANDS), pairs
+    return triton.cdiv(matrices.out_size, BAND), pairs
 
 
 def _options(matrices: Fragments, x: Tensor) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def _options(matrices: Fragments, x: Tensor) -> dict[str, Any]:
     return {
         "words": matrices.words, "scales": matrices.scales,
         "bias": x if bias is None else bias, "BIAS": bias is not None,
-        "IN": matrices.in_size,
-        "BANDS": BANDS, "PARTS": PARTS, "DEPTH": DEPTH, "WIDE": x.dtype != torch.bfloat16,
-        "num_warps": WARPS, **launch_options(x),
+        "IN": matrices.in_size, "WIDE": x.dtype != torch.bfloat16,
+        "num_warps": WARPS, "maxnreg": MOST_REGISTERS if x.dtype == torch.bfloat16 else None,
+        **launch_options(x),
     }  # fmt: skip
 
 
@@ -121,9 +121,6 @@ def _pair_gate_up_kernel(
     PER_TOKEN: tl.constexpr,
     IN: tl.constexpr,
     INNER: tl.constexpr,
-    BANDS: tl.constexpr,
-    PARTS: tl.constexpr,
-    DEPTH: tl.constexpr,
     WIDE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -133,16 +130,17 @@ def _pair_gate_up_kernel(
     wait_before_next(EARLY)
     pair = tl.program_id(1)
     expert = tl.load(experts + pair).to(tl.int64)
-    pieces, factors = _load_pieces(words, scales, expert, 2 * INNER, IN, BANDS, PARTS, DEPTH)
-    column = tl.program_id(0) * (8 * BANDS) + tl.arange(0, 8 * BANDS)
+    vectors = _load_vectors(x + pair // PER_TOKEN * IN, IN)
+    pieces, factors = _load_pieces(words, scales, expert, 2 * INNER, IN)
+    column = tl.program_id(0) * 8 + tl.arange(0, 8)
     is_column = column < INNER
     bias_of_gate = bias + expert * (2 * INNER) + 2 * column
     gate = _load_bias(bias_of_gate, is_column, BIAS)
     up = _load_bias(bias_of_gate + 1, is_column, BIAS)
-    result = _product(x + pair // PER_TOKEN * IN, pieces, factors, IN, BANDS, PARTS, DEPTH, WIDE)
-    gates, ups = tl.split(tl.permute(tl.reshape(result, [BANDS, 2, 8]), (0, 2, 1)))
-    gate += tl.reshape(gates, [8 * BANDS])
-    up += tl.reshape(ups, [8 * BANDS])
+    result = _product(vectors, pieces, factors, WIDE)
+    gates, ups = tl.split(tl.trans(tl.reshape(result, [2, 8])))
+    gate += gates
+    up += ups
     kind = out.dtype.element_ty
     result = combined(gate.to(kind), up.to(kind), ACTIVATION, LIMIT, SLOPE)
     tl.store(out + pair * INNER + column, result, mask=is_column)
@@ -162,9 +160,6 @@ def _pair_down_kernel(
     PER_TOKEN: tl.constexpr,
     IN: tl.constexpr,
     OUT: tl.constexpr,
-    BANDS: tl.constexpr,
-    PARTS: tl.constexpr,
-    DEPTH: tl.constexpr,
     WIDE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -172,12 +167,12 @@ def _pair_down_kernel(
     token, slot = pair // PER_TOKEN, pair % PER_TOKEN
     # The kernel of gate and up lets this one start only after the experts have been chosen.
     expert, weight = tl.load(experts + pair).to(tl.int64), tl.load(weights + pair)
-    pieces, factors = _load_pieces(words, scales, expert, OUT, IN, BANDS, PARTS, DEPTH)
-    row = tl.program_id(0) * (BANDS * _BAND) + tl.arange(0, BANDS * _BAND)
+    pieces, factors = _load_pieces(words, scales, expert, OUT, IN)
+    row = tl.program_id(0) * _BAND + tl.arange(0, _BAND)
     is_row = row < OUT
     result = _load_bias(bias + expert * OUT + row, is_row, BIAS)
     wait_before_next(EARLY)
-    result += _product(inner + pair * IN, pieces, factors, IN, BANDS, PARTS, DEPTH, WIDE)
+    result += _product(_load_vectors(inner + pair * IN, IN), pieces, factors, WIDE)
     tl.store(out + (slot * tokens + token) * OUT + row, result * weight, mask=is_row)
 
 
@@ -190,56 +185,46 @@ def _load_bias(pointers, exists, BIAS: tl.constexpr):
 
 
 @triton.jit
-def _load_pieces(
-    words,
-    scales,
-    expert,
-    HEIGHT: tl.constexpr,
-    IN: tl.constexpr,
-    BANDS: tl.constexpr,
-    PARTS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """Load all weights of the program's bands of an expert: words and scales of each step."""
-    CHUNKS: tl.constexpr = DEPTH // _CHUNK
-    ALL_BANDS: tl.constexpr = (HEIGHT + _BAND - 1) // _BAND
+def _load_pieces(words, scales, expert, HEIGHT: tl.constexpr, IN: tl.constexpr):
+    """Load all weights of the program's band of an expert: words and scales of each step.
+
+    A step has one chunk of each part. Pointers of steps differ by constants, which cost nothing.
+    """
     ALL_CHUNKS: tl.constexpr = (IN + _CHUNK - 1) // _CHUNK
-    index = tl.arange(0, BANDS * PARTS)
-    band = tl.minimum(tl.program_id(0) * BANDS + index // PARTS, ALL_BANDS - 1)
-    first = ((expert * ALL_BANDS + band) * ALL_CHUNKS)[:, None]
-    chunk = (index % PARTS * CHUNKS)[:, None] + tl.arange(0, CHUNKS)[None, :]
+    first = (expert * ((HEIGHT + _BAND - 1) // _BAND) + tl.program_id(0)) * ALL_CHUNKS
+    chunk = tl.arange(0, PARTS)[:, None]
     pieces, factors = (), ()
-    for start in tl.static_range(0, ALL_CHUNKS, PARTS * CHUNKS):
-        some = start + chunk
-        packed, scale = load_packed(words, scales, first + some, some < ALL_CHUNKS)
+    for start in tl.static_range(0, ALL_CHUNKS, PARTS):
+        exists = start + chunk < ALL_CHUNKS if start + PARTS > ALL_CHUNKS else None
+        packed, scale = load_packed(
+            words + first * 128 + start * 128, scales + first * 8 + start * 8, chunk, exists
+        )
         pieces += (packed,)  # type: ignore[assignment]  # Triton's tuples grow
         factors += (scale,)  # type: ignore[assignment]  # Triton's tuples grow
     return pieces, factors
 
 
 @triton.jit
-def _product(
-    x,
-    pieces,
-    factors,
-    IN: tl.constexpr,
-    BANDS: tl.constexpr,
-    PARTS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Return the product of the loaded weights with a vector, ``[16 * BANDS]``."""
-    vector = tl.arange(0, VECTORS)
-    own_column = (vector * DEPTH)[:, None] + tl.arange(0, DEPTH)[None, :]
-    total = tl.zeros([BANDS * PARTS * _BAND, VECTORS], tl.float32)
+def _load_vectors(x, IN: tl.constexpr):
+    """Load a vector, in the pieces that each step multiplies: ``[VECTORS, 64]``, a part per row."""
+    vector = tl.arange(0, VECTORS)[:, None]
+    own_column = vector * _CHUNK + tl.arange(0, _CHUNK)[None, :]
+    vectors = ()
+    for start in tl.static_range(0, IN, PARTS * _CHUNK):
+        exists = (vector < PARTS) & (start + own_column < IN)
+        part = tl.load(x + start + own_column, mask=exists, other=0.0)
+        vectors += (part,)  # type: ignore[assignment]  # Triton's tuples grow
+    return vectors
+
+
+@triton.jit
+def _product(vectors, pieces, factors, WIDE: tl.constexpr):
+    """Return the product of the loaded weights with the loaded vector, ``[16]``."""
+    total = tl.zeros([PARTS * _BAND, VECTORS], tl.float32)
     for step in tl.static_range(len(pieces)):
-        column = step * PARTS * DEPTH + own_column
-        exists = (column < IN) & (vector < PARTS)[:, None]
-        xs = tl.load(x + column, mask=exists, other=0.0)
-        w = unpacked(pieces[step], factors[step], WIDE).to(xs.dtype)
-        total = tl.dot(w, xs.T, total, input_precision="ieee")
-    products = tl.reshape(total, [BANDS, PARTS, _BAND, VECTORS])
-    is_own = tl.arange(0, PARTS)[None, :, None, None] == vector[None, None, None, :]
-    result = tl.sum(tl.sum(tl.where(is_own, products, 0.0), 3), 1)
-    result = tl.reshape(result, [BANDS * _BAND])
+        w = unpacked(pieces[step], factors[step], WIDE).to(vectors[step].dtype)
+        total = tl.dot(w, vectors[step].T, total, input_precision="ieee")
+    products = tl.reshape(total, [PARTS, _BAND, VECTORS])
+    is_own = tl.arange(0, PARTS)[:, None, None] == tl.arange(0, VECTORS)[None, None, :]
+    result = tl.sum(tl.sum(tl.where(is_own, products, 0.0), 2), 0)
     return result if WIDE else result * AFTER
