@@ -14,6 +14,9 @@ from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.step.request import Request
 from minimal_vllm.text.tokenizer import Tokenizer
 
+UNCHANGEABLE = frozenset({type(None), bool, int, float, str})
+"""Types of parameters that can't be changed in place."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
@@ -166,5 +169,5 @@ class Admission:
 
 def _copied(params: SamplingParams) -> SamplingParams:
     """Return a copy of ``params``, checked again if any field may have been changed in place."""
-    may_have_changed = any(isinstance(value, list | dict) for value in vars(params).values())
-    return replace(params) if may_have_changed else copy(params)
+    types = {*map(type, vars(params).values())}
+    return copy(params) if types <= UNCHANGEABLE else replace(params)
