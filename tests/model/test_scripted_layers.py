@@ -127,6 +127,7 @@ def test_the_function_compiles_and_computes_what_it_does_in_python(tmp_path, num
         TokenContexts(
             heads * 16 + 3,
             (heads[:, None] * 16 + torch.arange(4)).view(-1),
+            torch.empty(2, len(heads) * 4, size),
             None if num_tokens == 1 else torch.randn(num_tokens, 1, 1, 4),
         ),
     )

@@ -128,9 +128,11 @@ class TiledAttention:
         pages = blocks[:, None].astype(np.int64) * self._num_kv_heads + heads
         rows = pages * self._block_size + (positions % self._block_size)[:, None]
         bias = torch.zeros(is_over.shape, device=self._device).masked_fill_(is_over, -torch.inf)
+        scratch = self._scratch.view(2, self._scratch.shape[1] * self._block_size, -1)
         return TokenContexts(
             self._tensor(rows[:, :, -1].reshape(-1)),
             self._tensor(rows.reshape(-1)),
+            scratch[:, : rows.size],
             bias[:, None, None] if len(last) > 1 else None,
         )
 

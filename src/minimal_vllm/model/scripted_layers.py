@@ -199,8 +199,10 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, context: Context, heads: H
     keys.index_copy_(0, context.keys.new_rows, k.reshape(-1, head_dim))
     values.index_copy_(0, context.keys.new_rows, v.reshape(-1, head_dim))
     num_groups = qkv.shape[0] * num_kv_heads  # of query heads that share a token's key
-    k = keys.index_select(0, context.keys.rows).view(num_groups, -1, head_dim)
-    v = values.index_select(0, context.keys.rows).view(num_groups, -1, head_dim)
+    k, v = context.keys.scratch.unbind(0)
+    torch.index_select(keys, 0, context.keys.rows, out=k)
+    torch.index_select(values, 0, context.keys.rows, out=v)
+    k, v = k.view(num_groups, -1, head_dim), v.view(num_groups, -1, head_dim)
     scores = torch.bmm(q.mul_(heads.scale).reshape(num_groups, -1, head_dim), k.transpose(1, 2))
     bias = context.keys.bias
     if bias is not None:
