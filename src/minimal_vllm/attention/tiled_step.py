@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.long_prompt import LongPrompt
@@ -71,6 +71,8 @@ class TokenContexts(NamedTuple):
     rows: Tensor
     """``[T * K * n]`` int64: likewise of all keys that each token attends to, head by head. A
     shorter context repeats its last key."""
+    scratch: Tensor
+    """``[2, T * K * n, D]`` float32: memory for a layer's keys and values in these rows."""
     bias: Tensor | None
     """``[T, 1, 1, n]`` float32: -inf for keys that are repeated, and 0 for the others. None: there
     is only one token."""
@@ -207,6 +209,8 @@ class TiledStep:
         """
         tiles, _, num_heads, head_dim = q.shape
         queries = q.float().reshape(tiles, self._num_kv_heads, -1, head_dim)
+        num_rows = queries.shape[2]
+        queries = with_fast_rows(queries)
         parts = []
         for part, bias in zip(rounds, biases, strict=True):
             keys, values = self._gather(cache, part)
@@ -215,7 +219,7 @@ class TiledStep:
                 scaled_dot_product_attention(chosen, keys, values, attn_mask=bias, scale=scale)
             )
         merged = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return merged.reshape(tiles, num_heads, head_dim).to(q.dtype)
+        return merged[:, :, :num_rows].reshape(tiles, num_heads, head_dim).to(q.dtype)
 
     def _in_one_round(
         self, queries: Tensor, cache: LayerCache, group: TileGroup, options: AttentionOptions
@@ -274,6 +278,15 @@ class TiledStep:
             scratch.view(2, -1, head_dim).index_fill_(1, part.unwritten, 0)
         keys, values = scratch.view(2, len(part.key_positions), num_kv_heads, -1, head_dim)
         return keys, values
+
+
+def with_fast_rows(queries: Tensor) -> Tensor:
+    """Append a row of zeros to 3, 7, … rows, since products of 4 rows take less time than of 3.
+
+    Args:
+        queries: ``[..., rows, D]``.
+    """
+    return pad(queries, (0, 0, 0, 1)) if queries.shape[-2] % 4 == 3 else queries
 
 
 def _scores(
