@@ -102,7 +102,7 @@ def _serve_in_processes(
         writers = open_writers(ctx)
         tokenizer = Path(options.get("tokenizer") or model or DEMO_MODEL_DIR)
         if tokenizer.exists():  # others may have to be downloaded
-            supervisor.foretell(tokenizer)
+            supervisor.preload_tokenizer(tokenizer)
         loaded = load_engine(config, model, writers, **options)
         begin_traces(writers, loaded.llm)
         summary = _summary(loaded.llm, loaded.model_names, config, listener, count)

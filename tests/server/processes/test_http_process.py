@@ -20,8 +20,8 @@ def test_an_http_process_imports_no_torch_which_would_take_seconds_and_300_mb():
     assert result.stdout.split() == []
 
 
-def test_a_tokenizer_that_was_foretold_rightly_is_not_loaded_again(llm, checkpoint):
+def test_a_preloaded_tokenizer_that_is_the_right_one_is_not_loaded_again(llm, checkpoint):
     facts = ModelFacts.of(llm)
-    foretold, other = Tokenizer(facts.tokenizer), Tokenizer(checkpoint("llama"))
-    assert ServedModel.load(facts, foretold).tokenizer is foretold
+    preloaded, other = Tokenizer(facts.tokenizer), Tokenizer(checkpoint("llama"))
+    assert ServedModel.load(facts, preloaded).tokenizer is preloaded
     assert ServedModel.load(facts, other).tokenizer.folder == facts.tokenizer

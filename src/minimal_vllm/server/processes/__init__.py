@@ -1,4 +1,4 @@
-"""The engine in one process, HTTP in one or several others: none waits for another's interpreter.
+"""The engine in one process, and HTTP in others, so that none waits for another's interpreter.
 
 ```
  clients ──▶ one port ──▶ HTTP processes                        engine's process

@@ -10,7 +10,7 @@ from minimal_vllm.server import app  # noqa: F401 - while the engine's process l
 from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.http_server import serve
 from minimal_vllm.server.log import log_to_stderr
-from minimal_vllm.server.processes.messages import Foretold, Setup, receive_one
+from minimal_vllm.server.processes.messages import PreloadTokenizer, Setup, receive_one
 from minimal_vllm.server.processes.remote_engine import RemoteEngine
 from minimal_vllm.server.served_model import ServedModel
 from minimal_vllm.server.service import Service
@@ -36,7 +36,7 @@ def main(channel_number: int, listener_number: int) -> int:
         if not received:
             return 1  # the engine's process has ended while it loaded the model
         match received[0]:
-            case Foretold(folder):
+            case PreloadTokenizer(folder):
                 with suppress(ValueError):  # the engine's process says what is wrong
                     tokenizer = Tokenizer(folder)
             case Setup():

@@ -15,9 +15,9 @@ READ_AT_ONCE = 2**18
 
 
 class Channel:
-    """Socket over which messages come and go. Any thread may send; one thread receives.
+    """Socket over which messages are sent and received. Any thread may send; one thread receives.
 
-    What the socket can't take at once is sent by a thread of the channel's own, in order.
+    Bytes that the socket can't take at once are sent by a separate thread, in order.
 
     Args:
         connection: a connected socket, in blocking mode.
@@ -54,7 +54,7 @@ class Channel:
         self._socket.close()
 
     def _send_now(self, frame: bytes) -> int:
-        """Return how many bytes the socket took."""
+        """Send what the socket takes without waiting, and return the number of bytes."""
         try:
             return self._socket.send(frame, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """Messages between the engine's process and an HTTP process.
 
-Messages are pickled: both ends are processes of ours, of one version, and the socket between them
-has no address that others could reach. A frame is a list of messages, behind its length.
+Messages are pickled: both processes run the same version of this program, and the socket between
+them has no address that others could reach. A frame is a list of messages, preceded by its length.
 """
 
 import pickle
@@ -24,15 +24,15 @@ LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
-class Foretold:
-    """Part of what ``Setup`` will probably say, sent while the model is still being loaded."""
+class PreloadTokenizer:
+    """Command to load a tokenizer, which ``Setup`` will probably name, ahead of time."""
 
     tokenizer: Path
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that an HTTP process needs to serve the model. Only ``Foretold`` may come before."""
+    """All that an HTTP process needs to serve the model. ``PreloadTokenizer`` may come before."""
 
     config: ServerConfig
     model_names: list[str]
@@ -75,7 +75,7 @@ class NewTokens(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
-    """All that one step has for a process."""
+    """All outputs of one step for a process."""
 
     outputs: Sequence[tuple[Any, ...]]
     """The fields of ``NewTokens``, as plain tuples, which take a third of the time to encode."""

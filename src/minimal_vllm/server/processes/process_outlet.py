@@ -1,4 +1,4 @@
-"""The way between the engine loop and one HTTP process, in the engine's process."""
+"""The engine loop's connection to one HTTP process."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +29,7 @@ from minimal_vllm.server.processes.messages import (
 class ProcessOutlet(Outlet):
     """Passes an HTTP process's requests to the engine loop, and their outputs back.
 
-    All that a step has for the process is one frame.
+    All messages of a step are sent to the process in one frame.
 
     Args:
         loop: the engine loop.

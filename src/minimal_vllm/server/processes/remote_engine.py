@@ -39,18 +39,18 @@ class RemoteCall:
 
     call: Call
     builders: list[OutputBuilder]
-    """For each request, what makes its outputs."""
+    """Makers of the requests' outputs, in the order of the requests."""
     num_unfinished: int
 
 
 class RemoteEngine(EngineClient):
     """Engine in another process.
 
-    That process samples tokens; this one makes texts of them. Only if a request has stop strings
-    are its texts made over there, since a stop string has to end the request in the step that
-    completes it.
+    That process samples tokens, and this one turns them into text. Only the texts of requests with
+    stop strings are made in the engine's process, because a stop string has to end the request in
+    the step that completes it.
 
-    Messages that are sent in one turn of the event loop make up one frame.
+    Messages that are sent in one iteration of the event loop make up one frame.
 
     Args:
         channel: socket that is connected to the engine's process.
@@ -163,7 +163,7 @@ class RemoteEngine(EngineClient):
                 self._die(EngineFailedError(message.reason))
 
     def lost(self) -> None:
-        """Take notice that the engine's process has closed its end of the socket."""
+        """Handle the end of the connection: the engine's process has closed its socket."""
         error = EngineFailedError("the engine's process has ended")
         if self.refusal is None:
             self._die(error)

@@ -21,7 +21,7 @@ from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.engine_loop import EngineLoop, Outlet
 from minimal_vllm.server.http_server import SECONDS_TO_SEND
 from minimal_vllm.server.processes.channel import Channel
-from minimal_vllm.server.processes.messages import Foretold, Ready, Setup
+from minimal_vllm.server.processes.messages import PreloadTokenizer, Ready, Setup
 from minimal_vllm.server.processes.process_outlet import ProcessOutlet
 from minimal_vllm.server.run import LoadedEngine
 from minimal_vllm.server.served_model import ModelFacts
@@ -119,10 +119,10 @@ class Supervisor:
         if self._failure is not None:
             raise self._failure
 
-    def foretell(self, tokenizer: Path) -> None:
-        """Let the HTTP processes load the tokenizer that they will probably need."""
+    def preload_tokenizer(self, tokenizer: Path) -> None:
+        """Let the HTTP processes load the tokenizer that they will probably need, ahead of time."""
         for child in self._children:
-            child.channel.send([Foretold(tokenizer)])
+            child.channel.send([PreloadTokenizer(tokenizer)])
 
     def close(self) -> None:
         """Kill the HTTP processes that still run."""
@@ -229,7 +229,7 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Make events of SIGTERM and SIGINT."""
+        """Turn SIGTERM and SIGINT into events."""
 
         def note(_number: int, _frame: FrameType | None) -> None:
             self._events.put(Signaled())
@@ -244,7 +244,7 @@ class Supervisor:
 
 
 class _Watch(Outlet):
-    """Tells the supervisor if the engine loop dies; no request is its own."""
+    """Reports the death of the engine loop to the supervisor. It sends no requests."""
 
     def __init__(self, events: "SimpleQueue[Event]") -> None:
         self._events = events
