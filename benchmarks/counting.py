@@ -19,7 +19,7 @@ from minimal_vllm.speculation.ngram import NOWHERE, NgramIndex
 from minimal_vllm.step.plan import ScheduledRequest
 from minimal_vllm.step.request import Request
 
-MOST_GUESSES = 5
+MAX_GUESSES = 5
 """Maximum number of guesses that are measured."""
 CHANCES = tuple(map(Random(0).uniform, [0.0] * 10_007, [1.0] * 10_007))
 """Random numbers that decide which guesses are wrong."""
@@ -34,7 +34,7 @@ class Counting:
 
     right: ClassVar[float] = 1.0
     """Probability that a guess is right."""
-    most: ClassVar[int] = MOST_GUESSES
+    most: ClassVar[int] = MAX_GUESSES
     """Maximum number of guesses."""
     tokens: ClassVar["array[int]"] = array("i")
     """Tokens of a file, which numbers stand for; empty: numbers are all there is."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.counting import MOST_GUESSES
+from benchmarks.counting import MAX_GUESSES
 from minimal_vllm.device.transfer import Fetch, send
 from minimal_vllm.llm import LLM
 from minimal_vllm.runner.table import TOKEN, RowTable
@@ -27,7 +27,7 @@ class CountingOnGpu:
     def __init__(self, table: RowTable) -> None:
         self._table = table
         device = table.cells.device
-        self._distances = torch.arange(1, MOST_GUESSES + 1, dtype=torch.int32, device=device)
+        self._distances = torch.arange(1, MAX_GUESSES + 1, dtype=torch.int32, device=device)
 
     def note(self, plan: Plan) -> None:
         """Do nothing: nothing is remembered."""

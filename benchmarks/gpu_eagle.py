@@ -20,7 +20,7 @@ import click
 import torch
 
 from benchmarks.common import RESULTS, report
-from benchmarks.counting import MOST_GUESSES, let_count, let_head_count
+from benchmarks.counting import MAX_GUESSES, let_count, let_head_count
 from benchmarks.gpu_speculation import (
     DRAFT_BLOCKS,
     OPTIONS,
@@ -64,7 +64,7 @@ def build_with_head(shape: dict[str, Any], options: dict[str, Any], right: float
     """Build an engine with a model that counts, and a head that is right with a probability."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(head_shape(shape)))
-        config = {"method": "eagle3", "model": folder, "num_speculative_tokens": MOST_GUESSES}
+        config = {"method": "eagle3", "model": folder, "num_speculative_tokens": MAX_GUESSES}
         llm = build(shape, {**options, "speculative_config": config})
     let_count(llm.built.model.decoder)
     let_head_count(head_of(llm), llm.built.model.decoder, right)

@@ -29,11 +29,11 @@ import click
 import torch
 
 from benchmarks.common import RESULTS, print_table, report
-from benchmarks.counting import MOST_GUESSES, Counting, let_count
+from benchmarks.counting import MAX_GUESSES, Counting, let_count
 from benchmarks.gpu_workloads import build
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.llm import LLM
-from minimal_vllm.runner.shapes import MOST_PLACES
+from minimal_vllm.runner.shapes import MAX_PLACES
 from minimal_vllm.sampling_params import SamplingParams
 from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm_lab.sim.presets import PRESETS
@@ -48,7 +48,7 @@ FILES = {
 }
 PROMPT_LENGTH = 512
 REPEATS = 3
-MOST_IN_FILE = 1200
+MAX_IN_FILE = 1200
 """Maximum number of a file's tokens; half of them are the prompt, half the output."""
 OPTIONS = {"max_model_len": 4096, "num_gpu_blocks_override": 16_000}
 DRAFT_BLOCKS = 2_000
@@ -129,7 +129,7 @@ def all_guesses(llm: LLM) -> Iterator[None]:
 
 
 def measure_costs(
-    llm: LLM, requests: Sequence[int], num_tokens: int, most: int = MOST_GUESSES
+    llm: LLM, requests: Sequence[int], num_tokens: int, most: int = MAX_GUESSES
 ) -> list[dict[str, Any]]:
     """Measure steps with each number of guesses, all of which are right."""
     rows = []
@@ -181,7 +181,7 @@ def measure_draft(
     shape["tie_word_embeddings"] = False
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape))
-        config = {"model": folder, "num_speculative_tokens": MOST_GUESSES}
+        config = {"model": folder, "num_speculative_tokens": MAX_GUESSES}
         blocks = {"num_gpu_blocks_override": DRAFT_BLOCKS}
         llm = build(PRESETS[model], {**OPTIONS, **blocks, "speculative_config": config})
     runner: Any = llm.engine._runner
@@ -194,9 +194,9 @@ def measure_files(llm: LLM, plain: LLM) -> list[dict[str, Any]]:
     """Compare both engines on one request, whose output is the second half of a file."""
     rows = []
     tokenizer = Tokenizer(DEMO_MODEL_DIR)
-    Counting.most = MOST_GUESSES
+    Counting.most = MAX_GUESSES
     for name, path in FILES.items():
-        Counting.tokens = array("i", tokenizer.encode(path.read_text())[:MOST_IN_FILE])
+        Counting.tokens = array("i", tokenizer.encode(path.read_text())[:MAX_IN_FILE])
         half = len(Counting.tokens) // 2
         without, with_guesses = (best(each, 1, half - 1, half, repeats=1) for each in (plain, llm))
         rows.append({"file": name, **compared(without, with_guesses)})
@@ -270,10 +270,10 @@ def main(
     """Measure guesses with one model."""
     from benchmarks.counting_on_gpu import let_count_on_gpu  # needs Triton
 
-    speculative = {"method": "benchmarks.counting:Counting", "num_speculative_tokens": MOST_GUESSES}
+    speculative = {"method": "benchmarks.counting:Counting", "num_speculative_tokens": MAX_GUESSES}
     llm = build(PRESETS[model], {**OPTIONS, "speculative_config": speculative})
     let_count(llm.built.model.decoder)
-    few = [number for number in requests if number * (1 + MOST_GUESSES) <= MOST_PLACES]
+    few = [number for number in requests if number * (1 + MAX_GUESSES) <= MAX_PLACES]
     costs = measure_costs(llm, few, tokens // 2)
     plain = build(PRESETS[model], OPTIONS)
     let_count(plain.built.model.decoder)

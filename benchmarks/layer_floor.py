@@ -31,7 +31,7 @@ class StepWork:
     """Position of the first new token, and number of new tokens, of each request."""
     num_sampled: int
     """Number of requests that sample."""
-    most_keys: int
+    max_keys: int
     """Number of tokens in the requests' blocks, where a shared block counts once."""
 
     @property
@@ -64,7 +64,7 @@ def work_of(plan: Plan, block_size: int) -> StepWork:
 def num_keys(work: StepWork, window: int | None) -> int:
     """Return the number of tokens whose keys and values a layer reads."""
     if window is None:
-        return min(sum(start + num_new for start, num_new in work.contexts), work.most_keys)
+        return min(sum(start + num_new for start, num_new in work.contexts), work.max_keys)
     return sum(min(start + num_new, window + num_new - 1) for start, num_new in work.contexts)
 
 

@@ -7,4 +7,4 @@ from minimal_vllm.step import shared_prefix
 
 @pytest.fixture(autouse=True)
 def sharing_pays_always(monkeypatch):
-    monkeypatch.setattr(shared_prefix, "LEAST_TOKENS", 0)
+    monkeypatch.setattr(shared_prefix, "MIN_TOKENS", 0)

@@ -27,9 +27,9 @@ def prompt(token, num_blocks=2):
 class Cached:
     """A pool with one block for each hash that is stored in it, and its log of evictions."""
 
-    def __init__(self, num_blocks, most_kept):
+    def __init__(self, num_blocks, max_kept):
         self.pool = BlockPool(num_blocks, LRU())
-        self.log = EvictionLog(most_kept)
+        self.log = EvictionLog(max_kept)
         self.pool.watchers.append(self.log)
 
     def compute(self, request):
@@ -42,24 +42,24 @@ class Cached:
         self.pool.release(blocks)
 
 
-@pytest.mark.parametrize("most_kept", [1000, 5])
+@pytest.mark.parametrize("max_kept", [1000, 5])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_router_that_looks_in_at_times_believes_in_no_block_that_is_gone(seed, most_kept):
+def test_a_router_that_looks_in_at_times_believes_in_no_block_that_is_gone(seed, max_kept):
     random = Random(seed)
     router = PrefixAware(["only"], BLOCK_SIZE)
-    reader, replica = EvictionReader(router), Cached(num_blocks=12, most_kept=most_kept)
+    reader, replica = EvictionReader(router), Cached(num_blocks=12, max_kept=max_kept)
     for _ in range(300):
         request = prompt(random.randrange(12))
         router.choose(request)
         replica.compute(request)
-        if most_kept < 1000 and random.random() < 0.02:
+        if max_kept < 1000 and random.random() < 0.02:
             replica.pool.forget_all()
         if random.random() < 0.2:
             reader.read("only", replica.log.report())
             remembered = set(router._holders)
             held = set(replica.pool.hashes.values())
             assert remembered <= held
-            if most_kept == 1000:
+            if max_kept == 1000:
                 assert remembered == held
 
 
@@ -95,7 +95,7 @@ def test_metrics_of_several_processes_make_one_page():
 )
 def test_replicas_are_a_number_or_a_range(given, fewest, most):
     config = ClusterConfig(replicas=given)
-    assert (config.fewest, config.most) == (fewest, most)
+    assert (config.min_replicas, config.max_replicas) == (fewest, most)
 
 
 @pytest.mark.parametrize("given", ["0", "2:1", "x", "1:", ":2", "-1", "1:2:3", ""])

@@ -100,7 +100,7 @@ class SchedulerConfig:
         """Return the number of blocks that hold ``num_tokens`` tokens of one group of layers."""
         return -(-num_tokens // self.block_size)
 
-    def most_blocks_for(self, num_tokens: int) -> int:
+    def max_blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that a request of ``num_tokens`` tokens holds at most.
 
         While its prompt is computed, it holds the blocks of two steps' tokens in each group, since
@@ -117,7 +117,7 @@ class SchedulerConfig:
     def longest_request(self, num_blocks: int) -> int:
         """Return the length of the longest request that fits into a pool, or ``max_model_len``."""
         lengths = range(self.max_model_len + 1)
-        return bisect_right(lengths, num_blocks, key=self.most_blocks_for) - 1
+        return bisect_right(lengths, num_blocks, key=self.max_blocks_for) - 1
 
     def _blocks_over_groups(self, num_tokens: int, in_step: int) -> int:
         every = self.blocks_for(num_tokens)

@@ -35,7 +35,7 @@ def counting_llm(tmp_path, monkeypatch):
         return llm
 
     yield make
-    Counting.right, Counting.most = 1.0, gpu_speculation.MOST_GUESSES
+    Counting.right, Counting.most = 1.0, gpu_speculation.MAX_GUESSES
 
 
 GUESSING = {"method": "benchmarks.counting:Counting", "num_speculative_tokens": 5}

@@ -23,7 +23,7 @@ from tests.benchmarks.test_gpu_workloads import TINY
 
 PRECISION = Precision(activation=2, cached=2)
 HIDDEN, INNER, HEADS = 64, 64, 8 * 128
-DECODES = StepWork([(99, 1)] * 4, 4, most_keys=10**9)
+DECODES = StepWork([(99, 1)] * 4, 4, max_keys=10**9)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_only_ranks_exchange_anything():
 
 
 def test_the_head_multiplies_only_what_is_sampled():
-    prompts = StepWork([(0, 50)], 1, most_keys=64)
+    prompts = StepWork([(0, 50)], 1, max_keys=64)
     assert head_floor(decoder_of(), prompts, PRECISION) == 2 * (100 * HIDDEN + HIDDEN + 100)
 
 
@@ -90,7 +90,7 @@ def test_experts_that_no_token_chooses_are_not_read():
         "moe_intermediate_size": 32,
         "norm_topk_prob": True,
     }
-    one = StepWork([(99, 1)], 1, most_keys=10**9)
+    one = StepWork([(99, 1)], 1, max_keys=10**9)
     floors = layer_floors(decoder_of(**experts), 0, one, PRECISION)
     assert floors["experts"] == pytest.approx(2 * (2 * 3 * HIDDEN * 32 + 2 * HIDDEN))
     assert floors["router"] == 2 * (8 * HIDDEN + HIDDEN + 8)
@@ -98,15 +98,15 @@ def test_experts_that_no_token_chooses_are_not_read():
 
 
 def test_keys_that_are_shared_or_behind_a_window_are_not_read_twice():
-    work = StepWork([(90, 10), (99, 1)], 2, most_keys=120)
+    work = StepWork([(90, 10), (99, 1)], 2, max_keys=120)
     assert num_keys(work, None) == 120
-    assert num_keys(StepWork(work.contexts, 2, most_keys=500), None) == 200
+    assert num_keys(StepWork(work.contexts, 2, max_keys=500), None) == 200
     assert num_keys(work, 16) == 25 + 16
 
 
 @pytest.mark.parametrize("window", [None, 1, 7, 50])
 def test_pairs_are_counted_as_one_by_one(window):
-    work = StepWork([(0, 20), (30, 5), (7, 1)], 3, most_keys=0)
+    work = StepWork([(0, 20), (30, 5), (7, 1)], 3, max_keys=0)
     expected = sum(
         min(position + 1, window or 10**9)
         for start, num_new in work.contexts

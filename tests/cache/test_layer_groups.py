@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimal_vllm.cache.layer_groups import MOST_GROUPS, first_seen_block, group_layers
+from minimal_vllm.cache.layer_groups import MAX_GROUPS, first_seen_block, group_layers
 
 
 def groups_of(counts):
@@ -44,7 +44,7 @@ def test_each_layer_has_a_place_of_its_own_in_a_group_with_its_window(windows):
     assert len(places) == len(windows)
     assert max(groups.places) < groups.size
     assert set(groups.of_layer) == set(range(groups.number))
-    assert groups.number <= MOST_GROUPS
+    assert groups.number <= MAX_GROUPS
     assert sorted(groups.windows, key=lambda window: window is not None) == list(groups.windows)
 
 

@@ -131,7 +131,7 @@ def test_windows_let_a_pool_hold_longer_requests():
     limits = sizing.choose_scheduler_config(options, groups, 512, 8, num_blocks=40)
     assert limits.windows == (None, 8, 8)
     assert limits.max_model_len == (40 - 2 * (2 + 1 + 4)) * 4
-    assert limits.most_blocks_for(limits.max_model_len) == 40 < limits.most_blocks_for(105)
+    assert limits.max_blocks_for(limits.max_model_len) == 40 < limits.max_blocks_for(105)
     held = 26 + 2 * 3  # once the prompt is computed
     assert limits.blocks_held_for(104) == held
     assert sizing.count_fitting_tokens(limits, 1000 * held) == 1000 * 104

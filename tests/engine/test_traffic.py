@@ -48,7 +48,7 @@ def add_windows(random, config, *, has_others=False):
     kinds = [(None, 1), (None, 5), (3,), (None, 2, 2), (None, None, 7, 4)]
     windows = random.choice([each for each in kinds if each[0] is None or not has_others])
     limits = {name: value for name, value in config.items() if name != "num_blocks"}
-    least = SchedulerConfig(**limits, windows=windows).most_blocks_for(config["max_model_len"])
+    least = SchedulerConfig(**limits, windows=windows).max_blocks_for(config["max_model_len"])
     return {**limits, "num_blocks": least + random.randint(0, 8), "windows": windows}
 
 

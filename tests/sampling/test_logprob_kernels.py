@@ -88,7 +88,7 @@ def test_a_row_without_a_chosen_token_does_no_harm_to_others():
 
 
 def test_more_top_tokens_than_pay_one_by_one_are_sorted(monkeypatch):
-    monkeypatch.setattr(kernels, "MOST_TOP", 10)
+    monkeypatch.setattr(kernels, "MAX_TOP", 10)
     assert_agree(random_logits(2, 600), [0, 1], [11, 2])
 
 

@@ -34,7 +34,7 @@ from tests.speculation.guessers import Knowing
 
 pytestmark = pytest.mark.usefixtures("guesses_cost_nothing")
 
-MOST_PLACES = 16
+MAX_PLACES = 16
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="test_on_gpu does the same")
 
@@ -168,11 +168,11 @@ def test_places_are_divided_among_programs():
 
 def make_guessing(folder, *, captured=True, drafting=False, head=None, **options):
     """The CPU's engine without guesses, and one with guesses on the GPU's runner."""
-    options = {**options, "num_guesses": 3, "most_guessed": MOST_PLACES}
+    options = {**options, "num_guesses": 3, "most_guessed": MAX_PLACES}
     plain, engine, _ = make_engines(folder, **options)
     old, recorder = engine._runner, Repeater()
     capture = recorder if captured else None
-    guess_steps = GuessSteps(old._step, capture, MOST_PLACES)
+    guess_steps = GuessSteps(old._step, capture, MAX_PLACES)
     guess_steps.record(progress=False)
     draft, guesser = None, CheckedGuesser(Knowing(), 10**6)
     if drafting:
@@ -185,7 +185,7 @@ def make_guessing(folder, *, captured=True, drafting=False, head=None, **options
         engine.scheduler.pool,
         guesser,
         3,
-        most_tokens=MOST_PLACES,
+        most_tokens=MAX_PLACES,
         in_passes=draft is not None,
         may_follow=draft is not None,
     )
@@ -199,7 +199,7 @@ def make_draft(folder, table, capture, options):
     weight = model.decoder.lm_head.weight
     weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.manual_seed(0))
     draft = DraftModel(model, table.num_groups, engine.scheduler.pool.num_blocks, most_tokens=48)
-    steps = DraftSteps(GpuStep(model, model.attention, table), capture, MOST_PLACES)
+    steps = DraftSteps(GpuStep(model, model.attention, table), capture, MAX_PLACES)
     steps.record(progress=False)
     cuda_draft = CudaDraftModel(draft, steps)
     cuda_draft.warm_up()
@@ -224,14 +224,14 @@ def make_eagle(folder, head, step, capture):
             device=DEVICE,
             dtype=torch.float32,
             plain=True,
-            most_guessed=MOST_PLACES,
+            most_guessed=MAX_PLACES,
         ),
     )
     table = step.table
     let_read(network, step.model.decoder, step.model.groups, 40 * model.block_size)
     draft = EagleModel(network, model, table.num_groups, 40, most_tokens=48)
     own_step = GpuStep(model, model.attention, table)
-    steps = EagleSteps(network, own_step, capture, MOST_PLACES)
+    steps = EagleSteps(network, own_step, capture, MAX_PLACES)
     steps.record(progress=False)
     cuda_draft = CudaDraftModel(draft, steps)
     cuda_draft.warm_up()

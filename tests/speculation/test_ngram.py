@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_vllm.sampling_params import SamplingParams
-from minimal_vllm.speculation.ngram import MOST_PLACES, NOWHERE, NgramGuesser, NgramIndex, follow
+from minimal_vllm.speculation.ngram import MAX_PLACES, NOWHERE, NgramGuesser, NgramIndex, follow
 from minimal_vllm.step.plan import ScheduledRequest
 from minimal_vllm.step.request import Request
 
@@ -21,7 +21,7 @@ def longest_match(tokens, shortest, longest):
             length += 1
         if length >= shortest:
             places.append((length, place))
-    places = places[-MOST_PLACES:]
+    places = places[-MAX_PLACES:]
     return max(places)[1] if places else NOWHERE
 
 

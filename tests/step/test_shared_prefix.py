@@ -56,6 +56,6 @@ def test_nothing_is_shared_if_it_spares_less_than_an_eighth():
 def test_nothing_is_shared_if_it_spares_fewer_tokens_than_a_kernel_is_worth(
     monkeypatch, least, pays
 ):
-    monkeypatch.setattr(shared_prefix, "LEAST_TOKENS", least)
+    monkeypatch.setattr(shared_prefix, "MIN_TOKENS", least)
     five = [([1, 10 + place], 8) for place in range(5)]
     assert found(*five) == ([SharedPrefix([0, 1, 2, 3, 4], 4)] if pays else [])

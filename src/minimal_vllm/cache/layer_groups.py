@@ -27,7 +27,7 @@ NO_BLOCK = -1
 
 T = TypeVar("T")
 
-MOST_GROUPS = 8
+MAX_GROUPS = 8
 """Number of groups up to which layers are divided. Each group costs the CPU a block table."""
 
 
@@ -89,7 +89,7 @@ def _choose_size(counts: dict[Window, int]) -> int:
         groups = {window: -(-count // size) for window, count in counts.items()}
         num_groups = sum(groups.values())
         padded = {window: size * number for window, number in groups.items()}
-        return num_groups > MOST_GROUPS, padded.get(None, 0), sum(padded.values()), num_groups
+        return num_groups > MAX_GROUPS, padded.get(None, 0), sum(padded.values()), num_groups
 
     return min(range(1, max(counts.values()) + 1), key=cost)
 

@@ -7,7 +7,7 @@
                                              asks ``routing``   EngineReplica ─▶ EngineLoop
 ```
 
-Read in this order: ``config``, ``evictions`` (what a router has to be told), ``replica``,
-``router``, ``engine``, ``ingress``, ``app`` (all put together), ``serve``. Only ``config``,
-``evictions`` and ``labels`` do without Ray.
+Read in this order: ``config``, ``evictions`` (what routers are told), ``replica``,
+``router``, ``engine``, ``ingress``, ``app`` (puts all together), ``serve``. Only ``config``,
+``evictions`` and ``labels`` import no Ray.
 """

@@ -1,4 +1,4 @@
-"""The application of Ray Serve: replicas, their router and the ingress.
+"""The application that Ray Serve runs: replicas, their router and the ingress.
 
 ``serve deploy`` imports ``minimal_vllm.cluster.app:build``.
 """
@@ -17,8 +17,9 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm.engine.sizing import choose_device
 from minimal_vllm.server.config import ServerConfig
 
-MOST_CALLS = 100_000
-"""Number of calls that Ray gives a replica at a time: more than come, for engines have queues."""
+MAX_CALLS = 100_000
+"""Maximum number of calls that Ray gives a replica at once: more than ever come, so that calls wait
+in the engine's queue and not in Ray's."""
 
 STATS_PERIOD = 1.0
 """Seconds between two reports of a replica to the routers."""
@@ -49,7 +50,7 @@ def _take(given: dict[str, Any], settings: type) -> dict[str, Any]:
 def make_application(
     cluster: ClusterConfig, server: ServerConfig, model: str | None, options: dict[str, Any]
 ) -> serve.Application:
-    """Return an application with the ingress, which has the replicas' handle.
+    """Return the application: the ingress, which calls the replicas through a handle.
 
     Args:
         cluster: number of replicas, and how one is chosen.
@@ -64,7 +65,7 @@ def make_application(
     engine = EngineConfig(model=model or "", **options)
     replicas = serve.deployment(EngineReplica).options(
         name="EngineReplica",
-        max_ongoing_requests=MOST_CALLS,
+        max_ongoing_requests=MAX_CALLS,
         graceful_shutdown_timeout_s=server.shutdown_timeout,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
@@ -78,7 +79,7 @@ def make_application(
     )
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
-        max_ongoing_requests=MOST_CALLS,
+        max_ongoing_requests=MAX_CALLS,
         graceful_shutdown_timeout_s=server.shutdown_timeout,
         ray_actor_options={"num_cpus": 0},
     )
@@ -107,12 +108,12 @@ def check_options(server: ServerConfig, options: dict[str, Any]) -> None:
 
 
 def _number(cluster: ClusterConfig) -> dict[str, Any]:
-    if cluster.fewest == cluster.most:
-        return {"num_replicas": cluster.most}
+    if cluster.min_replicas == cluster.max_replicas:
+        return {"num_replicas": cluster.max_replicas}
     return {
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=cluster.fewest,
-            max_replicas=cluster.most,
+            min_replicas=cluster.min_replicas,
+            max_replicas=cluster.max_replicas,
             target_ongoing_requests=cluster.target_ongoing_requests,
             upscale_delay_s=2,
             downscale_delay_s=10,

@@ -20,7 +20,7 @@ class ClusterConfig:
     """Policy that chooses a replica for each request."""
     ray_address: str | None = None
     """Address of a running Ray cluster; auto is the one on this machine. Default: a cluster is
-    started in this machine, and stopped at the end."""
+    started on this machine, and stopped at the end."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 16.0
     """With MIN:MAX replicas: number of unanswered requests per replica to aim at."""
     cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
@@ -29,18 +29,18 @@ class ClusterConfig:
     @model_validator(mode="after")
     def _replicas_are_a_number_or_a_range(self) -> "ClusterConfig":
         found = re.fullmatch(r"(\d+)(?::(\d+))?", self.replicas)
-        if not found or not 1 <= self.fewest <= self.most:
+        if not found or not 1 <= self.min_replicas <= self.max_replicas:
             raise ValueError(
                 f"replicas should be a number, as 2, or a range, as 1:4, not {self.replicas!r}"
             )
         return self
 
     @property
-    def fewest(self) -> int:
+    def min_replicas(self) -> int:
         """Minimum number of replicas."""
         return int(self.replicas.partition(":")[0])
 
     @property
-    def most(self) -> int:
+    def max_replicas(self) -> int:
         """Maximum number of replicas."""
         return int(self.replicas.rpartition(":")[2])

@@ -21,8 +21,9 @@ from minimal_vllm.server.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 4
-"""Number of replicas to which a call is sent if one after the other is lost before it has begun."""
+MAX_ATTEMPTS = 4
+"""Maximum number of replicas that a call is sent to, one after the other, if each is lost before
+there is output."""
 
 LOST = (RayError, RayServeException)
 """Errors that mean that a replica, or the way to it, is gone."""
@@ -31,8 +32,8 @@ LOST = (RayError, RayServeException)
 class ClusterEngine(EngineClient):
     """Engine that sends each call to the replica that the router chooses.
 
-    A call whose replica is lost before any output has come is sent again, to another one. After
-    that it fails, because the client has seen a part of it.
+    A call whose replica is lost before any output has come is sent again, to another one. Once
+    there is output, it fails instead, because the client has seen a part of it.
 
     Args:
         handle: Ray's handle of the replicas.
@@ -76,7 +77,7 @@ class ClusterEngine(EngineClient):
 
     async def _run(self, call: Call) -> None:
         """Send a call, again if necessary, and pass on its outputs."""
-        for attempt in range(1, MOST_ATTEMPTS + 1):
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             attempted = _Attempt(call, self)
             try:
                 failed = await attempted.run(self._handle)
@@ -87,13 +88,13 @@ class ClusterEngine(EngineClient):
                 is_lost = failed is not None and failed.error == EngineStoppedError.__name__
             if failed is None:
                 return
-            if not is_lost or attempted.has_begun or attempt == MOST_ATTEMPTS:
+            if not is_lost or attempted.has_begun or attempt == MAX_ATTEMPTS:
                 call.mailbox.fail(ERRORS[failed.error](failed.message))
                 return
             logger.warning("A call is sent to another replica: %s", failed.message)
 
     def note_begun(self, change: int) -> None:
-        """Count calls that have begun, or ended after that."""
+        """Change the number of calls that have output, and haven't ended, by ``change``."""
         self._num_begun += change
 
 

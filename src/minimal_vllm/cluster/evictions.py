@@ -1,4 +1,4 @@
-"""The log of what a replica's prefix cache has lost, for routers that look in at times."""
+"""The log of what a replica's prefix cache has evicted. Routers read it from time to time."""
 
 from threading import Lock
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from minimal_vllm.cache.watcher import CachedTokens
 from minimal_vllm.routing import Router
 
-MOST_KEPT = 2000
-"""Number of evictions that are kept. A router that misses some forgets all of the replica."""
+MAX_KEPT = 2000
+"""Maximum number of evictions that are kept. A router that misses one forgets all that it knew of
+the replica's cache."""
 
 
 class EvictionLog:
@@ -16,15 +17,15 @@ class EvictionLog:
     The engine's thread writes it; any thread may read it.
     """
 
-    def __init__(self, most_kept: int = MOST_KEPT) -> None:
-        self._most_kept = most_kept
+    def __init__(self, max_kept: int = MAX_KEPT) -> None:
+        self._max_kept = max_kept
         self._numbers: dict[bytes, int] = {}
         self._count = 0
         self._num_lost = 0
         self._lock = Lock()
 
     def stored(self, request: CachedTokens, first: int, end: int) -> None:
-        """Strike out blocks that are there again."""
+        """Drop the evictions of blocks that are cached again."""
         if self._numbers:
             with self._lock:
                 for block_hash in request.block_hashes[first:end]:
@@ -36,7 +37,7 @@ class EvictionLog:
             self._count += 1
             self._numbers.pop(block_hash, None)
             self._numbers[block_hash] = self._count
-            if len(self._numbers) > self._most_kept:
+            if len(self._numbers) > self._max_kept:
                 self._num_lost = self._numbers.pop(next(iter(self._numbers)))
 
     def cleared(self) -> None:

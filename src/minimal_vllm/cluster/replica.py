@@ -44,7 +44,7 @@ Answer = tuple[int, RequestOutput] | Failed
 
 @dataclass(frozen=True)
 class Survey:
-    """Question to all replicas, which is asked of one after the other."""
+    """Question that is put to all replicas, one after the other."""
 
     asked: frozenset[str]
     """Replicas that have answered."""
@@ -105,7 +105,7 @@ class EngineReplica:
             raise self._engine.refusal
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """Return what routers should know."""
+        """Return what the routers need to know; see ``ClusterRouter.update_replicas``."""
         return {
             "waiting": self._engine.num_waiting,
             "running": self._engine.num_running,

@@ -1,4 +1,4 @@
-"""Ray's request router, which asks ours."""
+"""The request router that Ray calls. A router of ``minimal_vllm.routing`` chooses for it."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -13,8 +13,9 @@ from minimal_vllm.routing import ROUTERS, Router
 CallKey = tuple[str, str]
 """The id of an HTTP request, which all its calls have, and the replica."""
 
-MOST_ENDED_EARLY = 1000
-"""Number of calls that are remembered as ended, and may yet be said to be routed."""
+MAX_ENDED_EARLY = 1000
+"""Maximum number of ended calls that are remembered, because Ray may yet report that they were
+routed."""
 
 
 @dataclass
@@ -40,10 +41,10 @@ class ClusterRouter(RequestRouter):  # type: ignore[misc] # Ray's classes are un
         self._calls: set[CallKey] = set()
         """Calls that have not ended."""
         self._ended_early: dict[CallKey, None] = {}
-        """Calls that ended before Ray said that they were routed: short ones do."""
+        """Calls that ended before Ray reported that they were routed; short ones do."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Take notice of replicas that come and go, and of what they report."""
+        """Add new replicas, drop those that are gone, and read what replicas report."""
         found = {each.replica_id.unique_id: each for each in replicas}
         for gone in self._router.loads.keys() - found.keys():
             self._drop(gone)
@@ -54,7 +55,7 @@ class ClusterRouter(RequestRouter):  # type: ignore[misc] # Ray's classes are un
         super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
-        """Choose a dead replica no more."""
+        """Stop choosing a replica that has died."""
         self._drop(replica_id.unique_id)
         super().on_replica_actor_died(replica_id)
 
@@ -97,15 +98,15 @@ class ClusterRouter(RequestRouter):  # type: ignore[misc] # Ray's classes are un
             self._router.loads[name] += 1
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Count a call that has ended, however it did."""
+        """Note the end of a call, successful or not."""
         call = (internal_request_id, replica_id.unique_id)
         if call in self._calls:
             self._calls.remove(call)
             if replica_id.unique_id in self._router.loads:
                 self._router.loads[replica_id.unique_id] -= 1
-        else:  # it may be one that is not counted, too
+        else:  # or a call that is never counted, such as a survey
             self._ended_early[call] = None
-            if len(self._ended_early) > MOST_ENDED_EARLY:
+            if len(self._ended_early) > MAX_ENDED_EARLY:
                 del self._ended_early[next(iter(self._ended_early))]
 
     def _drop(self, name: str) -> None:

@@ -90,5 +90,5 @@ def _check_port(host: str, port: int) -> None:
 
 def _cpus(cluster: ClusterConfig) -> int:
     """Return the number of cores to promise: enough for all replicas, even on a small machine."""
-    wanted = -(-int(100 * cluster.most * cluster.cpus_per_replica) // 100)
+    wanted = -(-int(100 * cluster.max_replicas * cluster.cpus_per_replica) // 100)
     return max(os.cpu_count() or 1, wanted, 1)

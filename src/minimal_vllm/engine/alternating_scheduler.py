@@ -131,13 +131,13 @@ class AlternatingScheduler(SpeculatingScheduler):
         self._newest, self._following = None, {}
         self._waits, self._late = False, None
 
-    def most_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
+    def max_guesses_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
         """Return how many guesses there is room for; none beside prompts.
 
         Behind guesses in flight, only the requests that have them get guesses: a draft model has
         not seen the last tokens of the others. Elsewhere there are none behind pending tokens.
         """
-        most = super().most_for(plan, entries)
+        most = super().max_guesses_for(plan, entries)
         if not plan.is_steady_decode:
             return [0] * len(entries)
         if any(entry.follows_guesses for entry in entries):
@@ -190,7 +190,7 @@ class AlternatingScheduler(SpeculatingScheduler):
         if not any(self._expected_counts()):
             return False  # not even if the guesser had an idea for each request
         plan = self._decodes()
-        most = super().most_for(plan, plan.scheduled)
+        most = super().max_guesses_for(plan, plan.scheduled)
         guesses = self.guesser.propose(plan.scheduled, most)
         return any(self.count_guesses(plan, plan.scheduled, guesses))
 
@@ -206,7 +206,7 @@ class AlternatingScheduler(SpeculatingScheduler):
     def _expected_counts(self) -> list[int]:
         """Return the number of guesses of each request, if the guesser has as many as allowed."""
         plan = self._decodes()
-        most = super().most_for(plan, plan.scheduled)
+        most = super().max_guesses_for(plan, plan.scheduled)
         return self.count_guesses(plan, plan.scheduled, [range(count) for count in most])
 
     def _may_pay(self) -> bool:

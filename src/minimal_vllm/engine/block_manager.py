@@ -29,7 +29,7 @@ class BlockManager:
     """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool) -> None:
-        needed = config.most_blocks_for(config.max_model_len)
+        needed = config.max_blocks_for(config.max_model_len)
         if needed > pool.num_blocks:
             raise ValueError(
                 f"a request of max_model_len={config.max_model_len} tokens needs {needed} blocks "

@@ -266,7 +266,7 @@ class Scheduler:
         One block per running request is left free, so that the next steps don't preempt what was
         just admitted.
         """
-        wanted = self.config.most_blocks_for(request.num_tokens)
+        wanted = self.config.max_blocks_for(request.num_tokens)
         wanted += len(self.running) * self.blocks.num_groups
         if wanted <= self.pool.num_free:
             return True  # even if nothing is shared

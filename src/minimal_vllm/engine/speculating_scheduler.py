@@ -69,7 +69,7 @@ class SpeculatingScheduler(Scheduler):
             self._updated_at = self._clock()
         plan = super().schedule()
         entries = [entry for entry in plan.scheduled if entry.num_logits]
-        most = self.most_for(plan, entries)
+        most = self.max_guesses_for(plan, entries)
         if any(most):
             guesses = self.guesser.propose(entries, most)
             counts = self.count_guesses(plan, entries, guesses)
@@ -153,7 +153,7 @@ class SpeculatingScheduler(Scheduler):
 
     # ---- guesses --------------------------------------------------------------------------------
 
-    def most_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
+    def max_guesses_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
         """Return how many guesses the token budget and each output's limit leave room for."""
         budget = self.most_tokens - sum(each.num_new for each in plan.scheduled)
         counts = []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-MOST_DIMENSIONS = 4
+MAX_DIMENSIONS = 4
 
 # Values of tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -236,7 +236,7 @@ class _Header:
     def _tensor(self) -> "_Entry":
         name = self._string()
         num_dimensions = self._integer("<I")
-        if not 1 <= num_dimensions <= MOST_DIMENSIONS:
+        if not 1 <= num_dimensions <= MAX_DIMENSIONS:
             raise self._damaged(f"the tensor {name} has {num_dimensions} dimensions")
         shape = tuple(self._integer("<Q") for _ in range(num_dimensions))[::-1]
         return _Entry(name, shape, self._integer("<I"), self._integer("<Q"))

@@ -33,7 +33,7 @@ _CONFIG_KEYS = {
     "rope.freq_base": "rope_theta",
 }
 _REQUIRED = tuple(_CONFIG_KEYS)[:5]
-_MOST_POSITIONS = 1 << 24
+_MAX_POSITIONS = 1 << 24
 """Longest plausible context, 16.8 million tokens; a larger number means a damaged file."""
 _SCALING_KEYS = {
     "rope.scaling.factor": "factor",
@@ -170,7 +170,7 @@ def _check_sizes(file: GgufFile, name: str, values: dict[str, Any]) -> None:
         if tensor not in file.tensors or len(file.tensors[tensor].shape) != 2:
             raise ValueError(f"{file.path} has no matrix {tensor}: it is not a complete model")
         sizes[key] = file.tensors[tensor].shape[dimension]
-    if values["context_length"] > _MOST_POSITIONS:
+    if values["context_length"] > _MAX_POSITIONS:
         raise ValueError(
             f"{file.path}: {name}.context_length is {values['context_length']:,}: the file is "
             "damaged"

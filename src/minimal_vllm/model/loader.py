@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-MOST_LISTED = 8
+MAX_LISTED = 8
 """Maximum number of tensors that an error names."""
 NOT_NEEDED = (".input_scale", ".activation_scale", ".weight_shape", ".k_scale", ".v_scale")
 """Last parts of tensor names in quantized checkpoints that no parameter is filled from: shapes,
@@ -304,6 +304,6 @@ def _bytes_of(destination: Tensor) -> tuple[str, ...] | None:
 
 
 def _listing(names: list[str]) -> str:
-    shown = sorted(names)[:MOST_LISTED]
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    shown = sorted(names)[:MAX_LISTED]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(shown) + more

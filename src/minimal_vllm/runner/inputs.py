@@ -80,7 +80,7 @@ class StepInputs:
         device: torch.device,
     ) -> None:
         self._attention = attention
-        most_numbers = attention.most_prefill_pieces(max_tokens, MAX_PROMPTS) * PIECE_COLUMNS
+        max_numbers = attention.most_prefill_pieces(max_tokens, MAX_PROMPTS) * PIECE_COLUMNS
         self._memory = InputMemory(
             {
                 "tokens": (max_tokens, 0),
@@ -91,7 +91,7 @@ class StepInputs:
                 "decode_rows": (max_num_seqs, 0),
                 "last_tokens": (max_num_seqs, 0),
                 "sampling_rows": (max_num_seqs, table.padding_row),
-                **{f"pieces {window}": (most_numbers, 0) for window in attention.windows},
+                **{f"pieces {window}": (max_numbers, 0) for window in attention.windows},
             },
             device,
         )

@@ -27,7 +27,7 @@ FEW_DECODES = 32
 """Number of decoding requests up to which a step with prompts uses a smaller grid, with fewer idle
 programs."""
 
-MOST_PLACES = 256
+MAX_PLACES = 256
 """Maximum number of tokens in a step with guesses. With as many, the tensor cores take as long as
 reading the weights does, so that nothing is left for guesses to use."""
 
@@ -75,7 +75,7 @@ def most_places(max_num_seqs: int, most_guesses: int) -> int:
         max_num_seqs: maximum number of requests in a step.
         most_guesses: maximum number of guesses of a request.
     """
-    return min(MOST_PLACES, max_num_seqs * (1 + most_guesses))
+    return min(MAX_PLACES, max_num_seqs * (1 + most_guesses))
 
 
 def place_counts(most: int) -> Iterator[int]:

@@ -44,8 +44,8 @@ NO_GUESS = -1
 BEFORE = -2
 """Column, counted from the first guess, of the token before the last one. It is known after a step
 with guesses."""
-MOST_SEED = 2**64
-MOST_TOP_K = 2**31 - 1
+MAX_SEED = 2**64
+MAX_TOP_K = 2**31 - 1
 
 
 class RowTable:
@@ -173,8 +173,8 @@ def _fields(entry: ScheduledRequest) -> "array[int]":
     fields = AFTER_POSITION.pack(
         request.num_prompt_tokens,
         0.0 if params.greedy else params.temperature,
-        request.seed % MOST_SEED,
-        min(params.top_k, MOST_TOP_K),
+        request.seed % MAX_SEED,
+        min(params.top_k, MAX_TOP_K),
         log(params.min_p) if params.min_p > 0 else -inf,
         params.top_p,
     )

@@ -26,14 +26,14 @@ class AskedLogprobs:
     """Number ``N`` of all rows."""
     rows: Sequence[int]
     """Indices of the ``n`` rows that ask."""
-    most_top: int
+    max_top: int
     """Maximum number of top tokens of a row."""
     named: Mapping[int, Sequence[int]]
     """Tokens that rows name, by the row's place among those that ask."""
     counts: Sequence[int]
     """Number of tokens that each row gets: the chosen one, and the others."""
     numbers: Tensor
-    """``[n, 2 + most_named]`` int32 on the device: row, number of top tokens, and named tokens
+    """``[n, 2 + max_named]`` int32 on the device: row, number of top tokens, and named tokens
     filled up with ``NO_ID``."""
 
     @classmethod
@@ -54,22 +54,22 @@ class AskedLogprobs:
         named = {place: each for place, each in enumerate(asked) if isinstance(each, Sequence)}
         num_top = [_num_top(each, vocab_size) for each in asked]
         counts = [1 + len(named.get(place, ())) + count for place, count in enumerate(num_top)]
-        most_named = max(map(len, named.values()), default=0)
-        numbers = np.full((len(rows), 2 + most_named), NO_ID, dtype=np.int32)
+        max_named = max(map(len, named.values()), default=0)
+        numbers = np.full((len(rows), 2 + max_named), NO_ID, dtype=np.int32)
         numbers[:, 0], numbers[:, 1] = rows, num_top
         for place, token_ids in named.items():
             numbers[place, 2 : 2 + len(token_ids)] = token_ids
         return cls(len(wanted), rows, max(num_top), named, counts, send(numbers, device))
 
     @property
-    def most_named(self) -> int:
+    def max_named(self) -> int:
         """Return the maximum number of tokens that a row names."""
         return self.numbers.shape[1] - 2
 
     @property
     def width(self) -> int:
         """Return the maximum number of tokens that a row gets."""
-        return 1 + max(self.most_top, self.most_named)
+        return 1 + max(self.max_top, self.max_named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,9 @@ def find_logprobs(logits: Tensor, tokens: Tensor, asked: AskedLogprobs) -> Tenso
     chosen = tokens.clamp(min=0)[:, None]
     chosen_logits = logits.gather(1, chosen)
     chosen_ranks = (logits >= chosen_logits).sum(dim=-1, keepdim=True)
-    top_logits, top_ids = top_of_rows(logits, asked.most_top)
-    places = torch.arange(1, asked.most_top + 1, device=logits.device).expand(len(logits), -1)
-    missing = (0, asked.width - 1 - asked.most_top)
+    top_logits, top_ids = top_of_rows(logits, asked.max_top)
+    places = torch.arange(1, asked.max_top + 1, device=logits.device).expand(len(logits), -1)
+    missing = (0, asked.width - 1 - asked.max_top)
     ids = pad(torch.cat([chosen, top_ids], dim=-1), missing)
     values = pad(torch.cat([chosen_logits, top_logits], dim=-1), missing)
     ranks = pad(torch.cat([chosen_ranks, places], dim=-1), missing)

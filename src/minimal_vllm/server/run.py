@@ -20,9 +20,9 @@ from minimal_vllm.trace.step_record import Observer
 
 CORES_PER_PROCESS = 4
 """Cores of the machine for each HTTP process beside an engine on a GPU."""
-MOST_PROCESSES = 4
+MAX_PROCESSES = 4
 """Default maximum of HTTP processes: four speak faster than one GPU computes."""
-MOST_TOKENS_ON_GPU = 8192
+MAX_TOKENS_ON_GPU = 8192
 """Default of ``max_num_batched_tokens`` on a GPU: fewer than offline, so that steps are short."""
 
 
@@ -70,7 +70,7 @@ def load_engine(
         return ServedLLM(model, observers=[metrics.on_step, *observers], **options)
 
     if choose_device(options.get("device", "auto")).type == "cuda":
-        options = {"max_num_batched_tokens": MOST_TOKENS_ON_GPU, **options}
+        options = {"max_num_batched_tokens": MAX_TOKENS_ON_GPU, **options}
         llm = load()
     else:
         llm = _call_in_thread(load)
@@ -111,7 +111,7 @@ def choose_num_processes(config: ServerConfig, device: str) -> int:
         return config.api_server_count
     if config.view or choose_device(device).type != "cuda":
         return 0
-    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // CORES_PER_PROCESS))
+    return max(1, min(MAX_PROCESSES, (os.cpu_count() or 1) // CORES_PER_PROCESS))
 
 
 def make_service(

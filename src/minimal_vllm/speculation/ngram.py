@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from minimal_vllm.step.plan import ScheduledRequest
 from minimal_vllm.step.request import Request
 
-MOST_PLACES = 8
+MAX_PLACES = 8
 """Maximum number of earlier places that are compared, the most recent first. It bounds the time of
 a lookup."""
 ITEM = array("i").itemsize
@@ -52,7 +52,7 @@ class NgramIndex:
             return NOWHERE
         place = self._latest.get(tokens[-self._shortest :].tobytes(), NOWHERE)
         best, longest = NOWHERE, 0
-        for _ in range(MOST_PLACES):
+        for _ in range(MAX_PLACES):
             if place == NOWHERE or longest == self._longest:
                 break
             length = self._match_length(tokens, place)

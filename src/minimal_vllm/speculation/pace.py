@@ -17,7 +17,7 @@ HOPE = 0.8
 """Expected share of right guesses before any was made."""
 WEIGHT = 0.15
 """Weight of the newest guess in a request's share of right guesses."""
-RECOVERY, LEAST_RECOVERY = 0.02, 0.001
+RECOVERY, MIN_RECOVERY = 0.02, 0.001
 """Weight of ``HOPE`` in each step without guesses, so that a request tries again some day: at
 first, and after many attempts of which none had a right guess."""
 DECAY = 0.98
@@ -53,7 +53,7 @@ class Acceptance:
         After each attempt in vain, the next one is twice as far away, so that trying costs little
         where guesses are never right.
         """
-        self._recovery = RECOVERY if num_accepted else max(self._recovery / 2, LEAST_RECOVERY)
+        self._recovery = RECOVERY if num_accepted else max(self._recovery / 2, MIN_RECOVERY)
         for _ in range(num_accepted):
             self.rate += WEIGHT * (1 - self.rate)
         if num_accepted < num_guesses:

@@ -13,9 +13,9 @@ import numpy as np
 from minimal_vllm.cache.layer_groups import Window
 from minimal_vllm.step.request import Request
 
-LEAST_SAVING = 0.125
+MIN_SAVING = 0.125
 """Smallest fraction of a step's cached tokens that sharing must save from being read."""
-LEAST_TOKENS = 8192
+MIN_TOKENS = 8192
 """Smallest number of cached tokens that sharing must save. The extra kernel takes 10 µs per layer,
 and this many tokens are read in that time."""
 
@@ -41,7 +41,7 @@ def find_shared_prefixes(
     """
     found = group_by_beginning(requests, block_size, windows)
     total = sum(request.num_computed_tokens for request in requests)
-    if sum(map(_saving, found)) < max(LEAST_TOKENS, LEAST_SAVING * total):
+    if sum(map(_saving, found)) < max(MIN_TOKENS, MIN_SAVING * total):
         return []
     return sorted((prefix for prefix in found if prefix.num_tokens), key=_saving, reverse=True)
 

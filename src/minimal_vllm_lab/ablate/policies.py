@@ -37,11 +37,11 @@ class Reservation(Scheduler):
     def has_room_for(self, request: Request, cached: list[int]) -> bool:
         """Return whether all blocks that ``request`` will ever need are free."""
         to_come = sum(self._num_blocks_to_come(each) for each in self.running)
-        missing = self.config.most_blocks_for(request.max_num_tokens)
+        missing = self.config.max_blocks_for(request.max_num_tokens)
         return missing - self.blocks.num_in_use(cached) + to_come <= self.pool.num_free
 
     def _num_blocks_to_come(self, request: Request) -> int:
-        most = self.config.most_blocks_for(request.max_num_tokens)
+        most = self.config.max_blocks_for(request.max_num_tokens)
         return most - len(self.blocks.held(request.block_table))
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from minimal_vllm.speculation.ngram import MOST_PLACES, NOWHERE
+from minimal_vllm.speculation.ngram import MAX_PLACES, NOWHERE
 from minimal_vllm_lab.check.lesson import Broken, Lesson, Rule
 from minimal_vllm_lab.check.search import History, find_lesson, find_mistake
 
@@ -21,7 +21,7 @@ MATCH = Rule(
     CHAPTER,
 )
 PLACES = Rule(
-    "find compares at most MOST_PLACES occurrences, the most recent first.",
+    "find compares at most MAX_PLACES occurrences, the most recent first.",
     "In a text of one repeated line, the last tokens occurred at thousands of places. A step must "
     "not look at all of them.",
     CHAPTER,
@@ -36,7 +36,7 @@ KEPT = Rule(
     "It was sampled after right tokens alone. All behind it were computed for another text.",
     CHAPTER,
 )
-MOST_SLOWDOWN = 20
+MAX_SLOWDOWN = 20
 """Maximum time of a lookup in a text 64 times as long, relative to the short text."""
 
 
@@ -106,7 +106,7 @@ def _check_lookup(module: ModuleType, case: Case, history: History) -> None:
 
 def _check_many_places(module: ModuleType, history: History) -> None:
     """Check texts whose longest match is just among, and just not among, the places compared."""
-    for between in (MOST_PLACES - 1, MOST_PLACES):
+    for between in (MAX_PLACES - 1, MAX_PLACES):
         text = array("i", [1, 0, *[2, 0] * between, 1, 0])
         index = module.MyIndex(1, 2)
         history.lines = [f"index = MyIndex(1, 2); text = {text.tolist()}; index.extend(text)"]
@@ -114,7 +114,7 @@ def _check_many_places(module: ModuleType, history: History) -> None:
         found = history.call("index.find", lambda _, of=index, text=text: of.find(text), "text")
         expected = _longest_match(text.tolist(), 1, 2)
         if found != expected:
-            raise Broken(PLACES, f"{found}", f"{expected}, with {MOST_PLACES=}")
+            raise Broken(PLACES, f"{found}", f"{expected}, with {MAX_PLACES=}")
 
 
 def _longest_match(tokens: list[int], shortest: int, longest: int) -> int:
@@ -126,7 +126,7 @@ def _longest_match(tokens: list[int], shortest: int, longest: int) -> int:
             length += 1
         if length >= shortest:
             places.append((length, place))
-    return max(places[-MOST_PLACES:])[1] if places else NOWHERE
+    return max(places[-MAX_PLACES:])[1] if places else NOWHERE
 
 
 def _check_kept(module: ModuleType, case: Case, history: History) -> None:
@@ -144,7 +144,7 @@ def _check_kept(module: ModuleType, case: Case, history: History) -> None:
 def _check_time(module: ModuleType, history: History) -> None:
     history.note("lookups in texts of 500 and 32,000 tokens")
     short, long = (_seconds(module, length) for length in (500, 32_000))
-    if long > MOST_SLOWDOWN * short:
+    if long > MAX_SLOWDOWN * short:
         raise Broken(FLAT, f"{long / short:.0f} times as long in the long text", "about as long")
 
 

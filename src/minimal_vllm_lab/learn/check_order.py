@@ -27,7 +27,7 @@ KNOWN_SEEDS = range(3)
 NUM_UNKNOWN = 6
 """Number of simulations with an unknown seed: the tail of a single one is a matter of luck."""
 MIN_GAIN = 0.1
-MOST_STEPS = 5
+MAX_STEPS = 5
 """Number of steps that a scheduler may take for each one that fcfs takes."""
 SHORT, LONG = 200, 20_000
 """Prompts whose order is looked at, in tokens."""
@@ -188,7 +188,7 @@ def race(module: ModuleType, history: History, seed: int | None = None) -> Race:
     seeds = KNOWN_SEEDS if seed is None else range(seed, seed + NUM_UNKNOWN)
     fcfs = [_first_come_first_served(each) for each in seeds]
     mine = [
-        _simulate(module.MyScheduler, each, MOST_STEPS * other.num_steps)
+        _simulate(module.MyScheduler, each, MAX_STEPS * other.num_steps)
         for each, other in zip(seeds, fcfs, strict=True)
     ]
     names = ("first come, first served", module.MyScheduler.__name__)
@@ -256,7 +256,7 @@ def _first_come_first_served(seed: int) -> Referee:
     return _simulate(None, seed)
 
 
-def _simulate(scheduler: type | None, seed: int, most_steps: int = 10**9) -> Referee:
+def _simulate(scheduler: type | None, seed: int, max_steps: int = 10**9) -> Referee:
     """Simulate a scheduler, and return the referee who has watched.
 
     Raises:
@@ -277,7 +277,7 @@ def _simulate(scheduler: type | None, seed: int, most_steps: int = 10**9) -> Ref
         synthetic=SyntheticConfig(**SYNTHETIC),
     )
     design = make_design(config)
-    referee = Referee(list(make_jobs(config)), design.scheduler_config, most_steps)
+    referee = Referee(list(make_jobs(config)), design.scheduler_config, max_steps)
     try:
         simulate(design, config, observers_of=lambda _: [referee])
     except Stopped as stopped:

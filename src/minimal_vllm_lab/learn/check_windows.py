@@ -156,7 +156,7 @@ class _Driver:
             block_size=case.block_size,
             windows=case.windows,
         )
-        num_blocks = self._config.most_blocks_for(48) + 3
+        num_blocks = self._config.max_blocks_for(48) + 3
         self._scheduler = Scheduler(self._config, BlockPool(num_blocks, LRU()))
         self._scheduler.blocks = module.MyBlocks(self._config, self._scheduler.pool)
         self._slots: dict[int, tuple[int, ...]] = {}

@@ -48,7 +48,7 @@ class Referee:
     """All requests; the id of one is its index."""
     limits: SchedulerConfig
     """Limits of the engine, whatever the scheduler makes of them."""
-    most_steps: int
+    max_steps: int
     """Number of steps after which the simulation is stopped."""
     first_token_at: dict[int, float] = field(default_factory=dict)
     """Time of a request's first token in seconds, by its index."""
@@ -92,11 +92,11 @@ class Referee:
                 f"{', '.join(record.admitted)} admitted, {', '.join(record.preempted)} preempted"
             )
             raise Broken(NO_SWAP, names)
-        if self.num_steps > self.most_steps:
+        if self.num_steps > self.max_steps:
             raise Broken(
                 ALL_FINISH,
                 f"{len(self.first_token_at)} of {len(self.jobs)} requests have their first token "
-                f"after {self.most_steps:,} steps, many times as many as first come, first served "
+                f"after {self.max_steps:,} steps, many times as many as first come, first served "
                 f"takes",
             )
 

@@ -36,7 +36,7 @@ class Server:
         self.events, self.status, self.tokens = events, status, tokens
         self.barrier = asyncio.Barrier(together)
         self.bodies, self.keys = [], set()
-        self.running = self.most_running = 0
+        self.running = self.max_running = 0
         self.metrics = ""
 
     async def complete(self, request):
@@ -45,7 +45,7 @@ class Server:
         if self.status != 200:
             return web.json_response({"error": {"message": "no luck"}}, status=self.status)
         self.running += 1
-        self.most_running = max(self.running, self.most_running)
+        self.max_running = max(self.running, self.max_running)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         await self.barrier.wait()
@@ -192,7 +192,7 @@ def test_max_concurrency_limits_the_requests_in_progress(limit, expected):
             return await send_all(client, [REQUEST] * 12, [0.0] * 12, limit)
 
     assert [each.error for each in asyncio.run(run())] == [""] * 12
-    assert server.most_running == expected
+    assert server.max_running == expected
 
 
 def test_requests_are_sent_at_their_times_and_none_waits_for_another():
@@ -208,7 +208,7 @@ def test_requests_are_sent_at_their_times_and_none_waits_for_another():
 
     starts = asyncio.run(run())
     assert all(start >= at - 0.01 for start, at in zip(starts, times, strict=True))
-    assert server.most_running == 3
+    assert server.max_running == 3
 
 
 def test_a_server_without_models_is_an_error_that_says_what_to_do():

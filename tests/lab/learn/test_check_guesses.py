@@ -29,7 +29,7 @@ WRONG_INDICES = [
 WRONG_LOOKUPS = [
     (LENGTH, "if best == NOWHERE:"),
     (LENGTH, "if length >= longest:"),
-    ("range(MOST_PLACES)", "range(1)"),
+    ("range(MAX_PLACES)", "range(1)"),
     ("return best", "return place"),
     ("return best", "return best - self._shortest"),
     ("return best", "return tokens[best]"),
@@ -40,9 +40,9 @@ WRONG_LOOKUPS = [
     ("best, longest = place, length", "best = place"),
 ]
 WRONG_LIMITS = [
-    ("range(MOST_PLACES)", "range(MOST_PLACES - 1)"),
-    ("range(MOST_PLACES)", "range(MOST_PLACES + 1)"),
-    ("range(MOST_PLACES)", "range(len(tokens))"),
+    ("range(MAX_PLACES)", "range(MAX_PLACES - 1)"),
+    ("range(MAX_PLACES)", "range(MAX_PLACES + 1)"),
+    ("range(MAX_PLACES)", "range(len(tokens))"),
 ]
 SLOW = [
     ("        first = len(earlier)", "        latest.clear(); del earlier[:]; first = 0"),

@@ -304,7 +304,7 @@ def test_a_wrong_scheduler_is_found(name):
 
 def test_a_scheduler_that_takes_too_many_steps_is_stopped():
     with pytest.raises(Broken) as caught:
-        rules._simulate(None, 0, most_steps=50)
+        rules._simulate(None, 0, max_steps=50)
     assert caught.value.rule is referee.ALL_FINISH
     assert "of 600 requests have their first token after 50 steps" in caught.value.found
 

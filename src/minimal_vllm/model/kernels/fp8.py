@@ -31,9 +31,9 @@ from minimal_vllm.model.kernels.matvec import Scales
 BLOCK = 128
 """Columns of the inputs that share a scale, if the weights have scales per block."""
 LARGEST = 448.0
-MOST_UNSCALED = 512
+MAX_UNSCALED = 512
 """Maximum number of tokens whose product is scaled by a kernel of its own."""
-LEAST_ROWS = 17
+MIN_ROWS = 17
 """Minimum number of rows of the inputs; those after the tokens are not initialized. The library's
 products of fewer rows are slower."""
 ALIGNED = 4
@@ -43,19 +43,19 @@ BLOCK_OF_SCALES = 1024
 """Columns per program of the kernel that multiplies by scales."""
 
 
-def quantize_inputs(x: Tensor, group: int, least_rows: int = 0) -> tuple[Tensor, Tensor]:
+def quantize_inputs(x: Tensor, group: int, min_rows: int = 0) -> tuple[Tensor, Tensor]:
     """Round each token's numbers to FP8, with one scale per group of columns.
 
     Args:
         x: ``[T, in]``, contiguous.
         group: number of columns per group; the whole row, or a power of two.
-        least_rows: minimum number of rows to return; those after the tokens are not initialized.
+        min_rows: minimum number of rows to return; those after the tokens are not initialized.
 
     Returns:
         As many rows of e4m3, ``[rows, in]``, and of scales, ``[rows, ceil(in / group)]`` float32.
     """
     tokens, in_size = x.shape
-    rows = max(tokens, least_rows)
+    rows = max(tokens, min_rows)
     out = x.new_empty(rows, in_size, dtype=torch.float8_e4m3fn)
     groups = triton.cdiv(in_size, group)
     scales = torch.empty(rows, groups, device=x.device)
@@ -88,7 +88,7 @@ def fp8_row_product(
     Returns:
         ``[T, out]``, or ``[T, out / 2]`` if gated.
     """
-    if activation is not None or len(x) <= MOST_UNSCALED:
+    if activation is not None or len(x) <= MAX_UNSCALED:
         return _scaled_later(x, weight, scales, bias, activation)
     inputs, input_scales = quantize_inputs(x, x.shape[1])
     product = torch._scaled_mm(
@@ -105,7 +105,7 @@ def _scaled_later(
     x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None, activation: str | None
 ) -> Tensor:
     """Compute what ``fp8_row_product`` does, with the scales in a second kernel."""
-    inputs, input_scales = quantize_inputs(x, x.shape[1], LEAST_ROWS)
+    inputs, input_scales = quantize_inputs(x, x.shape[1], MIN_ROWS)
     one = _one(x.device)
     product = torch._scaled_mm(inputs, weight.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
     size = len(weight) if activation is None else len(weight) // 2

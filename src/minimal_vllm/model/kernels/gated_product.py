@@ -29,7 +29,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from minimal_vllm.device.properties import is_hopper, num_sms
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
-LEAST_TOKENS = 4096
+MIN_TOKENS = 4096
 """Minimum number of tokens: with fewer there are too few tiles for programs that take several."""
 ROWS, COLUMNS, DEPTH = 128, 128, 64
 """Tile size in tokens and in columns of the output; and terms of the sum added per iteration."""
@@ -43,7 +43,7 @@ def can_use_gated_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> boo
     The kernel is written for Hopper. Blackwell has other instructions for it and was not tested.
     """
     return (
-        len(x) >= LEAST_TOKENS
+        len(x) >= MIN_TOKENS
         and bias is None
         and x.itemsize == 2
         and weight.shape[0] % (2 * COLUMNS) == 0

@@ -26,13 +26,13 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.device.properties import num_sms
 
-MOST_COLUMNS = 2048
+MAX_COLUMNS = 2048
 """Maximum number of columns of the output: with more, the library's kernels are better."""
 TILE = 64
 """Tile size in columns of the output, and in tokens if there are more than 16."""
 DEPTH = 128
 """Terms of the sum that a program adds per iteration."""
-MOST_PARTS = 8
+MAX_PARTS = 8
 
 
 def can_use_split(x: Tensor, weight: Tensor) -> bool:
@@ -42,7 +42,7 @@ def can_use_split(x: Tensor, weight: Tensor) -> bool:
     """
     columns, depth = weight.shape
     sms = num_sms(x.device)
-    fits = columns % TILE == 0 and depth % DEPTH == 0 and columns <= MOST_COLUMNS
+    fits = columns % TILE == 0 and depth % DEPTH == 0 and columns <= MAX_COLUMNS
     num_tiles = _num_tiles(len(x), columns)
     num_programs = num_tiles * _num_parts(num_tiles, depth, sms)
     return fits and 2 * num_tiles <= sms <= 2 * num_programs
@@ -91,7 +91,7 @@ def _num_tiles(tokens: int, columns: int) -> int:
 
 def _num_parts(num_tiles: int, depth: int, sms: int) -> int:
     """Return the number of parts: a power of two that gives at most one program per SM."""
-    parts = MOST_PARTS
+    parts = MAX_PARTS
     while parts > 1 and (parts * num_tiles > sms or depth % (parts * DEPTH)):
         parts //= 2
     return parts

@@ -36,7 +36,7 @@ CHUNK = 4096
 """Tokens of the vocabulary per program."""
 GROUP = 128
 """Tokens per group."""
-MOST_TOP = 256
+MAX_TOP = 256
 """Maximum number of top tokens of a row that are found one after the other. More are sorted."""
 
 NOTHING = tl.constexpr(-(2**63))
@@ -52,7 +52,7 @@ def find_logprobs(logits: Tensor, tokens: Tensor, asked: AskedLogprobs) -> Tenso
         asked: what the rows ask for, at least one of them.
     """
     vocab_size = logits.shape[1]
-    if asked.most_top > MOST_TOP or vocab_size > MOST_TOKENS:
+    if asked.max_top > MAX_TOP or vocab_size > MOST_TOKENS:
         return plain.find_logprobs(logits, tokens, asked)
     count, device = len(asked.rows), logits.device
     chunks, options = triton.cdiv(vocab_size, CHUNK), launch_options(logits)
@@ -60,22 +60,22 @@ def find_logprobs(logits: Tensor, tokens: Tensor, asked: AskedLogprobs) -> Tenso
     peaks = torch.empty(count, chunks, device=device)
     sums = torch.empty_like(peaks)
     best = torch.empty(count, groups, dtype=torch.int64, device=device)
-    ahead = torch.empty(count, 1 + asked.most_named, chunks, dtype=torch.int32, device=device)
+    ahead = torch.empty(count, 1 + asked.max_named, chunks, dtype=torch.int32, device=device)
     found = torch.empty(count, 3, asked.width, dtype=torch.int32, device=device)
     _scan_kernel[(count, chunks)](
         logits, tokens, asked.numbers, peaks, sums, best, ahead,
-        vocab_size, chunks, asked.most_named, CHUNK=CHUNK, GROUP=GROUP, **options,
+        vocab_size, chunks, asked.max_named, CHUNK=CHUNK, GROUP=GROUP, **options,
     )  # fmt: skip
     _find_kernel[(count,)](
         logits, tokens, asked.numbers, peaks, sums, best, ahead, found,
-        vocab_size, chunks, groups, asked.most_named, asked.width,
+        vocab_size, chunks, groups, asked.max_named, asked.width,
         CHUNKS=triton.next_power_of_2(chunks), GROUPS=triton.next_power_of_2(groups), GROUP=GROUP,
         num_warps=8, **options,
     )  # fmt: skip
     return found
 
 
-@triton.jit(do_not_specialize=["most_named"], do_not_specialize_on_alignment=["tokens", "asked"])
+@triton.jit(do_not_specialize=["max_named"], do_not_specialize_on_alignment=["tokens", "asked"])
 def _scan_kernel(
     logits,
     tokens,
@@ -86,15 +86,15 @@ def _scan_kernel(
     ahead,
     vocab_size,
     chunks,
-    most_named,
+    max_named,
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     wait_for_previous(EARLY)
     place, chunk = tl.program_id(0), tl.program_id(1)
-    asks = asked + place * (2 + most_named)
-    row, num_named = _row_and_named(asks, most_named)
+    asks = asked + place * (2 + max_named)
+    row, num_named = _row_and_named(asks, max_named)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     values = load_logits(logits, row, token, vocab_size)
     peak = tl.max(values)
@@ -110,12 +110,12 @@ def _scan_kernel(
     for index in range(1 + num_named):
         value = _logit(logits, row, _named(tokens, asks, row, index), vocab_size)
         is_ahead = (values >= value) & (token < vocab_size)
-        place_and_index = place * (1 + most_named) + index
+        place_and_index = place * (1 + max_named) + index
         tl.store(ahead + place_and_index * chunks + chunk, tl.sum(is_ahead.to(tl.int32)))
 
 
 @triton.jit(
-    do_not_specialize=["most_named", "width"], do_not_specialize_on_alignment=["tokens", "asked"]
+    do_not_specialize=["max_named", "width"], do_not_specialize_on_alignment=["tokens", "asked"]
 )
 def _find_kernel(
     logits,
@@ -129,7 +129,7 @@ def _find_kernel(
     vocab_size,
     chunks,
     groups,
-    most_named,
+    max_named,
     width,
     CHUNKS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -138,8 +138,8 @@ def _find_kernel(
 ):
     wait_for_previous(EARLY)
     place = tl.program_id(0)
-    asks = asked + place * (2 + most_named)
-    row, num_named = _row_and_named(asks, most_named)
+    asks = asked + place * (2 + max_named)
+    row, num_named = _row_and_named(asks, max_named)
     ids = found + place * 3 * width
     chunk_peaks = load_chunks(peaks, place, chunks, -float("inf"), CHUNKS)
     peak = tl.max(chunk_peaks)
@@ -149,7 +149,7 @@ def _find_kernel(
     for index in range(1 + num_named):
         token = _named(tokens, asks, row, index)
         logprob = _logit(logits, row, token, vocab_size) - peak - log_total
-        in_chunks = load_chunks(ahead, place * (1 + most_named) + index, chunks, 0, CHUNKS)
+        in_chunks = load_chunks(ahead, place * (1 + max_named) + index, chunks, 0, CHUNKS)
         _store(ids + index, width, token, logprob, tl.sum(in_chunks))
 
     group = tl.arange(0, GROUPS)
@@ -166,9 +166,9 @@ def _find_kernel(
 
 
 @triton.jit
-def _row_and_named(asks, most_named):
+def _row_and_named(asks, max_named):
     """Return the row that asks, and how many tokens it names; none if it asks for top tokens."""
-    return tl.load(asks), tl.where(tl.load(asks + 1) > 0, 0, most_named)
+    return tl.load(asks), tl.where(tl.load(asks + 1) > 0, 0, max_named)
 
 
 @triton.jit

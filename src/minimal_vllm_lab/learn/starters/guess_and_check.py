@@ -24,7 +24,7 @@ What you have, in ``self``:
     _match_length(tokens, place)   how many tokens before ``place`` are those at the end
 
 What to write: ``MyIndex.extend``, ``MyIndex.find`` and ``count_kept``. ``NOWHERE`` means: no match.
-An n-gram at the very end has no next token yet, so it does not count. Of at most ``MOST_PLACES``
+An n-gram at the very end has no next token yet, so it does not count. Of at most ``MAX_PLACES``
 occurrences, the most recent first, take the one with the longest match.
 
 How it is checked: growing texts of few different tokens, compared with a search of the whole text;
@@ -37,9 +37,9 @@ with places where no token could be sampled.
 from array import array
 from collections.abc import Sequence
 
-from minimal_vllm.speculation.ngram import MOST_PLACES, NOWHERE, NgramIndex
+from minimal_vllm.speculation.ngram import MAX_PLACES, NOWHERE, NgramIndex
 
-__all__ = ["MOST_PLACES", "NOWHERE"]
+__all__ = ["MAX_PLACES", "NOWHERE"]
 
 
 class MyIndex(NgramIndex):
