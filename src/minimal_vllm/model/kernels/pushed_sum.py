@@ -40,7 +40,7 @@ CPU's. Thousands of threads that read the CPU's memory together wait for millise
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
-    """Whether a rank is gone, so that nobody must wait: two numbers, 1 or 0."""
+    """Two flags, 0 or 1, which tell waiting programs that a rank is gone."""
 
     places: tuple[Tensor, Tensor]
     """``[1]`` int32 each: in the GPU's memory, and in memory of the CPU that the GPU can read."""
