@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from minimal_vllm.text.chat_template import load_chat_template
 from minimal_vllm.text.tokenizer import Tokenizer
 from tests.text.tiny_tokenizers import FORMATS, llama2, qwen
 
@@ -198,3 +199,23 @@ def test_the_text_room_starts_without_torch_and_transformers():
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "key", ["eos_token", "added_tokens_decoder", "extra_special_tokens", "chat_template"]
+)
+def test_a_wrong_value_in_the_configuration_is_refused_in_one_line(tmp_path, key):
+    folder = qwen(tmp_path)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    refused = 0
+    for wrong in (5, True, [5], [[]], {"a": 5}, {"5": 5}, {"5": {}}, [{"name": "a"}]):
+        path.write_text(json.dumps({**config, key: wrong}))
+        try:
+            load_chat_template(Tokenizer(folder))
+            complaint = ""
+        except ValueError as error:
+            complaint = str(error)
+        assert "\n" not in complaint
+        refused += bool(complaint)
+    assert refused

@@ -152,8 +152,15 @@ def _sources(tokenizer: Tokenizer) -> str | dict[str, str]:
     if sources is None:
         sources = read_json(folder / "chat_template.json").get("chat_template", "")
     if isinstance(sources, list):
-        return {entry["name"]: entry["template"] for entry in sources}
+        return dict(map(_named_source, sources))
     return str(sources)
+
+
+def _named_source(entry: object) -> tuple[str, str]:
+    match entry:
+        case {"name": str(name), "template": str(source)}:
+            return name, source
+    raise ValueError(f"chat_template must list objects with a name and a template, not {entry!r}")
 
 
 def _given_source(given: str) -> str:

@@ -192,21 +192,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _content(token: str | dict[str, Any]) -> str:
+def _content(token: object) -> str:
     """Return the text of a token that a file stores as a string or as an object with fields."""
-    return token if isinstance(token, str) else str(token["content"])
+    match token:
+        case str(content) | {"content": str(content)}:
+            return content
+    raise ValueError(
+        f"tokenizer_config.json: a token must be a text, or an object with its content, not "
+        f"{token!r}"
+    )
 
 
 def _add_configured_tokens(backend: Backend, config: dict[str, Any], named: list[str]) -> None:
     """Add tokens that only the configuration lists or marks as special, as transformers does."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     backend.add_tokens(
-        [AddedToken(**token) for _, token in listed if token["content"] not in known]
+        [AddedToken(**token) for token in _listed_tokens(config) if _content(token) not in known]
     )
 
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else extra
+    if not isinstance(extra, list):
+        raise ValueError(
+            f"tokenizer_config.json: extra_special_tokens must be a list or object, not {extra!r}"
+        )
     special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
     backend.add_special_tokens(
         [
@@ -215,6 +224,19 @@ def _add_configured_tokens(backend: Backend, config: dict[str, Any], named: list
             if token not in special
         ]
     )
+
+
+def _listed_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tokens in ``added_tokens_decoder``, in the order of their ids."""
+    tokens = config.get("added_tokens_decoder") or {}
+    if not isinstance(tokens, dict) or not all(
+        token_id.isdecimal() and isinstance(token, dict) for token_id, token in tokens.items()
+    ):
+        raise ValueError(
+            f"tokenizer_config.json: added_tokens_decoder must map token ids to objects, not "
+            f"{tokens!r}"
+        )
+    return [tokens[token_id] for token_id in sorted(tokens, key=int)]
 
 
 def _heed_configured_ends(
