@@ -353,7 +353,7 @@ def _check(config: ModelConfig, *, head_dim_given: bool) -> None:
 
 def _check_quantization(config: ModelConfig) -> None:
     is_mxfp4 = config.quantization and isinstance(config.quantization.format, Mxfp4)
-    if is_mxfp4 and not (config.experts and config.experts.takes_turns):
+    if is_mxfp4 and not (config.experts and config.experts.interleaved):
         raise ValueError(
             "config.json: quantization_config: quant_method = 'mxfp4' is supported only for the "
             f"experts of GptOssForCausalLM, not for {config.architecture}"

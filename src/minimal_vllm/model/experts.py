@@ -112,7 +112,7 @@ class Experts(nn.Module, ABC):
             None if bias is None else bias[index] for bias in (self.gate_up_bias, self.down_bias)
         )
         product = linear(x, gate_up, gate_up_bias)
-        if self.config.takes_turns:
+        if self.config.interleaved:
             gate, up = product[:, ::2], product[:, 1::2]
         else:
             gate, up = product.chunk(2, dim=-1)
@@ -144,7 +144,7 @@ class DenseExperts(Experts):
 
     def stored_matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Yield names and destinations; see ``Experts.stored_matrices``."""
-        if self.config.takes_turns:
+        if self.config.interleaved:
             yield "experts.gate_up_proj", self.gate_up.transpose(1, 2)
             yield "experts.down_proj", self.down.transpose(1, 2)
             return

@@ -21,8 +21,8 @@ class ExpertsConfig:
     """Intermediate size of one expert."""
     normalized: bool
     """Whether the weights of a token's experts are scaled to sum to 1."""
-    takes_turns: bool = False
-    """Whether rows of gate and up take turns; see ``ExpertRules``. False: gate, then up."""
+    interleaved: bool = False
+    """Whether rows of gate and up alternate; see ``ExpertRules``. False: gate, then up."""
     biased: bool = False
     """Whether the router and the experts have biases."""
     gate: ClampedGate | None = None
@@ -77,7 +77,7 @@ def read_experts(raw: Mapping[str, Any], rules: ExpertRules) -> ExpertsConfig:
         per_token=per_token,
         inner_size=integer(raw, rules.inner_size),
         normalized=rules.normalize == "always" or flag(raw, "norm_topk_prob"),
-        takes_turns=rules.takes_turns,
+        interleaved=rules.interleaved,
         biased=rules.biased,
         gate=gate,
     )

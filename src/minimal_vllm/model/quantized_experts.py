@@ -31,7 +31,7 @@ def experts_format(model: ModelConfig) -> WeightFormat | None:
         )
     if not all(covered.values()):
         return None
-    if model.experts.takes_turns:
+    if model.experts.interleaved:
         raise ValueError(
             f"the experts of {model.architecture} can be quantized only in MXFP4, as gpt-oss is "
             "published: load the checkpoint as it is"

@@ -38,9 +38,9 @@ class ExpertRules:
     """Whether a token's weights are scaled to sum to 1: as ``norm_topk_prob`` says, or always."""
     has_dense_layers: bool = False
     """Whether ``decoder_sparse_step`` and ``mlp_only_layers`` may give some layers an MLP."""
-    takes_turns: bool = False
+    interleaved: bool = False
     """Whether a checkpoint has one tensor ``gate_up_proj`` of all experts, in which rows of gate
-    and up take turns, and one ``down_proj``. False: it has three tensors for each expert."""
+    and up alternate, and one ``down_proj``. False: it has three tensors for each expert."""
     biased: bool = False
     """Whether the router and the experts have biases."""
     clamped: bool = False
@@ -297,7 +297,7 @@ FAMILIES = {
         exact_norms=True,
         sliding="but every nth",
         full_every=2,
-        experts=ExpertRules("intermediate_size", takes_turns=True, biased=True, clamped=True),
+        experts=ExpertRules("intermediate_size", interleaved=True, biased=True, clamped=True),
         tensor_names={".mlp.gate.": ".mlp.router."},
         options=frozenset({"swiglu_alpha", "swiglu_limit"}),
         defaults={

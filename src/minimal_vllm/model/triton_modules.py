@@ -248,7 +248,7 @@ class TritonExperts(KernelExperts, DenseExperts):
 
     def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
         """Return the matrices; see ``KernelExperts.matrices_of_kernels``."""
-        gate_up = Matrices(self.gate_up, self.gate_up_bias, self.config.takes_turns)
+        gate_up = Matrices(self.gate_up, self.gate_up_bias, self.config.interleaved)
         return gate_up, Matrices(self.down, self.down_bias)
 
 

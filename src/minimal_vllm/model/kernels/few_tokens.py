@@ -56,7 +56,7 @@ def gated_products_of_pairs(
     weight, eps = norm or (x, 0.0)
     _gate_up_kernel[(triton.cdiv(inner, ROWS), tokens * per_token)](
         x, weight, eps, experts, out, **gate_up.options(), **gate_up.scale_options(),
-        TURNS=gate_up.takes_turns, INNER=inner, IN=in_size, PER_TOKEN=per_token,
+        INTERLEAVED=gate_up.interleaved, INNER=inner, IN=in_size, PER_TOKEN=per_token,
         ROWS=ROWS, COLUMNS=_columns(in_size), NORM=norm is not None, **gate_options(gate),
         num_warps=WARPS, **launch_options(x),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def _gate_up_kernel(
     SCALES: tl.constexpr,
     SCALE_ROWS: tl.constexpr,
     SCALE_COLUMNS: tl.constexpr,
-    TURNS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     INNER: tl.constexpr,
     IN: tl.constexpr,
     PER_TOKEN: tl.constexpr,
@@ -121,8 +121,8 @@ def _gate_up_kernel(
     pair = tl.program_id(1)
     wait_for_previous(EARLY)
     first = tl.load(experts + pair).to(tl.int64) * (2 * INNER)
-    gate_row = 2 * row if TURNS else row
-    up_row = gate_row + (1 if TURNS else INNER)
+    gate_row = 2 * row if INTERLEAVED else row
+    up_row = gate_row + (1 if INTERLEAVED else INNER)
     is_row = row < INNER
     squares = tl.zeros([COLUMNS], tl.float32)
     gate = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -136,7 +136,7 @@ def _gate_up_kernel(
         if NORM:
             squares += wide * wide
             wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
-        own = first + tl.program_id(0) * ROWS  # matrices with scales don't take turns
+        own = first + tl.program_id(0) * ROWS  # matrices with scales aren't interleaved
         gate += some_gates.to(tl.float32) * scaled(
             wide, scales, own, column, IN, SCALES, SCALE_ROWS, SCALE_COLUMNS
         )

@@ -134,7 +134,7 @@ def _launch(
         out,
         tokens,
         **matrices.options(),
-        TURNS=matrices.takes_turns,
+        INTERLEAVED=matrices.interleaved,
         COUNT=count,
         COUNTS=triton.next_power_of_2(count),
         PER_TOKEN=per_token,
@@ -163,7 +163,7 @@ def _grouped_kernel(
     matrices,
     bias,
     BIAS: tl.constexpr,
-    TURNS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     COUNT: tl.constexpr,
     COUNTS: tl.constexpr,
     PER_TOKEN: tl.constexpr,
@@ -196,8 +196,8 @@ def _grouped_kernel(
     x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
     HEIGHT: tl.constexpr = 2 * OUT if GATED else OUT
     first_row = expert.to(tl.int64) * HEIGHT
-    rows = 2 * safe_column if TURNS else safe_column
-    UP: tl.constexpr = 1 if TURNS else OUT  # rows from gate to up
+    rows = 2 * safe_column if INTERLEAVED else safe_column
+    UP: tl.constexpr = 1 if INTERLEAVED else OUT  # rows from gate to up
     pointers = matrices + first_row * IN + rows[None, :] * IN + inner[:, None]  # transposed
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     ups = tl.zeros([ROWS, COLUMNS], tl.float32)

@@ -19,8 +19,8 @@ class Matrices:
     """``[E, out, in]``, contiguous."""
     bias: Tensor | None
     """``[E, out]``, contiguous, or None."""
-    takes_turns: bool = False
-    """Whether rows of gate and up take turns, if these are their matrices. False: gate, then up."""
+    interleaved: bool = False
+    """Whether rows of gate and up alternate, if these are their matrices. False: gate, then up."""
     scales: Scales | None = None
     """Scales of all experts' rows, one expert after the other, if the matrices are in FP8."""
 
