@@ -95,7 +95,7 @@ class Score:
     vllm_seconds: float | None
     """vLLM's time; None if it was not measured."""
     vllm_floor: float | None
-    """Floor on the GPU that vLLM ran on."""
+    """Floor on the GPU that vLLM ran on; None if vLLM was not measured."""
     median_ttft: float
     p99_ttft: float
 
@@ -301,6 +301,7 @@ def measure(
     print(f"{name}: {seconds:.3f} s", flush=True)
     at_once = not any(arrivals)
     has_floor = at_once and llm.config.tensor_parallel_size == 1
+    theirs = vllm_seconds().get((model, name)) if logprobs is None else None
     return Score(
         name,
         first_seconds,
@@ -308,8 +309,8 @@ def measure(
         floor_seconds(str(shape), requests, this_gpu(), kv_cache_dtype=kv_cache_dtype)
         if has_floor
         else None,
-        vllm_seconds().get((model, name)) if logprobs is None else None,
-        floor_seconds(model, requests, VLLM_RAN_ON) if at_once and logprobs is None else None,
+        theirs,
+        floor_seconds(model, requests, VLLM_RAN_ON) if at_once and theirs else None,
         *np.percentile(ttfts, [50, 99]).tolist(),
     )
 

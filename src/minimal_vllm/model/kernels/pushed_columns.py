@@ -43,9 +43,9 @@ def pushed_columns(
     """
     programs, ranks = len(exchanges), len(slots)
     _pushed_columns_kernel[(programs,)](
-        part, out, slots, flags, exchanges, farewell.places, len(part), part.shape[1],
-        out.shape[1], SLOT=len(slots[0]) // (ranks - 1), RANK=rank, RANKS=ranks, PROGRAMS=programs,
-        BLOCK=BLOCK, num_warps=8, **launch_options(part),
+        part, out, slots, flags, exchanges, farewell.places, len(part),
+        SIZE=part.shape[1], WIDTH=out.shape[1], SLOT=len(slots[0]) // (ranks - 1), RANK=rank,
+        RANKS=ranks, PROGRAMS=programs, BLOCK=BLOCK, num_warps=8, **launch_options(part),
     )  # fmt: skip
     return out
 
@@ -59,8 +59,8 @@ def _pushed_columns_kernel(
     exchanges,
     farewell,
     rows,
-    size,
-    width,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     SLOT: tl.constexpr,
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
@@ -68,31 +68,31 @@ def _pushed_columns_kernel(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
+    BLOCKS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
-    blocks = tl.cdiv(size, BLOCK)
     wait_for_previous(EARLY)
     number = tl.load(exchanges + program)
     meet(flags, program, number + 1, farewell, RANK, RANKS, PROGRAMS)
-    for block in range(program, rows * blocks, PROGRAMS):
-        row = block // blocks
-        column = block % blocks * BLOCK + tl.arange(0, BLOCK)
-        exists = (column < size) & (RANK * size + column < width)
-        place = row * size + column
+    for block in range(program, rows * BLOCKS, PROGRAMS):
+        row = block // BLOCKS
+        column = block % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+        exists = (column < SIZE) & (RANK * SIZE + column < WIDTH)
+        place = row * SIZE + column
         numbers = tl.load(part + place, mask=exists)
-        tl.store(out + row * width + RANK * size + column, numbers, mask=exists)
+        tl.store(out + row * WIDTH + RANK * SIZE + column, numbers, mask=exists)
         for other in tl.static_range(RANKS):
             if other != RANK:
                 tl.store(slot_of(slots, other, RANK, SLOT) + place, numbers, mask=exists)
     meet(flags, program, number + 2, farewell, RANK, RANKS, PROGRAMS)
-    for block in range(program, rows * blocks, PROGRAMS):
-        row = block // blocks
-        column = block % blocks * BLOCK + tl.arange(0, BLOCK)
+    for block in range(program, rows * BLOCKS, PROGRAMS):
+        row = block // BLOCKS
+        column = block % BLOCKS * BLOCK + tl.arange(0, BLOCK)
         for other in tl.static_range(RANKS):
             if other != RANK:
-                exists = (column < size) & (other * size + column < width)
-                sent = slot_of(slots, RANK, other, SLOT) + row * size + column
+                exists = (column < SIZE) & (other * SIZE + column < WIDTH)
+                sent = slot_of(slots, RANK, other, SLOT) + row * SIZE + column
                 # from the L2 cache, into which the others write
                 numbers = tl.load(sent, mask=exists, cache_modifier=".cg")
-                tl.store(out + row * width + other * size + column, numbers, mask=exists)
+                tl.store(out + row * WIDTH + other * SIZE + column, numbers, mask=exists)
     tl.debug_barrier()  # all threads have read the number
     tl.store(exchanges + program, number + 2)
