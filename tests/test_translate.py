@@ -23,8 +23,8 @@ TESTS = [
 ]
 SOME = (
     "softcap or shared_beginning or (biases_clamp and not (sizes2 or sizes3)) or guesses_have or "
-    "few_tokens_as_if or what_the_gpu_keeps or experts_in_fp8 or times_fp8 or 4_bits or "
-    "few_tokens_times or last_rank or several_chunks_agree"
+    "few_tokens_as_if or like_three or what_the_gpu_keeps or experts_in_fp8 or times_fp8 or "
+    "4_bits or few_tokens_times or last_rank or several_chunks_agree"
 )
 """Tests of each of the kernels of attention, experts, guesses, sums and log-probabilities, with all
 options."""
@@ -49,7 +49,7 @@ def test_triton_translates_each_kernel_of_attention_experts_and_guesses_for_a_gp
             "_int4_product_kernel",
             "_int4_dequantize_kernel",
         ),
-        *("_pair_gate_up_kernel", "_pair_down_kernel"),
+        *("_choose_kernel", "_pair_gate_up_kernel", "_pair_down_kernel"),
         *("_tagged_sum_kernel", "_flagged_sum_kernel"),
         *("_whole_norm_kernel", "_divided_norm_kernel", "_pushed_columns_kernel"),
         *("_scan_kernel", "_find_kernel"),

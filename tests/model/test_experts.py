@@ -11,6 +11,7 @@ from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.experts import choose_experts
+from minimal_vllm.model.kernels.choose import add_norm_and_choose
 from minimal_vllm.model.kernels.mxfp4 import weighted_fragment_product
 from minimal_vllm.model.kernels.route import route_and_list
 from minimal_vllm.model.layers import PLAIN_MODULES, MoE
@@ -213,6 +214,28 @@ def test_the_kernel_chooses_the_experts_that_the_plain_router_chooses(count, nor
         members = lists.members[expert, : lists.counts[expert]].tolist()
         chosen = (expected_experts.flatten() == expert).nonzero().flatten().tolist()
         assert sorted(members) == chosen
+
+
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize(
+    ("count", "hidden", "normalized"), [(5, 40, True), (32, 2880, True), (128, 2048, False)]
+)
+def test_one_kernel_adds_normalizes_and_chooses_like_three(count, hidden, normalized, added):
+    residual, x = numbers(1, hidden), 2 * numbers(1, hidden) if added else None
+    weight, router, bias = numbers(hidden), numbers(count, hidden) / 30, numbers(count)
+    counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    expected = residual if x is None else residual + x
+    norm = torch.nn.functional.rms_norm(expected, (hidden,), weight, 1e-6)
+    chosen = choose_experts(norm @ router.T + bias, 4, normalized)
+    for _ in range(2):  # the counter is ready again after the first time
+        total = residual if x is None else torch.empty_like(residual)
+        normed, experts, weights = add_norm_and_choose(
+            residual, x, total, (weight, 1e-6), (router, bias), 4, counter, normalized=normalized
+        )
+        assert torch.equal(total, expected)
+        torch.testing.assert_close(normed, norm)
+        assert torch.equal(experts.long(), chosen[0])
+        torch.testing.assert_close(weights, chosen[1])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

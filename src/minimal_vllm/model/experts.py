@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from minimal_vllm.model.activation import apply_gate
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import Operand, computed
-from minimal_vllm.model.linear import parameter
+from minimal_vllm.model.linear import Linear, parameter
 from minimal_vllm.model.stored_tensor import Destination
 
 
@@ -92,16 +92,17 @@ class Experts(nn.Module, ABC):
     def stored_matrices(self) -> Iterator[tuple[str, Tensor | Destination]]:
         """Yield the name and the destination of each tensor that a checkpoint has for matrices."""
 
-    def forward(self, x: Operand, logits: Tensor) -> Operand:
+    def forward(self, x: Operand, router: Linear) -> Operand:
         """Compute each token by the experts that the router prefers.
 
         Args:
             x: ``[T, hidden]``.
-            logits: ``[T, E]``: the router's logits.
+            router: projection to a logit per expert.
 
         Returns:
             ``[T, hidden]``: the weighted sum of the experts' results.
         """
+        logits = router.forward(x)
         experts, weights = choose_experts(logits, self.config.per_token, self.config.normalized)
         return mix_experts(computed(x), experts, weights, self.compute_expert)
 

@@ -58,7 +58,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Operand) -> Operand:
         """Return the weighted sum of each token's experts; input and output are ``[T, hidden]``."""
-        return self.experts.forward(x, self.router.forward(x))
+        return self.experts.forward(x, self.router)
 
 
 def feed_forward(config: ModelConfig, layer: LayerConfig, modules: "Modules") -> MLP | MoE:

@@ -219,21 +219,24 @@ class KernelExperts(Experts):
     def matrices_of_kernels(self) -> tuple[Matrices, Matrices]:
         """Return the matrices of gate and up, and those of down, with their biases."""
 
-    def forward(self, x: Operand, logits: Tensor) -> Operand:
+    def forward(self, x: Operand, router: Linear) -> Operand:
         """Compute each token by its experts; see ``Experts.forward``."""
-        if len(logits) > MOST_TOKENS:
-            return self._grouped(computed(x), logits)
-        return self.pair_by_pair(x, logits)
+        if not isinstance(x, Normed):
+            x = computed(x)
+            if len(x) > MOST_TOKENS:
+                return self._grouped(x, router)
+        return self.pair_by_pair(x, router)
 
-    def _grouped(self, x: Tensor, logits: Tensor) -> PartialSums:
-        per_token = self.config.per_token
+    def _grouped(self, x: Tensor, router: Linear) -> PartialSums:
+        per_token, logits = self.config.per_token, router.forward(x)
         gate_up, down = self.matrices_of_kernels()
         _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
         inner = gated_grouped_product(x, lists, per_token, gate_up, self.gate)
         return PartialSums(weighted_grouped_product(inner, weights, lists, down), x.dtype)
 
-    def pair_by_pair(self, x: Operand, logits: Tensor) -> Tensor:
+    def pair_by_pair(self, x: Operand, router: Linear) -> Tensor:
         """Compute a few tokens; see ``Experts.forward``."""
+        logits = router.forward(x)
         experts, weights = route(logits, self.config.per_token, normalized=self.config.normalized)
         gate_up, down = self.matrices_of_kernels()
         norm = None

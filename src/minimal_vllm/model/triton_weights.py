@@ -4,10 +4,12 @@ Each computes what its base class computes. Products of several tokens with FP8 
 the tokens' numbers to FP8.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from minimal_vllm.model.deferred import Operand, computed
+from minimal_vllm.model.kernels.choose import add_norm_and_choose
 from minimal_vllm.model.kernels.few_tokens import MOST_TOKENS
 from minimal_vllm.model.kernels.few_tokens_mxfp4 import (
     MOST_PAIRS,
@@ -27,14 +29,14 @@ from minimal_vllm.model.kernels.int4_product import int4_dequantize, int4_produc
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.mxfp4 import gated_fragment_product, weighted_fragment_product
-from minimal_vllm.model.kernels.norm import add_norm
 from minimal_vllm.model.kernels.route import route, route_and_list
+from minimal_vllm.model.linear import Linear
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.experts import QuantizedExperts
 from minimal_vllm.model.quantization.fp8 import Fp8Weight
 from minimal_vllm.model.quantization.int4 import Int4Weight
 from minimal_vllm.model.quantization.mxfp4 import Mxfp4Experts
-from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices
+from minimal_vllm.model.quantization.mxfp4_fragments import FragmentMatrices, Fragments
 from minimal_vllm.model.supported import Activation
 from minimal_vllm.model.triton_modules import KernelExperts, Normed, PartialSums
 
@@ -114,15 +116,15 @@ class TritonFp8Experts(KernelExperts, QuantizedExperts):
         )
         return gate_up, down
 
-    def forward(self, x: Operand, logits: Tensor) -> Operand:
+    def forward(self, x: Operand, router: Linear) -> Operand:
         """Compute each token by its experts; see ``Experts.forward``."""
-        if len(logits) <= MOST_TOKENS and all(
-            each.scales.are_usable(each.in_size) for each in (self.gate_up, self.down)
-        ):
-            return self.pair_by_pair(x, logits)
-        if isinstance(x, Normed):  # the router has computed the residual stream already
-            x = add_norm(x.total, None, x.weight, x.eps)[1]
-        x, per_token = computed(x), self.config.per_token
+        usable = all(each.scales.are_usable(each.in_size) for each in (self.gate_up, self.down))
+        if isinstance(x, Normed) and usable:
+            return self.pair_by_pair(x, router)
+        x = computed(x)
+        if len(x) <= MOST_TOKENS and usable:
+            return self.pair_by_pair(x, router)
+        per_token, logits = self.config.per_token, router.forward(x)
         gate_up, down = self.matrices_of_kernels()
         _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
         inner = gated_fp8_product(x, lists, per_token, gate_up, self.gate)
@@ -149,6 +151,8 @@ class TritonMxfp4Experts(Mxfp4Experts):
 
     gate_up: FragmentMatrices
     down: FragmentMatrices
+    counter: Tensor
+    """``[1]`` int32: 0, between the kernels that count with it; see ``choose``."""
 
     def new_matrices(self, out_size: int, in_size: int, *, paired: bool) -> FragmentMatrices:
         """Return the matrices of all experts, without numbers."""
@@ -158,22 +162,34 @@ class TritonMxfp4Experts(Mxfp4Experts):
         """Bring the matrices into the order in which the kernels read them."""
         self.gate_up.reorder()
         self.down.reorder()
+        self.counter = torch.zeros(1, dtype=torch.int32, device=self.gate_up.packed.device)
 
-    def forward(self, x: Operand, logits: Tensor) -> PartialSums:
+    def forward(self, x: Operand, router: Linear) -> PartialSums:
         """Compute each token by its experts; see ``Experts.forward``."""
         per_token, normalized = self.config.per_token, self.config.normalized
-        gate_up = self.gate_up.fragments(self.gate_up_bias)
-        down = self.down.fragments(self.down_bias)
-        if isinstance(x, Normed):  # the router has computed the residual stream already
-            x = add_norm(x.total, None, x.weight, x.eps)[1]
+        if isinstance(x, Normed):
+            return self._pair_by_pair(
+                *add_norm_and_choose(
+                    x.residual, x.x, x.total, (x.weight, x.eps), (router.weight, router.bias),
+                    per_token, self.counter, normalized=normalized,
+                )
+            )  # fmt: skip
         x = computed(x)
+        logits = router.forward(x)
         if len(x) * per_token <= MOST_PAIRS:
-            experts, weights = route(logits, per_token, normalized=normalized)
-            inner = gated_fragments_of_pairs(x, experts, gate_up, self.gate)
-            return PartialSums(weighted_fragments_of_pairs(inner, experts, weights, down), x.dtype)
+            return self._pair_by_pair(x, *route(logits, per_token, normalized=normalized))
         _, weights, lists = route_and_list(logits, per_token, normalized=normalized)
+        gate_up, down = self._fragments()
         inner = gated_fragment_product(x, lists, per_token, gate_up, self.gate)
         return PartialSums(weighted_fragment_product(inner, weights, lists, down), x.dtype)
+
+    def _pair_by_pair(self, x: Tensor, experts: Tensor, weights: Tensor) -> PartialSums:
+        gate_up, down = self._fragments()
+        inner = gated_fragments_of_pairs(x, experts, gate_up, self.gate)
+        return PartialSums(weighted_fragments_of_pairs(inner, experts, weights, down), x.dtype)
+
+    def _fragments(self) -> tuple[Fragments, Fragments]:
+        return self.gate_up.fragments(self.gate_up_bias), self.down.fragments(self.down_bias)
 
 
 TRITON_LAYOUTS = Layouts(
