@@ -40,15 +40,14 @@ def choose_tiles(pairs: int, num_experts: int, *, gated: bool) -> Tiles:
         gated: whether a program multiplies with two matrices, gate and up.
     """
     mean = pairs / num_experts
-    columns = 32 if gated else 64
     if mean <= 10:
-        return Tiles(16, columns, 64, 4, 4)
+        return Tiles(16, 64, 64, 4, 4)
     if mean <= 20:
-        return Tiles(32, columns, 64, 4, 4)
+        return Tiles(32, 64, 64, 4, 4)
     if mean <= 64:
         return Tiles(64, 64, 64, 4, 4)
     if mean <= 256 or gated:
-        return Tiles(128, 2 * columns, 64, 4, 4)
+        return Tiles(128, 64 if gated else 128, 64, 4, 4)
     return Tiles(256, 128, 64, 8, 3)
 
 
