@@ -57,6 +57,13 @@ def write_packable(folder, family):
     return folder
 
 
+def bytes_of_keys(family, count):
+    """Return the bytes that a layer's keys of ``count`` tokens take."""
+    shape = FAMILIES[family]
+    head_dim = shape["hidden_size"] // shape["num_attention_heads"]
+    return count * shape["num_key_value_heads"] * head_dim * torch.float32.itemsize
+
+
 @pytest.mark.parametrize("family", KNOWN)
 @pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS], ids=["one request", "three requests"])
@@ -105,12 +112,22 @@ def test_attention_of_another_class_is_not_passed_over(tmp_path, calls, monkeypa
     assert not calls
 
 
-def test_a_context_of_several_rounds_is_left_to_the_modules(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr(tiled, "SCRATCH_BYTES", {"cpu": 1})
-    monkeypatch.setattr(tiled, "LEAST_ROUND", 32)
+def test_contexts_of_many_keys_are_left_to_the_modules(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(tiled, "CONTEXT_BYTES", bytes_of_keys("llama", 32))
     (output,) = complete(write_packable(tmp_path, "llama"))
     assert len(output.token_ids) == NUM_TOKENS
     assert 0 < len(calls) < NUM_TOKENS
+
+
+def test_contexts_that_would_be_mostly_padding_are_left_to_the_modules(
+    tmp_path, calls, monkeypatch
+):
+    monkeypatch.setattr(tiled, "CONTEXT_BYTES", bytes_of_keys("llama", 2 * (NUM_TOKENS + 200)))
+    folder = write_packable(tmp_path, "llama")
+    complete(folder, ["The rain in Spain " * 8, "stays"])
+    assert not calls
+    complete(folder, ["The rain in Spain", "stays"])
+    assert calls
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])

@@ -27,7 +27,7 @@ long prompts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -58,6 +58,11 @@ MOST_KEY_BYTES = 1 << 25
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Bytes of the scratch buffer for a round's keys, and of the one for its values. On a CPU they fit
 into its cache. On a GPU they are large, because each operation costs a kernel launch."""
+
+CONTEXT_BYTES = 8 << 20
+"""Bytes of the buffer for all keys of a few tokens' contexts, and of the one for their values."""
+MOST_PADDING = 1 / 8
+"""Maximum part of these buffers that is padding, because contexts differ in length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +117,22 @@ class TiledAttention:
             self._block_size,
         )
 
+    @cached_property
+    def _context_scratch(self) -> Tensor:
+        """Buffers of ``TokenContexts.scratch``: ``[2, rows, D]``."""
+        num_rows = CONTEXT_BYTES * self._block_size // self._page_bytes
+        head_dim = self._scratch.shape[2] // self._block_size
+        return torch.empty(2, num_rows, head_dim, device=self._device)
+
     def _plan_contexts(self, batch: Batch, window: int | None) -> TokenContexts | None:
         """Return the contexts of all tokens; see ``TiledStep.contexts``."""
         last = batch.positions[:, None]
         first = np.maximum(last - (window or 2**62) + 1, 0)
-        longest = int((last - first).max()) + 1
-        if len(last) * longest > self._blocks_at_a_time * self._block_size:
+        lengths = last - first + 1
+        longest = int(lengths.max())
+        most_keys = self._context_scratch.shape[1] // self._num_kv_heads
+        num_keys = len(last) * longest
+        if num_keys > most_keys or num_keys - lengths.sum() > most_keys * MOST_PADDING:
             return None
         positions = first + np.arange(longest)
         is_over = torch.from_numpy(positions > last).to(self._device)
@@ -128,11 +143,10 @@ class TiledAttention:
         pages = blocks[:, None].astype(np.int64) * self._num_kv_heads + heads
         rows = pages * self._block_size + (positions % self._block_size)[:, None]
         bias = torch.zeros(is_over.shape, device=self._device).masked_fill_(is_over, -torch.inf)
-        scratch = self._scratch.view(2, self._scratch.shape[1] * self._block_size, -1)
         return TokenContexts(
             self._tensor(rows[:, :, -1].reshape(-1)),
             self._tensor(rows.reshape(-1)),
-            scratch[:, : rows.size],
+            self._context_scratch[:, : rows.size],
             bias[:, None, None] if len(last) > 1 else None,
         )
 
