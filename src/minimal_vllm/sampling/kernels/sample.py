@@ -43,6 +43,9 @@ LARGEST = tl.constexpr(3e38)
 """Bound of what logits are multiplied with: zero times infinity would not be a number."""
 CHUNK = 4096
 """Tokens of the vocabulary per program."""
+MAX_REGISTERS = 64
+"""Registers of a thread that weights tokens, so that more programs run at once: most of the time
+they wait for logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def sample_rows(logits: Tensor, inputs: SamplingInputs, tokens: Tensor) -> None:
     )
     _weights_kernel[(rows, chunks)](
         logits, peaks, inputs.temperature, limits, weights, vocab_size, chunks,
-        CHUNK=CHUNK, CHUNKS=triton.next_power_of_2(chunks), **options,
+        CHUNK=CHUNK, CHUNKS=triton.next_power_of_2(chunks), maxnreg=MAX_REGISTERS, **options,
     )  # fmt: skip
     _choose_kernel[(rows,)](
         logits, peaks, peak_tokens, weights, limits, inputs.temperature, inputs.seeds,
