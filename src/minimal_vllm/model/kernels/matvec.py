@@ -38,6 +38,9 @@ FEW_ROWS = 1024
 """Number of rows of a matrix up to which two tiles of columns, one of them partly empty, are read
 as one: all weights are then loaded before the previous kernel has ended. With more rows, the
 programs, which are twice as large, would not all run at once."""
+MANY_ROWS = 16_384
+"""Number of rows of a matrix with up to 1,024 columns from which four warps per program are as fast
+as two or faster, as in an LM head."""
 LOADED = 16
 """Bytes that a thread loads at once."""
 MOST_REGISTERS = 128
@@ -209,7 +212,9 @@ def _tile(weight: Tensor, *, gated: bool) -> tuple[int, int, int]:
         return 4, 1024, 4
     if in_size >= 4096:
         return 2, columns, 4
-    return 4, columns, 8 if columns == 2048 else 4
+    if columns == 2048:
+        return 4, columns, 8
+    return 4, columns, 2 if len(weight) < MANY_ROWS else 4
 
 
 @triton.jit
@@ -246,6 +251,8 @@ def _matvec_kernel(
     first_up = first
     if GATES:
         first_up = _load_weights(weight + OUT * IN, row, 0, OUT, IN, ROWS, COLUMNS, HALVES)
+    AHEAD: tl.constexpr = NORM and COLUMNS >= IN  # if there are more, it was no faster
+    norm = _load_norm(norm_weight, 0, IN, COLUMNS) if AHEAD else 1.0
     wait_for_previous(EARLY)
     squares = tl.zeros([COLUMNS], tl.float32)
     products = tl.zeros([ROWS, COLUMNS // PIECE], tl.float32)
@@ -261,7 +268,7 @@ def _matvec_kernel(
         wide = part.to(tl.float32)
         if NORM:
             squares += wide * wide
-            wide *= tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
+            wide *= norm if AHEAD else _load_norm(norm_weight, start, IN, COLUMNS)
         rows = (
             first
             if start == 0
@@ -289,6 +296,13 @@ def _matvec_kernel(
             up_result += tl.load(bias + OUT + row, mask=is_row, other=0.0).to(tl.float32)
         result = gated(result, up_result.to(y.dtype.element_ty), ACTIVATION)
     tl.store(y + row, result, mask=is_row)
+
+
+@triton.jit
+def _load_norm(norm_weight, start, IN: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the norm's weights of some columns in float32."""
+    column = start + tl.arange(0, COLUMNS)
+    return tl.load(norm_weight + column, mask=column < IN, other=0.0).to(tl.float32)
 
 
 @triton.jit
