@@ -64,6 +64,12 @@ AT_ONCE = tl.constexpr(4)
 MERGED_ROWS = 32
 """Number of partial results of single heads that are loaded and merged together, if nothing else is
 merged."""
+MERGED_PIECES, MOST_MERGED = 8, 128 * 128
+"""Number of pieces of several queries that are loaded and merged together, and maximum number of
+numbers in them."""
+MERGE_REGISTERS = 168
+"""Number of a thread's registers where several queries are merged together. Three programs of 4
+warps then fit into an SM."""
 MOST_LOOKED_UP_AHEAD = 32
 """Maximum number of requests for which the block table is read one tile ahead of the keys (a third
 stage of the loop), which removes one wait from the chain of loads. With more requests, the
@@ -137,6 +143,7 @@ def decode_attention(
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     group = q.shape[1] // num_kv_heads
     shared = work.shared
+    merged = _merge_rows(work, options, group, cache)
     _decode_kernel[(num_kv_heads, len(work.pieces.owner))](
         q,
         cache,
@@ -171,9 +178,10 @@ def decode_attention(
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         SINKS=options.sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        MERGED=_rows_to_merge(work, options, group),
+        MERGED=merged,
         num_warps=_num_warps(len(work.token), cache),
         num_stages=_num_stages(len(work.token), cache),
+        maxnreg=MERGE_REGISTERS if merged and work.most_queries > 1 else None,
         **launch_options(q),
     )
 
@@ -206,15 +214,20 @@ def _num_stages(num_requests: int, cache: LayerCache) -> int:
     return 3 if num_requests <= MOST_LOOKED_UP_AHEAD else 2
 
 
-def _rows_to_merge(work: DecodeWork, options: AttentionOptions, group: int) -> int:
+def _merge_rows(work: DecodeWork, options: AttentionOptions, group: int, cache: LayerCache) -> int:
     """Return the rows of the tile in which pieces are merged; 0: those of the matrix product.
 
-    With many requests, few contexts are cut, and a tile takes registers from all programs.
+    With many requests, few contexts are cut, and a tile takes registers from all programs. Keys in
+    FP8 may have only two warps: too few for pieces of several queries.
     """
-    needs_more = work.shared is not None or options.sinks is not None or work.counts is not None
+    needs_more = work.shared is not None or options.sinks is not None
     if needs_more or len(work.token) > MOST_LOOKED_UP_AHEAD:
         return 0
-    return max(MERGED_ROWS, 1 << (group - 1).bit_length())
+    rows: int = triton.next_power_of_2(group * work.most_queries)
+    if work.most_queries == 1:
+        return max(MERGED_ROWS, rows)
+    numbers = MERGED_PIECES * rows * triton.next_power_of_2(cache.key.shape[3])
+    return MERGED_PIECES * rows if numbers <= MOST_MERGED and cache.key.itemsize > 1 else 0
 
 
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
@@ -274,12 +287,12 @@ def _decode_kernel(
     start = own + (piece - first) * length
     seq_len = tl.load(seq_lens + request)
     table = block_tables + tl.load(table_row + request).to(tl.int64) * table_stride
-
     row, dim = tl.arange(0, ROWS), tl.arange(0, DIMS)
     count = tl.load(counts + request) if QUERIES > 1 else 1
     query = tl.minimum(row // G, count - 1)  # rows of padding see what the last query sees
     heads, row_end = head * G + row % G, seq_len + query
-    part_row = query * (K * G) + heads
+    PART: tl.constexpr = K * QUERIES * G
+    part_row = head * (QUERIES * G) + row  # rows of a program lie side by side
     q_row = tl.load(token + request).to(tl.int64) + query
     is_row = row < G * count
     is_real = is_row[:, None] & (dim < D)[None, :]
@@ -302,17 +315,17 @@ def _decode_kernel(
     arrived = num_pieces - 1
     arrival = arrivals + request * K + head
     if num_pieces > 1:
-        index = piece * (QUERIES * K * G) + part_row
-        arrived = leave_part(partials, index, is_row, softmax, arrival, D)
+        arrived = leave_part(partials, piece * PART + part_row, is_row, softmax, arrival, D)
     if arrived < num_pieces - 1:
         return
     if num_pieces > 1:
         tl.store(arrival, 0)
         if MERGED:
-            _merge_all(partials, out, token + request, first, num_pieces, K, G, D, DIMS, MERGED)
+            _merge_all(partials, out, token + request, first, num_pieces, count,
+                       K, G, QUERIES, D, DIMS, MERGED)  # fmt: skip
             return
         softmax = merge_parts(
-            partials, first * (QUERIES * K * G) + part_row, QUERIES * K * G, num_pieces,
+            partials, first * PART + part_row, PART, num_pieces,
             is_row, empty_softmax(ROWS, DIMS), D, AT_ONCE,
         )  # fmt: skip
     if SHARED_PARTS:
@@ -334,20 +347,23 @@ def _merge_all(
     token,
     first,
     num_pieces,
+    count,
     K: tl.constexpr,
     G: tl.constexpr,
+    QUERIES: tl.constexpr,
     D: tl.constexpr,
     DIMS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Merge the pieces of a context, and write the results of this program's query heads."""
+    """Merge the pieces of a context, and write the results of this program's queries."""
     head = tl.program_id(0)
-    result = merge_compactly(
-        partials, first * (K * G) + head * G, K * G, num_pieces, G, D, DIMS, ROWS
-    )
+    MOST: tl.constexpr = QUERIES * G
+    index, stride = (first * K + head) * MOST, K * MOST
+    result = merge_compactly(partials, index, stride, num_pieces, count * G, MOST, D, DIMS, ROWS)
     member, dim = tl.arange(0, result.shape[0])[:, None], tl.arange(0, DIMS)[None, :]
-    place = out + ((tl.load(token).to(tl.int64) * K + head) * G + member) * D + dim
-    tl.store(place, result.to(out.dtype.element_ty), mask=(member < G) & (dim < D))
+    query = tl.load(token).to(tl.int64) + member // G
+    place = out + ((query * K + head) * G + member % G) * D + dim
+    tl.store(place, result.to(out.dtype.element_ty), mask=(member < count * G) & (dim < D))
 
 
 @triton.jit

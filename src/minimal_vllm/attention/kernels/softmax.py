@@ -246,39 +246,41 @@ def merge_compactly(  # noqa: ANN201 - Triton's language
     index,
     stride,
     count,
-    G: tl.constexpr,
+    num_rows,
+    MOST: tl.constexpr,
     D: tl.constexpr,
     DIMS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Merge ``count`` partial results of some query heads, and of nothing else.
+    """Merge ``count`` partial results of some rows, and of nothing else.
 
-    A tile of ``ROWS`` rows holds many parts of these heads, which are loaded together. With
+    A tile of ``ROWS`` rows holds many parts of these rows, which are loaded together. With
     ``merge_parts``, whose rows are those of a matrix product, most rows would be empty.
 
     Args:
         partials: as in ``merge_part``.
-        index: index of the first part of the first head.
+        index: index of the first part of the first row. The others lie beside it.
         stride: as in ``merge_parts``.
         count: number of parts.
-        G: number of heads, whose rows lie side by side.
+        num_rows: number of rows.
+        MOST: maximum number of rows.
         D: numbers per row.
         DIMS: ``D`` or the next power of two.
         ROWS: rows of the tile, a power of two.
 
     Returns:
-        ``[GROUP, DIMS]`` float32: the results; ``GROUP`` is ``G`` or the next power of two.
+        ``[GROUP, DIMS]`` float32: the results; ``GROUP`` is ``MOST`` or the next power of two.
     """
-    GROUP: tl.constexpr = 1 << (G - 1).bit_length()
+    GROUP: tl.constexpr = 1 << (MOST - 1).bit_length()
     PARTS: tl.constexpr = ROWS // GROUP
-    part, head = tl.arange(0, ROWS) // GROUP, tl.arange(0, ROWS) % GROUP
+    part, member = tl.arange(0, ROWS) // GROUP, tl.arange(0, ROWS) % GROUP
     dim = tl.arange(0, DIMS)
     peak = tl.full([GROUP], -float("inf"), tl.float32)
     total = tl.zeros([GROUP], tl.float32)
     acc = tl.zeros([GROUP, DIMS], tl.float32)
     for start in range(0, count, PARTS):
-        exists = (start + part < count) & (head < G)
-        row = index + (start + part) * stride + head
+        exists = (start + part < count) & (member < num_rows)
+        row = index + (start + part) * stride + member
         lse = tl.load(partials.lse + row, mask=exists, other=-float("inf"), cache_modifier=".cg")
         values = tl.load(
             partials.out + row[:, None] * D + dim[None, :],
@@ -286,11 +288,11 @@ def merge_compactly(  # noqa: ANN201 - Triton's language
         )  # fmt: skip
         lse = tl.reshape(lse, [PARTS, GROUP])
         new_peak = tl.maximum(peak, tl.max(lse, 0))
-        safe_peak = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # of a head of padding
+        safe_peak = tl.where(new_peak == -float("inf"), 0.0, new_peak)  # of a row of padding
         weights = tl.exp2(lse - safe_peak[None, :])
         fade = tl.exp2(peak - safe_peak)
         total = total * fade + tl.sum(weights, 0)
         weighted = tl.reshape(values, [PARTS, GROUP, DIMS]) * weights[:, :, None]
         acc = acc * fade[:, None] + tl.sum(weighted, 0)
         peak = new_peak
-    return acc / tl.where(total > 0, total, 1.0)[:, None]  # that of a head of padding is 0
+    return acc / tl.where(total > 0, total, 1.0)[:, None]  # that of a row of padding is 0
