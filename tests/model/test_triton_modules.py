@@ -13,7 +13,6 @@ from minimal_vllm.device.properties import is_hopper
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.deferred import computed
 from minimal_vllm.model.kernels.few_rows import (
-    DEPTH,
     Tile,
     can_use_few_rows,
     choose_tile,
@@ -305,7 +304,7 @@ def test_few_tokens_times_weights_give_what_the_library_gives(
     assert_close(parts.sum(0), expected, DTYPES[dtype])
     for activation in ACTIVATIONS:
         gate, up = expected.chunk(2, dim=1)
-        for tile in (Tile(32, 3), Tile(16, 3, starts_early=True)):
+        for tile in (Tile(32, 3), Tile(32, 4, starts_early=True, depth=128)):
             got = few_rows_product(x, weight, offset, tile, activation=activation)
             assert_close(got, ACTIVATIONS[activation](gate) * up, DTYPES[dtype])
 
@@ -326,4 +325,4 @@ def test_each_part_of_a_sum_is_a_number_of_iterations(shape):
     assert usable == [False, True, True, False, False]
     for gated in (True, False):
         tile = choose_tile(weight, gated=gated, may_split=not gated)
-        assert shape[1] % (tile.parts * DEPTH) == 0
+        assert shape[1] % (tile.parts * tile.depth) == 0
