@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.counting import MAX_GUESSES
 from minimal_vllm.device.transfer import Fetch, send
@@ -28,6 +29,8 @@ class CountingOnGpu:
         self._table = table
         device = table.cells.device
         self._distances = torch.arange(1, MAX_GUESSES + 1, dtype=torch.int32, device=device)
+        self._sent: tuple[list[int], Tensor] = ([], torch.empty(0))
+        """Rows that guess, and the same on the GPU."""
 
     def note(self, plan: Plan) -> None:
         """Do nothing: nothing is remembered."""
@@ -37,11 +40,17 @@ class CountingOnGpu:
         guessing = [Draft(each, len(each.guesses)) for each in plan.scheduled if each.guesses]
         cells, first = self._table.cells, self._table.first_guess
         most = max(draft.count for draft in guessing)
-        rows = send(np.array([draft.entry.request.row for draft in guessing]), cells.device)
-        # Few launches, since their time would be taken for that of the step.
-        last = cells[rows, TOKEN]
-        cells[rows, first : first + most] = last[:, None] + self._distances[:most]
-        return QueuedGuesses(guessing, Fetch(self._table.guesses(rows)))
+        # Few copies and launches, since their time would be taken for that of the step.
+        rows = self._rows([draft.entry.request.row for draft in guessing])
+        guesses = cells[rows, TOKEN][:, None] + self._distances[:most]
+        cells[rows, first : first + most] = guesses
+        return QueuedGuesses(guessing, Fetch(guesses))
+
+    def _rows(self, rows: list[int]) -> Tensor:
+        """Return rows on the GPU: often those of the step before."""
+        if rows != self._sent[0]:
+            self._sent = rows, send(np.array(rows), self._table.cells.device)
+        return self._sent[1]
 
 
 def let_count_on_gpu(llm: LLM) -> None:

@@ -371,3 +371,13 @@ def test_what_is_not_set_is_what_it_was_at_first():
     memory.set({"b": np.array([[5, 6]])})
     assert memory["a"].tolist() == [0, 0, 0]
     assert memory["b"].tolist() == [5, 6, 7, 7, 7]
+
+
+def test_what_is_there_already_is_not_sent_again():
+    memory = InputMemory({"a": (3, 0)}, CPU)
+    memory.set({"a": np.array([1, 2])})
+    memory["a"][0] = 9
+    memory.set({"a": np.array([1, 2])})
+    assert memory["a"].tolist() == [9, 2, 0]
+    memory.set({"a": np.array([1, 3])})
+    assert memory["a"].tolist() == [1, 3, 0]

@@ -45,7 +45,8 @@ class InputMemory:
             unset_regions.append(np.full(-(-size // ALIGNMENT) * ALIGNMENT, unset, dtype=np.int32))
             end += len(unset_regions[-1])
         self._unset = np.concatenate(unset_regions)
-        self._numbers = send(self._unset, device).clone()
+        self._sent = self._unset
+        self._numbers = send(self._sent, device).clone()
         self._sender = Sender(self._numbers)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -53,11 +54,16 @@ class InputMemory:
         return self._numbers[self._spans[name]]
 
     def set(self, values: Mapping[str, IntArray | Int32Array]) -> None:
-        """Send ``values`` to the beginning of their regions, and padding to the rest."""
+        """Send ``values`` to the beginning of their regions, and padding to the rest.
+
+        What is there already is not sent again: with guesses of a draft model, often everything.
+        """
         numbers = self._unset.copy()
         for name, array in values.items():
             numbers[self._spans[name]][: array.size] = array.reshape(-1)
-        self._sender.send(numbers)
+        if not np.array_equal(numbers, self._sent):
+            self._sent = numbers
+            self._sender.send(numbers)
 
 
 class StepInputs:
