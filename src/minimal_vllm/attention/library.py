@@ -24,9 +24,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from minimal_vllm.device.properties import is_hopper_or_later
 
-LEAST_TOKENS = 1024
+MIN_TOKENS = 1024
 """Minimum length of a prompt for cuDNN's kernel; for shorter prompts, ours is as fast."""
-MOST_DIMS = 128
+MAX_HEAD_DIM = 128
 """Maximum head dimension for cuDNN's kernel."""
 SECONDS_TO_PLAN = 0.04
 """Time that cuDNN takes to plan its kernel for a new shape."""
@@ -86,7 +86,7 @@ def can_use_library(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
         device.type == "cuda"
         and is_hopper_or_later(device)
         and dtype in (torch.bfloat16, torch.float16)
-        and head_dim <= MOST_DIMS
+        and head_dim <= MAX_HEAD_DIM
         and head_dim % 8 == 0
     )
 

@@ -34,7 +34,7 @@ from minimal_vllm.attention.kernels.shared import (
     shared_attention,
 )
 from minimal_vllm.attention.library import (
-    LEAST_TOKENS,
+    MIN_TOKENS,
     FreshPrompts,
     PlanBudget,
     can_use_library,
@@ -202,7 +202,7 @@ class TritonAttention:
         """Return the prompts that cuDNN's kernel computes, of those with these first rows."""
         if not self._uses_library:
             return []
-        is_fresh = (batch.positions[starts] == 0) & (ends - starts >= LEAST_TOKENS)
+        is_fresh = (batch.positions[starts] == 0) & (ends - starts >= MIN_TOKENS)
         spans = np.stack((starts, ends), axis=1)[is_fresh].tolist()
         batches = group_by_length([slice(start, end) for start, end in spans])
         return [prompts for prompts in batches if self._budget.is_worth_a_plan(prompts)]
@@ -211,10 +211,10 @@ class TritonAttention:
     def start_library(self) -> None:
         """Let cuDNN initialize and make its first plan, which takes longer than all later ones."""
         if self._uses_library:
-            shape = (LEAST_TOKENS, self._num_heads, self._head_dim)
+            shape = (MIN_TOKENS, self._num_heads, self._head_dim)
             q = torch.zeros(shape, dtype=self._dtype, device=self._device)
             k = q[:, : self._num_kv_heads].contiguous()
-            prompts = FreshPrompts([slice(0, LEAST_TOKENS)], LEAST_TOKENS)
+            prompts = FreshPrompts([slice(0, MIN_TOKENS)], MIN_TOKENS)
             fresh_attention(q, k, k, prompts, 1.0, torch.empty_like(q))
 
     # ---- requests that decode -------------------------------------------------------------------

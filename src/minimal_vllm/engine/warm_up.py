@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from minimal_vllm.attention.library import LEAST_TOKENS
+from minimal_vllm.attention.library import MIN_TOKENS
 from minimal_vllm.cache.block_pool import BlockPool
 from minimal_vllm.cache.eviction import LRU
 from minimal_vllm.config import SchedulerConfig
@@ -47,5 +47,5 @@ def _prompt_lengths(budget: int) -> Iterator[list[int]]:
     """
     yield [32]
     yield [2] * 5
-    short = LEAST_TOKENS - 1
-    yield [LEAST_TOKENS, LEAST_TOKENS + 1] + [short] * (budget // short)
+    short = MIN_TOKENS - 1
+    yield [MIN_TOKENS, MIN_TOKENS + 1] + [short] * (budget // short)

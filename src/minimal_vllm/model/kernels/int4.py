@@ -52,7 +52,7 @@ other half if it is gated. Twice as many if a program's rows are longer than its
 RUNS = 128
 """Runs of each row that such a program loads at a time."""
 WARPS = 8
-MOST_REGISTERS = 128
+MAX_REGISTERS = 128
 """Maximum number of a thread's registers: 2 programs then fit into an SM."""
 _BITS, _PER_WORD = tl.constexpr(BITS), tl.constexpr(PER_WORD)
 _RUN, _WORDS = tl.constexpr(RUN), tl.constexpr(WORDS)
@@ -131,7 +131,7 @@ def int4_matvec(
         BIAS=bias is not None, NORM=norm is not None, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         WIDE=residual.itemsize > 2, num_warps=warps,
-        maxnreg=MOST_REGISTERS if residual.itemsize == 2 else None, **launch_options(residual),
+        maxnreg=MAX_REGISTERS if residual.itemsize == 2 else None, **launch_options(residual),
     )  # fmt: skip
     return y
 

@@ -29,7 +29,7 @@ from minimal_vllm.model.quantization.int4 import (
 
 TILE_ROWS = 64
 """Rows per program of the product with several tokens."""
-MOST_TOKENS = 64
+MAX_TOKENS = 64
 """Maximum number of tokens per program of the product with several tokens."""
 DEPTH = 128
 """Columns that such a program multiplies per iteration, if a group has as many."""
@@ -91,7 +91,7 @@ def int4_product(x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
     """
     num_tokens, out_size = len(x), weight.out_size
     y = x.new_empty(num_tokens, out_size)
-    tokens = min(max(16, triton.next_power_of_2(num_tokens)), MOST_TOKENS)
+    tokens = min(max(16, triton.next_power_of_2(num_tokens)), MAX_TOKENS)
     warps = _warps(out_size, tokens, num_sms(x.device))
     _int4_product_kernel[(triton.cdiv(out_size, TILE_ROWS), triton.cdiv(num_tokens, tokens))](
         x, y if bias is None else bias, y, num_tokens,

@@ -43,7 +43,7 @@ MANY_ROWS = 16_384
 as two or faster, as in an LM head."""
 LOADED = 16
 """Bytes that a thread loads at once."""
-MOST_REGISTERS = 128
+MAX_REGISTERS = 128
 """Maximum number of a thread's registers where pairs are multiplied. 4 programs of 4 warps then fit
 into an SM."""
 FP8_ROWS = 8
@@ -197,7 +197,7 @@ def add_norm_matvec(
         BIAS=bias is not None, NORM=True, ADDS=x is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         **scale_options(scales, residual, in_size), num_warps=warps,
-        maxnreg=MOST_REGISTERS if halves else None, **launch_options(residual),
+        maxnreg=MAX_REGISTERS if halves else None, **launch_options(residual),
     )  # fmt: skip
     return y
 

@@ -63,12 +63,12 @@ TILE_GROUPS = 32
 """Groups that are read at once."""
 CANDIDATES = 2048
 """Maximum number of tokens that are searched in registers."""
-MOST_TOKENS = 2**20
+MAX_VOCAB_SIZE = 2**20
 """Maximum size of the vocabulary: a sort key has 20 bits for the token id."""
 
 TOKEN_BITS = tl.constexpr(20)
-LAST_TOKEN = tl.constexpr(MOST_TOKENS - 1)
-EVERYTHING = tl.constexpr((0x7F800000 << 20) | (MOST_TOKENS - 1))
+LAST_TOKEN = tl.constexpr(MAX_VOCAB_SIZE - 1)
+EVERYTHING = tl.constexpr((0x7F800000 << 20) | (MAX_VOCAB_SIZE - 1))
 """The last of all sort keys; its gap is infinite."""
 FARTHEST = tl.constexpr(28.0)
 """Gap beyond which a token's weight is zero, because 2**40 * exp(-28) < 1."""
@@ -110,7 +110,7 @@ def find_limits(
         min_p: ``[N]`` float32: the logarithm of min_p; -inf: all.
     """
     rows, vocab_size = logits.shape
-    assert vocab_size <= MOST_TOKENS  # noqa: S101 - the largest known has a quarter
+    assert vocab_size <= MAX_VOCAB_SIZE  # noqa: S101 - the largest known has a quarter
     chunks, groups = peaks.shape[1], group_peaks.shape[1]
     listed = top_k.new_empty(rows, groups)
     candidates = top_k.new_empty(rows, CANDIDATES, dtype=torch.int64)

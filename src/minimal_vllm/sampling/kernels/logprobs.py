@@ -28,7 +28,7 @@ from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.sampling import logprobs as plain
-from minimal_vllm.sampling.kernels.filters import LAST_TOKEN, MOST_TOKENS, TOKEN_BITS
+from minimal_vllm.sampling.kernels.filters import LAST_TOKEN, MAX_VOCAB_SIZE, TOKEN_BITS
 from minimal_vllm.sampling.kernels.weights import load_chunks, load_logits
 from minimal_vllm.sampling.logprobs import AskedLogprobs
 
@@ -52,7 +52,7 @@ def find_logprobs(logits: Tensor, tokens: Tensor, asked: AskedLogprobs) -> Tenso
         asked: what the rows ask for, at least one of them.
     """
     vocab_size = logits.shape[1]
-    if asked.max_top > MAX_TOP or vocab_size > MOST_TOKENS:
+    if asked.max_top > MAX_TOP or vocab_size > MAX_VOCAB_SIZE:
         return plain.find_logprobs(logits, tokens, asked)
     count, device = len(asked.rows), logits.device
     chunks, options = triton.cdiv(vocab_size, CHUNK), launch_options(logits)
