@@ -64,9 +64,9 @@ AT_ONCE = tl.constexpr(4)
 MERGED_ROWS = 32
 """Number of partial results of single heads that are loaded and merged together, if nothing else is
 merged."""
-MERGED_PIECES, MOST_MERGED = 8, 128 * 128
-"""Number of pieces of several queries that are loaded and merged together, and maximum number of
-numbers in them."""
+MERGED_PIECES, MOST_MERGED, FEW_PLACES = 8, 128 * 128, 24
+"""Number of pieces of several queries that are loaded and merged together; maximum number of
+numbers in them, and of tokens in such a step."""
 MERGE_REGISTERS = 168
 """Number of a thread's registers where several queries are merged together. Three programs of 4
 warps then fit into an SM."""
@@ -227,7 +227,8 @@ def _merge_rows(work: DecodeWork, options: AttentionOptions, group: int, cache: 
     if work.most_queries == 1:
         return max(MERGED_ROWS, rows)
     numbers = MERGED_PIECES * rows * triton.next_power_of_2(cache.key.shape[3])
-    return MERGED_PIECES * rows if numbers <= MOST_MERGED and cache.key.itemsize > 1 else 0
+    fits = numbers <= MOST_MERGED and cache.key.itemsize > 1 and len(work.token) <= FEW_PLACES
+    return MERGED_PIECES * rows if fits else 0
 
 
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
