@@ -61,7 +61,7 @@ class Paged:
     attention: TritonAttention
 
 
-def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0, most_guessed: int = 0) -> Paged:
+def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0, max_guessed: int = 0) -> Paged:
     """Make caches for requests of these lengths, whose first ``common`` tokens are shared."""
     shape, random = bench.shape, Random(0)
     sizes = [-(-length // BLOCK_SIZE) for length in lengths]
@@ -89,7 +89,7 @@ def lay_out(bench: Bench, lengths: Sequence[int], common: int = 0, most_guessed:
         num_sms=num_sms,
         device=bench.device,
         dtype=torch.bfloat16,
-        most_guessed=most_guessed,
+        max_guessed=max_guessed,
     )
     return Paged(caches, torch.from_numpy(tables).to(bench.device), attention)
 
@@ -144,11 +144,11 @@ def time_guesses(bench: Bench, lengths: Sequence[int], num_places: int) -> Itera
     """
     shape, options = bench.shape, AttentionOptions(bench.shape.head_dim**-0.5)
     num_rows = len(lengths) * num_places
-    paged = lay_out(bench, [length + num_places for length in lengths], most_guessed=num_rows)
+    paged = lay_out(bench, [length + num_places for length in lengths], max_guessed=num_rows)
     q = bench.numbers(num_rows, shape.num_heads, shape.head_dim)
     out, caches = torch.empty_like(q), cycle(paged.caches)
     owner, offset = enumerate_runs(np.full(len(lengths), num_places))
-    for most in {1, paged.attention.most_queries}:
+    for most in {1, paged.attention.max_queries}:
         counts = count_together(np.full(len(lengths), num_places), most)
         ends = np.where(counts, np.array(lengths)[owner] + offset + 1, 0)
         token, seq_lens, rows, together = (

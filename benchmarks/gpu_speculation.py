@@ -137,12 +137,12 @@ def measure_costs(
     Counting.right = 1.0
     for num_requests in requests:
         for count in range(most + 1):
-            scheduler.most_guesses = count
+            scheduler.max_guesses = count
             with all_guesses(llm):
                 found = best(llm, num_requests, num_tokens * (1 + count))
             rows.append({"requests": num_requests, "guesses": count, **asdict(found)})
             print(rows[-1], flush=True)
-    scheduler.most_guesses = most
+    scheduler.max_guesses = most
     return rows
 
 

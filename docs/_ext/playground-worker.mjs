@@ -2,7 +2,7 @@
 
 import { loadPyodide } from "./pyodide.mjs";
 
-const MOST_PRINTED = 200; // lines
+const MAX_PRINTED = 200; // lines
 const loading = load();
 
 async function load() {
@@ -21,7 +21,7 @@ loading.then(() => postMessage({ ready: true }), (error) => postMessage({ failur
 addEventListener("message", async ({ data: { number, settings, source } }) => {
   const { python, play } = await loading;
   const printed = [];
-  const print = (line) => { if (printed.length < MOST_PRINTED) printed.push(line); };
+  const print = (line) => { if (printed.length < MAX_PRINTED) printed.push(line); };
   python.setStdout({ batched: print });
   python.setStderr({ batched: print });
   const { lines, complaint } = JSON.parse(play(settings, source));

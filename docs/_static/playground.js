@@ -1,6 +1,6 @@
 // The playground: sends settings and a scheduler to Python in a worker, and its trace to the view's panels.
 
-const MOST_SECONDS = 30; // a run that takes longer is ended
+const MAX_SECONDS = 30; // a run that takes longer is ended
 const FIRST_STEP = 40; // which is shown if the address names none
 const PAUSE_MS = 200; // from the last change of a setting to the run
 const $ = (id) => document.getElementById(`playground-${id}`);
@@ -46,7 +46,7 @@ class Python {
   begin({ settings, source, onEnd }) {
     this.waiting = null;
     this.number += 1;
-    const timer = setTimeout(() => this.stop(`It was stopped after ${MOST_SECONDS} seconds: is there a loop without an end?`), 1000 * MOST_SECONDS);
+    const timer = setTimeout(() => this.stop(`It was stopped after ${MAX_SECONDS} seconds: is there a loop without an end?`), 1000 * MAX_SECONDS);
     this.current = { number: this.number, onEnd, timer, started: performance.now() };
     this.onState("running");
     this.worker.postMessage({ number: this.number, settings, source });

@@ -214,7 +214,7 @@ class SpeculativeConfig:
         return self.prompt_lookup_min or given, self.prompt_lookup_max or given
 
     @property
-    def most_guesses(self) -> int:
+    def max_guesses(self) -> int:
         """Maximum number of guesses of a request in a step."""
         return self.num_speculative_tokens or 0
 

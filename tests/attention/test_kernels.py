@@ -52,7 +52,7 @@ def on_device(case):
     )
 
 
-def make_attention(case, options=None, max_num_seqs=16, most_guessed=0):
+def make_attention(case, options=None, max_num_seqs=16, max_guessed=0):
     _, num_kv_heads, _, head_dim = case.cache.key.shape
     return TritonAttention(
         windows=frozenset({window_of(options)}),
@@ -64,7 +64,7 @@ def make_attention(case, options=None, max_num_seqs=16, most_guessed=0):
         device=DEVICE,
         dtype=case.q.dtype,
         plain=not isinstance(options, AttentionOptions),
-        most_guessed=most_guessed,
+        max_guessed=max_guessed,
     )
 
 
@@ -256,7 +256,7 @@ def test_a_program_computes_a_few_tokens_as_if_each_were_alone(lengths, heads, o
 
     def plan(attention):
         def with_counts(batch):
-            counts = count_together(batch.num_new, attention.most_queries)
+            counts = count_together(batch.num_new, attention.max_queries)
             numbers = (
                 np.arange(len(counts)),
                 np.where(counts, batch.positions + 1, 0),
@@ -272,7 +272,7 @@ def test_a_program_computes_a_few_tokens_as_if_each_were_alone(lengths, heads, o
 
         return with_counts
 
-    attention = make_attention(case, options, most_guessed=64)
+    attention = make_attention(case, options, max_guessed=64)
     expected = run_reference(case, options)
     for _ in range(2):  # the counters are left as they were found
         result = run(attention, on_device(case), options, plan(attention)).cpu()

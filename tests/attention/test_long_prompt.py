@@ -55,7 +55,7 @@ def test_blocks_that_the_window_has_left_behind_are_not_read(attended):
 
 def test_prompts_whose_keys_take_too_much_memory_are_left_to_tiles(attended, monkeypatch):
     case = make_case(MIXES["chunks"], heads=(6, 2), head_dim=32)
-    monkeypatch.setattr(tiled, "MOST_KEY_BYTES", 300 * 2 * 32 * 4)
+    monkeypatch.setattr(tiled, "MAX_KEY_BYTES", 300 * 2 * 32 * 4)
     torch.testing.assert_close(run_tiled(case), run_reference(case))
     assert attended == [64, 150]
 

@@ -27,7 +27,7 @@ class FakeHead(FakeRunner):
 
     def __init__(self, num_blocks, block_size, windows, runs_ahead):
         super().__init__(num_blocks, block_size, windows, runs_ahead)
-        self.cache = EagleCache(num_blocks, block_size, len(windows), most_tokens=7)
+        self.cache = EagleCache(num_blocks, block_size, len(windows), max_step_tokens=7)
         self.states, self.keys = (np.full(num_blocks * block_size, GARBAGE) for _ in range(2))
         self.num_guessed = 0
 
@@ -121,4 +121,4 @@ def head_scheduler(config, pool):
 def following_head_scheduler(config, pool):
     """The same on a GPU, where guesses may follow guesses in flight."""
     options = {"in_passes": True, "may_follow": True, "clock": lambda: 0.0}
-    return AlternatingScheduler(config, pool, EaglePlaceholders(), 3, most_tokens=9, **options)
+    return AlternatingScheduler(config, pool, EaglePlaceholders(), 3, max_step_tokens=9, **options)

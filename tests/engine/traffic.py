@@ -241,13 +241,13 @@ def guessing_scheduler(config, pool):
 def alternating_scheduler(config, pool):
     """A scheduler that waits for tokens where guesses seem to pay, and runs ahead elsewhere."""
     guesser = CheckedGuesser(FakeGuesser(), VOCAB_SIZE)
-    return AlternatingScheduler(config, pool, guesser, 3, most_tokens=9, clock=lambda: 0.0)
+    return AlternatingScheduler(config, pool, guesser, 3, max_step_tokens=9, clock=lambda: 0.0)
 
 
 def drafting_scheduler(config, pool):
     """A scheduler for a model that guesses on the GPU, which may follow guesses with guesses."""
     options = {"in_passes": True, "may_follow": True, "clock": lambda: 0.0}
-    return AlternatingScheduler(config, pool, Placeholders(), 3, most_tokens=9, **options)
+    return AlternatingScheduler(config, pool, Placeholders(), 3, max_step_tokens=9, **options)
 
 
 class Traffic:

@@ -142,7 +142,7 @@ def test_the_kernels_add_biases_clamp_the_gate_and_unpack(sizes, name, num_token
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=GPU)])
 @pytest.mark.parametrize("sizes", [(48, 128), (40, 160), (2, 32)])
 def test_products_with_unit_vectors_are_the_columns(sizes, dtype):
-    plain, ours = Mxfp4Matrices(3, *sizes), FragmentMatrices(3, *sizes, paired=False)
+    plain, ours = Mxfp4Matrices(3, *sizes), FragmentMatrices(3, *sizes, interleaved=False)
     generator = torch.Generator(DEVICE).manual_seed(0)
     for name, least, most in (("packed", 0, 256), ("scale", 100, 150)):
         shape = getattr(plain, name).shape

@@ -9,7 +9,7 @@ from torch import multiprocessing
 
 pytest.importorskip("triton")
 
-from minimal_vllm.engine.ranks.pushed_sums import MOST_TAGGED, PushedSums, memory_bytes
+from minimal_vllm.engine.ranks.pushed_sums import MAX_TAGGED, PushedSums, memory_bytes
 from minimal_vllm.model.kernels.pushed_sum import Farewell
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,7 +64,7 @@ def test_all_ranks_have_the_sum_in_the_order_of_ranks(count, first_number):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=HALVES)])
-@pytest.mark.parametrize("size", [5000, MOST_TAGGED + 1], ids=["tagged", "flagged"])
+@pytest.mark.parametrize("size", [5000, MAX_TAGGED + 1], ids=["tagged", "flagged"])
 def test_the_last_rank_need_not_wait(size, dtype):
     memories = [each.to(DEVICE) for each in memories_of(2)]
     first, last = (PushedSums(memories, index, farewell(index == 0)) for index in range(2))
@@ -74,7 +74,7 @@ def test_the_last_rank_need_not_wait(size, dtype):
     assert torch.equal(add(last, parts[1]), expected)
 
 
-@pytest.mark.parametrize("size", [5000, MOST_TAGGED + 1], ids=["tagged", "flagged"])
+@pytest.mark.parametrize("size", [5000, MAX_TAGGED + 1], ids=["tagged", "flagged"])
 def test_parts_of_a_rank_s_tensor_are_added_up_first(size):
     memories = [each.to(DEVICE) for each in memories_of(2)]
     first, last = (PushedSums(memories, index, farewell(index == 0)) for index in range(2))
@@ -94,7 +94,7 @@ def farewell(is_said):
     return Farewell(places)
 
 
-@pytest.mark.parametrize("size", [100, MOST_TAGGED + 1])
+@pytest.mark.parametrize("size", [100, MAX_TAGGED + 1])
 def test_no_sum_waits_after_a_rank_is_gone(size):
     sums = PushedSums([each.to(DEVICE) for each in memories_of(2)], 0, farewell(True))
     for _ in range(3):
@@ -102,7 +102,7 @@ def test_no_sum_waits_after_a_rank_is_gone(size):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [100, MOST_TAGGED + 1])
+@pytest.mark.parametrize("size", [100, MAX_TAGGED + 1])
 def test_sums_that_wait_for_a_rank_that_is_gone_end(size):
     none_yet = farewell(False)
     sums = PushedSums([each.to(DEVICE) for each in memories_of(2)], 0, none_yet)

@@ -13,7 +13,7 @@ from checkpoints import FAMILIES
 from minimal_vllm.model.activation import ACTIVATIONS, apply_gate
 from minimal_vllm.model.config import ModelConfig
 from minimal_vllm.model.deferred import computed
-from minimal_vllm.model.kernels.few_tokens import MOST_TOKENS
+from minimal_vllm.model.kernels.few_tokens import MAX_TOKENS
 from minimal_vllm.model.kernels.fp8 import quantize_inputs
 from minimal_vllm.model.kernels.int4_product import int4_dequantize
 from minimal_vllm.model.layers import PLAIN_MODULES
@@ -224,7 +224,7 @@ def test_experts_in_fp8_and_4_bits(name, num_tokens):
     ]
     for router in routers:  # whose logits are the first numbers of a token
         router.weight = torch.nn.Parameter(torch.eye(*router.weight.shape, dtype=DTYPE).to(DEVICE))
-    is_rounded = "FP8" in name and (num_tokens > MOST_TOKENS or "cut" in name)
+    is_rounded = "FP8" in name and (num_tokens > MAX_TOKENS or "cut" in name)
     if is_rounded:
         plain.compute_expert = MethodType(compute_expert_of_rounded_inputs, plain)
     got, expected = (

@@ -69,11 +69,11 @@ def make_engines(
     *,
     num_blocks=40,
     cascade=True,
-    most_tokens=BUDGET,
+    max_step_tokens=BUDGET,
     graphs=True,
     modules=PLAIN_MODULES,
     num_guesses=0,
-    most_guessed=0,
+    max_guessed=0,
 ):
     """The CPU's own, and one that runs on the GPU's runner, with its recorder.
 
@@ -101,16 +101,16 @@ def make_engines(
         device=CPU,
         dtype=torch.float32,
         plain=files.config.has_plain_attention,
-        most_guessed=most_guessed,
+        max_guessed=max_guessed,
     )
     caches = [type(cache)(*(torch.zeros_like(part) for part in cache)) for cache in old.caches]
     model = CachedModel(decoder, attention, caches, old.groups, old.block_size, CPU)
     config = llm.engine.scheduler.config
-    most_blocks = config.blocks_for(config.max_model_len)
-    table = RowTable(MAX_NUM_SEQS, most_blocks, CPU, old.groups.number, num_guesses)
+    max_blocks = config.blocks_for(config.max_model_len)
+    table = RowTable(MAX_NUM_SEQS, max_blocks, CPU, old.groups.number, num_guesses)
     step, recorder = GpuStep(model, attention, table), Repeater()
     recorded = Graphs(
-        step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=most_tokens, cascade=cascade
+        step, recorder, max_num_seqs=MAX_NUM_SEQS, max_tokens=max_step_tokens, cascade=cascade
     )
     recorded.record(progress=False)
     runner = CudaRunner(step, recorded if graphs else None)
@@ -171,7 +171,7 @@ def test_what_was_compiled_beforehand_leaves_nothing_behind(checkpoint):
     assert complete(got, PROMPTS[:3], GREEDY) == complete(expected, PROMPTS[:3], GREEDY)
 
 
-@pytest.mark.parametrize("options", [{"graphs": False}, {"most_tokens": 20}])
+@pytest.mark.parametrize("options", [{"graphs": False}, {"max_step_tokens": 20}])
 def test_steps_without_a_recording_give_the_cpus_tokens(checkpoint, options):
     expected, got, recorder = make_engines(checkpoint("llama"), **options)
     assert complete(got, PROMPTS, GREEDY) == complete(expected, PROMPTS, GREEDY)

@@ -47,7 +47,7 @@ def test_none_are_begun_without_an_allowance_but_those_that_are_right_go_on():
         SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
         BlockPool(32, LRU()),
         Placeholders(),
-        most_guesses=3,
+        max_guesses=3,
         in_passes=True,
         clock=lambda: float(next(ticks)),
     )
@@ -78,8 +78,8 @@ class LateSteps:
             SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
             BlockPool(32, LRU()),
             Placeholders(),
-            most_guesses=3,
-            most_tokens=8,
+            max_guesses=3,
+            max_step_tokens=8,
             clock=lambda: self.now,
         )
         scheduler.meter.is_fitted, scheduler.meter.costs = True, Costs(1.0, 0.0)
@@ -137,7 +137,7 @@ def test_a_step_that_something_else_held_up_is_no_loss_and_tells_nothing():
         SchedulerConfig(max_model_len=256, max_num_batched_tokens=64, max_num_seqs=4),
         BlockPool(32, LRU()),
         Placeholders(),
-        most_guesses=3,
+        max_guesses=3,
         in_passes=True,
         clock=lambda: now,
     )

@@ -168,7 +168,7 @@ def test_places_are_divided_among_programs():
 
 def make_guessing(folder, *, captured=True, drafting=False, head=None, **options):
     """The CPU's engine without guesses, and one with guesses on the GPU's runner."""
-    options = {**options, "num_guesses": 3, "most_guessed": MAX_PLACES}
+    options = {**options, "num_guesses": 3, "max_guessed": MAX_PLACES}
     plain, engine, _ = make_engines(folder, **options)
     old, recorder = engine._runner, Repeater()
     capture = recorder if captured else None
@@ -185,7 +185,7 @@ def make_guessing(folder, *, captured=True, drafting=False, head=None, **options
         engine.scheduler.pool,
         guesser,
         3,
-        most_tokens=MAX_PLACES,
+        max_step_tokens=MAX_PLACES,
         in_passes=draft is not None,
         may_follow=draft is not None,
     )
@@ -198,7 +198,9 @@ def make_draft(folder, table, capture, options):
     model = engine._runner._step.model
     weight = model.decoder.lm_head.weight
     weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.manual_seed(0))
-    draft = DraftModel(model, table.num_groups, engine.scheduler.pool.num_blocks, most_tokens=48)
+    draft = DraftModel(
+        model, table.num_groups, engine.scheduler.pool.num_blocks, max_step_tokens=48
+    )
     steps = DraftSteps(GpuStep(model, model.attention, table), capture, MAX_PLACES)
     steps.record(progress=False)
     cuda_draft = CudaDraftModel(draft, steps)
@@ -224,12 +226,12 @@ def make_eagle(folder, head, step, capture):
             device=DEVICE,
             dtype=torch.float32,
             plain=True,
-            most_guessed=MAX_PLACES,
+            max_guessed=MAX_PLACES,
         ),
     )
     table = step.table
     let_read(network, step.model.decoder, step.model.groups, 40 * model.block_size)
-    draft = EagleModel(network, model, table.num_groups, 40, most_tokens=48)
+    draft = EagleModel(network, model, table.num_groups, 40, max_step_tokens=48)
     own_step = GpuStep(model, model.attention, table)
     steps = EagleSteps(network, own_step, capture, MAX_PLACES)
     steps.record(progress=False)

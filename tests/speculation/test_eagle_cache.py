@@ -18,7 +18,7 @@ def plan_of(request, *, follows):
 
 def test_after_guesses_that_were_launched_ahead_little_is_computed_again():
     """Whatever was kept until the last step but one is in the cache."""
-    cache = EagleCache(num_blocks=40, block_size=4, num_groups=1, most_tokens=100)
+    cache = EagleCache(num_blocks=40, block_size=4, num_groups=1, max_step_tokens=100)
     request = Request("a", array("i", range(20)), 20, SamplingParams(), 1)
     request.block_table.extend(range(40))
     (entries,) = list(cache.passes(cache.begin(plan_of(request, follows=False))))[:1]

@@ -10,7 +10,7 @@ from math import log10
 
 BANDWIDTH, ARITHMETIC = 4.3, 700.0  # TB/s and TFLOP/s
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 380, 60, 330
-LEAST_X, LEAST_Y = 0.5, 1.0
+MIN_X, MIN_Y = 0.5, 1.0
 PER_DECADE_X, PER_DECADE_Y = 140.0, 100.0
 GREY, BLUE, ORANGE = "#808890", "#3f8fdc", "#e0812f"
 
@@ -32,7 +32,7 @@ def main() -> None:
         "<title>Roofline of one NVIDIA H200</title>",
         *x_axis(),
         *y_axis(),
-        f'<polyline points="{point(LEAST_X, LEAST_X * BANDWIDTH)} {point(ridge, ARITHMETIC)} '
+        f'<polyline points="{point(MIN_X, MIN_X * BANDWIDTH)} {point(ridge, ARITHMETIC)} '
         f'{point(most, ARITHMETIC)}" fill="none" stroke="{BLUE}" stroke-width="2.5"/>',
         text(15, 20 * BANDWIDTH, "4.3 TB/s of memory", "end", BLUE),
         text(most, 1.18 * ARITHMETIC, "700 TFLOP/s of products", "end", BLUE),
@@ -52,7 +52,7 @@ def x_axis() -> list[str]:
         f'<text x="{WIDTH - 10}" y="{BOTTOM + 36}" text-anchor="end">FLOPs per byte</text>',
     ]
     for value in (1, 10, 100, 1000):
-        x = point(value, LEAST_Y).split(",")[0]
+        x = point(value, MIN_Y).split(",")[0]
         lines.append(f'<text x="{x}" y="{BOTTOM + 18}" text-anchor="middle">{value:,}</text>')
     return lines
 
@@ -63,14 +63,14 @@ def y_axis() -> list[str]:
         f'<text x="{LEFT - 50}" y="14">TFLOP/s</text>',
     ]
     for value in (1, 10, 100, 1000):
-        y = float(point(LEAST_X, value).split(",")[1])
+        y = float(point(MIN_X, value).split(",")[1])
         lines.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:,}</text>')
     return lines
 
 
 def point(intensity: float, rate: float) -> str:
-    x = LEFT + PER_DECADE_X * log10(intensity / LEAST_X)
-    y = BOTTOM - PER_DECADE_Y * log10(rate / LEAST_Y)
+    x = LEFT + PER_DECADE_X * log10(intensity / MIN_X)
+    y = BOTTOM - PER_DECADE_Y * log10(rate / MIN_Y)
     return f"{x:.1f},{y:.1f}"
 
 

@@ -49,11 +49,11 @@ BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 PROMPT_TILE = 32
 """Maximum number of tokens per tile of a prompt: enough rows for an efficient matrix product."""
-LEAST_ROUND = 128
+MIN_ROUND = 128
 """Minimum number of keys per round: enough columns for an efficient matrix product."""
 LONG_PROMPT = 64
 """Minimum number of new tokens of a request that are computed in pieces instead of tiles."""
-MOST_KEY_BYTES = 1 << 25
+MAX_KEY_BYTES = 1 << 25
 """Maximum bytes of a long prompt's keys, and of its values, because all are gathered at once."""
 SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 """Bytes of the scratch buffer for a round's keys, and of the one for its values. On a CPU they fit
@@ -61,7 +61,7 @@ into its cache. On a GPU they are large, because each operation costs a kernel l
 
 CONTEXT_BYTES = 8 << 20
 """Bytes of the buffer for all keys of a few tokens' contexts, and of the one for their values."""
-MOST_PADDING = 1 / 8
+MAX_PADDING = 1 / 8
 """Maximum part of these buffers that is padding, because contexts differ in length."""
 
 
@@ -98,9 +98,9 @@ class TiledAttention:
         self._num_kv_heads = num_kv_heads
         self._device = device
         self._page_bytes = block_size * head_dim * torch.float32.itemsize
-        self._least_blocks = -(-LEAST_ROUND // block_size)
+        self._min_blocks = -(-MIN_ROUND // block_size)
         self._blocks_at_a_time = max(
-            SCRATCH_BYTES[device.type] // (self._page_bytes * num_kv_heads), self._least_blocks
+            SCRATCH_BYTES[device.type] // (self._page_bytes * num_kv_heads), self._min_blocks
         )
         num_pages = self._blocks_at_a_time * num_kv_heads
         self._scratch = torch.empty(2, num_pages, block_size * head_dim, device=device)
@@ -130,9 +130,9 @@ class TiledAttention:
         first = np.maximum(last - (window or 2**62) + 1, 0)
         lengths = last - first + 1
         longest = int(lengths.max())
-        most_keys = self._context_scratch.shape[1] // self._num_kv_heads
+        max_keys = self._context_scratch.shape[1] // self._num_kv_heads
         num_keys = len(last) * longest
-        if num_keys > most_keys or num_keys - lengths.sum() > most_keys * MOST_PADDING:
+        if num_keys > max_keys or num_keys - lengths.sum() > max_keys * MAX_PADDING:
             return None
         positions = first + np.arange(longest)
         is_over = torch.from_numpy(positions > last).to(self._device)
@@ -155,7 +155,7 @@ class TiledAttention:
         if self._device.type != "cpu":
             return np.zeros(len(batch.seq_lens), dtype=bool)
         key_bytes = batch.seq_lens * (self._page_bytes * self._num_kv_heads // self._block_size)
-        return (batch.num_new >= LONG_PROMPT) & (key_bytes <= MOST_KEY_BYTES)
+        return (batch.num_new >= LONG_PROMPT) & (key_bytes <= MAX_KEY_BYTES)
 
     def _plan_parts(self, batch: Batch, is_long: BoolArray, window: int | None) -> StepParts:
         groups = []
@@ -206,7 +206,7 @@ class TiledAttention:
         while done < tiles.num_blocks[0]:
             alive = int(np.searchsorted(-tiles.num_blocks, -done))
             # With fewer tiles left, each can have more keys per round.
-            width = max(self._blocks_at_a_time // alive, self._least_blocks)
+            width = max(self._blocks_at_a_time // alive, self._min_blocks)
             width = min(width, int(tiles.num_blocks[0]) - done)
             tiles_at_a_time = max(self._blocks_at_a_time // width, 1)
             for first in range(0, alive, tiles_at_a_time):

@@ -18,7 +18,7 @@ from minimal_vllm.attention.kernels.decode import (
     decode_attention,
     queries_per_program,
 )
-from minimal_vllm.attention.kernels.pieces import NO_REQUEST, cut, most_pieces
+from minimal_vllm.attention.kernels.pieces import NO_REQUEST, cut, max_pieces
 from minimal_vllm.attention.kernels.prefill import (
     ROWS,
     PrefillWork,
@@ -122,7 +122,7 @@ class TritonAttention:
         num_kv_heads: K, the number of KV heads.
         head_dim: D, the size of a head.
         max_num_seqs: maximum number of requests in a step.
-        most_guessed: maximum number of tokens in a step with guesses; 0: there are none.
+        max_guessed: maximum number of tokens in a step with guesses; 0: there are none.
         num_sms: number of streaming multiprocessors of the GPU.
         device: the GPU.
         dtype: dtype of queries and KV cache.
@@ -144,7 +144,7 @@ class TritonAttention:
         dtype: torch.dtype,
         plain: bool = True,
         num_layers: int | None = None,
-        most_guessed: int = 0,
+        max_guessed: int = 0,
     ) -> None:
         self.windows = windows
         self._uses_library = plain and None in windows and can_use_library(device, dtype, head_dim)
@@ -156,21 +156,21 @@ class TritonAttention:
         self._dtype = dtype
         self._budget = PlanBudget(num_heads, head_dim, num_layers)
         # All layers and all steps share these buffers, because the GPU runs them one at a time.
-        self.most_queries = queries_per_program(num_heads, num_kv_heads)
-        num_partials = most_pieces(max_num_seqs, num_kv_heads, num_sms)
-        if most_guessed:
-            pieces_with_guesses = most_pieces(most_guessed, num_kv_heads, num_sms)
-            num_partials = max(num_partials, self.most_queries * pieces_with_guesses)
+        self.max_queries = queries_per_program(num_heads, num_kv_heads)
+        num_partials = max_pieces(max_num_seqs, num_kv_heads, num_sms)
+        if max_guessed:
+            pieces_with_guesses = max_pieces(max_guessed, num_kv_heads, num_sms)
+            num_partials = max(num_partials, self.max_queries * pieces_with_guesses)
         self._partials = self._new_partials(num_partials, num_heads)
         # Tiles are cut only if there are fewer than wanted, and add at most that many pieces.
         self._prefill_partials = self._new_partials(
             2 * wanted_tiles(num_kv_heads, num_sms) * ROWS, num_kv_heads
         )
         self._shared_partials = self._new_partials(PARTS * max_num_seqs, num_heads)
-        most_requests = max(max_num_seqs, most_guessed)
-        self._arrivals = torch.zeros(most_requests * num_kv_heads, dtype=torch.int32, device=device)
+        max_requests = max(max_num_seqs, max_guessed)
+        self._arrivals = torch.zeros(max_requests * num_kv_heads, dtype=torch.int32, device=device)
         # Made once, not by a kernel in each step.
-        self._rows = torch.arange(most_requests, dtype=torch.int32, device=device)
+        self._rows = torch.arange(max_requests, dtype=torch.int32, device=device)
         self._zeros = torch.zeros_like(self._rows)
 
     def _new_partials(self, rows: int, num_heads: int) -> Partials:
@@ -245,7 +245,7 @@ class TritonAttention:
             table_row: ``[R]`` int32: each request's row in ``block_tables``.
             block_tables: ``[rows, max blocks]`` int32.
             shared: prefixes that are read once for several requests; not together with ``counts``.
-            counts: ``[R]`` int32: number of tokens of each request, at most ``most_queries``; see
+            counts: ``[R]`` int32: number of tokens of each request, at most ``max_queries``; see
                 ``DecodeWork``. None: one each.
 
         Returns:
@@ -269,7 +269,7 @@ class TritonAttention:
                 arrivals=self._arrivals,
                 shared=shared_here.as_part() if shared_here else None,
                 counts=counts,
-                most_queries=1 if counts is None else self.most_queries,
+                max_queries=1 if counts is None else self.max_queries,
             )
         return works
 
@@ -316,11 +316,11 @@ class TritonAttention:
             ``[pieces, 9]`` int32; see ``PrefillWork``.
         """
         starts, ends = batch.query_starts[requests], batch.query_starts[requests + 1]
-        most_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
-        num_tiles = -(-(ends - starts) // most_tokens)
+        max_step_tokens = tokens_per_tile(self._num_heads, self._num_kv_heads)
+        num_tiles = -(-(ends - starts) // max_step_tokens)
         owner, index = enumerate_runs(num_tiles)
-        token = starts[owner] + index * most_tokens
-        num_tokens = np.minimum(ends[owner] - token, most_tokens)
+        token = starts[owner] + index * max_step_tokens
+        num_tokens = np.minimum(ends[owner] - token, max_step_tokens)
         position = batch.positions[token]
         longest_first = np.argsort(-position, kind="stable")
         tiles = np.stack((table_rows[requests[owner]], token, num_tokens, position), axis=1)
@@ -329,7 +329,7 @@ class TritonAttention:
         )
         return pieces.astype(np.int32)
 
-    def most_prefill_pieces(self, num_tokens: int, num_prompts: int) -> int:
+    def max_prefill_pieces(self, num_tokens: int, num_prompts: int) -> int:
         """Return the maximum number of pieces in a step with that many tokens and prompts."""
         full_tiles = num_tokens // tokens_per_tile(self._num_heads, self._num_kv_heads)
         return full_tiles + num_prompts + wanted_tiles(self._num_kv_heads, self._num_sms)

@@ -19,7 +19,7 @@ class RunSummary:
         self._first_token = self._ended = 0.0
         self._num_tokens = self._num_preemptions = 0
         self._num_guesses = self._num_accepted = 0
-        self._num_blocks = self._most_blocks = 0
+        self._num_blocks = self._max_blocks = 0
         self._tables: dict[str, list[int]] = {}
         self._holders: Counter[int] = Counter()
         self._seen_queries, self._seen_hits = self._queries, self._hits
@@ -51,7 +51,7 @@ class RunSummary:
             blocks = [*entry.cached_blocks, *entry.new_blocks]
             self._tables.setdefault(entry.request_id, []).extend(blocks)
             self._holders.update(blocks)
-        self._most_blocks = max(self._most_blocks, len(self._holders))
+        self._max_blocks = max(self._max_blocks, len(self._holders))
         for entry in record.scheduled:
             for _ in range(entry.num_freed_blocks):
                 self._let_go(self._tables[entry.request_id].pop())
@@ -80,7 +80,7 @@ class RunSummary:
         return (
             f"{tokens} in {seconds:.2f} s ({self._num_tokens / seconds:,.0f} tokens/s, "
             f"first after {self._first_token - self._begun:.2f} s) · "
-            f"KV cache: {self._most_blocks:,} of {self._num_blocks:,} blocks at most, "
+            f"KV cache: {self._max_blocks:,} of {self._num_blocks:,} blocks at most, "
             f"{100 * hits / max(queries, 1):.0f} % of the prompt from the prefix cache, "
             f"{preemptions}{self._describe_guesses()}"
         )

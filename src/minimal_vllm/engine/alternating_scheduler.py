@@ -39,8 +39,8 @@ class AlternatingScheduler(SpeculatingScheduler):
         config: limits and policy.
         pool: blocks.
         guesser: proposes the tokens; see ``SpeculatingScheduler``.
-        most_guesses: maximum number of guesses of a request in a step.
-        most_tokens: maximum number of tokens in a step with guesses.
+        max_guesses: maximum number of guesses of a request in a step.
+        max_step_tokens: maximum number of tokens in a step with guesses.
         in_passes: whether a draft model guesses, in one pass for each guess.
         may_follow: whether guesses may follow guesses that are in flight, because they are made on
             the GPU.
@@ -53,9 +53,9 @@ class AlternatingScheduler(SpeculatingScheduler):
         config: SchedulerConfig,
         pool: BlockPool,
         guesser: Guesser,
-        most_guesses: int,
+        max_guesses: int,
         *,
-        most_tokens: int,
+        max_step_tokens: int,
         in_passes: bool = False,
         may_follow: bool = False,
         may_lose: float = SHARE,
@@ -65,12 +65,12 @@ class AlternatingScheduler(SpeculatingScheduler):
             config,
             pool,
             guesser,
-            most_guesses,
+            max_guesses,
             in_passes=in_passes,
             may_lose=may_lose,
             clock=clock,
         )
-        self.most_tokens = min(most_tokens, config.max_num_batched_tokens)
+        self.max_step_tokens = min(max_step_tokens, config.max_num_batched_tokens)
         self._may_follow = may_follow
         self._waits = False
         """Whether the next plan waits for tokens because of guesses."""
@@ -212,7 +212,7 @@ class AlternatingScheduler(SpeculatingScheduler):
     def _may_pay(self) -> bool:
         """Return whether any guess could pay. In a large batch this is all that is computed."""
         num_requests = len(self.running)
-        if not 0 < num_requests < self.most_tokens:
+        if not 0 < num_requests < self.max_step_tokens:
             return False
         known = [self.acceptance_of(request) for request in self.running]
         best_rate = max(acceptance.rate for acceptance in known)

@@ -25,7 +25,7 @@ from minimal_vllm.model.scripted_layers import ScriptedLayers
 from minimal_vllm.plugin import Part, make_part, part_name
 from minimal_vllm.runner.interface import CachedModel, Runner
 from minimal_vllm.runner.plain import PlainRunner
-from minimal_vllm.runner.shapes import most_places
+from minimal_vllm.runner.shapes import max_places
 from minimal_vllm.sampling.sampler import Sampler, sample
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.speculation.runner import SpeculatingRunner
@@ -113,7 +113,7 @@ def choose_attention(
                 dtype=dtype,
                 plain=model.has_plain_attention,
                 num_layers=sum(layer.window is None for layer in model.layers),
-                most_guessed=most_places(most, guesses.most_guesses) if guesses else 0,
+                max_guessed=max_places(most, guesses.max_guesses) if guesses else 0,
             )
         case _:
             return make_part(config.attention_backend, Attention, device)

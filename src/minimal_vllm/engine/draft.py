@@ -108,8 +108,8 @@ def make_draft_model(
     )
     attention = choose_attention(config, draft, dtype, device)
     model = CachedModel(decoder, attention, caches, groups, config.block_size, device)
-    num_groups, most_tokens = len(limits.windows), limits.max_num_batched_tokens
+    num_groups, max_step_tokens = len(limits.windows), limits.max_num_batched_tokens
     if isinstance(decoder, EagleHead) and isinstance(target.decoder, Decoder):
         let_read(decoder, target.decoder, target.groups, num_blocks * config.block_size)
-        return EagleModel(decoder, model, num_groups, num_blocks, most_tokens)
-    return DraftModel(model, num_groups, num_blocks, most_tokens)
+        return EagleModel(decoder, model, num_groups, num_blocks, max_step_tokens)
+    return DraftModel(model, num_groups, num_blocks, max_step_tokens)

@@ -11,7 +11,7 @@ from minimal_vllm.runner.cuda import CudaRunner
 from minimal_vllm.runner.graphs import Graphs
 from minimal_vllm.runner.guesses import DraftSteps, EagleSteps, GuessSteps, PlaceSteps
 from minimal_vllm.runner.interface import CachedModel
-from minimal_vllm.runner.shapes import max_recorded_tokens, most_places
+from minimal_vllm.runner.shapes import max_places, max_recorded_tokens
 from minimal_vllm.runner.step import GpuStep
 from minimal_vllm.runner.table import RowTable
 from minimal_vllm.sampling.kernels.logprobs import find_logprobs
@@ -42,13 +42,13 @@ def make_cuda_runner(
         puts_off: see ``make_runner``.
     """
     speculative = config.speculative_config
-    most_guesses = 0 if speculative is None else speculative.most_guesses
+    max_guesses = 0 if speculative is None else speculative.max_guesses
     table = RowTable(
         limits.max_num_seqs,
         limits.blocks_for(limits.max_model_len),
         model.device,
         model.groups.number,
-        most_guesses,
+        max_guesses,
     )
     step = _make_step(model, table)
     capture = None if config.enforce_eager else GraphCapture()
@@ -64,7 +64,7 @@ def make_cuda_runner(
     if speculative is None:
         return CudaRunner(step, graphs)
 
-    most = most_places(limits.max_num_seqs, most_guesses)
+    most = max_places(limits.max_num_seqs, max_guesses)
     guess_steps = GuessSteps(step, capture, most)
     _record_places(guess_steps, progress=progress)
     cuda_draft = None

@@ -13,7 +13,7 @@ from minimal_vllm.engine.scheduler import Scheduler
 from minimal_vllm.engine.scheduler_interface import SchedulerInterface
 from minimal_vllm.engine.speculating_scheduler import SpeculatingScheduler
 from minimal_vllm.plugin import make_part
-from minimal_vllm.runner.shapes import most_places
+from minimal_vllm.runner.shapes import max_places
 from minimal_vllm.speculation.allowance import HEAD_SHARE, SHARE
 from minimal_vllm.speculation.interface import (
     CheckedGuesser,
@@ -92,7 +92,7 @@ def make_speculating_scheduler(
     Raises:
         ValueError: the limits leave no room for the guesses.
     """
-    most, in_passes = config.most_guesses, config.in_passes
+    most, in_passes = config.max_guesses, config.in_passes
     _check_guesses_fit(most, limits)
     may_lose = HEAD_SHARE if config.guesser == "eagle3" else SHARE
     if not on_gpu:
@@ -104,7 +104,7 @@ def make_speculating_scheduler(
         pool,
         guesser,
         most,
-        most_tokens=most_places(limits.max_num_seqs, most),
+        max_step_tokens=max_places(limits.max_num_seqs, most),
         in_passes=in_passes,
         may_follow=in_passes,
         may_lose=may_lose,
@@ -154,14 +154,14 @@ def make_guesser(config: SpeculativeConfig, vocab_size: int) -> Guesser:
             return CheckedGuesser(make_part(config.guesser, Guesser), vocab_size)
 
 
-def _check_guesses_fit(most_guesses: int, limits: SchedulerConfig) -> None:
-    if most_guesses > limits.block_size:
+def _check_guesses_fit(max_guesses: int, limits: SchedulerConfig) -> None:
+    if max_guesses > limits.block_size:
         raise ValueError(
-            f"num_speculative_tokens is {most_guesses}, but must be at most block_size "
+            f"num_speculative_tokens is {max_guesses}, but must be at most block_size "
             f"({limits.block_size})"
         )
-    if most_guesses >= limits.max_num_batched_tokens:
+    if max_guesses >= limits.max_num_batched_tokens:
         raise ValueError(
-            f"num_speculative_tokens is {most_guesses}, but must be below max_num_batched_tokens "
+            f"num_speculative_tokens is {max_guesses}, but must be below max_num_batched_tokens "
             f"({limits.max_num_batched_tokens}): a step computes the guesses and one more token"
         )

@@ -24,7 +24,7 @@ class SpeculatingScheduler(Scheduler):
         config: limits and policy.
         pool: blocks.
         guesser: proposes the tokens; it must never fail, as ``CheckedGuesser`` never does.
-        most_guesses: maximum number of guesses of a request in a step.
+        max_guesses: maximum number of guesses of a request in a step.
         in_passes: whether a draft model guesses, in one pass for each guess.
         may_lose: fraction of all time that guesses may lose; see ``Allowance``.
         clock: returns the time in seconds; by default the thread's CPU time, which other work on
@@ -36,7 +36,7 @@ class SpeculatingScheduler(Scheduler):
         config: SchedulerConfig,
         pool: BlockPool,
         guesser: Guesser,
-        most_guesses: int,
+        max_guesses: int,
         *,
         in_passes: bool = False,
         may_lose: float = SHARE,
@@ -44,11 +44,11 @@ class SpeculatingScheduler(Scheduler):
     ) -> None:
         super().__init__(config, pool)
         self.guesser = guesser
-        self.most_guesses = most_guesses
+        self.max_guesses = max_guesses
         self.in_passes = in_passes
         self.meter = CostMeter()
         self.allowance = Allowance(may_lose)
-        self.most_tokens = config.max_num_batched_tokens
+        self.max_step_tokens = config.max_num_batched_tokens
         self._clock = clock
         self._updated_at: float | None = None
         """Time of the last update; None: nothing has been computed since."""
@@ -155,11 +155,11 @@ class SpeculatingScheduler(Scheduler):
 
     def max_guesses_for(self, plan: Plan, entries: Sequence[ScheduledRequest]) -> list[int]:
         """Return how many guesses the token budget and each output's limit leave room for."""
-        budget = self.most_tokens - sum(each.num_new for each in plan.scheduled)
+        budget = self.max_step_tokens - sum(each.num_new for each in plan.scheduled)
         counts = []
         for entry in entries:
             room = entry.request.max_num_tokens - entry.request.num_planned_tokens
-            counts.append(max(min(self.most_guesses, room, budget), 0))
+            counts.append(max(min(self.max_guesses, room, budget), 0))
             budget -= counts[-1]
         return counts
 

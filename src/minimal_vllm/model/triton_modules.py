@@ -20,7 +20,7 @@ from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.experts import DenseExperts, Experts
 from minimal_vllm.model.kernels.few_rows import can_use_few_rows, choose_tile, few_rows_product
 from minimal_vllm.model.kernels.few_tokens import (
-    MOST_TOKENS,
+    MAX_TOKENS,
     gated_products_of_pairs,
     sums_of_experts,
 )
@@ -223,7 +223,7 @@ class KernelExperts(Experts):
         """Compute each token by its experts; see ``Experts.forward``."""
         if not isinstance(x, Normed):
             x = computed(x)
-            if len(x) > MOST_TOKENS:
+            if len(x) > MAX_TOKENS:
                 return self._grouped(x, router)
         return self.pair_by_pair(x, router)
 

@@ -10,9 +10,9 @@ from torch.nn.functional import linear
 
 from minimal_vllm.model.deferred import Operand, computed
 from minimal_vllm.model.kernels.choose import add_norm_and_choose
-from minimal_vllm.model.kernels.few_tokens import MOST_TOKENS
+from minimal_vllm.model.kernels.few_tokens import MAX_TOKENS
 from minimal_vllm.model.kernels.few_tokens_mxfp4 import (
-    MOST_PAIRS,
+    MAX_PAIRS,
     gated_fragments_of_pairs,
     weighted_fragments_of_pairs,
 )
@@ -122,7 +122,7 @@ class TritonFp8Experts(KernelExperts, QuantizedExperts):
         if isinstance(x, Normed) and usable:
             return self.pair_by_pair(x, router)
         x = computed(x)
-        if len(x) <= MOST_TOKENS and usable:
+        if len(x) <= MAX_TOKENS and usable:
             return self.pair_by_pair(x, router)
         per_token, logits = self.config.per_token, router.forward(x)
         gate_up, down = self.matrices_of_kernels()
@@ -154,9 +154,9 @@ class TritonMxfp4Experts(Mxfp4Experts):
     counter: Tensor
     """``[1]`` int32: 0, between the kernels that count with it; see ``choose``."""
 
-    def new_matrices(self, out_size: int, in_size: int, *, paired: bool) -> FragmentMatrices:
+    def new_matrices(self, out_size: int, in_size: int, *, interleaved: bool) -> FragmentMatrices:
         """Return the matrices of all experts, without numbers."""
-        return FragmentMatrices(self.config.count, out_size, in_size, paired=paired)
+        return FragmentMatrices(self.config.count, out_size, in_size, interleaved=interleaved)
 
     def after_loading(self) -> None:
         """Bring the matrices into the order in which the kernels read them."""
@@ -176,7 +176,7 @@ class TritonMxfp4Experts(Mxfp4Experts):
             )  # fmt: skip
         x = computed(x)
         logits = router.forward(x)
-        if len(x) * per_token <= MOST_PAIRS:
+        if len(x) * per_token <= MAX_PAIRS:
             return self._pair_by_pair(x, *route(logits, per_token, normalized=normalized))
         _, weights, lists = route_and_list(logits, per_token, normalized=normalized)
         gate_up, down = self._fragments()

@@ -30,37 +30,37 @@ class PlaceSteps:
     Args:
         step: the parts of a step.
         capture: recorder of the graphs. None: every step is launched kernel by kernel.
-        most_places: maximum number of places in a step.
+        max_places: maximum number of places in a step.
     """
 
     behind = False
     """Whether keys are one place behind; see ``begin_step``."""
 
-    def __init__(self, step: GpuStep, capture: Capture | None, most_places: int) -> None:
+    def __init__(self, step: GpuStep, capture: Capture | None, max_places: int) -> None:
         self.table = step.table
         self._step = step
         self._capture = capture
-        self._most_places = most_places
+        self._max_places = max_places
         self._inputs = InputMemory(
             {
-                "order": (most_places, step.table.padding_row),
-                "offsets": (most_places, 0),
-                "tokens": (most_places, PENDING),
-                "counts": (most_places, 0),
+                "order": (max_places, step.table.padding_row),
+                "offsets": (max_places, 0),
+                "tokens": (max_places, PENDING),
+                "counts": (max_places, 0),
             },
             step.model.device,
         )
         self._places = PlaceInputs(
             *(self._inputs[name] for name in ("offsets", "tokens", "counts"))
         )
-        self._outputs = step.new_outputs(most_places)
-        self._sizes = list(place_counts(most_places))
+        self._outputs = step.new_outputs(max_places)
+        self._sizes = list(place_counts(max_places))
         self._graphs: dict[int, Graph] = {}
         self._laid_out: tuple[bytes, Mapping[str, IntArray]] = (b"", {})
 
     def fits(self, num_places: int) -> bool:
         """Return whether a step may have so many places."""
-        return num_places <= self._most_places
+        return num_places <= self._max_places
 
     def compute(
         self, rows: IntArray, starts: IntArray, num_places: IntArray, tokens: Sequence[int]
@@ -92,7 +92,7 @@ class PlaceSteps:
             layout = {
                 "order": rows[owner],
                 "offsets": starts[owner] + offset,
-                "counts": count_together(num_places, self._step.attention.most_queries),
+                "counts": count_together(num_places, self._step.attention.max_queries),
             }
             self._laid_out = key, layout
         return self._laid_out[1]
@@ -153,9 +153,9 @@ class PlaceSteps:
 class GuessSteps(PlaceSteps):
     """Steps with guesses, of which the first right ones are kept."""
 
-    def __init__(self, step: GpuStep, capture: Capture | None, most_places: int) -> None:
-        super().__init__(step, capture, most_places)
-        self._computed = torch.zeros(2, most_places, dtype=torch.int64, device=step.model.device)
+    def __init__(self, step: GpuStep, capture: Capture | None, max_places: int) -> None:
+        super().__init__(step, capture, max_places)
+        self._computed = torch.zeros(2, max_places, dtype=torch.int64, device=step.model.device)
         """Token and position of each place."""
 
     def finish(
@@ -214,15 +214,15 @@ class EagleSteps(DraftSteps):
         head: the head, which is the network of ``step``.
         step: see ``PlaceSteps``.
         capture: see ``PlaceSteps``.
-        most_places: see ``PlaceSteps``.
+        max_places: see ``PlaceSteps``.
     """
 
     behind = True
 
     def __init__(
-        self, head: EagleHead, step: GpuStep, capture: Capture | None, most_places: int
+        self, head: EagleHead, step: GpuStep, capture: Capture | None, max_places: int
     ) -> None:
-        super().__init__(step, capture, most_places)
+        super().__init__(step, capture, max_places)
         self._head = head
 
     def finish(

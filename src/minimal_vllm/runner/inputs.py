@@ -86,7 +86,7 @@ class StepInputs:
         device: torch.device,
     ) -> None:
         self._attention = attention
-        max_numbers = attention.most_prefill_pieces(max_tokens, MAX_PROMPTS) * PIECE_COLUMNS
+        max_numbers = attention.max_prefill_pieces(max_tokens, MAX_PROMPTS) * PIECE_COLUMNS
         self._memory = InputMemory(
             {
                 "tokens": (max_tokens, 0),
@@ -139,7 +139,7 @@ class StepInputs:
         memory = self._memory
         # A request that doesn't decode computes at least two tokens.
         num_prompts = min(MAX_PROMPTS, shape.num_tokens // 2)
-        most_pieces = self._attention.most_prefill_pieces(shape.num_tokens, num_prompts)
+        max_pieces = self._attention.max_prefill_pieces(shape.num_tokens, num_prompts)
         return MixedInputs(
             tokens=memory["tokens"][: shape.num_tokens],
             positions=memory["positions"][: shape.num_tokens],
@@ -147,7 +147,7 @@ class StepInputs:
             decode_tokens=memory["decode_tokens"][: shape.num_decodes],
             seq_lens=memory["seq_lens"][: shape.num_decodes],
             decode_rows=memory["decode_rows"][: shape.num_decodes],
-            prefill={window: work.first(most_pieces) for window, work in self._prefill.items()},
+            prefill={window: work.first(max_pieces) for window, work in self._prefill.items()},
         )
 
     def sampling_order(self, count: int) -> Tensor:

@@ -68,14 +68,14 @@ def token_counts(most: int) -> Iterator[int]:
     yield most
 
 
-def most_places(max_num_seqs: int, most_guesses: int) -> int:
+def max_places(max_num_seqs: int, max_guesses: int) -> int:
     """Return the maximum number of tokens in a step with guesses.
 
     Args:
         max_num_seqs: maximum number of requests in a step.
-        most_guesses: maximum number of guesses of a request.
+        max_guesses: maximum number of guesses of a request.
     """
-    return min(MAX_PLACES, max_num_seqs * (1 + most_guesses))
+    return min(MAX_PLACES, max_num_seqs * (1 + max_guesses))
 
 
 def place_counts(most: int) -> Iterator[int]:

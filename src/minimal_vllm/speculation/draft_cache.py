@@ -38,7 +38,7 @@ class DraftCache:
         num_blocks: number of blocks in the pool.
         block_size: number of tokens in a block.
         num_groups: number of groups of layers of the large model; the first has no window.
-        most_tokens: maximum number of tokens that are computed at once.
+        max_step_tokens: maximum number of tokens that are computed at once.
     """
 
     keeps_guesses = True
@@ -46,10 +46,12 @@ class DraftCache:
     places_behind = 0
     """Number of places from a token back to what is kept of it."""
 
-    def __init__(self, num_blocks: int, block_size: int, num_groups: int, most_tokens: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, num_groups: int, max_step_tokens: int
+    ) -> None:
         self._block_size = block_size
         self._num_groups = num_groups
-        self._most_tokens = most_tokens
+        self._max_step_tokens = max_step_tokens
         self._filled = array("q", bytes(8 * num_blocks))
         """Number of tokens of each block, the first ones, that are in the cache."""
         self._filled_of = np.frombuffer(self._filled, dtype=np.int64)
@@ -79,7 +81,7 @@ class DraftCache:
         """
         guessing = [draft for draft in drafts if draft.count]
         behind = [self._catch_up(draft) for draft in guessing]
-        yield from in_batches(behind, self._most_tokens)
+        yield from in_batches(behind, self._max_step_tokens)
         for place in range(1, max((draft.count for draft in guessing), default=0)):
             yield [self._go_on(draft) for draft in guessing if place < draft.count]
 
@@ -136,14 +138,14 @@ class DraftCache:
 
 
 def in_batches(
-    entries: Iterable[ScheduledRequest], most_tokens: int
+    entries: Iterable[ScheduledRequest], max_step_tokens: int
 ) -> Iterator[list[ScheduledRequest]]:
-    """Divide tokens to compute into batches of at most ``most_tokens``, in order.
+    """Divide tokens to compute into batches of at most ``max_step_tokens``, in order.
 
     A request that is divided gives logits in its last batch only.
     """
     batch: list[ScheduledRequest] = []
-    room = most_tokens
+    room = max_step_tokens
     for entry in entries:
         start, end = entry.start, entry.start + entry.num_new
         while start < end:
@@ -153,6 +155,6 @@ def in_batches(
             start, room = start + count, room - count
             if not room:
                 yield batch
-                batch, room = [], most_tokens
+                batch, room = [], max_step_tokens
     if batch:
         yield batch

@@ -28,17 +28,17 @@ class DraftModel:
         model: the small model, with one group of layers and without windows.
         num_groups: number of groups of layers of the large model; the first has no window.
         num_blocks: number of blocks in the pool.
-        most_tokens: maximum number of tokens that are computed at once.
+        max_step_tokens: maximum number of tokens that are computed at once.
     """
 
     make_cache = DraftCache
 
     def __init__(
-        self, model: CachedModel, num_groups: int, num_blocks: int, most_tokens: int
+        self, model: CachedModel, num_groups: int, num_blocks: int, max_step_tokens: int
     ) -> None:
         self.model = model
         self.num_groups = num_groups
-        self.cache = self.make_cache(num_blocks, model.block_size, num_groups, most_tokens)
+        self.cache = self.make_cache(num_blocks, model.block_size, num_groups, max_step_tokens)
 
     @torch.inference_mode()
     def propose(self, plan: Plan) -> list[list[int]]:

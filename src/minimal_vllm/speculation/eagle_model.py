@@ -23,7 +23,7 @@ class EagleModel(DraftModel):
         model: the head, with its attention and cache.
         num_groups: see ``DraftModel``.
         num_blocks: see ``DraftModel``.
-        most_tokens: see ``DraftModel``.
+        max_step_tokens: see ``DraftModel``.
     """
 
     make_cache = EagleCache
@@ -34,9 +34,9 @@ class EagleModel(DraftModel):
         model: CachedModel,
         num_groups: int,
         num_blocks: int,
-        most_tokens: int,
+        max_step_tokens: int,
     ) -> None:
-        super().__init__(model, num_groups, num_blocks, most_tokens)
+        super().__init__(model, num_groups, num_blocks, max_step_tokens)
         self.head = head
 
     def logits(self, entries: list[ScheduledRequest]) -> Tensor:

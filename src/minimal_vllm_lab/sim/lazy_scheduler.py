@@ -100,8 +100,8 @@ class LazyScheduler(Scheduler):
 
     def count_steady_steps(self) -> int:
         """Return how many of the next steps are steady, at most the block size."""
-        most_new_blocks = len(self.running) * self.blocks.num_groups  # in one block size of steps
-        if self._awake or self.waiting or most_new_blocks > self.pool.num_free:
+        max_new_blocks = len(self.running) * self.blocks.num_groups  # in one block size of steps
+        if self._awake or self.waiting or max_new_blocks > self.pool.num_free:
             return 0
         ends = min(simulated(request).ends_at for request in self.running)
         return min(ends - self._step, self.config.block_size)

@@ -145,7 +145,7 @@ def test_each_pass_of_a_draft_model_takes_its_time(monkeypatch):
     loads = []
     monkeypatch.setattr(guesses, "load_of_plan", lambda plan: loads.append(plan) or plan)
     costs = type("Costs", (), {"seconds": lambda self, plan: len(plan.scheduled)})()
-    drafting = DraftGuesses([0.5], 0, costs, DraftCache(12, 16, 1, most_tokens=30))
+    drafting = DraftGuesses([0.5], 0, costs, DraftCache(12, 16, 1, max_step_tokens=30))
     plan = Plan([entry(0, 3), entry(1, 1), entry(2, 0)])
     # It catches up with two contexts of 21 tokens in two passes, and then goes on with one request.
     assert drafting.seconds(plan) == 2 + 1 + 1 + 1

@@ -56,7 +56,7 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.device.properties import num_sms
 
-LEAST_ROWS = 16
+MIN_ROWS = 16
 """Minimum number of rows and columns of a matrix product on tensor cores. G query heads and small
 head dimensions are padded to it."""
 AT_ONCE = tl.constexpr(4)
@@ -64,13 +64,13 @@ AT_ONCE = tl.constexpr(4)
 MERGED_ROWS = 32
 """Number of partial results of single heads that are loaded and merged together, if nothing else is
 merged."""
-MERGED_PIECES, MOST_MERGED, FEW_PLACES = 8, 128 * 128, 24
+MERGED_PIECES, MAX_MERGED, FEW_PLACES = 8, 128 * 128, 24
 """Number of pieces of several queries that are loaded and merged together; maximum number of
 numbers in them, and of tokens in such a step."""
 MERGE_REGISTERS = 168
 """Number of a thread's registers where several queries are merged together. Three programs of 4
 warps then fit into an SM."""
-MOST_LOOKED_UP_AHEAD = 32
+MAX_LOOKED_UP_AHEAD = 32
 """Maximum number of requests for which the block table is read one tile ahead of the keys (a third
 stage of the loop), which removes one wait from the chain of loads. With more requests, the
 registers that this takes are better spent on one more program per SM."""
@@ -78,7 +78,7 @@ registers that this takes are better spent on one more program per SM."""
 
 def queries_per_program(num_heads: int, num_kv_heads: int) -> int:
     """Return the number of queries that a program computes in the time of one."""
-    return max(LEAST_ROWS * num_kv_heads // num_heads, 1)
+    return max(MIN_ROWS * num_kv_heads // num_heads, 1)
 
 
 class Partials(NamedTuple):
@@ -121,10 +121,10 @@ class DecodeWork:
     """``[R * K]`` int32: number of finished pieces; 0 before and after the kernel."""
     shared: SharedPart | None = None
     counts: Tensor | None = None
-    """``[R]`` int32: number of consecutive tokens of each request, at most ``most_queries``. None:
+    """``[R]`` int32: number of consecutive tokens of each request, at most ``max_queries``. None:
     one each. The tokens after the first count neither in ``seq_lens`` nor in ``pieces``: the last
     piece has their keys, too."""
-    most_queries: int = 1
+    max_queries: int = 1
     """Maximum number of tokens that a program computes."""
 
 
@@ -166,11 +166,11 @@ def decode_attention(
         work.block_tables.stride(0),
         K=num_kv_heads,
         G=group,
-        QUERIES=work.most_queries,
+        QUERIES=work.max_queries,
         D=head_dim,
         S=block_size,
-        ROWS=max(LEAST_ROWS, triton.next_power_of_2(group * work.most_queries)),
-        DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
+        ROWS=max(MIN_ROWS, triton.next_power_of_2(group * work.max_queries)),
+        DIMS=max(triton.next_power_of_2(head_dim), MIN_ROWS),
         KEYS=_num_keys(q, work),
         READS_ALL=cache.key.itemsize == 1,
         SHARED_PARTS=shared.num_parts if shared else 0,
@@ -181,7 +181,7 @@ def decode_attention(
         MERGED=merged,
         num_warps=_num_warps(len(work.token), cache),
         num_stages=_num_stages(len(work.token), cache),
-        maxnreg=MERGE_REGISTERS if merged and work.most_queries > 1 else None,
+        maxnreg=MERGE_REGISTERS if merged and work.max_queries > 1 else None,
         **launch_options(q),
     )
 
@@ -192,7 +192,7 @@ def _num_keys(q: Tensor, work: DecodeWork) -> int:
     Smaller tiles let more programs run at once. That pays if many requests have a few tokens of
     their own, as behind a shared prefix. Long contexts take a tenth longer with small tiles.
     """
-    are_short = work.shared is not None and len(work.token) > MOST_LOOKED_UP_AHEAD
+    are_short = work.shared is not None and len(work.token) > MAX_LOOKED_UP_AHEAD
     return 32 if are_short or q.dtype == torch.float32 else 64
 
 
@@ -211,7 +211,7 @@ def _num_stages(num_requests: int, cache: LayerCache) -> int:
     """Return the stages of the loop: the fastest on an H200. Tiles in FP8 leave room for more."""
     if cache.key.itemsize == 1:
         return 4
-    return 3 if num_requests <= MOST_LOOKED_UP_AHEAD else 2
+    return 3 if num_requests <= MAX_LOOKED_UP_AHEAD else 2
 
 
 def _merge_rows(work: DecodeWork, options: AttentionOptions, group: int, cache: LayerCache) -> int:
@@ -221,13 +221,13 @@ def _merge_rows(work: DecodeWork, options: AttentionOptions, group: int, cache: 
     FP8 may have only two warps: too few for pieces of several queries.
     """
     needs_more = work.shared is not None or options.sinks is not None
-    if needs_more or len(work.token) > MOST_LOOKED_UP_AHEAD:
+    if needs_more or len(work.token) > MAX_LOOKED_UP_AHEAD:
         return 0
-    rows: int = triton.next_power_of_2(group * work.most_queries)
-    if work.most_queries == 1:
+    rows: int = triton.next_power_of_2(group * work.max_queries)
+    if work.max_queries == 1:
         return max(MERGED_ROWS, rows)
     numbers = MERGED_PIECES * rows * triton.next_power_of_2(cache.key.shape[3])
-    fits = numbers <= MOST_MERGED and cache.key.itemsize > 1 and len(work.token) <= FEW_PLACES
+    fits = numbers <= MAX_MERGED and cache.key.itemsize > 1 and len(work.token) <= FEW_PLACES
     return MERGED_PIECES * rows if fits else 0
 
 

@@ -27,10 +27,10 @@ TILE = 64
 """Unit of a piece's length, in tokens."""
 PIECES_PER_REQUEST = 2
 """Average number of pieces per request to aim for: short pieces fill the gaps at the end."""
-PROGRAMS_OF_FEW, LEAST_OF_FEW = 2, TILE
+PROGRAMS_OF_FEW, MIN_OF_FEW = 2, TILE
 """Programs per SM to aim for, and minimum number of tokens per piece, if there are fewer programs
 than SMs before anything is cut: every cut helps."""
-PROGRAMS_OF_MANY, LEAST_OF_MANY = 16, 256
+PROGRAMS_OF_MANY, MIN_OF_MANY = 16, 256
 """Values of both for more programs: a cut then costs a merge, and only evens out the end."""
 NO_REQUEST = -1
 """Placeholder for the index of a request. Kernels test the sign, which tells the compiler that the
@@ -52,7 +52,7 @@ class Pieces(NamedTuple):
     """``[1]`` int32: maximum number of tokens per piece."""
 
 
-def most_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
+def max_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
     """Return the maximum number of pieces of a step with ``num_requests`` requests."""
     return num_requests + _wanted_pieces(num_requests, num_kv_heads, num_sms)
 
@@ -63,9 +63,9 @@ def _wanted_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
     return -(-programs // num_kv_heads) + PIECES_PER_REQUEST * num_requests
 
 
-def _least_piece(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
+def _min_piece(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
     are_few = _are_few(num_requests, num_kv_heads, num_sms)
-    return LEAST_OF_FEW if are_few else LEAST_OF_MANY
+    return MIN_OF_FEW if are_few else MIN_OF_MANY
 
 
 def _are_few(num_requests: int, num_kv_heads: int, num_sms: int) -> bool:
@@ -82,7 +82,7 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces
         num_sms: number of the GPU's streaming multiprocessors.
     """
     num_requests = len(ends)
-    size = most_pieces(num_requests, num_kv_heads, num_sms)
+    size = max_pieces(num_requests, num_kv_heads, num_sms)
     pieces = Pieces(ends.new_empty(size), ends.new_empty(num_requests + 1), ends.new_empty(1))
     _cut_kernel[(1,)](
         starts,
@@ -91,7 +91,7 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces
         num_requests,
         size,
         _wanted_pieces(num_requests, num_kv_heads, num_sms),
-        _least_piece(num_requests, num_kv_heads, num_sms),
+        _min_piece(num_requests, num_kv_heads, num_sms),
         TILE=TILE,
         # A lower bound, so that all batches of a server use one compiled kernel.
         REQUESTS=max(triton.next_power_of_2(num_requests), 256),
@@ -108,10 +108,10 @@ def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int)
     lengths = (ends - starts).clamp(min=0)
     wanted = _wanted_pieces(num_requests, num_kv_heads, num_sms)
     piece_size = -(-int(lengths.sum()) // wanted)
-    least = _least_piece(num_requests, num_kv_heads, num_sms)
+    least = _min_piece(num_requests, num_kv_heads, num_sms)
     piece_size = max(-(-piece_size // TILE) * TILE, least)
     counts = -(-lengths // piece_size)
-    owner = ends.new_full((most_pieces(num_requests, num_kv_heads, num_sms),), NO_REQUEST)
+    owner = ends.new_full((max_pieces(num_requests, num_kv_heads, num_sms),), NO_REQUEST)
     owned = torch.arange(num_requests, dtype=torch.int32).repeat_interleave(counts)
     owner[: len(owned)] = owned
     first_piece = torch.cat((counts.new_zeros(1), counts.cumsum(0))).int()

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.interface import AttentionOptions
-from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials
+from minimal_vllm.attention.kernels.decode import MIN_ROWS, Partials
 from minimal_vllm.attention.kernels.softmax import (
     LOG2_E,
     as_factor,
@@ -44,7 +44,7 @@ from minimal_vllm.step.batch import IntArray, enumerate_runs
 
 ROWS = 128
 """Rows per tile: pairs of a token and a query head. A few tokens of many heads fill it, too."""
-LEAST_PIECE = 512
+MIN_PIECE = 512
 """Minimum number of keys per piece."""
 MIN_TOKENS_FOR_TWO = 512
 """Minimum number of tokens of a step for which two programs share an SM."""
@@ -106,8 +106,8 @@ def cut_tiles(tiles: IntArray, num_kv_heads: int, num_sms: int, *, windowed: boo
     seen_by_all = tiles[:, POSITION - ROW]
     ends = seen_by_all + tiles[:, NUM_TOKENS - ROW]
     wanted = 0 if windowed else wanted_tiles(num_kv_heads, num_sms)
-    length = max(-(-int(ends.sum()) // max(wanted, 1)), LEAST_PIECE)
-    length = -(-length // LEAST_PIECE) * LEAST_PIECE
+    length = max(-(-int(ends.sum()) // max(wanted, 1)), MIN_PIECE)
+    length = -(-length // MIN_PIECE) * MIN_PIECE
     counts = np.ones_like(ends)
     if len(tiles) < wanted:
         counts = np.maximum(-(-seen_by_all // length), 1)
@@ -136,7 +136,7 @@ def prefill_attention(
         out: ``[T, H, D]``; the tiles' rows are written.
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
-    dims = max(triton.next_power_of_2(head_dim), LEAST_ROWS)
+    dims = max(triton.next_power_of_2(head_dim), MIN_ROWS)
     keys, tile_options = _tile(q, cache, dims)
     _prefill_kernel[(num_kv_heads, len(work.pieces))](
         q,

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.interface import AttentionOptions
-from minimal_vllm.attention.kernels.decode import LEAST_ROWS, Partials, SharedPart
+from minimal_vllm.attention.kernels.decode import MIN_ROWS, Partials, SharedPart
 from minimal_vllm.attention.kernels.pieces import PADDING
 from minimal_vllm.attention.kernels.softmax import LOG2_E, as_factor, empty_softmax, take_keys
 from minimal_vllm.cache.kv_cache import LayerCache
@@ -100,8 +100,8 @@ def shared_attention(
         D=head_dim,
         S=block_size,
         MEMBERS=members,
-        ROWS=max(triton.next_power_of_2(members * group), LEAST_ROWS),
-        DIMS=max(triton.next_power_of_2(head_dim), LEAST_ROWS),
+        ROWS=max(triton.next_power_of_2(members * group), MIN_ROWS),
+        DIMS=max(triton.next_power_of_2(head_dim), MIN_ROWS),
         KEYS=32 if q.dtype == torch.float32 else 64,
         PARTS=PARTS,
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,

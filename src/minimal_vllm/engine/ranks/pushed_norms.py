@@ -18,9 +18,9 @@ from minimal_vllm.model.kernels.pushed_norm import (
 )
 from minimal_vllm.model.kernels.pushed_sum import Farewell
 
-MOST_WHOLE_BYTES = 4 << 20
+MAX_WHOLE_BYTES = 4 << 20
 """Maximum number of bytes that a rank sends for a sum whose tokens are not divided."""
-MOST_BYTES = 128 << 20
+MAX_BYTES = 128 << 20
 """Maximum number of bytes of a rank's tensor: 16,384 tokens with 4,096 numbers of 16 bits."""
 LONGEST_VECTOR = 16384
 """Maximum number of a token's numbers, which a program holds in registers."""
@@ -38,20 +38,20 @@ class NormSizes:
 
     Args:
         count: number of ranks.
-        most_whole: see ``MOST_WHOLE_BYTES``.
-        most: see ``MOST_BYTES``.
+        max_whole: see ``MAX_WHOLE_BYTES``.
+        most: see ``MAX_BYTES``.
         programs: see ``PROGRAMS``.
     """
 
     count: int
-    most_whole: int = MOST_WHOLE_BYTES
-    most: int = MOST_BYTES
+    max_whole: int = MAX_WHOLE_BYTES
+    most: int = MAX_BYTES
     programs: int = PROGRAMS
 
     @property
     def whole_slot(self) -> int:
         """Bytes of a slot for a tensor whose tokens are not divided."""
-        return self.most_whole // max(self.count - 1, 1) // ALIGNMENT * ALIGNMENT
+        return self.max_whole // max(self.count - 1, 1) // ALIGNMENT * ALIGNMENT
 
     @property
     def divided_slot(self) -> int:

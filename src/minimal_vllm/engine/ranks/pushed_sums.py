@@ -21,9 +21,9 @@ from minimal_vllm.model.kernels.pushed_sum import (
     tagged_sum,
 )
 
-MOST_TAGGED = 32768
+MAX_TAGGED = 32768
 """Maximum number of numbers that are sent with a tag each, to all other ranks together."""
-MOST_BYTES = 4 << 20
+MAX_BYTES = 4 << 20
 """Maximum number of bytes that a rank sends for a sum; with more, NCCL is faster."""
 ALIGNMENT = 256
 """Sizes of slots are multiples of this, so that threads can load 16 bytes at once."""
@@ -52,11 +52,11 @@ class PushedSums:
         own = memories[index].new_zeros
         self._num_tagged = own(TAGGED_PROGRAMS, dtype=torch.int32)
         self._num_flagged = own(FLAGGED_PROGRAMS, dtype=torch.int32)
-        self._most_tagged, self._most_bytes = _slot_sizes(len(memories))
+        self._max_tagged, self._max_bytes = _slot_sizes(len(memories))
 
     def fits(self, parts: Tensor, dtype: torch.dtype) -> bool:
         """Return whether the sum of parts, in a dtype, is small enough for ``add``."""
-        return parts[0].numel() * dtype.itemsize <= self._most_bytes
+        return parts[0].numel() * dtype.itemsize <= self._max_bytes
 
     def add(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the sum of all ranks' tensors.
@@ -65,7 +65,7 @@ class PushedSums:
             parts: ``[parts, ...]``, contiguous: parts of the rank's tensor.
             dtype: dtype of the tensor, to which the sum of its parts is rounded.
         """
-        if parts[0].numel() <= self._most_tagged:
+        if parts[0].numel() <= self._max_tagged:
             return tagged_sum(
                 parts, dtype, self._words, self._num_tagged, self._farewell, self.index
             )
@@ -87,7 +87,7 @@ def _sizes(count: int) -> tuple[int, int, int]:
 def _slot_sizes(count: int) -> tuple[int, int]:
     """Return the numbers of a slot for tagged words, and the bytes of one for others."""
     others = max(count - 1, 1)
-    tagged, flagged = MOST_TAGGED // others, MOST_BYTES // others
+    tagged, flagged = MAX_TAGGED // others, MAX_BYTES // others
     return tagged // ALIGNMENT * ALIGNMENT, flagged // ALIGNMENT * ALIGNMENT
 
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.kernels.activation import ACTIVATIONS, gated
 
-MOST_TOKENS = 8
+MAX_TOKENS = 8
 """Maximum number of tokens: the narrowest tile. With more, the library is as fast."""
-LEAST_NUMBERS = 2**23
+MIN_NUMBERS = 2**23
 """Minimum number of weights. Fewer are read in a few microseconds, and the library is as fast."""
 DEPTH = 256
 """Maximum number of columns of the weights that a program multiplies per iteration."""
@@ -55,7 +55,7 @@ class Tile:
 def can_use_few_rows(x: Tensor, weight: Tensor) -> bool:
     """Return whether ``few_rows_product`` can compute this product, and is the fastest way."""
     fits = weight.shape[1] % (2 * DEPTH) == 0 and x.itemsize == 2
-    return fits and 1 < len(x) <= MOST_TOKENS and weight.numel() >= LEAST_NUMBERS
+    return fits and 1 < len(x) <= MAX_TOKENS and weight.numel() >= MIN_NUMBERS
 
 
 def choose_tile(weight: Tensor, *, gated: bool = False, may_split: bool = False) -> Tile:
@@ -114,7 +114,7 @@ def few_rows_product(
     _few_rows_kernel[(triton.cdiv(out_size, tile.rows), tile.parts)](
         x, weight, weight if bias is None else bias, y, tokens,
         OUT=out_size, IN=in_size, ROWS=tile.rows, DEPTH=tile.depth, PARTS=tile.parts,
-        STARTS_EARLY=tile.starts_early, TOKENS=MOST_TOKENS, BIAS=bias is not None,
+        STARTS_EARLY=tile.starts_early, TOKENS=MAX_TOKENS, BIAS=bias is not None,
         ACTIVATION=None if activation is None else ACTIVATIONS[activation],
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         num_warps=tile.rows // 16, num_stages=tile.stages, **launch_options(x),

@@ -12,7 +12,7 @@ The second kernel adds the experts' results itself, in their order, in float32. 
 FP8, with scales as in ``matvec``.
 
 Bytes: the weights of each pair's expert. Tokens that share an expert read it twice, from the L2
-cache if they are lucky; from ``MOST_TOKENS`` on, tokens are grouped by expert: see ``grouped``.
+cache if they are lucky; from ``MAX_TOKENS`` on, tokens are grouped by expert: see ``grouped``.
 """
 
 import triton
@@ -25,7 +25,7 @@ from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import row_scale, scaled
 from minimal_vllm.model.supported import Gate
 
-MOST_TOKENS = 8
+MAX_TOKENS = 8
 """Maximum number of tokens: with more, tokens share so many experts that grouping them pays."""
 ROWS, WARPS = 4, 4
 """Rows of a program, and its warps."""

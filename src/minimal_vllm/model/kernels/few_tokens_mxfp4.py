@@ -37,11 +37,11 @@ from minimal_vllm.model.kernels.unpack import AFTER, load_packed, unpacked
 from minimal_vllm.model.quantization.mxfp4_fragments import BAND, CHUNK, Fragments
 from minimal_vllm.model.supported import Gate
 
-MOST_PAIRS = 16
+MAX_PAIRS = 16
 """Maximum number of pairs of a token and an expert: with more, grouping them pays."""
 PARTS = tl.constexpr(8)
 """Parts of a band's columns: a band has 16 rows, so that a product has 128."""
-WARPS, MOST_REGISTERS = 8, 64
+WARPS, MAX_REGISTERS = 8, 64
 """Warps of a program, and registers of a thread: 4 programs then fit into an SM."""
 VECTORS = tl.constexpr(16)
 """Number of vectors of a product, at least that of parts."""
@@ -104,7 +104,7 @@ def _options(matrices: Fragments, x: Tensor) -> dict[str, Any]:
         "words": matrices.words, "scales": matrices.scales,
         "bias": x if bias is None else bias, "BIAS": bias is not None,
         "IN": matrices.in_size, "WIDE": x.dtype != torch.bfloat16,
-        "num_warps": WARPS, "maxnreg": MOST_REGISTERS if x.dtype == torch.bfloat16 else None,
+        "num_warps": WARPS, "maxnreg": MAX_REGISTERS if x.dtype == torch.bfloat16 else None,
         **launch_options(x),
     }  # fmt: skip
 

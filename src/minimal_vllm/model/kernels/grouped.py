@@ -124,9 +124,9 @@ def _launch(
     count, tokens = lists.members.shape
     pairs = tokens * per_token
     # Each expert's last block may be partly empty, all others are full.
-    most_blocks = pairs // tiles.rows + min(count, pairs)
+    max_blocks = pairs // tiles.rows + min(count, pairs)
     is_wide = x.dtype == float32
-    _grouped_kernel[(most_blocks * triton.cdiv(out_size, tiles.columns),)](
+    _grouped_kernel[(max_blocks * triton.cdiv(out_size, tiles.columns),)](
         x,
         lists.counts if weights is None else weights,
         lists.counts,

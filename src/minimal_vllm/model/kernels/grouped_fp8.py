@@ -80,8 +80,8 @@ def _launch(
     by_block = scales.columns < in_size
     inputs, input_scales = quantize_inputs(x, BLOCK if by_block else in_size)
     # Each expert's last block may be partly empty, all others are full.
-    most_blocks = pairs // tiles.rows + min(count, pairs)
-    _grouped_fp8_kernel[(most_blocks * triton.cdiv(out.shape[-1], tiles.columns),)](
+    max_blocks = pairs // tiles.rows + min(count, pairs)
+    _grouped_fp8_kernel[(max_blocks * triton.cdiv(out.shape[-1], tiles.columns),)](
         inputs,
         input_scales,
         input_scales if weights is None else weights,

@@ -26,7 +26,7 @@ from minimal_vllm.model.supported import Gate
 
 HALVED = 64
 """Rows of the tiles of which half are multiplied where a block has no more than half of them."""
-MOST_REGISTERS = 128
+MAX_REGISTERS = 128
 """Maximum number of a thread's registers with 64 rows: 4 programs then fit into an SM."""
 _BAND, _CHUNK = tl.constexpr(BAND), tl.constexpr(CHUNK)
 
@@ -86,10 +86,10 @@ def _launch(
     count, tokens = lists.members.shape
     pairs = tokens * per_token
     # Each expert's last block may be partly empty, all others are full.
-    most_blocks = pairs // tiles.rows + min(count, pairs)
+    max_blocks = pairs // tiles.rows + min(count, pairs)
     bias = matrices.bias
     column_tiles = triton.cdiv(out.shape[-1], tiles.columns)
-    _grouped_fragments_kernel[(most_blocks * column_tiles,)](
+    _grouped_fragments_kernel[(max_blocks * column_tiles,)](
         x,
         lists.counts if weights is None else weights,
         lists.counts,
@@ -114,7 +114,7 @@ def _launch(
         WIDE=x.dtype != torch.bfloat16,
         num_warps=tiles.warps,
         num_stages=2 if x.dtype == torch.float32 else tiles.stages,
-        maxnreg=MOST_REGISTERS if tiles.rows == 64 and x.dtype == torch.bfloat16 else None,
+        maxnreg=MAX_REGISTERS if tiles.rows == 64 and x.dtype == torch.bfloat16 else None,
         **launch_options(x),
     )
 

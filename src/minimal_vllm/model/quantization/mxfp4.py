@@ -83,16 +83,16 @@ class Mxfp4Experts(Experts):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         shapes = self.config.matrices(config.hidden_size)
-        self.gate_up = self.new_matrices(*shapes["gate_up_proj"], paired=True)
-        self.down = self.new_matrices(*shapes["down_proj"], paired=False)
+        self.gate_up = self.new_matrices(*shapes["gate_up_proj"], interleaved=True)
+        self.down = self.new_matrices(*shapes["down_proj"], interleaved=False)
 
-    def new_matrices(self, out_size: int, in_size: int, *, paired: bool) -> Mxfp4Matrices:  # noqa: ARG002
+    def new_matrices(self, out_size: int, in_size: int, *, interleaved: bool) -> Mxfp4Matrices:  # noqa: ARG002
         """Return the matrices of all experts, without numbers.
 
         Args:
             out_size: length of an output vector.
             in_size: length of an input vector.
-            paired: whether rows of gate and up take turns.
+            interleaved: whether rows of gate and up alternate.
         """
         return Mxfp4Matrices(self.config.count, out_size, in_size)
 

@@ -69,7 +69,7 @@ class Fragments:
     """Length of an output vector."""
     in_size: int
     """Length of an input vector."""
-    paired: bool
+    interleaved: bool
     """Whether rows of gate and up take turns in the matrix."""
 
 
@@ -80,12 +80,12 @@ class FragmentMatrices(Mxfp4Matrices):
         count: number of experts.
         out_size: length of an output vector.
         in_size: length of an input vector.
-        paired: whether rows of gate and up take turns.
+        interleaved: whether rows of gate and up alternate.
     """
 
-    def __init__(self, count: int, out_size: int, in_size: int, *, paired: bool) -> None:
+    def __init__(self, count: int, out_size: int, in_size: int, *, interleaved: bool) -> None:
         super().__init__(count, out_size, in_size)
-        self.out_size, self.paired = out_size, paired
+        self.out_size, self.interleaved = out_size, interleaved
 
     def reorder(self) -> None:
         """Bring the matrices into order, expert by expert, and in place if nothing is missing."""
@@ -95,7 +95,7 @@ class FragmentMatrices(Mxfp4Matrices):
         scales = _memory_for(self.scale, (count, bands, chunks, 8))
         for expert in range(count):
             some_words, some_scales = to_fragments(
-                self.packed[expert], self.scale[expert], paired=self.paired
+                self.packed[expert], self.scale[expert], interleaved=self.interleaved
             )
             words[expert].copy_(some_words)
             scales[expert].copy_(some_scales)
@@ -104,16 +104,18 @@ class FragmentMatrices(Mxfp4Matrices):
 
     def fragments(self, bias: Tensor | None) -> Fragments:
         """Return the matrices as kernels read them, with a bias."""
-        return Fragments(self.packed, self.scale, bias, self.out_size, self.in_size, self.paired)
+        return Fragments(
+            self.packed, self.scale, bias, self.out_size, self.in_size, self.interleaved
+        )
 
 
-def to_fragments(packed: Tensor, scale: Tensor, *, paired: bool) -> tuple[Tensor, Tensor]:
+def to_fragments(packed: Tensor, scale: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
     """Bring a matrix in MXFP4 into the order of fragments.
 
     Args:
         packed: ``[out, in / 2]`` uint8; see ``Mxfp4Matrices``.
         scale: ``[out, in / 32]`` uint8.
-        paired: whether rows of gate and up take turns.
+        interleaved: whether rows of gate and up alternate.
 
     Returns:
         Words, ``[bands, chunks, 32, 4]`` int32, and scales, ``[bands, chunks, 8]`` int32.
@@ -126,7 +128,7 @@ def to_fragments(packed: Tensor, scale: Tensor, *, paired: bool) -> tuple[Tensor
     scale = (scale.int() + MORE).clamp(max=MOST).to(torch.uint8)
     scale = pad(scale, (0, groups * chunks - scale.shape[1], 0, BAND * bands - rows))
     # band, half of it, row; chunk, then of the column: 16, 8, 2, 1
-    numbers = _by_halves(numbers, bands, paired).reshape(bands, 2, 8, chunks, 4, 2, 4, 2)
+    numbers = _by_halves(numbers, bands, interleaved).reshape(bands, 2, 8, chunks, 4, 2, 4, 2)
     numbers = numbers.permute(0, 3, 2, 6, 4, 5, 1, 7).reshape(bands, chunks, 32, 2, 8, 2)
     words = numbers.new_zeros(bands, chunks, 32, 2, 2, dtype=torch.int32)
     for index, (place, rotation) in enumerate(_numbers()):
@@ -135,7 +137,7 @@ def to_fragments(packed: Tensor, scale: Tensor, *, paired: bool) -> tuple[Tensor
                 source = (16 * half + target - rotation) % 32
                 word = place if place < 2 else 1 - (REST >> source & 1)
                 words[..., word] |= (numbers[..., index, half] >> bit & 1).int() << source
-    scale = _by_halves(scale, bands, paired).reshape(bands, 2, 8, chunks, groups)
+    scale = _by_halves(scale, bands, interleaved).reshape(bands, 2, 8, chunks, groups)
     scales = scale.permute(0, 3, 2, 4, 1).flatten(-2).contiguous().view(torch.int32)
     return words.flatten(3), scales.reshape(bands, chunks, 8)
 
@@ -145,9 +147,9 @@ def _numbers() -> list[tuple[int, int]]:
     return [(place, each) for place, some in enumerate(ROTATIONS) for each in some]
 
 
-def _by_halves(matrix: Tensor, bands: int, paired: bool) -> Tensor:
+def _by_halves(matrix: Tensor, bands: int, interleaved: bool) -> Tensor:
     """Return ``[bands, 2, 8, columns]``: 8 rows for each half of a band."""
-    if paired:
+    if interleaved:
         return matrix.view(bands, 8, 2, -1).transpose(1, 2)
     return matrix.view(bands, 2, 8, -1)
 
