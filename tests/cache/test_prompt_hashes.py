@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
-from minimal_vllm.cache.prompt_hashes import MAX_KNOWN, PromptHashes
+from minimal_vllm.cache.prompt_hashes import MOST_KNOWN, PIECE, PromptHashes
 
 
 def hash_plainly(token_ids, block_size, salt):
@@ -43,10 +43,10 @@ def test_a_known_beginning_is_not_hashed_again(monkeypatch):
     assert sum(num_hashed) == 1 + 25  # the first block, and those after the common 300 tokens
 
 
-@pytest.mark.parametrize("num_equal", [1, 2, 299, 300])
-@pytest.mark.parametrize("num_more", [0, 1, 300])
-def test_beginnings_of_any_length_are_found_in_long_prompts(num_equal, num_more):
-    first = list(range(300))
+@pytest.mark.parametrize("num_equal", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE - 1])
+@pytest.mark.parametrize("num_more", [0, 1, PIECE])
+def test_long_prompts_that_differ_near_the_edge_of_a_piece_are_hashed_rightly(num_equal, num_more):
+    first = list(range(3 * PIECE))
     second = first[:num_equal] + [-1] * num_more
     memory, hashes = PromptHashes(1), []
     memory.extend([], array("i", first), b"")
@@ -56,9 +56,9 @@ def test_beginnings_of_any_length_are_found_in_long_prompts(num_equal, num_more)
 
 def test_memory_of_prompts_is_bounded():
     memory = PromptHashes(2)
-    for first in range(3 * MAX_KNOWN):
+    for first in range(3 * MOST_KNOWN):
         memory.extend([], array("i", [first] * 6), b"")
-    assert len(memory._known) == MAX_KNOWN
+    assert len(memory._known) == MOST_KNOWN
 
 
 def test_what_a_request_appends_to_its_hashes_is_not_remembered():

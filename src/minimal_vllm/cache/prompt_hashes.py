@@ -1,17 +1,19 @@
 """Block hashes of prompts, of which a beginning that was hashed before is not hashed again."""
 
+from bisect import bisect_left
 from collections import OrderedDict
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
 
 if TYPE_CHECKING:
     from array import array
 
-MAX_KNOWN = 16
+MOST_KNOWN = 16
 """Maximum number of prompts whose hashes are remembered."""
+
+PIECE = 512
+"""Number of tokens that are compared at once."""
 
 
 class PromptHashes:
@@ -45,13 +47,25 @@ class PromptHashes:
             hashes.extend(known_hashes[1:num_equal])
         extend_block_hashes(hashes, token_ids, self._block_size, salt)
         self._known[first] = token_ids[:], hashes[:]
-        if len(self._known) > MAX_KNOWN:
+        if len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
 
 
 def _num_equal(one: "array[int]", other: "array[int]") -> int:
     """Return the number of tokens with which both lists begin."""
     length = min(len(one), len(other))
-    differs = np.frombuffer(one, np.int32, length) != np.frombuffer(other, np.int32, length)
-    first = int(differs.argmax())  # 0 if none differs
-    return first if differs[first] else length
+    for start in range(0, length, PIECE):
+        end = min(start + PIECE, length)
+        if _differ(one, other, start, end):
+            return start + _num_equal_in_piece(one[start:end], other[start:end])
+    return length
+
+
+def _num_equal_in_piece(one: "array[int]", other: "array[int]") -> int:
+    ends = range(1, len(one) + 1)
+    return bisect_left(ends, True, key=lambda end: _differ(one, other, 0, end))
+
+
+def _differ(one: "array[int]", other: "array[int]", start: int, end: int) -> bool:
+    """Compare tokens as bytes, which takes a tenth of the time of comparing them as numbers."""
+    return one[start:end].tobytes() != other[start:end].tobytes()

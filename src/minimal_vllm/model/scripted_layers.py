@@ -246,9 +246,9 @@ class ScriptedLayers(Layers):
         x = computed(x)
         # Products that are large enough for several threads outweigh their calls.
         is_short = len(x) <= FEW_TOKENS and torch.get_num_threads() == 1
-        if is_short and not kept and x.dtype == caches[0].key.dtype == torch.float32:
+        if is_short and not kept and x.dtype == torch.float32:
             contexts = self._contexts(rotations, attend)
-            if contexts and self._known:
+            if contexts and self._known and caches[0].key.dtype == torch.float32:
                 keys, values = ([each[i] for each in caches] for i in range(2))
                 x = self._known.forward(x, contexts, keys, values)
                 if wanted is not None and len(wanted) < len(x):
