@@ -4,7 +4,7 @@ from random import Random
 import pytest
 
 from minimal_vllm.cache.prefix_hash import extend_block_hashes
-from minimal_vllm.cache.prompt_hashes import MOST_KNOWN, PIECE, PromptHashes
+from minimal_vllm.cache.prompt_hashes import MAX_KNOWN, PIECE, PromptHashes
 
 
 def hash_plainly(token_ids, block_size, salt):
@@ -56,9 +56,9 @@ def test_long_prompts_that_differ_near_the_edge_of_a_piece_are_hashed_rightly(nu
 
 def test_memory_of_prompts_is_bounded():
     memory = PromptHashes(2)
-    for first in range(3 * MOST_KNOWN):
+    for first in range(3 * MAX_KNOWN):
         memory.extend([], array("i", [first] * 6), b"")
-    assert len(memory._known) == MOST_KNOWN
+    assert len(memory._known) == MAX_KNOWN
 
 
 def test_what_a_request_appends_to_its_hashes_is_not_remembered():

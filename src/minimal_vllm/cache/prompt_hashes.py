@@ -9,7 +9,7 @@ from minimal_vllm.cache.prefix_hash import extend_block_hashes
 if TYPE_CHECKING:
     from array import array
 
-MOST_KNOWN = 16
+MAX_KNOWN = 16
 """Maximum number of prompts whose hashes are remembered."""
 
 PIECE = 512
@@ -47,7 +47,7 @@ class PromptHashes:
             hashes.extend(known_hashes[1:num_equal])
         extend_block_hashes(hashes, token_ids, self._block_size, salt)
         self._known[first] = token_ids[:], hashes[:]
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
 
