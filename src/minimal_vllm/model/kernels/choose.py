@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.route import LOWEST
+from minimal_vllm.model.kernels.route import rank_experts, weights_of
 
 ROWS, COLUMNS, WARPS = 4, 1024, 4
 """Rows of the router per program, columns multiplied at a time, and warps: the fastest on an
@@ -154,17 +154,12 @@ def _choose(
     exists = expert < COUNT
     # Volatile: past the cache of the SM, which may have older numbers.
     logit = tl.load(logits + expert, mask=exists, other=float("-inf"), volatile=True)
-    logit = logit.to(tl.float32)
-    peak = tl.max(logit)
-    total = tl.sum(tl.exp(logit - peak))  # not a number if any logit isn't
-    rank = tl.where(logit == logit, tl.maximum(logit, LOWEST), LOWEST)
-    rank = tl.where(exists, rank, float("-inf"))
+    rank, peak, total = rank_experts(logit.to(tl.float32), exists)
     is_better = rank[None, :] > rank[:, None]
     is_better |= (rank[None, :] == rank[:, None]) & (expert[None, :] < expert[:, None])
     place = tl.sum(is_better.to(tl.int32), 1)
     is_chosen = place < PER_TOKEN
     share = tl.where(is_chosen, tl.exp(rank - peak), 0.0)
-    weight = share / (tl.sum(share) if NORMALIZED else total)
-    weight = tl.where(total == total, weight, float("nan"))
+    weight = weights_of(share, total, NORMALIZED)
     tl.store(experts + place, expert, mask=is_chosen)
     tl.store(weights + place, weight, mask=is_chosen)

@@ -108,10 +108,7 @@ def _route_kernel(
     exists = expert < COUNT
     logit = tl.load(logits + token * COUNT + expert, mask=exists, other=float("-inf"))
     logit = logit.to(tl.float32)
-    peak = tl.max(logit)
-    total = tl.sum(tl.exp(logit - peak))  # not a number if any logit isn't
-    rank = tl.where(logit == logit, tl.maximum(logit, LOWEST), LOWEST)
-    rank = tl.where(exists, rank, float("-inf"))
+    rank, peak, total = rank_experts(logit, exists)
     slot = tl.arange(0, SLOTS)
     chosen = tl.zeros([SLOTS], tl.int32)
     share = tl.zeros([SLOTS], tl.float32)
@@ -121,8 +118,7 @@ def _route_kernel(
         chosen = tl.where(slot == choice, index, chosen)
         share = tl.where(slot == choice, tl.exp(best - peak), share)
         rank = tl.where(expert == index, float("-inf"), rank)
-    weight = share / (tl.sum(share) if NORMALIZED else total)
-    weight = tl.where(total == total, weight, float("nan"))
+    weight = weights_of(share, total, NORMALIZED)
     is_slot = slot < PER_TOKEN
     pair = token * PER_TOKEN + slot
     tl.store(experts + pair, chosen, mask=is_slot)
@@ -130,3 +126,32 @@ def _route_kernel(
     if LISTS:
         place = tl.atomic_add(counts + chosen, 1, mask=is_slot)
         tl.store(members + chosen * tokens + place, pair, mask=is_slot)
+
+
+@triton.jit
+def rank_experts(logit, exists):  # noqa: ANN201 - Triton's language
+    """Return each expert's rank, the largest logit, and the sum of all shares.
+
+    An expert's share is ``exp(logit - peak)``. The sum is not a number if any logit isn't.
+
+    Args:
+        logit: ``[BLOCK]`` float32: the experts' logits; -inf where there is no expert.
+        exists: ``[BLOCK]``: whether there is an expert.
+    """
+    peak = tl.max(logit)
+    total = tl.sum(tl.exp(logit - peak))
+    rank = tl.where(logit == logit, tl.maximum(logit, LOWEST), LOWEST)
+    return tl.where(exists, rank, float("-inf")), peak, total
+
+
+@triton.jit
+def weights_of(share, total, NORMALIZED: tl.constexpr):  # noqa: ANN201 - Triton's language
+    """Return the weights of the chosen experts; none is a number if one of the logits isn't.
+
+    Args:
+        share: the chosen experts' shares, and zeros; see ``rank_experts``.
+        total: the sum of all experts' shares.
+        NORMALIZED: whether the weights are scaled to sum to 1.
+    """
+    weight = share / (tl.sum(share) if NORMALIZED else total)
+    return tl.where(total == total, weight, float("nan"))
