@@ -31,7 +31,7 @@ from minimal_vllm.model.kernels.heads import norm_rotate_store
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.norm import add_norm
-from minimal_vllm.model.kernels.route import route, route_and_list
+from minimal_vllm.model.kernels.route import ExpertLists, route, route_and_list
 from minimal_vllm.model.kernels.split import can_use_split, split_linear
 from minimal_vllm.model.layers import Heads, Modules, SelfAttention
 from minimal_vllm.model.linear import GatedLinear, Linear, RowLinear
@@ -223,19 +223,35 @@ class KernelExperts(Experts):
         """Compute each token by its experts; see ``Experts.forward``."""
         if not isinstance(x, Normed):
             x = computed(x)
-            if len(x) > MAX_TOKENS:
-                return self._grouped(x, router)
-        return self.pair_by_pair(x, router)
-
-    def _grouped(self, x: Tensor, router: Linear) -> PartialSums:
-        per_token, logits = self.config.per_token, router.forward(x)
-        gate_up, down = self.matrices_of_kernels()
+        num_tokens = 1 if isinstance(x, Normed) else len(x)
+        if num_tokens <= self.max_few_tokens:
+            return self._pair_by_pair(x, router)
+        x, per_token = computed(x), self.config.per_token
+        logits = router.forward(x)
         _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
-        inner = gated_grouped_product(x, lists, per_token, gate_up, self.gate)
-        return PartialSums(weighted_grouped_product(inner, weights, lists, down), x.dtype)
+        return PartialSums(self.compute_grouped(x, weights, lists), x.dtype)
 
-    def pair_by_pair(self, x: Operand, router: Linear) -> Tensor:
-        """Compute a few tokens; see ``Experts.forward``."""
+    @property
+    def max_few_tokens(self) -> int:
+        """Return the maximum number of tokens that are computed pair by pair."""
+        return MAX_TOKENS
+
+    def compute_grouped(self, x: Tensor, weights: Tensor, lists: ExpertLists) -> Tensor:
+        """Compute tokens grouped by expert.
+
+        Args:
+            x: ``[T, hidden]``.
+            weights: ``[T, k]`` float32: weights of each token's experts.
+            lists: the tokens of each expert.
+
+        Returns:
+            ``[k, T, hidden]``: the weighted result of each token's n-th expert.
+        """
+        gate_up, down = self.matrices_of_kernels()
+        inner = gated_grouped_product(x, lists, self.config.per_token, gate_up, self.gate)
+        return weighted_grouped_product(inner, weights, lists, down)
+
+    def _pair_by_pair(self, x: Operand, router: Linear) -> Tensor:
         logits = router.forward(x)
         experts, weights = route(logits, self.config.per_token, normalized=self.config.normalized)
         gate_up, down = self.matrices_of_kernels()

@@ -29,7 +29,7 @@ from minimal_vllm.model.kernels.int4_product import int4_dequantize, int4_produc
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.matvec import Scales, add_norm_matvec, can_use_matvec, matvec
 from minimal_vllm.model.kernels.mxfp4 import gated_fragment_product, weighted_fragment_product
-from minimal_vllm.model.kernels.route import route, route_and_list
+from minimal_vllm.model.kernels.route import ExpertLists, route, route_and_list
 from minimal_vllm.model.linear import Linear
 from minimal_vllm.model.quantization.convert import Layouts
 from minimal_vllm.model.quantization.experts import QuantizedExperts
@@ -116,19 +116,17 @@ class TritonFp8Experts(KernelExperts, QuantizedExperts):
         )
         return gate_up, down
 
-    def forward(self, x: Operand, router: Linear) -> Operand:
-        """Compute each token by its experts; see ``Experts.forward``."""
+    @property
+    def max_few_tokens(self) -> int:
+        """Return the maximum number; see ``KernelExperts.max_few_tokens``."""
         usable = all(each.scales.are_usable(each.in_size) for each in (self.gate_up, self.down))
-        if isinstance(x, Normed) and usable:
-            return self.pair_by_pair(x, router)
-        x = computed(x)
-        if len(x) <= MAX_TOKENS and usable:
-            return self.pair_by_pair(x, router)
-        per_token, logits = self.config.per_token, router.forward(x)
+        return MAX_TOKENS if usable else 0
+
+    def compute_grouped(self, x: Tensor, weights: Tensor, lists: ExpertLists) -> Tensor:
+        """Compute tokens grouped by expert; see ``KernelExperts.compute_grouped``."""
         gate_up, down = self.matrices_of_kernels()
-        _, weights, lists = route_and_list(logits, per_token, normalized=self.config.normalized)
-        inner = gated_fp8_product(x, lists, per_token, gate_up, self.gate)
-        return PartialSums(weighted_fp8_product(inner, weights, lists, down), x.dtype)
+        inner = gated_fp8_product(x, lists, self.config.per_token, gate_up, self.gate)
+        return weighted_fp8_product(inner, weights, lists, down)
 
 
 class TritonInt4Experts(KernelExperts, QuantizedExperts):
