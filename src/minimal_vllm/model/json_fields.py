@@ -85,6 +85,18 @@ def values(raw: Mapping[str, Any], key: str) -> list[Any]:
     return value
 
 
+def objects(raw: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Return the list of objects under ``key``, or an empty one if it is missing or null.
+
+    Raises:
+        ValueError: the value is not a list of objects.
+    """
+    listed = values(raw, key)
+    if not all(isinstance(entry, Mapping) for entry in listed):
+        raise _wrong(raw, key, "a list of objects")
+    return listed
+
+
 def names(raw: Mapping[str, Any], key: str) -> list[str]:
     """Return the list of names under ``key``, or an empty one if it is missing or null.
 

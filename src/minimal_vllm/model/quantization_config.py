@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Any, ClassVar
 
-from minimal_vllm.model.json_fields import flag, mapping, names, values
+from minimal_vllm.model.json_fields import flag, mapping, names, objects
 
 Raw = Mapping[str, Any]
 
@@ -253,10 +253,8 @@ def _refuse_transforms(raw: Raw) -> None:
     """Check that no activations are multiplied by Hadamard matrices; stored weights may be."""
     groups = mapping(mapping(raw, "transform_config"), "config_groups")
     for name in groups:
-        for transform in values(mapping(groups, name), "apply"):
-            if not str(mapping({"apply": transform}, "apply").get("location")).startswith(
-                "weight_"
-            ):
+        for transform in objects(mapping(groups, name), "apply"):
+            if not str(transform.get("location")).startswith("weight_"):
                 raise _unsupported("a transform of activations", "choose a checkpoint without it")
 
 
