@@ -151,7 +151,7 @@ def test_the_function_compiles_and_computes_what_it_does_in_python(tmp_path, num
     x = torch.randn(num_tokens, FAMILIES["qwen3"]["hidden_size"])
     caches = torch.randn(2, len(known), num_tokens, num_kv_heads, 16, size)
     results = []
-    for module in (layers._known, Known(known)):
+    for module in (layers._compiled, Known(known)):
         keys, values = ([*memory] for memory in caches.clone())
         stream = module.forward(x, [context] * len(known), keys, values)
         results.append([stream, *keys, *values])

@@ -246,11 +246,11 @@ class ScriptedLayers(Layers):
         x = computed(x)
         # Products that are large enough for several threads outweigh their calls.
         is_short = len(x) <= FEW_TOKENS and torch.get_num_threads() == 1
-        if is_short and not kept and x.dtype == torch.float32:
+        if is_short and not kept and x.dtype == torch.float32 and self._numbers:
             contexts = self._contexts(rotations, attend)
-            if contexts and self._known and caches[0].key.dtype == torch.float32:
+            if contexts and caches[0].key.dtype == torch.float32:
                 keys, values = ([each[i] for each in caches] for i in range(2))
-                x = self._known.forward(x, contexts, keys, values)
+                x = self._compiled.forward(x, contexts, keys, values)
                 if wanted is not None and len(wanted) < len(x):
                     x = x[wanted]
                 return x, None, {}
@@ -281,15 +281,20 @@ class ScriptedLayers(Layers):
         return [(layer.self_attn.window, layer.self_attn.head_dim) for layer in self]
 
     @cached_property
-    def _known(self) -> Known | None:
-        """The layers' numbers; None if the function doesn't know one of the layers."""
-        known = []
+    def _numbers(self) -> list[Layer]:
+        """The layers' numbers; empty if the function doesn't know one of the layers."""
+        numbers = []
         for layer in self:
             heads, weights = heads_of(layer), weights_of(layer)
             if heads is None or weights is None:
-                return None
-            known.append(Layer(heads, weights))
-        return scripted_module(Known(known))
+                return []
+            numbers.append(Layer(heads, weights))
+        return numbers
+
+    @cached_property
+    def _compiled(self) -> Known:
+        """The layers for TorchScript, which takes a second to compile them."""
+        return scripted_module(Known(self._numbers))
 
 
 def heads_of(layer: DecoderLayer) -> Heads | None:
