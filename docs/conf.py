@@ -40,6 +40,10 @@ included_pages = {  # which page shows a document from outside this folder
     "README.md": "start/readme",
     "ARCHITECTURE.md": "start/map",
     "benchmarks/README.md": "compare/measured",
+    "benchmarks/cpu.md": "compare/measured-cpu",
+    "benchmarks/gpu.md": "compare/measured-gpu",
+    "benchmarks/serving.md": "compare/measured-serving",
+    "benchmarks/simulations.md": "compare/measured-simulations",
     "training/README.md": "reference/training",
     "src/minimal_vllm/demo/model/README.md": "reference/demo-model",
 }
