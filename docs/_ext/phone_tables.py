@@ -17,7 +17,7 @@ GAP = 2
 """Room between two columns, in letters."""
 READABLE = 11
 """Letters at least that a column of text gets, so that it is not a column of single words."""
-LONG = 16
+LONG = 12
 """Letters from which on a cell has a line of its own in a card."""
 ROLES = {"thead": "rowgroup", "tbody": "rowgroup", "tr": "row", "th": "columnheader", "td": "cell"}
 """What each element of a table is. Browsers may forget it when the style sheet lays them out."""
