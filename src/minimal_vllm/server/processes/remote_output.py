@@ -1,5 +1,7 @@
 """Outputs of a request whose tokens come from another process."""
 
+from functools import cached_property
+
 from minimal_vllm.outputs import CompletionOutput, FlatLogprobs, RequestOutput
 from minimal_vllm.server.engine_client import EngineRequest
 from minimal_vllm.server.processes.messages import NewTokens
@@ -20,11 +22,19 @@ class OutputBuilder:
         self._request = request
         self._prompt = list(request.prompt_token_ids)
         self._tokenizer = model.tokenizer
-        self._detokenizer: Detokenizer | None = None
-        if params.detokenize and not params.stop:
-            self._detokenizer = Detokenizer(model.tokenizer, params, self._prompt)
         end_tokens = frozenset() if params.ignore_eos else model.facts.eos_token_ids
         self._stop_token_ids = end_tokens | frozenset(params.stop_token_ids or ())
+
+    @cached_property
+    def _detokenizer(self) -> Detokenizer | None:
+        """Maker of the text, if the engine's process doesn't make it.
+
+        It is made with the first output: before it, the engine has not checked the prompt's tokens.
+        """
+        params = self._request.params
+        if not params.detokenize or params.stop:
+            return None
+        return Detokenizer(self._tokenizer, params, self._prompt)
 
     def build(self, new: NewTokens) -> RequestOutput:
         """Return the output that consists of these tokens."""
