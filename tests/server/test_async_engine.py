@@ -95,6 +95,26 @@ def test_the_event_loop_is_called_once_a_step_however_many_tokens_it_gave():
     asyncio.run(run())
 
 
+def test_requests_of_a_client_that_is_gone_are_not_added():
+    """An HTTP process may be killed while a grammar is compiled for its request."""
+
+    async def run():
+        async with started() as service:
+            loop, outlet = service.engine._engine_loop, service.engine._outlet
+            seen = asyncio.get_running_loop().create_future()
+
+            def look():
+                outlet._loop.call_soon_threadsafe(seen.set_result, loop.num_waiting)
+
+            loop.disconnect(outlet)
+            loop.add([request(params=LONG)], outlet, "call")
+            loop.between_steps(look)
+            assert await seen == 0
+            await until_clean(service)
+
+    asyncio.run(run())
+
+
 def test_the_engine_runs_in_one_thread_that_is_not_the_event_loop_s():
     async def run():
         threads = set()

@@ -183,6 +183,8 @@ class EngineLoop:
     def _add(self, requests: Sequence[EngineRequest], outlet: Outlet, call: CallKey) -> None:
         with self._counting:
             self._num_unread -= len(requests)
+        if outlet not in self._outlets:  # it has gone while a grammar was compiled for the call
+            return
         added: list[str] = []
         try:
             for place, request in enumerate(requests):

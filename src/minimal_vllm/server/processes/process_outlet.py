@@ -79,12 +79,13 @@ class ProcessOutlet(Outlet):
             return
 
         def compile_and_add() -> None:
-            with suppress(ValueError):  # the engine finds out, too, and says why
+            with suppress(Exception):  # the engine finds out, too, and says why
                 self._grammars.start(constraint)
             self._loop.add(message.requests, self, message.call)
-            self._compiling.pop(message.call, None)
 
-        self._compiling[message.call] = self._compilers.submit(compile_and_add)
+        compiling = self._compilers.submit(compile_and_add)
+        self._compiling[message.call] = compiling
+        compiling.add_done_callback(lambda _: self._compiling.pop(message.call))
 
     def _abort(self, message: AbortCall) -> None:
         def abort(_: object = None) -> None:
