@@ -65,9 +65,10 @@ def test_a_jsonl_line_that_is_no_prompt_is_named(tmp_path, line):
         read_prompts([], path)
 
 
-def test_a_line_that_is_not_json_is_named(tmp_path):
+@pytest.mark.parametrize("line", ['{"prompt": ', "[" * 100_000], ids=["cut short", "nested"])
+def test_a_line_that_is_not_json_is_named(tmp_path, line):
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": ')
+    path.write_text(line)
     with pytest.raises(ValueError, match=r"prompts.jsonl, line 1 is not JSON: "):
         read_prompts([], path)
 

@@ -285,7 +285,7 @@ def test_rope_that_is_not_supported_is_refused_by_name(name, key):
         read(LLAMA, **{key: parameters})
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_config_that_cannot_be_read_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)

@@ -184,10 +184,32 @@ def test_missing_shards_are_named(folder, weights):
         load(folder)
 
 
-@pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'])
+WRONG_NAMES = (
+    None,
+    True,
+    5,
+    1.5,
+    [],
+    ["x"],
+    {},
+    {"a": "x"},
+    "",
+    ".",
+    "..",
+    "/",
+    "../x",
+    "a/b",
+    "x",
+)
+BROKEN_INDICES = ["{", "[]", "[" * 100_000, {}, {"weight_map": {}}, {"weight_map": ["a"]}]
+BROKEN_INDICES += [{"weight_map": {"a": wrong, "b": "c"}} for wrong in WRONG_NAMES]
+
+
+@pytest.mark.parametrize("index", BROKEN_INDICES, ids=lambda index: json.dumps(index)[:40])
 def test_a_broken_index_is_named(folder, index):
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "model.safetensors").rename(folder / "c")
+    text = index if isinstance(index, str) else json.dumps(index)
+    (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
         load(folder)
 

@@ -185,9 +185,10 @@ def test_a_folder_without_tokenizer_json_is_refused_with_advice(tmp_path):
 
 def test_broken_files_are_refused_by_name(tmp_path):
     folder = qwen(tmp_path)
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not valid JSON"):
-        Tokenizer(folder)
+    for broken in ("{", '{"a":' * 100_000):
+        (folder / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json is not valid JSON"):
+            Tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer(folder)

@@ -56,7 +56,7 @@ def _read_file(path: Path) -> list[Prompt]:
 def _parse(line: str, place: str) -> Prompt:
     try:
         prompt = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
     match prompt:
         case {"prompt": str(text), **others} if not others:

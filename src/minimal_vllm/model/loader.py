@@ -174,10 +174,11 @@ def checkpoint_files(folder: Path) -> list[Path]:
         hint = f"; {others[0]} is a pickle: convert it to safetensors" if others else ""
         raise ValueError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
         raise ValueError(f"{index} has no weight_map that says which shard holds which tensor")
-    shards = [folder / str(name) for name in sorted(set(weight_map.values()))]
-    missing = [shard.name for shard in shards if not shard.exists()]
+    shards = [folder / name for name in sorted(set(names))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise ValueError(f"{index} names shards that are missing: {_listing(missing)}")
     return shards
