@@ -5,8 +5,8 @@ python -m benchmarks.cpu_vs_llama_cpp --threads 1
 
 llama.cpp is the one that node-llama-cpp ships, compiled for this CPU. The weights are those of
 SmolLM2-135M, rounded to bfloat16, as published, and stored as float32, bfloat16 and Q8_0 for
-llama.cpp. Ours lie in huge pages from the beginning, as they do in a server that has run for half a
-minute. All contenders run each workload in turn, in each repeat, greedily and without stopping at
+llama.cpp. Ours lie in huge pages from the beginning, as they do in a server that has run for a few
+seconds. All contenders run each workload in turn, in each repeat, greedily and without stopping at
 end-of-sequence tokens. Their outputs must agree with ours to the extent that is reported: llama.cpp
 keeps its KV cache in half precision and rounds activations to the type of the weights.
 """
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         OurEngine("ours", files["BF16"], options.cpu_time),
         OurEngine("ours int8", files["BF16"], options.cpu_time, quantization="int8"),
     ]
-    use_huge_pages(pause=0)
+    use_huge_pages(rest=0)
     workloads = [
         each
         for each in make_workloads(options.step_tokens)

@@ -7,12 +7,12 @@ some CPUs, and no faster on others. Programs may ask for huge pages in advance, 
 that allocate packed weights don't. So the pages are replaced after they are filled, which Linux can
 do since version 6.1.
 
-Steps take longer while a page is replaced. So this begins late, when short programs have ended, and
-proceeds slowly.
+Steps take longer while pages are replaced. So this begins when the shortest programs have ended,
+and rests most of the time. One call replaces many pages, because the system prepares each call for
+as long as it takes to replace several pages.
 """
 
 import ctypes
-import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,22 +23,24 @@ MADV_COLLAPSE = 25
 """Advice to ``madvise``: replace pages by huge ones now. Python's ``mmap`` doesn't know it."""
 HUGE_PAGE = 2 << 20
 """Size of a huge page on most CPUs in bytes. Its address is a multiple of it."""
-DELAY = 10.0
+DELAY = 1.0
 """Seconds after loading a model until its pages are replaced."""
-PAUSE = 0.03
-"""Seconds to wait after each page: ten times as long as its replacement takes."""
+CALL = 8 * HUGE_PAGE
+"""Maximum bytes to replace in one call."""
+REST = 3.0
+"""Time to rest after each call, in times of the call's duration."""
 
 
-def use_huge_pages(delay: float = 0.0, pause: float = PAUSE) -> None:
+def use_huge_pages(delay: float = 0.0, rest: float = REST) -> None:
     """Replace pages of this process's own memory by huge ones, where the system can.
 
-    The contents of the memory don't change. Each page takes several milliseconds, so call this in a
-    separate thread. Nothing happens where huge pages are not available (other systems, an older
-    Linux, too little memory) or not wanted (the system's setting is ``never``).
+    The contents of the memory don't change. A gigabyte takes seconds, so call this in a separate
+    thread. Nothing happens where huge pages are not available (other systems, an older Linux, too
+    little memory) or not wanted (the system's setting is ``never``).
 
     Args:
-        delay: seconds to wait before the first page.
-        pause: seconds to wait after each page.
+        delay: seconds to wait before the first call.
+        rest: see ``REST``.
     """
     if not SETTING.exists() or "[never]" in SETTING.read_text():
         return
@@ -48,11 +50,11 @@ def use_huge_pages(delay: float = 0.0, pause: float = PAUSE) -> None:
     time.sleep(delay)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, end in private_memory(Path("/proc/self/maps").read_text()):
-        first = -(-start // HUGE_PAGE) * HUGE_PAGE
-        for page in range(first, end - HUGE_PAGE + 1, HUGE_PAGE):
-            is_done = libc.madvise(page, HUGE_PAGE, MADV_COLLAPSE) == 0
-            if is_done or ctypes.get_errno() != errno.EINVAL:  # EINVAL: the range holds no memory
-                time.sleep(pause)
+        first, end = -(-start // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
+        for address in range(first, end, CALL):
+            begun = time.monotonic()
+            libc.madvise(address, min(CALL, end - address), MADV_COLLAPSE)
+            time.sleep(rest * (time.monotonic() - begun))
 
 
 def private_memory(maps: str) -> Iterator[tuple[int, int]]:
