@@ -21,6 +21,7 @@ BENEATH = {
     "demo",
     "formats",
     "garbage",
+    "signals",
     "outputs",
     "plugin",
     "sampling_params",

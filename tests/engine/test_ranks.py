@@ -130,6 +130,15 @@ def test_a_refused_request_and_an_aborted_one_leave_the_ranks_together(ranks):
     assert tokens(several, PROMPTS, without_seed) == tokens(one, PROMPTS, without_seed)
 
 
+def test_signals_that_all_processes_get_are_left_to_the_first(ranks):
+    several, one = ranks
+    assert children_of()
+    for each in children_of():
+        each.send_signal(signal.SIGTERM)
+        each.send_signal(signal.SIGINT)
+    assert tokens(several, PROMPTS, GREEDY) == tokens(one, PROMPTS, GREEDY)
+
+
 def test_preempted_requests_give_the_same_tokens(ranks, records):
     several, one = ranks
     prompts = [[first, *PROMPTS[0]] for first in range(8)]  # that share no blocks

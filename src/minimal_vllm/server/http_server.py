@@ -1,10 +1,9 @@
 """Serving over a socket until a signal arrives or the engine fails."""
 
 import asyncio
-import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ import uvicorn
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.server.engine_client import EngineFailedError, EngineStoppedError
 from minimal_vllm.server.service import Service
+from minimal_vllm.signals import ENDING
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open. Clients reuse one for less time (aiohttp 15 s, httpx
@@ -63,8 +63,9 @@ async def serve(
     listener: socket.socket,
     on_ready: Callable[[], None],
     accept_at_once: int = BACKLOG,
+    end_signals: Iterable[int] = ENDING,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests finish; a second signal ends them.
+    """Serve until a signal, then let running requests finish; a second signal ends them.
 
     Args:
         service: the service, not started yet.
@@ -72,13 +73,14 @@ async def serve(
         on_ready: called when clients can connect.
         accept_at_once: largest number of connections that are accepted in a row, of those that
             wait. Other processes get the others.
+        end_signals: numbers of the signals that end the server.
 
     Raises:
         EngineFailedError: the engine failed.
     """
     engine, config = service.engine, service.config
     signals: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in end_signals:
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
 
     def ready() -> None:

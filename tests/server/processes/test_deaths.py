@@ -212,6 +212,22 @@ def test_whatever_is_killed_whenever_each_client_hears_of_it(seed):
         assert_nothing_is_left(server, children)
 
 
+def test_an_http_process_that_is_killed_before_it_is_ready_is_replaced_too():
+    with process("--api-server-count=1") as server:
+        engine, children = processes(server)
+        for _ in range(3):
+            (child,) = children
+            child.kill()
+            wait_for(lambda gone=child: child_of(engine) not in (None, gone))
+            children = engine.children()
+        assert server.post("/v1/completions", **BODY, max_tokens=3).status_code == 200
+
+
+def child_of(engine):
+    """The only HTTP process; None while it is replaced."""
+    return next(iter(engine.children()), None)
+
+
 def test_if_the_engine_s_process_is_killed_its_clients_get_errors_and_nothing_runs_on():
     with process("--api-server-count=2") as server:
         engine, children = processes(server)
@@ -233,16 +249,18 @@ def test_if_the_engine_loop_dies_its_clients_are_told_and_the_server_ends_with_a
         assert_nothing_is_left(server, children)
 
 
-@pytest.mark.parametrize("num_signals", [1, 2])
+@pytest.mark.parametrize(("num_signals", "to_all"), [(1, False), (2, False), (1, True)])
 def test_after_sigterm_running_requests_finish_and_after_a_second_they_end_with_the_reason(
-    num_signals,
+    num_signals, to_all
 ):
+    """Service managers send signals to all processes of a server at once."""
     with process("--api-server-count=2", f"--num-gpu-blocks-override={4 * FEW_BLOCKS}") as server:
-        _, children = processes(server)
+        engine, children = processes(server)
 
         def end():
             for _ in range(num_signals):
-                server.terminate()
+                for each in (*children, engine) if to_all else (engine,):
+                    each.terminate()
                 time.sleep(0.5)  # two signals at once are one
 
         ends = asyncio.run(under_load(server, 100 if num_signals == 1 else 1900, end))

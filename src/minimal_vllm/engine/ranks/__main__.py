@@ -14,6 +14,7 @@ import torch
 from minimal_vllm.engine.build import build_engine
 from minimal_vllm.engine.ranks.connect import connect
 from minimal_vllm.engine.ranks.messages import Built, Call, Decided, Failed, Setup, Started
+from minimal_vllm.signals import leave_to_main_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 def main(leader: Connection) -> int:
     """Do what rank 0 does, until it ends or something fails; return the exit status."""
+    leave_to_main_process()
     try:
         setup: Setup = leader.recv()
         leader.send(Started())

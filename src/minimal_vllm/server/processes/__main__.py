@@ -10,10 +10,11 @@ from minimal_vllm.server import app  # noqa: F401 - while the engine's process l
 from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.http_server import serve
 from minimal_vllm.server.log import log_to_stderr
-from minimal_vllm.server.processes.messages import PreloadTokenizer, Setup, receive_one
+from minimal_vllm.server.processes.messages import END, PreloadTokenizer, Setup, receive_one
 from minimal_vllm.server.processes.remote_engine import RemoteEngine
 from minimal_vllm.server.served_model import ServedModel
 from minimal_vllm.server.service import Service
+from minimal_vllm.signals import leave_to_main_process
 from minimal_vllm.text.tokenizer import Tokenizer
 
 ACCEPT_AT_ONCE = 4
@@ -27,6 +28,7 @@ def main(channel_number: int, listener_number: int) -> int:
         channel_number: file descriptor of the socket to the engine's process.
         listener_number: file descriptor of the socket that clients connect to.
     """
+    leave_to_main_process()
     log_to_stderr()
     channel = socket.socket(fileno=channel_number)
     listener = socket.socket(fileno=listener_number)
@@ -48,7 +50,7 @@ def main(channel_number: int, listener_number: int) -> int:
     )
     try:
         with frozen_garbage():
-            asyncio.run(serve(service, listener, engine.tell_ready, ACCEPT_AT_ONCE))
+            asyncio.run(serve(service, listener, engine.tell_ready, ACCEPT_AT_ONCE, [END]))
     except EngineFailedError:
         return 1  # the engine's process says why
     return 0

@@ -5,6 +5,7 @@ them has no address that others could reach. A frame is a list of messages, prec
 """
 
 import pickle
+import signal
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,10 @@ from minimal_vllm.server.served_model import ModelFacts
 
 LENGTH = struct.Struct("<Q")
 """Length of a frame, in front of it."""
+
+END = signal.SIGUSR1
+"""Signal by which the engine's process ends an HTTP process, as SIGTERM does in a server of one
+process. SIGTERM itself may also come from others, who send it to all processes of a server."""
 
 # ---- to an HTTP process -------------------------------------------------------------------------
 

@@ -21,11 +21,12 @@ from minimal_vllm.server.engine_client import EngineFailedError
 from minimal_vllm.server.engine_loop import EngineLoop, Outlet
 from minimal_vllm.server.http_server import SECONDS_TO_SEND
 from minimal_vllm.server.processes.channel import Channel
-from minimal_vllm.server.processes.messages import PreloadTokenizer, Ready, Setup
+from minimal_vllm.server.processes.messages import END, PreloadTokenizer, Ready, Setup
 from minimal_vllm.server.processes.process_outlet import ProcessOutlet
 from minimal_vllm.server.run import LoadedEngine
 from minimal_vllm.server.served_model import ModelFacts
 from minimal_vllm.server.service import NUM_GRAMMAR_THREADS
+from minimal_vllm.signals import ENDING
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Supervisor:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._compilers = ThreadPoolExecutor(NUM_GRAMMAR_THREADS, "grammar")
         self._children = [self._start() for _ in range(count)]
+        self._is_announced = False
         self._failure: Exception | None = None
         self._deadline: float | None = None
 
@@ -175,7 +177,6 @@ class Supervisor:
 
     def _watch(self, on_ready: Callable[[], None]) -> None:
         """Handle events until all HTTP processes have ended."""
-        is_announced = False
         while self._children:
             try:
                 event = self._events.get(timeout=self._seconds_left())
@@ -191,17 +192,22 @@ class Supervisor:
                     self._replace(child)
                 case BecameReady(child):
                     child.is_ready = True
-                    if not is_announced and all(each.is_ready for each in self._children):
-                        is_announced = True
+                    if not self._is_announced and all(each.is_ready for each in self._children):
+                        self._is_announced = True
                         on_ready()
 
     def _replace(self, child: HttpProcess) -> None:
-        """Start another process for one that has ended, unless they are to end."""
+        """Start another process for one that has ended, unless they are to end.
+
+        If one ends by itself before it is ready, others would, too, and the server ends. A signal
+        may kill any process at any time, so it ends the server only at its start.
+        """
         self._children.remove(child)
         if self._deadline is not None:
             return
         status = child.process.returncode
-        if not child.is_ready:
+        was_killed = status < 0 and self._is_announced
+        if not child.is_ready and not was_killed:
             reason = f"an HTTP process ended with status {status} before it was ready"
             self._end(EngineFailedError(reason))
             return
@@ -216,7 +222,7 @@ class Supervisor:
         timeout = self._config.shutdown_timeout + SECONDS_TO_SEND + GRACE
         self._deadline = self._deadline or time.monotonic() + timeout
         for child in self._children:
-            child.process.terminate()
+            child.process.send_signal(END)
 
     def _seconds_left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -234,12 +240,11 @@ class Supervisor:
         def note(_number: int, _frame: FrameType | None) -> None:
             self._events.put(Signaled())
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, note) for number in numbers]
+        before = [signal.signal(number, note) for number in ENDING]
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(ENDING, before, strict=True):
                 signal.signal(number, handler)
 
 
