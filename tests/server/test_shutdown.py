@@ -6,10 +6,12 @@ import signal
 import socket
 
 import httpx2
+import pytest
 from click.testing import CliRunner
 
 from minimal_vllm.cli.main import main
 from minimal_vllm.server.config import ServerConfig
+from minimal_vllm.server.http_server import bind, serve
 from tests.server.harness import PATIENCE, Gate, make_demo_service, process, running, until
 
 STREAM = {"prompt": "It was", "max_tokens": 40, "ignore_eos": True, "stream": True}
@@ -83,3 +85,18 @@ def test_a_port_that_is_taken_is_one_clear_line():
         result = CliRunner().invoke(main, ["serve", f"--port={port}"])
     assert result.exit_code == 2
     assert f"can't listen on 127.0.0.1, port {port}" in result.stderr
+
+
+def test_a_port_that_another_server_takes_meanwhile_is_one_clear_line():
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with bind("127.0.0.1", port) as other:
+            other.listen()
+            with pytest.raises(OSError, match=rf"can't listen on 127\.0\.0\.1, port {port}: "):
+                asyncio.run(serve(make_demo_service(), listener, pytest.fail))
+
+
+def test_a_host_that_is_not_known_is_one_clear_line():
+    result = CliRunner().invoke(main, ["serve", "--host=256.1.1.1"])
+    assert result.exit_code == 2
+    assert "can't listen on 256.1.1.1, port 8000: " in result.stderr

@@ -29,16 +29,26 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address can't be used.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"can't listen on {host}, port {port}: {error.strerror}") from error
+    with _named_in_errors(host, port):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     return listener
+
+
+@contextmanager
+def _named_in_errors(host: str, port: int) -> Iterator[None]:
+    """Add the address to the message of an error."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"can't listen on {host}, port {port}: {error.strerror}") from error
 
 
 def check_certificate(config: ServerConfig) -> None:
@@ -77,8 +87,11 @@ async def serve(
 
     Raises:
         EngineFailedError: the engine failed.
+        OSError: another program has listened at the address since the socket was bound to it.
     """
     engine, config = service.engine, service.config
+    with _named_in_errors(*listener.getsockname()[:2]):
+        listener.listen(BACKLOG)
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in end_signals:
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)

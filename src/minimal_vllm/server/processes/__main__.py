@@ -1,6 +1,7 @@
 """The program of an HTTP process; the engine's process starts it."""
 
 import asyncio
+import logging
 import socket
 import sys
 from contextlib import suppress
@@ -16,6 +17,8 @@ from minimal_vllm.server.served_model import ServedModel
 from minimal_vllm.server.service import Service
 from minimal_vllm.signals import leave_to_main_process
 from minimal_vllm.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("minimal_vllm.server.processes")
 
 ACCEPT_AT_ONCE = 4
 """Number of waiting connections that a process accepts in a row, so that others get some, too."""
@@ -53,6 +56,9 @@ def main(channel_number: int, listener_number: int) -> int:
             asyncio.run(serve(service, listener, engine.tell_ready, ACCEPT_AT_ONCE, [END]))
     except EngineFailedError:
         return 1  # the engine's process says why
+    except OSError as error:
+        logger.error("%s", error)
+        return 1
     return 0
 
 
