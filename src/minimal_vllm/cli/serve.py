@@ -65,7 +65,7 @@ def _serve(ctx: click.Context, model: str | None) -> None:
     if cluster is None and options.get("device") != "cpu":
         wake_gpu()
     run = import_server("serve")
-    from minimal_vllm.server.http_server import bind, check_certificate
+    from minimal_vllm.server.http_server import allow_many_connections, bind, check_certificate
     from minimal_vllm.server.log import log_to_stderr
 
     log_to_stderr()
@@ -73,6 +73,7 @@ def _serve(ctx: click.Context, model: str | None) -> None:
         _serve_on_ray(ctx, cluster, config, options)
         return
     check_certificate(config)
+    allow_many_connections()
     listener = bind(config.host, config.port)
     count = run.choose_num_processes(config, options.get("device", "auto"))
     if count:

@@ -1,6 +1,7 @@
 """Serving over a socket until a signal arrives or the engine fails."""
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -19,8 +20,24 @@ KEEP_ALIVE = 75
 5 s), so no request arrives just as it is closed."""
 BACKLOG = 2048
 """Maximum number of connections that wait to be accepted."""
+ACCEPT_AT_ONCE = 16
+"""Number of waiting connections that are accepted in a row. If no more files can be opened, asyncio
+logs an error for each."""
+MAX_FILES = 65_535
+"""Number of open files that a server asks the system for, as vLLM's does. A connection is one."""
 SECONDS_TO_SEND = 5
 """Number of seconds that clients have to read the rest of their answers when the server stops."""
+
+
+def allow_many_connections() -> None:
+    """Raise this process's limit of open files, and that of the processes that it starts.
+
+    Most systems allow a process 1,024 of them until it asks for more.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if most == resource.RLIM_INFINITY else min(MAX_FILES, most)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -72,7 +89,7 @@ async def serve(
     service: Service,
     listener: socket.socket,
     on_ready: Callable[[], None],
-    accept_at_once: int = BACKLOG,
+    accept_at_once: int = ACCEPT_AT_ONCE,
     end_signals: Iterable[int] = ENDING,
 ) -> None:
     """Serve until a signal, then let running requests finish; a second signal ends them.

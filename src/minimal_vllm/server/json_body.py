@@ -8,6 +8,7 @@ values are refused before anything reads them.
 
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -48,7 +49,7 @@ def parse_body(body: bytes) -> Any:
         ApiError: a number isn't finite, or a string has an unpaired surrogate.
         ValueError, RecursionError: the body can't be read as JSON.
     """
-    text = body.decode("utf-8-sig")
+    text = body.removeprefix(BOM_UTF8).decode()
     all_finite = True
 
     def read_number(digits: str) -> float:
