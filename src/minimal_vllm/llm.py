@@ -75,9 +75,9 @@ class LLM:
             there is too little memory; the message says which.
     """
 
-    _puts_off = False
+    _lazy = False
     """Whether the engine may be ready before it is prepared completely; see
-    ``BuiltEngine.put_off``."""
+    ``BuiltEngine.idle_work``."""
 
     def __init__(
         self,
@@ -93,9 +93,7 @@ class LLM:
         watchers: list[Observer] = [*observers]
         if self._metrics:
             watchers.append(self._metrics)
-        self.built = start_engine(
-            self.config, observers=watchers, progress=True, puts_off=self._puts_off
-        )
+        self.built = start_engine(self.config, observers=watchers, progress=True, lazy=self._lazy)
         self.engine = self.built.engine
         if self._metrics:
             self._metrics.attach(self.config, self.built)

@@ -397,10 +397,10 @@ def test_token_ids_wait_for_no_tokenizer():
     asyncio.run(run())
 
 
-def test_what_was_put_off_is_done_while_no_request_is_there():
+def test_idle_work_is_done_while_no_request_is_there():
     done, seen = [], []
 
-    def put_off():
+    def idle_work():
         for piece in range(3):
             done.append(piece)
             yield
@@ -408,7 +408,7 @@ def test_what_was_put_off_is_done_while_no_request_is_there():
     async def run():
         service = make_demo_service()
         loop = service.engine._engine_loop
-        loop._put_off = put_off()
+        loop._idle_work = idle_work()
         loop.between_steps(lambda: seen.append(len(done)))  # comes before the first piece
         loop.between_steps(lambda: seen.append(len(done)))
         await service.engine.start()

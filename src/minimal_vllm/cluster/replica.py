@@ -70,7 +70,7 @@ class EngineReplica:
         self._evictions = EvictionLog()
         loaded.llm.engine.scheduler.pool.watchers.append(self._evictions)
         llm = loaded.llm
-        self._engine = AsyncEngine(llm.engine, loaded.metrics, put_off=llm.built.put_off)
+        self._engine = AsyncEngine(llm.engine, loaded.metrics, idle_work=llm.built.idle_work)
         await self._engine.start()
 
     # ---- what the ingress calls -----------------------------------------------------------------

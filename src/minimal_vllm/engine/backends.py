@@ -166,7 +166,7 @@ def make_runner(
     draft: DraftModel | None = None,
     *,
     progress: bool,
-    puts_off: bool = False,
+    lazy: bool = False,
 ) -> Runner:
     """Make the fastest runner that the configuration allows, and record its CUDA graphs.
 
@@ -176,7 +176,7 @@ def make_runner(
         model: decoder, attention and KV cache.
         draft: the draft model of speculative decoding, if there is one.
         progress: whether to show progress bars.
-        puts_off: whether the runner may put off a part of its preparation; see ``PutsOff``.
+        lazy: whether the runner may leave a part of its preparation; see ``HasIdleWork``.
 
     Raises:
         ValueError: the user's sampler doesn't have the interface ``Sampler``.
@@ -189,4 +189,4 @@ def make_runner(
     # Triton comes with PyTorch for CUDA, and only with that.
     from minimal_vllm.engine.gpu import make_cuda_runner
 
-    return make_cuda_runner(config, limits, model, draft, progress=progress, puts_off=puts_off)
+    return make_cuda_runner(config, limits, model, draft, progress=progress, lazy=lazy)

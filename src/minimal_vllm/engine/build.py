@@ -60,9 +60,9 @@ from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.model.network import Network
 from minimal_vllm.model.ranks import ALONE, Ranks
+from minimal_vllm.runner.idle_work import HasIdleWork
 from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel, Runner
-from minimal_vllm.runner.put_off import PutsOff
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -105,8 +105,8 @@ class BuiltEngine:
     dtype: torch.dtype
     grammars: GrammarCompiler | None
     """Compiler of grammars for structured outputs; None without a tokenizer."""
-    put_off: Iterator[None]
-    """Preparation that was put off. Each item does a piece of it; steps may run in between."""
+    idle_work: Iterator[None]
+    """Preparation left for idle time. Each item does a piece of it; steps may run between two."""
 
     @property
     def caches(self) -> list[LayerCache]:
@@ -179,7 +179,7 @@ def build_engine(
     ranks: Ranks = ALONE,
     make_engine: Callable[..., Engine] = Engine,
     decide: Decide = alone,
-    puts_off: bool = False,
+    lazy: bool = False,
 ) -> BuiltEngine:
     """Load the model, size the KV cache to the memory that is left, and assemble the engine.
 
@@ -190,7 +190,7 @@ def build_engine(
         ranks: this rank, and the others that compute the model with it.
         make_engine: makes the engine from the arguments of ``Engine``.
         decide: makes a decision that depends on the time, for all ranks.
-        puts_off: whether to put off preparation that can wait; see ``BuiltEngine.put_off``.
+        lazy: whether to leave preparation that can wait; see ``BuiltEngine.idle_work``.
 
     Raises:
         ValueError: a setting is impossible here, the checkpoint is damaged, or memory is too small.
@@ -209,7 +209,7 @@ def build_engine(
     model = _add_cache(loaded, config, groups, num_blocks)
     draft = make_draft_model(config, scheduler_config, model, loaded.draft, num_blocks)
     runner, rest = _make_runner(
-        config, scheduler_config, model, draft, ranks, progress=progress, puts_off=puts_off
+        config, scheduler_config, model, draft, ranks, progress=progress, lazy=lazy
     )
     limits = ModelLimits(files.config.vocab_size, files.eos_token_ids, config.max_logprobs)
     if device.type == "cuda":
@@ -370,9 +370,9 @@ def _make_runner(
     ranks: Ranks,
     *,
     progress: bool,
-    puts_off: bool,
+    lazy: bool,
 ) -> tuple[Runner, Iterator[None]]:
-    """Make the runner of a rank; return it and what was put off, see ``BuiltEngine.put_off``."""
-    runner = make_runner(config, limits, model, draft, progress=progress, puts_off=puts_off)
-    rest = runner.prepare_more() if isinstance(runner, PutsOff) else iter(())
+    """Make the runner of a rank; return it and its work for idle time."""
+    runner = make_runner(config, limits, model, draft, progress=progress, lazy=lazy)
+    rest = runner.idle_work() if isinstance(runner, HasIdleWork) else iter(())
     return (RankRunner(runner, ranks) if ranks.count > 1 else runner), rest

@@ -29,7 +29,7 @@ def make_cuda_runner(
     draft: DraftModel | None,
     *,
     progress: bool,
-    puts_off: bool = False,
+    lazy: bool = False,
 ) -> CudaRunner:
     """Make a runner, and record its CUDA graphs; see ``make_runner``.
 
@@ -39,7 +39,7 @@ def make_cuda_runner(
         model: decoder, attention and KV cache, of our own kernels.
         draft: the draft model of speculative decoding, if there is one.
         progress: whether to show progress bars.
-        puts_off: see ``make_runner``.
+        lazy: see ``make_runner``.
     """
     speculative = config.speculative_config
     max_guesses = 0 if speculative is None else speculative.max_guesses
@@ -57,7 +57,7 @@ def make_cuda_runner(
         step.attention.start_library()
     else:
         graphs = _make_graphs(config, limits, step, capture)
-        if puts_off:
+        if lazy:
             graphs.record_largest()
         else:
             graphs.record(progress=progress)

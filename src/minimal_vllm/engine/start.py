@@ -13,7 +13,7 @@ def start_engine(
     *,
     observers: Sequence[Observer] = (),
     progress: bool = False,
-    puts_off: bool = False,
+    lazy: bool = False,
 ) -> BuiltEngine:
     """Build an engine, with ``tensor_parallel_size - 1`` other processes that compute with it.
 
@@ -23,7 +23,7 @@ def start_engine(
         config: the user's configuration.
         observers: see ``build_engine``.
         progress: see ``build_engine``.
-        puts_off: see ``build_engine``. Several ranks put nothing off.
+        lazy: see ``build_engine``. Several ranks leave nothing.
 
     Raises:
         ValueError: see ``build_engine``; or the model can't be divided, or not here.
@@ -31,7 +31,7 @@ def start_engine(
     """
     with without_collections():
         if config.tensor_parallel_size == 1:
-            return build_engine(config, observers=observers, progress=progress, puts_off=puts_off)
+            return build_engine(config, observers=observers, progress=progress, lazy=lazy)
         # It imports PyTorch's package for distributed computing, which takes a while.
         from minimal_vllm.engine.ranks.start import start_ranks
 

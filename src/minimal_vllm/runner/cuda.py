@@ -59,8 +59,8 @@ class CudaRunner:
         self._graphs = graphs
         self._last_asking: tuple[list[Request], AskedLogprobs | None] = ([], None)
 
-    def prepare_more(self) -> Iterator[None]:
-        """Record the graphs that are not recorded yet, one by one; see ``PutsOff``."""
+    def idle_work(self) -> Iterator[None]:
+        """Record the graphs that are not recorded yet, one by one; see ``HasIdleWork``."""
         return self._graphs.recordings() if self._graphs else iter(())
 
     @torch.inference_mode()

@@ -31,7 +31,7 @@ class AsyncEngine(EngineClient):
         engine: an idle engine, which no other code may use from then on.
         metrics: metrics that are updated when requests arrive and end.
         pace: delays or pauses the engine between steps. Default: never.
-        put_off: see ``EngineLoop``.
+        idle_work: see ``EngineLoop``.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class AsyncEngine(EngineClient):
         engine: Engine,
         metrics: Metrics,
         pace: Pace | None = None,
-        put_off: Iterable[None] = (),
+        idle_work: Iterable[None] = (),
     ) -> None:
         super().__init__()
-        self._engine_loop = EngineLoop(engine, metrics, pace, put_off)
+        self._engine_loop = EngineLoop(engine, metrics, pace, idle_work)
 
     async def start(self) -> None:
         """Start the thread. Outputs go to the event loop that is running now."""

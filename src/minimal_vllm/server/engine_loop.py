@@ -76,7 +76,7 @@ class EngineLoop:
         engine: an idle engine.
         metrics: metrics that are updated when requests arrive and end.
         pace: delays or pauses the engine between steps. Default: never.
-        put_off: work to do while there are no requests; taking an item does a piece. A request
+        idle_work: work to do while there are no requests; taking an item does a piece. A request
             that arrives meanwhile waits until the piece is done.
     """
 
@@ -85,12 +85,12 @@ class EngineLoop:
         engine: Engine,
         metrics: Metrics,
         pace: Pace | None = None,
-        put_off: Iterable[None] = (),
+        idle_work: Iterable[None] = (),
     ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._pace = pace or Pace()
-        self._put_off = iter(put_off)
+        self._idle_work = iter(idle_work)
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
         self._outlets: list[Outlet] = []
@@ -175,8 +175,8 @@ class EngineLoop:
             command()
 
     def _use_idle_time(self) -> None:
-        """Do what was put off, until a command comes or all is done."""
-        for _ in self._put_off:
+        """Do idle work until a command comes or all is done."""
+        for _ in self._idle_work:
             if not self._inbox.empty():
                 return
 

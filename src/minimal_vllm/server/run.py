@@ -27,9 +27,9 @@ MAX_TOKENS_ON_GPU = 8192
 
 
 class ServedLLM(LLM):
-    """A model for an ``EngineLoop``, which does what was put off while it waits for requests."""
+    """A model for an ``EngineLoop``, which finishes its preparation while there are no requests."""
 
-    _puts_off = True
+    _lazy = True
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def make_service(
     watchers = [view] if view else []
     loaded = load_engine(config, model, [*watchers, *observers], **options)
     llm, metrics = loaded.llm, loaded.metrics
-    engine = AsyncEngine(llm.engine, metrics, view.pace if view else None, llm.built.put_off)
+    engine = AsyncEngine(llm.engine, metrics, view.pace if view else None, llm.built.idle_work)
     if view:
         view.attach(llm, engine)
     served = ServedModel.of(llm)

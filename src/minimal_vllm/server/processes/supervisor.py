@@ -109,7 +109,7 @@ class Supervisor:
             self._config, loaded.model_names, int(time.time()), ModelFacts.of(loaded.llm)
         )
         llm = loaded.llm
-        self._loop = EngineLoop(llm.engine, loaded.metrics, put_off=llm.built.put_off)
+        self._loop = EngineLoop(llm.engine, loaded.metrics, idle_work=llm.built.idle_work)
         self._loop.connect(_Watch(self._events))
         self._loop.start()
         with self._signals():

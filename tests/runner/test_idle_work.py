@@ -1,4 +1,4 @@
-"""Graphs that are recorded when they are needed, or between steps, instead of at the start."""
+"""Graphs that are recorded when they are needed, or in idle time, instead of at the start."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from minimal_vllm.runner.capture import GraphCapture
 from minimal_vllm.runner.graphs import Graphs
-from minimal_vllm.runner.put_off import PutsOff
+from minimal_vllm.runner.idle_work import HasIdleWork
 from minimal_vllm.runner.shapes import extremes_first
 from tests.runner.test_cuda import GREEDY, PROMPTS, complete, make_engines
 
@@ -21,7 +21,7 @@ def test_sizes_come_from_both_ends():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted here")
-def test_steps_whose_recording_was_put_off_give_the_cpus_tokens(checkpoint, monkeypatch):
+def test_steps_that_are_not_recorded_yet_give_the_cpus_tokens(checkpoint, monkeypatch):
     recorded = []
     monkeypatch.setattr(Graphs, "record", lambda self, *, progress: self.record_largest())
     expected, got, recorder = make_engines(checkpoint("qwen3"))
@@ -30,8 +30,8 @@ def test_steps_whose_recording_was_put_off_give_the_cpus_tokens(checkpoint, monk
         "record",
         lambda compute: recorded.append(compute) or type(recorder).record(recorder, compute),
     )
-    assert isinstance(got._runner, PutsOff)
-    more = got._runner.prepare_more()
+    assert isinstance(got._runner, HasIdleWork)
+    more = got._runner.idle_work()
     next(more)
     assert len(recorded) == 1
     assert complete(got, PROMPTS[:3], GREEDY) == complete(expected, PROMPTS[:3], GREEDY)
