@@ -124,8 +124,6 @@ class Rotation:
     config: RopeConfig
     table: Tensor
     """``[num_positions, R]``, from ``rope_table``."""
-    units: tuple[Tensor, Tensor]
-    """Identity matrix, and the same with the dimensions of each pair swapped, ``[R, R]``."""
     positions: Tensor
     """``[T]`` int64: positions of the tokens, each below ``num_positions``."""
     dtype: torch.dtype
@@ -150,9 +148,9 @@ class Rotation:
 
         For a few tokens, one product takes less time than the operations of ``rotate``.
         """
-        cos, sin = self.cos_sin
-        units, swapped = (each.to(self.dtype) for each in self.units)
-        return torch.addcmul(units * cos, swapped, sin)
+        num_tokens, size = len(self.positions), self.table.shape[1]
+        units = torch.eye(size, dtype=self.dtype, device=self.table.device)
+        return rotate(units.expand(num_tokens, -1, -1), self)
 
     @cached_property
     def query_factor(self) -> Tensor | None:
@@ -179,8 +177,6 @@ class Rotary:
     ) -> None:
         self.config = config
         self.table = rope_table(config, head_dim, num_positions).to(device)
-        units = torch.eye(self.table.shape[1], device=device)
-        self._units = (units, swap_pairs(units, config))
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Return the rotation of a step's tokens.
@@ -189,7 +185,7 @@ class Rotary:
             positions: ``[T]`` int64, each below ``num_positions``.
             dtype: dtype of the model.
         """
-        return Rotation(self.config, self.table, self._units, positions, dtype)
+        return Rotation(self.config, self.table, positions, dtype)
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
