@@ -183,14 +183,12 @@ def _grouped_kernel(
     COLUMN_TILES: tl.constexpr = tl.cdiv(OUT, COLUMNS)
     block = tl.program_id(0) // COLUMN_TILES
     column = tl.program_id(0) % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
+    # Columns that don't exist repeat the first, so that no load needs a mask.
     safe_column = tl.where(column < OUT, column, 0) if OUT % COLUMNS else column
     expert, first, count = find_expert(counts, block, COUNT, COUNTS, ROWS)
     if expert == COUNT:
         return
-    place = first + tl.arange(0, ROWS)
-    is_row = place < count
-    # Rows and columns that don't exist repeat others, so that no load needs a mask.
-    pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
+    pair, is_row = load_pairs(members + expert * tokens, first, count, ROWS)
     row = pair // PER_TOKEN if GATED else pair
     inner = tl.arange(0, DEPTH)
     x_pointers = x + row.to(tl.int64)[:, None] * IN + inner[None, :]
@@ -211,11 +209,48 @@ def _grouped_kernel(
             ups = tl.dot(xs, some, ups, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias + first_row + rows)[None, :].to(tl.float32)
+        if GATED:
+            ups += tl.load(bias + first_row + rows + UP)[None, :].to(tl.float32)
+    store_tile(
+        out, total, ups, weights, pair, is_row, column, tokens, PER_TOKEN, OUT, GATED,
+        ACTIVATION, LIMIT, SLOPE,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_pairs(members, first, count, ROWS: tl.constexpr):  # noqa: ANN201 - Triton's language
+    """Return an expert's pairs from place ``first`` on, and which of them exist.
+
+    The others repeat the last, so that loading their rows needs no mask.
+    """
+    place = first + tl.arange(0, ROWS)
+    return tl.load(members + tl.minimum(place, count - 1)), place < count
+
+
+@triton.jit
+def store_tile(  # noqa: ANN201 - Triton's language
+    out,
+    total,
+    ups,
+    weights,
+    pair,
+    is_row,
+    column,
+    tokens,
+    PER_TOKEN: tl.constexpr,
+    OUT: tl.constexpr,
+    GATED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SLOPE: tl.constexpr,
+):
+    """Store gated products of some pairs, or products times the weights of their experts.
+
+    ``total`` and ``ups`` are ``[ROWS, COLUMNS]`` float32; if gated, products with gate and with up.
+    """
     kind = out.dtype.element_ty
     target = pair
     if GATED:
-        if BIAS:
-            ups += tl.load(bias + first_row + rows + UP)[None, :].to(tl.float32)
         result = combined(total.to(kind), ups.to(kind), ACTIVATION, LIMIT, SLOPE)
     else:
         weight = tl.load(weights + pair, mask=is_row, other=0.0)

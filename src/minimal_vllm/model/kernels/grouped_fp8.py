@@ -14,9 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.device.launch import launch_options, wait_for_previous
-from minimal_vllm.model.kernels.activation import combined, gate_options
+from minimal_vllm.model.kernels.activation import gate_options
 from minimal_vllm.model.kernels.fp8 import BLOCK, quantize_inputs
-from minimal_vllm.model.kernels.grouped import Tiles, find_expert, load_tile
+from minimal_vllm.model.kernels.grouped import (
+    Tiles,
+    find_expert,
+    load_pairs,
+    load_tile,
+    store_tile,
+)
 from minimal_vllm.model.kernels.matrices import Matrices
 from minimal_vllm.model.kernels.route import ExpertLists
 from minimal_vllm.model.supported import Gate
@@ -141,14 +147,12 @@ def _grouped_fp8_kernel(
     GROUPS: tl.constexpr = tl.cdiv(IN, DEPTH) if BY_BLOCK else 1
     block = tl.program_id(0) // COLUMN_TILES
     column = tl.program_id(0) % COLUMN_TILES * COLUMNS + tl.arange(0, COLUMNS)
+    # Columns that don't exist repeat the first, so that no load needs a mask.
     safe_column = tl.where(column < OUT, column, 0) if OUT % COLUMNS else column
     expert, first, count = find_expert(counts, block, COUNT, COUNTS, ROWS)
     if expert == COUNT:
         return
-    place = first + tl.arange(0, ROWS)
-    is_row = place < count
-    # Rows and columns that don't exist repeat others, so that no load needs a mask.
-    pair = tl.load(members + expert * tokens + tl.minimum(place, count - 1))
+    pair, is_row = load_pairs(members + expert * tokens, first, count, ROWS)
     row = (pair // PER_TOKEN if GATED else pair).to(tl.int64)
     inner = tl.arange(0, DEPTH)
     x_pointers = x + row[:, None] * IN + inner[None, :]
@@ -174,16 +178,10 @@ def _grouped_fp8_kernel(
         x_scale = tl.load(x_scales + row)[:, None]
         total = _scaled(total, x_scale, scales_at, True)
         ups = _scaled(ups, x_scale, up_scales_at, True) if GATED else ups
-    kind = out.dtype.element_ty
-    target = pair
-    if GATED:
-        result = combined(total.to(kind), ups.to(kind), ACTIVATION, LIMIT, SLOPE)
-    else:
-        weight = tl.load(weights + pair, mask=is_row, other=0.0)
-        result = (total * weight[:, None]).to(kind)
-        target = pair % PER_TOKEN * tokens + pair // PER_TOKEN
-    offsets = target.to(tl.int64)[:, None] * OUT + column[None, :]
-    tl.store(out + offsets, result, mask=is_row[:, None] & (column < OUT)[None, :])
+    store_tile(
+        out, total, ups, weights, pair, is_row, column, tokens, PER_TOKEN, OUT, GATED,
+        ACTIVATION, LIMIT, SLOPE,
+    )  # fmt: skip
 
 
 @triton.jit
