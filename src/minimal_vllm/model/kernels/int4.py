@@ -166,6 +166,25 @@ def tensors_of(weight: Int4Weight, *, ordered: bool = True) -> dict[str, Any]:
     return tensors
 
 
+class _Weight(NamedTuple):
+    """Pointers to a matrix; see ``Int4Weight``."""
+
+    packed: tl.tensor
+    scale: tl.tensor
+    zero: tl.tensor
+
+
+class _Vector(NamedTuple):
+    """Pointers to what the inputs are computed of; see ``int4_matvec``."""
+
+    residual: tl.tensor
+    x: tl.tensor
+    total: tl.tensor
+    """Written if ``x`` is added."""
+    norm_weight: tl.tensor
+    order: tl.tensor
+
+
 class _Tile(NamedTuple):
     """Some rows' runs, in registers."""
 
@@ -193,7 +212,7 @@ class _Inputs(NamedTuple):
 def _int4_matvec_kernel(
     residual,
     x,
-    new_residual,
+    total,
     norm_weight,
     bias,
     y,
@@ -218,53 +237,36 @@ def _int4_matvec_kernel(
     EARLY: tl.constexpr,
 ):
     GATES: tl.constexpr = ACTIVATION is not None
+    weight = _Weight(packed, scale, zero)
+    vector = _Vector(residual, x, total, norm_weight, order)
     row = tl.program_id(0) * (ROWS * TILES) + tl.arange(0, ROWS)
     # Weights never change: load the first ones before the previous kernel has ended.
-    first = _load(packed, scale, zero, row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
+    first = _load(weight, row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
     first_up = first
     if GATES:
-        first_up = _load(packed, scale, zero, OUT + row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
+        first_up = _load(weight, OUT + row, row < OUT, 0, IN, RUNS, GROUP, ZEROS)
     wait_for_previous(EARLY)
-    inputs, squares = _input(
-        residual, x, new_residual, norm_weight, order, 0, IN, RUNS, NORM, ADDS, ORDERED, WIDE
-    )
+    inputs, squares = _input(vector, 0, IN, RUNS, NORM, ADDS, ORDERED, WIDE)
     # A norm is one factor for the whole vector, so it can be applied after the product.
     factor = tl.rsqrt(tl.sum(squares) / IN + eps) if NORM else 1.0
     for tile in range(TILES):
         is_row = row < OUT
         is_next = (row + ROWS < OUT) & (tile + 1 < TILES)
-        after = _load(packed, scale, zero, row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS)
+        after = _load(weight, row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS)
         after_up = after
         if GATES:
-            after_up = _load(
-                packed, scale, zero, OUT + row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS
-            )
+            after_up = _load(weight, OUT + row + ROWS, is_next, 0, IN, RUNS, GROUP, ZEROS)
         products = _product(first, inputs, WIDE)
         up_products = _product(first_up, inputs, WIDE) if GATES else products
         # The rest of long rows, of which there is one tile.
         for start in tl.static_range(RUNS, IN // _RUN, RUNS):
-            weights = _load(packed, scale, zero, row, is_row, start, IN, RUNS, GROUP, ZEROS)
-            some, square = _input(
-                residual,
-                x,
-                new_residual,
-                norm_weight,
-                order,
-                start,
-                IN,
-                RUNS,
-                NORM,
-                ADDS,
-                ORDERED,
-                WIDE,
-            )
+            some_inputs, square = _input(vector, start, IN, RUNS, NORM, ADDS, ORDERED, WIDE)
             squares += square
-            products += _product(weights, some, WIDE)
+            some = _load(weight, row, is_row, start, IN, RUNS, GROUP, ZEROS)
+            products += _product(some, some_inputs, WIDE)
             if GATES:
-                weights = _load(
-                    packed, scale, zero, OUT + row, is_row, start, IN, RUNS, GROUP, ZEROS
-                )
-                up_products += _product(weights, some, WIDE)
+                some = _load(weight, OUT + row, is_row, start, IN, RUNS, GROUP, ZEROS)
+                up_products += _product(some, some_inputs, WIDE)
         if NORM and IN > RUNS * _RUN:
             factor = tl.rsqrt(tl.sum(squares) / IN + eps)
         result = tl.sum(products, 1) * factor
@@ -283,9 +285,7 @@ def _int4_matvec_kernel(
 
 @triton.jit
 def _load(
-    packed,
-    scale,
-    zero,
+    weight,
     row,
     is_row,
     start,
@@ -294,29 +294,25 @@ def _load(
     GROUP: tl.constexpr,
     ZEROS: tl.constexpr,
 ):
-    """Return the runs from ``start`` on of some rows, a ``_Tile``."""
+    """Return the runs from ``start`` on of some rows of a ``_Weight``, a ``_Tile``."""
     ROWS: tl.constexpr = row.shape[0]
     # Loaded as a matrix, and not in this shape, so that a thread's four words are neighbors.
     word = start * _WORDS + tl.arange(0, RUNS * _WORDS)
-    at = packed + row.to(tl.int64)[:, None] * (IN // _PER_WORD) + word[None, :]
+    at = weight.packed + row.to(tl.int64)[:, None] * (IN // _PER_WORD) + word[None, :]
     words = tl.load(at, mask=is_row[:, None] & (word < IN // _PER_WORD)[None, :], other=0)
     run = start + tl.arange(0, RUNS)
     of_group = row[:, None] * (IN // GROUP) + (run * _RUN // GROUP)[None, :]
     exists = is_row[:, None] & (run < IN // _RUN)[None, :]
-    scales = tl.load(scale + of_group, mask=exists, other=0.0).to(tl.float32)
+    scales = tl.load(weight.scale + of_group, mask=exists, other=0.0).to(tl.float32)
     zeros = tl.full([ROWS, RUNS], _ZERO, tl.float32)
     if ZEROS:
-        zeros = tl.load(zero + of_group, mask=exists, other=0).to(tl.float32)
+        zeros = tl.load(weight.zero + of_group, mask=exists, other=0).to(tl.float32)
     return _Tile(tl.reshape(words, [ROWS, RUNS, 2, 2]), scales, zeros)
 
 
 @triton.jit
 def _input(
-    residual,
-    x,
-    new_residual,
-    norm_weight,
-    order,
+    vector,
     start,
     IN: tl.constexpr,
     RUNS: tl.constexpr,
@@ -325,23 +321,23 @@ def _input(
     ORDERED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Return the ``_Inputs`` of the runs from ``start`` on, times the norm's weight; their squares.
+    """Return a ``_Vector``'s ``_Inputs`` of the runs from ``start`` on, and their squares.
 
-    The squares are those of the residual stream.
+    The inputs are times the norm's weight, the squares those of the residual stream.
     """
     column = start * _RUN + tl.arange(0, RUNS * _RUN)
     exists = column < IN
     if ORDERED:
-        column = tl.load(order + column, mask=exists, other=0)
-    part = tl.load(residual + column, mask=exists, other=0.0)
+        column = tl.load(vector.order + column, mask=exists, other=0)
+    part = tl.load(vector.residual + column, mask=exists, other=0.0)
     if ADDS:
-        part += tl.load(x + column, mask=exists, other=0.0)
+        part += tl.load(vector.x + column, mask=exists, other=0.0)
         written = tl.where(tl.program_id(0) == 0, exists, False)  # only by the first program
-        tl.store(new_residual + column, part, mask=written)
+        tl.store(vector.total + column, part, mask=written)
     wide = part.to(tl.float32)
     squares = wide * wide
     if NORM:
-        wide *= tl.load(norm_weight + column, mask=exists, other=0.0).to(tl.float32)
+        wide *= tl.load(vector.norm_weight + column, mask=exists, other=0.0).to(tl.float32)
     wide = tl.reshape(wide, [RUNS, _RUN])
     if WIDE:
         numbers = tl.reshape(wide, [RUNS, _PER_WORD, _WORDS])
