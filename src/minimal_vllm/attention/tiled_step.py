@@ -124,8 +124,8 @@ class TiledStep:
         self._parts = parts
         self._tiles = tiles
         self.contexts = contexts
-        """Contexts of all tokens, by the layers' window. None: they have so many keys, or differ so
-        much in length, that they should be read in rounds."""
+        """Contexts of all tokens, by the layers' window. None: they should be read in rounds,
+        because they have too many keys, or differ too much in length."""
         self._scratch = scratch
         self._num_kv_heads = num_kv_heads
         self._block_size = block_size

@@ -33,7 +33,7 @@ def allocate_kv_cache(
 ) -> list[LayerCache]:
     """Allocate the caches of all layers, filled with zeros.
 
-    Layers at the same place of different groups share a tensor, but never a block of it. The
+    Layers with the same index in different groups share a tensor, but none of its blocks. The
     tensors must not be left uninitialized: attention multiplies masked values by zero, and 0 * NaN
     is NaN.
     """

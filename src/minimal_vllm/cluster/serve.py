@@ -83,7 +83,7 @@ def _check_port(host: str, port: int) -> None:
         socket.create_connection((reachable, port), timeout=SECONDS_TO_LISTEN).close()
     except OSError as error:
         raise RuntimeError(
-            f"nobody listens on {host}, port {port}: this cluster's proxies were started before, "
+            f"nothing listens on {host}, port {port}: this cluster's proxies were started before, "
             "with another host or port; give theirs, or end them with 'serve shutdown'"
         ) from error
 

@@ -22,7 +22,7 @@ SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MADV_COLLAPSE = 25
 """Advice to ``madvise``: replace pages by huge ones now. Python's ``mmap`` doesn't know it."""
 HUGE_PAGE = 2 << 20
-"""Size of a huge page on most CPUs in bytes. Its address is a multiple of it."""
+"""Bytes of a huge page on most CPUs. Its address is a multiple of them."""
 DELAY = 1.0
 """Seconds after loading a model until its pages are replaced."""
 CALL = 8 * HUGE_PAGE

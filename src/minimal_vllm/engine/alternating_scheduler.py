@@ -164,7 +164,7 @@ class AlternatingScheduler(SpeculatingScheduler):
         return any(map(has_guesses, self.running))
 
     def _may_go_on(self) -> bool:
-        """Return whether the next step may follow guesses of which nobody knows how many hold.
+        """Return whether the next step may be planned before it is known how many guesses hold.
 
         That step takes positions and tokens from the GPU, which only decodes do, and samples by
         numbers alone. A request that is to begin with guesses needs to know its tokens.

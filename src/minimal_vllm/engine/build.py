@@ -69,7 +69,7 @@ from minimal_vllm.text.tokenizer import Tokenizer
 from minimal_vllm.trace.step_record import Observer
 
 WORTH_HUGE_PAGES = 32_000_000
-"""Least number of a model's parameters to look for huge pages on a CPU: fewer fit into caches."""
+"""Minimum number of a model's parameters for huge pages on a CPU: fewer fit into caches."""
 
 
 @dataclass(frozen=True)

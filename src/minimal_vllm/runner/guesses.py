@@ -59,7 +59,7 @@ class PlaceSteps:
         self._laid_out: tuple[bytes, Mapping[str, IntArray]] = (b"", {})
 
     def fits(self, num_places: int) -> bool:
-        """Return whether a step may have so many places."""
+        """Return whether a step may have ``num_places`` places."""
         return num_places <= self._max_places
 
     def compute(
@@ -195,8 +195,8 @@ class DraftSteps(PlaceSteps):
     def follow(self, rows: IntArray, num_sampled: IntArray) -> None:
         """Guess what follows the tokens that the step in flight keeps; only the GPU has them.
 
-        All but the last two of them are in the cache. If all guesses hold, nobody has computed the
-        last guess, the token before the last one. Otherwise it is computed again.
+        All but the last two of them are in the cache. If all guesses hold, the last guess, which is
+        the token before the last one, has not been computed. Otherwise it is computed again.
 
         Args:
             rows: ``[R]``: row of each request, which has guesses in flight.
@@ -247,7 +247,7 @@ class EagleSteps(DraftSteps):
 
         The head reads what the model has computed in that step: at each of its places the hidden
         state, together with the token that was sampled there. The places behind a wrong guess are
-        computed in vain. What is written for them is overwritten before it is read.
+        wasted. What is written for them is overwritten before it is read.
         """
         tokens = [JUST_SAMPLED] * int(num_sampled.sum())
         self.compute(rows, np.zeros_like(rows), num_sampled, tokens)

@@ -12,9 +12,9 @@ from minimal_vllm.runner.interface import CachedModel
 READING = 8
 """Number of products that take as long as reading one number of a matrix."""
 WORTH_WAKING = 30_000_000
-"""Least work of an operation for which it is worth waking sleeping threads: about 200 µs."""
+"""Minimum work of an operation for waking sleeping threads to pay off: about 200 µs."""
 WORTH_SHARING = 2_000_000
-"""Least work of an operation for which it is worth sharing it among threads that spin."""
+"""Minimum work of an operation for sharing it among spinning threads to pay off."""
 
 
 class StepThreads:

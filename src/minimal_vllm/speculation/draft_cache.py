@@ -76,8 +76,8 @@ class DraftCache:
     def passes(self, drafts: list[Draft]) -> Iterator[list[ScheduledRequest]]:
         """Yield the tokens that each pass of the draft model computes.
 
-        Whoever asks for the next pass has appended a guess to the draft of each request that asked
-        for logits in the last one.
+        Before asking for the next pass, the caller appends a guess to the draft of each request
+        that asked for logits in the last one.
         """
         guessing = [draft for draft in drafts if draft.count]
         behind = [self._catch_up(draft) for draft in guessing]

@@ -48,9 +48,9 @@ class Acceptance:
         self._recovery = RECOVERY
 
     def note(self, num_guesses: int, num_accepted: int) -> None:
-        """Take in one step's guesses. Guesses behind a wrong one tell nothing.
+        """Update the rate with one step's guesses. Guesses behind a wrong one tell nothing.
 
-        After each attempt in vain, the next one is twice as far away, so that trying costs little
+        After each failed attempt, the next one is twice as far away, so that trying costs little
         where guesses are never right.
         """
         self._recovery = RECOVERY if num_accepted else max(self._recovery / 2, MIN_RECOVERY)

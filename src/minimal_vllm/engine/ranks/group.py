@@ -83,7 +83,7 @@ class GlooRanks:
 
 
 def open_store(folder: Path, count: int) -> Any:
-    """Return the store through which so many ranks find each other.
+    """Return the store through which the ranks find each other.
 
     Args:
         folder: an empty folder, the same for all.

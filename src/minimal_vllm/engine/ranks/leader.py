@@ -114,7 +114,7 @@ class LeadingEngine(Engine):
         try:
             with _without_interruption():
                 yield
-        except ValueError:  # a request was refused, and nobody was told
+        except ValueError:  # a request was refused, before any rank was told
             raise
         except Exception as error:
             self._failure = self._explain(error)

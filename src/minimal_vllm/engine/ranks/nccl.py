@@ -39,8 +39,8 @@ class NcclRanks:
     """Ranks on the GPUs of one machine; see ``Ranks``. Each process sees only its own GPU.
 
     A method only queues the exchange, on the current stream, so it can be part of a CUDA graph. The
-    GPU then waits for the others' parts. If another rank is gone, it would wait forever; whoever
-    notices that first must call ``give_up``.
+    GPU then waits for the others' parts. If another rank is gone, it would wait forever; so
+    ``give_up`` must be called as soon as that is noticed.
 
     Args:
         folder: an empty folder through which the ranks find each other.

@@ -25,9 +25,9 @@ MAX_BYTES = 128 << 20
 LONGEST_VECTOR = 16384
 """Maximum number of a token's numbers, which a program holds in registers."""
 PROGRAMS = 256
-"""Number of programs: so many that all of them run at once."""
+"""Number of programs, few enough that all of them run at once."""
 ALIGNMENT = 16
-"""Slots have a multiple of so many bytes, which threads load at once."""
+"""Bytes that a thread loads at once. The length of a slot is a multiple of it."""
 BITS = {2: torch.int16, 4: torch.int32}
 """Integers with as many bytes as a number."""
 
@@ -112,7 +112,7 @@ class PushedNorms:
         return whole_norm(parts, residual, weight, eps, self._whole, self._index)
 
     def fits_columns(self, part: Tensor) -> bool:
-        """Return whether ``concatenate`` has room for so many columns of a rank."""
+        """Return whether ``concatenate`` has room for a rank's columns."""
         return part.numel() * part.itemsize <= self._sizes.divided_slot
 
     def concatenate(self, part: Tensor, out: Tensor) -> Tensor:

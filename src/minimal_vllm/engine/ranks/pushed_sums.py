@@ -74,7 +74,7 @@ class PushedSums:
 
 
 def memory_bytes(count: int) -> int:
-    """Return the bytes of a rank's memory for ``PushedSums`` of so many ranks."""
+    """Return the bytes of a rank's memory for ``PushedSums`` of ``count`` ranks."""
     return sum(_sizes(count))
 
 

@@ -3,7 +3,7 @@
 A request with guesses computes two to six tokens at a time, and so does a small batch. Such a
 product has few FLOPs per byte of weights, as with a single token (see ``matvec``), but too many for
 the plain units of an SM. Tensor cores have more than enough. Here the weights are the tall side of
-a tile, so that nearly nothing is multiplied in vain::
+a tile, so that nearly no product is wasted::
 
     weights [out, in]  ┌──────┐                ┌─┐         ┌─┐
                        │ 32   │  ×  tokens.T   │8│   =     │ │ 32 of y.T

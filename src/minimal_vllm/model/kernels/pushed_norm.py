@@ -7,7 +7,7 @@ two ways:
 - For up to some hundred tokens, each rank sends its whole part to all others, and normalizes all
   tokens. No number that is sent is 0 in all bits, because zeros are sent as -0. So a rank reads the
   memory that is sent to, which was cleared before, until nothing in it is 0. Nothing but numbers is
-  sent, and nobody waits for a flag. There are three sets of slots: one is sent to and read, one
+  sent, and no rank waits for a flag. There are three sets of slots: one is sent to and read, one
   was before and is cleared, and one may be sent to already by a rank that is a sum ahead.
 - For more, the tokens are *divided* among the ranks. Each rank is sent the others' parts of its own
   tokens, adds them to its tokens of the stream, and sends the norms to all others. A flag of each

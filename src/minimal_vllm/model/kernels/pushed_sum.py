@@ -259,7 +259,7 @@ def _is_behind(flag, number):
 
 @triton.jit
 def given_up(farewell, rounds):  # noqa: ANN201 - Triton's language
-    """Return 1 if a rank is known to be gone, after so many rounds of waiting, otherwise 0."""
+    """Return 1 if a rank is known to be gone after ``rounds`` of waiting, otherwise 0."""
     near, far = farewell[0], farewell[1]
     looks_near = rounds & (ROUNDS - 1) == ROUNDS - 1
     looks_far = rounds & (ROUNDS_AFAR - 1) == ROUNDS_AFAR - 1
