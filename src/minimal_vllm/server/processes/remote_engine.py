@@ -32,6 +32,8 @@ from minimal_vllm.server.processes.messages import (
 from minimal_vllm.server.processes.remote_output import OutputBuilder
 from minimal_vllm.server.served_model import ServedModel
 
+ENDED = "the engine's process has ended"
+
 
 @dataclass(slots=True)
 class RemoteCall:
@@ -118,6 +120,8 @@ class RemoteEngine(EngineClient):
         Raises:
             EngineFailedError: the engine's process has ended.
         """
+        if self._transport.is_closing():
+            raise EngineFailedError(ENDED)
         number, answer = next(self._numbers), self._loop.create_future()
         self._questions[number] = answer
         self._post(AskMetrics(number))
@@ -164,7 +168,7 @@ class RemoteEngine(EngineClient):
 
     def lost(self) -> None:
         """Handle the end of the connection: the engine's process has closed its socket."""
-        error = EngineFailedError("the engine's process has ended")
+        error = EngineFailedError(ENDED)
         if self.refusal is None:
             self._die(error)
         self.end_all(error)
