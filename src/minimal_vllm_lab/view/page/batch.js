@@ -105,7 +105,7 @@ export class BatchView {
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "right";
     context.textBaseline = "middle";
-    context.fillText(`${budget}`, LABELS - 6, base - budget * scale + 3);
+    context.fillText(budget.toLocaleString("en"), LABELS - 6, base - budget * scale + 3);
     context.fillText("tokens", LABELS - 6, base - 6);
   }
 

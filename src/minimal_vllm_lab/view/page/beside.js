@@ -1,6 +1,6 @@
 // Two live engines side by side: a page of the view in each frame, and one set of controls for both.
 
-import { make } from "./elements.js";
+import { make, outOf } from "./elements.js";
 import { get, post } from "./feed.js";
 import { REFERENCED, SHARED } from "./state.js";
 import { loadTheme, toggleTheme, watchSystemTheme } from "./theme.js";
@@ -102,7 +102,7 @@ class Beside {
   show() {
     $("play").textContent = this.paused ? "▶ Play" : "Pause";
     $("scores").replaceChildren(...this.windows.map(({ view }, i) =>
-      make("tr", "", make("th", "", this.names[i]), ...scores(view.player.state).map((each) => make("td", "", String(each))))));
+      make("tr", "", make("th", "", this.names[i]), ...scores(view.player.state).map((each) => make("td", "", each.toLocaleString("en"))))));
   }
 }
 
@@ -114,7 +114,7 @@ function scores(state) {
     state.inOrder("running").length,
     state.inOrder("waiting").length,
     state.numEnded,
-    `${state.counts[REFERENCED] + state.counts[SHARED]} of ${state.facts.num_blocks}`,
+    outOf(state.counts[REFERENCED] + state.counts[SHARED], state.facts.num_blocks),
     taken ? `${Math.round((100 * wasted) / taken)} %` : "–",
   ];
 }

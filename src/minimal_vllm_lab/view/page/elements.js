@@ -10,6 +10,9 @@ export function make(tag, className, ...children) {
   return element;
 }
 
+/** Return two numbers as a text: "1,200 of 24,266". */
+export const outOf = (count, most) => `${count.toLocaleString("en")} of ${most.toLocaleString("en")}`;
+
 /** Create a button that shows a request's number in its color and selects the request. */
 export function chip(arrival, note = "") {
   const button = make("button", "chip", `#${arrival}${note}`);

@@ -4,7 +4,7 @@ import { firstFrom } from "./digest.js";
 
 const MAX_GROUPS = 2; // groups of evicted blocks that get their own sentence
 
-const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 const listed = (things) => {
   const names = things.slice(0, 4);
   if (things.length > 4) names.push(`${things.length - 4} more`);
@@ -43,7 +43,8 @@ function computed(state) {
   }
   const total = count(state.now.computed);
   const guessed = guesses(state.now.computed);
-  const sentence = `Computed ${work.join(", and ")}: ${total} of at most ${state.facts.max_num_batched_tokens} tokens.`;
+  const most = state.facts.max_num_batched_tokens.toLocaleString("en");
+  const sentence = `Computed ${work.join(", and ")}: ${total.toLocaleString("en")} of at most ${most} tokens.`;
   return guessed ? `${sentence} ${judged(guessed, state.now.right)}` : sentence;
 }
 

@@ -1,6 +1,6 @@
 // Two traces side by side: one clock for both, which moves the players of the two pages in the frames.
 
-import { make } from "./elements.js";
+import { make, outOf } from "./elements.js";
 import { get } from "./feed.js";
 import { REFERENCED, SHARED } from "./state.js";
 import { loadTheme, toggleTheme, watchSystemTheme } from "./theme.js";
@@ -39,7 +39,7 @@ class Side {
       state.numEnded,
       this.sampled[this.position] ?? 0,
       this.preempted[this.position] ?? 0,
-      `${state.counts[REFERENCED] + state.counts[SHARED]} of ${state.facts.num_blocks}`,
+      outOf(state.counts[REFERENCED] + state.counts[SHARED], state.facts.num_blocks),
       taken ? `${Math.round((100 * wasted) / taken)} %` : "–",
     ];
   }
@@ -162,7 +162,7 @@ class Pair {
     $("where").textContent = `${this.time.toFixed(2)} s of ${this.end.toFixed(2)} s`;
     $("scrub").value = this.time;
     $("scores").replaceChildren(...this.sides.map((side) =>
-      make("tr", "", make("th", "", side.name), ...side.scores().map((each) => make("td", "", String(each))))));
+      make("tr", "", make("th", "", side.name), ...side.scores().map((each) => make("td", "", each.toLocaleString("en"))))));
   }
 }
 
