@@ -127,3 +127,19 @@ def test_a_broken_attention_is_found_out(break_it):
     broken = replace(case, batch=break_it(case))
     with pytest.raises(AssertionError, match="not close"):
         torch.testing.assert_close(run_tiled(broken), expected)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([9], [1]),
+        ([5, 5, 5], [3]),
+        ([50, 5, 5, 4], [1, 3]),  # longer than a group of several contexts
+        ([10, 9, 8, 7, 6], [2, 3]),  # three would hold 30 keys
+        ([6, 4, 3, 2], [2, 2]),  # 2 + 3 keys would be padding
+    ],
+)
+def test_contexts_of_similar_length_are_grouped(lengths, groups):
+    slices = list(tiled.similar_lengths(lengths, max_keys=24, max_padding=4))
+    assert [each.stop - each.start for each in slices] == groups
+    assert [lengths[i] for each in slices for i in range(each.start, each.stop)] == lengths

@@ -8,7 +8,7 @@ import torch
 
 from minimal_vllm import LLM, SamplingParams
 from minimal_vllm.attention import tiled
-from minimal_vllm.attention.tiled_step import TokenContexts
+from minimal_vllm.attention.tiled_step import ContextGroup, TokenContexts
 from minimal_vllm.engine import backends
 from minimal_vllm.model import scripted_layers
 from minimal_vllm.model.cpu_modules import with_fewer_calls
@@ -119,41 +119,50 @@ def test_contexts_of_many_keys_are_left_to_the_modules(tmp_path, calls, monkeypa
     assert 0 < len(calls) < NUM_TOKENS
 
 
-def test_contexts_that_would_be_mostly_padding_are_left_to_the_modules(
-    tmp_path, calls, monkeypatch
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_contexts_of_different_length_get_the_tokens_of_separate_modules(
+    tmp_path, monkeypatch, calls, family
 ):
-    monkeypatch.setattr(tiled, "CONTEXT_BYTES", bytes_of_keys("llama", 2 * (NUM_TOKENS + 200)))
-    folder = write_packable(tmp_path, "llama")
-    complete(folder, ["The rain in Spain " * 8, "stays"])
-    assert not calls
-    complete(folder, ["The rain in Spain", "stays"])
+    monkeypatch.setattr(tiled, "MAX_PADDING_BYTES", bytes_of_keys(family, 8))
+    texts = ["stays", "The rain in Spain " * 8, "mainly", "in the plain " * 4]
+    folder = write_packable(tmp_path, family)
+    found = complete(folder, texts)
     assert calls
+    monkeypatch.setattr(backends, "ScriptedLayers", Layers)
+    for fast, plain in zip(found, complete(folder, texts), strict=True):
+        assert fast.token_ids == plain.token_ids
+        assert fast.cumulative_logprob == pytest.approx(plain.cumulative_logprob, abs=2e-4)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3])
-def test_the_function_compiles_and_computes_what_it_does_in_python(tmp_path, num_tokens):
+@pytest.mark.parametrize("group_sizes", [[1], [3], [1, 2, 1]])
+def test_the_function_compiles_and_computes_what_it_does_in_python(tmp_path, group_sizes):
     folder = write_packable(tmp_path, "qwen3")
     llm = LLM(str(folder), dtype="float32", device="cpu", num_gpu_blocks_override=64)
     layers = llm.built.model.decoder.layers
     assert isinstance(layers, ScriptedLayers)
     known = [Layer(heads_of(layer), weights_of(layer)) for layer in layers]
+    num_tokens = sum(group_sizes)
     num_kv_heads, size = known[0].heads.num_kv_heads, layers[0].self_attn.head_dim
     heads = torch.arange(num_tokens * num_kv_heads)  # of which each has a block of its own
+    groups = [
+        ContextGroup(
+            len(own) // num_kv_heads,
+            (own[:, None] * 16 + torch.arange(4)).view(-1),
+            torch.empty(2, len(own) * 4, size),
+            None if len(own) == num_kv_heads else torch.randn(len(own) // num_kv_heads, 1, 1, 4),
+        )
+        for own in heads.split([num_kv_heads * each for each in group_sizes])
+    ]
     context = scripted_layers.Context(
         torch.linalg.qr(torch.randn(num_tokens, size, size))[0],
-        TokenContexts(
-            heads * 16 + 3,
-            (heads[:, None] * 16 + torch.arange(4)).view(-1),
-            torch.empty(2, len(heads) * 4, size),
-            None if num_tokens == 1 else torch.randn(num_tokens, 1, 1, 4),
-        ),
+        TokenContexts(torch.randperm(num_tokens), heads * 16 + 3, groups),
     )
     x = torch.randn(num_tokens, FAMILIES["qwen3"]["hidden_size"])
     caches = torch.randn(2, len(known), num_tokens, num_kv_heads, 16, size)
     results = []
     for module in (layers._compiled, Known(known)):
         keys, values = ([*memory] for memory in caches.clone())
-        stream = module.forward(x, [context] * len(known), keys, values)
+        stream = module.forward(x, [context], [0] * len(known), keys, values)
         results.append([stream, *keys, *values])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)

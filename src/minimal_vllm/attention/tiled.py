@@ -36,6 +36,7 @@ from torch import Tensor
 from minimal_vllm.attention.long_prompt import LongPrompt, piece_mask
 from minimal_vllm.attention.tiled_step import (
     ByWindow,
+    ContextGroup,
     Round,
     StepParts,
     TiledStep,
@@ -43,7 +44,7 @@ from minimal_vllm.attention.tiled_step import (
     TokenContexts,
     hidden_keys,
 )
-from minimal_vllm.step.batch import Batch, IntArray, enumerate_runs
+from minimal_vllm.step.batch import Batch, Int32Array, IntArray, enumerate_runs
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -60,9 +61,12 @@ SCRATCH_BYTES = {"cpu": 2 << 20, "cuda": 1 << 28}
 into its cache. On a GPU they are large, because each operation costs a kernel launch."""
 
 CONTEXT_BYTES = 8 << 20
-"""Bytes of the buffer for all keys of a few tokens' contexts, and of the one for their values."""
-MAX_PADDING = 1 / 8
-"""Maximum part of these buffers that is padding, because contexts differ in length."""
+"""Maximum bytes of the keys of a context that is gathered at once, and of its values."""
+GROUP_BYTES = 2 << 20
+"""Maximum bytes of the keys of a group of several contexts, and of their values."""
+MAX_PADDING_BYTES = 128 << 10
+"""Maximum bytes of a group's keys that are padding, because contexts differ in length. To gather
+and multiply more takes longer than the calls for another group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,36 +123,57 @@ class TiledAttention:
 
     @cached_property
     def _context_scratch(self) -> Tensor:
-        """Buffers of ``TokenContexts.scratch``: ``[2, rows, D]``."""
+        """Buffers of ``ContextGroup.scratch``: ``[2, rows, D]``."""
         num_rows = CONTEXT_BYTES * self._block_size // self._page_bytes
         head_dim = self._scratch.shape[2] // self._block_size
         return torch.empty(2, num_rows, head_dim, device=self._device)
 
     def _plan_contexts(self, batch: Batch, window: int | None) -> TokenContexts | None:
         """Return the contexts of all tokens; see ``TiledStep.contexts``."""
-        last = batch.positions[:, None]
-        first = np.maximum(last - (window or 2**62) + 1, 0)
-        lengths = last - first + 1
-        longest = int(lengths.max())
+        num_new = batch.num_new
+        order = np.argsort(-batch.positions, kind="stable")
+        last = batch.positions[order]
+        lengths = np.minimum(last + 1, window or 2**62)
         max_keys = self._context_scratch.shape[1] // self._num_kv_heads
-        num_keys = len(last) * longest
-        if num_keys > max_keys or num_keys - lengths.sum() > max_keys * MAX_PADDING:
+        # Tokens of the same request would read the same keys again and again.
+        at_once = lengths[0] if len(num_new) == len(last) else lengths.sum()
+        if at_once > max_keys:
             return None
-        positions = first + np.arange(longest)
-        is_over = torch.from_numpy(positions > last).to(self._device)
-        positions = np.minimum(positions, last)
-        request = np.repeat(np.arange(len(batch.num_new)), batch.num_new)
-        blocks = batch.block_tables[request[:, None], positions // self._block_size]
+        tables = batch.block_tables[np.repeat(np.arange(len(num_new)), num_new)[order]]
+        key_bytes = self._page_bytes * self._num_kv_heads // self._block_size
+        sizes = GROUP_BYTES // key_bytes, MAX_PADDING_BYTES // key_bytes
+        groups, new_rows = [], []
+        for chosen in similar_lengths(lengths.tolist(), *sizes):
+            group, own = self._plan_context_group(last[chosen], lengths[chosen], tables[chosen])
+            groups.append(group)
+            new_rows.append(own)
+        return TokenContexts(self._tensor(order), self._tensor(np.concatenate(new_rows)), groups)
+
+    def _plan_context_group(
+        self, last: IntArray, lengths: IntArray, block_tables: Int32Array
+    ) -> tuple[ContextGroup, IntArray]:
+        """Return the contexts of ``t`` tokens, and the rows of their own keys, ``[t * K]``.
+
+        Args:
+            last: ``[t]``: positions of the tokens, which are the last ones of their contexts.
+            lengths: ``[t]``: lengths of their contexts, longest first.
+            block_tables: ``[t, B]``: blocks of their requests.
+        """
+        positions = (last - lengths + 1)[:, None] + np.arange(lengths[0])
+        is_over = torch.from_numpy(positions > last[:, None]).to(self._device)
+        positions = np.minimum(positions, last[:, None])
+        blocks = np.take_along_axis(block_tables, positions // self._block_size, axis=1)
         heads = np.arange(self._num_kv_heads)[:, None]
         pages = blocks[:, None].astype(np.int64) * self._num_kv_heads + heads
         rows = pages * self._block_size + (positions % self._block_size)[:, None]
         bias = torch.zeros(is_over.shape, device=self._device).masked_fill_(is_over, -torch.inf)
-        return TokenContexts(
-            self._tensor(rows[:, :, -1].reshape(-1)),
+        group = ContextGroup(
+            len(last),
             self._tensor(rows.reshape(-1)),
             self._context_scratch[:, : rows.size],
             bias[:, None, None] if len(last) > 1 else None,
         )
+        return group, rows[:, :, -1].reshape(-1)
 
     def _are_long(self, batch: Batch) -> BoolArray:
         """Return which requests are computed in pieces, ``[R]``."""
@@ -239,6 +264,23 @@ class TiledAttention:
 
     def _tensor(self, array: "np.ndarray[tuple[int, ...], np.dtype[np.integer]]") -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def similar_lengths(lengths: list[int], max_keys: int, max_padding: int) -> Iterator[slice]:
+    """Cut contexts into groups of similar lengths.
+
+    Args:
+        lengths: length of each context, longest first.
+        max_keys: maximum number of keys of a group of several contexts, with padding.
+        max_padding: maximum number of keys that pad a group's contexts to its longest.
+    """
+    first, padding = 0, 0
+    for i, length in enumerate(lengths):
+        padding += lengths[first] - length
+        if i > first and (padding > max_padding or (i + 1 - first) * lengths[first] > max_keys):
+            yield slice(first, i)
+            first, padding = i, 0
+    yield slice(first, len(lengths))
 
 
 def _bias(positions: Tensor, part: Round, window: int | None) -> Tensor:

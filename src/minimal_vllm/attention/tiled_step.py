@@ -63,19 +63,32 @@ class StepParts(NamedTuple):
     prompts: list[LongPrompt]
 
 
-class TokenContexts(NamedTuple):
-    """All keys that each of a few tokens attends to, in one gather."""
+class ContextGroup(NamedTuple):
+    """All keys that each of ``t`` tokens attends to, in one gather.
 
-    new_rows: Tensor
-    """``[T * K]`` int64: rows of the tokens' own keys; see ``TiledStep.cache_rows``."""
+    Contexts of similar length are padded to the longest: a shorter one repeats its last key.
+    """
+
+    num_tokens: int
     rows: Tensor
-    """``[T * K * n]`` int64: likewise of all keys that each token attends to, head by head. A
-    shorter context repeats its last key."""
+    """``[t * K * n]`` int64: rows of the keys, token by token and head by head; see
+    ``TiledStep.cache_rows``."""
     scratch: Tensor
-    """``[2, T * K * n, D]`` float32: memory for a layer's keys and values in these rows."""
+    """``[2, t * K * n, D]`` float32: memory for a layer's keys and values in these rows."""
     bias: Tensor | None
-    """``[T, 1, 1, n]`` float32: -inf for keys that are repeated, and 0 for the others. None: there
+    """``[t, 1, 1, n]`` float32: -inf for keys that are repeated, and 0 for the others. None: there
     is only one token."""
+
+
+class TokenContexts(NamedTuple):
+    """All keys that each of a few tokens attends to."""
+
+    order: Tensor
+    """``[T]`` int64: indices of the tokens, longest context first; the same for all windows."""
+    new_rows: Tensor
+    """``[T * K]`` int64: rows of the ordered tokens' own keys; see ``TiledStep.cache_rows``."""
+    groups: list[ContextGroup]
+    """The ordered tokens, cut into groups."""
 
 
 Planned = TypeVar("Planned")
@@ -125,7 +138,7 @@ class TiledStep:
         self._tiles = tiles
         self.contexts = contexts
         """Contexts of all tokens, by the layers' window. None: they should be read in rounds,
-        because they have too many keys, or differ too much in length."""
+        because they have too many keys."""
         self._scratch = scratch
         self._num_kv_heads = num_kv_heads
         self._block_size = block_size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from minimal_vllm.attention.interface import StepAttention
-from minimal_vllm.attention.tiled_step import TiledStep, TokenContexts
+from minimal_vllm.attention.tiled_step import TiledStep
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.model.cpu_modules import CpuRMSNorm, TiledSelfAttention
 from minimal_vllm.model.deferred import Operand, computed
@@ -42,30 +42,12 @@ from minimal_vllm.model.quantization.weight import (
 )
 from minimal_vllm.model.rope import Rotation
 from minimal_vllm.model.scripted import PackedMatrix, scripted_module
+from minimal_vllm.model.scripted_attention import Context, Heads, attend, normalize
 
-FEW_TOKENS = 32
+FEW_TOKENS = 64
 """Maximum number of tokens that are computed in one function."""
 PACKED = (PACKED_MODULES.linear, PACKED_MODULES.row_linear, PACKED_MODULES.gated_linear)
 QUANTIZED = (QuantizedLinear, QuantizedRowLinear, QuantizedGatedLinear)
-
-
-class Context(NamedTuple):
-    """Rotations of the step's tokens, and the keys that they attend to."""
-
-    turns: Tensor
-    """``[T, D, D]``: rotation of each token's queries and key; see ``Rotation.matrices``."""
-    keys: TokenContexts
-
-
-class Heads(NamedTuple):
-    """A layer's attention heads, and the norm of queries and keys."""
-
-    num_heads: int
-    num_kv_heads: int
-    scale: float
-    norm: Tensor | None
-    """``[H + K, D]``: weights times ``sqrt(D)``. None: queries and keys aren't normalized."""
-    eps: Tensor | None
 
 
 class Matrix(NamedTuple):
@@ -103,6 +85,7 @@ class Layer(NamedTuple):
 def compute_layers(
     x: Tensor,
     contexts: list[Context],
+    context_of_layer: list[int],
     keys: list[Tensor],
     values: list[Tensor],
     layers: list[Layer],
@@ -111,7 +94,8 @@ def compute_layers(
 
     Args:
         x: ``[T, hidden]`` float32: embedded tokens.
-        contexts: what the tokens attend to in each layer.
+        contexts: what the tokens attend to.
+        context_of_layer: index of each layer's context.
         keys: ``[B, K, S, D]`` float32: each layer's cache; written to.
         values: likewise.
         layers: the layers.
@@ -119,10 +103,11 @@ def compute_layers(
     Returns:
         The residual stream, ``[T, hidden]``.
     """
-    stream = x.clone()
+    order = contexts[0].keys.order
+    stream = x.index_select(0, order)
     for i in range(len(layers)):
-        compute_layer(stream, contexts[i], keys[i], values[i], layers[i])
-    return stream
+        compute_layer(stream, contexts[context_of_layer[i]], keys[i], values[i], layers[i])
+    return torch.empty_like(stream).index_copy_(0, order, stream)
 
 
 def compute_layer(
@@ -145,12 +130,6 @@ def compute_layer(
     gate, up = multiply(x, weights.gate_up_proj, weights).chunk(2, dim=1)
     gate = gelu(gate, approximate="tanh") if weights.is_gelu else silu(gate)
     add_product(stream, gate.mul_(up), weights.down_proj, weights)
-
-
-def normalize(x: Tensor, scaled_weight: Tensor, scaled_eps: Tensor) -> Tensor:
-    """Normalize the last dimension of ``x``; see ``CpuRMSNorm``."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return (x / torch.hypot(length, scaled_eps)).mul_(scaled_weight)
 
 
 def multiply(
@@ -176,40 +155,6 @@ def add_product(stream: Tensor, x: Tensor, matrix: Matrix, weights: Weights) -> 
         stream.add_(multiply(x, matrix, weights))
 
 
-def attend(qkv: Tensor, keys: Tensor, values: Tensor, context: Context, heads: Heads) -> Tensor:
-    """Cache the tokens' keys and values, and return attention over their contexts.
-
-    Args:
-        qkv: ``[T, H + 2 K, D]``.
-        keys: see ``compute_layer``.
-        values: see ``compute_layer``.
-        context: what the tokens attend to.
-        heads: the layer's heads.
-
-    Returns:
-        ``[T, H * D]``.
-    """
-    num_heads, num_kv_heads, head_dim = heads.num_heads, heads.num_kv_heads, keys.shape[3]
-    qk, v = torch.split(qkv, [num_heads + num_kv_heads, num_kv_heads], dim=1)
-    norm, eps = heads.norm, heads.eps
-    if norm is not None and eps is not None:
-        qk = normalize(qk, norm, eps)
-    q, k = torch.split(torch.bmm(qk, context.turns), [num_heads, num_kv_heads], dim=1)
-    keys, values = keys.view(-1, head_dim), values.view(-1, head_dim)
-    keys.index_copy_(0, context.keys.new_rows, k.reshape(-1, head_dim))
-    values.index_copy_(0, context.keys.new_rows, v.reshape(-1, head_dim))
-    num_groups = qkv.shape[0] * num_kv_heads  # of query heads that share a token's key
-    k, v = context.keys.scratch.unbind(0)
-    torch.index_select(keys, 0, context.keys.rows, out=k)
-    torch.index_select(values, 0, context.keys.rows, out=v)
-    k, v = k.view(num_groups, -1, head_dim), v.view(num_groups, -1, head_dim)
-    scores = torch.bmm(q.mul_(heads.scale).reshape(num_groups, -1, head_dim), k.transpose(1, 2))
-    bias = context.keys.bias
-    if bias is not None:
-        scores.view(qkv.shape[0], num_kv_heads, -1, scores.shape[2]).add_(bias)
-    return torch.bmm(scores.softmax(-1), v).view(qkv.shape[0], -1)
-
-
 class Known(nn.Module):
     """Layers that ``compute_layers`` knows.
 
@@ -224,10 +169,15 @@ class Known(nn.Module):
         self.layers = layers
 
     def forward(
-        self, x: Tensor, contexts: list[Context], keys: list[Tensor], values: list[Tensor]
+        self,
+        x: Tensor,
+        contexts: list[Context],
+        context_of_layer: list[int],
+        keys: list[Tensor],
+        values: list[Tensor],
     ) -> Tensor:
         """Compute the layers; see ``compute_layers``."""
-        return compute_layers(x, contexts, keys, values, self.layers)
+        return compute_layers(x, contexts, context_of_layer, keys, values, self.layers)
 
 
 class ScriptedLayers(Layers):
@@ -247,10 +197,10 @@ class ScriptedLayers(Layers):
         # Products that are large enough for several threads outweigh their calls.
         is_short = len(x) <= FEW_TOKENS and torch.get_num_threads() == 1
         if is_short and not kept and x.dtype == torch.float32 and self._numbers:
-            contexts = self._contexts(rotations, attend)
+            contexts, context_of_layer = self._contexts(rotations, attend)
             if contexts and caches[0].key.dtype == torch.float32:
                 keys, values = ([each[i] for each in caches] for i in range(2))
-                x = self._compiled.forward(x, contexts, keys, values)
+                x = self._compiled.forward(x, contexts, context_of_layer, keys, values)
                 if wanted is not None and len(wanted) < len(x):
                     x = x[wanted]
                 return x, None, {}
@@ -258,22 +208,25 @@ class ScriptedLayers(Layers):
 
     def _contexts(
         self, rotations: Sequence[Rotation | None], attend: Sequence[StepAttention]
-    ) -> list[Context]:
-        """Return what each layer's tokens attend to; nothing if a layer's isn't known.
+    ) -> tuple[list[Context], list[int]]:
+        """Return what the tokens attend to, and the index of each layer's context.
 
-        Layers with the same rotation, attention and window share a context.
+        Layers with the same rotation, attention and window share a context. There are no contexts
+        if a layer's isn't known.
         """
-        made: dict[tuple[int, int, int | None], Context] = {}
-        contexts = []
+        indices: dict[tuple[int, int, int | None], int] = {}
+        contexts: list[Context] = []
+        context_of_layer = []
         for rotation, step, (window, head_dim) in zip(rotations, attend, self._sizes, strict=True):
             key = id(rotation), id(step), window
-            if key not in made:
+            if key not in indices:
                 context = context_of(rotation, step, window, head_dim)
                 if context is None:
-                    return []
-                made[key] = context
-            contexts.append(made[key])
-        return contexts
+                    return [], []
+                indices[key] = len(contexts)
+                contexts.append(context)
+            context_of_layer.append(indices[key])
+        return contexts, context_of_layer
 
     @cached_property
     def _sizes(self) -> list[tuple[int | None, int]]:
@@ -366,4 +319,4 @@ def context_of(
     contexts = attend.contexts[window]
     if contexts is None or rotation.table.shape[1] != head_dim:
         return None
-    return Context(rotation.matrices, contexts)
+    return Context(rotation.matrices.index_select(0, contexts.order), contexts)
