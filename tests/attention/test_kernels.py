@@ -339,7 +339,7 @@ def share(prefixes):
             decode = attention.plan_decode(
                 one.token, one.seq_lens, one.table_row, one.block_tables, shared
             )
-            assert decode[None].starts.tolist() != [0] * len(batch.seq_lens)
+            assert decode[None].pieces.start.tolist() != [0] * len(batch.seq_lens)
             return replace(step, decode=decode, shared=shared)
 
         return with_shared
@@ -354,14 +354,16 @@ def share(prefixes):
 @given(
     st.lists(st.tuples(st.integers(0, 500), st.integers(0, 3000)), min_size=1, max_size=9),
     st.sampled_from([1, 2, 8]),
+    st.sampled_from([None, 1, 128, 129, 1000]),
 )
-def test_contexts_are_cut_as_the_reference_cuts_them(contexts, num_kv_heads):
+def test_contexts_are_cut_as_the_reference_cuts_them(contexts, num_kv_heads, window):
     starts, ends = torch.tensor(contexts, dtype=torch.int32).T.contiguous()
-    expected = cut_reference(starts, ends, num_kv_heads, NUM_SMS)
-    got = cut(starts.to(DEVICE), ends.to(DEVICE), num_kv_heads, NUM_SMS)
+    expected = cut_reference(starts, ends, num_kv_heads, NUM_SMS, window)
+    got = cut(starts.to(DEVICE), ends.to(DEVICE), num_kv_heads, NUM_SMS, window)
     assert got.owner.cpu().equal(expected.owner)
     assert got.first_piece.cpu().equal(expected.first_piece)
     assert got.piece_size.cpu().equal(expected.piece_size)
+    assert got.start.cpu().equal(expected.start)
 
 
 def test_arrivals_are_left_as_they_were_found():

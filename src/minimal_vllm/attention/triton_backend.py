@@ -254,17 +254,13 @@ class TritonAttention:
         works, count = {}, len(seq_lens)
         for window in self.windows:
             shared_here = shared if window is None else None
-            if window is not None:
-                starts = (seq_lens - window).clamp_(min=0)
-            else:
-                starts = shared.lengths if shared else self._zeros[:count]
+            starts = shared_here.lengths if shared_here else self._zeros[:count]
             works[window] = DecodeWork(
                 token=self._rows[:count] if token is None else token,
                 seq_lens=seq_lens,
                 table_row=table_row,
                 block_tables=block_tables,
-                starts=starts,
-                pieces=cut(starts, seq_lens, self._num_kv_heads, self._num_sms),
+                pieces=cut(starts, seq_lens, self._num_kv_heads, self._num_sms, window),
                 partials=self._partials,
                 arrivals=self._arrivals,
                 shared=shared_here.as_part() if shared_here else None,

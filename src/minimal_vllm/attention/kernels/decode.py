@@ -112,10 +112,9 @@ class DecodeWork:
     """``[R]`` int32: each request's row in the block tables."""
     block_tables: Tensor
     """``[…, max blocks]`` int32: block tables of the requests."""
-    starts: Tensor
-    """``[R]`` int32: the first token to read: the first in the window, or the first after the
-    shared prefix. With ``shared``, 0 means that the request shares nothing."""
     pieces: Pieces
+    """Pieces from the first token in the window, or after the shared prefix. With ``shared``, a
+    request that starts at 0 shares nothing."""
     partials: Partials
     arrivals: Tensor
     """``[R * K]`` int32: number of finished pieces; 0 before and after the kernel."""
@@ -151,7 +150,6 @@ def decode_attention(
         work.partials,
         shared.partials if shared else work.partials,
         work.token,
-        work.starts,
         work.seq_lens,
         work.table_row,
         work.block_tables,
@@ -236,7 +234,7 @@ def _merge_rows(work: DecodeWork, options: AttentionOptions, group: int, cache: 
 @triton.jit(
     do_not_specialize=["num_requests", "window", "table_stride"],
     do_not_specialize_on_alignment=[
-        *("token", "starts", "seq_lens", "table_row", "block_tables", "counts"),
+        *("token", "seq_lens", "table_row", "block_tables", "counts"),
     ],
 )
 def _decode_kernel(
@@ -246,7 +244,6 @@ def _decode_kernel(
     partials,
     shared,
     token,
-    starts,
     seq_lens,
     table_row,
     block_tables,
@@ -284,7 +281,7 @@ def _decode_kernel(
     first = tl.load(pieces.first_piece + request)
     num_pieces = tl.load(pieces.first_piece + request + 1) - first
     length = tl.load(pieces.piece_size)
-    own = tl.load(starts + request)
+    own = tl.load(pieces.start + request)
     start = own + (piece - first) * length
     seq_len = tl.load(seq_lens + request)
     table = block_tables + tl.load(table_row + request).to(tl.int64) * table_stride

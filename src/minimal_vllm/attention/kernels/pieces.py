@@ -37,6 +37,8 @@ NO_REQUEST = -1
 index of a request is not negative."""
 PADDING = tl.constexpr(NO_REQUEST)
 """``NO_REQUEST`` for kernels."""
+ALL = 1 << 30
+"""Size of a window that all tokens of a request fit into."""
 
 
 class Pieces(NamedTuple):
@@ -50,11 +52,25 @@ class Pieces(NamedTuple):
     including, ``first_piece[r + 1]``."""
     piece_size: Tensor
     """``[1]`` int32: maximum number of tokens per piece."""
+    start: Tensor
+    """``[R]`` int32: each request's first token that is read."""
 
 
-def max_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
-    """Return the maximum number of pieces of a step with ``num_requests`` requests."""
-    return num_requests + _wanted_pieces(num_requests, num_kv_heads, num_sms)
+def max_pieces(
+    num_requests: int, num_kv_heads: int, num_sms: int, window: int | None = None
+) -> int:
+    """Return the maximum number of pieces of a step with ``num_requests`` requests.
+
+    Args:
+        num_requests: number of requests.
+        num_kv_heads: number of programs that read each piece.
+        num_sms: number of the GPU's streaming multiprocessors.
+        window: number of each request's last tokens that are read. None: all.
+    """
+    most = num_requests + _wanted_pieces(num_requests, num_kv_heads, num_sms)
+    if window is None:
+        return most
+    return min(most, num_requests * -(-window // _min_piece(num_requests, num_kv_heads, num_sms)))
 
 
 def _wanted_pieces(num_requests: int, num_kv_heads: int, num_sms: int) -> int:
@@ -72,7 +88,9 @@ def _are_few(num_requests: int, num_kv_heads: int, num_sms: int) -> bool:
     return num_requests * num_kv_heads < num_sms
 
 
-def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces:
+def cut(
+    starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int, window: int | None = None
+) -> Pieces:
     """Cut the tokens ``starts[r] … ends[r]`` of each request into pieces.
 
     Args:
@@ -80,16 +98,23 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces
         ends: ``[R]`` int32; a request with ``ends <= starts`` has no pieces.
         num_kv_heads: number of programs that read each piece.
         num_sms: number of the GPU's streaming multiprocessors.
+        window: number of each request's last tokens that are read. None: all.
     """
     num_requests = len(ends)
-    size = max_pieces(num_requests, num_kv_heads, num_sms)
-    pieces = Pieces(ends.new_empty(size), ends.new_empty(num_requests + 1), ends.new_empty(1))
+    size = max_pieces(num_requests, num_kv_heads, num_sms, window)
+    pieces = Pieces(
+        owner=ends.new_empty(size),
+        first_piece=ends.new_empty(num_requests + 1),
+        piece_size=ends.new_empty(1),
+        start=ends.new_empty(num_requests),
+    )
     _cut_kernel[(1,)](
         starts,
         ends,
         pieces,
         num_requests,
         size,
+        ALL if window is None else window,
         _wanted_pieces(num_requests, num_kv_heads, num_sms),
         _min_piece(num_requests, num_kv_heads, num_sms),
         TILE=TILE,
@@ -102,24 +127,28 @@ def cut(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces
     return pieces
 
 
-def cut_reference(starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int) -> Pieces:
+def cut_reference(
+    starts: Tensor, ends: Tensor, num_kv_heads: int, num_sms: int, window: int | None = None
+) -> Pieces:
     """Cut like ``cut``, in plain PyTorch; for tests."""
     num_requests = len(ends)
+    starts = torch.maximum(starts, ends - (ALL if window is None else window))
     lengths = (ends - starts).clamp(min=0)
     wanted = _wanted_pieces(num_requests, num_kv_heads, num_sms)
     piece_size = -(-int(lengths.sum()) // wanted)
     least = _min_piece(num_requests, num_kv_heads, num_sms)
     piece_size = max(-(-piece_size // TILE) * TILE, least)
     counts = -(-lengths // piece_size)
-    owner = ends.new_full((max_pieces(num_requests, num_kv_heads, num_sms),), NO_REQUEST)
+    most = max_pieces(num_requests, num_kv_heads, num_sms, window)
+    owner = ends.new_full((most,), NO_REQUEST)
     owned = torch.arange(num_requests, dtype=torch.int32).repeat_interleave(counts)
     owner[: len(owned)] = owned
     first_piece = torch.cat((counts.new_zeros(1), counts.cumsum(0))).int()
-    return Pieces(owner, first_piece, ends.new_tensor([piece_size]))
+    return Pieces(owner, first_piece, ends.new_tensor([piece_size]), starts)
 
 
 @triton.jit(
-    do_not_specialize=["num_requests", "size", "wanted", "least"],
+    do_not_specialize=["num_requests", "size", "window", "wanted", "least"],
     do_not_specialize_on_alignment=["starts", "ends"],
 )
 def _cut_kernel(
@@ -128,6 +157,7 @@ def _cut_kernel(
     pieces,
     num_requests,
     size,
+    window,
     wanted,
     least,
     TILE: tl.constexpr,
@@ -140,6 +170,8 @@ def _cut_kernel(
     exists = request < num_requests
     start = tl.load(starts + request, mask=exists, other=0)
     end = tl.load(ends + request, mask=exists, other=0)
+    start = tl.maximum(start, end - window)
+    tl.store(pieces.start + request, start, mask=exists)
     lengths = tl.maximum(end - start, 0)
     tiles = tl.cdiv(tl.cdiv(tl.sum(lengths), wanted), TILE)
     length = tl.maximum(tiles * TILE, least)
