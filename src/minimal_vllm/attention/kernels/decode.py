@@ -142,7 +142,7 @@ def decode_attention(
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     group = q.shape[1] // num_kv_heads
     shared = work.shared
-    merged = _merge_rows(work, options, group, cache)
+    merged = _merge_rows(work, group, cache)
     _decode_kernel[(num_kv_heads, len(work.pieces.owner))](
         q,
         cache,
@@ -212,14 +212,13 @@ def _num_stages(num_requests: int, cache: LayerCache) -> int:
     return 3 if num_requests <= MAX_LOOKED_UP_AHEAD else 2
 
 
-def _merge_rows(work: DecodeWork, options: AttentionOptions, group: int, cache: LayerCache) -> int:
+def _merge_rows(work: DecodeWork, group: int, cache: LayerCache) -> int:
     """Return the rows of the tile in which pieces are merged; 0: those of the matrix product.
 
     With many requests, few contexts are cut, and a tile takes registers from all programs. Keys in
     FP8 may have only two warps: too few for pieces of several queries.
     """
-    needs_more = work.shared is not None or options.sinks is not None
-    if needs_more or len(work.token) > MAX_LOOKED_UP_AHEAD:
+    if work.shared is not None or len(work.token) > MAX_LOOKED_UP_AHEAD:
         return 0
     rows: int = triton.next_power_of_2(group * work.max_queries)
     if work.max_queries == 1:
@@ -319,8 +318,8 @@ def _decode_kernel(
     if num_pieces > 1:
         tl.store(arrival, 0)
         if MERGED:
-            _merge_all(partials, out, token + request, first, num_pieces, count,
-                       K, G, QUERIES, D, DIMS, MERGED)  # fmt: skip
+            _merge_all(partials, out, token + request, sinks, first, num_pieces, count,
+                       K, G, QUERIES, D, DIMS, MERGED, SINKS)  # fmt: skip
             return
         softmax = merge_parts(
             partials, first * PART + part_row, PART, num_pieces,
@@ -343,6 +342,7 @@ def _merge_all(
     partials,
     out,
     token,
+    sinks,
     first,
     num_pieces,
     count,
@@ -352,16 +352,22 @@ def _merge_all(
     D: tl.constexpr,
     DIMS: tl.constexpr,
     ROWS: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
     """Merge the pieces of a context, and write the results of this program's queries."""
     head = tl.program_id(0)
     MOST: tl.constexpr = QUERIES * G
     index, stride = (first * K + head) * MOST, K * MOST
-    result = merge_compactly(partials, index, stride, num_pieces, count * G, MOST, D, DIMS, ROWS)
-    member, dim = tl.arange(0, result.shape[0])[:, None], tl.arange(0, DIMS)[None, :]
+    softmax = merge_compactly(partials, index, stride, num_pieces, count * G, MOST, D, DIMS, ROWS)
+    row = tl.arange(0, softmax.peak.shape[0])
+    is_row = row < count * G
+    if SINKS:
+        softmax = take_sinks(sinks, head * G + row % G, is_row, softmax)
+    result = softmax.acc / tl.where(is_row, softmax.total, 1.0)[:, None]
+    member, dim = row[:, None], tl.arange(0, DIMS)[None, :]
     query = tl.load(token).to(tl.int64) + member // G
     place = out + ((query * K + head) * G + member % G) * D + dim
-    tl.store(place, result.to(out.dtype.element_ty), mask=(member < count * G) & (dim < D))
+    tl.store(place, result.to(out.dtype.element_ty), mask=is_row[:, None] & (dim < D))
 
 
 @triton.jit

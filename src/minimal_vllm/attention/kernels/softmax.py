@@ -269,7 +269,8 @@ def merge_compactly(  # noqa: ANN201 - Triton's language
         ROWS: rows of the tile, a power of two.
 
     Returns:
-        ``[GROUP, DIMS]`` float32: the results; ``GROUP`` is ``MOST`` or the next power of two.
+        ``Softmax`` of ``GROUP`` rows with the keys of all parts in it; ``GROUP`` is ``MOST`` or the
+        next power of two.
     """
     GROUP: tl.constexpr = 1 << (MOST - 1).bit_length()
     PARTS: tl.constexpr = ROWS // GROUP
@@ -295,4 +296,4 @@ def merge_compactly(  # noqa: ANN201 - Triton's language
         weighted = tl.reshape(values, [PARTS, GROUP, DIMS]) * weights[:, :, None]
         acc = acc * fade[:, None] + tl.sum(weighted, 0)
         peak = new_peak
-    return acc / tl.where(total > 0, total, 1.0)[:, None]  # that of a row of padding is 0
+    return Softmax(peak, total, acc)
