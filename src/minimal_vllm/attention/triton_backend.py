@@ -14,7 +14,6 @@ from torch import Tensor
 from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.decode import (
     DecodeWork,
-    Partials,
     decode_attention,
     queries_per_program,
 )
@@ -33,6 +32,7 @@ from minimal_vllm.attention.kernels.shared import (
     requests_per_tile,
     shared_attention,
 )
+from minimal_vllm.attention.kernels.softmax import Partials
 from minimal_vllm.attention.library import (
     MIN_TOKENS,
     FreshPrompts,

@@ -33,7 +33,6 @@ byte, where an H200 could do 200: the floor is the memory bandwidth.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import triton
@@ -44,6 +43,7 @@ from minimal_vllm.attention.interface import AttentionOptions
 from minimal_vllm.attention.kernels.pieces import Pieces
 from minimal_vllm.attention.kernels.softmax import (
     LOG2_E,
+    Partials,
     as_factor,
     empty_softmax,
     leave_part,
@@ -79,15 +79,6 @@ registers that this takes are better spent on one more program per SM."""
 def queries_per_program(num_heads: int, num_kv_heads: int) -> int:
     """Return the number of queries that a program computes in the time of one."""
     return max(MIN_ROWS * num_kv_heads // num_heads, 1)
-
-
-class Partials(NamedTuple):
-    """Results over parts of a context, to be merged. All layers use the same memory."""
-
-    out: Tensor
-    """``[parts, H, D]`` float32: weighted means of values."""
-    lse: Tensor
-    """``[parts, H]`` float32: base-2 logarithms of the sums of exponentials; -inf: no keys."""
 
 
 @dataclass(frozen=True, slots=True)

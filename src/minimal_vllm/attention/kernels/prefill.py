@@ -28,9 +28,10 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.interface import AttentionOptions
-from minimal_vllm.attention.kernels.decode import MIN_ROWS, Partials
+from minimal_vllm.attention.kernels.decode import MIN_ROWS
 from minimal_vllm.attention.kernels.softmax import (
     LOG2_E,
+    Partials,
     as_factor,
     empty_softmax,
     leave_part,

@@ -25,9 +25,15 @@ import triton.language as tl
 from torch import Tensor
 
 from minimal_vllm.attention.interface import AttentionOptions
-from minimal_vllm.attention.kernels.decode import MIN_ROWS, Partials, SharedPart
+from minimal_vllm.attention.kernels.decode import MIN_ROWS, SharedPart
 from minimal_vllm.attention.kernels.pieces import PADDING
-from minimal_vllm.attention.kernels.softmax import LOG2_E, as_factor, empty_softmax, take_keys
+from minimal_vllm.attention.kernels.softmax import (
+    LOG2_E,
+    Partials,
+    as_factor,
+    empty_softmax,
+    take_keys,
+)
 from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_before_next
 

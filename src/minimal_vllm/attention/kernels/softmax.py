@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 LOG2_E = 1.4426950408889634
 """Factor of a score, so that exponentials can be taken to the base 2."""
@@ -33,6 +34,15 @@ class Softmax(NamedTuple):
     """``[rows]`` float32: the sum of the weights ``2 ** (score - peak)``."""
     acc: tl.tensor
     """``[rows, dims]`` float32: the sum of the values, each times its weight."""
+
+
+class Partials(NamedTuple):
+    """Results over parts of a context, to be merged. All layers use the same memory."""
+
+    out: Tensor
+    """``[parts, H, D]`` float32: weighted means of values."""
+    lse: Tensor
+    """``[parts, H]`` float32: base-2 logarithms of the sums of exponentials; -inf: no keys."""
 
 
 @triton.jit

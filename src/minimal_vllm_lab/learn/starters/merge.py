@@ -28,8 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimal_vllm.attention.kernels.decode import Partials
-from minimal_vllm.attention.kernels.softmax import Softmax, empty_softmax
+from minimal_vllm.attention.kernels.softmax import Partials, Softmax, empty_softmax
 
 
 @triton.jit
