@@ -96,6 +96,15 @@ class SchedulerConfig:
             )
         return self
 
+    @property
+    def min_chunk(self) -> int:
+        """Minimum number of tokens of a prompt's first chunk: a 64th of a step's budget.
+
+        A smaller one would hardly bring the prompt forward, and the rest of the prompt would have
+        to read it from the cache.
+        """
+        return max(self.max_num_batched_tokens // 64, 1)
+
     def blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that hold ``num_tokens`` tokens of one group of layers."""
         return -(-num_tokens // self.block_size)
@@ -288,7 +297,7 @@ class EngineConfig:
     sampler: Part | None = None
     """Class that replaces the sampler, FILE.py:CLASS."""
     max_num_batched_tokens: PositiveInt | None = None
-    """Maximum number of tokens computed per step. Default: 2,048 on a CPU, 8,192 on a GPU, 16,384
+    """Maximum number of tokens computed per step. Default: 2,048 on a CPU, 8,320 on a GPU, 16,640
     offline on a GPU with 70 GiB or more."""
     max_num_seqs: PositiveInt = 256
     """Maximum number of requests that run at once."""

@@ -210,6 +210,22 @@ def test_a_long_prompt_is_chunked_into_what_the_budget_leaves():
     assert step(traffic) == {"a": 1, "long": 1, "late": 1}
 
 
+@pytest.mark.parametrize(("left", "chunk"), [(3, {}), (4, {"long": 4})])
+def test_a_64th_of_the_budget_is_the_smallest_first_chunk(left, chunk):
+    traffic = make_traffic(256, max_num_batched_tokens=256)
+    add(traffic, "a", 256 - left)
+    add(traffic, "long", 40, first=1)
+    assert step(traffic) == {"a": 256 - left} | chunk
+    assert step(traffic) == {"a": 1, "long": 40 - sum(chunk.values())}
+
+
+def test_what_ends_in_the_same_step_may_be_smaller_than_a_64th_of_the_budget():
+    traffic = make_traffic(256, max_num_batched_tokens=256)
+    add(traffic, "a", 253)
+    add(traffic, "short", 3, first=1)
+    assert step(traffic) == {"a": 253, "short": 3}
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_no_prompt_stalls_a_decode_whatever_its_rank(policy):
     traffic = make_traffic(max_num_batched_tokens=8, max_num_seqs=8, policy=policy)

@@ -170,7 +170,7 @@ def test_the_scheduler_gets_what_the_user_chose():
     ("options", "model_len", "device", "expected"),
     [
         ({}, 512, CPU, 2048),
-        ({}, 512, CUDA, 8192),
+        ({}, 512, CUDA, 8320),
         ({"max_num_seqs": 5000}, 512, CPU, 5000),
         ({}, 40_000, CPU, 2048),
         ({"enable_chunked_prefill": False}, 40_000, CPU, 40_000),
@@ -185,7 +185,7 @@ def test_a_large_gpu_has_a_larger_token_budget_by_default():
     def choose(**options):
         return sizing.choose_batched_tokens(config(**options), 512, "cuda", memory=80 * 2**30)
 
-    assert (choose(), choose(max_num_batched_tokens=300)) == (16_384, 300)
+    assert (choose(), choose(max_num_batched_tokens=300)) == (16_640, 300)
 
 
 @pytest.mark.parametrize(

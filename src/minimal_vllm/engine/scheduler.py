@@ -241,7 +241,8 @@ class Scheduler:
             request = self.waiting[0]
             cached = self.find_cached_prefix(request)
             num_new = request.num_tokens - self.blocks.num_tokens_in(cached)
-            if num_new > budget and not self.config.enable_chunked_prefill:
+            may_be_cut = self.config.enable_chunked_prefill and budget >= self.config.min_chunk
+            if num_new > budget and not may_be_cut:
                 break
             if not self.has_room_for(request, cached):
                 break

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
+DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192 + 128}
+"""Token budget of a step, by the type of the device. On a GPU, prompts of 2,048, 4,096 or 8,192
+tokens fill a step and leave room for requests that decode, instead of losing their last tokens to
+the next step."""
 LARGE_GPU = 70 * 2**30
 """Memory in bytes from which on a GPU is large. Its steps have twice the token budget, as in
 vLLM."""

@@ -22,7 +22,7 @@ CORES_PER_PROCESS = 4
 """Cores of the machine for each HTTP process beside an engine on a GPU."""
 MAX_PROCESSES = 4
 """Default maximum of HTTP processes: four speak faster than one GPU computes."""
-MAX_TOKENS_ON_GPU = 8192
+MAX_TOKENS_ON_GPU = 8192 + 128
 """Default of ``max_num_batched_tokens`` on a GPU: fewer than offline, so that steps are short."""
 
 

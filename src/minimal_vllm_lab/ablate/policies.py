@@ -25,7 +25,8 @@ class StaticBatching(Scheduler):
         if self._is_open or not self.running:
             super().admit_waiting(plan, budget)
             num_tokens = sum(entry.num_new for entry in plan.scheduled)
-            self._is_open = num_tokens == self.config.max_num_batched_tokens
+            left = self.config.max_num_batched_tokens - num_tokens
+            self._is_open = left < self.config.min_chunk
 
 
 class Reservation(Scheduler):

@@ -48,10 +48,10 @@ def test_the_pool_has_as_many_blocks_as_the_engine_would_fit():
     memory = DeviceMemory("cuda", total, total - used, used)
     groups = sizing.choose_groups(design.model, design.scheduler_config.max_model_len)
     by_the_engine = sizing.choose_num_blocks(
-        chosen.engine, design.model, groups, torch.bfloat16, memory, 8192
+        chosen.engine, design.model, groups, torch.bfloat16, memory, 8320
     )
     assert design.num_blocks == by_the_engine > 1000
-    assert design.scheduler_config.max_num_batched_tokens == 8192
+    assert design.scheduler_config.max_num_batched_tokens == 8320
 
 
 def test_an_fp8_cache_holds_twice_as_much():

@@ -20,8 +20,8 @@ from minimal_vllm.model.kernels.pushed_sum import Farewell
 
 MAX_WHOLE_BYTES = 4 << 20
 """Maximum number of bytes that a rank sends for a sum whose tokens are not divided."""
-MAX_BYTES = 128 << 20
-"""Maximum number of bytes of a rank's tensor: 16,384 tokens with 4,096 numbers of 16 bits."""
+MAX_BYTES = 130 << 20
+"""Maximum number of bytes of a rank's tensor: 16,640 tokens with 4,096 numbers of 16 bits."""
 LONGEST_VECTOR = 16384
 """Maximum number of a token's numbers, which a program holds in registers."""
 PROGRAMS = 256

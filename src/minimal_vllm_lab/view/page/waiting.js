@@ -24,7 +24,7 @@ export function whyWaiting(state, request) {
   } else if (numBefore) {
     sentences.push(`There is room for its ${count(needed, "block")}, but no request overtakes another.`);
   } else {
-    sentences.push("There is room: it is admitted in the next step that has tokens left in its budget and preempts no request.");
+    sentences.push("There is room: it is admitted in the next step that has enough tokens left in its budget and preempts no request.");
   }
   return sentences;
 }
