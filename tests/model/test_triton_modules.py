@@ -12,6 +12,7 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.properties import is_hopper
 from minimal_vllm.model.activation import ACTIVATIONS
 from minimal_vllm.model.deferred import computed
+from minimal_vllm.model.kernels import heads
 from minimal_vllm.model.kernels.few_rows import (
     Tile,
     can_use_few_rows,
@@ -272,6 +273,24 @@ def test_heads_are_normalized_rotated_and_stored(shape, norms, exact, rope, dtyp
         results.append((*heads, cache.key, cache.value))
     for expected, got in zip(*results, strict=True):
         assert_close(got, expected, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 16), (20, 3, 24)])
+def test_heads_of_many_tokens_are_prepared_like_those_of_few(shape, monkeypatch):
+    num_heads, num_kv_heads, head_dim = shape
+    qkv = numbers(5, (num_heads + 2 * num_kv_heads) * head_dim)
+    norms = numbers(head_dim), numbers(head_dim)
+    positions = torch.tensor([3, 0, 49, 7, 8], device=DEVICE)
+    rotation = Rotary(RopeConfig(1e4), head_dim, 50, DEVICE).rotation(positions, qkv.dtype)
+    results = []
+    for few_tokens in (4, 5):
+        monkeypatch.setattr(heads, "FEW_TOKENS", few_tokens)
+        prepared = qkv.clone()
+        cache = LayerCache(*torch.zeros(2, 4, num_kv_heads, 16, head_dim, device=DEVICE))
+        heads.norm_rotate_store(prepared, norms, 1e-6, rotation, positions, cache)
+        results.append((prepared, *cache))
+    for many, few in zip(*results, strict=True):
+        assert_close(many, few, DTYPES[torch.float32])
 
 
 def test_a_token_without_a_slot_is_not_stored():

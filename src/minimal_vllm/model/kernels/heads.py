@@ -23,8 +23,13 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.rope import Rotation
 
-HEADS = 8
-"""Heads per program."""
+FEW_TOKENS = 1024
+"""Number of tokens up to which programs are small, so that every SM has some."""
+
+
+def heads_and_warps(num_tokens: int) -> tuple[int, int]:
+    """Return a program's heads and warps: the fastest on an H200."""
+    return (8, 4) if num_tokens <= FEW_TOKENS else (16, 2)
 
 
 def norm_rotate_store(
@@ -47,7 +52,8 @@ def norm_rotate_store(
     """
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
-    _heads_kernel[(len(qkv), triton.cdiv(num_heads + 2 * num_kv_heads, HEADS))](
+    heads_per_program, num_warps = heads_and_warps(len(qkv))
+    _heads_kernel[(len(qkv), triton.cdiv(num_heads + 2 * num_kv_heads, heads_per_program))](
         qkv,
         norms[0] if norms else qkv,
         norms[1] if norms else qkv,
@@ -60,12 +66,12 @@ def norm_rotate_store(
         K=num_kv_heads,
         D=head_dim,
         S=block_size,
-        HEADS=HEADS,
+        HEADS=heads_per_program,
         R=rotation.table.shape[1] if rotation else 0,
         PAIRS=triton.next_power_of_2(head_dim // 2),
         NEIGHBORS=rotation is not None and rotation.config.pairs == "neighbors",
         NORMS=norms is not None,
-        num_warps=4,
+        num_warps=num_warps,
         **launch_options(qkv),
     )
 
