@@ -1,5 +1,6 @@
 """Transfers between the CPU and a GPU in which neither waits for the other."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,30 @@ class Sender:
             self._arrived[index].record()
 
 
+@lru_cache
+def _fetching(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream in which values are copied from a GPU to the CPU."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class Fetch:
-    """Copy of a tensor's values to the CPU, in progress."""
+    """Copy of a tensor's values to the CPU, in progress.
+
+    Later work on a GPU does not wait for it, but only until the values have been copied to other
+    memory of the GPU.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self._values = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        self._values.copy_(tensor, non_blocking=True)
+        self._source = tensor.clone()  # the tensor itself may be overwritten now
         self._arrived: torch.cuda.Event | None = None
-        if tensor.is_cuda:
+        if not tensor.is_cuda:
+            self._values.copy_(self._source)
+            return
+        stream = _fetching(tensor.device)
+        stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(stream):
+            self._values.copy_(self._source, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
