@@ -6,8 +6,9 @@ the GPU idles for about a microsecond, which is a lot for kernels that take thre
 starts early, loads data that never changes, such as weights, and only then waits.
 
 Every kernel that is launched like this calls ``wait_for_previous`` before it accesses memory that
-another kernel writes or reads. All of its programs call it, even those that have nothing to do,
-because the end of a kernel must imply that all earlier kernels have ended.
+another kernel writes or reads. Programs that have nothing to do call it, too, because the end of a
+kernel must imply that all earlier kernels have ended. It is enough if one of them does: the others
+then make room for the next kernel (``wait_in_first``).
 
 A kernel may read the step's attention plan without waiting. Between the kernels that make the plan
 and the layers that read it runs the embedding, a PyTorch kernel with a normal launch: it starts
@@ -33,6 +34,13 @@ def wait_for_previous(EARLY: tl.constexpr):  # noqa: ANN201, N803 - Triton's lan
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
+
+
+@triton.jit
+def wait_in_first(program, EARLY: tl.constexpr):  # noqa: ANN001, ANN201, N803 - Triton's language
+    """Wait for the previous kernel to end if ``program`` is 0; others have nothing to wait for."""
+    if program == 0:
+        wait_for_previous(EARLY)
 
 
 @triton.jit

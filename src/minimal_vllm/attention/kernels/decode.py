@@ -53,7 +53,7 @@ from minimal_vllm.attention.kernels.softmax import (
     take_sinks,
 )
 from minimal_vllm.cache.kv_cache import LayerCache
-from minimal_vllm.device.launch import launch_options, wait_for_previous
+from minimal_vllm.device.launch import launch_options, wait_for_previous, wait_in_first
 from minimal_vllm.device.properties import num_sms
 
 MIN_ROWS = 16
@@ -266,7 +266,7 @@ def _decode_kernel(
     head, piece = tl.program_id(0), tl.program_id(1)
     request = tl.load(pieces.owner + piece)
     if request < 0:  # padding: there are fewer pieces than programs
-        wait_for_previous(EARLY)
+        wait_in_first(piece, EARLY)
         return
     first = tl.load(pieces.first_piece + request)
     num_pieces = tl.load(pieces.first_piece + request + 1) - first
