@@ -59,9 +59,7 @@ class Normed:
 
     def compute(self) -> Tensor:
         """Return the normalized stream, ``[1, hidden]``, and write ``total``."""
-        if self.x is not None:
-            self.total.copy_(self.residual)
-        return add_norm(self.total, self.x, self.weight, self.eps)[1]
+        return add_norm(self.residual, self.x, self.weight, self.eps, self.total)[1]
 
 
 @dataclass(frozen=True, slots=True)

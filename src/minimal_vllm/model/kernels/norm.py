@@ -16,26 +16,33 @@ from minimal_vllm.device.launch import launch_options, wait_for_previous
 
 
 def add_norm(
-    residual: Tensor, x: Tensor | None, weight: Tensor, eps: float
+    residual: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Add ``x`` to ``residual``, in place, and return both the sum and its RMS norm.
+    """Add ``x`` to ``residual``, and return both the sum and its RMS norm.
 
     Args:
-        residual: ``[T, hidden]``, contiguous; changed.
+        residual: ``[T, hidden]``, contiguous.
         x: ``[T, hidden]``, or parts that sum to it, ``[parts, T, hidden]``; contiguous. None:
             nothing is added.
         weight: ``[hidden]``.
         eps: constant added to the mean square.
+        total: ``[T, hidden]``, contiguous: memory for the sum. Default: ``residual`` itself.
 
     Returns:
-        ``residual`` and its norm, each ``[T, hidden]``.
+        The sum and its norm, each ``[T, hidden]``.
     """
     normed = empty_like(residual)
+    total = residual if total is None else total
     tokens, size = residual.shape
     num_parts = 0 if x is None else len(x) if x.dim() > residual.dim() else 1
     _add_norm_kernel[(tokens,)](
         residual,
         residual if x is None else x,
+        total,
         weight,
         normed,
         eps,
@@ -45,7 +52,7 @@ def add_norm(
         num_warps=_num_warps(tokens, size, num_parts),
         **launch_options(residual),
     )
-    return residual, normed
+    return total, normed
 
 
 def _num_warps(tokens: int, size: int, num_parts: int) -> int:
@@ -62,6 +69,7 @@ def _num_warps(tokens: int, size: int, num_parts: int) -> int:
 def _add_norm_kernel(
     residual,
     x,
+    total,
     weight,
     normed,
     eps,
@@ -82,7 +90,7 @@ def _add_norm_kernel(
             part_start = part * tl.num_programs(0) * SIZE
             added += tl.load(x + part_start + offsets, mask=exists, other=0.0).to(tl.float32)
         value += added.to(value.dtype)
-        tl.store(residual + offsets, value, mask=exists)
+        tl.store(total + offsets, value, mask=exists)
     wide = value.to(tl.float32)
     unit = wide * tl.rsqrt(tl.sum(wide * wide) / SIZE + eps)
     # Rounded where Hugging Face's models round: before a weight of the model's dtype, and after.
