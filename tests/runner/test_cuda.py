@@ -313,6 +313,25 @@ def test_beginnings_shared_in_pairs_are_read_rightly(
     assert max((number for number, _ in told), default=0) == (pairs if cascade else 0)
 
 
+def test_a_step_without_a_recording_reads_shared_beginnings_once_too(checkpoint, monkeypatch):
+    told = []
+    front = GpuStep.batch_front
+    monkeypatch.setattr(
+        GpuStep,
+        "batch_front",
+        lambda self, batches, shared=None: (
+            told.append((len(batches[0].decodes), shared and shared.lengths.tolist()))
+            or front(self, batches, shared)
+        ),
+    )
+    expected, got, _ = make_engines(checkpoint("qwen3"), num_blocks=120, max_step_tokens=20)
+    prompts = [*make_pairs(1), PROMPTS[1]]
+    outputs = [complete(each, prompts, GREEDY, arrive_every=1) for each in (got, expected)]
+    assert outputs[0] == outputs[1]
+    assert (2, [32, 32]) in told
+    assert (0, None) in told
+
+
 OTHERS = [[(13 * i + 5 * k) % 250 for i in range(40)] for k in range(4)]
 
 

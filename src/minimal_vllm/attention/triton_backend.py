@@ -179,8 +179,13 @@ class TritonAttention:
             torch.empty(shape, device=self._device), torch.empty(shape[:2], device=self._device)
         )
 
-    def plan(self, batch: Batch) -> TritonStep:
-        """Move the batch to the GPU, and divide its requests among the kernels."""
+    def plan(self, batch: Batch, shared: SharedWork | None = None) -> TritonStep:
+        """Move the batch to the GPU, and divide its requests among the kernels.
+
+        Args:
+            batch: the batch of the step.
+            shared: prefixes that several of its decoding requests share.
+        """
         block_tables = send(batch.block_tables, self._device)
         prefills = batch.prefills
         starts, ends = batch.query_starts[prefills], batch.query_starts[prefills + 1]
@@ -188,7 +193,8 @@ class TritonAttention:
         is_fresh = np.isin(starts, [rows.start for prompts in fresh for rows in prompts.rows])
         return TritonStep(
             slots=send(batch.slot_mapping, self._device),
-            decode=self._plan_decodes(batch, block_tables),
+            decode=self._plan_decodes(batch, block_tables, shared),
+            shared=shared,
             prefill={
                 window: self.plan_prefill(
                     batch, prefills if window else prefills[~is_fresh], block_tables, window
@@ -219,13 +225,15 @@ class TritonAttention:
 
     # ---- requests that decode -------------------------------------------------------------------
 
-    def _plan_decodes(self, batch: Batch, block_tables: Tensor) -> dict[int | None, DecodeWork]:
+    def _plan_decodes(
+        self, batch: Batch, block_tables: Tensor, shared: SharedWork | None
+    ) -> dict[int | None, DecodeWork]:
         decodes = batch.decodes
         if not len(decodes):
             return {}
         rows = np.stack((batch.query_starts[decodes], batch.seq_lens[decodes], decodes))
         token, seq_lens, table_row = send(rows.astype(np.int32), self._device)
-        return self.plan_decode(token, seq_lens, table_row, block_tables, shared=None)
+        return self.plan_decode(token, seq_lens, table_row, block_tables, shared)
 
     def plan_decode(
         self,

@@ -98,15 +98,16 @@ class CudaRunner:
         """Launch a step with requests that don't decode, or any step if there are no graphs."""
         step = self._step
         batches = build_batches(plan, step.model.block_size, step.model.groups.number)
-        batch = batches[0]
+        batch, shared = batches[0], None
         if self._graphs:
             self._graphs.forget_order()
             if self._graphs.fits(batch):
                 outputs, hidden = self._graphs.mixed(plan, batch), self._graphs.hidden
                 return outputs, self._prompt_logprobs(plan, batch, hidden)
+            shared = self._graphs.shared.find(plan.decoding)
         outputs = step.new_outputs(len(batch.sampling))
         hidden = step.run(
-            step.batch_front(batches),
+            step.batch_front(batches, shared),
             self._order(batch.sampling),
             outputs,
             last=send(batch.logit_indices, step.model.device),

@@ -71,6 +71,10 @@ class SharedPrefixes:
             self._is_clean = not prefixes
         return bool(prefixes)
 
+    def find(self, requests: Sequence[Request]) -> SharedWork | None:
+        """Return the prefixes that these requests share, for a step without a graph."""
+        return self.work(len(requests)) if self.note(requests, len(requests)) else None
+
     def work(self, size: int) -> SharedWork:
         """Return the shared prefixes for a step of ``size`` requests, as attention reads them."""
         return self._attention.part_of_shared_work(self._work, size)
@@ -155,11 +159,10 @@ class Graphs:
     def mixed(self, plan: Plan, batch: Batch) -> Outputs:
         """Compute a step with prompts that fits. All its requests must be in the table of rows."""
         self._inputs.set(batch)
-        decodes = batch.decodes
+        decoding = plan.decoding
         num_tokens = next_size(self._token_counts, len(batch.input_ids))
-        num_decodes = next_size(self._decode_counts, len(decodes))
+        num_decodes = next_size(self._decode_counts, len(decoding))
         shape = StepShape(num_tokens, min(num_decodes, num_tokens))
-        decoding = [plan.scheduled[index].request for index in decodes]
         self.shared.note(decoding, shape.num_decodes)
         self._body(shape).replay()
         if batch.sampling:

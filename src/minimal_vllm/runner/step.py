@@ -190,7 +190,9 @@ class GpuStep:
         by_layer = self._by_layer(attend, located.slots, self.table.block_tables)
         return LocatedTokens(located.tokens, located.positions, by_layer)
 
-    def batch_front(self, batches: Sequence[Batch]) -> LocatedTokens:
+    def batch_front(
+        self, batches: Sequence[Batch], shared: SharedWork | None = None
+    ) -> LocatedTokens:
         """Send a whole batch of any shape, for a step that has no graph.
 
         Pending tokens are taken from the table. Unlike in a graph, cuDNN's kernel may compute long
@@ -198,6 +200,7 @@ class GpuStep:
 
         Args:
             batches: the batch of each group of layers.
+            shared: prefixes that several of the decoding requests share.
         """
         device, batch = self.model.device, batches[0]
         tokens = send(batch.input_ids, device)
@@ -205,7 +208,7 @@ class GpuStep:
             index = send(batch.query_starts[batch.pending + 1] - 1, device)
             tokens[index] = self.table.last_tokens(send(batch.rows[batch.pending], device))
         by_layer = self._by_layer(
-            self.attention.plan(batch),
+            self.attention.plan(batch, shared),
             [send(each.slot_mapping, device) for each in batches],
             [send(each.block_tables, device) for each in batches],
         )
