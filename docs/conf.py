@@ -50,7 +50,10 @@ included_pages = {  # which page shows a document from outside this folder
 exclude_patterns = ["*/code", "**/.ipynb_checkpoints"]
 nitpick_ignore_regex = [
     ("py:.*", r"(?!minimal_vllm\b).*"),  # Python's own, and other libraries'
-    ("py:class", r"minimal_vllm\.llm\.TextSide"),  # what ``LLM`` holds is not for users
+    (
+        "py:class",
+        r"minimal_vllm\.engine\.text_side\.TextSide",
+    ),  # what ``LLM`` holds is not for users
 ]
 
 myst_fence_as_directive = ["math"]  # which is how code hosts mark a formula, too

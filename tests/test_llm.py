@@ -7,6 +7,7 @@ import pytest
 from checkpoints import BYTES, EOS_TOKEN, FAMILIES, SPECIAL_TOKENS, write_checkpoint, write_json
 
 from minimal_vllm import LLM, SamplingParams
+from minimal_vllm import llm as llm_module
 
 TEXT = "the rain in Spain and then some"
 EOS = len(BYTES)
@@ -86,6 +87,33 @@ def test_threads_take_turns(llm):
 
 def test_prompts_may_come_one_by_one(llm):
     assert tokens_of(generate(llm, iter(CROWD))) == tokens_of(generate(llm, CROWD))
+
+
+@pytest.fixture
+def beginning_early(llm, monkeypatch):
+    """Let the engine begin as soon as two requests wait, as on a GPU when many do."""
+    engine = llm.engine
+    monkeypatch.setattr(llm_module, "MANY_WAITING", 2)
+    monkeypatch.setattr(engine, "_runs_ahead", True)
+    monkeypatch.setattr(engine.scheduler, "needs_pending_tokens", lambda: bool(engine._in_flight))
+    return llm
+
+
+def test_the_first_prompts_may_be_computed_while_others_are_added(
+    llm, beginning_early, new_records
+):
+    outputs = generate(beginning_early, CROWD)
+    assert new_records[0].num_running == 2
+    assert tokens_of(outputs) == [complete(llm, prompt).token_ids for prompt in CROWD]
+
+
+def test_a_prompt_that_is_refused_ends_those_that_were_begun(beginning_early):
+    with pytest.raises(ValueError, match="out of vocabulary"):
+        generate(beginning_early, [*CROWD, [10**6]])
+    engine = beginning_early.engine
+    assert not engine.has_unfinished_requests
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+    assert len(generate(beginning_early, CROWD)) == len(CROWD)
 
 
 def test_no_prompts_give_no_outputs(llm):

@@ -70,6 +70,8 @@ class SchedulerConfig:
     """Maximum number of tokens computed per step."""
     max_num_seqs: PositiveInt = 256
     """Maximum number of requests that run at once."""
+    max_admitted: PositiveInt | None = None
+    """Maximum number of requests that one step admits; None: any number."""
     block_size: PositiveInt = 16
     """Number of tokens per KV block."""
     enable_prefix_caching: bool = True
@@ -104,6 +106,10 @@ class SchedulerConfig:
         to read it from the cache.
         """
         return max(self.max_num_batched_tokens // 64, 1)
+
+    def max_running_after(self, num_running: int) -> int:
+        """Return how many requests run at most after a step in which this many go on."""
+        return min(num_running + (self.max_admitted or self.max_num_seqs), self.max_num_seqs)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return the number of blocks that hold ``num_tokens`` tokens of one group of layers."""

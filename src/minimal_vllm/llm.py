@@ -1,7 +1,6 @@
 """The offline API, with vLLM's names: prompts in, completions out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
@@ -12,11 +11,11 @@ from tqdm import tqdm
 from minimal_vllm.beam_search import BeamSearchOutput, asking_engine, beam_search
 from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
-from minimal_vllm.engine.build import BuiltEngine
 from minimal_vllm.engine.start import start_engine
+from minimal_vllm.engine.text_side import TextSide, make_text_side
+from minimal_vllm.garbage import without_collections
 from minimal_vllm.llm_engine import LLMEngine
 from minimal_vllm.outputs import OutputKind, RequestOutput
-from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.sampling_params import BeamSearchParams, SamplingParams
 from minimal_vllm.text.chat_template import ChatTemplate, load_chat_template
 from minimal_vllm.text.content_format import ContentFormat
@@ -43,20 +42,8 @@ if TYPE_CHECKING:
 MakeBar = Callable[..., "tqdm[Any]"]
 PromptParamsPriority = tuple[TokenizedPrompt, SamplingParams, int]
 
-
-@dataclass(frozen=True)
-class TextSide:
-    """Parts of an engine that handle text.
-
-    Attributes:
-        tokenizer: encodes and decodes.
-        grammars: compiles the grammars of structured outputs.
-        chat_template: the model's, or the one given in the configuration; None without one.
-    """
-
-    tokenizer: Tokenizer
-    grammars: GrammarCompiler
-    chat_template: ChatTemplate | None
+MANY_WAITING = 32
+"""Number of waiting requests that the GPU begins with while the CPU still takes in others."""
 
 
 class LLM:
@@ -97,7 +84,7 @@ class LLM:
         self.engine = self.built.engine
         if self._metrics:
             self._metrics.attach(self.config, self.built)
-        self._text = _text_side(self.config, self.built)
+        self._text = make_text_side(self.config, self.built)
         self._num_requests = 0
         self._turn = RLock()
 
@@ -200,9 +187,10 @@ class LLM:
         params = self._params_for(len(tokenized), sampling_params)
         priorities = self._priorities_for(len(tokenized), priority)
         with self._turn:
-            request_ids = self._add_all(zip(tokenized, params, priorities, strict=True))
+            with without_collections():
+                request_ids, early = self._add_all(zip(tokenized, params, priorities, strict=True))
             try:
-                return self._run(request_ids, use_tqdm)
+                return self._run(request_ids, early, use_tqdm)
             except BaseException:  # Ctrl-C too: it may interrupt a step halfway
                 self.engine.reset()
                 raise
@@ -331,12 +319,18 @@ class LLM:
             raise ValueError(f"there are {count} prompts but {len(given)} priorities")
         return given
 
-    def _add_all(self, requests: Iterable[PromptParamsPriority]) -> list[str]:
+    def _add_all(
+        self, requests: Iterable[PromptParamsPriority]
+    ) -> tuple[list[str], list[RequestOutput]]:
+        """Return the ids of added requests, and the outputs of those that have already failed."""
         if self.engine.has_unfinished_requests:
             raise ValueError(
                 "the engine still has requests that were added to it directly: finish or abort them"
             )
+        # By priority, those that run first may still have to be added.
+        in_order = self.config.scheduling_policy == "fcfs"
         request_ids: list[str] = []
+        outputs: list[RequestOutput] = []
         try:
             for prompt, params, priority in requests:
                 request_ids.append(str(self._num_requests))
@@ -350,15 +344,24 @@ class LLM:
                     cache_salt=prompt.cache_salt,
                 )
                 self._num_requests += 1
-        except BaseException:  # a request was refused, or Ctrl-C: no step has run yet
+                if in_order and len(self.engine.scheduler.waiting) >= MANY_WAITING:
+                    outputs += self.engine.begin_early()
+        except ValueError:  # a request was refused
             for request_id in request_ids:
                 self.engine.abort(request_id)
+            while self.engine.has_unfinished_requests:  # steps that began early
+                self.engine.step()
             raise
-        return request_ids
+        except BaseException:  # Ctrl-C may interrupt a step halfway
+            self.engine.reset()
+            raise
+        return request_ids, outputs
 
-    def _run(self, request_ids: list[str], use_tqdm: bool | MakeBar) -> list[RequestOutput]:
+    def _run(
+        self, request_ids: list[str], early: list[RequestOutput], use_tqdm: bool | MakeBar
+    ) -> list[RequestOutput]:
         make_bar = use_tqdm if callable(use_tqdm) else tqdm
-        outputs: dict[str, RequestOutput] = {}
+        outputs = {output.request_id: output for output in early}
         with make_bar(
             total=len(request_ids), desc="Processed prompts", disable=not use_tqdm
         ) as bar:
@@ -383,10 +386,3 @@ def _make_metrics(model_name: str) -> "MetricsListener":
             "pip install 'minimal-vllm[server]'"
         ) from error
     return MetricsListener(EngineMetrics(model_name))
-
-
-def _text_side(config: EngineConfig, built: BuiltEngine) -> TextSide | None:
-    tokenizer, grammars = built.files.tokenizer, built.grammars
-    if tokenizer is None or grammars is None:
-        return None
-    return TextSide(tokenizer, grammars, load_chat_template(tokenizer, config.chat_template))

@@ -171,6 +171,15 @@ def test_no_more_requests_run_than_the_limit_and_the_next_moves_up(max_num_seqs)
     traffic.run()
 
 
+def test_no_more_requests_are_admitted_in_a_step_than_the_limit():
+    traffic = make_traffic(max_admitted=2)
+    for name in "abc":
+        add(traffic, name, 5, max_tokens=3)
+    assert step(traffic) == {"a": 5, "b": 1}
+    assert step(traffic) == {"a": 1, "b": 1, "c": 1}
+    traffic.run()
+
+
 def test_a_pool_too_small_for_the_longest_request_is_refused():
     with pytest.raises(ValueError, match=r"max_model_len=9 tokens needs 3 blocks .* pool has 2"):
         Scheduler(SchedulerConfig(max_model_len=9, block_size=4), BlockPool(2, LRU()))

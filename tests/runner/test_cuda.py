@@ -26,7 +26,12 @@ from minimal_vllm.runner.cuda import CudaRunner
 from minimal_vllm.runner.graphs import Graphs
 from minimal_vllm.runner.inputs import InputMemory
 from minimal_vllm.runner.interface import CachedModel
-from minimal_vllm.runner.shapes import max_recorded_tokens, token_counts
+from minimal_vllm.runner.shapes import (
+    MAX_ADMITTED,
+    max_admitted,
+    max_recorded_tokens,
+    token_counts,
+)
 from minimal_vllm.runner.step import GpuStep
 from minimal_vllm.runner.table import RowTable
 
@@ -375,6 +380,12 @@ def test_a_large_model_has_recordings_of_small_steps_only():
     assert max_recorded_tokens(8_000_000_000, 16_384, 132) == 562
     assert max_recorded_tokens(70_000_000_000, 16_384, 132) == 512
     assert max_recorded_tokens(600_000_000, 64, 132) == 64
+
+
+def test_only_a_small_models_steps_admit_few_requests():
+    assert max_admitted(600_000_000, 16_384, 132) == MAX_ADMITTED
+    assert max_admitted(8_000_000_000, 16_384, 132) is None
+    assert max_admitted(600_000_000, 2048, 132) is None
 
 
 def test_a_smaller_gpu_is_waited_for_at_fewer_tokens():

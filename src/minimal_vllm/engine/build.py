@@ -18,6 +18,7 @@ from minimal_vllm.cache.memory import (
 )
 from minimal_vllm.config import EngineConfig, SchedulerConfig
 from minimal_vllm.device.huge_pages import DELAY, use_huge_pages
+from minimal_vllm.device.properties import num_sms
 from minimal_vllm.engine.admission import Admission, ModelLimits
 from minimal_vllm.engine.backends import (
     choose_attention,
@@ -63,6 +64,7 @@ from minimal_vllm.model.ranks import ALONE, Ranks
 from minimal_vllm.runner.idle_work import HasIdleWork
 from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel, Runner
+from minimal_vllm.runner.shapes import max_admitted
 from minimal_vllm.sampling.grammar import GrammarCompiler
 from minimal_vllm.speculation.draft_model import DraftModel
 from minimal_vllm.text.tokenizer import Tokenizer
@@ -340,9 +342,12 @@ def _size(
         config, own, groups, loaded.decoder.dtype, memory, batched_tokens, loaded.draft_config
     )
     num_blocks = ranks.least(num_blocks)
-    return num_blocks, choose_scheduler_config(
-        config, groups, model_len, batched_tokens, num_blocks
-    )
+    limits = choose_scheduler_config(config, groups, model_len, batched_tokens, num_blocks)
+    if uses_own_kernels(config, loaded.decoder.device):
+        num_parameters = round(own.expected_parameters(1))
+        most = max_admitted(num_parameters, batched_tokens, num_sms(loaded.decoder.device))
+        limits = replace(limits, max_admitted=most)
+    return num_blocks, limits
 
 
 def _add_cache(

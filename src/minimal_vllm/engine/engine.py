@@ -119,8 +119,7 @@ class Engine:
         self._reporter.note_arrived(requests)
         # Reuse a list's integers: making new ones takes as long as everything else here.
         tokens = prompt_token_ids if isinstance(prompt_token_ids, list) else requests[0].token_ids
-        group = RequestGroup(request_id, prompt, list(tokens), output_kind)
-        self._outputs.add(group, requests)
+        self._outputs.add(RequestGroup(request_id, prompt, list(tokens), output_kind), requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Abort a request in any state and return its last output; None if the id is unknown."""
@@ -150,14 +149,14 @@ class Engine:
                 unusable. Any other failure only ends the requests of the failed step.
             RankFailedError: one of several ranks has failed, so the engine is unusable.
         """
-        outputs: list[RequestOutput] = []
-        if not self._in_flight:
-            outputs += self._launch_next()
-        if self._runs_ahead and self._in_flight and not self.scheduler.needs_pending_tokens():
-            outputs += self._launch_next()
+        outputs = [] if self._in_flight else self._launch_next()
         if self._in_flight:
-            outputs += self._finish_oldest()
+            outputs += self._launch_next() + self._finish_oldest()
         return outputs
+
+    def begin_early(self) -> list[RequestOutput]:
+        """Launch a step while more requests are being added; return the outputs if that fails."""
+        return self._launch_next() if self._runs_ahead else []
 
     def watch(self, put: Callable[[Callable[[], None]], None]) -> None:
         """Put a call that raises an error, to be made between steps, if the engine can't go on."""
@@ -175,7 +174,10 @@ class Engine:
         self._reporter.note_reset()
 
     def _launch_next(self) -> list[RequestOutput]:
-        """Plan a step and launch it, if there is anything to compute."""
+        """Plan a step and launch it, if there is anything to compute and it need not wait."""
+        is_next = self._runs_ahead and len(self._in_flight) == 1
+        if self._in_flight and not (is_next and not self.scheduler.needs_pending_tokens()):
+            return []
         failed = self._launch()
         return self._fail(*failed) if failed else []
 
@@ -184,9 +186,7 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan.scheduled:
             if self.scheduler.has_work and not self._in_flight:
-                raise ValueError(
-                    "the scheduler returned an empty plan although requests are waiting"
-                )
+                raise ValueError("the scheduler made an empty plan although requests are waiting")
             if not plan.preempted:
                 return None
         self._reporter.planned(plan, times)

@@ -237,7 +237,8 @@ class Scheduler:
 
     def admit_waiting(self, plan: Plan, budget: int) -> None:
         """Admit waiting requests, in order, while the budget, the limits and the pool allow."""
-        while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
+        max_running = self.config.max_running_after(len(self.running))
+        while self.waiting and len(self.running) < max_running and budget > 0:
             request = self.waiting[0]
             cached = self.find_cached_prefix(request)
             num_new = request.num_tokens - self.blocks.num_tokens_in(cached)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minimal_vllm.device.transfer import Fetch, send
-from minimal_vllm.runner.graphs import Graphs
+from minimal_vllm.runner.graphs import Graphs, decoding_requests
 from minimal_vllm.runner.interface import Flight, StepResult
 from minimal_vllm.runner.prompt_logprobs import QueuedPromptLogprobs, all_prompt_logprobs
 from minimal_vllm.runner.step import GpuStep, Outputs
@@ -104,7 +104,7 @@ class CudaRunner:
             if self._graphs.fits(batch):
                 outputs, hidden = self._graphs.mixed(plan, batch), self._graphs.hidden
                 return outputs, self._prompt_logprobs(plan, batch, hidden)
-            shared = self._graphs.shared.find(plan.decoding)
+            shared = self._graphs.shared.find(decoding_requests(plan))
         outputs = step.new_outputs(len(batch.sampling))
         hidden = step.run(
             step.batch_front(batches, shared),

@@ -30,7 +30,7 @@ from minimal_vllm.runner.shapes import (
 )
 from minimal_vllm.runner.step import GpuStep, Outputs
 from minimal_vllm.step.batch import Batch
-from minimal_vllm.step.plan import Plan
+from minimal_vllm.step.plan import Plan, is_decode
 from minimal_vllm.step.request import Request
 from minimal_vllm.step.shared_prefix import find_shared_prefixes
 
@@ -78,6 +78,11 @@ class SharedPrefixes:
     def work(self, size: int) -> SharedWork:
         """Return the shared prefixes for a step of ``size`` requests, as attention reads them."""
         return self._attention.part_of_shared_work(self._work, size)
+
+
+def decoding_requests(plan: Plan) -> list[Request]:
+    """Return the requests that decode in a step, in the order of its batch."""
+    return [entry.request for entry in plan.scheduled if is_decode(entry.num_new)]
 
 
 class Graphs:
@@ -159,7 +164,7 @@ class Graphs:
     def mixed(self, plan: Plan, batch: Batch) -> Outputs:
         """Compute a step with prompts that fits. All its requests must be in the table of rows."""
         self._inputs.set(batch)
-        decoding = plan.decoding
+        decoding = decoding_requests(plan)
         num_tokens = next_size(self._token_counts, len(batch.input_ids))
         num_decodes = next_size(self._decode_counts, len(decoding))
         shape = StepShape(num_tokens, min(num_decodes, num_tokens))

@@ -20,6 +20,9 @@ MAX_RECORDED_TOKENS = 4096
 graphs would take more memory."""
 ALWAYS_RECORDED_TOKENS = 512
 """Number of tokens up to which steps are recorded for every model."""
+MAX_ADMITTED = 60
+"""Maximum number of requests that a step of a small model admits. With 64 new tokens each, they fit
+into a recorded step, beside others that decode."""
 MAX_PROMPTS = 64
 """Maximum number of prompts in a recorded step: each may leave its last tile of tokens almost
 empty."""
@@ -113,3 +116,18 @@ def max_recorded_tokens(num_parameters: int, most: int, num_sms: int) -> int:
     operations = SECONDS_TO_LAUNCH * FLOPS_PER_SM * num_sms
     worth = round(operations / (2 * num_parameters))
     return min(max(worth, ALWAYS_RECORDED_TOKENS), MAX_RECORDED_TOKENS, most)
+
+
+def max_admitted(num_parameters: int, most: int, num_sms: int) -> int | None:
+    """Return the number of requests that a step admits at most; None: any number.
+
+    To plan many short prompts takes the CPU about as long as a small model takes to compute them.
+    In several steps, it plans some while the GPU computes others; and these steps are recorded.
+
+    Args:
+        num_parameters: as in ``max_recorded_tokens``.
+        most: as in ``max_recorded_tokens``.
+        num_sms: as in ``max_recorded_tokens``.
+    """
+    is_small = max_recorded_tokens(num_parameters, most, num_sms) == MAX_RECORDED_TOKENS
+    return MAX_ADMITTED if is_small else None

@@ -77,11 +77,6 @@ class Plan:
         return all(is_decode(entry.num_new) and entry.num_logits for entry in self.scheduled)
 
     @property
-    def decoding(self) -> list[Request]:
-        """Requests that decode in this step, in order."""
-        return [entry.request for entry in self.scheduled if is_decode(entry.num_new)]
-
-    @property
     def sampling(self) -> list[Request]:
         """Requests that sample in this step, in order."""
         return [entry.request for entry in self.scheduled if entry.num_logits]

@@ -81,6 +81,12 @@ class LeadingEngine(Engine):
             self._followers.tell("step")
             return super().step()
 
+    def begin_early(self) -> list[RequestOutput]:
+        """Launch a step in all ranks; see ``Engine.begin_early``."""
+        with self._together():
+            self._followers.tell("begin_early")
+            return super().begin_early()
+
     def watch(self, put: Callable[[Callable[[], None]], None]) -> None:
         """Let a rank that ends by itself be noticed even if no step runs; see ``Engine.watch``."""
         give_up = WeakMethod(self._give_up)  # or the watching threads would keep this engine
