@@ -27,10 +27,10 @@ from minimal_vllm.attention.kernels.prefill import (
     wanted_tiles,
 )
 from minimal_vllm.attention.kernels.shared import (
-    PARTS,
     SharedWork,
     requests_per_tile,
     shared_attention,
+    wanted_parts,
 )
 from minimal_vllm.attention.kernels.softmax import Partials
 from minimal_vllm.attention.library import (
@@ -166,7 +166,10 @@ class TritonAttention:
         self._prefill_partials = self._new_partials(
             2 * wanted_tiles(num_kv_heads, num_sms) * ROWS, num_kv_heads
         )
-        self._shared_partials = self._new_partials(PARTS * max_num_seqs, num_heads)
+        sizes = range(1, max_num_seqs + 1)
+        self._shared_partials = self._new_partials(
+            max(size * self._num_shared_parts(size) for size in sizes), num_heads
+        )
         max_requests = max(max_num_seqs, max_guessed)
         self._arrivals = torch.zeros(max_requests * num_kv_heads, dtype=torch.int32, device=device)
         # Made once, not by a kernel in each step.
@@ -346,12 +349,23 @@ class TritonAttention:
         shape = (self._num_shared_tiles(num_requests), per_tile)
         members = torch.full(shape, NO_REQUEST, dtype=torch.int32, device=self._device)
         lengths = torch.zeros(num_requests, dtype=torch.int32, device=self._device)
-        return SharedWork(members, lengths, self._shared_partials)
+        return SharedWork(
+            members, lengths, self._shared_partials, self._num_shared_parts(num_requests)
+        )
 
     def part_of_shared_work(self, work: SharedWork, num_requests: int) -> SharedWork:
         """Return the part of ``work`` that a step of ``num_requests`` requests uses."""
         num_tiles = self._num_shared_tiles(num_requests)
-        return SharedWork(work.members[:num_tiles], work.lengths[:num_requests], work.partials)
+        return SharedWork(
+            work.members[:num_tiles],
+            work.lengths[:num_requests],
+            work.partials,
+            self._num_shared_parts(num_requests),
+        )
+
+    def _num_shared_parts(self, num_requests: int) -> int:
+        num_full_tiles = self._num_shared_tiles(num_requests) // 2
+        return wanted_parts(num_full_tiles, self._num_kv_heads, self._num_sms)
 
     def _num_shared_tiles(self, num_requests: int) -> int:
         """Return the number of tiles: twice the number of full ones.

@@ -149,6 +149,7 @@ def decode_attention(
         q if options.sinks is None else options.sinks,
         work.token if work.counts is None else work.counts,
         len(work.token),
+        shared.num_parts if shared else 0,
         options.scale * LOG2_E,
         options.window or 0,
         q.stride(0),
@@ -162,7 +163,7 @@ def decode_attention(
         DIMS=max(triton.next_power_of_2(head_dim), MIN_ROWS),
         KEYS=_num_keys(q, work),
         READS_ALL=cache.key.itemsize == 1,
-        SHARED_PARTS=shared.num_parts if shared else 0,
+        SHARED=shared is not None,
         WINDOWED=options.window is not None,
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         SINKS=options.sinks is not None,
@@ -222,7 +223,7 @@ def _merge_rows(work: DecodeWork, group: int, cache: LayerCache) -> int:
 # Tuples hold only pointers that are always aligned: Triton specializes each of their members, and
 # would compile the kernel again for a member whose alignment changes.
 @triton.jit(
-    do_not_specialize=["num_requests", "window", "table_stride"],
+    do_not_specialize=["num_requests", "num_shared_parts", "window", "table_stride"],
     do_not_specialize_on_alignment=[
         *("token", "seq_lens", "table_row", "block_tables", "counts"),
     ],
@@ -242,6 +243,7 @@ def _decode_kernel(
     sinks,
     counts,
     num_requests,
+    num_shared_parts,
     scale,
     window,
     q_stride,
@@ -255,7 +257,7 @@ def _decode_kernel(
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
     READS_ALL: tl.constexpr,
-    SHARED_PARTS: tl.constexpr,
+    SHARED: tl.constexpr,
     WINDOWED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
@@ -285,7 +287,7 @@ def _decode_kernel(
     is_row = row < G * count
     is_real = is_row[:, None] & (dim < D)[None, :]
     end = tl.where(piece == first + num_pieces - 1, seq_len + count - 1, start + length)
-    wait_for_previous(EARLY and SHARED_PARTS == 0)  # up to here only the plan was read
+    wait_for_previous(EARLY and not SHARED)  # up to here only the plan was read
     q_offsets = (q_row * q_stride + heads * D)[:, None] + dim[None, :]
     q_tile = as_factor(tl.load(q + q_offsets, mask=is_real, other=0.0), cache)
     softmax = empty_softmax(ROWS, DIMS)
@@ -298,10 +300,9 @@ def _decode_kernel(
         softmax = take_keys(
             q_tile, cache, offsets, is_key, visible, scale, softmax, True, False, PRECISION, SOFTCAP
         )
-    wait_for_previous(EARLY and SHARED_PARTS > 0)  # the shared kernel has waited for q and cache
+    wait_for_previous(EARLY and SHARED)  # the shared kernel has waited for q and cache
     # ---- a cut context: store the partial result; the last program merges all of them ------------
-    arrived = num_pieces - 1
-    arrival = arrivals + request * K + head
+    arrived, arrival = num_pieces - 1, arrivals + request * K + head
     if num_pieces > 1:
         arrived = leave_part(partials, piece * PART + part_row, is_row, softmax, arrival, D)
     if arrived < num_pieces - 1:
@@ -316,10 +317,10 @@ def _decode_kernel(
             partials, first * PART + part_row, PART, num_pieces,
             is_row, empty_softmax(ROWS, DIMS), D, AT_ONCE,
         )  # fmt: skip
-    if SHARED_PARTS:
+    if SHARED:
         softmax = merge_parts(
             shared, request * (K * G) + heads, num_requests * (K * G),
-            tl.where(own > 0, SHARED_PARTS, 0), is_row, softmax, D, AT_ONCE,
+            tl.where(own > 0, num_shared_parts, 0), is_row, softmax, D, AT_ONCE,
         )  # fmt: skip
     if SINKS:
         softmax = take_sinks(sinks, heads, is_row, softmax)

@@ -39,8 +39,8 @@ from minimal_vllm.device.launch import launch_options, wait_before_next
 
 TILE_ROWS = 64
 """Query heads per tile: the number of rows that the tensor cores of Hopper multiply at once."""
-PARTS = 4
-"""Number of parts that a shared prefix is cut into, so that there are programs for all SMs."""
+MAX_PARTS = 8
+"""Maximum number of parts that a shared prefix is cut into: more take longer to merge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,30 @@ class SharedWork:
     lengths: Tensor
     """``[R]`` int32: number of shared tokens of each request; 0: none."""
     partials: Partials
-    """``[PARTS * R, H, D]``; only members' rows are written."""
+    """``[at least num_parts * R, H, D]``; only members' rows are written."""
+    num_parts: int
+    """Number of parts that each prefix is cut into."""
 
     def as_part(self) -> SharedPart:
         """Return the results in the form that ``decode_attention`` merges."""
-        return SharedPart(self.partials, PARTS)
+        return SharedPart(self.partials, self.num_parts)
 
 
 def requests_per_tile(num_heads: int, num_kv_heads: int) -> int:
     """Return the number of requests whose query heads of one kv head fit into a tile."""
     return max(TILE_ROWS // (num_heads // num_kv_heads), 1)
+
+
+def wanted_parts(num_tiles: int, num_kv_heads: int, num_sms: int) -> int:
+    """Return the number of parts that gives each SM two programs, a power of two.
+
+    Args:
+        num_tiles: number of tiles that are not empty, if all requests share one prefix.
+        num_kv_heads: number of programs that compute each part of a tile.
+        num_sms: number of the GPU's streaming multiprocessors.
+    """
+    wanted = max(2 * num_sms // (num_tiles * num_kv_heads), 1)
+    return min(1 << (wanted.bit_length() - 1), MAX_PARTS)
 
 
 def shared_attention(
@@ -88,7 +102,7 @@ def shared_attention(
     _, num_kv_heads, block_size, head_dim = cache.key.shape
     num_tiles, members = work.members.shape
     group = q.shape[1] // num_kv_heads
-    _shared_kernel[(num_kv_heads, num_tiles, PARTS)](
+    _shared_kernel[(num_kv_heads, num_tiles, work.num_parts)](
         q,
         cache,
         work.partials,
@@ -98,6 +112,7 @@ def shared_attention(
         table_row,
         block_tables,
         len(token),
+        work.num_parts,
         options.scale * LOG2_E,
         q.stride(0),
         block_tables.stride(0),
@@ -109,7 +124,6 @@ def shared_attention(
         ROWS=max(triton.next_power_of_2(members * group), MIN_ROWS),
         DIMS=max(triton.next_power_of_2(head_dim), MIN_ROWS),
         KEYS=32 if q.dtype == torch.float32 else 64,
-        PARTS=PARTS,
         SOFTCAP=(options.softcap or 0.0) * LOG2_E,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
@@ -119,7 +133,7 @@ def shared_attention(
 
 
 @triton.jit(
-    do_not_specialize=["num_requests", "table_stride"],
+    do_not_specialize=["num_requests", "num_parts", "table_stride"],
     do_not_specialize_on_alignment=["token", "table_row", "block_tables"],
 )
 def _shared_kernel(
@@ -132,6 +146,7 @@ def _shared_kernel(
     table_row,
     block_tables,
     num_requests,
+    num_parts,
     scale,
     q_stride,
     table_stride,
@@ -143,7 +158,6 @@ def _shared_kernel(
     ROWS: tl.constexpr,
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,
-    PARTS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
@@ -160,7 +174,7 @@ def _shared_kernel(
     heads = head * G + row % G
     q_row = tl.load(token + member, mask=is_member, other=0).to(tl.int64)
     shared = tl.load(lengths + one)
-    length = tl.cdiv(tl.cdiv(shared, PARTS), KEYS) * KEYS
+    length = tl.cdiv(tl.cdiv(shared, num_parts), KEYS) * KEYS
     start = part * length
     end = tl.minimum(start + length, shared)
     table = block_tables + tl.load(table_row + one).to(tl.int64) * table_stride
