@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.request import urlopen
@@ -69,18 +69,21 @@ def _reason(labels: dict[str, str]) -> str:
 
 
 @contextmanager
-def serving(*options: str, threads: int | None = None) -> Iterator[Server]:
-    """Run a server of the built-in model on any free port.
+def serving(
+    *options: str, threads: int | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run a server on any free port.
 
     Args:
-        options: Options of the command.
+        options: Options of the command, and the model. Default: the built-in one.
         threads: Number of threads for the model. Default: PyTorch's choice.
+        variables: Environment variables to add.
 
     Raises:
         RuntimeError: If the server did not start; the message contains its output.
     """
     command = [sys.executable, "-m", "minimal_vllm", "serve", "--port=0", *options]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {})}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     with (
