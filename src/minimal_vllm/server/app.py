@@ -8,7 +8,7 @@ from minimal_vllm import __version__
 from minimal_vllm.server import completions, status, tokens
 from minimal_vllm.server.chat import route as chat
 from minimal_vllm.server.error_forms import ErrorBody
-from minimal_vllm.server.errors import add_error_handlers
+from minimal_vllm.server.error_handlers import add_error_handlers
 from minimal_vllm.server.messages import route as messages
 from minimal_vllm.server.middleware import (
     CancelOnDisconnect,

@@ -4,11 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from minimal_vllm.sampling_params import SamplingParams
@@ -90,8 +88,8 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case HTTPException(__cause__=ApiError() as cause):  # raised while FastAPI read the body
             return cause
-        case RequestValidationError() | ValidationError() | SettingsError():
-            return _from_validation(error.errors())
+        case ValidationError() | SettingsError():
+            return from_validation(error.errors())
         case HTTPException(status_code=400, __cause__=Exception() as cause):  # FastAPI's reader
             return ApiError(400, f"the body can't be read as JSON: {cause}")
         case HTTPException():
@@ -106,7 +104,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "internal server error: the server's log says more")
 
 
-def _from_validation(errors: Sequence[Any]) -> ApiError:
+def from_validation(errors: Sequence[Any]) -> ApiError:
     """Return one error for the first field that is wrong.
 
     A union has errors for each of its members. Those with the longest location are chosen, since
@@ -166,23 +164,3 @@ def _complaint(details: Mapping[str, Any]) -> str:
     if len(given) > LONGEST_INPUT:
         given = f"{given[:LONGEST_INPUT]}…"
     return message if ", not " in message else f"{message}, not {given}"
-
-
-def _describe_endpoints(app: FastAPI, path: str) -> str:
-    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
-    known = [f"{method.upper()} {each}" for each in paths for method in paths[each]]
-    return f"there is no {path[:LONGEST_INPUT]}: this server has {', '.join(known)}"
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer the expected errors of all routes with an error body."""
-
-    async def handle(request: Request, error: Exception) -> JSONResponse:
-        api_error = as_api_error(error)
-        if api_error.status_code == 404 and not isinstance(error, ApiError):
-            api_error = ApiError(404, _describe_endpoints(app, request.url.path))
-        request.state.error = api_error.detail
-        return api_error.response(request.url.path)
-
-    for kind in (HTTPException, RequestValidationError, *ENGINE_ERRORS):
-        app.add_exception_handler(kind, handle)

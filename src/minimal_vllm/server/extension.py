@@ -7,12 +7,12 @@ that the server does not import it.
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi import APIRouter
-
 from minimal_vllm.server.pace import Pace
 from minimal_vllm.trace.step_record import Record
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from minimal_vllm.llm import LLM
     from minimal_vllm.server.async_engine import AsyncEngine
 
@@ -34,7 +34,7 @@ class ServerExtension(Protocol):
     def attach(self, llm: "LLM", engine: "AsyncEngine") -> None:
         """Prepare for an engine, before its first step."""
 
-    def routes(self) -> APIRouter:
+    def routes(self) -> "APIRouter":
         """Return the routes to add to the server."""
 
     def start(self) -> None:
