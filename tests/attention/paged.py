@@ -9,6 +9,7 @@ from minimal_vllm.attention.paged import write_to_cache
 from minimal_vllm.attention.reference import ReferenceAttention
 from minimal_vllm.attention.tiled import TiledAttention
 from minimal_vllm.cache.kv_cache import LayerCache
+from minimal_vllm.cache.layer_groups import first_seen_block
 from minimal_vllm_lab.check.paged_case import make_case
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "in_fp8",
     "make_case",
     "make_needle_case",
+    "passed_by",
     "run",
     "run_reference",
     "run_tiled",
@@ -59,6 +61,15 @@ def run(attention, case, options=None, plan=None):
 def in_fp8(case):
     """Return the case with its cache rounded to FP8."""
     return replace(case, cache=LayerCache(*(layer.to(FP8) for layer in case.cache)))
+
+
+def passed_by(case, window):
+    """Return the case with poison for the blocks that the window has passed."""
+    tables, block_size = case.batch.block_tables.copy(), case.cache.key.shape[2]
+    unused = set(range(len(case.cache.key))) - {*tables.flat}
+    for row, start in enumerate(case.batch.seq_lens - case.batch.num_new):
+        tables[row, : first_seen_block(start, window, block_size)] = min(unused)
+    return replace(case, batch=replace(case.batch, block_tables=tables))
 
 
 def make_needle_case(num_keys, num_tokens, dtype=torch.float32):

@@ -27,6 +27,7 @@ from tests.attention.paged import (
     in_fp8,
     make_case,
     make_needle_case,
+    passed_by,
     run,
     run_reference,
     window_of,
@@ -79,6 +80,15 @@ def run_kernels(case, options=None, plan=None):
 def test_kernels_give_what_the_reference_gives(mix, window, heads, block_size):
     case = make_case(MIXES[mix], heads=heads, block_size=block_size)
     torch.testing.assert_close(run_kernels(case, window), run_reference(case, window))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("window", [1, 23, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # with tiles of 16 and 64 keys
+def test_blocks_that_the_window_has_passed_are_not_read(mix, window, dtype):
+    case = make_case(MIXES[mix], dtype=dtype)
+    result = run_kernels(passed_by(case, window), window)
+    torch.testing.assert_close(result, run_reference(case, window), atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("window", [None, 100])

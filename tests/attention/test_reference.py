@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from minimal_vllm.attention.paged import PagedStep, write_to_cache
-from tests.attention.paged import make_case, run_reference
+from tests.attention.paged import make_case, passed_by, run_reference, run_tiled
 
 
 def run_torch(case, window):
@@ -31,6 +31,16 @@ def run_torch(case, window):
 def test_paged_attention_is_pytorchs_attention_over_the_dense_text(block_size, heads, window):
     case = make_case([(0, 33), (16, 1), (31, 20), (0, 1)], heads=heads, block_size=block_size)
     torch.testing.assert_close(run_reference(case, window), run_torch(case, window))
+
+
+@pytest.mark.parametrize("run_it", [run_reference, run_tiled])
+@pytest.mark.parametrize("window", [1, 7, 100])
+@pytest.mark.parametrize("block_size", [1, 5, 16])
+def test_blocks_that_the_window_has_passed_are_not_read(block_size, window, run_it):
+    """They may be another request's, which may have NaN in them."""
+    case = make_case([(0, 33), (16, 1), (31, 20), (150, 1), (200, 150)], block_size=block_size)
+    result = run_it(passed_by(case, window), window)
+    torch.testing.assert_close(result, run_torch(case, window))
 
 
 def test_keys_and_values_are_written_to_their_slots_and_nowhere_else():

@@ -25,12 +25,13 @@ class ReferenceStep(PagedStep):
         starts = self.query_starts.tolist()
         for row, seq_len in enumerate(self.seq_lens.tolist()):
             queries = slice(starts[row], starts[row + 1])
+            first = first_seen_key(seq_len, starts[row + 1] - starts[row], options.window)
             keys = gather_pages(cache.key, self.block_tables[row], seq_len)
             values = gather_pages(cache.value, self.block_tables[row], seq_len)
             out[queries] = attend(
                 q[queries],
-                keys,
-                values,
+                keys[first:],
+                values[first:],
                 options.scale,
                 options.window,
                 options.softcap,
@@ -48,6 +49,14 @@ class ReferenceAttention:
     def plan(self, batch: Batch) -> ReferenceStep:
         """Move the batch to the device, and return the step's attention."""
         return ReferenceStep.from_batch(batch, self._device)
+
+
+def first_seen_key(seq_len: int, num_queries: int, window: int | None) -> int:
+    """Return the position of the first key that any of a sequence's last tokens attends to.
+
+    Blocks that the window has passed may be another sequence's.
+    """
+    return 0 if window is None else max(0, seq_len - num_queries - window + 1)
 
 
 def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:

@@ -262,8 +262,8 @@ def _prefill_kernel(
             q_tile, cache, table, start, query_position, end, window, scale, softmax,
             K, D, S, DIMS, KEYS, False, False, PRECISION, SOFTCAP,
         )  # fmt: skip
-    if WINDOWED:
-        seen_by_all = tl.maximum(first - window + 1, 0) // KEYS * KEYS
+    if WINDOWED:  # from the beginning of a block: those before it may be another request's
+        seen_by_all = tl.maximum(first - window + 1, 0) // S * S
     for start in range(tl.maximum(seen_by_all, first_key), end, KEYS):
         softmax = _attend(
             q_tile, cache, table, start, query_position, end, window, scale, softmax,
