@@ -23,13 +23,17 @@ from minimal_vllm.cache.kv_cache import LayerCache
 from minimal_vllm.device.launch import launch_options, wait_for_previous
 from minimal_vllm.model.rope import Rotation
 
+MAX_ALONE = 8
+"""Maximum number of tokens whose heads have a program of one warp each."""
 FEW_TOKENS = 1024
 """Number of tokens up to which programs are small, so that every SM has some."""
 
 
 def heads_and_warps(num_tokens: int) -> tuple[int, int]:
     """Return a program's heads and warps: the fastest on an H200."""
-    return (8, 4) if num_tokens <= FEW_TOKENS else (16, 2)
+    if num_tokens <= MAX_ALONE:
+        return 1, 1
+    return (8, 2) if num_tokens <= FEW_TOKENS else (16, 2)
 
 
 def norm_rotate_store(
