@@ -134,7 +134,9 @@ def matvec(
     rows, columns, warps = _tile(weight, gated=activation is not None)
     if weight.itemsize > 1 and out_size <= FEW_ROWS and columns < in_size < 2 * columns:
         columns, warps = 2 * columns, 2 * warps
-    if weight.itemsize > 1 and in_size == 2048 and FEW_ROWS < out_size <= 4 * FEW_ROWS:
+    if weight.itemsize > 1 and in_size == 2048 and out_size <= FEW_ROWS:
+        rows, warps = 2, 4
+    elif weight.itemsize > 1 and in_size == 2048 and out_size <= 4 * FEW_ROWS:
         columns, warps = 1024, 4  # programs that are half as large all run at once
     _matvec_kernel[(triton.cdiv(out_size, rows),)](
         x, x, x, x, weight, weight if bias is None else bias, y, 0.0,
@@ -214,7 +216,9 @@ def _tile(weight: Tensor, *, gated: bool) -> tuple[int, int, int]:
         return 2, columns, 4
     if columns == 2048:
         return 4, columns, 8
-    return 4, columns, 2 if len(weight) < MANY_ROWS else 4
+    if len(weight) >= MANY_ROWS:
+        return 4, columns, 4
+    return 8 if len(weight) > FEW_ROWS and not gated else 4, columns, 2
 
 
 @triton.jit
