@@ -302,6 +302,21 @@ def test_a_token_without_a_slot_is_not_stored():
     assert (cache.value == -7).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float8_e4m3fn, marks=HALVES)])
+def test_nan_is_not_hidden_by_the_cache(dtype):
+    qkv = numbers(3, 4 * 16)
+    qkv[1, 2 * 16 :] = torch.nan
+    slots = torch.tensor([5, 7, 31], device=DEVICE)
+    stored = []
+    for attention in make_attentions(2, 1, 16, norms=None, dtype=torch.float32):
+        cache = LayerCache(*torch.zeros(2, 3, 1, 16, 16, device=DEVICE).to(dtype))
+        attention.rotate_and_store(qkv.clone(), None, SimpleNamespace(slots=slots), cache)
+        stored.append([memory.float().isnan() for memory in cache])
+    for expected, got in zip(*stored, strict=True):
+        assert expected.sum() == 16
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *(pytest.param(d, marks=HALVES) for d in HALF)])
 @pytest.mark.parametrize("num_tokens", [2, 5, 8])
 @pytest.mark.parametrize(("in_size", "out_size"), [(512, 96), (1024, 50)])

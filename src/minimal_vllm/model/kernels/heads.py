@@ -157,7 +157,11 @@ def _heads_kernel(
 
 @triton.jit
 def _as_cached(numbers, dtype: tl.constexpr):
-    """Return keys or values in the dtype of the cache. FP8 is cut off at its largest number."""
+    """Return keys or values in the dtype of the cache. FP8 is cut off at its largest number.
+
+    NaN stays NaN, so that the request whose numbers they are ends with an error.
+    """
     if dtype == tl.float8e4nv:
-        numbers = tl.clamp(numbers.to(tl.float32), -448.0, 448.0)
+        numbers = numbers.to(tl.float32)
+        numbers = tl.clamp(numbers, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     return numbers.to(dtype)
