@@ -23,20 +23,13 @@ class ReferenceStep(PagedStep):
         """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
         starts = self.query_starts.tolist()
+        rules = options.scale, options.window, options.softcap, options.sinks
         for row, seq_len in enumerate(self.seq_lens.tolist()):
             queries = slice(starts[row], starts[row + 1])
             first = first_seen_key(seq_len, starts[row + 1] - starts[row], options.window)
             keys = gather_pages(cache.key, self.block_tables[row], seq_len)
             values = gather_pages(cache.value, self.block_tables[row], seq_len)
-            out[queries] = attend(
-                q[queries],
-                keys[first:],
-                values[first:],
-                options.scale,
-                options.window,
-                options.softcap,
-                options.sinks,
-            )
+            out[queries] = attend(q[queries], keys[first:], values[first:], *rules)
         return out
 
 
@@ -52,10 +45,7 @@ class ReferenceAttention:
 
 
 def first_seen_key(seq_len: int, num_queries: int, window: int | None) -> int:
-    """Return the position of the first key that any of a sequence's last tokens attends to.
-
-    Blocks that the window has passed may be another sequence's.
-    """
+    """Return the first position that a sequence's last tokens see. Earlier blocks may be gone."""
     return 0 if window is None else max(0, seq_len - num_queries - window + 1)
 
 

@@ -175,9 +175,10 @@ class Engine:
 
     def _launch_next(self) -> list[RequestOutput]:
         """Plan a step and launch it, if there is anything to compute and it need not wait."""
-        is_next = self._runs_ahead and len(self._in_flight) == 1
-        if self._in_flight and not (is_next and not self.scheduler.needs_pending_tokens()):
-            return []
+        if self._in_flight:
+            may_run_ahead = self._runs_ahead and len(self._in_flight) == 1
+            if not may_run_ahead or self.scheduler.needs_pending_tokens():
+                return []
         failed = self._launch()
         return self._fail(*failed) if failed else []
 
