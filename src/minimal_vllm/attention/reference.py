@@ -23,10 +23,12 @@ class ReferenceStep(PagedStep):
         """Compute attention over the cache; see ``StepAttention``."""
         out = torch.empty_like(q)
         starts = self.query_starts.tolist()
-        rules = options.scale, options.window, options.softcap, options.sinks
+        window = options.window
+        rules = options.scale, window, options.softcap, options.sinks
         for row, seq_len in enumerate(self.seq_lens.tolist()):
             queries = slice(starts[row], starts[row + 1])
-            first = first_seen_key(seq_len, starts[row + 1] - starts[row], options.window)
+            # Blocks that the window has passed may be another sequence's.
+            first = 0 if window is None else max(0, seq_len - len(q[queries]) - window + 1)
             keys = gather_pages(cache.key, self.block_tables[row], seq_len)
             values = gather_pages(cache.value, self.block_tables[row], seq_len)
             out[queries] = attend(q[queries], keys[first:], values[first:], *rules)
@@ -42,11 +44,6 @@ class ReferenceAttention:
     def plan(self, batch: Batch) -> ReferenceStep:
         """Move the batch to the device, and return the step's attention."""
         return ReferenceStep.from_batch(batch, self._device)
-
-
-def first_seen_key(seq_len: int, num_queries: int, window: int | None) -> int:
-    """Return the first position that a sequence's last tokens see. Earlier blocks may be gone."""
-    return 0 if window is None else max(0, seq_len - num_queries - window + 1)
 
 
 def gather_pages(layer: Tensor, block_table: Tensor, seq_len: int) -> Tensor:

@@ -149,14 +149,20 @@ class Engine:
                 unusable. Any other failure only ends the requests of the failed step.
             RankFailedError: one of several ranks has failed, so the engine is unusable.
         """
-        outputs = [] if self._in_flight else self._launch_next()
+        outputs: list[RequestOutput] = []
+        if not self._in_flight:
+            outputs += self._launch_next()
+        is_alone = len(self._in_flight) == 1
+        if self._runs_ahead and is_alone and not self.scheduler.needs_pending_tokens():
+            outputs += self._launch_next()
         if self._in_flight:
-            outputs += self._launch_next() + self._finish_oldest()
+            outputs += self._finish_oldest()
         return outputs
 
     def begin_early(self) -> list[RequestOutput]:
         """Launch a step while more requests are being added; return the outputs if that fails."""
-        return self._launch_next() if self._runs_ahead else []
+        may_launch = len(self._in_flight) < 2 and not self.scheduler.needs_pending_tokens()
+        return self._launch_next() if self._runs_ahead and may_launch else []
 
     def watch(self, put: Callable[[Callable[[], None]], None]) -> None:
         """Put a call that raises an error, to be made between steps, if the engine can't go on."""
@@ -174,11 +180,7 @@ class Engine:
         self._reporter.note_reset()
 
     def _launch_next(self) -> list[RequestOutput]:
-        """Plan a step and launch it, if there is anything to compute and it need not wait."""
-        if self._in_flight:
-            may_run_ahead = self._runs_ahead and len(self._in_flight) == 1
-            if not may_run_ahead or self.scheduler.needs_pending_tokens():
-                return []
+        """Plan a step and launch it, if there is anything to compute."""
         failed = self._launch()
         return self._fail(*failed) if failed else []
 

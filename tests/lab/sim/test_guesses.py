@@ -27,6 +27,7 @@ from minimal_vllm_lab.sim.simulation import make_design, simulate
 from tests.lab.sim.simulated import COSTS
 from tests.trace.records import FACTS
 
+TOKENS = sizing.DEFAULT_BATCHED_TOKENS["cuda"]
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4}
 DRAFT = {"method": "draft_model", "model": "qwen3-0.6b", "num_speculative_tokens": 4}
 
@@ -111,7 +112,7 @@ def test_a_draft_model_takes_the_memory_that_the_engine_gives_it():
     groups = sizing.choose_groups(design.model, design.scheduler_config.max_model_len)
     memory = DeviceMemory("cuda", total, total - used, used)
     expected = sizing.choose_num_blocks(
-        chosen.engine, design.model, groups, torch.bfloat16, memory, 8192, draft
+        chosen.engine, design.model, groups, torch.bfloat16, memory, TOKENS, draft
     )
     assert design.num_blocks == expected < make_design(config()).num_blocks
 
@@ -136,7 +137,7 @@ def test_a_head_takes_the_memory_that_the_engine_gives_it(head):
     groups = sizing.choose_groups(design.model, design.scheduler_config.max_model_len)
     memory = DeviceMemory("cuda", total, total - used, used)
     expected = sizing.choose_num_blocks(
-        chosen.engine, design.model, groups, torch.bfloat16, memory, 8192, own
+        chosen.engine, design.model, groups, torch.bfloat16, memory, TOKENS, own
     )
     assert design.num_blocks == expected < make_design(config()).num_blocks
 
