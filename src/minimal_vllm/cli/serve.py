@@ -20,7 +20,6 @@ from minimal_vllm.config import EngineConfig
 from minimal_vllm.demo import DEMO_MODEL_DIR
 from minimal_vllm.device.wake import wake_gpu
 from minimal_vllm.garbage import frozen_garbage, without_collections
-from minimal_vllm.runner.compilers import start_compilers
 from minimal_vllm.server.config import ServerConfig
 from minimal_vllm.vllm_arguments import ENGINE, SERVER
 
@@ -63,8 +62,8 @@ def _serve(ctx: click.Context, model: str | None) -> None:
     config = _server_config(ctx)
     cluster = _cluster_config(ctx)
     options = given_options(ctx, EngineConfig)
-    if cluster is None and options.get("device") != "cpu" and wake_gpu():
-        start_compilers()  # they come up while this process imports PyTorch
+    if cluster is None and options.get("device") != "cpu":
+        wake_gpu()
     run = import_server("serve")
     from minimal_vllm.server.http_server import allow_many_connections, bind, check_certificate
     from minimal_vllm.server.log import log_to_stderr

@@ -61,7 +61,6 @@ from minimal_vllm.model.kv_scales import use_kv_scales
 from minimal_vllm.model.loader import init_random, load_model
 from minimal_vllm.model.network import Network
 from minimal_vllm.model.ranks import ALONE, Ranks
-from minimal_vllm.runner.compilers import end_compilers
 from minimal_vllm.runner.idle_work import HasIdleWork
 from minimal_vllm.runner.in_ranks import RankRunner
 from minimal_vllm.runner.interface import CachedModel, Runner
@@ -380,6 +379,5 @@ def _make_runner(
 ) -> tuple[Runner, Iterator[None]]:
     """Make the runner of a rank; return it and its work for idle time."""
     runner = make_runner(config, limits, model, draft, progress=progress, lazy=lazy)
-    end_compilers()
     rest = runner.idle_work() if isinstance(runner, HasIdleWork) else iter(())
     return (RankRunner(runner, ranks) if ranks.count > 1 else runner), rest

@@ -2,6 +2,6 @@
 
 Read in this order: ``interface``, ``plain`` (any device), ``prompt_logprobs``; then, for GPUs,
 ``table`` (the running requests), ``step`` (front, body and head), ``shapes``, ``inputs``,
-``capture``, ``graphs`` (recorded steps), ``compile`` (all kernels at once), ``compilers`` (at a
-first start, in processes), ``cuda`` (choosing how a step is launched).
+``capture``, ``graphs`` (recorded steps), ``compile`` (all kernels at once), ``cuda`` (choosing how
+a step is launched).
 """

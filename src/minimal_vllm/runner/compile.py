@@ -3,29 +3,21 @@
 A kernel takes the compiler a second or several, and a step has twenty different ones. At a kernel's
 first launch, Triton also lets a C compiler make the function that launches it. Launched in turn,
 each kernel would be made while all the others wait. Here launches are only noted first, and then
-all kernels are made in parallel: by threads, or at a server's first start by other processes (see
-``compilers``).
+all kernels are made in parallel.
 """
 
-import copyreg
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass
-from importlib import import_module
-from inspect import getclosurevars
 from threading import Thread
 from typing import Any
 
 import torch
 import triton
 from triton import JITFunction
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import CompiledKernel
 from triton.runtime._async_compile import AsyncCompileMode, FutureKernel
-
-from minimal_vllm.runner.compilers import Compilers, running_compilers
 
 
 def start_compiler() -> None:
@@ -52,7 +44,8 @@ def _nothing_kernel() -> None:
 def compile_in_parallel(steps: Iterable[Callable[[], None]]) -> None:
     """Compile the Triton kernels that the steps would launch, and launch none of them.
 
-    PyTorch's own kernels run, on whatever is in memory.
+    PyTorch's own kernels run, on whatever is in memory. The compilers release the GIL most of the
+    time, so threads suffice.
     """
     # Triton's mode is a context variable, which an error would leave set. The copy is thrown away.
     copy_context().run(_compile, steps)
@@ -63,7 +56,7 @@ def _compile(steps: Iterable[Callable[[], None]]) -> None:
     gpu = torch.cuda.current_device()  # each thread has one of its own
     with (
         ThreadPoolExecutor(initializer=torch.cuda.set_device, initargs=(gpu,)) as pool,
-        _UntilLaunch(pool, running_compilers()),
+        _UntilLaunch(pool),
         _launches_only_compile(),
     ):
         for step in steps:
@@ -71,16 +64,7 @@ def _compile(steps: Iterable[Callable[[], None]]) -> None:
 
 
 class _UntilLaunch(AsyncCompileMode):  # type: ignore[misc]  # Triton has no types
-    """Triton's mode in which an executor compiles kernels; here, until only the launch is left.
-
-    Args:
-        executor: threads.
-        compilers: processes that compile for these threads. None: the threads do it.
-    """
-
-    def __init__(self, executor: Executor, compilers: Compilers | None) -> None:
-        super().__init__(executor)
-        self._compilers = compilers
+    """Triton's mode in which an executor compiles kernels; here, until only the launch is left."""
 
     def submit(
         self,
@@ -99,58 +83,13 @@ class _UntilLaunch(AsyncCompileMode):  # type: ignore[misc]  # Triton has no typ
         """
 
         def compile_and_load() -> CompiledKernel:
-            source = KernelSource.of(compile_fn)
-            if self._compilers and source:
-                self._compilers.compile(source)
-            kernel = compile_fn()  # found in the cache, if another process has compiled it
+            kernel = compile_fn()
             kernel.run  # noqa: B018 - the property makes the function that launches the kernel
             return kernel
 
         kernel = super().submit(key, compile_and_load, finalize_fn, *others)
         finalize_fn(kernel)  # until it is compiled; Triton would look for it again at each launch
         return kernel
-
-
-@dataclass(frozen=True)
-class KernelSource:
-    """A kernel as Triton compiles it, which can be sent to another process; see ``Source``."""
-
-    source: ASTSource
-    """The function, and types and constants of its arguments."""
-    target: GPUTarget
-    """The kind of GPU."""
-    options: dict[str, Any]
-    """Triton's options, like the number of warps."""
-
-    @classmethod
-    def of(cls, compile_fn: Callable[[], CompiledKernel]) -> "KernelSource | None":
-        """Return what a function of Triton's would compile; None if this Triton hides it."""
-        found = getclosurevars(compile_fn).nonlocals
-        if not {"src", "target", "options"} <= found.keys():
-            return None
-        return cls(found["src"], found["target"], vars(found["options"]))
-
-    def compile(self) -> None:
-        """Compile the kernel into Triton's cache."""
-        triton.compile(self.source, self.target, self.options)
-
-
-def _by_name(function: JITFunction) -> tuple[Callable[..., JITFunction], tuple[str, str, str]]:
-    """Return how another process finds the same function, for pickle."""
-    return _find, (function.__module__, function.__name__, function.cache_key)
-
-
-def _find(module: str, name: str, key: str) -> JITFunction:
-    """Return a function of a module, with the key that it has in another process.
-
-    The key of Triton's cache would depend on which functions a process has looked at before.
-    """
-    function: JITFunction = getattr(import_module(module), name)
-    function.hash = key
-    return function
-
-
-copyreg.pickle(JITFunction, _by_name)
 
 
 @contextmanager
