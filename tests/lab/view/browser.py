@@ -51,21 +51,21 @@ def page_at(chromium, url, may_complain_of="nothing", ready=LOADED, **options):
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(url)
-    until(page, ready)
+    until(page, ready, complaints)
     yield page
     page.close()
     unexpected = [each for each in complaints if may_complain_of not in each]
     assert unexpected == [], unexpected
 
 
-def until(page, condition):
-    """Wait until a JavaScript expression is true.
+def until(page, condition, complaints=()):
+    """Wait until a JavaScript expression is true; if in vain, tell what the page complained of.
 
     Playwright's own way of waiting is forbidden by the page's content security policy.
     """
     deadline = time.monotonic() + PATIENCE
     while not page.evaluate(condition):
-        assert time.monotonic() < deadline, f"waited in vain: {condition}"
+        assert time.monotonic() < deadline, f"waited in vain: {condition}; {complaints}"
         time.sleep(0.02)
 
 
