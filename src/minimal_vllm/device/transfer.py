@@ -72,12 +72,12 @@ class Fetch:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._values = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         self._source = tensor.clone()  # the tensor itself may be overwritten now
         self._arrived: torch.cuda.Event | None = None
         if not tensor.is_cuda:
-            self._values.copy_(self._source)
+            self._values = self._source
             return
+        self._values = torch.empty_like(tensor, device="cpu", pin_memory=True)
         stream = _fetching(tensor.device)
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(stream):
