@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
 
-from minimal_vllm.engine.sizing import choose_device
+from minimal_vllm.engine.sizing import DEFAULT_BATCHED_TOKENS, choose_device
 from minimal_vllm.llm import LLM
 from minimal_vllm.metrics.engine_metrics import cache_settings
 from minimal_vllm.server.async_engine import AsyncEngine
@@ -22,8 +22,9 @@ CORES_PER_PROCESS = 4
 """Cores of the machine for each HTTP process beside an engine on a GPU."""
 MAX_PROCESSES = 4
 """Default maximum of HTTP processes: four speak faster than one GPU computes."""
-MAX_TOKENS_ON_GPU = 8192 + 128
-"""Default of ``max_num_batched_tokens`` on a GPU: fewer than offline, so that steps are short."""
+MAX_TOKENS_ON_GPU = DEFAULT_BATCHED_TOKENS["cuda"]
+"""Default of ``max_num_batched_tokens`` on any GPU. On a large one it is twice as many offline, but
+a server's steps should be short."""
 
 
 class ServedLLM(LLM):
