@@ -364,15 +364,19 @@ class TritonAttention:
         )
 
     def _num_shared_parts(self, num_requests: int) -> int:
-        num_full_tiles = self._num_shared_tiles(num_requests) // 2
-        return wanted_parts(num_full_tiles, self._num_kv_heads, self._num_sms)
+        num_tiles = self._num_full_tiles(num_requests)
+        return wanted_parts(num_tiles, self._num_kv_heads, self._num_sms)
 
     def _num_shared_tiles(self, num_requests: int) -> int:
         """Return the number of tiles: twice the number of full ones.
 
         If there are more small groups than that, the last ones share nothing.
         """
-        return 2 * -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
+        return 2 * self._num_full_tiles(num_requests)
+
+    def _num_full_tiles(self, num_requests: int) -> int:
+        """Return the number of tiles that hold all requests, if they share one prefix."""
+        return -(-num_requests // requests_per_tile(self._num_heads, self._num_kv_heads))
 
     def fill_shared_work(
         self, work: SharedWork, prefixes: Sequence[SharedPrefix], num_requests: int
