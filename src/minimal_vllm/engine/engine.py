@@ -119,7 +119,8 @@ class Engine:
         self._reporter.note_arrived(requests)
         # Reuse a list's integers: making new ones takes as long as everything else here.
         tokens = prompt_token_ids if isinstance(prompt_token_ids, list) else requests[0].token_ids
-        self._outputs.add(RequestGroup(request_id, prompt, list(tokens), output_kind), requests)
+        group = RequestGroup(request_id, prompt, list(tokens), output_kind)
+        self._outputs.add(group, requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Abort a request in any state and return its last output; None if the id is unknown."""
@@ -152,8 +153,8 @@ class Engine:
         outputs: list[RequestOutput] = []
         if not self._in_flight:
             outputs += self._launch_next()
-        is_alone = len(self._in_flight) == 1
-        if self._runs_ahead and is_alone and not self.scheduler.needs_pending_tokens():
+        one_runs = len(self._in_flight) == 1
+        if self._runs_ahead and one_runs and not self.scheduler.needs_pending_tokens():
             outputs += self._launch_next()
         if self._in_flight:
             outputs += self._finish_oldest()

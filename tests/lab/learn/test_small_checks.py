@@ -348,7 +348,7 @@ def test_a_wrong_step_is_found(rule, mutant):
     assert lesson.rule is getattr(check_ahead, rule)
 
 
-MAY = "self._runs_ahead and is_alone and not self.scheduler.needs_pending_tokens()"
+MAY = "self._runs_ahead and one_runs and not self.scheduler.needs_pending_tokens()"
 LAUNCHES = f"if {MAY}:\n            outputs += self._launch_next()"
 BEGINS = "if not self._in_flight:\n            outputs += self._launch_next()"
 WAITS = "if self._in_flight:\n            outputs += self._finish_oldest()"
